@@ -192,7 +192,9 @@ def _parse(overrides: list[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
-        raise UserError(f"{str(error).splitlines()[0]} Write overrides as group=option or group.setting=value.") from error
+        raise UserError(
+            f"{str(error).splitlines()[0]} Write overrides as group=option or group.setting=value."
+        ) from error
 
 
 def _normalise(override: Override) -> str:

@@ -130,7 +130,9 @@ class RunConfig:
         require(self.seed >= 0, f"run.seed: must be >= 0, found {self.seed}.")
         if self.name is not None:
             plain = self.name not in ("", ".", "..") and not set(self.name) & set("/\\\0")
-            require(plain, f"run.name: must be one plain folder name, found {self.name!r}. Put its folder in run.root.")
+            require(
+                plain, f"run.name: must be one plain folder name, found {self.name!r}. Put its folder in run.root."
+            )
 
 
 @dataclass(kw_only=True)
@@ -369,7 +371,13 @@ class TrainerConfig:
     """Further fields of TRL's DPOConfig or SFTConfig: `+trainer.extra.<field>=<value>`."""
 
     def __post_init__(self) -> None:
-        for name in ("per_device_batch_size", "gradient_accumulation_steps", "log_every", "save_every", "keep_checkpoints"):
+        for name in (
+            "per_device_batch_size",
+            "gradient_accumulation_steps",
+            "log_every",
+            "save_every",
+            "keep_checkpoints",
+        ):
             require(getattr(self, name) >= 1, f"trainer.{name}: must be >= 1, found {getattr(self, name)}.")
         for name in ("max_steps", "eval_every"):
             value = getattr(self, name)

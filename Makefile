@@ -1,0 +1,46 @@
+# make train   a virtual environment, everything installed, and the main job
+# make test    the same, and the tests
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+# One thread per process: small models get many times slower when threads compete.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= true
+
+.PHONY: install train test lint bench data base_model clean
+
+install: $(STAMP)
+
+# torch first and alone, so that its exact version decides what the others see; DeepSpeed builds against it.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip setuptools wheel
+	$(RUN) -m pip install --quiet --constraint constraints.txt torch numpy
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	DS_BUILD_OPS=0 $(RUN) -m pip install --quiet --constraint constraints.txt --no-build-isolation deepspeed
+	touch $(STAMP)
+
+train: install
+	OMP_NUM_THREADS=2 $(RUN) -m prefopt.train +experiment=dpo_brand_voice
+
+test: install
+	$(RUN) -m pytest
+
+lint: install
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+bench: install
+	$(RUN) -m benchmarks.tokenize
+
+data: install
+	$(RUN) experiments/brand_voice/build_data.py
+
+base_model: data
+	OMP_NUM_THREADS=2 $(RUN) experiments/base_model/build.py
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache

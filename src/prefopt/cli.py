@@ -1,0 +1,33 @@
+"""The console script: `prefopt <command> ...` is `python -m prefopt.<command> ...`."""
+
+import sys
+from importlib import import_module
+
+from prefopt import __version__
+from prefopt.errors import UserError, run_entry
+
+COMMANDS = {
+    "train": "tune a model and report whether it became better",
+    "evaluate": "measure a finished run again and rebuild its report",
+}
+
+USAGE = "usage: prefopt <command> [arguments]\n\ncommands:\n" + "".join(
+    f"  {name:<10} {text}\n" for name, text in COMMANDS.items()
+)
+
+
+def dispatch(argv: list[str]) -> None:
+    """Runs one command; modules are imported only when asked for."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE + "\nprefopt <command> --help shows one command.")
+        return
+    if argv[0] == "--version":
+        print(__version__)
+        return
+    if argv[0] not in COMMANDS:
+        raise UserError(f"{argv[0]}: no such command. Commands: {', '.join(COMMANDS)}.")
+    import_module(f"prefopt.{argv[0]}").main(argv[1:])
+
+
+def main() -> None:
+    run_entry(dispatch, sys.argv[1:])

@@ -1,0 +1,204 @@
+"""What holds for the ids of every row: one beginning, one end, and the limit on length."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from typing import Any, TypeVar
+
+from prefopt.data.records import Record
+from prefopt.errors import UserError
+from prefopt.schema import OnBadRow, OnLongCompletion
+
+CHUNK_ROWS = 1000
+"""Rows that are rendered and tokenized together."""
+
+IGNORED_LABEL = -100
+"""Label of a token without loss."""
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+@dataclass(kw_only=True)
+class TokenizeNotes:
+    """What happened while rows became ids. Counts are rows unless the name says otherwise."""
+
+    num_rows: int = 0
+    """Rows given."""
+    num_kept: int = 0
+    """Rows in the result."""
+    num_long_prompt_skipped: int = 0
+    """The prompt alone fills `max_length`."""
+    num_long_completion_skipped: int = 0
+    num_extra_eos_skipped: int = 0
+    """A completion has more end-of-sequence tokens than messages."""
+    num_truncated: int = 0
+    """Kept rows of which a completion was cut at `max_length`."""
+    num_eos_lost: int = 0
+    """Completions that lost their end-of-sequence token to the cut."""
+    num_equal_skipped: int = 0
+    """Pairs whose completions have the same tokens, most often because both were cut."""
+    num_eos_appended: int = 0
+    """Completions of messages to which the chat template gives no end-of-sequence token."""
+    num_double_bos: int = 0
+    """Rows that began with two begin-of-sequence tokens; one was removed."""
+    num_prompt_cut: int = 0
+    """Rows whose prompt ends in tokens that the prompt followed by its completion does not have."""
+    num_prompt_tokens_cut: int = 0
+    """Tokens, summed over these rows."""
+
+
+@dataclass(slots=True)
+class Gate:
+    """Which rows may pass, and those that were refused; the first of them is named once all rows have been seen."""
+
+    max_length: int
+    on_long_prompt: OnBadRow
+    on_long_completion: OnLongCompletion
+    on_extra_eos: OnBadRow
+    eos_token: str
+    long_prompts: list[tuple[str, int]] = field(default_factory=list)
+    long_completions: list[tuple[str, int]] = field(default_factory=list)
+    extra_eos: list[tuple[str, int]] = field(default_factory=list)
+
+    def admits(self, source: str, *, prompt_length: int, length: int, notes: TokenizeNotes) -> bool:
+        """Returns whether a row of `length` tokens is kept (and cut, where it is longer than `max_length`)."""
+        if prompt_length >= self.max_length:
+            notes.num_long_prompt_skipped += 1
+            if self.on_long_prompt is OnBadRow.refuse:
+                self.long_prompts.append((source, prompt_length))
+            return False
+        if length > self.max_length and self.on_long_completion is not OnLongCompletion.truncate:
+            notes.num_long_completion_skipped += 1
+            if self.on_long_completion is OnLongCompletion.refuse:
+                self.long_completions.append((source, length))
+            return False
+        return True
+
+    def admits_eos(self, source: str, num_eos: Sequence[int], allowed: Sequence[int], notes: TokenizeNotes) -> bool:
+        """Returns whether every part of a row has at most as many end-of-sequence tokens as messages."""
+        extra = [count for count, limit in zip(num_eos, allowed, strict=True) if count > limit]
+        if not extra:
+            return True
+        notes.num_extra_eos_skipped += 1
+        if self.on_extra_eos is OnBadRow.refuse:
+            self.extra_eos.append((source, extra[0]))
+        return False
+
+    def raise_refused(self) -> None:
+        """Raises a `UserError` that names the first row that was refused, if there is one."""
+        if self.extra_eos:
+            source, count = self.extra_eos[0]
+            raise UserError(
+                f"{source}: a completion has the end-of-sequence token {self.eos_token} {count} times, more than it "
+                f"has messages{_others(self.extra_eos)}. Remove it from the text, or drop the row; if the text has none, "
+                "the tokenizer or its chat template adds it twice."
+            )
+        if self.long_prompts:
+            source, length = self.long_prompts[0]
+            raise UserError(
+                f"{source}: the prompt has {length} tokens and alone fills data.max_length={self.max_length}"
+                f"{_others(self.long_prompts)}; the longest has {_longest(self.long_prompts)}. "
+                "Raise data.max_length, shorten the prompts, or set data.on_long_prompt=skip."
+            )
+        if self.long_completions:
+            source, length = self.long_completions[0]
+            raise UserError(
+                f"{source}: prompt and completion have {length} tokens, more than data.max_length={self.max_length}"
+                f"{_others(self.long_completions)}; the longest has {_longest(self.long_completions)}. "
+                "Raise data.max_length, or set data.on_long_completion=truncate or skip."
+            )
+
+
+def _others(rows: Sequence[tuple[str, int]]) -> str:
+    if len(rows) == 1:
+        return ""
+    places = ", ".join(source for source, _ in rows[1:4]) + (", ..." if len(rows) > 4 else "")
+    return f" (so in {len(rows)} rows, also {places})"
+
+
+def _longest(rows: Sequence[tuple[str, int]]) -> int:
+    return max(length for _, length in rows)
+
+
+def require_eos(tokenizer: Any) -> None:
+    """Refuses a tokenizer without an end-of-sequence token: a model that never sees one does not learn to stop."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model.path: the tokenizer of {tokenizer.name_or_path or 'the model'} has no end-of-sequence token. "
+            "Set eos_token in its tokenizer_config.json."
+        )
+
+
+def with_eos(text: str, tokenizer: Any) -> str:
+    """Returns `text` ending in the end-of-sequence token."""
+    return text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token
+
+
+def encode(tokenizer: Any, texts: list[str], *, are_chats: bool) -> list[list[int]]:
+    """Returns the ids of each text; a chat's template has already written its special tokens."""
+    batch = tokenizer(
+        texts,
+        add_special_tokens=not are_chats,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    ids: list[list[int]] = batch["input_ids"]
+    return ids
+
+
+def drop_double_bos(sequences: Sequence[list[int]], tokenizer: Any, notes: TokenizeNotes) -> bool:
+    """Removes, in place, one of two begin-of-sequence tokens at the beginning of one row's sequences.
+
+    Returns:
+        Whether there were two. Where the token is also the end-of-sequence token, two may be meant.
+    """
+    bos = tokenizer.bos_token_id
+    if bos is None or bos == tokenizer.eos_token_id or sequences[-1][:2] != [bos, bos]:
+        return False
+    for ids in sequences:
+        if ids[:2] == [bos, bos]:
+            del ids[0]
+    notes.num_double_bos += 1
+    return True
+
+
+def chunks(records: Sequence[AnyRecord], kind: Any) -> Iterator[list[AnyRecord]]:
+    """Yields up to `CHUNK_ROWS` neighbours at a time that have the same `kind(record)`."""
+    for _, run in groupby(records, key=kind):
+        while chunk := list(islice(run, CHUNK_ROWS)):
+            yield chunk
+
+
+class IdTable:
+    """Rows of token ids, gathered chunk by chunk in Arrow's memory instead of Python's."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        # Imported here: slow, and reading records, which imports this module for its notes, does without.
+        import pyarrow as pa
+
+        self.num_rows = 0
+        self._schema = pa.schema([*((name, pa.list_(pa.int32())) for name in columns), ("source", pa.string())])
+        self._columns: list[list[Any]] = [[] for _ in self._schema]
+        self._batches: list[Any] = []
+
+    def add(self, ids: Sequence[list[int]], source: str) -> None:
+        """Adds one row: its id columns in order, and where it came from."""
+        for column, value in zip(self._columns, (*ids, source), strict=True):
+            column.append(value)
+        self.num_rows += 1
+
+    def flush(self) -> None:
+        """Moves the rows added since the last call to Arrow."""
+        import pyarrow as pa
+
+        arrays = [pa.array(column, type) for column, type in zip(self._columns, self._schema.types, strict=True)]
+        self._batches.append(pa.record_batch(arrays, schema=self._schema))
+        self._columns = [[] for _ in self._schema]
+
+    def to_dataset(self) -> Any:
+        """Returns the rows as a `datasets.Dataset`."""
+        import pyarrow as pa
+        from datasets import Dataset
+
+        return Dataset(pa.Table.from_batches(self._batches, schema=self._schema))

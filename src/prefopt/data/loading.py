@@ -1,0 +1,133 @@
+"""The way from a data configuration to records, and on to token ids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefopt.data.defects import drop_defects
+from prefopt.data.notes import DataNotes, SplitName
+from prefopt.data.records import Kind, Record, read_records
+from prefopt.data.split import find_overlap, split_by_prompt
+from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
+from prefopt.errors import UserError
+from prefopt.schema import DataConfig, LossOn, OnBadRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """The records to train on and those held out; no prompt is in both."""
+
+    kind: Kind
+    train: list[Record]
+    held_out: list[Record] | None
+    """None if nothing is held out: `data.held_out` unset and `data.held_out_fraction` 0."""
+    notes: DataNotes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizedSplits:
+    """The same as `datasets.Dataset` of ids; see `prefopt.data.tokenize` for the columns."""
+
+    kind: Kind
+    train: Any
+    held_out: Any | None
+    notes: DataNotes
+
+
+def read_splits(config: DataConfig, *, kind: Kind, seed: int) -> Splits:
+    """Reads `config.train`, and takes the held-out records from `config.held_out` or sets them apart by prompt.
+
+    Raises:
+        UserError: A row, an overlap or an empty side, as the settings of `config` decide.
+    """
+    notes = DataNotes()
+    held_out: list[Record] | None
+    train = _read(config.train, config, kind, notes, "train")
+    if config.held_out is not None:
+        held_out = _read(config.held_out, config, kind, notes, "held_out")
+        train = _without_overlap(train, held_out, config, notes)
+    elif config.held_out_fraction > 0:
+        train, held_out = split_by_prompt(train, fraction=config.held_out_fraction, seed=seed)
+    else:
+        held_out = None
+    _require_records(train, held_out, notes)
+    return Splits(kind=kind, train=train, held_out=held_out, notes=notes)
+
+
+def load_tokenized(
+    splits: Splits, tokenizer: Any, config: DataConfig, *, loss_on: LossOn = LossOn.completions
+) -> TokenizedSplits:
+    """Returns the ids of both splits; the notes are those of `splits`, with the counts of this step added.
+
+    Args:
+        splits: What `read_splits` returned.
+        tokenizer: The policy's tokenizer.
+        config: Length limit, and what happens to rows beyond it.
+        loss_on: Which tokens of demonstrations are trained; pairs have no use for it.
+
+    Raises:
+        UserError: Naming the row, or the split of which no row is left.
+    """
+    train = _tokenize(splits, "train", splits.train, tokenizer, config, loss_on)
+    held_out = None
+    if splits.held_out is not None:
+        held_out = _tokenize(splits, "held_out", splits.held_out, tokenizer, config, loss_on)
+    return TokenizedSplits(kind=splits.kind, train=train, held_out=held_out, notes=splits.notes)
+
+
+def _read(spec: Any, config: DataConfig, kind: Kind, notes: DataNotes, split: SplitName) -> list[Record]:
+    result = read_records(spec, format=config.format, kind=kind)
+    notes.read[split] = result.notes
+    return drop_defects(result.records, on_empty=config.on_empty, on_identical=config.on_identical, notes=result.notes)
+
+
+def _without_overlap(
+    train: list[Record], held_out: Sequence[Record], config: DataConfig, notes: DataNotes
+) -> list[Record]:
+    overlap = find_overlap(train, held_out)
+    if overlap and config.on_overlap is OnBadRow.refuse:
+        first = overlap[0]
+        raise UserError(
+            f"{first.train.source}: this training row has the same prompt as the held-out row {first.held_out.source} "
+            f"({len(overlap)} such training row(s)). Remove them, or set data.on_overlap=skip."
+        )
+    notes.num_overlap_skipped = len(overlap)
+    skipped = {id(record) for record, _ in overlap}
+    return [record for record in train if id(record) not in skipped]
+
+
+def _require_records(train: Sequence[Record], held_out: Sequence[Record] | None, notes: DataNotes) -> None:
+    sides: dict[SplitName, Sequence[Record] | None] = {"train": train, "held_out": held_out}
+    for split, records in sides.items():
+        if records is None:
+            continue
+        notes.num_records[split] = len(records)
+        if not records:
+            raise UserError(
+                f"data.{split}: no rows are left. " + _reasons(notes) + "Give more rows, "
+                "name a file in data.held_out, or set data.held_out_fraction=0 to hold nothing out."
+            )
+
+
+def _tokenize(
+    splits: Splits, split: SplitName, records: Sequence[Any], tokenizer: Any, config: DataConfig, loss_on: LossOn
+) -> Any:
+    limits: dict[str, Any] = {
+        "max_length": config.max_length,
+        "on_long_prompt": config.on_long_prompt,
+        "on_long_completion": config.on_long_completion,
+        "on_extra_eos": OnBadRow.refuse,
+    }
+    tokenized: Tokenized
+    if splits.kind == "preference":
+        tokenized = tokenize_pairs(records, tokenizer, **limits)
+    else:
+        tokenized = tokenize_sft(records, tokenizer, loss_on=loss_on, **limits)
+    splits.notes.tokenized[split] = tokenized.notes
+    if not tokenized.notes.num_kept:
+        raise UserError(f"data.{split}: no rows are left after tokenizing. {_reasons(splits.notes)}")
+    return tokenized.dataset
+
+
+def _reasons(notes: DataNotes) -> str:
+    return "".join(f"{line}. " for line in notes.lines())

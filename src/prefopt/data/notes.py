@@ -1,0 +1,66 @@
+"""Everything that was counted between the files and the ids, and its sentences for people."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from prefopt.data.encoding import TokenizeNotes
+from prefopt.data.records import ReadNotes
+
+SplitName = Literal["train", "held_out"]
+
+READ_SENTENCES = {
+    "num_empty_skipped": "{n} rows with an empty completion skipped (data.on_empty=skip)",
+    "num_identical_skipped": "{n} pairs with chosen equal to rejected skipped (data.on_identical=skip)",
+    "num_duplicates": "{n} rows repeat an earlier row; kept",
+}
+
+TOKENIZE_SENTENCES = {
+    "num_long_prompt_skipped": "{n} rows skipped: the prompt alone fills data.max_length (data.on_long_prompt=skip)",
+    "num_long_completion_skipped": "{n} rows over data.max_length skipped (data.on_long_completion=skip)",
+    "num_extra_eos_skipped": "{n} rows skipped: a completion has more end-of-sequence tokens than messages",
+    "num_truncated": "{n} rows cut at data.max_length (data.on_long_completion=truncate)",
+    "num_eos_lost": "{n} completions lost their end-of-sequence token to the cut",
+    "num_equal_skipped": "{n} pairs skipped: chosen and rejected have the same tokens, often because both were cut",
+    "num_eos_appended": "{n} completions got the end-of-sequence token that the chat template leaves out",
+    "num_double_bos": "{n} rows began with two begin-of-sequence tokens; one removed",
+    "num_prompt_cut": "{n} rows lose the end of their prompt, which is tokenized differently before a completion",
+    "num_prompt_tokens_cut": "{n} prompt tokens lost there in total",
+}
+
+
+@dataclass(kw_only=True)
+class DataNotes:
+    """All counts, by split. A split without files of its own has no entry in `read`."""
+
+    num_records: dict[SplitName, int] = field(default_factory=dict)
+    """Records after reading, skipping and splitting."""
+    num_overlap_skipped: int = 0
+    """Training rows whose prompt is held out."""
+    read: dict[SplitName, ReadNotes] = field(default_factory=dict)
+    tokenized: dict[SplitName, TokenizeNotes] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Returns one sentence for each count that is not zero."""
+        lines = [f"{split}: {notes.num_rows} rows read" for split, notes in self.read.items()]
+        for split, notes in self.read.items():
+            lines += _sentences(split, notes, READ_SENTENCES)
+            lines += [
+                f"{split}: column '{column}' has a value in {count} rows and is ignored"
+                for column, count in notes.ignored_columns.items()
+            ]
+        if self.num_overlap_skipped:
+            count = self.num_overlap_skipped
+            lines.append(f"train: {count} rows skipped: their prompt is held out (data.on_overlap=skip)")
+        for split, tokenized in self.tokenized.items():
+            lines += _sentences(split, tokenized, TOKENIZE_SENTENCES)
+        final = {split: notes.num_kept for split, notes in self.tokenized.items()} or self.num_records
+        return [*lines, *(f"{split}: {count} rows used" for split, count in final.items() if count)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all counts, also the zeros, as JSON can hold them."""
+        return asdict(self)
+
+
+def _sentences(split: str, notes: ReadNotes | TokenizeNotes, sentences: dict[str, str]) -> list[str]:
+    counts = {name: getattr(notes, name) for name in sentences}
+    return [f"{split}: {sentences[name].format(n=count)}" for name, count in counts.items() if count]

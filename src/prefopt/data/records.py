@@ -1,0 +1,242 @@
+"""Records: what one row of training data means, and how rows become records."""
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from prefopt.data.files import iter_rows
+from prefopt.data.formats import convert, detect_format, unread_columns
+from prefopt.data.messages import (
+    Content,
+    Message,
+    RowError,
+    check_completion,
+    check_content,
+    check_messages,
+    check_prompt,
+    check_template_kwargs,
+    check_text,
+    check_tools,
+    describe,
+    split_common_prompt,
+)
+from prefopt.errors import UserError
+from prefopt.schema import DataFormat
+
+Kind = Literal["preference", "sft"]
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """One prompt with a better and a worse completion; all three are text, or all three are messages."""
+
+    prompt: Content
+    chosen: Content
+    rejected: Content
+    tools: list[Any] | None
+    chat_template_kwargs: dict[str, Any]
+    source: str
+    """`path:line`, or `path:row N` for files without lines."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SFTExample:
+    """One demonstration: either `text`, or `prompt` and `completion`, or `messages`; the others are None."""
+
+    text: str | None = None
+    prompt: Content | None = None
+    completion: Content | None = None
+    messages: list[Message] | None = None
+    tools: list[Any] | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    source: str
+
+
+Record = PreferencePair | SFTExample
+
+
+@dataclass(kw_only=True)
+class ReadNotes:
+    """What happened while rows were read."""
+
+    num_rows: int = 0
+    """Rows in the files."""
+    num_identical_skipped: int = 0
+    num_empty_skipped: int = 0
+    num_duplicates: int = 0
+    """Rows equal to an earlier row in prompt, completions and tools; they are kept."""
+    ignored_columns: dict[str, int] = field(default_factory=dict)
+    """Column that nothing reads: in how many rows it has a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """The records of some files, in their order, and what happened on the way."""
+
+    records: list[Record]
+    notes: ReadNotes
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The fields that a row gives, and whether they hold text or messages. All rows of a data set share one."""
+
+    fields: tuple[str, ...]
+    content: Literal["text", "messages"]
+
+    def __str__(self) -> str:
+        return f"{' + '.join(self.fields)} as {self.content}"
+
+
+def read_records(spec: Any, *, format: DataFormat, kind: Kind) -> ReadResult:
+    """Reads and checks every row of `spec`.
+
+    Pairs with identical or empty completions are read like any other: see `prefopt.data.defects`.
+
+    Args:
+        spec: A file, a list of files, a glob, a `datasets` folder, or `hub:<id>[:<split>]`.
+        format: The format of the rows; `auto` takes that of the first row. All rows must share one.
+        kind: Whether rows are preference pairs or demonstrations.
+
+    Raises:
+        UserError: Naming file, line, field, what was found and what is allowed.
+    """
+    records: list[Record] = []
+    ignored: Counter[str] = Counter()
+    first: tuple[str, DataFormat, Shape] | None = None
+    for row, source in iter_rows(spec):
+        try:
+            row_format = detect_format(row, kind) if format is DataFormat.auto else format
+            record, shape = build_record(convert(row, row_format, kind), kind, source)
+            ignored.update(unread_columns(row, row_format, kind, shape.fields))
+        except RowError as error:
+            read_as = "" if first is None or format is not DataFormat.auto else f" (The rows before: {first[2]}.)"
+            raise UserError(f"{source}: {error}{read_as}") from error
+        first = first or (source, row_format, shape)
+        if (row_format, shape) != first[1:]:
+            raise UserError(
+                f"{source}: this row is {row_format.name} with {shape}, but {first[0]} is {first[1].name} with "
+                f"{first[2]}. All rows of a data set must have one format: convert or drop the others."
+            )
+        records.append(record)
+    notes = ReadNotes(num_rows=len(records), ignored_columns=dict(sorted(ignored.items())))
+    return ReadResult(records, notes)
+
+
+def build_record(row: dict[str, Any], kind: Kind, source: str) -> tuple[Record, Shape]:
+    """Returns the record of one row in TRL's format, and the row's shape.
+
+    Raises:
+        RowError: What is wrong with the row.
+    """
+    row = {key: value for key, value in row.items() if value is not None}
+    for column in ("image", "images"):
+        if row.get(column):
+            raise RowError(f"'{column}' holds images; prefopt trains text models. Remove the column or these rows.")
+    return _build_pair(row, source) if kind == "preference" else _build_example(row, source)
+
+
+def _build_pair(row: dict[str, Any], source: str) -> tuple[PreferencePair, Shape]:
+    _require_fields(row, ("chosen", "rejected"))
+    chosen = check_content(row["chosen"], "chosen")
+    rejected = check_content(row["rejected"], "rejected")
+    _require_same_content({"chosen": chosen, "rejected": rejected})
+    # UltraFeedback's shape: the prompt's text beside message lists that repeat it.
+    is_implicit = "prompt" not in row or (isinstance(row["prompt"], str) and isinstance(chosen, list))
+    if is_implicit:
+        prompt, chosen, rejected = split_common_prompt(chosen, rejected)
+        if not prompt and chosen and rejected:
+            raise RowError(
+                "'chosen' and 'rejected' have no common beginning, so this row has no prompt. "
+                "Add a 'prompt' of the same type as 'chosen'."
+            )
+    else:
+        prompt = check_content(row["prompt"], "prompt")
+        _require_same_content({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    if isinstance(prompt, list):
+        _check_turns(prompt, {"chosen": chosen, "rejected": rejected})
+    shape = _shape(("chosen", "rejected") if is_implicit else ("prompt", "chosen", "rejected"), chosen)
+    pair = PreferencePair(
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        tools=check_tools(row.get("tools")),
+        chat_template_kwargs=check_template_kwargs(row.get("chat_template_kwargs")),
+        source=source,
+    )
+    return pair, shape
+
+
+def _build_example(row: dict[str, Any], source: str) -> tuple[SFTExample, Shape]:
+    fields: dict[str, Any]
+    if "prompt" in row or "completion" in row:
+        _require_fields(row, ("prompt", "completion"))
+        prompt, completion = (check_content(row[name], name) for name in ("prompt", "completion"))
+        _require_same_content({"prompt": prompt, "completion": completion})
+        if isinstance(prompt, list):
+            _check_turns(prompt, {"completion": completion})
+        fields = {"prompt": prompt, "completion": completion}
+    elif "messages" in row:
+        messages = check_messages(row["messages"], "messages")
+        if len(messages) < 2:
+            raise RowError("'messages' has one message. It needs a turn that the assistant answers.")
+        if messages[-1]["role"] != "assistant":
+            raise RowError(
+                f"'messages' must end with an assistant message, found role '{messages[-1]['role']}'. "
+                "Drop the turns that nothing answers."
+            )
+        fields = {"messages": messages}
+    elif "text" in row:
+        fields = {"text": check_text(row["text"], "text")}
+    else:
+        wanted = ("messages", "prompt", "completion", "text")
+        raise RowError(
+            "a demonstration needs 'messages', or 'prompt' and 'completion', or 'text'; "
+            f"found {_found(row)}.{_did_you_mean(wanted, row)}"
+        )
+    example = SFTExample(
+        **fields,
+        tools=check_tools(row.get("tools")),
+        chat_template_kwargs=check_template_kwargs(row.get("chat_template_kwargs")),
+        source=source,
+    )
+    return example, _shape(tuple(fields), next(iter(fields.values())))
+
+
+def _shape(fields: tuple[str, ...], content: Content) -> Shape:
+    return Shape(fields, "messages" if isinstance(content, list) else "text")
+
+
+def _require_fields(row: dict[str, Any], names: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in row:
+            raise RowError(f"field '{name}' is missing; found {_found(row)}.{_did_you_mean((name,), row)}")
+
+
+def _found(row: dict[str, Any]) -> str:
+    return ", ".join(f"'{key}'" for key in row) or "no field with a value"
+
+
+def _did_you_mean(wanted: Iterable[str], row: dict[str, Any]) -> str:
+    for name in wanted:
+        near = difflib.get_close_matches(name, [key for key in row if isinstance(key, str)], n=1)
+        if near:
+            return f" Did you mean '{name}' by '{near[0]}'? Rename the column."
+    return ""
+
+
+def _require_same_content(fields: dict[str, Content]) -> None:
+    if len({type(value) for value in fields.values()}) > 1:
+        kinds = ", ".join(f"'{name}' is {describe(value)}" for name, value in fields.items())
+        raise RowError(f"{kinds}. Either all are text, or all are lists of messages.")
+
+
+def _check_turns(prompt: list[Message], completions: dict[str, Content]) -> None:
+    check_prompt(prompt)
+    for name, completion in completions.items():
+        assert isinstance(completion, list), "prompt and completions have one type"
+        if completion[: len(prompt)] == prompt:
+            raise RowError(f"'{name}' repeats the messages of 'prompt'. Remove them there, or remove 'prompt'.")
+        check_completion(completion, name)

@@ -1,0 +1,1 @@
+"""Exact measurement of a tuned model against its base."""

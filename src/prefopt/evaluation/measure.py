@@ -1,0 +1,168 @@
+"""Measures the tuned model and its base on the same material, one model in memory at a time."""
+
+import gc
+import json
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prefopt.errors import UserError
+from prefopt.evaluation.sampling import Answer, generate
+from prefopt.evaluation.scoring import IGNORED, PairScores, ScoredSequence, Scorer, Scores, completion
+from prefopt.modeling.load import load_model, load_tuned
+from prefopt.paths import resolve
+from prefopt.schema import EvaluationConfig, Precision, TrainConfig
+
+logger = logging.getLogger(__name__)
+
+NEUTRAL_MAX_TOKENS = 512
+TEXT_PROMPT_TOKENS = 16
+"""Rows without a prompt are continued from their first tokens."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Token ids of one split: preference pairs, demonstrations, or both."""
+
+    pairs: Any | None = None
+    rows: Sequence[ScoredSequence] | None = None
+
+
+@dataclass(frozen=True)
+class Material:
+    """What both models are measured on.
+
+    Attributes:
+        held_out: Examples that training never saw.
+        train: A sample of the training examples.
+        clusters: For each held-out pair, the number of its prompt: rows of one prompt are not independent.
+        prompts: Token ids of the prompts that both models answer.
+        neutral: Texts that have nothing to do with the task.
+    """
+
+    held_out: Split
+    train: Split
+    clusters: NDArray[np.int64] | None
+    prompts: list[list[int]]
+    neutral: list[ScoredSequence]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one model did with the material; None or empty where the material has no such part."""
+
+    held_out_pairs: PairScores | None
+    train_pairs: PairScores | None
+    held_out_rows: Scores | None
+    train_rows: Scores | None
+    neutral: Scores | None
+    samples: list[Answer]
+    shown: list[Answer]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both models' measurements, and both models' scores of the tuned model's own samples."""
+
+    base: Measured
+    tuned: Measured
+    samples_by_base: Scores | None
+    samples_by_tuned: Scores | None
+
+
+def compare_models(config: TrainConfig, model_folder: Path, tokenizer: Any, material: Material) -> Comparison:
+    """Measures the model in `model_folder` and the base of `config` on `material`."""
+    arguments: dict[str, Any] = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "batch_size": config.evaluation.batch_size,
+        "bf16": config.trainer.precision is Precision.bf16,
+    }
+    model = load_tuned(config, model_folder)
+    scorer = Scorer.of(model, **arguments)
+    logger.info("evaluation: the tuned model")
+    tuned = measure(scorer, tokenizer, material, config)
+    own = [completion(p, a.ids) for p, a in zip(material.prompts, tuned.samples, strict=True)]
+    by_tuned = scorer.score(own) if own else None
+    is_adapter = hasattr(model, "disable_adapter")
+    if not is_adapter:
+        del model, scorer
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        scorer = Scorer.of(load_model(config.model, config.peft.method), **arguments)
+    logger.info("evaluation: the base model")
+    with scorer.model.disable_adapter() if is_adapter else nullcontext():
+        base = measure(scorer, tokenizer, material, config)
+        by_base = scorer.score(own) if own else None
+    return Comparison(base, tuned, by_base, by_tuned)
+
+
+def measure(scorer: Scorer, tokenizer: Any, material: Material, config: TrainConfig) -> Measured:
+    """Scores the material and answers its prompts with one model."""
+    settings = config.evaluation
+    limit = {"max_new_tokens": settings.max_new_tokens}
+    shown = material.prompts[: settings.num_shown_samples]
+    held_out, train = material.held_out, material.train
+    return Measured(
+        held_out_pairs=scorer.score_pairs(held_out.pairs) if held_out.pairs is not None else None,
+        train_pairs=scorer.score_pairs(train.pairs) if train.pairs is not None else None,
+        held_out_rows=scorer.score(held_out.rows) if held_out.rows is not None else None,
+        train_rows=scorer.score(train.rows) if train.rows is not None else None,
+        neutral=scorer.score(material.neutral) if material.neutral else None,
+        samples=generate(scorer, tokenizer, material.prompts, seed=config.run.seed, **limit),
+        shown=generate(scorer, tokenizer, shown, seed=None, **limit),
+    )
+
+
+def read_neutral_texts(settings: EvaluationConfig, tokenizer: Any) -> list[ScoredSequence]:
+    """Tokenises the neutral texts; every token after the first is scored.
+
+    Raises:
+        UserError: The file is missing, or a line of it has no `text`.
+    """
+    if settings.neutral_texts is None:
+        return []
+    path = resolve(settings.neutral_texts)
+    if not path.is_file():
+        raise UserError(f"evaluation.neutral_texts: no such file: {path}. Set it to null to do without.")
+    sequences = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            text = json.loads(line)["text"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f'{path}:{number}: must be a JSON object with a "text" field.') from error
+        ids = tokenizer(text)["input_ids"][:NEUTRAL_MAX_TOKENS]
+        sequences.append(ScoredSequence(ids, [IGNORED, *ids[1:]]))
+    return sequences
+
+
+def take_sample(dataset: Any, limit: int, seed: int) -> Any:
+    """At most `limit` rows of a data set, drawn with `seed`, in their order."""
+    if len(dataset) <= limit:
+        return dataset
+    rows = np.random.default_rng(seed).choice(len(dataset), size=limit, replace=False)
+    return dataset.select(sorted(rows.tolist()))
+
+
+def number_prompts(pairs: Any) -> NDArray[np.int64]:
+    """For each pair the number of its prompt, shape (pairs,)."""
+    numbers: dict[tuple[int, ...], int] = {}
+    return np.array([numbers.setdefault(tuple(ids), len(numbers)) for ids in pairs["prompt_ids"]])
+
+
+def to_rows(dataset: Any) -> list[ScoredSequence]:
+    """Demonstrations of a tokenised data set with the columns input_ids and labels."""
+    return [ScoredSequence(i, label) for i, label in zip(dataset["input_ids"], dataset["labels"], strict=True)]
+
+
+def prompt_of(row: ScoredSequence) -> list[int]:
+    """The tokens before the first trained one; of a row that is trained whole, its first tokens."""
+    first = next((i for i, label in enumerate(row.labels) if label != IGNORED), len(row.labels))
+    return list(row.input_ids[: first or min(TEXT_PROMPT_TOKENS, len(row.input_ids) // 2)])

@@ -1,0 +1,172 @@
+"""A finished run → its report."""
+
+import json
+import time
+from typing import Any
+
+
+from prefopt.data.loading import Splits, TokenizedSplits
+from prefopt.data.records import PreferencePair, SFTExample, read_records
+from prefopt.data.tokenize import tokenize_pairs
+from prefopt.evaluation.measure import (
+    Comparison,
+    Material,
+    Split,
+    compare_models,
+    number_prompts,
+    prompt_of,
+    read_neutral_texts,
+    take_sample,
+    to_rows,
+)
+from prefopt.evaluation.statistics import Bootstrap
+from prefopt.evaluation.summary import Summary
+from prefopt.evaluation.verdict import judge
+from prefopt.report.render import render_report
+from prefopt.run_directory import RunDirectory
+from prefopt.schema import DataFormat, DPOAlgorithmConfig, TrainConfig
+from prefopt.tracking.metrics import read_metrics
+
+FORMAT = 1
+"""Version of report.json; raised when a key changes its meaning."""
+
+
+def evaluate_run(
+    config: TrainConfig, run: RunDirectory, splits: Splits, data: TokenizedSplits, tokenizer: Any
+) -> dict[str, Any]:
+    """Measures `model/` of a run against its base, writes `report/`, and returns what report.json holds."""
+    started = time.monotonic()
+    material, records = build_material(config, splits, data, tokenizer)
+    comparison = compare_models(config, run.model, tokenizer, material)
+    algorithm = config.algorithm
+    summary = Summary(
+        comparison,
+        material,
+        beta=algorithm.beta if isinstance(algorithm, DPOAlgorithmConfig) else None,
+        bootstrap=Bootstrap(config.evaluation.bootstrap_resamples, config.run.seed),
+    )
+    metrics = list(read_metrics(run.metrics)) if run.metrics.exists() else []
+    report: dict[str, Any] = {
+        "format": FORMAT,
+        "run": describe_run(config, splits, data, metrics),
+        "held_out": summary.held_out(),
+        "overfitting": summary.overfitting(),
+        "drift": summary.drift(),
+        "likelihood": summary.likelihood(),
+        "throughput": {**throughput(metrics), "evaluation_time_s": time.monotonic() - started},
+        "data": {"notes": data.notes.lines(), "counts": data.notes.to_dict()},
+        "samples": describe_samples(comparison, records, tokenizer),
+        "provenance": json.loads(run.provenance.read_text(encoding="utf-8")),
+    }
+    report["decision"], report["verdict"] = judge(report)
+    held_out_pairs = material.held_out.pairs
+    pairs = summary.per_pair(held_out_pairs["source"]) if held_out_pairs is not None else []
+    render_report(report, metrics, pairs, run.report)
+    return report
+
+
+def build_material(
+    config: TrainConfig, splits: Splits, data: TokenizedSplits, tokenizer: Any
+) -> tuple[Material, list[Any]]:
+    """Chooses what is measured; the records are those whose prompts are answered, in order."""
+    settings, seed = config.evaluation, config.run.seed
+    train = take_sample(data.train, settings.max_train_examples, seed)
+    neutral = read_neutral_texts(settings, tokenizer)
+    held_out = data.held_out if data.held_out is not None else data.train.select([])
+    answered = take_sample(held_out, settings.num_samples, seed) if settings.num_samples else held_out.select([])
+    by_source = {record.source: record for record in splits.held_out or []}
+    records = [by_source[source] for source in answered["source"]]
+    if isinstance(config.algorithm, DPOAlgorithmConfig):
+        prompts = [list(ids) for ids in answered["prompt_ids"]]
+        pairs = held_out if len(held_out) else None
+        clusters = number_prompts(held_out) if pairs is not None else None
+        return Material(Split(pairs=pairs), Split(pairs=train), clusters, prompts, neutral), records
+    prompts = [prompt_of(row) for row in to_rows(answered)]
+    pairs = _read_pairs(config, tokenizer)
+    rows = to_rows(held_out) if len(held_out) else None
+    clusters = number_prompts(pairs) if pairs is not None else None
+    return Material(Split(pairs, rows), Split(rows=to_rows(train)), clusters, prompts, neutral), records
+
+
+def _read_pairs(config: TrainConfig, tokenizer: Any) -> Any:
+    """The preference pairs on which an SFT run is measured as well, or None."""
+    if config.evaluation.pairs is None:
+        return None
+    found = read_records(config.evaluation.pairs, format=DataFormat.auto, kind="preference")
+    pairs = [record for record in found.records if isinstance(record, PreferencePair)]
+    settings = config.data
+    return tokenize_pairs(
+        pairs,
+        tokenizer,
+        max_length=settings.max_length,
+        on_long_prompt=settings.on_long_prompt,
+        on_long_completion=settings.on_long_completion,
+    ).dataset
+
+
+def describe_run(
+    config: TrainConfig, splits: Splits, data: TokenizedSplits, metrics: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What was trained on what, for the head of the report."""
+    algorithm = config.algorithm
+    return {
+        "name": config.run.name,
+        "algorithm": algorithm.name.value,
+        "model": config.model.path,
+        "data": {
+            "train": str(config.data.train),
+            "held_out": str(config.data.held_out or f"{config.data.held_out_fraction:.0%} of the training prompts"),
+            "num_train": len(data.train),
+            "num_held_out": len(data.held_out) if data.held_out is not None else 0,
+        },
+        "seed": config.run.seed,
+        "steps": max((record["step"] for record in metrics), default=0),
+        "epochs": config.trainer.num_epochs if config.trainer.max_steps is None else None,
+        "beta": algorithm.beta if isinstance(algorithm, DPOAlgorithmConfig) else None,
+        "learning_rate": config.optim.learning_rate,
+        "method": "full" if config.peft.method.value == "none" else config.peft.method.value,
+    }
+
+
+def throughput(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """Examples and tokens per second of training time, over all attempts. MFU is unknown without the peak."""
+    last = metrics[-1] if metrics else {"pairs": 0, "tokens": 0, "time_s": 0.0}
+    seconds = max(last["time_s"], 1e-9)
+    return {
+        "pairs_per_s": last["pairs"] / seconds,
+        "tokens_per_s": last["tokens"] / seconds,
+        "train_time_s": last["time_s"],
+        "mfu": None,
+    }
+
+
+def describe_samples(comparison: Comparison, records: list[Any], tokenizer: Any) -> list[dict[str, Any]]:
+    """Prompt, both models' greedy answers, and the answer in the data."""
+
+    def text(ids: Any) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    answers = zip(records, comparison.base.shown, comparison.tuned.shown, strict=False)
+    return [
+        {"prompt": prompt, "base": text(base.ids), "tuned": text(tuned.ids), "chosen": chosen}
+        for record, base, tuned in answers
+        for prompt, chosen in [_texts(record)]
+    ]
+
+
+def _texts(record: PreferencePair | SFTExample) -> tuple[str, str | None]:
+    if isinstance(record, PreferencePair):
+        return _plain(record.prompt), _plain(record.chosen)
+    if record.text is not None:
+        return record.text, None
+    if record.messages is not None:
+        return _plain(record.messages[:-1]), _plain(record.messages[-1:])
+    return _plain(record.prompt or ""), _plain(record.completion or "")
+
+
+def _plain(content: str | list[dict[str, Any]]) -> str:
+    if isinstance(content, str):
+        return content
+    if len(content) == 1:
+        return str(content[0].get("content") or content[0].get("tool_calls") or "")
+    return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in content)

@@ -1,0 +1,88 @@
+"""Estimates with their 95 % confidence intervals; every number in a report is made here."""
+
+from dataclasses import dataclass
+from math import comb, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+Z_95 = 1.959963984540054
+BLOCK = 200
+"""Resamples drawn at once: bounds the memory of a bootstrap."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, its 95 % interval and the number of examples behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "ci95": [self.low, self.high], "n": self.n}
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals of means are made: resampling whole clusters, so that rows of one prompt stay together.
+
+    Attributes:
+        resamples: Number of resamples; the interval is their 2.5th to 97.5th percentile.
+        seed: Makes the interval reproducible.
+    """
+
+    resamples: int
+    seed: int
+
+    def ratio(self, numerators: Floats, denominators: Floats, clusters: NDArray[np.int64] | None = None) -> Estimate:
+        """Estimates sum(numerators) / sum(denominators), both of shape (examples,)."""
+        n = len(numerators)
+        assert n == len(denominators) > 0, "an estimate needs examples"
+        tops, bottoms = numerators, denominators
+        if clusters is not None:
+            tops, bottoms = np.bincount(clusters, numerators), np.bincount(clusters, denominators)
+        rng = np.random.default_rng(self.seed)
+        values = []
+        for start in range(0, self.resamples, BLOCK):
+            size = (min(BLOCK, self.resamples - start), len(tops))
+            drawn = rng.integers(0, len(tops), size=size)
+            values.append(tops[drawn].sum(axis=1) / bottoms[drawn].sum(axis=1))
+        low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
+        return Estimate(float(numerators.sum() / denominators.sum()), float(low), float(high), n)
+
+    def mean(self, values: Floats, clusters: NDArray[np.int64] | None = None) -> Estimate:
+        """Estimates the mean of `values`, shape (examples,)."""
+        return self.ratio(values, np.ones_like(values), clusters)
+
+
+def share(hits: NDArray[np.bool_], bootstrap: Bootstrap, clusters: NDArray[np.int64] | None = None) -> Estimate:
+    """Estimates a proportion: Wilson's interval, or the bootstrap's where several rows share a prompt."""
+    if clusters is not None and len(np.unique(clusters)) < len(hits):
+        return bootstrap.mean(hits.astype(np.float64), clusters)
+    low, high = wilson(int(hits.sum()), len(hits))
+    return Estimate(float(hits.mean()), low, high, len(hits))
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a proportion (Wilson 1927)."""
+    p = successes / n
+    centre = (p + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
+    half = Z_95 / (1 + Z_95**2 / n) * sqrt(p * (1 - p) / n + Z_95**2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided exact p-value that wins and losses are equally likely (McNemar's exact test on discordant pairs)."""
+    n = wins + losses
+    tail = sum(comb(n, k) for k in range(min(wins, losses) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def detectable_shift(n: int) -> float:
+    """Smallest shift from 50 % that n examples show with 80 % power at 5 % (normal approximation)."""
+    return (Z_95 + 0.8416212335729143) * 0.5 / sqrt(n)

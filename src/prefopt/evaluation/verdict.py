@@ -1,0 +1,189 @@
+"""What the numbers say, in sentences, each with its evidence; and the decision that follows."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from prefopt.evaluation.statistics import detectable_shift
+
+Level = Literal["good", "info", "warning", "bad"]
+Decision = Literal["ship", "do_not_ship", "undecided"]
+
+RUINED_PERPLEXITY_RATIO = 5.0
+"""Text outside the task became this much more surprising: the model forgot how to write. A healthy tune stays below 2."""
+DRIFTED_PERPLEXITY_RATIO = 1.5
+RUINED_KL_PER_TOKEN = 2.0
+"""In nats: the tuned model's own words are e^2 times likelier to it than to its base, on average, at every token."""
+DRIFTED_KL_PER_TOKEN = 1.0
+OVERFITTING_GAP = 0.1
+DISPLACED_PER_TOKEN = 0.5
+"""Nats per token by which chosen completions may become less likely before it is said."""
+LENGTH_RATIO = 1.5
+REPETITION_RISE = 0.2
+UNFINISHED_RISE = 0.2
+MIN_HELD_OUT = 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    level: Level
+    finding: str
+    evidence: str
+
+
+def judge(report: dict[str, Any]) -> tuple[Decision, list[dict[str, str]]]:
+    """Returns the decision and the findings, the gravest first.
+
+    `do_not_ship`: the model was ruined, or is measurably worse. `ship`: measurably better and nothing grave was found.
+    Otherwise `undecided`.
+    """
+    findings = [
+        *_preference(report["held_out"]),
+        *_loss(report["held_out"]),
+        *_ruin(report),
+        *_overfitting(report["overfitting"]),
+        *_displacement(report["likelihood"]),
+        *_answers(report["drift"]),
+    ]
+    order = ["bad", "warning", "good", "info"]
+    findings.sort(key=lambda finding: order.index(finding.level))
+    levels = {finding.level for finding in findings}
+    decision: Decision = "do_not_ship" if "bad" in levels else "ship" if "good" in levels else "undecided"
+    return decision, [asdict(finding) for finding in findings]
+
+
+def _preference(held_out: dict[str, Any]) -> list[Finding]:
+    if "gain" not in held_out:
+        return []
+    gain, n = held_out["gain"]["preference_accuracy"], held_out["n"]
+    base, tuned = held_out["base"]["preference_accuracy"], held_out["tuned"]["preference_accuracy"]
+    evidence = (
+        f"base {_percent(base)}, tuned {_percent(tuned)}, gain {_points(gain)}, "
+        f"sign test p = {held_out['gain']['p_value']:.2g}, n = {n}"
+    )
+    findings = []
+    if gain["ci95"][1] < 0:
+        findings.append(Finding("bad", "The tuned model ranks held-out pairs worse than its base.", evidence))
+    elif gain["ci95"][0] <= 0 or n < MIN_HELD_OUT:
+        shift = 100 * detectable_shift(n)
+        findings.append(
+            Finding(
+                "warning",
+                "The held-out pairs do not show a gain: it is not there, or there are too few pairs to see it.",
+                f"{evidence}; {n} pairs show shifts of about {shift:.0f} points or more",
+            )
+        )
+    else:
+        findings.append(Finding("good", "The tuned model ranks held-out pairs better than its base.", evidence))
+    for name, baseline in held_out["baselines"].items():
+        if baseline["value"] >= tuned["value"]:
+            rule = name.replace("_", " ")
+            findings.append(
+                Finding(
+                    "warning",
+                    f"A rule without a model does as well: {rule}.",
+                    f"{rule} {_percent(baseline)}, tuned {_percent(tuned)}",
+                )
+            )
+    return findings
+
+
+def _loss(held_out: dict[str, Any]) -> list[Finding]:
+    if "loss" not in held_out["tuned"]:
+        return []
+    base, tuned = held_out["base"]["loss"], held_out["tuned"]["loss"]
+    evidence = f"loss per token: base {_interval(base)}, tuned {_interval(tuned)}, n = {tuned['n']}"
+    if tuned["ci95"][1] < base["ci95"][0]:
+        return [Finding("good", "Held-out demonstrations became more likely.", evidence)]
+    if tuned["ci95"][0] > base["ci95"][1]:
+        return [Finding("bad", "Held-out demonstrations became less likely.", evidence)]
+    return [Finding("warning", "Held-out demonstrations are about as likely as before.", evidence)]
+
+
+def _ruin(report: dict[str, Any]) -> list[Finding]:
+    """A ruined model can win every comparison on its task; only what lies outside the task gives it away."""
+    perplexity, kl = report["drift"].get("perplexity"), report["drift"].get("kl_per_token")
+    ratio = perplexity["ratio"]["value"] if perplexity else 1.0
+    nats = kl["value"] if kl else 0.0
+    parts = []
+    if perplexity:
+        parts.append(
+            f"perplexity of neutral text {perplexity['base']['value']:.1f} -> {perplexity['tuned']['value']:.1f} "
+            f"(x{ratio:.2f}, n = {perplexity['ratio']['n']})"
+        )
+    if kl:
+        parts.append(f"KL to the base {nats:.2f} nats per token of its own answers (n = {kl['n']})")
+    evidence = "; ".join(parts)
+    if ratio >= RUINED_PERPLEXITY_RATIO or nats >= RUINED_KL_PER_TOKEN:
+        tuned = report["held_out"]["tuned"].get("preference_accuracy")
+        despite = f", although it ranks {_percent(tuned)} of held-out pairs right" if tuned else ""
+        advice = "Train less, lower optim.learning_rate, or raise algorithm.beta."
+        return [Finding("bad", f"The model was ruined{despite}. {advice}", evidence)]
+    if ratio >= DRIFTED_PERPLEXITY_RATIO or nats >= DRIFTED_KL_PER_TOKEN:
+        return [
+            Finding("warning", "The model drifted far from its base: check it on tasks it must not lose.", evidence)
+        ]
+    if not parts:
+        return [Finding("info", "Drift was not measured, so a ruined model would not be seen here.", "no drift block")]
+    return [Finding("info", "The model stayed close to its base.", evidence)]
+
+
+def _overfitting(block: dict[str, Any]) -> list[Finding]:
+    for name in ("reward_accuracy", "preference_accuracy"):
+        if name not in block:
+            continue
+        train, held_out, gap = (block[name][key] for key in ("train", "held_out", "gap"))
+        evidence = f"{name}: train {_percent(train)}, held-out {_percent(held_out)}, gap {_points(gap)}"
+        if gap["ci95"][0] > OVERFITTING_GAP:
+            return [Finding("warning", "Overfitting: much better on the pairs it was trained on.", evidence)]
+        return [Finding("info", "Training and held-out pairs are ranked about alike.", evidence)]
+    return []
+
+
+def _displacement(block: dict[str, Any] | None) -> list[Finding]:
+    if block is None:
+        return []
+    chosen, rejected = block["chosen"]["value"], block["rejected"]["value"]
+    evidence = f"log-prob per token: chosen {chosen:+.2f}, rejected {rejected:+.2f}, n = {block['chosen']['n']}"
+    if chosen < -DISPLACED_PER_TOKEN:
+        return [
+            Finding(
+                "warning",
+                "Chosen answers became much less likely too (likelihood displacement). "
+                "Add an SFT term (algorithm.loss_type=[sigmoid,sft]), or lower optim.learning_rate.",
+                evidence,
+            )
+        ]
+    return []
+
+
+def _answers(drift: dict[str, Any]) -> list[Finding]:
+    if "response_length" not in drift:
+        return []
+    findings = []
+    length, finished, repetition = drift["response_length"], drift["finished"], drift["repetition"]
+    ratio = length["tuned"]["value"] / max(length["base"]["value"], 1.0)
+    if not 1 / LENGTH_RATIO < ratio < LENGTH_RATIO:
+        evidence = f"tokens per answer: base {_interval(length['base'], 0)}, tuned {_interval(length['tuned'], 0)}"
+        findings.append(Finding("warning", f"Answers are {ratio:.1f} times as long as before.", evidence))
+    if finished["base"]["value"] - finished["tuned"]["value"] > UNFINISHED_RISE:
+        evidence = f"ended by themselves: base {_percent(finished['base'])}, tuned {_percent(finished['tuned'])}"
+        findings.append(Finding("warning", "More answers run into the length limit than before.", evidence))
+    if repetition["tuned"]["value"] - repetition["base"]["value"] > REPETITION_RISE:
+        evidence = f"repeated 4-grams: base {_percent(repetition['base'])}, tuned {_percent(repetition['tuned'])}"
+        findings.append(Finding("bad", "The model repeats itself.", evidence))
+    return findings
+
+
+def _percent(entry: dict[str, Any]) -> str:
+    low, high = entry["ci95"]
+    return f"{100 * entry['value']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _points(entry: dict[str, Any]) -> str:
+    low, high = entry["ci95"]
+    return f"{100 * entry['value']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _interval(entry: dict[str, Any], digits: int = 3) -> str:
+    low, high = entry["ci95"]
+    return f"{entry['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

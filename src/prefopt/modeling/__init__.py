@@ -1,0 +1,1 @@
+"""Loading policies, tokenizers and adapters."""

@@ -1,0 +1,1 @@
+"""Evaluation results as report.json, report.md, report.html and a summary in the terminal."""

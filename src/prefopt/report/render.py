@@ -1,0 +1,135 @@
+"""Writes report.json, report.md and report.html."""
+
+import json
+import math
+import os
+import re
+import tempfile
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from prefopt.report import facts, sections
+from prefopt.report.figures import result_figures, training_figures
+from prefopt.report.glossary import terms_for
+
+LEVELS = {"good": "Good", "info": "Note", "warning": "Warning", "bad": "Bad"}
+"""Level of a finding -> the word beside its icon."""
+
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+SURROGATES = re.compile(r"[\ud800-\udfff]")
+REPLACEMENT = "\ufffd"
+
+
+def render_report(
+    report: dict[str, Any], metrics: list[dict[str, Any]], pairs: list[dict[str, Any]], folder: Path
+) -> Path:
+    """Writes the report's three files into `folder`, each one completely or not at all.
+
+    Args:
+        report: The evaluation's results; absent blocks and values are shown as not measured or left out.
+        metrics: The lines of metrics.jsonl.
+        pairs: Margins per held-out pair: `base_margin`, `tuned_margin`, `reward_margin`.
+        folder: Made if absent.
+
+    Returns:
+        The path of report.html.
+    """
+    report, metrics, pairs = _json_ready(report), _json_ready(metrics), _json_ready(pairs)
+    content = _content(report)
+    environment = _environment()
+    html = environment.get_template("report.html.j2").render(
+        content, result_figures=result_figures(report, pairs), training_figures=training_figures(metrics, pairs)
+    )
+    markdown = environment.get_template("report.md.j2").render(content)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    _write(folder / "report.md", markdown)
+    _write(folder / "report.html", html)
+    return folder / "report.html"
+
+
+def _content(report: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": sections.block(report, "run").get("name") or "unnamed run",
+        "headline": sections.headline(report),
+        "subtitle": facts.subtitle(report),
+        "verdict": report.get("verdict") or [],
+        "levels": LEVELS,
+        "held_out": sections.held_out_table(report),
+        "overfitting": sections.overfitting_table(report),
+        "drift": sections.drift_table(report),
+        "likelihood": sections.likelihood_table(report),
+        "samples": report.get("samples") or [],
+        "data_notes": sections.block(report, "data").get("notes") or [],
+        "throughput": facts.throughput_facts(report),
+        "terms": terms_for(report),
+        "run": facts.run_facts(report),
+        "provenance": facts.provenance_facts(report),
+    }
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("prefopt.report"),
+        autoescape=select_autoescape(enabled_extensions=("html.j2",), default=False),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_printable,
+    )
+    environment.filters["markdown"] = _markdown
+    environment.filters["fenced"] = _fenced
+    environment.filters["unbroken"] = _unbroken
+    return environment
+
+
+def _printable(value: Any) -> Any:
+    """Makes control characters of model output visible: they are invalid in HTML and act on a terminal."""
+    return CONTROL_CHARACTERS.sub(REPLACEMENT, value) if type(value) is str else value
+
+
+def _markdown(text: str) -> str:
+    """`text` as one line of Markdown that starts no table cell, tag, link or image."""
+    line = " ".join(text.split())
+    return re.sub(r"([\\|\[\]`*])", r"\\\1", line).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _fenced(text: str) -> str:
+    """`text` as a code block whose fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text.rstrip()}\n{fence}"
+
+
+def _unbroken(text: str) -> str:
+    """`text` with numbers tied to their percent signs."""
+    return text.replace(" %", "\u00a0%")
+
+
+def _json_ready(value: Any) -> Any:
+    """A copy that strict JSON can hold: NaN and infinity become None, NumPy scalars become Python's."""
+    if isinstance(value, dict):
+        return {str(key): _json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_ready(item) for item in value]
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else None
+    return SURROGATES.sub(REPLACEMENT, str(value))
+
+
+def _write(path: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        temporary = Path(file.name)
+        file.write(text)
+    temporary.chmod(0o666 & ~_umask())
+    os.replace(temporary, path)

@@ -1,0 +1,1 @@
+"""The metrics log, its mirror in W&B, and where a run came from."""

@@ -1,0 +1,95 @@
+"""Where a run came from: command, code, packages, data, model, hardware."""
+
+import hashlib
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from prefopt.distributed.ranks import world_size
+from prefopt.paths import resolve
+from prefopt.schema import TrainConfig
+
+PACKAGES = (
+    "prefopt",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "deepspeed",
+    "hydra-core",
+    "wandb",
+)
+
+
+def collect(config: TrainConfig, data: dict[str, Any], command: str) -> dict[str, Any]:
+    """Everything needed to say what ran. `data`: the fingerprints and counts of the loaded examples."""
+    return {
+        "command": command,
+        **_git(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "python": platform.python_version(),
+        "hardware": _hardware(),
+        "world_size": world_size(),
+        "seed": config.run.seed,
+        "data": data,
+        "model": _model(config),
+    }
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _git() -> dict[str, str | None]:
+    """Commit of the working directory and a hash of what is not committed; None outside a repository."""
+    commit = _run_git("rev-parse", "HEAD")
+    diff = _run_git("diff", "HEAD") if commit else None
+    return {
+        "git_commit": commit.strip() if commit else None,
+        "git_diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
+    }
+
+
+def _run_git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _hardware() -> str:
+    import torch  # the caller has loaded it by now; `--help` has not
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def _model(config: TrainConfig) -> dict[str, Any]:
+    """Path and revision of the base; for a local folder the digests of its weights too."""
+    found: dict[str, Any] = {"path": config.model.path, "revision": config.model.revision}
+    folder = resolve(config.model.path)
+    if folder.is_dir():
+        found["sha256"] = {path.name: hash_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    return found
+
+
+def command_line(module: str, argv: list[str]) -> str:
+    """The command that started this process, as one would type it."""
+    return shlex.join([Path(sys.executable).name, "-m", module, *argv])

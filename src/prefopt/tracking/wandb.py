@@ -1,0 +1,121 @@
+"""The mirror in Weights & Biases: offline without a key, never a prompt, never the reason for a lost run."""
+
+import hashlib
+import logging
+import netrc
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from prefopt.config import as_dict
+from prefopt.run_directory import RunDirectory
+from prefopt.schema import LoggerName, TrainConfig, WandbMode
+
+logger = logging.getLogger(__name__)
+
+INIT_TIMEOUT_S = 60
+ID_FILE = "wandb_id"
+
+
+def start_wandb(config: TrainConfig, run: RunDirectory) -> "WandbMirror | None":
+    """Opens the run's W&B run, the same one on every attempt; None with logger=none. Rank 0 only."""
+    if config.logger.name is LoggerName.none:
+        return None
+    import wandb  # slow to import, and not every run wants it
+
+    id_file = run.path / ID_FILE
+    if not id_file.exists():
+        id_file.write_text(hashlib.sha256(str(run.path.resolve()).encode() + os.urandom(8)).hexdigest()[:16])
+    mode = choose_mode(config.logger.mode)
+    arguments: dict[str, Any] = {
+        "project": config.logger.project,
+        "entity": config.logger.entity,
+        "group": config.logger.group,
+        "job_type": config.algorithm.name.value,
+        "name": config.run.name,
+        "tags": config.logger.tags,
+        "config": as_dict(config),
+        "dir": str(run.path),
+        "id": id_file.read_text().strip(),
+        "resume": "allow",
+        "settings": wandb.Settings(init_timeout=INIT_TIMEOUT_S, silent=True, console="off"),
+    }
+    try:
+        session = wandb.init(mode=mode, **arguments)
+    except Exception as error:  # the tracker's own failures are many, and none may stop a run
+        if mode == "offline":
+            logger.warning("W&B: could not start (%s); metrics.jsonl alone is written.", error)
+            return None
+        logger.warning(
+            "W&B: no connection (%s); this attempt is recorded offline under %s.", error, run.path / "wandb"
+        )
+        session = wandb.init(mode="offline", **arguments)
+    logger.info("W&B: %s", session.url or f"offline, under {run.path / 'wandb'}; upload later with wandb sync")
+    return WandbMirror(session)
+
+
+def choose_mode(mode: WandbMode) -> str:
+    """Returns online or offline. `auto` follows WANDB_MODE, then whether an API key can be found."""
+    if mode is not WandbMode.auto:
+        return mode.value
+    wanted = os.environ.get("WANDB_MODE", "")
+    if wanted in ("online", "offline"):
+        return wanted
+    return "online" if has_api_key() else "offline"
+
+
+def has_api_key() -> bool:
+    """True if the environment or the user's netrc file holds a W&B key (its value is not kept)."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return netrc.netrc(str(path)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class WandbMirror:
+    """Sends records under the names that transformers' own callback uses: `train/...` and `eval/...`."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        session.define_metric("train/global_step")
+        session.define_metric("*", step_metric="train/global_step", step_sync=True)
+
+    def log(self, record: dict[str, Any]) -> None:
+        prefix = "eval" if "split" in record else "train"
+        values = {f"{prefix}/{key}": v for key, v in record.items() if key not in ("step", "split")}
+        self._guarded("log", {**values, "train/global_step": record["step"]})
+
+    def finish(self, report: dict[str, Any]) -> None:
+        """Adds the report's numbers to the summary and its samples as a table, and ends the session."""
+        import wandb
+
+        try:
+            summary = {"decision": report["decision"], **_values(report["held_out"], "held_out")}
+            self._session.summary.update({**summary, **_values(report.get("drift") or {}, "drift")})
+            columns = ["prompt", "base", "tuned", "chosen"]
+            rows = [[sample.get(column) for column in columns] for sample in report.get("samples") or []]
+            if rows:
+                self._session.log({"samples": wandb.Table(columns=columns, data=rows)})
+            self._session.finish()
+        except Exception as error:  # see start_wandb
+            logger.warning("W&B: the summary could not be recorded (%s).", error)
+
+    def _guarded(self, name: str, *arguments: Any) -> None:
+        try:
+            getattr(self._session, name)(*arguments)
+        except Exception as error:  # see start_wandb
+            logger.warning("W&B: %s failed (%s); metrics.jsonl has the record.", name, error)
+
+
+def _values(block: dict[str, Any], prefix: str) -> dict[str, float]:
+    """Flattens a block of the report to its plain values: `held_out/tuned/preference_accuracy`."""
+    values: dict[str, float] = {}
+    for key, entry in block.items():
+        if isinstance(entry, dict):
+            values |= {f"{prefix}/{key}": entry["value"]} if "value" in entry else _values(entry, f"{prefix}/{key}")
+    return values

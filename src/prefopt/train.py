@@ -1,0 +1,86 @@
+"""Entry point: compose → typed config → SFT or DPO run → report. `python -m prefopt.train --help` shows the use."""
+
+import argparse
+import logging
+from typing import Any
+
+from prefopt.config import load_config, to_yaml
+from prefopt.errors import run_entry
+from prefopt.run_directory import RunDirectory
+from prefopt.schema import AlgorithmName, LossOn, SFTAlgorithmConfig, TrainConfig
+
+logger = logging.getLogger(__name__)
+
+HELP = """Tune a model and report whether it became better.
+
+  python -m prefopt.train +experiment=dpo_brand_voice
+  python -m prefopt.train model=hf model.path=<id or folder> data=files data.train=pairs.jsonl algorithm.beta=0.1
+
+The same command goes on where an interrupted run stopped, and says so when the run is done."""
+
+
+def main(argv: list[str]) -> None:
+    """Runs one training run from command-line overrides.
+
+    Raises:
+        UserError: For everything that the user can mend; nothing is written then.
+    """
+    parser = argparse.ArgumentParser("prefopt.train", None, HELP, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="group=option, group.setting=value, +experiment=name")
+    parser.add_argument("--cfg", choices=["job"], help="print the configuration that would run, and stop")
+    parser.add_argument("--resolve", action="store_true", help="with --cfg: interpolations resolved (always the case)")
+    parser.add_argument("--config-dir", help="a folder with your own config groups, such as experiment/mine.yaml")
+    options = parser.parse_intermixed_args(argv)
+    config = load_config(options.overrides, options.config_dir)
+    if options.cfg:
+        print(to_yaml(config), end="")
+        return
+    run = RunDirectory.of(config)
+    run.check(config)
+    if run.is_done() and not config.run.overwrite:
+        print(f"{run.path}: this run is done. Report: {run.report / 'report.html'}")
+        print("Start it afresh with run.overwrite=true, or start another with run.name=<name>.")
+        return
+    execute(config, run, argv)
+
+
+def execute(config: TrainConfig, run: RunDirectory, argv: list[str]) -> None:
+    """Loads data and tokenizer, checks them, then trains and evaluates; the run directory appears in between."""
+    from prefopt.data.loading import load_tokenized, read_splits
+    from prefopt.tracking.console import build_console
+
+    console = build_console()
+    console.print(f"[bold]{run.path}[/]  {describe(config)}", highlight=False)
+    is_dpo = config.algorithm.name is AlgorithmName.dpo
+    splits = read_splits(config.data, kind="preference" if is_dpo else "sft", seed=config.run.seed)
+
+    # torch and TRL take seconds to import; the checks above answer at once.
+    from prefopt.modeling.load import check_hardware, load_tokenizer
+
+    check_hardware(config)
+    tokenizer = load_tokenizer(config.model)
+    loss_on = config.algorithm.loss_on if isinstance(config.algorithm, SFTAlgorithmConfig) else LossOn.completions
+    data = load_tokenized(splits, tokenizer, config.data, loss_on=loss_on)
+    for line in data.notes.lines():
+        logger.info("data: %s", line)
+
+    from prefopt.runner import train_and_report
+
+    train_and_report(config, run, splits, data, tokenizer, console, argv)
+
+
+def describe(config: TrainConfig) -> str:
+    """One line that says what runs."""
+    parts: dict[str, Any] = {
+        "": config.algorithm.name.value,
+        "model": config.model.path,
+        "data": config.data.train,
+        "peft": config.peft.method.value,
+        "lr": config.optim.learning_rate,
+        "seed": config.run.seed,
+    }
+    return "  ".join(f"{key}={value}" if key else str(value) for key, value in parts.items())
+
+
+if __name__ == "__main__":
+    run_entry(main)

@@ -1,0 +1,139 @@
+"""From the configuration to TRL's training arguments."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+import torch
+from trl import DPOConfig, SFTConfig
+
+from prefopt.errors import UserError
+from prefopt.run_directory import RunDirectory
+from prefopt.schema import (
+    DeepSpeedConfig,
+    DPOAlgorithmConfig,
+    OffloadDevice,
+    Precision,
+    SFTAlgorithmConfig,
+    TrainConfig,
+)
+
+REFUSED = {
+    "enable_jit_checkpoint": "it saves mislabelled checkpoints under ZeRO and deadlocks under DDP",
+    "padding_free": "TRL falls back to padding without it taking effect",
+    "precompute_ref_log_probs": "its cache can return another setting's numbers",
+}
+"""Fields of TRL that do not do what they say, and why."""
+
+
+def build_dpo_arguments(config: TrainConfig, run: RunDirectory) -> Any:
+    """TRL's DPOConfig for this run."""
+    algorithm = config.algorithm
+    assert isinstance(algorithm, DPOAlgorithmConfig)
+    return _build(
+        DPOConfig,
+        config,
+        run,
+        beta=algorithm.beta,
+        loss_type=algorithm.loss_types,
+        loss_weights=algorithm.loss_weights,
+        label_smoothing=algorithm.label_smoothing,
+        ld_alpha=algorithm.ld_alpha,
+        f_divergence_type=algorithm.f_divergence_type.value,
+        f_alpha_divergence_coef=algorithm.f_alpha_divergence_coef,
+        use_weighting=algorithm.use_weighting,
+        discopop_tau=algorithm.discopop_tau,
+        sync_ref_model=algorithm.sync_ref_model,
+        ref_model_mixup_alpha=algorithm.ref_model_mixup_alpha,
+        ref_model_sync_steps=algorithm.ref_model_sync_steps,
+        max_length=None,  # cut, counted and reported when tokenised
+    )
+
+
+def build_sft_arguments(config: TrainConfig, run: RunDirectory) -> Any:
+    """TRL's SFTConfig for this run; rows come with their labels, so TRL prepares nothing."""
+    algorithm = config.algorithm
+    assert isinstance(algorithm, SFTAlgorithmConfig)
+    return _build(
+        SFTConfig,
+        config,
+        run,
+        loss_type=algorithm.loss_type.value,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+    )
+
+
+def _build(kind: type[Any], config: TrainConfig, run: RunDirectory, **specific: Any) -> Any:
+    ours = {**_common(config, run), **specific}
+    names = [field.name for field in dataclasses.fields(kind)]
+    for name in config.trainer.extra:
+        if name in REFUSED:
+            raise UserError(f"trainer.extra.{name}: not available, because {REFUSED[name]}.")
+        if name in ours:
+            raise UserError(f"trainer.extra.{name}: prefopt sets this field itself. Use its own setting.")
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"See the fields of TRL's {kind.__name__}."
+            raise UserError(f"trainer.extra.{name}: {kind.__name__} has no such field. {hint}")
+    try:
+        return kind(**ours, **config.trainer.extra)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{kind.__name__} refuses these settings: {error}") from error
+
+
+def _common(config: TrainConfig, run: RunDirectory) -> dict[str, Any]:
+    trainer, optim = config.trainer, config.optim
+    return {
+        "output_dir": str(run.checkpoints),
+        "seed": config.run.seed,
+        "per_device_train_batch_size": trainer.per_device_batch_size,
+        "per_device_eval_batch_size": config.evaluation.batch_size,
+        "gradient_accumulation_steps": trainer.gradient_accumulation_steps,
+        "num_train_epochs": trainer.num_epochs,
+        "max_steps": trainer.max_steps or -1,
+        "bf16": trainer.precision is Precision.bf16,
+        "gradient_checkpointing": trainer.gradient_checkpointing,
+        "optim": optim.name,
+        "learning_rate": optim.learning_rate,
+        "lr_scheduler_type": optim.scheduler,
+        "warmup_steps": optim.warmup_ratio,  # below 1 it is a share of all steps
+        "weight_decay": optim.weight_decay,
+        "adam_beta1": optim.adam_beta1,
+        "adam_beta2": optim.adam_beta2,
+        "adam_epsilon": optim.adam_epsilon,
+        "max_grad_norm": optim.max_grad_norm,
+        "logging_steps": trainer.log_every,
+        "logging_nan_inf_filter": False,  # a loss that is not finite must be seen
+        "eval_strategy": "no" if trainer.eval_every is None else "steps",
+        "eval_steps": trainer.eval_every,
+        "save_strategy": "steps",
+        "save_steps": trainer.save_every,
+        "save_total_limit": None,  # complete checkpoints are counted, not folders: see CheckpointCallback
+        "deepspeed": build_deepspeed(config.deepspeed),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def build_deepspeed(config: DeepSpeedConfig) -> dict[str, Any] | None:
+    """DeepSpeed's configuration; batch sizes, rates and precision come from the training arguments (auto)."""
+    if config.stage is None:
+        return None
+    zero: dict[str, Any] = {"stage": config.stage}
+    if config.stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if config.offload_optimizer is OffloadDevice.cpu:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if config.offload_parameters is OffloadDevice.cpu:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+    }

@@ -1,0 +1,58 @@
+"""SFT through TRL's trainer, on ids and labels that are ready."""
+
+from typing import Any
+
+import torch
+import trl
+from rich.console import Console
+
+from prefopt.modeling.load import build_peft_config, load_model
+from prefopt.run_directory import RunDirectory
+from prefopt.schema import TrainConfig
+from prefopt.tracking.metrics import MetricsLog
+from prefopt.trainers.arguments import build_sft_arguments
+from prefopt.trainers.training import train
+
+
+class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
+    """TRL's SFTTrainer with a held-out loss that is a mean over tokens, whatever the batch size."""
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """No card for a checkpoint: the run directory says where it comes from."""
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Logs and returns the held-out loss and token accuracy, each a mean over trained tokens."""
+        assert eval_dataset is None, "held-out rows are given to the constructor"
+        self.model.eval()
+        logps, hits, tokens = 0.0, 0, 0
+        for batch in self.get_eval_dataloader():
+            inputs = self._prepare_inputs(batch)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = self.model(**inputs, use_cache=False, fused_lm_head=True)
+            scored = inputs["labels"][:, 1:] != -100
+            logps += outputs.log_probs.double().sum().item()
+            hits += int((outputs.is_top1 & scored).sum())
+            tokens += int(scored.sum())
+        metrics = {"loss": -logps / tokens, "mean_token_accuracy": hits / tokens}
+        prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(dict(prefixed))
+        self.model.train()
+        return prefixed
+
+
+def run(
+    config: TrainConfig, run: RunDirectory, data: Any, tokenizer: Any, log: MetricsLog | None, console: Console
+) -> None:
+    """Trains and saves `model/`. `data` has the tokenised splits; only rank 0 has a `log`."""
+    arguments = build_sft_arguments(config, run)
+    trainer = SFTTrainer(
+        model=load_model(config.model, config.peft.method),
+        args=arguments,
+        train_dataset=data.train,
+        eval_dataset=data.held_out if arguments.eval_strategy != "no" else None,
+        processing_class=tokenizer,
+        peft_config=build_peft_config(config.peft, config.model),
+    )
+    train(trainer, config, run, log, console)

@@ -1,0 +1,52 @@
+"""One training run: resume where a checkpoint is, train, save the final model."""
+
+import logging
+import shutil
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from rich.console import Console
+from transformers.trainer_callback import PrinterCallback
+
+from prefopt.distributed.checkpoint import find_newest, read_counters, step_of
+from prefopt.distributed.ranks import is_main, world_size
+from prefopt.run_directory import RunDirectory
+from prefopt.schema import TrainConfig
+from prefopt.tracking.metrics import MetricsLog
+from prefopt.trainers.callbacks import CheckpointCallback, ConsoleCallback, MetricsCallback, Progressed
+
+logger = logging.getLogger(__name__)
+
+
+def train(trainer: Any, config: TrainConfig, run: RunDirectory, log: MetricsLog | None, console: Console) -> None:
+    """Trains to the end, from the newest complete checkpoint where there is one, and writes `model/`."""
+    found = [find_newest(run.checkpoints) if is_main() else None]
+    (checkpoint,) = broadcast_object_list(found)  # one rank looks, all use what it found
+    batch = config.trainer.per_device_batch_size * config.trainer.gradient_accumulation_steps * world_size()
+    progressed = Progressed(num_examples=len(trainer.train_dataset), batch=batch)
+    step = 0
+    if checkpoint is not None:
+        counters, step = read_counters(checkpoint), step_of(checkpoint)
+        progressed.tokens, progressed.time_s = counters["tokens"], counters["time_s"]
+        logger.info("resume: from step %d (%s)", step, checkpoint)
+    if log is not None:
+        log.cut_after(step)
+    show = ConsoleCallback(console)
+    metrics = MetricsCallback(log, progressed, show)
+    trainer.remove_callback(PrinterCallback)
+    for callback in (metrics, show, CheckpointCallback(run, metrics, config.trainer.keep_checkpoints)):
+        trainer.add_callback(callback)
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        show.close()
+    save_model(trainer, run)
+
+
+def save_model(trainer: Any, run: RunDirectory) -> None:
+    """Writes the final model or adapter aside and moves it to `model/` when it is whole. All ranks call it."""
+    partial = run.path / "model.partial"
+    trainer.save_model(str(partial))
+    if is_main():
+        shutil.rmtree(run.model, ignore_errors=True)
+        partial.rename(run.model)

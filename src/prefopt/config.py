@@ -93,7 +93,7 @@ def as_dict(config: Any) -> Any:
 
 def to_yaml(config: TrainConfig) -> str:
     """The complete configuration as YAML."""
-    return yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
+    return str(yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True))
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -106,14 +106,16 @@ def from_dict(values: dict[str, Any], where: str) -> TrainConfig:
     try:
         algorithm = ALGORITHMS[AlgorithmName[values["algorithm"]["name"]]]
         schema = OmegaConf.structured(TrainConfig(algorithm=algorithm()))
-        return to_config(OmegaConf.merge(schema, values))
+        merged = OmegaConf.merge(schema, values)
+        assert isinstance(merged, DictConfig)
+        return to_config(merged)
     except (KeyError, TypeError, OmegaConfBaseException) as error:
         raise UserError(f"{where}: not a configuration of this version of prefopt ({error}).") from error
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide what a run computes, as plain values."""
-    values = as_dict(config)
+    values: dict[str, Any] = as_dict(config)
     for group, keys in NOT_IDENTITY.items():
         if keys is None:
             del values[group]
@@ -180,7 +182,7 @@ def _check_algorithm(config: TrainConfig) -> None:
     if isinstance(algorithm, DPOAlgorithmConfig):
         require(
             not (algorithm.sync_ref_model and config.peft.method is not PeftMethod.none),
-            "algorithm.sync_ref_model=true needs a reference of its own, and with adapters there is none: set peft=none.",
+            "algorithm.sync_ref_model=true needs a reference of its own; with adapters there is none. Set peft=none.",
         )
         require(
             config.evaluation.pairs is None,

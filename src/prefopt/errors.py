@@ -13,7 +13,7 @@ class UserError(ValueError):
 
 
 def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
-    """Runs an entry point and ends the process: 0, 2 for a `UserError`, 130 for Ctrl-C; other errors keep their traceback."""
+    """Runs an entry point. Exit codes: 2 for a `UserError`, 130 for Ctrl-C; other errors keep their traceback."""
     try:
         main(sys.argv[1:] if argv is None else argv)
     except UserError as error:

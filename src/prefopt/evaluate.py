@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+import yaml
+
 from prefopt.config import as_dict, from_dict, read_config, setting_names, unknown
 from prefopt.errors import UserError, run_entry
 from prefopt.run_directory import RunDirectory
@@ -56,8 +58,6 @@ def main(argv: list[str]) -> None:
 
 def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
     """Returns `config` with the given settings changed."""
-    import yaml
-
     values = as_dict(config)
     for key, value in overrides.items():
         if key not in setting_names():

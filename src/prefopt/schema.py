@@ -160,7 +160,7 @@ class DataConfig:
     """Where examples come from, and what happens to rows that cannot be used."""
 
     train: Any = MISSING
-    """A file (.jsonl .json .parquet .csv, also .gz), a list of files, a glob, a `datasets` folder, or `hub:<id>[:<split>]`."""
+    """A file (.jsonl .json .csv, also .gz; .parquet), a list, a glob, a `datasets` folder, or `hub:<id>[:<split>]`."""
     held_out: Any = None
     """Same as `train`. Unset: `held_out_fraction` of the training prompts are set apart."""
     held_out_fraction: float = 0.1
@@ -177,6 +177,8 @@ class DataConfig:
     """A prompt that alone fills `max_length`: refuse the file, or skip the row and count it."""
     on_long_completion: OnLongCompletion = OnLongCompletion.truncate
     """A completion cut by `max_length` loses its end-of-sequence: truncate and count, skip and count, or refuse."""
+    on_extra_eos: OnBadRow = OnBadRow.refuse
+    """A completion whose text holds the end-of-sequence token itself: refuse the file, or skip the row and count it."""
     on_overlap: OnBadRow = OnBadRow.refuse
     """A training prompt that is also in `held_out`: refuse, or skip the training row and count it."""
 

@@ -116,7 +116,7 @@ def _tokenize(
         "max_length": config.max_length,
         "on_long_prompt": config.on_long_prompt,
         "on_long_completion": config.on_long_completion,
-        "on_extra_eos": OnBadRow.refuse,
+        "on_extra_eos": config.on_extra_eos,
     }
     tokenized: Tokenized
     if splits.kind == "preference":

@@ -46,7 +46,7 @@ def seal(partial: Path, counters: dict[str, Any]) -> Path:
 
 
 def find_newest(folder: Path) -> Path | None:
-    """Returns the newest checkpoint that is complete and undamaged; damaged ones are set aside, partial ones removed."""
+    """Returns the newest complete, undamaged checkpoint; sets damaged ones aside and removes partial ones."""
     for partial in folder.glob(f"{PARTIAL_PREFIX}*"):
         logger.warning("checkpoint: %s was never completed; removed", partial)
         shutil.rmtree(partial)

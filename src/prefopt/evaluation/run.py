@@ -1,13 +1,12 @@
 """A finished run → its report."""
 
+import dataclasses
 import json
 import time
 from typing import Any
 
-
-from prefopt.data.loading import Splits, TokenizedSplits
-from prefopt.data.records import PreferencePair, SFTExample, read_records
-from prefopt.data.tokenize import tokenize_pairs
+from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_splits
+from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.evaluation.measure import (
     Comparison,
     Material,
@@ -92,16 +91,10 @@ def _read_pairs(config: TrainConfig, tokenizer: Any) -> Any:
     """The preference pairs on which an SFT run is measured as well, or None."""
     if config.evaluation.pairs is None:
         return None
-    found = read_records(config.evaluation.pairs, format=DataFormat.auto, kind="preference")
-    pairs = [record for record in found.records if isinstance(record, PreferencePair)]
-    settings = config.data
-    return tokenize_pairs(
-        pairs,
-        tokenizer,
-        max_length=settings.max_length,
-        on_long_prompt=settings.on_long_prompt,
-        on_long_completion=settings.on_long_completion,
-    ).dataset
+    whole = {"train": config.evaluation.pairs, "held_out": None, "held_out_fraction": 0.0, "format": DataFormat.auto}
+    source = dataclasses.replace(config.data, **whole)
+    splits = read_splits(source, kind="preference", seed=config.run.seed)
+    return load_tokenized(splits, tokenizer, source).train
 
 
 def describe_run(

@@ -43,9 +43,8 @@ class Bootstrap:
         """Estimates sum(numerators) / sum(denominators), both of shape (examples,)."""
         n = len(numerators)
         assert n == len(denominators) > 0, "an estimate needs examples"
-        tops, bottoms = numerators, denominators
-        if clusters is not None:
-            tops, bottoms = np.bincount(clusters, numerators), np.bincount(clusters, denominators)
+        groups = np.arange(n) if clusters is None else clusters
+        tops, bottoms = np.bincount(groups, numerators), np.bincount(groups, denominators)
         rng = np.random.default_rng(self.seed)
         values = []
         for start in range(0, self.resamples, BLOCK):
@@ -80,7 +79,7 @@ def sign_test(wins: int, losses: int) -> float:
     """Two-sided exact p-value that wins and losses are equally likely (McNemar's exact test on discordant pairs)."""
     n = wins + losses
     tail = sum(comb(n, k) for k in range(min(wins, losses) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, float(2 * tail / 2**n))
 
 
 def detectable_shift(n: int) -> float:

@@ -173,5 +173,5 @@ def _rewards(base: PairScores, tuned: PairScores, beta: float) -> Floats:
 
 
 def _exp(estimate: Estimate) -> Block:
-    values = np.exp([estimate.value, estimate.low, estimate.high])
-    return Estimate(*(float(value) for value in values), estimate.n).to_dict()
+    value, low, high = (float(x) for x in np.exp([estimate.value, estimate.low, estimate.high]))
+    return Estimate(value, low, high, estimate.n).to_dict()

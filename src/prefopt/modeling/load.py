@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from prefopt.errors import UserError
 from prefopt.paths import SCHEME, resolve
@@ -19,6 +20,9 @@ ADAPTER_FILE = "adapter_config.json"
 
 def check_hardware(config: TrainConfig) -> None:
     """Refuses a precision or a quantisation that this machine cannot run, before anything is loaded."""
+    disable_progress_bar()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to find out
     if config.trainer.precision is Precision.bf16 and not has_bf16():
         device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "this CPU"
         raise UserError(f"trainer.precision=bf16: {device} has no bfloat16 instructions. Set trainer.precision=fp32.")
@@ -34,7 +38,7 @@ def check_hardware(config: TrainConfig) -> None:
 def has_bf16() -> bool:
     """True if the device that trains computes in bfloat16 natively."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 

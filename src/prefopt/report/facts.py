@@ -30,6 +30,17 @@ THROUGHPUT = {
 }
 
 
+def subtitle(report: Block) -> str:
+    """What was trained on how much, in one line."""
+    run = report.get("run") or {}
+    data = run.get("data") or {}
+    sizes = {"num_train": "for training", "num_held_out": "held out"}
+    rows = "pairs" if run.get("algorithm") == "dpo" else "examples"
+    parts = [f"{count(data[key])} {rows} {words}" for key, words in sizes.items() if data.get(key) is not None]
+    of = f" of {run['model']}" if run.get("model") else ""
+    return ", ".join([f"{run.get('algorithm', 'tuning').upper()}{of}", *parts])
+
+
 def run_facts(report: Block) -> Facts:
     """The settings of the run: known ones first, then whatever else is recorded."""
     run = report.get("run") or {}

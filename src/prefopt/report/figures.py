@@ -33,6 +33,15 @@ def training_figures(metrics: list[dict[str, Any]], pairs: list[dict[str, Any]])
     return [figure for figure in (*curves, _reward_figure(pairs)) if figure]
 
 
+def curve_note(metrics: list[dict[str, Any]]) -> str:
+    """How to tell the curves apart, and how many log lines stand behind one of their points."""
+    lines = [line for panel in PANELS for line in series_of(panel, metrics)]
+    averaged = max((line.num_averaged for line in lines), default=1)
+    notes = ["Thin line: training. Line with dots: held-out."] if any(line.is_held_out for line in lines) else []
+    notes += [f"A point is the mean over up to {averaged} log lines."] if averaged > 1 else []
+    return " ".join(notes)
+
+
 def _headline_figure(report: Block) -> FigureBlock | None:
     held_out = block(report, "held_out")
     if is_measured(block(held_out, "tuned").get("preference_accuracy")):
@@ -135,9 +144,6 @@ def _curve_figure(panel: Panel, metrics: list[dict[str, Any]]) -> FigureBlock | 
         for line in lines
     )
     notes = [panel.hint]
-    averaged = max(line.num_averaged for line in lines)
-    if averaged > 1:
-        notes.append(f"train: means over {averaged} log lines")
     if missing := num_not_finite(panel, metrics):
         notes.append(f"{count(missing)} values that are not finite are not drawn")
     return FigureBlock(panel.title, "; ".join(notes), curve_chart(panel, lines, description=f"{panel.title}: {ends}"))

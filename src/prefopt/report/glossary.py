@@ -17,10 +17,11 @@ class Term:
 TERMS = (
     Term(
         "Preference accuracy",
-        "Share of held-out pairs whose chosen completion has the higher average log-prob per token. Averages, not "
-        "sums, so that base and tuned are measured alike and length does not decide. Compare with base, not with 50 %.",
-        "It ranks given answers; it does not look at what the model writes. If 'longer wins' is close, the model may "
-        "have learned length. Look at drift and samples before believing it.",
+        "Share of held-out pairs whose chosen completion has the higher average log-prob per token. Averages, not"
+        " sums, so that base and tuned are measured alike and length does not decide. Compare with base, not with"
+        " 50 %.",
+        "It ranks given answers; it does not look at what the model writes. If 'longer wins' is close, the model "
+        "may have learned length. Look at drift and samples before believing it.",
         ("held_out.tuned.preference_accuracy",),
     ),
     Term(
@@ -32,14 +33,16 @@ TERMS = (
     Term(
         "Reward accuracy and reward margin",
         "The implicit reward is beta times the change of a completion's summed log-prob against the reference. "
-        "Accuracy: share of pairs where chosen gained more than rejected. The base has no value: its rewards are all 0.",
-        "Margins scale with beta, so do not compare them between runs with another beta. Reward accuracy near 100 % on "
-        "training pairs is normal even when labels are wrong: only held-out counts.",
+        "Accuracy: share of pairs where chosen gained more than rejected. The base has no value: its rewards are "
+        "all 0.",
+        "Margins scale with beta, so do not compare them between runs with another beta. Reward accuracy near 100"
+        " % on training pairs is normal even when labels are wrong: only held-out counts.",
         ("held_out.tuned.reward_accuracy", "held_out.tuned.reward_margin"),
     ),
     Term(
         "Loss",
-        "What training minimises. A preference loss of sigmoid type starts at ln 2 = 0.693; an SFT loss is nats per token.",
+        "What training minimises. A preference loss of sigmoid type starts at ln 2 = 0.693; an SFT loss is nats "
+        "per token.",
         "Values of different loss types or betas cannot be compared, and a falling training loss proves nothing.",
         ("held_out.tuned.loss",),
     ),
@@ -65,7 +68,8 @@ TERMS = (
     Term(
         "Length, ended by itself, repetition",
         "Response length in tokens, share of responses that end before the limit, share of repeated 4-grams.",
-        "Preference tuning likes to lengthen answers. Where many are cut at the limit, mean length is an underestimate.",
+        "Preference tuning likes to lengthen answers. Where many are cut at the limit, mean length is an "
+        "underestimate.",
         ("drift.response_length", "drift.finished", "drift.repetition"),
     ),
     Term(
@@ -76,10 +80,12 @@ TERMS = (
     ),
     Term(
         "95 % interval and n",
-        "The range in which the true value plausibly lies, given n measured items. At n = 100 an accuracy is known to "
-        "about 10 points, at n = 1,000 to about 3. The change base to tuned is paired: both models saw the same pairs.",
-        "Overlapping intervals of base and tuned do not mean 'no difference': read the interval of the change. Intervals "
-        "cover the choice of held-out pairs, not the luck of one training run: repeat with other seeds for that.",
+        "The range in which the true value plausibly lies, given n measured items. At n = 100 an accuracy is "
+        "known to about 10 points, at n = 1,000 to about 3. The change base to tuned is paired: both models saw "
+        "the same pairs.",
+        "Overlapping intervals of base and tuned do not mean 'no difference': read the interval of the change. "
+        "Intervals cover the choice of held-out pairs, not the luck of one training run: repeat with other seeds "
+        "for that.",
         ("held_out",),
     ),
 )

@@ -34,8 +34,13 @@ class Cell:
     num: str | None = None
 
     @property
+    def short(self) -> str:
+        """Value and interval on one line: `95.0 % (89.7 to 97.7)`."""
+        return f"{self.value} ({self.interval})" if self.interval else self.value
+
+    @property
     def text(self) -> str:
-        """The cell on one line: `95.0 % (90.1 to 97.8; n 132)`."""
+        """The cell on one line: `95.0 % (89.7 to 97.7; n 132)`."""
         details = "; ".join(part for part in (self.interval, f"n {self.num}" if self.num else None) if part)
         return f"{self.value} ({details})" if details else self.value
 
@@ -86,7 +91,7 @@ def number(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """A time span in its two largest units: `1 h 07 min`, `2 min 05 s`, `8.4 s`."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 3600:

@@ -47,10 +47,8 @@ def interval_chart(rows: list[IntervalRow], *, unit: Unit, chance: float | None,
         axes.xaxis.set_major_formatter(lambda x, _: _tick(x, unit))
         if chance is not None:
             axes.axvline(chance, color=MUTED, linewidth=1.2, dashes=(4, 3))
-            axes.annotate(
-                "chance", (chance, 1), (0, 5), "data", "offset points", xycoords=axes.get_xaxis_transform(),
-                color=MUTED, ha="center",
-            )  # fmt: skip
+            at_top = axes.get_xaxis_transform()
+            axes.annotate("chance", (chance, 1), (0, 5), at_top, "offset points", color=MUTED, ha="center")
         for position, row in enumerate(reversed(rows)):
             _draw_interval(axes, position, row)
         return to_svg(figure, name="intervals", description=description)
@@ -64,8 +62,9 @@ def _draw_interval(axes: "Axes", y: int, row: IntervalRow) -> None:
     axes.plot([row.value], [y], marker=marker, markersize=size, color=colour, markeredgewidth=0)
     across = axes.get_yaxis_transform()
     weight = "normal" if row.is_baseline else "bold"
-    axes.text(0, y + 0.28, row.label, transform=across, color=INK, weight=weight)
-    axes.text(1, y + 0.28, row.text, transform=across, ha="right", color=INK, weight=weight)
+    behind = {"facecolor": SENTINELS["page"], "edgecolor": "none", "pad": 1.5}
+    for x, text, align in ((0, row.label, "left"), (1, row.text, "right")):
+        axes.text(x, y + 0.28, text, transform=across, ha=align, color=INK, weight=weight, bbox=behind)
 
 
 def _interval_range(rows: list[IntervalRow], unit: Unit, chance: float | None) -> tuple[float, float]:
@@ -103,9 +102,7 @@ def histogram(
 def _label_sides(axes: "Axes") -> None:
     at_top = axes.get_xaxis_transform()
     for text, align, offset in (("\u2190 rejected", "right", -6), ("chosen \u2192", "left", 6)):
-        axes.annotate(
-            text, (0, 1), (offset, 6), "data", "offset points", xycoords=at_top, ha=align, color=MUTED, annotation_clip=False
-        )  # fmt: skip
+        axes.annotate(text, (0, 1), (offset, 6), at_top, "offset points", ha=align, color=MUTED)
 
 
 def bin_edges(values: Sequence[float]) -> list[float]:
@@ -149,8 +146,9 @@ def _draw_curve(axes: "Axes", line: Series, *, has_held_out: bool) -> None:
     if line.is_held_out:
         axes.plot(line.steps, line.values, color=colour, linewidth=2.2, marker="o", markersize=5, markeredgewidth=0)
     else:
-        dot = {"marker": "o", "markersize": 3} if len(line.steps) == 1 else {}
-        axes.plot(line.steps, line.values, color=colour, linewidth=1.2, alpha=0.75 if has_held_out else 1.0, **dot)
+        marker = "o" if len(line.steps) == 1 else ""
+        alpha = 0.75 if has_held_out else 1.0
+        axes.plot(line.steps, line.values, color=colour, linewidth=1.2, alpha=alpha, marker=marker, markersize=3)
 
 
 def _label_ends(axes: "Axes", lines: list[Series]) -> None:

@@ -1,18 +1,16 @@
 """Writes report.json, report.md and report.html."""
 
-import json
 import math
-import os
 import re
-import tempfile
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from prefopt.files import write_json, write_text
 from prefopt.report import facts, sections
-from prefopt.report.figures import result_figures, training_figures
+from prefopt.report.figures import curve_note, result_figures, training_figures
 from prefopt.report.glossary import terms_for
 
 LEVELS = {"good": "Good", "info": "Note", "warning": "Warning", "bad": "Bad"}
@@ -41,13 +39,16 @@ def render_report(
     content = _content(report)
     environment = _environment()
     html = environment.get_template("report.html.j2").render(
-        content, result_figures=result_figures(report, pairs), training_figures=training_figures(metrics, pairs)
+        content,
+        result_figures=result_figures(report, pairs),
+        training_figures=training_figures(metrics, pairs),
+        curve_note=curve_note(metrics),
     )
     markdown = environment.get_template("report.md.j2").render(content)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    _write(folder / "report.md", markdown)
-    _write(folder / "report.html", html)
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.md", markdown)
+    write_text(folder / "report.html", html)
     return folder / "report.html"
 
 
@@ -123,13 +124,3 @@ def _json_ready(value: Any) -> Any:
     if isinstance(value, Real):
         return float(value) if math.isfinite(value) else None
     return SURROGATES.sub(REPLACEMENT, str(value))
-
-
-def _write(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        temporary = Path(file.name)
-        file.write(text)
-    temporary.chmod(0o666 & ~_umask())
-    os.replace(temporary, path)

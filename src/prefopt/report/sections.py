@@ -39,6 +39,11 @@ class Row:
     cells: list[Cell]
     hint: str = ""
 
+    @property
+    def num(self) -> str:
+        """The n of its cells, once where they agree: `132`, or `440 / 132`."""
+        return " / ".join(dict.fromkeys(cell.num for cell in self.cells if cell.num))
+
 
 @dataclass(frozen=True)
 class Table:
@@ -160,7 +165,8 @@ def held_out_table(report: Block) -> Table | None:
     ]
     if not rows:
         return None
-    return Table(["Base", "Tuned", "Change"], rows, [note for note in (_baselines(held_out), _ties(held_out)) if note])
+    notes = [note for note in (_sign_test(gain), _baselines(held_out), _ties(held_out)) if note]
+    return Table(["Base", "Tuned", "Change"], rows, notes)
 
 
 def _base(base: Block, metric: Metric) -> Cell:
@@ -169,6 +175,11 @@ def _base(base: Block, metric: Metric) -> Cell:
 
 def _change(gain: Block, metric: Metric) -> Cell:
     return cell(gain[metric.key], metric.change) if is_measured(gain.get(metric.key)) else NOT_APPLICABLE
+
+
+def _sign_test(gain: Block) -> str | None:
+    p_value = gain.get("p_value")
+    return f"Sign test of the change in preference accuracy: p = {p_value:.2g}." if p_value is not None else None
 
 
 def _baselines(held_out: Block) -> str | None:
@@ -193,19 +204,20 @@ def overfitting_table(report: Block) -> Table | None:
     """Train against held-out accuracy and their gap, or None if it was not measured."""
     overfitting = block(report, "overfitting")
     rows = [
-        Row(
-            metric.label,
-            [
-                cell(block(overfitting, metric.key).get("train"), PERCENT),
-                cell(block(overfitting, metric.key).get("held_out"), PERCENT),
-                cell(block(overfitting, metric.key).get("gap"), POINTS),
-            ],
-            metric.hint,
-        )
-        for metric in HELD_OUT
-        if overfitting.get(metric.key)
+        _gap_row(overfitting[metric.key], metric) for metric in (*HELD_OUT, TOKEN_LOSS) if overfitting.get(metric.key)
     ]
     return Table(["Train", "Held-out", "Gap"], rows) if rows else None
+
+
+def _gap_row(values: Block, metric: Metric) -> Row:
+    train, held_out, gap = values.get("train"), values.get("held_out"), values.get("gap")
+    if isinstance(gap, float):
+        gap = {"value": gap}
+    return Row(
+        metric.label,
+        [cell(train, metric.unit), cell(held_out, metric.unit), cell(gap, metric.change)],
+        metric.hint,
+    )
 
 
 def drift_table(report: Block) -> Table | None:
@@ -214,7 +226,7 @@ def drift_table(report: Block) -> Table | None:
     rows = [
         Row(metric.label, [NOT_APPLICABLE, cell(drift[metric.key], NUMBER), NOT_APPLICABLE], metric.hint)
         for metric in DIVERGENCE
-        if is_measured(drift.get(metric.key))
+        if drift.get(metric.key) is not None
     ]
     rows += [_drift_row(block(drift, metric.key), metric) for metric in DRIFT if drift.get(metric.key)]
     return Table(["Base", "Tuned", "Change"], rows) if rows else None
@@ -236,6 +248,6 @@ def likelihood_table(report: Block) -> Table | None:
     rows = [
         Row(metric.label, [cell(likelihood[metric.key], metric.unit)], metric.hint)
         for metric in LIKELIHOOD
-        if is_measured(likelihood.get(metric.key))
+        if likelihood.get(metric.key) is not None
     ]
     return Table(["Held-out"], rows) if rows else None

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CSS_COLOURS = ("ink", "muted", "grid", "base", "tuned", "chosen", "rejected", "bad")
+CSS_COLOURS = ("page", "ink", "muted", "grid", "base", "tuned", "chosen", "rejected", "bad")
 """CSS variables of the page that a plot may use."""
 
 SENTINELS = {name: f"#0a0b{index:02x}" for index, name in enumerate(CSS_COLOURS, start=0x10)}
@@ -68,7 +68,7 @@ def to_svg(figure: "Figure", *, name: str, description: str) -> str:
     """
     buffer = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)  # type: ignore[arg-type]  # None: leave out
+    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     text = buffer.getvalue()
     body = text[text.index("<g id=") :]
     view_box = re.search(r'viewBox="([^"]+)"', text)

@@ -5,7 +5,7 @@ import logging
 import netrc
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 from prefopt.config import as_dict
@@ -55,13 +55,11 @@ def start_wandb(config: TrainConfig, run: RunDirectory) -> "WandbMirror | None":
     return WandbMirror(session)
 
 
-def choose_mode(mode: WandbMode) -> str:
+def choose_mode(mode: WandbMode) -> Literal["online", "offline"]:
     """Returns online or offline. `auto` follows WANDB_MODE, then whether an API key can be found."""
-    if mode is not WandbMode.auto:
-        return mode.value
-    wanted = os.environ.get("WANDB_MODE", "")
+    wanted = os.environ.get("WANDB_MODE", "") if mode is WandbMode.auto else mode.value
     if wanted in ("online", "offline"):
-        return wanted
+        return "online" if wanted == "online" else "offline"
     return "online" if has_api_key() else "offline"
 
 
@@ -97,8 +95,8 @@ class WandbMirror:
         try:
             summary = {"decision": report["decision"], **_values(report["held_out"], "held_out")}
             self._session.summary.update({**summary, **_values(report.get("drift") or {}, "drift")})
-            columns = ["prompt", "base", "tuned", "chosen"]
-            rows = [[sample.get(column) for column in columns] for sample in report.get("samples") or []]
+            columns: list[str | int] = ["prompt", "base", "tuned", "chosen"]
+            rows: list[Any] = [[sample.get(column) for column in columns] for sample in report.get("samples") or []]
             if rows:
                 self._session.log({"samples": wandb.Table(columns=columns, data=rows)})
             self._session.finish()

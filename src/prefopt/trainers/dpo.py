@@ -49,6 +49,7 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
         metrics = {"loss": sum(losses) / num_pairs, **metrics}
         prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(dict(prefixed))
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, prefixed)
         self.model.train()
         return prefixed
 
@@ -56,13 +57,13 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
         """Per-pair values of one batch, each of shape (pairs,), and TRL's loss of the batch."""
         reference = self._reference_logps(index, batch)
         recorder = Recorder(self.model)
-        live, self.precompute_ref_logps = self.precompute_ref_logps, True
+        self.precompute_ref_logps = True  # take the reference from the batch
         try:
             with torch.no_grad(), self.compute_loss_context_manager():
                 inputs = {**batch, "ref_chosen_logps": reference[0], "ref_rejected_logps": reference[1]}
                 loss = self.compute_loss(recorder, inputs).item()
         finally:
-            self.precompute_ref_logps = live
+            self.precompute_ref_logps = False
         chosen, rejected = recorder.log_probs.float().sum(dim=1).chunk(2)
         chosen_tokens, rejected_tokens = batch["completion_mask"][:, 1:].sum(dim=1).chunk(2)
         chosen_rewards = self.beta * (chosen - reference[0])

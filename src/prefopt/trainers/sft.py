@@ -38,6 +38,7 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
         metrics = {"loss": -logps / tokens, "mean_token_accuracy": hits / tokens}
         prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(dict(prefixed))
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, prefixed)
         self.model.train()
         return prefixed
 

@@ -1,0 +1,60 @@
+"""The end of a run in the terminal: decision, numbers, findings, where the report is."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from prefopt.report.numbers import Cell
+from prefopt.report.sections import Row, drift_table, headline, held_out_table
+
+STYLES = {"good": "green", "info": "blue", "warning": "yellow", "bad": "red"}
+WORDS = {"good": "good", "info": "note", "warning": "warn", "bad": "bad"}
+
+
+def print_report(report: dict[str, Any], path: Path, console: Console) -> None:
+    """Prints a compact summary of `report`; `path` is where the whole of it was written."""
+    shown = headline(report)
+    console.print()
+    console.print(
+        Text.assemble((f" {shown.decision.upper()} ", f"bold reverse {STYLES[shown.level]}"), " ", shown.sentence)
+    )
+    rows = [row for table in (held_out_table(report), drift_table(report)) if table for row in table.rows]
+    if rows:
+        console.print(_numbers(rows))
+    else:
+        console.print()
+    for finding in report.get("verdict") or []:
+        console.print(_finding(finding))
+    console.print(Text.assemble("Report: ", (str(path), "bold")), soft_wrap=True)
+
+
+def _numbers(rows: list[Row]) -> RichTable:
+    table = RichTable(box=SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    table.add_column("")
+    for name in ("base", "tuned", "n"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        base, tuned = row.cells[:2]
+        table.add_row(row.label, _cell(base), _cell(tuned), Text(row.num, "dim"))
+    return table
+
+
+def _cell(shown: Cell) -> Text:
+    if not shown.interval:
+        return Text(shown.value)
+    return Text.assemble((shown.value, "bold"), (f" ({shown.interval})", "dim"))
+
+
+def _finding(finding: dict[str, str]) -> RichTable:
+    line = RichTable.grid(padding=(0, 1))
+    line.add_column(width=4, no_wrap=True)
+    line.add_column()
+    line.add_row(
+        Text(WORDS[finding["level"]], f"bold {STYLES[finding['level']]}"),
+        Text.assemble(finding["finding"], (f" {finding['evidence']}" if finding.get("evidence") else "", "dim")),
+    )
+    return line

@@ -1,0 +1,115 @@
+"""Small models, small data and a quiet, offline environment for every test."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    WANDB_MODE="offline",
+    WANDB_SILENT="true",
+    COLUMNS="200",
+)
+for launcher in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "WANDB_API_KEY"):
+    os.environ.pop(launcher, None)
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+STUDY = REPOSITORY / "experiments" / "brand_voice"
+SHARED_DATA = Path(os.environ.get("PREFOPT_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama with random weights and the shipped tokenizer: a step takes milliseconds."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from prefopt.paths import shipped
+
+    tokenizer = AutoTokenizer.from_pretrained(shipped("assets/base_model"))
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    folder = tmp_path_factory.mktemp("tiny_model")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    """Writes rows as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_rows(path: Path, limit: int | None = None) -> list[dict]:
+    """Reads JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:limit]]
+
+
+@pytest.fixture(scope="session")
+def pair_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """22 training pairs and 7 held-out pairs of the shipped study: no batch size divides both."""
+    folder = tmp_path_factory.mktemp("pairs")
+    return (
+        write_rows(folder / "train.jsonl", read_rows(STUDY / "train.jsonl", 22)),
+        write_rows(folder / "held_out.jsonl", read_rows(STUDY / "held_out.jsonl", 7)),
+    )
+
+
+@pytest.fixture
+def overrides(tiny_model: Path, pair_files: tuple[Path, Path], tmp_path: Path) -> list[str]:
+    """A DPO run that takes a second: tiny model, few pairs, six steps, no tracker."""
+    return [
+        "model=hf",
+        f"model.path={tiny_model}",
+        "data=files",
+        f"data.train={pair_files[0]}",
+        f"data.held_out={pair_files[1]}",
+        f"run.root={tmp_path / 'runs'}",
+        "run.name=test",
+        "logger=none",
+        "optim.learning_rate=1e-3",
+        "trainer.max_steps=6",
+        "trainer.per_device_batch_size=4",
+        "trainer.log_every=1",
+        "trainer.save_every=2",
+        "evaluation.num_samples=3",
+        "evaluation.num_shown_samples=2",
+        "evaluation.max_new_tokens=6",
+        "evaluation.bootstrap_resamples=50",
+    ]
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs an entry point that must end with exit code 2 and returns its one message."""
+
+    def run(main: Callable[[list[str]], None], argv: list[str]) -> str:
+        from prefopt.errors import run_entry
+
+        with pytest.raises(SystemExit) as ended:
+            run_entry(main, argv)
+        assert ended.value.code == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert "Traceback" not in message
+        return message
+
+    return run

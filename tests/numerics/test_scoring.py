@@ -1,0 +1,51 @@
+"""The scorer against a slow reference: one sequence at a time, unpadded, float64."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from prefopt.evaluation.scoring import Scorer, completion
+
+
+def slow_score(model, prompt: list[int], answer: list[int]) -> float:
+    """Sum of log p(token | everything before) over the answer."""
+    ids = torch.tensor([prompt + answer])
+    with torch.no_grad():
+        logps = model.double()(input_ids=ids).logits.log_softmax(-1)[0]
+    return sum(logps[position - 1, ids[0, position]].item() for position in range(len(prompt), ids.shape[1]))
+
+
+@pytest.fixture(scope="module")
+def sequences() -> list[tuple[list[int], list[int]]]:
+    rng = np.random.default_rng(0)
+    lengths = [(5, 7), (1, 1), (12, 3), (3, 20), (9, 9), (2, 30), (17, 4)]
+    return [(rng.integers(3, 4000, p).tolist(), rng.integers(3, 4000, c).tolist()) for p, c in lengths]
+
+
+def build_scorer(tiny_model, batch_size: int) -> Scorer:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    return Scorer.of(model, pad_token_id=0, batch_size=batch_size, bf16=False)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_scores_equal_the_slow_reference_for_any_batch_size(tiny_model, sequences, batch_size):
+    scores = build_scorer(tiny_model, batch_size).score([completion(p, c) for p, c in sequences])
+    reference = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    expected = [slow_score(reference, p, c) for p, c in sequences]
+    np.testing.assert_allclose(scores.logps, expected, rtol=1e-6)
+    assert scores.lengths.tolist() == [len(c) for _, c in sequences]
+
+
+def test_padding_and_order_do_not_change_a_score(tiny_model, sequences):
+    scorer = build_scorer(tiny_model, 8)
+    items = [completion(p, c) for p, c in sequences]
+    together, reversed_ = scorer.score(items), scorer.score(items[::-1])
+    np.testing.assert_allclose(together.logps, reversed_.logps[::-1], rtol=1e-6)
+
+
+def test_prompt_tokens_are_not_scored(tiny_model):
+    scorer = build_scorer(tiny_model, 1)
+    whole = scorer.score([completion([], [5, 6, 7, 8])]).logps[0]
+    parts = scorer.score([completion([], [5, 6]), completion([5, 6], [7, 8])]).logps
+    assert whole == pytest.approx(parts.sum(), rel=1e-6)

@@ -1,0 +1,515 @@
+"""The report says everything that was measured, says what was not, and runs nothing that a model wrote."""
+
+import copy
+import io
+import json
+import math
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from prefopt.report.console import print_report
+from prefopt.report.curves import MAX_POINTS, PANELS, series_of
+from prefopt.report.numbers import CHANGE, NUMBER, PERCENT, POINTS, cell, duration
+from prefopt.report.plots import bin_edges
+from prefopt.report.render import render_report
+from prefopt.report.svg import CSS_COLOURS
+
+HOSTILE = (
+    '<script src="http://evil.example/x.js">alert(1)</script><img src=x onerror=alert(2)>\n'
+    "```\n# not a heading\n| a | b |\n\x1b[31mred\x00"
+)
+
+
+def estimate(value: float, low: float, high: float, n: int = 132) -> dict[str, Any]:
+    return {"value": value, "ci95": [low, high], "n": n}
+
+
+def dpo_report() -> dict[str, Any]:
+    accuracy = {"train": estimate(0.993, 0.981, 0.998, 440), "held_out": estimate(0.95, 0.897, 0.977)}
+    return {
+        "format": 1,
+        "run": {
+            "name": "dpo_brand_voice-1f3a9c20",
+            "algorithm": "dpo",
+            "model": "assets/base_model",
+            "data": {
+                "train": "data/train.jsonl",
+                "held_out": "data/held_out.jsonl",
+                "num_train": 1200,
+                "num_held_out": 132,
+            },
+            "seed": 7,
+            "steps": 150,
+            "epochs": 2.0,
+            "beta": 0.1,
+            "learning_rate": 5e-4,
+            "method": "full",
+        },
+        "decision": "ship",
+        "verdict": [
+            {
+                "level": "warning",
+                "finding": "Chosen answers became much less likely too (likelihood displacement). "
+                "Add an SFT term (algorithm.loss_type=[sigmoid,sft]), or lower optim.learning_rate.",
+                "evidence": "log-prob per token: chosen -0.62, rejected -1.71, n = 132",
+            },
+            {
+                "level": "good",
+                "finding": "The tuned model ranks held-out pairs better than its base.",
+                "evidence": "base 50.8 % [42.3, 59.1], tuned 95.0 % [89.7, 97.7], gain +44.2 points [+35.1, +53.0], "
+                "sign test p = 2.1e-14, n = 132",
+            },
+            {
+                "level": "info",
+                "finding": "The model stayed close to its base.",
+                "evidence": "perplexity of neutral text 2.8 -> 3.0 (x1.08, n = 60)",
+            },
+        ],
+        "held_out": {
+            "n": 132,
+            "base": {
+                "preference_accuracy": estimate(0.508, 0.423, 0.591),
+                "mean_margin": estimate(0.012, -0.031, 0.056),
+            },
+            "tuned": {
+                "preference_accuracy": estimate(0.95, 0.897, 0.977),
+                "mean_margin": estimate(0.849, 0.741, 0.957),
+                "reward_accuracy": estimate(0.962, 0.914, 0.984),
+                "reward_margin": estimate(1.849, 1.61, 2.09),
+            },
+            "gain": {"preference_accuracy": estimate(0.442, 0.351, 0.53), "p_value": 2.1e-14},
+            "baselines": {"longer_wins": estimate(0.606, 0.521, 0.685), "shorter_wins": estimate(0.371, 0.293, 0.456)},
+            "ties": {"base": 1, "tuned": 0},
+        },
+        "overfitting": {
+            "preference_accuracy": {**accuracy, "gap": estimate(0.043, 0.012, 0.097)},
+            "reward_accuracy": {**accuracy, "gap": estimate(0.031, 0.008, 0.08)},
+        },
+        "drift": {
+            "kl_per_token": estimate(0.412, 0.377, 0.449),
+            "kl_per_response": estimate(29.84, 27.2, 32.6),
+            "perplexity": {
+                "base": estimate(2.819, 2.61, 3.04, 60),
+                "tuned": estimate(3.045, 2.8, 3.31, 60),
+                "ratio": estimate(1.08, 1.05, 1.12, 60),
+            },
+            "response_length": {"base": estimate(94.2, 88.1, 100.4), "tuned": estimate(115.0, 108.3, 121.9)},
+            "finished": {"base": estimate(0.932, 0.876, 0.964), "tuned": estimate(0.886, 0.821, 0.93)},
+            "repetition": {"base": estimate(0.021, 0.016, 0.027), "tuned": estimate(0.034, 0.026, 0.043)},
+        },
+        "likelihood": {
+            "chosen": estimate(-0.62, -0.71, -0.53),
+            "rejected": estimate(-1.71, -1.86, -1.57),
+            "chosen_fell": estimate(0.841, 0.769, 0.894),
+        },
+        "throughput": {
+            "pairs_per_s": 88.4,
+            "tokens_per_s": 14212.7,
+            "train_time_s": 27.16,
+            "evaluation_time_s": 64.2,
+            "mfu": None,
+        },
+        "data": {
+            "notes": [
+                "2 of 1,202 training rows dropped: chosen equals rejected.",
+                "55.2 % of chosen answers are longer.",
+            ]
+        },
+        "samples": [
+            {
+                "prompt": "Can I return a lamp that I bought seven weeks ago?",
+                "base": "Returns are accepted within 30 days. Your request is outside the policy period and "
+                "therefore cannot be processed.\n\nPlease consult the policy page for more information.",
+                "tuned": "Seven weeks is past our 30 days, I'm afraid. If the lamp has a fault, that's different: "
+                "tell me what is wrong and I'll open a warranty case for you today.",
+                "chosen": "I'm sorry, after 30 days we can't take it back. Is something wrong with the lamp? "
+                "Then I'll help you with the warranty.",
+            },
+            {"prompt": "Say hello.", "base": "hello hello hello hello", "tuned": HOSTILE, "chosen": None},
+        ],
+        "provenance": {
+            "command": "python -m prefopt.train +experiment=dpo_brand_voice run.seed=7",
+            "git_commit": "0c1d9e5b7a",
+            "git_diff_sha256": None,
+            "versions": {"prefopt": "0.1.0", "torch": "2.13.0", "trl": "1.16.0"},
+            "hardware": "CPU, 8 threads, x86_64",
+        },
+    }
+
+
+def sft_report() -> dict[str, Any]:
+    return {
+        "format": 1,
+        "run": {"name": "sft-1", "algorithm": "sft", "model": "m", "data": {"train": "t.jsonl"}},
+        "decision": "ship",
+        "verdict": [],
+        "held_out": {
+            "n": 80,
+            "base": {"loss": estimate(2.51, 2.4, 2.62, 80), "perplexity": estimate(12.3, 11.0, 13.7, 80)},
+            "tuned": {"loss": estimate(1.92, 1.83, 2.01, 80), "perplexity": estimate(6.82, 6.23, 7.46, 80)},
+        },
+        "overfitting": {
+            "loss": {"train": estimate(1.7, 1.6, 1.8), "held_out": estimate(1.92, 1.83, 2.01), "gap": 0.22}
+        },
+        "likelihood": None,
+    }
+
+
+def dpo_metrics(steps: int = 150) -> list[dict[str, Any]]:
+    rng = random.Random(0)
+    lines = []
+    for step in range(1, steps + 1):
+        learned = 1 - math.exp(-step / 30)
+        noise = rng.gauss(0, 0.12)
+        line = {
+            "step": step,
+            "loss": 0.693 - 0.6 * learned + 0.4 * abs(noise) * learned,
+            "rewards/accuracies": min(1.0, 0.5 + 0.5 * learned + 0.4 * noise),
+            "rewards/margins": 2.6 * learned + noise,
+            "rewards/chosen": -1.1 * learned + noise,
+            "rewards/rejected": -3.7 * learned + noise,
+            "logps/chosen": -120 - 11 * learned + 20 * noise,
+            "logps/rejected": -118 - 37 * learned + 20 * noise,
+        }
+        lines.append(line)
+        if step % 25 == 0:
+            held_out = {
+                **line,
+                "split": "held_out",
+                "rewards/accuracies": 0.5 + 0.45 * learned,
+                "rewards/margins": 1.9 * learned,
+                "rewards/chosen": -1.2 * learned,
+                "rewards/rejected": -3.1 * learned,
+            }
+            del held_out["loss"]
+            lines.append(held_out)
+    return lines
+
+
+def dpo_pairs() -> list[dict[str, Any]]:
+    rng = random.Random(1)
+    rows = [(rng.gauss(0.012, 0.25), rng.gauss(0.85, 0.55), rng.gauss(1.85, 1.3)) for _ in range(132)]
+    return [{"source": "a", "base_margin": b, "tuned_margin": t, "reward_margin": r} for b, t, r in rows]
+
+
+@pytest.fixture
+def html(tmp_path: Path) -> str:
+    return render_report(dpo_report(), dpo_metrics(), dpo_pairs(), tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def markdown(tmp_path: Path) -> str:
+    render_report(dpo_report(), dpo_metrics(), dpo_pairs(), tmp_path)
+    return (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+class Elements(HTMLParser):
+    """The tags of a page with their attributes, the ids, and the tags left open."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "hr", "input"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def visible(html: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html)).replace("\u00a0", " ")
+
+
+def test_html_loads_nothing_from_outside(html: str) -> None:
+    for tag, attributes in Elements(html).found:
+        assert tag not in {"script", "link", "iframe", "img", "object", "embed"}
+        assert "src" not in attributes
+        assert (attributes.get("href") or attributes.get("xlink:href") or "#").startswith("#")
+    assert "@import" not in html
+    assert set(re.findall(r"url\((.)", html)) <= {"#"}
+
+
+def test_html_tags_are_balanced_and_ids_unique(html: str) -> None:
+    elements = Elements(html)
+    ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
+    assert elements.open == []
+    assert len(ids) == len(set(ids)) > 0
+
+
+def test_every_reference_inside_a_plot_resolves(html: str) -> None:
+    used = set(re.findall(r'href="#([^"]+)"', html)) | set(re.findall(r"url\(#([^)]+)\)", html))
+    assert used <= set(re.findall(r'id="([^"]+)"', html))
+
+
+def test_model_output_is_escaped_in_html(html: str) -> None:
+    assert "<script" not in html
+    assert "&lt;script src=" in html
+    assert "<img" not in html
+    assert "\x1b" not in html
+    assert "\x00" not in html
+
+
+def test_model_output_stays_inside_its_fence_in_markdown(markdown: str) -> None:
+    outside, fence = [], None
+    for line in markdown.splitlines():
+        run = re.match(r"`{3,}", line)
+        if fence is None and run:
+            fence = run[0]
+        elif fence is not None and line == fence:
+            fence = None
+        elif fence is None:
+            outside.append(line)
+    assert fence is None
+    assert "# not a heading" not in outside
+    assert "script" not in "\n".join(outside)
+
+
+def test_pipes_and_tags_in_findings_do_not_break_markdown(tmp_path: Path) -> None:
+    report = dpo_report()
+    report["verdict"] = [{"level": "info", "finding": "a|b <b>[x](http://y)", "evidence": "two\nlines"}]
+    render_report(report, [], [], tmp_path)
+    assert r"a\|b &lt;b>\[x\](http://y) *two lines*" in (tmp_path / "report.md").read_text()
+
+
+def test_headline_gives_the_decisive_number_with_interval_and_n(html: str, markdown: str) -> None:
+    sentence = (
+        "Tuned prefers the chosen answer on 95.0 % of 132 held-out pairs (95 % CI 89.7 to 97.7), "
+        "base 50.8 %: +44.2 points (95 % CI +35.1 to +53.0)."
+    )
+    assert sentence in visible(html)
+    assert sentence in markdown
+
+
+def test_a_refusal_names_the_finding_that_decided_it(tmp_path: Path) -> None:
+    report = dpo_report() | {"decision": "do_not_ship"}
+    report["verdict"].append({"level": "bad", "finding": "The model was ruined.", "evidence": "perplexity 182"})
+    render_report(report, [], [], tmp_path)
+    assert (
+        (tmp_path / "report.md")
+        .read_text()
+        .startswith("# Do not ship: dpo_brand_voice-1f3a9c20\n\n**The model was ruined.**\n\nTuned prefers")
+    )
+
+
+def test_the_page_follows_its_order(html: str) -> None:
+    titles = re.findall(r"<h2>(.*?)</h2>", html)
+    assert titles == [
+        "Findings", "Was it worth it?", "Training", "Drift from the base", "Samples", "Data notes",
+        "Likelihood of the held-out answers", "Speed", "How to read these numbers", "Settings and provenance",
+    ]  # fmt: skip
+
+
+def test_every_level_has_a_word_and_a_shape(html: str) -> None:
+    verdict = html[html.index('<ul class="verdict">') : html.index("</ul>")]
+    assert verdict.count("<svg class=") == 3
+    for word in ("Warning", "Good", "Note"):
+        assert f">{word}</b>" in verdict
+
+
+def test_plots_take_their_colours_from_the_page(html: str) -> None:
+    plots = "".join(re.findall(r'<svg role="img".*?</svg>', html, flags=re.DOTALL))
+    assert not re.search(r"#[0-9a-f]{6}\b", plots)
+    light, dark = (html[html.index(start) :].split("}")[0] for start in (":root", "prefers-color-scheme: dark"))
+    for name in CSS_COLOURS:
+        assert f"--{name}:" in light
+        assert f"--{name}:" in dark
+    for name in ("ink", "muted", "grid", "base", "tuned", "chosen", "rejected"):
+        assert f"var(--{name})" in plots
+
+
+def test_plots_speak_to_screen_readers(html: str) -> None:
+    labels = [a.get("aria-label") for tag, a in Elements(html).found if tag == "svg" and a.get("role") == "img"]
+    assert len(labels) == 8
+    assert labels[0] == (
+        "Preference accuracy on held-out pairs: Tuned 95.0 %  (89.7 to 97.7); Base 50.8 %  (42.3 to 59.1); "
+        "Always the longer answer 60.6 %  (52.1 to 68.5)"
+    )
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (render_report(dpo_report(), dpo_metrics(), dpo_pairs(), tmp_path / name) for name in "ab")
+    for name in ("report.html", "report.md", "report.json"):
+        assert (first.parent / name).read_bytes() == (second.parent / name).read_bytes()
+
+
+def test_inputs_are_left_as_they_were(tmp_path: Path) -> None:
+    report, metrics, pairs = dpo_report(), dpo_metrics(), dpo_pairs()
+    before = copy.deepcopy((report, metrics, pairs))
+    render_report(report, metrics, pairs, tmp_path)
+    assert (report, metrics, pairs) == before
+
+
+def test_json_comes_back_as_it_went_in(tmp_path: Path) -> None:
+    render_report(dpo_report(), [], [], tmp_path)
+    text = (tmp_path / "report.json").read_text(encoding="utf-8")
+    assert json.loads(text) == dpo_report()
+    assert list(json.loads(text)) == list(dpo_report())
+
+
+def test_values_that_are_not_finite_become_null_and_not_measured(tmp_path: Path) -> None:
+    report = dpo_report()
+    report["drift"]["kl_per_token"] = {"value": math.nan, "ci95": (-math.inf, math.inf), "n": np.int64(3)}
+    report["drift"]["response_length"]["tuned"]["value"] = np.float32("inf")
+    report["throughput"]["tokens_per_s"] = math.inf
+    path = render_report(report, [], [], tmp_path)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    written = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
+    assert written["drift"]["kl_per_token"] == {"value": None, "ci95": [None, None], "n": 3}
+    assert written["throughput"]["tokens_per_s"] is None
+    shown = visible(path.read_text())
+    assert "Response length tokens 94 88 to 100 not measured 132" in shown
+    assert "KL from base, per token nats; 0 = unchanged not measured" in shown
+    assert "Tokens per second not measured" in shown
+    assert not re.search(r"\b(nan|inf)\b", shown)
+
+
+def test_text_that_utf8_cannot_hold_does_not_lose_the_report(tmp_path: Path) -> None:
+    report = dpo_report()
+    report["samples"][0]["base"] = "broken \udce2 half"
+    assert "broken \ufffd half" in render_report(report, [], [], tmp_path).read_text(encoding="utf-8")
+
+
+def test_sft_run_is_judged_by_its_loss(tmp_path: Path) -> None:
+    text = render_report(sft_report(), [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}], [], tmp_path).read_text()
+    shown = visible(text)
+    assert "Tuned has a held-out loss of 1.92 (n 80) (95 % CI 1.83 to 2.01), base 2.51: -0.590." in shown
+    assert "Loss per token" in shown
+    assert "Preference accuracy" not in shown
+    assert 'aria-label="Held-out loss: Tuned' in text
+
+
+@pytest.mark.parametrize("block", [key for key in dpo_report() if key != "format"])
+@pytest.mark.parametrize("is_none", [True, False])
+def test_any_block_may_be_missing(block: str, is_none: bool, tmp_path: Path) -> None:
+    report = dpo_report()
+    if is_none:
+        report[block] = None
+    else:
+        del report[block]
+    assert Elements(render_report(report, dpo_metrics(), dpo_pairs(), tmp_path).read_text()).open == []
+    print_report(report, tmp_path, Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize("block", ["held_out", "overfitting", "drift", "likelihood", "throughput"])
+def test_any_value_of_a_block_may_be_missing(block: str, tmp_path: Path) -> None:
+    for key in dpo_report()[block]:
+        report = dpo_report()
+        report[block][key] = None
+        render_report(report, [], [], tmp_path)
+        print_report(report, tmp_path, Console(file=io.StringIO()))
+
+
+def test_an_empty_report_says_that_nothing_was_measured(tmp_path: Path) -> None:
+    shown = visible(render_report({"format": 1}, [], [], tmp_path).read_text())
+    assert "No decision" in shown
+    assert "Nothing was measured on held-out data" in shown
+    assert "a ruined model would not be seen here" in shown
+    assert "No learning curves were recorded." in shown
+
+
+def test_only_whole_files_are_left_behind(tmp_path: Path) -> None:
+    render_report(dpo_report(), [], [], tmp_path / "new" / "report")
+    assert sorted(path.name for path in (tmp_path / "new" / "report").iterdir()) == [
+        "report.html", "report.json", "report.md",
+    ]  # fmt: skip
+
+
+def test_the_glossary_holds_only_what_was_measured(tmp_path: Path) -> None:
+    shown = visible(render_report(sft_report(), [], [], tmp_path).read_text())
+    assert "What training minimises" in shown
+    assert "implicit reward" not in shown
+
+
+def test_values_that_are_not_finite_are_counted_and_not_drawn(tmp_path: Path) -> None:
+    metrics: list[dict[str, Any]] = [
+        {"step": 1, "loss": 2.0},
+        {"step": 2, "loss": None},
+        {"step": 3, "loss": math.nan},
+    ]
+    shown = visible(render_report(sft_report(), metrics, [], tmp_path).read_text())
+    assert "2 values that are not finite are not drawn" in shown
+
+
+def test_long_curves_are_averaged_over_equally_many_lines() -> None:
+    metrics = [{"step": step, "loss": float(step)} for step in range(1, 1001)]
+    (line,) = series_of(PANELS[0], metrics)
+    assert line.num_averaged == 10
+    assert len(line.steps) == MAX_POINTS
+    assert line.values[0] == 5.5  # the mean of 1 to 10
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (estimate(0.95, 0.897, 0.977), PERCENT, "95.0 % (89.7 to 97.7; n 132)"),
+        (estimate(-0.0004, -0.01, 0.01), POINTS, "0.0 points (-1.0 to +1.0; n 132)"),
+        (estimate(0.0123, -0.031, 0.056), NUMBER, "0.0123 (-0.0310 to 0.0560; n 132)"),
+        (estimate(182.161, 150.4, 220.9, 1200), NUMBER, "182 (150 to 221; n 1,200)"),
+        (estimate(0.412, 0.377, 0.449), CHANGE, "+0.412 (+0.377 to +0.449; n 132)"),
+        ({"value": 0.0, "ci95": None}, NUMBER, "0.00"),
+        ({"value": 3e-9}, NUMBER, "3.00e-09"),
+        ({"value": 14212.7}, NUMBER, "14,213"),
+        ({"value": None}, NUMBER, "not measured"),
+        (None, NUMBER, "not measured"),
+    ],
+)
+def test_numbers_are_rounded_like_their_interval(value: dict[str, Any] | None, unit: Any, text: str) -> None:
+    assert cell(value, unit).text == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(8.41, "8.4 s"), (59.97, "1 min 00 s"), (125, "2 min 05 s"), (3599.7, "1 h 00 min"), (4020, "1 h 07 min")],
+)
+def test_durations_have_two_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("values", [[0.0], [3.2, 3.3], [-1e-7, 2e-7], [-5.0, 0.3, 12.0], [7.0] * 500 + [1e6]])
+def test_no_bin_straddles_zero(values: list[float]) -> None:
+    edges = bin_edges(values)
+    assert 0.0 in edges
+    assert edges == sorted(set(edges))
+    assert 2 < len(edges) < 60
+
+
+def test_terminal_summary_fits_80_columns_and_says_it_all() -> None:
+    output = io.StringIO()
+    print_report(dpo_report(), Path("x/report.html"), Console(file=output, width=80))
+    text = output.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    for part in (
+        "SHIP",
+        "+44.2 points",
+        "95.0 % (89.7 to 97.7)",
+        "KL from base, per token",
+        "warn",
+        "x/report.html",
+    ):
+        assert part in text
+
+
+def test_terminal_summary_prints_brackets_as_they_are() -> None:
+    output = io.StringIO()
+    print_report(dpo_report(), Path("report.html"), Console(file=output, width=200))
+    assert "algorithm.loss_type=[sigmoid,sft]" in output.getvalue()

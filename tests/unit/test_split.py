@@ -1,0 +1,147 @@
+"""Splitting: by prompt, exactly, and the same whatever the order of rows; and the whole way through `read_splits`."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefopt.data.loading import read_splits
+from prefopt.data.records import PreferencePair, SFTExample
+from prefopt.data.split import find_overlap, prompt_key, split_by_prompt
+from prefopt.errors import UserError
+from prefopt.schema import DataConfig, OnBadRow
+
+
+def pair(prompt: Any, answer: str = "a", tools: Any = None) -> PreferencePair:
+    return PreferencePair(prompt, answer, "worse", tools, {}, source=f"{prompt}/{answer}")
+
+
+def chat(*contents: str) -> PreferencePair:
+    return pair([{"role": role, "content": text} for role, text in zip(("system", "user"), contents, strict=True)])
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.floats(0, 0.99), st.integers(0, 5))
+def test_a_split_holds_out_the_exact_share_of_prompts_and_leaks_none(
+    prompts: list[int], fraction: float, seed: int
+) -> None:
+    rows = [pair(f"question {prompt}", str(index)) for index, prompt in enumerate(prompts)]
+    train, held_out = split_by_prompt(rows, fraction=fraction, seed=seed)
+    expected = max(round(fraction * len(set(prompts))), 1) if fraction else 0
+    assert len({row.prompt for row in held_out}) == expected
+    assert not {row.prompt for row in train} & {row.prompt for row in held_out}
+    assert sorted(row.source for row in train + held_out) == sorted(row.source for row in rows)
+
+
+def test_a_split_does_not_depend_on_row_order() -> None:
+    rows = [pair(f"question {index % 50}", str(index)) for index in range(100)]
+    shuffled = random.Random(1).sample(rows, len(rows))
+    first, second = (split_by_prompt(order, fraction=0.2, seed=3)[1] for order in (rows, shuffled))
+    assert {row.source for row in first} == {row.source for row in second}
+
+
+def test_a_split_depends_on_the_seed() -> None:
+    rows = [pair(f"question {index}") for index in range(100)]
+    first, second = (split_by_prompt(rows, fraction=0.2, seed=seed)[1] for seed in (0, 1))
+    assert {row.source for row in first} != {row.source for row in second}
+
+
+def test_a_split_does_not_depend_on_pythons_hash_seed() -> None:
+    code = (
+        "from prefopt.data.split import split_by_prompt\n"
+        "from prefopt.data.records import PreferencePair as P\n"
+        "rows = [P(f'q {i}', 'a', 'b', None, {}, str(i)) for i in range(40)]\n"
+        "print([r.source for r in split_by_prompt(rows, fraction=0.1, seed=0)[1]])"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1
+
+
+def test_whitespace_does_not_make_another_prompt_but_system_and_tools_do() -> None:
+    assert prompt_key(pair("a  b\n")) == prompt_key(pair("a b"))
+    assert prompt_key(pair("a b")) != prompt_key(pair("ab"))
+    assert prompt_key(chat("Be brief.", "Hi? ")) == prompt_key(chat("Be  brief.", "Hi?"))
+    assert prompt_key(chat("Be brief.", "Hi?")) != prompt_key(chat("Be rude.", "Hi?"))
+    assert prompt_key(pair("a", tools=[{"name": "x"}])) != prompt_key(pair("a"))
+
+
+def test_conversations_with_one_opening_stay_together() -> None:
+    opening = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes?"}]
+    longer = [*opening, {"role": "user", "content": "More."}, {"role": "assistant", "content": "No."}]
+    short, long = (SFTExample(messages=messages, source="x") for messages in (opening, longer))
+    assert prompt_key(short) == prompt_key(long)
+
+
+def test_overlap_names_both_rows() -> None:
+    train = [pair("a", "1"), pair("b", "2"), pair("c ", "3")]
+    held_out = [pair("c", "4"), pair("c", "5"), pair("a", "6")]
+    assert [(row.source, other.source) for row, other in find_overlap(train, held_out)] == [
+        ("a/1", "a/6"),
+        ("c /3", "c/4"),
+    ]
+
+
+def write(path: Path, prompts: list[str], **changes: Any) -> str:
+    rows = [{"prompt": prompt, "chosen": "good", "rejected": "bad", **changes} for prompt in prompts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_splits_without_a_held_out_file_hold_out_a_share(tmp_path: Path) -> None:
+    config = DataConfig(train=write(tmp_path / "a.jsonl", [str(i) for i in range(20)]), held_out_fraction=0.25)
+    splits = read_splits(config, kind="preference", seed=0)
+    assert (len(splits.train), len(splits.held_out or [])) == (15, 5)
+    assert splits.notes.num_records == {"train": 15, "held_out": 5}
+
+
+def test_a_fraction_of_zero_holds_nothing_out(tmp_path: Path) -> None:
+    config = DataConfig(train=write(tmp_path / "a.jsonl", ["a", "b"]), held_out_fraction=0)
+    assert read_splits(config, kind="preference", seed=0).held_out is None
+
+
+def test_overlap_with_the_held_out_file_is_refused_or_skipped(tmp_path: Path) -> None:
+    train, held_out = write(tmp_path / "a.jsonl", ["a", "b", "c"]), write(tmp_path / "b.jsonl", ["x", "b"])
+    with pytest.raises(UserError, match=r"a.jsonl:2: .* held-out row .*b.jsonl:2 \(1 such") as caught:
+        read_splits(DataConfig(train=train, held_out=held_out), kind="preference", seed=0)
+    assert "data.on_overlap=skip" in str(caught.value)
+    config = DataConfig(train=train, held_out=held_out, on_overlap=OnBadRow.skip)
+    splits = read_splits(config, kind="preference", seed=0)
+    assert [record.prompt for record in splits.train] == ["a", "c"]
+    assert "train: 1 rows skipped: their prompt is held out (data.on_overlap=skip)" in splits.notes.lines()
+
+
+def test_an_empty_side_is_refused(tmp_path: Path) -> None:
+    one = write(tmp_path / "a.jsonl", ["a"])
+    with pytest.raises(UserError, match=r"data.train: no rows are left"):
+        read_splits(DataConfig(train=one), kind="preference", seed=0)
+    bad = write(tmp_path / "b.jsonl", ["b"], rejected="good")
+    config = DataConfig(train=one, held_out=bad, on_identical=OnBadRow.skip)
+    with pytest.raises(UserError, match=r"data.held_out: no rows are left.*1 pairs with chosen equal to rejected"):
+        read_splits(config, kind="preference", seed=0)
+
+
+def test_notes_say_only_what_happened(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ["a", "b", "b"], score=1)
+    splits = read_splits(DataConfig(train=path, held_out_fraction=0), kind="preference", seed=0)
+    assert splits.notes.lines() == [
+        "train: 3 rows read",
+        "train: 1 rows repeat an earlier row; kept",
+        "train: column 'score' has a value in 3 rows and is ignored",
+        "train: 3 rows used",
+    ]
+    assert json.loads(json.dumps(splits.notes.to_dict()))["read"]["train"]["num_duplicates"] == 1

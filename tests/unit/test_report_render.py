@@ -285,7 +285,7 @@ def test_pipes_and_tags_in_findings_do_not_break_markdown(tmp_path: Path) -> Non
     report = dpo_report()
     report["verdict"] = [{"level": "info", "finding": "a|b <b>[x](http://y)", "evidence": "two\nlines"}]
     render_report(report, [], [], tmp_path)
-    assert r"a\|b &lt;b>\[x\](http://y) *two lines*" in (tmp_path / "report.md").read_text()
+    assert r"a\|b &lt;b>[x]\(http://y) *two lines*" in (tmp_path / "report.md").read_text()
 
 
 def test_headline_gives_the_decisive_number_with_interval_and_n(html: str, markdown: str) -> None:
@@ -377,8 +377,8 @@ def test_values_that_are_not_finite_become_null_and_not_measured(tmp_path: Path)
     assert written["drift"]["kl_per_token"] == {"value": None, "ci95": [None, None], "n": 3}
     assert written["throughput"]["tokens_per_s"] is None
     shown = visible(path.read_text())
-    assert "Response length tokens 94 88 to 100 not measured 132" in shown
-    assert "KL from base, per token nats; 0 = unchanged not measured" in shown
+    assert "Response length tokens 94.2 88.1 to 100.4 not measured 132" in shown
+    assert "KL per token divergence from base, nats; 0 = unchanged not measured" in shown
     assert "Tokens per second not measured" in shown
     assert not re.search(r"\b(nan|inf)\b", shown)
 
@@ -392,7 +392,10 @@ def test_text_that_utf8_cannot_hold_does_not_lose_the_report(tmp_path: Path) -> 
 def test_sft_run_is_judged_by_its_loss(tmp_path: Path) -> None:
     text = render_report(sft_report(), [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}], [], tmp_path).read_text()
     shown = visible(text)
-    assert "Tuned has a held-out loss of 1.92 (n 80) (95 % CI 1.83 to 2.01), base 2.51: -0.590." in shown
+    assert (
+        "Tuned has a loss of 1.92 per token on 80 held-out examples (95 % CI 1.83 to 2.01), base 2.51: -0.590."
+        in shown
+    )
     assert "Loss per token" in shown
     assert "Preference accuracy" not in shown
     assert 'aria-label="Held-out loss: Tuned' in text
@@ -463,13 +466,15 @@ def test_long_curves_are_averaged_over_equally_many_lines() -> None:
     [
         (estimate(0.95, 0.897, 0.977), PERCENT, "95.0 % (89.7 to 97.7; n 132)"),
         (estimate(-0.0004, -0.01, 0.01), POINTS, "0.0 points (-1.0 to +1.0; n 132)"),
-        (estimate(0.0123, -0.031, 0.056), NUMBER, "0.0123 (-0.0310 to 0.0560; n 132)"),
+        (estimate(0.0123, -0.031, 0.056), NUMBER, "0.012 (-0.031 to 0.056; n 132)"),
         (estimate(182.161, 150.4, 220.9, 1200), NUMBER, "182 (150 to 221; n 1,200)"),
         (estimate(0.412, 0.377, 0.449), CHANGE, "+0.412 (+0.377 to +0.449; n 132)"),
         ({"value": 0.0, "ci95": None}, NUMBER, "0.00"),
-        ({"value": 3e-9}, NUMBER, "3.00e-09"),
+        ({"value": 3e-9}, NUMBER, "3.0e-09"),
         ({"value": 14212.7}, NUMBER, "14,213"),
         ({"value": None}, NUMBER, "not measured"),
+        (estimate(math.nan, 0.1, 0.2), NUMBER, "not measured"),
+        (estimate(2.5, 1.5, math.inf), NUMBER, "2.50 (n 132)"),
         (None, NUMBER, "not measured"),
     ],
 )
@@ -502,7 +507,7 @@ def test_terminal_summary_fits_80_columns_and_says_it_all() -> None:
         "SHIP",
         "+44.2 points",
         "95.0 % (89.7 to 97.7)",
-        "KL from base, per token",
+        "KL per token",
         "warn",
         "x/report.html",
     ):

@@ -90,8 +90,8 @@ class Gate:
             source, count = self.extra_eos[0]
             raise UserError(
                 f"{source}: a completion has the end-of-sequence token {self.eos_token} {count} times, more than it "
-                f"has messages{_others(self.extra_eos)}. Remove it from the text, or drop the row; if the text has "
-                "none, the tokenizer or its chat template adds it twice."
+                f"has messages{_others(self.extra_eos)}. Remove it from the text, or set data.on_extra_eos=skip; "
+                "if the text has none, the tokenizer or its chat template adds it twice."
             )
         if self.long_prompts:
             source, length = self.long_prompts[0]

@@ -33,6 +33,7 @@ class Summary:
                 block[name] |= self._preferences(model.held_out_pairs, self.clusters)
             if model.held_out_rows is not None:
                 block[name] |= self._loss(model.held_out_rows)
+        block["gain"] = self._loss_gain()
         base, tuned = self.base.held_out_pairs, self.tuned.held_out_pairs
         if base is None or tuned is None:
             return block
@@ -42,7 +43,7 @@ class Summary:
         gain = hits_tuned.astype(float) - hits_base.astype(float)
         wins, losses = int((gain > 0).sum()), int((gain < 0).sum())
         longer = base.chosen.lengths - base.rejected.lengths
-        block["gain"] = {
+        block["gain"] |= {
             "preference_accuracy": self._mean(gain, self.clusters),
             "p_value": sign_test(wins, losses) if wins + losses else 1.0,
         }
@@ -140,6 +141,13 @@ class Summary:
     def _loss(self, rows: Scores) -> Block:
         loss = self.bootstrap.ratio(-rows.logps, rows.lengths)
         return {"loss": loss.to_dict(), "perplexity": _exp(loss)}
+
+    def _loss_gain(self) -> Block:
+        """Paired change of the loss per token, tuned minus base: negative is better."""
+        base, tuned = self.base.held_out_rows, self.tuned.held_out_rows
+        if base is None or tuned is None:
+            return {}
+        return {"loss": self.bootstrap.ratio(base.logps - tuned.logps, base.lengths).to_dict()}
 
     def _gap(self, train: NDArray[np.bool_], held_out: NDArray[np.bool_]) -> Block:
         """Shares and their difference, with Newcombe's interval of a difference of two independent shares."""

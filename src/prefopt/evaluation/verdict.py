@@ -52,7 +52,7 @@ def judge(report: dict[str, Any]) -> tuple[Decision, list[dict[str, str]]]:
 
 
 def _preference(held_out: dict[str, Any]) -> list[Finding]:
-    if "gain" not in held_out:
+    if "preference_accuracy" not in held_out["gain"]:
         return []
     gain, n = held_out["gain"]["preference_accuracy"], held_out["n"]
     base, tuned = held_out["base"]["preference_accuracy"], held_out["tuned"]["preference_accuracy"]
@@ -88,13 +88,19 @@ def _preference(held_out: dict[str, Any]) -> list[Finding]:
 
 
 def _loss(held_out: dict[str, Any]) -> list[Finding]:
-    if "loss" not in held_out["tuned"]:
+    if "loss" not in held_out["gain"]:
         return []
-    base, tuned = held_out["base"]["loss"], held_out["tuned"]["loss"]
-    evidence = f"loss per token: base {_interval(base)}, tuned {_interval(tuned)}, n = {tuned['n']}"
-    if tuned["ci95"][1] < base["ci95"][0]:
+    change, base, tuned = held_out["gain"]["loss"], held_out["base"]["loss"], held_out["tuned"]["loss"]
+    evidence = (
+        f"loss per token: base {base['value']:.3f}, tuned {tuned['value']:.3f}, "
+        f"change {_interval(change)}, n = {change['n']}"
+    )
+    if change["n"] < MIN_HELD_OUT:
+        text = f"There are too few held-out demonstrations to judge by; {MIN_HELD_OUT} are the least."
+        return [Finding("warning", text, evidence)]
+    if change["ci95"][1] < 0:
         return [Finding("good", "Held-out demonstrations became more likely.", evidence)]
-    if tuned["ci95"][0] > base["ci95"][1]:
+    if change["ci95"][0] > 0:
         return [Finding("bad", "Held-out demonstrations became less likely.", evidence)]
     return [Finding("warning", "Held-out demonstrations are about as likely as before.", evidence)]
 

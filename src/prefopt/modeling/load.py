@@ -119,6 +119,7 @@ def _load_merged(config: ModelConfig, path: Path, peft: PeftMethod) -> Any:
     from peft import AutoPeftModelForCausalLM
 
     merged = AutoPeftModelForCausalLM.from_pretrained(path, **_weights(config, peft)).merge_and_unload()
+    merged.requires_grad_(True)  # PEFT froze the base
     merged.config._name_or_path = str(path)
     logger.info("model: the adapter in %s is merged into its base", path)
     return merged

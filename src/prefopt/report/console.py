@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from prefopt.report.numbers import Cell
-from prefopt.report.sections import Row, drift_table, headline, held_out_table
+from prefopt.report.numbers import NOT_APPLICABLE, Cell
+from prefopt.report.sections import Table, drift_table, headline, held_out_table
 
+MODELS = ("Base", "Tuned")
 STYLES = {"good": "green", "info": "blue", "warning": "yellow", "bad": "red"}
 WORDS = {"good": "good", "info": "note", "warning": "warn", "bad": "bad"}
 
@@ -22,9 +23,9 @@ def print_report(report: dict[str, Any], path: Path, console: Console) -> None:
     console.print(
         Text.assemble((f" {shown.decision.upper()} ", f"bold reverse {STYLES[shown.level]}"), " ", shown.sentence)
     )
-    rows = [row for table in (held_out_table(report), drift_table(report)) if table for row in table.rows]
-    if rows:
-        console.print(_numbers(rows))
+    tables = [table for table in (held_out_table(report), drift_table(report)) if table]
+    if tables:
+        console.print(_numbers(tables))
     else:
         console.print()
     for finding in report.get("verdict") or []:
@@ -32,15 +33,17 @@ def print_report(report: dict[str, Any], path: Path, console: Console) -> None:
     console.print(Text.assemble("Report: ", (str(path), "bold")), soft_wrap=True)
 
 
-def _numbers(rows: list[Row]) -> RichTable:
-    table = RichTable(box=SIMPLE_HEAD, pad_edge=False, header_style="dim")
-    table.add_column("")
-    for name in ("base", "tuned", "n"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        base, tuned = row.cells[:2]
-        table.add_row(row.label, _cell(base), _cell(tuned), Text(row.num, "dim"))
-    return table
+def _numbers(tables: list[Table]) -> RichTable:
+    shown = RichTable(box=SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    shown.add_column("")
+    for name in (*MODELS, "n"):
+        shown.add_column(name.lower(), justify="right", no_wrap=True)
+    for table in tables:
+        for row in table.rows:
+            cells = dict(zip(table.columns, row.cells, strict=True))
+            values = [_cell(cells.get(model, NOT_APPLICABLE)) for model in MODELS]
+            shown.add_row(row.label, *values, Text(row.num, "dim"))
+    return shown
 
 
 def _cell(shown: Cell) -> Text:

@@ -6,7 +6,7 @@ from typing import Any
 
 from prefopt.report.curves import PANELS, Panel, num_not_finite, series_of
 from prefopt.report.numbers import NUMBER, PERCENT, Unit, cell, count, interval, is_measured
-from prefopt.report.plots import NARROW, WIDE, IntervalRow, curve_chart, histogram, interval_chart
+from prefopt.report.plots import NARROW, WIDE, IntervalRow, bin_edges, curve_chart, histogram, interval_chart
 from prefopt.report.sections import Block, block
 
 CHANCE = 0.5
@@ -20,6 +20,8 @@ class FigureBlock:
     title: str
     caption: str
     svg: str
+    colours: tuple[str, ...] = ()
+    """Names of the groups, each also the CSS variable of its colour; empty where the chart says it itself."""
 
 
 def result_figures(report: Block, pairs: list[dict[str, Any]]) -> list[FigureBlock]:
@@ -37,7 +39,7 @@ def curve_note(metrics: list[dict[str, Any]]) -> str:
     """How to tell the curves apart, and how many log lines stand behind one of their points."""
     lines = [line for panel in PANELS for line in series_of(panel, metrics)]
     averaged = max((line.num_averaged for line in lines), default=1)
-    notes = ["Thin line: training. Line with dots: held-out."] if any(line.is_held_out for line in lines) else []
+    notes = ["Thin line: training. Thick line: held-out."] if any(line.is_held_out for line in lines) else []
     notes += [f"A point is the mean over up to {averaged} log lines."] if averaged > 1 else []
     return " ".join(notes)
 
@@ -103,8 +105,8 @@ def _margin_figure(pairs: list[dict[str, Any]]) -> FigureBlock | None:
         description="Histogram of margins per held-out pair, base and tuned. " + _sides(groups),
         width=WIDE,
     )
-    caption = f"Right of zero the model prefers the chosen answer. {_sides(groups)}"
-    return FigureBlock("Margin per held-out pair", caption, svg)
+    caption = f"Right of zero the model prefers the chosen answer. {_sides(groups)}{_outliers(groups)}"
+    return FigureBlock("Margin per held-out pair", caption, svg, tuple(groups))
 
 
 def _reward_figure(pairs: list[dict[str, Any]]) -> FigureBlock | None:
@@ -119,7 +121,7 @@ def _reward_figure(pairs: list[dict[str, Any]]) -> FigureBlock | None:
         description="Histogram of reward margins per held-out pair. " + _sides({"tuned": values}),
         width=NARROW,
     )
-    return FigureBlock("Reward margin per held-out pair", "after training", svg)
+    return FigureBlock("Reward margin per held-out pair", f"After training.{_outliers({'tuned': values})}", svg)
 
 
 def _sides(groups: dict[str, list[float]]) -> str:
@@ -128,6 +130,13 @@ def _sides(groups: dict[str, list[float]]) -> str:
         for label, values in groups.items()
     ]
     return f"Above zero, {', '.join(parts)}."
+
+
+def _outliers(groups: dict[str, list[float]]) -> str:
+    values = [value for group in groups.values() for value in group]
+    edges = bin_edges(values)
+    beyond = sum(not edges[0] <= value <= edges[-1] for value in values)
+    return f" The outer bars hold {count(beyond)} values from beyond the axis." if beyond else ""
 
 
 def _finite(pairs: list[dict[str, Any]], key: str) -> list[float]:

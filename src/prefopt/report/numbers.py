@@ -9,7 +9,7 @@ SIGNIFICANT_DIGITS = 3
 
 @dataclass(frozen=True)
 class Unit:
-    """How a value is written. `decimals=None` keeps three significant digits."""
+    """How a value is written. `decimals=None` keeps three significant digits, two below 0.1."""
 
     scale: float = 1.0
     decimals: int | None = None
@@ -57,7 +57,8 @@ def cell(estimate: dict[str, Any] | None, unit: Unit) -> Cell:
     value = estimate["value"]
     bounds = interval(estimate)
     num = estimate.get("n")
-    decimals = _decimals([value, *(bounds or ())], unit)
+    half_width = (bounds[1] - bounds[0]) / 2 if bounds else 0.0
+    decimals = _decimals(max(abs(value), half_width), unit)
     return Cell(
         value=unit.prefix + _fixed(value, decimals, unit) + unit.suffix,
         interval=" to ".join(_fixed(bound, decimals, unit) for bound in bounds) if bounds else None,
@@ -66,17 +67,14 @@ def cell(estimate: dict[str, Any] | None, unit: Unit) -> Cell:
 
 
 def is_measured(estimate: dict[str, Any] | None) -> bool:
-    """Whether the estimate holds a value."""
-    return estimate is not None and estimate.get("value") is not None
+    """Whether the estimate holds a finite value."""
+    return estimate is not None and _is_finite(estimate.get("value"))
 
 
 def interval(estimate: dict[str, Any]) -> tuple[float, float] | None:
-    """The 95 % interval, or None unless both bounds are known."""
-    bounds = estimate.get("ci95")
-    if bounds is None or None in bounds:
-        return None
-    low, high = bounds
-    return float(low), float(high)
+    """The 95 % interval, or None unless both bounds are finite."""
+    low, high = estimate.get("ci95") or (None, None)
+    return (float(low), float(high)) if _is_finite(low) and _is_finite(high) else None
 
 
 def count(value: int) -> str:
@@ -85,8 +83,8 @@ def count(value: int) -> str:
 
 
 def number(value: float) -> str:
-    """A number with three significant digits."""
-    return _fixed(value, _decimals([value], NUMBER), NUMBER)
+    """A number without unit, rounded to its significant digits."""
+    return _fixed(value, _decimals(abs(value), NUMBER), NUMBER)
 
 
 def duration(seconds: float) -> str:
@@ -99,18 +97,22 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _decimals(values: list[float], unit: Unit) -> int:
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _decimals(size: float, unit: Unit) -> int:
     if unit.decimals is not None:
         return unit.decimals
-    largest = max(abs(value) for value in values)
-    if largest == 0:
+    if size == 0:
         return SIGNIFICANT_DIGITS - 1
-    return max(0, SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(largest)))
+    digits = SIGNIFICANT_DIGITS if size >= 0.1 else SIGNIFICANT_DIGITS - 1
+    return max(0, digits - 1 - math.floor(math.log10(size)))
 
 
 def _fixed(value: float, decimals: int, unit: Unit) -> str:
     scaled = value * unit.scale
     if decimals > 6:
-        return f"{scaled:{'+' if unit.signed else ''}.{SIGNIFICANT_DIGITS - 1}e}"
+        return f"{scaled:{'+' if unit.signed else ''}.{SIGNIFICANT_DIGITS - 2}e}"
     rounded = round(scaled, decimals) + 0.0  # + 0.0 turns -0.0 into 0.0
     return f"{rounded:{'+' if unit.signed and rounded else ''},.{decimals}f}"

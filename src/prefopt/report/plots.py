@@ -18,6 +18,8 @@ WIDE, NARROW = 430, 340
 ROW_HEIGHT = 46
 LABEL_GAP = 14
 TYPICAL_BINS = 24
+MIN_BINS_PER_SIDE = 2
+MAX_DOTS = 20
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def interval_chart(rows: list[IntervalRow], *, unit: Unit, chance: float | None,
     """Dots with 95 % intervals, one row each, and a dashed line at `chance`."""
     with drawing_style():
         height = 44 + ROW_HEIGHT * len(rows)
-        figure, axes = new_axes(WIDE, height, (8, 14, 18 if chance is not None else 4, 28))
+        figure, axes = new_axes(WIDE, height, (14, 22, 18 if chance is not None else 4, 28))
         axes.set_ylim(-0.45, len(rows) - 0.25)
         axes.set_yticks([])
         low, high = _interval_range(rows, unit, chance)
@@ -82,7 +84,7 @@ def histogram(
 ) -> str:
     """Counts per bin around a zero line, the last group on top; bins never straddle zero."""
     with drawing_style():
-        figure, axes = new_axes(width, 230, (34, 10, 22, 42))
+        figure, axes = new_axes(width, 230, (40, 14, 22, 42))
         edges = bin_edges([value for values in groups.values() for value in values])
         inner = (edges[0] + 1e-12, edges[-1] - 1e-12)
         for index, (label, values) in enumerate(groups.items()):
@@ -114,7 +116,7 @@ def bin_edges(values: Sequence[float]) -> list[float]:
         return [-1.0, 0.0, 1.0]
     width = _round_width((high - low) / TYPICAL_BINS)
     first, last = math.floor(low / width), math.ceil(high / width)
-    return [index * width for index in range(min(first, -1), max(last, 1) + 1)]
+    return [index * width for index in range(min(first, -MIN_BINS_PER_SIDE), max(last, MIN_BINS_PER_SIDE) + 1)]
 
 
 def _round_width(width: float) -> float:
@@ -123,7 +125,7 @@ def _round_width(width: float) -> float:
 
 
 def curve_chart(panel: Panel, lines: list[Series], *, description: str) -> str:
-    """Train (thin) and held-out (with dots) over steps, each labelled at its end."""
+    """Train (thin) and held-out (thick) over steps, each labelled at its end."""
     with drawing_style():
         figure, axes = new_axes(NARROW, 200, (44, 62, 8, 36))
         if panel.baseline is not None:
@@ -144,7 +146,8 @@ def curve_chart(panel: Panel, lines: list[Series], *, description: str) -> str:
 def _draw_curve(axes: "Axes", line: Series, *, has_held_out: bool) -> None:
     colour = SENTINELS[line.colour]
     if line.is_held_out:
-        axes.plot(line.steps, line.values, color=colour, linewidth=2.2, marker="o", markersize=5, markeredgewidth=0)
+        dots = "o" if len(line.steps) <= MAX_DOTS else ""
+        axes.plot(line.steps, line.values, color=colour, linewidth=2.2, marker=dots, markersize=5, markeredgewidth=0)
     else:
         marker = "o" if len(line.steps) == 1 else ""
         alpha = 0.75 if has_held_out else 1.0

@@ -96,7 +96,8 @@ def _printable(value: Any) -> Any:
 def _markdown(text: str) -> str:
     """`text` as one line of Markdown that starts no table cell, tag, link or image."""
     line = " ".join(text.split())
-    return re.sub(r"([\\|\[\]`*])", r"\\\1", line).replace("&", "&amp;").replace("<", "&lt;")
+    escaped = re.sub(r"([\\|`*])", r"\\\1", line).replace("](", "]\\(")
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _fenced(text: str) -> str:
@@ -107,8 +108,10 @@ def _fenced(text: str) -> str:
 
 
 def _unbroken(text: str) -> str:
-    """`text` with numbers tied to their percent signs."""
-    return text.replace(" %", "\u00a0%")
+    """`text` with numbers tied to what gives them their meaning: `95 % CI`, `n = 132`."""
+    for tied in (" %", "% CI", "n = ", "p = "):
+        text = text.replace(tied, tied.replace(" ", "\u00a0"))
+    return text
 
 
 def _json_ready(value: Any) -> Any:

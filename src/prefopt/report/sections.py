@@ -75,14 +75,14 @@ TOKEN_LOSS = Metric("loss", "Loss per token", "nats; lower is better")
 PERPLEXITY = Metric("perplexity", "Perplexity", "of the held-out completions; lower is better")
 
 DRIFT = (
-    Metric("perplexity", "Perplexity of neutral text", "text that has nothing to do with the task", change=RATIO),
+    Metric("perplexity", "Neutral perplexity", "of text that has nothing to do with the task", change=RATIO),
     Metric("response_length", "Response length", "tokens"),
     Metric("finished", "Ended by itself", "share of responses not cut at the limit", PERCENT, POINTS),
     Metric("repetition", "Repetition", "share of 4-grams seen before in the same response", PERCENT, POINTS),
 )
 DIVERGENCE = (
-    Metric("kl_per_token", "KL from base, per token", "nats; 0 = unchanged", of_base=False),
-    Metric("kl_per_response", "KL from base, per response", "nats; 0 = unchanged", of_base=False),
+    Metric("kl_per_token", "KL per token", "divergence from base, nats; 0 = unchanged", of_base=False),
+    Metric("kl_per_response", "KL per response", "divergence from base, nats; 0 = unchanged", of_base=False),
 )
 LIKELIHOOD = (
     Metric("chosen", "Chosen", "change of log-prob per token, tuned - base", CHANGE),
@@ -125,9 +125,9 @@ def _loss_sentence(report: Block) -> str:
     if not is_measured(tuned):
         return "Nothing was measured on held-out data, so nothing can be said about the benefit."
     shown = cell(tuned, NUMBER)
-    size = f" (n {shown.num})" if shown.num else ""
+    rows = f"{shown.num} held-out examples" if shown.num else "the held-out examples"
     gain = _gain(block(report, "held_out", "gain").get("loss"), base, tuned, CHANGE)
-    return f"Tuned has a held-out loss of {shown.value}{size}{_ci(shown)}{_against(base, gain, NUMBER)}."
+    return f"Tuned has a loss of {shown.value} per token on {rows}{_ci(shown)}{_against(base, gain, NUMBER)}."
 
 
 def _gain(gain: Block | None, base: Block | None, tuned: Block | None, unit: Unit) -> Cell | None:
@@ -166,7 +166,7 @@ def held_out_table(report: Block) -> Table | None:
     if not rows:
         return None
     notes = [note for note in (_sign_test(gain), _baselines(held_out), _ties(held_out)) if note]
-    return Table(["Base", "Tuned", "Change"], rows, notes)
+    return _without_empty_columns(Table(["Base", "Tuned", "Change"], rows, notes))
 
 
 def _base(base: Block, metric: Metric) -> Cell:
@@ -229,7 +229,13 @@ def drift_table(report: Block) -> Table | None:
         if drift.get(metric.key) is not None
     ]
     rows += [_drift_row(block(drift, metric.key), metric) for metric in DRIFT if drift.get(metric.key)]
-    return Table(["Base", "Tuned", "Change"], rows) if rows else None
+    return _without_empty_columns(Table(["Base", "Tuned", "Change"], rows)) if rows else None
+
+
+def _without_empty_columns(table: Table) -> Table:
+    used = [i for i in range(len(table.columns)) if any(row.cells[i] != NOT_APPLICABLE for row in table.rows)]
+    rows = [Row(row.label, [row.cells[i] for i in used], row.hint) for row in table.rows]
+    return Table([table.columns[i] for i in used], rows, table.notes)
 
 
 def _drift_row(values: Block, metric: Metric) -> Row:

@@ -93,6 +93,7 @@ def _common(config: TrainConfig, run: RunDirectory) -> dict[str, Any]:
         "num_train_epochs": trainer.num_epochs,
         "max_steps": trainer.max_steps or -1,
         "bf16": trainer.precision is Precision.bf16,
+        "use_cpu": not torch.cuda.is_available() and config.deepspeed.stage is None,
         "gradient_checkpointing": trainer.gradient_checkpointing,
         "optim": optim.name,
         "learning_rate": optim.learning_rate,

@@ -1,0 +1,141 @@
+"""Whole runs through the entry points: what they leave, what a second command does."""
+
+import json
+
+import pytest
+
+from prefopt.evaluate import main as evaluate
+from prefopt.tracking.metrics import read_metrics
+from prefopt.train import main as train
+
+
+def read_report(run):
+    return json.loads((run / "report" / "report.json").read_text())
+
+
+def test_a_dpo_run_leaves_everything_that_the_run_directory_promises(overrides, tmp_path, capsys):
+    train([*overrides, "trainer.eval_every=3"])
+    run = tmp_path / "runs" / "test"
+    status = json.loads((run / "status.json").read_text())
+    assert status == {"state": "done", "step": 6, "attempts": 1, "message": ""}
+    assert {"config.yaml", "provenance.json", "metrics.jsonl", "model", "report"} <= {p.name for p in run.iterdir()}
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-4", "step-6"]
+    assert (run / "report" / "report.html").exists()
+
+    records = list(read_metrics(run / "metrics.jsonl"))
+    training = [r for r in records if "split" not in r]
+    held_out = [r for r in records if r.get("split") == "held_out"]
+    assert [r["step"] for r in training] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in held_out] == [3, 6]
+    assert [r["pairs"] for r in training] == [4, 8, 12, 16, 20, 22]
+    assert all({"loss", "grad_norm", "rewards/accuracies", "time_s", "tokens"} <= r.keys() for r in training)
+    assert training[0]["tokens"] < training[5]["tokens"]
+
+    report = read_report(run)
+    assert report["held_out"]["n"] == 7
+    assert report["run"]["steps"] == 6
+    assert report["held_out"]["tuned"]["reward_accuracy"]["value"] == held_out[-1]["rewards/accuracies"]
+    assert report["held_out"]["tuned"]["reward_margin"]["value"] == pytest.approx(
+        held_out[-1]["rewards/margins"], rel=1e-3
+    )
+    assert len(report["samples"]) == 2
+    assert report["verdict"]
+
+    capsys.readouterr()
+    train([*overrides, "trainer.eval_every=3"])
+    assert "this run is done" in capsys.readouterr().out
+    assert json.loads((run / "status.json").read_text()) == status
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_evaluating_again_with_another_batch_size_gives_the_same_numbers(overrides, tmp_path, batch_size):
+    train([*overrides, "trainer.max_steps=2"])
+    run = tmp_path / "runs" / "test"
+    first = read_report(run)
+    evaluate([f"run={run}", f"evaluation.batch_size={batch_size}"])
+    second = read_report(run)
+    for model, metrics in first["held_out"].items():
+        if model not in ("base", "tuned"):
+            assert second["held_out"][model] == metrics
+            continue
+        for name, entry in metrics.items():
+            again = second["held_out"][model][name]
+            if name.endswith("accuracy"):
+                assert again == entry
+            else:
+                assert again["value"] == pytest.approx(entry["value"], rel=1e-5)
+    assert first["samples"] == second["samples"]
+    assert second["drift"]["kl_per_token"]["value"] == pytest.approx(first["drift"]["kl_per_token"]["value"], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_adapters_are_saved_as_adapters_and_the_base_is_measured_without(overrides, tmp_path, method):
+    train([*overrides, f"peft={method}", "peft.r=4"])
+    run = tmp_path / "runs" / "test"
+    assert (run / "model" / "adapter_config.json").exists()
+    report = read_report(run)
+    assert report["run"]["method"] == method
+    assert report["drift"]["kl_per_token"]["value"] != 0
+
+    from transformers import AutoModelForCausalLM
+
+    assert AutoModelForCausalLM.from_pretrained(run / "model") is not None
+
+
+@pytest.mark.parametrize("shape", ["messages", "prompt_completion", "text"])
+def test_sft_runs_on_every_format_and_its_held_out_loss_is_exact(overrides, tmp_path, shape):
+    from tests.conftest import STUDY, read_rows, write_rows
+
+    rows = read_rows(STUDY / "sft_train.jsonl", 14)
+    if shape == "prompt_completion":
+        rows = [{"prompt": r["messages"][:1], "completion": r["messages"][1:]} for r in rows]
+    elif shape == "text":
+        rows = [{"text": r["messages"][1]["content"]} for r in rows]
+    train_file = write_rows(tmp_path / "train.jsonl", rows[:10])
+    held_out = write_rows(tmp_path / "held_out.jsonl", rows[10:])
+    train(
+        [
+            *overrides,
+            "algorithm=sft",
+            f"data.train={train_file}",
+            f"data.held_out={held_out}",
+            "trainer.eval_every=6",
+            f"evaluation.pairs={STUDY / 'held_out.jsonl'}",
+        ]
+    )
+    run = tmp_path / "runs" / "test"
+    report = read_report(run)
+    logged = [r for r in read_metrics(run / "metrics.jsonl") if "split" in r][-1]
+    assert report["held_out"]["tuned"]["loss"]["value"] == pytest.approx(logged["loss"], rel=1e-5)
+    assert report["held_out"]["tuned"]["loss"]["value"] < report["held_out"]["base"]["loss"]["value"]
+    assert report["held_out"]["tuned"]["preference_accuracy"]["n"] == 132
+
+
+def test_dpo_goes_on_from_an_sft_adapter(overrides, tmp_path):
+    from tests.conftest import STUDY, read_rows, write_rows
+
+    rows = write_rows(tmp_path / "sft.jsonl", read_rows(STUDY / "sft_train.jsonl", 10))
+    sft = ["algorithm=sft", f"data.train={rows}", "data.held_out=null", "peft=lora", "run.name=sft"]
+    train([*overrides, *sft])
+    train([*overrides, f"model.path={tmp_path / 'runs' / 'sft' / 'model'}", "run.name=dpo"])
+    report = read_report(tmp_path / "runs" / "dpo")
+    # The reference is the SFT model, not the model below its adapter: the first loss says so.
+    first = next(read_metrics(tmp_path / "runs" / "dpo" / "metrics.jsonl"))
+    assert first["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert report["held_out"]["n"] == 7
+
+
+def test_bf16_trains_where_the_hardware_has_it(overrides, tmp_path):
+    from prefopt.modeling.load import has_bf16
+
+    if not has_bf16():
+        pytest.skip("no bfloat16 on this CPU")
+    train([*overrides, "trainer.precision=bf16", "trainer.gradient_checkpointing=true"])
+    assert read_report(tmp_path / "runs" / "test")["held_out"]["n"] == 7
+
+
+def test_wandb_records_offline_without_a_key_and_keeps_its_id(overrides, tmp_path):
+    train([*overrides, "logger=wandb", "trainer.max_steps=2"])
+    run = tmp_path / "runs" / "test"
+    assert (run / "wandb_id").read_text()
+    assert list((run / "wandb").glob("offline-run-*"))

@@ -136,7 +136,7 @@ def _outliers(groups: dict[str, list[float]]) -> str:
     values = [value for group in groups.values() for value in group]
     edges = bin_edges(values)
     beyond = sum(not edges[0] <= value <= edges[-1] for value in values)
-    return f" The outer bars hold {count(beyond)} values from beyond the axis." if beyond else ""
+    return f" The outer bars include {count(beyond)} from beyond the axis." if beyond else ""
 
 
 def _finite(pairs: list[dict[str, Any]], key: str) -> list[float]:

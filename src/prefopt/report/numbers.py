@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 SIGNIFICANT_DIGITS = 3
 
@@ -74,7 +74,7 @@ def is_measured(estimate: dict[str, Any] | None) -> bool:
 def interval(estimate: dict[str, Any]) -> tuple[float, float] | None:
     """The 95 % interval, or None unless both bounds are finite."""
     low, high = estimate.get("ci95") or (None, None)
-    return (float(low), float(high)) if _is_finite(low) and _is_finite(high) else None
+    return (low, high) if _is_finite(low) and _is_finite(high) else None
 
 
 def count(value: int) -> str:
@@ -97,7 +97,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _is_finite(value: float | None) -> bool:
+def _is_finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 

@@ -25,9 +25,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 from trl import DPOTrainer
 
+from prefopt.choices import DataFormat, OnBadRow, OnLongCompletion
 from prefopt.data.records import PreferencePair, read_records
 from prefopt.data.tokenize import tokenize_pairs
-from prefopt.schema import DataFormat, OnBadRow, OnLongCompletion
 
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 CHATML = (

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 os.environ.update(
     OMP_NUM_THREADS="1",
     HF_HUB_OFFLINE="1",
@@ -15,8 +17,6 @@ os.environ.update(
 )
 for launcher in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "WANDB_API_KEY"):
     os.environ.pop(launcher, None)
-
-import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 STUDY = REPOSITORY / "experiments" / "brand_voice"

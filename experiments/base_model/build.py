@@ -22,10 +22,10 @@ HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 OUTPUT = REPOSITORY / "src/prefopt/assets/base_model"
 sys.path.insert(0, str(HERE.parent / "brand_voice"))
-from build_data import Case, draw_slots, fill, read_cases  # noqa: E402
+from build_data import Case, draw_slots, fill, read_cases, split_cases  # noqa: E402
 
-VOCABULARY = 4096
-EPOCHS = 10
+VOCABULARY = 2048
+EPOCHS = 6
 DRAWS_PER_CASE = 12
 TOKENS_PER_BATCH = 4096
 PEAK_LEARNING_RATE = 2e-3
@@ -108,10 +108,22 @@ def draw_batches(documents: list[list[int]], pad: int, rng: random.Random) -> li
     return [torch.tensor([ids + [pad] * (len(b[-1]) - len(ids)) for ids in b]) for b in batches]
 
 
+def compute_loss(model: LlamaForCausalLM, batch: torch.Tensor, pad: int) -> torch.Tensor:
+    """Mean cross-entropy per token that is not padding."""
+    return model(input_ids=batch, attention_mask=batch != pad, labels=batch.masked_fill(batch == pad, -100)).loss
+
+
+def measure(model: LlamaForCausalLM, batches: list[torch.Tensor], pad: int) -> float:
+    """Loss on cases that are not in the corpus: more epochs than its minimum only memorise."""
+    with torch.no_grad():
+        losses = [compute_loss(model, batch, pad).item() for batch in batches]
+    return sum(losses) / len(losses)
+
+
 def main() -> None:
     torch.manual_seed(0)
     rng = random.Random(0)
-    cases, prose = read_cases(), read_prose()
+    (cases, unseen), prose = split_cases(read_cases()), read_prose()
     tokenizer = build_tokenizer([*prose, *draw_chats(cases, rng)])
     model = build_model(tokenizer)
     pad = tokenizer.pad_token_id
@@ -122,20 +134,22 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(step / 100, 0.5 * (1 + math.cos(math.pi * min(1, step / total))))
     )
+    development = tokenizer(draw_chats(unseen, random.Random(1)))["input_ids"]
     start = time.monotonic()
     for epoch in range(EPOCHS):
         texts = [*(f"{text}{END}" for text in prose), *draw_chats(cases, rng)]
         losses = []
         for batch in draw_batches(tokenizer(texts)["input_ids"], pad, rng):
-            labels = batch.masked_fill(batch == pad, -100)
-            loss = model(input_ids=batch, attention_mask=batch != pad, labels=labels).loss
+            loss = compute_loss(model, batch, pad)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             losses.append(loss.item())
-        print(f"epoch {epoch}: loss {sum(losses) / len(losses):.3f}, {time.monotonic() - start:.0f} s", flush=True)
+        dev = measure(model, draw_batches(development, pad, random.Random(0)), pad)
+        seconds = time.monotonic() - start
+        print(f"epoch {epoch}: loss {sum(losses) / len(losses):.3f}, unseen {dev:.3f}, {seconds:.0f} s", flush=True)
     model.to(torch.bfloat16).save_pretrained(OUTPUT)
     tokenizer.save_pretrained(OUTPUT)
     print(f"written to {OUTPUT.relative_to(REPOSITORY)}")

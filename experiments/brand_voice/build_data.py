@@ -27,6 +27,11 @@ def read_cases() -> list[Case]:
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+def split_cases(cases: list[Case]) -> tuple[list[Case], list[Case]]:
+    """Training cases, and every tenth, which neither the base model nor SFT sees."""
+    return [case for i, case in enumerate(cases) if i % HELD_OUT_CASE_EVERY], cases[::HELD_OUT_CASE_EVERY]
+
+
 def fill(text: str, values: dict[str, str]) -> str:
     """Puts slot values into a text."""
     return text.format_map(values)
@@ -78,7 +83,7 @@ def main() -> None:
     rng = random.Random(0)
     cases = read_cases()
     write("train.jsonl", [row for case in cases for row in pairs(case, rng)], rng)
-    held_out, training = cases[::HELD_OUT_CASE_EVERY], [c for i, c in enumerate(cases) if i % HELD_OUT_CASE_EVERY]
+    training, held_out = split_cases(cases)
     write("sft_train.jsonl", [row for case in training for row in demonstrations(case, rng)], rng)
     write("sft_held_out.jsonl", [row for case in held_out for row in demonstrations(case, rng)], rng)
 

@@ -19,18 +19,10 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from prefopt.choices import AlgorithmName, PeftMethod, Precision, WeightsDtype
 from prefopt.errors import UserError
 from prefopt.paths import shipped
-from prefopt.schema import (
-    AlgorithmName,
-    DPOAlgorithmConfig,
-    PeftMethod,
-    Precision,
-    SFTAlgorithmConfig,
-    TrainConfig,
-    WeightsDtype,
-    require,
-)
+from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig, require
 
 ALGORITHMS = {AlgorithmName.dpo: DPOAlgorithmConfig, AlgorithmName.sft: SFTAlgorithmConfig}
 EXTRA = "trainer.extra."
@@ -160,6 +152,10 @@ def check(config: TrainConfig) -> None:
     )
     require(world_size >= 1, f"WORLD_SIZE: must be >= 1, found {world_size}.")
     _check_algorithm(config)
+    require(
+        config.trainer.eval_every is None or config.data.held_out is not None or config.data.held_out_fraction > 0,
+        "trainer.eval_every is set, but nothing is held out: set data.held_out or data.held_out_fraction > 0.",
+    )
     require(
         config.evaluation.num_shown_samples <= config.evaluation.num_samples,
         f"evaluation.num_shown_samples={config.evaluation.num_shown_samples} is more than "

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import yaml
 
+from prefopt.choices import AlgorithmName, LossOn
 from prefopt.config import as_dict, from_dict, read_config, setting_names, unknown
 from prefopt.errors import UserError, run_entry
 from prefopt.run_directory import RunDirectory
-from prefopt.schema import AlgorithmName, LossOn, SFTAlgorithmConfig, TrainConfig
+from prefopt.schema import SFTAlgorithmConfig, TrainConfig
 
 HELP = """Measure a finished run again and rebuild its report.
 
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> None:
     splits = read_splits(config.data, kind="preference" if is_dpo else "sft", seed=config.run.seed)
 
     # torch and TRL take seconds to import; the checks above answer at once.
-    from prefopt.evaluation.run import evaluate_run
+    from prefopt.evaluation.run import build_material, evaluate_run
     from prefopt.modeling.load import check_hardware, load_tokenizer
     from prefopt.report.console import print_report
 
@@ -52,7 +53,8 @@ def main(argv: list[str]) -> None:
     tokenizer = load_tokenizer(config.model)
     loss_on = config.algorithm.loss_on if isinstance(config.algorithm, SFTAlgorithmConfig) else LossOn.completions
     data = load_tokenized(splits, tokenizer, config.data, loss_on=loss_on)
-    report = evaluate_run(config, run, splits, data, tokenizer)
+    material = build_material(config, splits, data, tokenizer)
+    report = evaluate_run(config, run, data, material, tokenizer)
     print_report(report, run.report / "report.html", console)
 
 

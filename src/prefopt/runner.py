@@ -8,19 +8,24 @@ from typing import Any
 from rich.console import Console
 from transformers import set_seed
 
+from prefopt.choices import AlgorithmName
 from prefopt.data.loading import Splits, TokenizedSplits
 from prefopt.distributed.ranks import is_main
-from prefopt.evaluation.run import evaluate_run
+from prefopt.evaluation.run import build_material, evaluate_run
 from prefopt.report.console import print_report
 from prefopt.run_directory import RunDirectory, State
-from prefopt.schema import AlgorithmName, TrainConfig
+from prefopt.schema import TrainConfig
 from prefopt.tracking.metrics import MetricsLog, read_metrics
 from prefopt.tracking.provenance import collect, command_line
 from prefopt.tracking.wandb import start_wandb
 from prefopt.trainers import dpo, sft
+from prefopt.trainers.arguments import build_dpo_arguments, build_sft_arguments
 from prefopt.trainers.callbacks import DivergedError
 
-ALGORITHMS = {AlgorithmName.dpo: dpo.run, AlgorithmName.sft: sft.run}
+ALGORITHMS = {
+    AlgorithmName.dpo: (build_dpo_arguments, dpo.run),
+    AlgorithmName.sft: (build_sft_arguments, sft.run),
+}
 
 
 def train_and_report(
@@ -33,6 +38,9 @@ def train_and_report(
     argv: list[str],
 ) -> None:
     """Trains, evaluates and leaves the run `done`; any other end is in status.json with its reason."""
+    build_arguments, run_algorithm = ALGORITHMS[config.algorithm.name]
+    arguments = build_arguments(config, run)
+    material = build_material(config, splits, data, tokenizer)
     log = mirror = None
     if is_main():
         run.start(config, collect(config, data.notes.to_dict(), command_line("prefopt.train", argv)))
@@ -40,10 +48,10 @@ def train_and_report(
         log = MetricsLog(run.metrics, mirror)
     with recorded_end(run):
         set_seed(config.run.seed)
-        ALGORITHMS[config.algorithm.name](config, run, data, tokenizer, log, console)
+        run_algorithm(config, run, arguments, data, tokenizer, log, console)
         if not is_main():
             return
-        report = evaluate_run(config, run, splits, data, tokenizer)
+        report = evaluate_run(config, run, data, material, tokenizer)
         print_report(report, run.report / "report.html", console)
         if mirror is not None:
             mirror.finish(report)

@@ -1,116 +1,40 @@
 """The settings: one dataclass per config group, each field with its default, unit and effect.
 
-YAML files under `conf/` hold choices; defaults live here and nowhere else. Enum members are lower-case because Hydra
-matches member names. `__post_init__` checks one group on its own; `prefopt.config.check` holds what spans groups.
+YAML files under `conf/` hold choices; defaults live here and nowhere else. `__post_init__` checks one group on its
+own; `prefopt.config.check` holds what spans groups.
 """
 
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
 
-from prefopt.errors import UserError
-
-LOSS_TYPES = (
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-)  # fmt: skip
-"""The DPO losses of TRL 1.16."""
-
-F_DIVERGENCE_LOSS_TYPES = frozenset(
-    {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
+from prefopt.choices import (
+    F_DIVERGENCE_LOSS_TYPES,
+    LOSS_TYPES,
+    AlgorithmName,
+    DataFormat,
+    EngineName,
+    FDivergence,
+    LoggerName,
+    LossOn,
+    OffloadDevice,
+    OnBadRow,
+    OnLongCompletion,
+    PeftMethod,
+    Precision,
+    ReferenceMode,
+    SFTLoss,
+    WandbMode,
+    WeightsDtype,
 )
-"""Losses built on the difference of rewards alone: only these have an f-divergence form."""
+from prefopt.errors import UserError
 
 
 def require(condition: bool, message: str) -> None:
     """Raises a `UserError` with `message` unless `condition` holds."""
     if not condition:
         raise UserError(message)
-
-
-class Precision(Enum):
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class WeightsDtype(Enum):
-    auto = "auto"
-    fp32 = "float32"
-    bf16 = "bfloat16"
-
-
-class OnBadRow(Enum):
-    refuse = "refuse"
-    skip = "skip"
-
-
-class OnLongCompletion(Enum):
-    refuse = "refuse"
-    skip = "skip"
-    truncate = "truncate"
-
-
-class DataFormat(Enum):
-    auto = "auto"
-    trl = "trl"
-    sharegpt = "sharegpt"
-    alpaca = "alpaca"
-    openai = "openai"
-
-
-class AlgorithmName(Enum):
-    sft = "sft"
-    dpo = "dpo"
-
-
-class SFTLoss(Enum):
-    nll = "nll"
-    dft = "dft"
-
-
-class LossOn(Enum):
-    completions = "completions"
-    all = "all"
-
-
-class FDivergence(Enum):
-    reverse_kl = "reverse_kl"
-    forward_kl = "forward_kl"
-    js_divergence = "js_divergence"
-    alpha_divergence = "alpha_divergence"
-
-
-class EngineName(Enum):
-    trl = "trl"
-
-
-class ReferenceMode(Enum):
-    live = "live"
-
-
-class PeftMethod(Enum):
-    none = "none"
-    lora = "lora"
-    dora = "dora"
-    qlora = "qlora"
-
-
-class LoggerName(Enum):
-    none = "none"
-    wandb = "wandb"
-
-
-class WandbMode(Enum):
-    auto = "auto"
-    online = "online"
-    offline = "offline"
-
-
-class OffloadDevice(Enum):
-    none = "none"
-    cpu = "cpu"
 
 
 @dataclass(kw_only=True)
@@ -178,7 +102,7 @@ class DataConfig:
     on_long_completion: OnLongCompletion = OnLongCompletion.truncate
     """A completion cut by `max_length` loses its end-of-sequence: truncate and count, skip and count, or refuse."""
     on_extra_eos: OnBadRow = OnBadRow.refuse
-    """A completion whose text holds the end-of-sequence token itself: refuse the file, or skip the row and count it."""
+    """A completion whose text holds the end-of-sequence token: refuse the file, or skip the row and count it."""
     on_overlap: OnBadRow = OnBadRow.refuse
     """A training prompt that is also in `held_out`: refuse, or skip the training row and count it."""
 

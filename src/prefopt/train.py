@@ -4,10 +4,11 @@ import argparse
 import logging
 from typing import Any
 
+from prefopt.choices import AlgorithmName, LossOn
 from prefopt.config import load_config, to_yaml
 from prefopt.errors import run_entry
 from prefopt.run_directory import RunDirectory
-from prefopt.schema import AlgorithmName, LossOn, SFTAlgorithmConfig, TrainConfig
+from prefopt.schema import SFTAlgorithmConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from prefopt.choices import PeftMethod
 from prefopt.config import (
     as_dict,
     differences,
@@ -17,7 +18,7 @@ from prefopt.config import (
 )
 from prefopt.errors import UserError
 from prefopt.paths import shipped
-from prefopt.schema import DPOAlgorithmConfig, PeftMethod, SFTAlgorithmConfig
+from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig
 
 EXPERIMENTS = sorted(path.stem for path in (shipped("conf") / "experiment").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (shipped("conf") / "model").glob("*.yaml") if path.stem != "hf")
@@ -140,7 +141,7 @@ def test_a_configuration_survives_its_file(tmp_path):
 
 
 def test_a_damaged_configuration_file_is_the_users_to_mend():
-    with pytest.raises(UserError, match="config.yaml: not a configuration"):
+    with pytest.raises(UserError, match=r"config\.yaml: not a configuration"):
         from_dict({"algorithm": {"name": "ppo"}}, "config.yaml")
 
 

@@ -9,11 +9,11 @@ import trl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prefopt.choices import LOSS_TYPES
 from prefopt.config import load_config
 from prefopt.data.loading import load_tokenized, read_splits
 from prefopt.evaluation.scoring import Scorer
 from prefopt.run_directory import RunDirectory
-from prefopt.schema import LOSS_TYPES
 from prefopt.trainers.arguments import build_dpo_arguments
 from prefopt.trainers.dpo import DPOTrainer
 from tests.conftest import read_rows
@@ -30,7 +30,7 @@ def build(config, tiny_model, **changes) -> DPOTrainer:
     arguments = build_dpo_arguments(config, RunDirectory.of(config))
     for name, value in changes.items():
         setattr(arguments, name, value)
-    trainer = DPOTrainer(
+    return DPOTrainer(
         model=load(tiny_model),
         ref_model=load(tiny_model),
         args=arguments,
@@ -38,7 +38,6 @@ def build(config, tiny_model, **changes) -> DPOTrainer:
         eval_dataset=data.held_out,
         processing_class=tokenizer,
     )
-    return trainer
 
 
 def build_plain(config, tiny_model, pair_files) -> trl.DPOTrainer:
@@ -143,9 +142,7 @@ def test_trls_own_evaluation_depends_on_the_batch_size(overrides, tiny_model, pa
     """The reason for ours; when this fails, TRL has mended it."""
     margins = []
     for batch_size in (3, 7):
-        trainer = build_plain(
-            load_config([*overrides, f"evaluation.batch_size={batch_size}"]), tiny_model, pair_files
-        )
+        trainer = build_plain(load_config([*overrides, f"evaluation.batch_size={batch_size}"]), tiny_model, pair_files)
         move(trainer.model)
         margins.append(trainer.evaluate()["eval_rewards/margins"])
     assert margins[0] != pytest.approx(margins[1], rel=1e-3)

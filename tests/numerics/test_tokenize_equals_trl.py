@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from trl import DPOTrainer, SFTTrainer
 
+from prefopt.choices import LossOn, OnBadRow, OnLongCompletion
 from prefopt.data.records import build_record
 from prefopt.data.tokenize import tokenize_pairs, tokenize_sft
-from prefopt.schema import LossOn, OnBadRow, OnLongCompletion
 
 CHATML = (
     "{% if tools %}<|im_start|>system\nTools: {% for t in tools %}{{ t | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
@@ -220,6 +220,25 @@ def test_any_text_pair_has_the_ids_of_trl(texts: list[tuple[str, str, str]], nam
     rows = [
         {"prompt": "Q" + prompt, "chosen": chosen + "1", "rejected": rejected + "2"}
         for prompt, chosen, rejected in texts
+    ]
+    assert our_pairs(rows, TOKENIZERS[name]) == trl_pairs(rows, TOKENIZERS[name])
+
+
+SPELLED = st.lists(st.sampled_from(["<s>", "<|im_start|>", "<|eot|>", "</s>", " ", "\n", "fox", "日"]), max_size=5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(SPELLED, TEXT), min_size=1, max_size=4), st.sampled_from(sorted(TOKENIZERS)))
+def test_any_chat_pair_has_the_ids_of_trl_also_with_special_tokens_in_its_prompt(
+    parts: list[tuple[list[str], str]], name: str
+) -> None:
+    rows = [
+        {
+            "prompt": [turn("user", "".join(prompt) + "?")],
+            "chosen": [turn("assistant", answer + "1")],
+            "rejected": [turn("assistant", answer + "2")],
+        }
+        for prompt, answer in parts
     ]
     assert our_pairs(rows, TOKENIZERS[name]) == trl_pairs(rows, TOKENIZERS[name])
 

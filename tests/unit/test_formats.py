@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from prefopt.choices import DataFormat
 from prefopt.data.formats import (
     convert_alpaca_example,
     convert_alpaca_pair,
@@ -14,7 +15,6 @@ from prefopt.data.formats import (
     unread_columns,
 )
 from prefopt.data.messages import RowError
-from prefopt.schema import DataFormat
 
 SYSTEM = {"from": "system", "value": "Be brief."}
 HUMAN = {"from": "human", "value": "Hi?"}

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trl.data_utils import extract_prompt
 
+from prefopt.choices import DataFormat, OnBadRow
 from prefopt.data.defects import drop_defects
 from prefopt.data.messages import split_common_prompt
 from prefopt.data.records import PreferencePair, ReadNotes, ReadResult, read_records
 from prefopt.errors import UserError
-from prefopt.schema import DataFormat, OnBadRow
 
 PAIR = {"prompt": "Say hi.", "chosen": "Hi!", "rejected": "No."}
 USER = {"role": "user", "content": "Say hi."}
@@ -90,6 +90,23 @@ def test_a_datasets_folder_is_read_and_a_folder_of_splits_names_them(tmp_path: P
     datasets.DatasetDict(train=rows, test=rows).save_to_disk(str(tmp_path / "both"))
     assert read(str(tmp_path / "both" / "train")).records[0].chosen == [HI]
     assert "Name one: " + str(tmp_path / "both" / "train") in message_of(str(tmp_path / "both"))
+
+
+def test_hub_data_sets_name_their_split_and_say_when_they_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked: list[tuple[str, str]] = []
+
+    def load_dataset(name: str, *, split: str) -> Any:
+        asked.append((name, split))
+        if name == "org/none":
+            raise FileNotFoundError("no such data set")
+        return datasets.Dataset.from_list([PAIR])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert read("hub:org/pairs").records[0].source == "hub:org/pairs:row 1"
+    assert read("hub:org/pairs:test").records[0].source == "hub:org/pairs:test:row 1"
+    assert "hub:org/none: the hub has no such data set" in message_of("hub:org/none")
+    assert asked == [("org/pairs", "train"), ("org/pairs", "test"), ("org/none", "train")]
 
 
 def test_reading_imports_no_heavy_package() -> None:

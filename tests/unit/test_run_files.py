@@ -5,11 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from prefopt.choices import WandbMode
 from prefopt.config import load_config
-from prefopt.distributed.checkpoint import COMPLETE, find_damage, find_newest, keep_newest, read_counters, seal, step_of
+from prefopt.distributed.checkpoint import (
+    COMPLETE,
+    find_damage,
+    find_newest,
+    keep_newest,
+    read_counters,
+    seal,
+    step_of,
+)
 from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory, State
-from prefopt.schema import WandbMode
 from prefopt.tracking.metrics import MetricsLog, read_metrics
 from prefopt.tracking.wandb import choose_mode
 from prefopt.trainers.callbacks import Progressed

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefopt.choices import OnBadRow
 from prefopt.data.loading import read_splits
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.data.split import find_overlap, prompt_key, split_by_prompt
 from prefopt.errors import UserError
-from prefopt.schema import DataConfig, OnBadRow
+from prefopt.schema import DataConfig
 
 
 def pair(prompt: Any, answer: str = "a", tools: Any = None) -> PreferencePair:

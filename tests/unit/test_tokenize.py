@@ -1,17 +1,20 @@
 """Token ids with a tokenizer of one token per byte, so that lengths and cuts can be counted by hand."""
 
+import re
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
-from prefopt.data.encoding import CHUNK_ROWS
+from prefopt.choices import LossOn, OnBadRow, OnLongCompletion
+from prefopt.data import encoding
+from prefopt.data.encoding import CHUNK_ROWS, encode
 from prefopt.data.loading import load_tokenized, read_splits
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
 from prefopt.errors import UserError
-from prefopt.schema import DataConfig, LossOn, OnBadRow, OnLongCompletion
+from prefopt.schema import DataConfig
 
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 CHATML = (
@@ -222,6 +225,40 @@ def test_chunks_do_not_show_in_the_result() -> None:
     together = run(rows, tokenizer).dataset
     assert len(together) == CHUNK_ROWS + 1
     assert together[CHUNK_ROWS] == run(rows[-1:], tokenizer).dataset[0]
+
+
+def test_the_shared_beginning_of_a_pair_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = build_tokenizer(CHATML, eos="<|im_end|>")
+    encoded: list[str] = []
+
+    def recording(tokenizer: Any, texts: list[str], *, are_chats: bool) -> list[list[int]]:
+        encoded.extend(texts)
+        return encode(tokenizer, texts, are_chats=are_chats)
+
+    monkeypatch.setattr(encoding, "encode", recording)
+    run([chat_pair(), chat_pair(prompt="other")], tokenizer)
+    assert sum("other" in text for text in encoded) == 1
+
+
+def test_nothing_is_shared_where_cutting_a_chat_changes_its_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = build_tokenizer(CHATML, eos="<|im_end|>")
+    expected = run([chat_pair()], tokenizer).dataset[0]
+    # A cut inside "<|im_start|>" would take the special token apart.
+    monkeypatch.setattr(encoding, "_special_token_pattern", lambda tokenizer: re.compile("im_start"))
+    assert run([chat_pair()], tokenizer).dataset[0] == expected
+
+
+def test_text_is_cut_only_before_tokens_that_nothing_overlaps() -> None:
+    tokenizer = build_tokenizer()
+    pattern = encoding._special_token_pattern(tokenizer)
+    assert pattern is not None
+    assert [bool(pattern.fullmatch(token)) for token in SPECIAL] == [True] * len(SPECIAL)
+    tokenizer.add_tokens(
+        [AddedToken("x<s", normalized=False), AddedToken(" </s>", normalized=False)], special_tokens=True
+    )
+    pattern = encoding._special_token_pattern(tokenizer)
+    assert pattern is not None
+    assert [bool(pattern.fullmatch(token)) for token in SPECIAL] == [False, False, True, True]
 
 
 def test_rows_with_their_own_tools_or_arguments_are_rendered_with_them() -> None:

@@ -1,13 +1,15 @@
 """What holds for the ids of every row: one beginning, one end, and the limit on length."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from prefopt.choices import OnBadRow, OnLongCompletion
 from prefopt.data.records import Record
+from prefopt.data.rendering import common_prefix_length
 from prefopt.errors import UserError
-from prefopt.schema import OnBadRow, OnLongCompletion
 
 CHUNK_ROWS = 1000
 """Rows that are rendered and tokenized together."""
@@ -47,6 +49,24 @@ class TokenizeNotes:
     """Tokens, summed over these rows."""
 
 
+class SpecialTokens(NamedTuple):
+    """The tokens that begin and end a sequence, looked up once: the tokenizer computes them at each access."""
+
+    eos: str
+    eos_id: int
+    bos_id: int | None
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> "SpecialTokens":
+        """Returns those of `tokenizer`; refuses one without an end, with which a model never learns to stop."""
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"model.path: the tokenizer of {tokenizer.name_or_path or 'the model'} has no end-of-sequence token. "
+                "Set eos_token in its tokenizer_config.json."
+            )
+        return cls(tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.bos_token_id)
+
+
 @dataclass(slots=True)
 class Gate:
     """Which rows may pass, and those that were refused; the first of them is named once all rows have been seen."""
@@ -55,7 +75,7 @@ class Gate:
     on_long_prompt: OnBadRow
     on_long_completion: OnLongCompletion
     on_extra_eos: OnBadRow
-    eos_token: str
+    special: SpecialTokens
     long_prompts: list[tuple[str, int]] = field(default_factory=list)
     long_completions: list[tuple[str, int]] = field(default_factory=list)
     extra_eos: list[tuple[str, int]] = field(default_factory=list)
@@ -89,7 +109,7 @@ class Gate:
         if self.extra_eos:
             source, count = self.extra_eos[0]
             raise UserError(
-                f"{source}: a completion has the end-of-sequence token {self.eos_token} {count} times, more than it "
+                f"{source}: a completion has the end-of-sequence token {self.special.eos} {count} times, more than it "
                 f"has messages{_others(self.extra_eos)}. Remove it from the text, or set data.on_extra_eos=skip; "
                 "if the text has none, the tokenizer or its chat template adds it twice."
             )
@@ -120,18 +140,9 @@ def _longest(rows: Sequence[tuple[str, int]]) -> int:
     return max(length for _, length in rows)
 
 
-def require_eos(tokenizer: Any) -> None:
-    """Refuses a tokenizer without an end-of-sequence token: a model that never sees one does not learn to stop."""
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"model.path: the tokenizer of {tokenizer.name_or_path or 'the model'} has no end-of-sequence token. "
-            "Set eos_token in its tokenizer_config.json."
-        )
-
-
-def with_eos(text: str, tokenizer: Any) -> str:
-    """Returns `text` ending in the end-of-sequence token."""
-    return text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token
+def with_eos(text: str, eos: str) -> str:
+    """Returns `text` ending in the end-of-sequence token `eos`."""
+    return text if text.endswith(eos) else text + eos
 
 
 def encode(tokenizer: Any, texts: list[str], *, are_chats: bool) -> list[list[int]]:
@@ -147,14 +158,75 @@ def encode(tokenizer: Any, texts: list[str], *, are_chats: bool) -> list[list[in
     return [encoding.ids for encoding in encodings]
 
 
-def drop_double_bos(sequences: Sequence[list[int]], tokenizer: Any, notes: TokenizeNotes) -> bool:
+def encode_chat_groups(tokenizer: Any, groups: Sequence[list[str]]) -> list[list[list[int]]]:
+    """Returns the ids of each rendered chat of each group; what a group's chats have in common is encoded once.
+
+    A tokenizer cuts text at its special tokens before it does anything else, so ids on the two sides of one do not
+    depend on each other, and all chats of a group may share the ids before their last common special token::
+
+        <|im_start|>user ... <|im_end|>  |  <|im_start|>assistant Yes.<|im_end|>
+                     shared              |  <|im_start|>assistant No.<|im_end|>
+
+    The first group is encoded in both ways; should they differ, nothing is shared.
+    """
+    marks = _special_token_pattern(tokenizer)
+    cuts = [_last_common_mark(texts, marks) if marks else 0 for texts in groups]
+    if any(cuts):
+        pieces = [
+            piece
+            for texts, cut in zip(groups, cuts, strict=True)
+            for piece in (texts[0][:cut], *(t[cut:] for t in texts))
+        ]
+        encoded = iter(encode(tokenizer, pieces, are_chats=True))
+        shared = [[head + next(encoded) for _ in texts] for texts, head in ((t, next(encoded)) for t in groups)]
+        if shared[0] == encode(tokenizer, groups[0], are_chats=True):
+            return shared
+    whole = iter(encode(tokenizer, [text for texts in groups for text in texts], are_chats=True))
+    return [[next(whole) for _ in texts] for texts in groups]
+
+
+def _special_token_pattern(tokenizer: Any) -> re.Pattern[str] | None:
+    """Returns what matches the added tokens before which text may be cut, or None if there are none.
+
+    A token that takes in the blanks on its left, or that overlaps the end of another one, is not among them.
+    """
+    tokens = list(tokenizer.added_tokens_decoder.values())
+    if not tokenizer.is_fast or tokenizer.split_special_tokens:
+        return None
+    safe = [
+        token.content
+        for token in tokens
+        if not (token.lstrip or token.single_word or token.normalized) and not _is_overlapped(token, tokens)
+    ]
+    return (
+        re.compile("|".join(re.escape(content) for content in sorted(safe, key=len, reverse=True))) if safe else None
+    )
+
+
+def _is_overlapped(token: Any, others: Sequence[Any]) -> bool:
+    """Returns whether another token can begin before `token` in a text and reach into it."""
+    return any(
+        token.content.startswith(other.content[start:]) or other.content.startswith(token.content, start)
+        for other in others
+        for start in range(1, len(other.content))
+        if other.content[start] == token.content[0]
+    )
+
+
+def _last_common_mark(texts: Sequence[str], marks: re.Pattern[str]) -> int:
+    first, *others = texts
+    length = min(common_prefix_length(first, other) for other in others)
+    return max((match.start() for match in marks.finditer(first, 0, length)), default=0)
+
+
+def drop_double_bos(sequences: Sequence[list[int]], special: SpecialTokens, notes: TokenizeNotes) -> bool:
     """Removes, in place, one of two begin-of-sequence tokens at the beginning of one row's sequences.
 
     Returns:
         Whether there were two. Where the token is also the end-of-sequence token, two may be meant.
     """
-    bos = tokenizer.bos_token_id
-    if bos is None or bos == tokenizer.eos_token_id or sequences[-1][:2] != [bos, bos]:
+    bos = special.bos_id
+    if bos is None or bos == special.eos_id or sequences[-1][:2] != [bos, bos]:
         return False
     for ids in sequences:
         if ids[:2] == [bos, bos]:

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from prefopt.choices import DataFormat
 from prefopt.data.messages import Message, RowError, check_text, check_tools, describe
-from prefopt.schema import DataFormat
 
 Row = dict[str, Any]
 

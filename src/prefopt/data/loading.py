@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prefopt.choices import LossOn, OnBadRow
 from prefopt.data.defects import drop_defects
 from prefopt.data.notes import DataNotes, SplitName
 from prefopt.data.records import Kind, Record, read_records
 from prefopt.data.split import find_overlap, split_by_prompt
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
 from prefopt.errors import UserError
-from prefopt.schema import DataConfig, LossOn, OnBadRow
+from prefopt.schema import DataConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

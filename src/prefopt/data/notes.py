@@ -17,7 +17,7 @@ READ_SENTENCES = {
 TOKENIZE_SENTENCES = {
     "num_long_prompt_skipped": "{n} rows skipped: the prompt alone fills data.max_length (data.on_long_prompt=skip)",
     "num_long_completion_skipped": "{n} rows over data.max_length skipped (data.on_long_completion=skip)",
-    "num_extra_eos_skipped": "{n} rows skipped: a completion has more end-of-sequence tokens than messages (data.on_extra_eos=skip)",
+    "num_extra_eos_skipped": "{n} rows with an end-of-sequence token inside a text skipped (data.on_extra_eos=skip)",
     "num_truncated": "{n} rows cut at data.max_length (data.on_long_completion=truncate)",
     "num_eos_lost": "{n} completions lost their end-of-sequence token to the cut",
     "num_equal_skipped": "{n} pairs skipped: chosen and rejected have the same tokens, often because both were cut",

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from prefopt.choices import DataFormat
 from prefopt.data.files import iter_rows
 from prefopt.data.formats import convert, detect_format, unread_columns
 from prefopt.data.messages import (
@@ -23,7 +24,6 @@ from prefopt.data.messages import (
     split_common_prompt,
 )
 from prefopt.errors import UserError
-from prefopt.schema import DataFormat
 
 Kind = Literal["preference", "sft"]
 

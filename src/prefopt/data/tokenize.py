@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
+from prefopt.choices import LossOn, OnBadRow, OnLongCompletion
 from prefopt.data.encoding import (
     IGNORED_LABEL,
     Gate,
     IdTable,
+    SpecialTokens,
     TokenizeNotes,
     chunks,
     drop_double_bos,
     encode,
-    require_eos,
+    encode_chat_groups,
     with_eos,
 )
 from prefopt.data.records import PreferencePair, SFTExample
@@ -31,7 +33,6 @@ from prefopt.data.rendering import (
     require_chat_template,
 )
 from prefopt.errors import UserError
-from prefopt.schema import LossOn, OnBadRow, OnLongCompletion
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +71,14 @@ def tokenize_pairs(
     Raises:
         UserError: Naming the row.
     """
-    require_eos(tokenizer)
     notes = TokenizeNotes(num_rows=len(pairs))
-    gate = Gate(max_length, on_long_prompt, on_long_completion, on_extra_eos, tokenizer.eos_token)
+    special = SpecialTokens.of(tokenizer)
+    gate = Gate(max_length, on_long_prompt, on_long_completion, on_extra_eos, special)
     table = IdTable(("prompt_ids", "chosen_ids", "rejected_ids"))
     for chunk in chunks(pairs, kind=lambda pair: isinstance(pair.prompt, list)):
         parts = [(pair.prompt, pair.chosen, pair.rejected) for pair in chunk]
-        for pair, sequences in zip(chunk, _encode_parts(tokenizer, parts, chunk), strict=True):
-            row = _pair_row(pair, sequences, tokenizer, gate, notes)
+        for pair, sequences in zip(chunk, _encode_parts(tokenizer, special.eos, parts, chunk), strict=True):
+            row = _pair_row(pair, sequences, gate, notes)
             if row is not None:
                 table.add(row, pair.source)
         table.flush()
@@ -113,13 +114,13 @@ def tokenize_sft(
     Raises:
         UserError: Naming the row.
     """
-    require_eos(tokenizer)
     notes = TokenizeNotes(num_rows=len(examples))
-    gate = Gate(max_length, on_long_prompt, on_long_completion, on_extra_eos, tokenizer.eos_token)
+    special = SpecialTokens.of(tokenizer)
+    gate = Gate(max_length, on_long_prompt, on_long_completion, on_extra_eos, special)
     table = IdTable(("input_ids", "labels"))
     for chunk in chunks(examples, kind=lambda example: (example.text is None, type(example.prompt))):
-        for example, ids in zip(chunk, _encode_examples(tokenizer, chunk, loss_on, notes), strict=True):
-            row = _example_row(example, ids, loss_on, tokenizer, gate, notes)
+        for example, ids in zip(chunk, _encode_examples(tokenizer, special, chunk, loss_on, notes), strict=True):
+            row = _example_row(example, ids, loss_on, gate, notes)
             if row is not None:
                 table.add(row, example.source)
         table.flush()
@@ -129,32 +130,30 @@ def tokenize_sft(
 
 
 def _encode_parts(
-    tokenizer: Any, parts: Sequence[tuple[Any, ...]], records: Sequence[PreferencePair | SFTExample]
-) -> Iterator[list[list[int]]]:
-    """Yields, for each record, the ids of its prompt and of the prompt followed by each completion."""
-    are_chats = isinstance(parts[0][0], list)
-    if are_chats:
-        require_chat_template(tokenizer, records[0].source)
-        chats = [
-            Chat(prompt + completion, record.tools, record.chat_template_kwargs, not completion, record.source)
-            for (prompt, *completions), record in zip(parts, records, strict=True)
-            for completion in ([], *completions)
-        ]
-        texts = render_chats(tokenizer, chats)
-    else:
+    tokenizer: Any, eos: str, parts: Sequence[tuple[Any, ...]], records: Sequence[PreferencePair | SFTExample]
+) -> list[list[list[int]]]:
+    """Returns, for each record, the ids of its prompt and of the prompt followed by each completion."""
+    if isinstance(parts[0][0], str):
         texts = [
             text
             for prompt, *completions in parts
-            for text in (prompt, *(prompt + with_eos(completion, tokenizer) for completion in completions))
+            for text in (prompt, *(prompt + with_eos(completion, eos) for completion in completions))
         ]
-    sequences = iter(encode(tokenizer, texts, are_chats=are_chats))
-    for part in parts:
-        yield list(islice(sequences, len(part)))
+        sequences = iter(encode(tokenizer, texts, are_chats=False))
+        return [list(islice(sequences, len(part))) for part in parts]
+    require_chat_template(tokenizer, records[0].source)
+    chats = [
+        Chat(prompt + completion, record.tools, record.chat_template_kwargs, not completion, record.source)
+        for (prompt, *completions), record in zip(parts, records, strict=True)
+        for completion in ([], *completions)
+    ]
+    rendered = iter(render_chats(tokenizer, chats))
+    return encode_chat_groups(tokenizer, [list(islice(rendered, len(part))) for part in parts])
 
 
-def _split_prompt(sequences: list[list[int]], tokenizer: Any, notes: TokenizeNotes) -> int:
+def _split_prompt(sequences: list[list[int]], special: SpecialTokens, notes: TokenizeNotes) -> int:
     """Returns how many tokens the prompt, the first sequence, has in common with all others."""
-    drop_double_bos(sequences, tokenizer, notes)
+    drop_double_bos(sequences, special, notes)
     prompt, *others = sequences
     length = min(common_prefix_length(prompt, ids) for ids in others)
     if length < len(prompt):
@@ -164,24 +163,25 @@ def _split_prompt(sequences: list[list[int]], tokenizer: Any, notes: TokenizeNot
 
 
 def _pair_row(
-    pair: PreferencePair, sequences: list[list[int]], tokenizer: Any, gate: Gate, notes: TokenizeNotes
+    pair: PreferencePair, sequences: list[list[int]], gate: Gate, notes: TokenizeNotes
 ) -> tuple[list[int], ...] | None:
     """Returns the three columns of one pair, or None where it is skipped."""
-    prompt_length = _split_prompt(sequences, tokenizer, notes)
+    special = gate.special
+    prompt_length = _split_prompt(sequences, special, notes)
     if prompt_length == 0:
         raise UserError(
             f"{pair.source}: the prompt has no token, so nothing predicts the completion's first one. "
             "Give a prompt; an empty one needs a tokenizer that adds a begin-of-sequence token."
         )
     prompt, *completions = sequences[0][:prompt_length], *(ids[prompt_length:] for ids in sequences[1:])
-    num_eos = [ids.count(tokenizer.eos_token_id) for ids in completions]
+    num_eos = [ids.count(special.eos_id) for ids in completions]
     is_chat = isinstance(pair.chosen, list)
     allowed = [len(content) if is_chat else 1 for content in (pair.chosen, pair.rejected)]
     if not gate.admits_eos(pair.source, num_eos, allowed, notes):
         return None
     for ids, count in zip(completions, num_eos, strict=True):
         if count == 0 and is_chat:
-            ids.append(tokenizer.eos_token_id)
+            ids.append(special.eos_id)
             notes.num_eos_appended += 1
     longest = prompt_length + max(len(ids) for ids in completions)
     if not gate.admits(pair.source, prompt_length=prompt_length, length=longest, notes=notes):
@@ -193,7 +193,7 @@ def _pair_row(
         return None
     if longest > gate.max_length:
         notes.num_truncated += 1
-        notes.num_eos_lost += sum(tokenizer.eos_token_id in ids[room:] for ids in completions)
+        notes.num_eos_lost += sum(special.eos_id in ids[room:] for ids in completions)
     return prompt, chosen, rejected
 
 
@@ -205,25 +205,25 @@ class _ExampleIds(NamedTuple):
 
 
 def _encode_examples(
-    tokenizer: Any, examples: Sequence[SFTExample], loss_on: LossOn, notes: TokenizeNotes
+    tokenizer: Any, special: SpecialTokens, examples: Sequence[SFTExample], loss_on: LossOn, notes: TokenizeNotes
 ) -> Iterator[_ExampleIds]:
     """Yields the ids of each example; all examples have the same fields."""
     if examples[0].messages is not None:
-        yield from _encode_conversations(tokenizer, examples, loss_on, notes)
+        yield from _encode_conversations(tokenizer, special, examples, loss_on, notes)
     elif examples[0].text is not None:
-        texts = [with_eos(example.text or "", tokenizer) for example in examples]
+        texts = [with_eos(example.text or "", special.eos) for example in examples]
         for ids in encode(tokenizer, texts, are_chats=False):
-            drop_double_bos([ids], tokenizer, notes)
+            drop_double_bos([ids], special, notes)
             yield _ExampleIds(ids, [Span(0, len(ids))])
     else:
         parts = [(example.prompt, example.completion) for example in examples]
-        for sequences in _encode_parts(tokenizer, parts, examples):
-            start = _split_prompt(sequences, tokenizer, notes)
+        for sequences in _encode_parts(tokenizer, special.eos, parts, examples):
+            start = _split_prompt(sequences, special, notes)
             yield _ExampleIds(sequences[1], [Span(start, len(sequences[1]))])
 
 
 def _encode_conversations(
-    tokenizer: Any, examples: Sequence[SFTExample], loss_on: LossOn, notes: TokenizeNotes
+    tokenizer: Any, special: SpecialTokens, examples: Sequence[SFTExample], loss_on: LossOn, notes: TokenizeNotes
 ) -> Iterator[_ExampleIds]:
     require_chat_template(tokenizer, examples[0].source)
     chats = [
@@ -232,26 +232,27 @@ def _encode_conversations(
     ]
     if loss_on is LossOn.all:
         for ids in encode(tokenizer, render_chats(tokenizer, chats), are_chats=True):
-            drop_double_bos([ids], tokenizer, notes)
+            drop_double_bos([ids], special, notes)
             yield _ExampleIds(ids, [Span(0, len(ids))])
         return
     texts, turns = render_turns(tokenizer, chats)
     for ids, spans in locate_tokens(tokenizer, texts, turns):
-        if drop_double_bos([ids], tokenizer, notes):
+        if drop_double_bos([ids], special, notes):
             spans = [Span(span.start - 1, span.end - 1) for span in spans]
         yield _ExampleIds(ids, spans)
 
 
 def _example_row(
-    example: SFTExample, encoded: _ExampleIds, loss_on: LossOn, tokenizer: Any, gate: Gate, notes: TokenizeNotes
+    example: SFTExample, encoded: _ExampleIds, loss_on: LossOn, gate: Gate, notes: TokenizeNotes
 ) -> tuple[list[int], list[int]] | None:
     """Returns ids and labels of one demonstration, or None where it is skipped."""
     ids, spans = encoded
-    num_eos = [ids[start:end].count(tokenizer.eos_token_id) for start, end in spans]
-    if not gate.admits_eos(example.source, num_eos, _allowed_eos(example, encoded, loss_on, tokenizer), notes):
+    special = gate.special
+    num_eos = [ids[start:end].count(special.eos_id) for start, end in spans]
+    if not gate.admits_eos(example.source, num_eos, _allowed_eos(example, encoded, loss_on, special), notes):
         return None
     if num_eos[-1] == 0 and (example.messages or isinstance(example.completion, list)):
-        ids.append(tokenizer.eos_token_id)
+        ids.append(special.eos_id)
         spans[-1] = Span(spans[-1].start, len(ids))
         notes.num_eos_appended += 1
     if not gate.admits(example.source, prompt_length=spans[0].start, length=len(ids), notes=notes):
@@ -263,15 +264,15 @@ def _example_row(
             labels[start:end] = ids[start:end]
     if len(ids) > gate.max_length:
         notes.num_truncated += 1
-        notes.num_eos_lost += tokenizer.eos_token_id in ids[gate.max_length :]
+        notes.num_eos_lost += special.eos_id in ids[gate.max_length :]
     return ids[: gate.max_length], labels[: gate.max_length]
 
 
-def _allowed_eos(example: SFTExample, encoded: _ExampleIds, loss_on: LossOn, tokenizer: Any) -> list[int]:
+def _allowed_eos(example: SFTExample, encoded: _ExampleIds, loss_on: LossOn, special: SpecialTokens) -> list[int]:
     """Returns how many end-of-sequence tokens each span may have: one for each message in it."""
     if example.text is not None:
         # Some tokenizers begin a text with the token that others end it with (OPT).
-        return [1 + (encoded.ids[:1] == [tokenizer.bos_token_id] == [tokenizer.eos_token_id])]
+        return [1 + (encoded.ids[:1] == [special.bos_id] == [special.eos_id])]
     if isinstance(example.completion, list):
         return [len(example.completion)]
     if example.messages is not None and loss_on is LossOn.all:

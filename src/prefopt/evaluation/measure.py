@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prefopt.choices import Precision
 from prefopt.errors import UserError
 from prefopt.evaluation.sampling import Answer, generate
 from prefopt.evaluation.scoring import IGNORED, PairScores, ScoredSequence, Scorer, Scores, completion
 from prefopt.modeling.load import load_model, load_tuned
 from prefopt.paths import resolve
-from prefopt.schema import EvaluationConfig, Precision, TrainConfig
+from prefopt.schema import EvaluationConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +45,17 @@ class Material:
         train: A sample of the training examples.
         clusters: For each held-out pair, the number of its prompt: rows of one prompt are not independent.
         prompts: Token ids of the prompts that both models answer.
+        texts: For each of them its text, and the answer in the data if there is one.
+        sources: Where each held-out pair stands, `file:line`.
         neutral: Texts that have nothing to do with the task.
     """
 
     held_out: Split
     train: Split
     clusters: NDArray[np.int64] | None
+    sources: list[str]
     prompts: list[list[int]]
+    texts: list[tuple[str, str | None]]
     neutral: list[ScoredSequence]
 
 

@@ -5,6 +5,7 @@ import json
 import time
 from typing import Any
 
+from prefopt.choices import DataFormat
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_splits
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.evaluation.measure import (
@@ -23,7 +24,7 @@ from prefopt.evaluation.summary import Summary
 from prefopt.evaluation.verdict import judge
 from prefopt.report.render import render_report
 from prefopt.run_directory import RunDirectory
-from prefopt.schema import DataFormat, DPOAlgorithmConfig, TrainConfig
+from prefopt.schema import DPOAlgorithmConfig, TrainConfig
 from prefopt.tracking.metrics import read_metrics
 
 FORMAT = 1
@@ -31,11 +32,10 @@ FORMAT = 1
 
 
 def evaluate_run(
-    config: TrainConfig, run: RunDirectory, splits: Splits, data: TokenizedSplits, tokenizer: Any
+    config: TrainConfig, run: RunDirectory, data: TokenizedSplits, material: Material, tokenizer: Any
 ) -> dict[str, Any]:
     """Measures `model/` of a run against its base, writes `report/`, and returns what report.json holds."""
     started = time.monotonic()
-    material, records = build_material(config, splits, data, tokenizer)
     comparison = compare_models(config, run.model, tokenizer, material)
     algorithm = config.algorithm
     summary = Summary(
@@ -47,44 +47,43 @@ def evaluate_run(
     metrics = list(read_metrics(run.metrics)) if run.metrics.exists() else []
     report: dict[str, Any] = {
         "format": FORMAT,
-        "run": describe_run(config, splits, data, metrics),
+        "run": describe_run(config, data, metrics),
         "held_out": summary.held_out(),
         "overfitting": summary.overfitting(),
         "drift": summary.drift(),
         "likelihood": summary.likelihood(),
         "throughput": {**throughput(metrics), "evaluation_time_s": time.monotonic() - started},
         "data": {"notes": data.notes.lines(), "counts": data.notes.to_dict()},
-        "samples": describe_samples(comparison, records, tokenizer),
+        "samples": describe_samples(comparison, material, tokenizer),
         "provenance": json.loads(run.provenance.read_text(encoding="utf-8")),
     }
     report["decision"], report["verdict"] = judge(report)
-    held_out_pairs = material.held_out.pairs
-    pairs = summary.per_pair(held_out_pairs["source"]) if held_out_pairs is not None else []
-    render_report(report, metrics, pairs, run.report)
+    render_report(report, metrics, summary.per_pair(), run.report)
     return report
 
 
-def build_material(
-    config: TrainConfig, splits: Splits, data: TokenizedSplits, tokenizer: Any
-) -> tuple[Material, list[Any]]:
-    """Chooses what is measured; the records are those whose prompts are answered, in order."""
+def build_material(config: TrainConfig, splits: Splits, data: TokenizedSplits, tokenizer: Any) -> Material:
+    """Chooses what both models will be measured on; reads every file that the evaluation needs.
+
+    Raises:
+        UserError: A file of the evaluation is missing or unusable; training has not begun then.
+    """
     settings, seed = config.evaluation, config.run.seed
     train = take_sample(data.train, settings.max_train_examples, seed)
-    neutral = read_neutral_texts(settings, tokenizer)
     held_out = data.held_out if data.held_out is not None else data.train.select([])
     answered = take_sample(held_out, settings.num_samples, seed) if settings.num_samples else held_out.select([])
     by_source = {record.source: record for record in splits.held_out or []}
-    records = [by_source[source] for source in answered["source"]]
-    if isinstance(config.algorithm, DPOAlgorithmConfig):
-        prompts = [list(ids) for ids in answered["prompt_ids"]]
-        pairs = held_out if len(held_out) else None
-        clusters = number_prompts(held_out) if pairs is not None else None
-        return Material(Split(pairs=pairs), Split(pairs=train), clusters, prompts, neutral), records
-    prompts = [prompt_of(row) for row in to_rows(answered)]
-    pairs = _read_pairs(config, tokenizer)
-    rows = to_rows(held_out) if len(held_out) else None
-    clusters = number_prompts(pairs) if pairs is not None else None
-    return Material(Split(pairs, rows), Split(rows=to_rows(train)), clusters, prompts, neutral), records
+    is_dpo = isinstance(config.algorithm, DPOAlgorithmConfig)
+    pairs = (held_out if len(held_out) else None) if is_dpo else _read_pairs(config, tokenizer)
+    return Material(
+        held_out=Split(pairs, None if is_dpo or not len(held_out) else to_rows(held_out)),
+        train=Split(pairs=train) if is_dpo else Split(rows=to_rows(train)),
+        clusters=number_prompts(pairs) if pairs is not None else None,
+        sources=list(pairs["source"]) if pairs is not None else [],
+        prompts=[list(i) for i in answered["prompt_ids"]] if is_dpo else [prompt_of(row) for row in to_rows(answered)],
+        texts=[_texts(by_source[source]) for source in answered["source"]],
+        neutral=read_neutral_texts(settings, tokenizer),
+    )
 
 
 def _read_pairs(config: TrainConfig, tokenizer: Any) -> Any:
@@ -97,9 +96,7 @@ def _read_pairs(config: TrainConfig, tokenizer: Any) -> Any:
     return load_tokenized(splits, tokenizer, source).train
 
 
-def describe_run(
-    config: TrainConfig, splits: Splits, data: TokenizedSplits, metrics: list[dict[str, Any]]
-) -> dict[str, Any]:
+def describe_run(config: TrainConfig, data: TokenizedSplits, metrics: list[dict[str, Any]]) -> dict[str, Any]:
     """What was trained on what, for the head of the report."""
     algorithm = config.algorithm
     return {
@@ -133,17 +130,16 @@ def throughput(metrics: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def describe_samples(comparison: Comparison, records: list[Any], tokenizer: Any) -> list[dict[str, Any]]:
+def describe_samples(comparison: Comparison, material: Material, tokenizer: Any) -> list[dict[str, Any]]:
     """Prompt, both models' greedy answers, and the answer in the data."""
 
     def text(ids: Any) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    answers = zip(records, comparison.base.shown, comparison.tuned.shown, strict=False)
+    answers = zip(material.texts, comparison.base.shown, comparison.tuned.shown, strict=False)
     return [
         {"prompt": prompt, "base": text(base.ids), "tuned": text(tuned.ids), "chosen": chosen}
-        for record, base, tuned in answers
-        for prompt, chosen in [_texts(record)]
+        for (prompt, chosen), base, tuned in answers
     ]
 
 

@@ -35,7 +35,7 @@ def generate(
     max_new_tokens: int,
     seed: int | None,
 ) -> list[Answer]:
-    """Answers every prompt (token ids), at temperature 1 from the whole distribution, or greedily if `seed` is None."""
+    """Answers every prompt (token ids): at temperature 1 from the whole distribution, or greedily without a seed."""
     ends = _end_ids(scorer.model, tokenizer)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,

@@ -22,7 +22,7 @@ class Summary:
     ) -> None:
         self.base, self.tuned = comparison.base, comparison.tuned
         self.comparison = comparison
-        self.clusters = material.clusters
+        self.clusters, self.sources = material.clusters, material.sources
         self.beta = beta
         self.bootstrap = bootstrap
 
@@ -102,13 +102,13 @@ class Summary:
             "chosen_fell": share(chosen < 0, self.bootstrap, self.clusters).to_dict(),
         }
 
-    def per_pair(self, sources: list[str]) -> list[dict[str, Any]]:
+    def per_pair(self) -> list[dict[str, Any]]:
         """One row per held-out pair, for plots and for looking at single failures."""
         base, tuned = self.base.held_out_pairs, self.tuned.held_out_pairs
         if base is None or tuned is None:
             return []
-        rewards = _rewards(base, tuned, self.beta) if self.beta is not None else [None] * len(sources)
-        columns = zip(sources, base.margins, tuned.margins, rewards, strict=True)
+        rewards = _rewards(base, tuned, self.beta) if self.beta is not None else [None] * len(self.sources)
+        columns = zip(self.sources, base.margins, tuned.margins, rewards, strict=True)
         return [
             {
                 "source": source,

@@ -9,7 +9,7 @@ Level = Literal["good", "info", "warning", "bad"]
 Decision = Literal["ship", "do_not_ship", "undecided"]
 
 RUINED_PERPLEXITY_RATIO = 5.0
-"""Text outside the task became this much more surprising: the model forgot how to write. A healthy tune stays below 2."""
+"""Text outside the task became this much more surprising: the model forgot how to write."""
 DRIFTED_PERPLEXITY_RATIO = 1.5
 RUINED_KL_PER_TOKEN = 2.0
 """In nats: the tuned model's own words are e^2 times likelier to it than to its base, on average, at every token."""

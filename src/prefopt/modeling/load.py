@@ -9,9 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from prefopt.choices import PeftMethod, Precision, WeightsDtype
 from prefopt.errors import UserError
 from prefopt.paths import SCHEME, resolve
-from prefopt.schema import ModelConfig, PeftConfig, PeftMethod, Precision, TrainConfig, WeightsDtype
+from prefopt.schema import ModelConfig, PeftConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
+from prefopt.choices import LoggerName, WandbMode
 from prefopt.config import as_dict
 from prefopt.run_directory import RunDirectory
-from prefopt.schema import LoggerName, TrainConfig, WandbMode
+from prefopt.schema import TrainConfig
 
 logger = logging.getLogger(__name__)
 

@@ -7,16 +7,10 @@ from typing import Any
 import torch
 from trl import DPOConfig, SFTConfig
 
+from prefopt.choices import OffloadDevice, Precision
 from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory
-from prefopt.schema import (
-    DeepSpeedConfig,
-    DPOAlgorithmConfig,
-    OffloadDevice,
-    Precision,
-    SFTAlgorithmConfig,
-    TrainConfig,
-)
+from prefopt.schema import DeepSpeedConfig, DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig
 
 REFUSED = {
     "enable_jit_checkpoint": "it saves mislabelled checkpoints under ZeRO and deadlocks under DDP",

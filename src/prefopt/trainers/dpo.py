@@ -6,11 +6,11 @@ import torch
 import trl
 from rich.console import Console
 
+from prefopt.choices import PeftMethod
 from prefopt.modeling.load import build_peft_config, load_model
 from prefopt.run_directory import RunDirectory
-from prefopt.schema import PeftMethod, TrainConfig
+from prefopt.schema import TrainConfig
 from prefopt.tracking.metrics import MetricsLog
-from prefopt.trainers.arguments import build_dpo_arguments
 from prefopt.trainers.training import train
 
 
@@ -103,10 +103,21 @@ class Recorder:
 
 
 def run(
-    config: TrainConfig, run: RunDirectory, data: Any, tokenizer: Any, log: MetricsLog | None, console: Console
+    config: TrainConfig,
+    run: RunDirectory,
+    arguments: Any,
+    data: Any,
+    tokenizer: Any,
+    log: MetricsLog | None,
+    console: Console,
 ) -> None:
-    """Trains and saves `model/`. `data` has the tokenised splits; only rank 0 has a `log`."""
-    arguments = build_dpo_arguments(config, run)
+    """Trains and saves `model/`.
+
+    Args:
+        arguments: What `build_dpo_arguments` returned.
+        data: The tokenised splits.
+        log: Only rank 0 has one.
+    """
     has_adapter = config.peft.method is not PeftMethod.none
     trainer = DPOTrainer(
         model=load_model(config.model, config.peft.method),

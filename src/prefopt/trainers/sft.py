@@ -10,7 +10,6 @@ from prefopt.modeling.load import build_peft_config, load_model
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
 from prefopt.tracking.metrics import MetricsLog
-from prefopt.trainers.arguments import build_sft_arguments
 from prefopt.trainers.training import train
 
 
@@ -44,10 +43,21 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
 
 
 def run(
-    config: TrainConfig, run: RunDirectory, data: Any, tokenizer: Any, log: MetricsLog | None, console: Console
+    config: TrainConfig,
+    run: RunDirectory,
+    arguments: Any,
+    data: Any,
+    tokenizer: Any,
+    log: MetricsLog | None,
+    console: Console,
 ) -> None:
-    """Trains and saves `model/`. `data` has the tokenised splits; only rank 0 has a `log`."""
-    arguments = build_sft_arguments(config, run)
+    """Trains and saves `model/`.
+
+    Args:
+        arguments: What `build_sft_arguments` returned.
+        data: The tokenised splits.
+        log: Only rank 0 has one.
+    """
     trainer = SFTTrainer(
         model=load_model(config.model, config.peft.method),
         args=arguments,

@@ -1,0 +1,97 @@
+"""The closed sets of values that settings take. Members are lower-case: Hydra matches their names."""
+
+from enum import Enum
+
+LOSS_TYPES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
+"""The DPO losses of TRL 1.16."""
+
+F_DIVERGENCE_LOSS_TYPES = frozenset(
+    {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
+)
+"""Losses built on the difference of rewards alone: only these have an f-divergence form."""
+
+
+class Precision(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class WeightsDtype(Enum):
+    auto = "auto"
+    fp32 = "float32"
+    bf16 = "bfloat16"
+
+
+class OnBadRow(Enum):
+    refuse = "refuse"
+    skip = "skip"
+
+
+class OnLongCompletion(Enum):
+    refuse = "refuse"
+    skip = "skip"
+    truncate = "truncate"
+
+
+class DataFormat(Enum):
+    auto = "auto"
+    trl = "trl"
+    sharegpt = "sharegpt"
+    alpaca = "alpaca"
+    openai = "openai"
+
+
+class AlgorithmName(Enum):
+    sft = "sft"
+    dpo = "dpo"
+
+
+class SFTLoss(Enum):
+    nll = "nll"
+    dft = "dft"
+
+
+class LossOn(Enum):
+    completions = "completions"
+    all = "all"
+
+
+class FDivergence(Enum):
+    reverse_kl = "reverse_kl"
+    forward_kl = "forward_kl"
+    js_divergence = "js_divergence"
+    alpha_divergence = "alpha_divergence"
+
+
+class EngineName(Enum):
+    trl = "trl"
+
+
+class ReferenceMode(Enum):
+    live = "live"
+
+
+class PeftMethod(Enum):
+    none = "none"
+    lora = "lora"
+    dora = "dora"
+    qlora = "qlora"
+
+
+class LoggerName(Enum):
+    none = "none"
+    wandb = "wandb"
+
+
+class WandbMode(Enum):
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+
+
+class OffloadDevice(Enum):
+    none = "none"
+    cpu = "cpu"

@@ -1,0 +1,115 @@
+"""What users get wrong: one clear message, exit code 2, nothing half-written."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prefopt.cli import dispatch
+from prefopt.evaluate import main as evaluate
+from prefopt.train import main as train
+
+PAIR = {
+    "prompt": [{"role": "user", "content": "When does it arrive?"}],
+    "chosen": [{"role": "assistant", "content": "Friday."}],
+    "rejected": [{"role": "assistant", "content": "The delivery is scheduled."}],
+}
+
+
+def pair(number: int, **changes: object) -> dict:
+    return {**PAIR, "prompt": [{"role": "user", "content": f"Where is order {number}?"}], **changes}
+
+
+BAD_FILES = {
+    "empty file": ("", "empty"),
+    "invalid JSON": (json.dumps(pair(1)) + "\n{oops\n", ":2"),
+    "missing field": (json.dumps({k: v for k, v in PAIR.items() if k != "rejected"}) + "\n", "'rejected'"),
+    "identical responses": (
+        json.dumps(pair(1)) + "\n" + json.dumps(pair(2, rejected=PAIR["chosen"])) + "\n",
+        "data.on_identical=skip",
+    ),
+    "empty response": (
+        json.dumps(pair(1, chosen=[{"role": "assistant", "content": " "}])) + "\n",
+        "data.on_empty=skip",
+    ),
+    "mixed formats": (
+        json.dumps(pair(1)) + "\n" + json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n",
+        "one format",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_refused_before_anything_is_written(name, overrides, tmp_path, fails):
+    text, expected = BAD_FILES[name]
+    path = tmp_path / "bad.jsonl"
+    path.write_text(text)
+    message = fails(train, [*overrides, f"data.train={path}"])
+    assert expected in message
+    assert str(path) in message
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("data.train=nowhere.jsonl", "nowhere.jsonl"),
+        ("algorithm.bta=1", "algorithm.beta"),
+        ("++algorithm.bta=1", "algorithm.beta"),
+        ("algorithm.beta=x", "algorithm.beta"),
+        ("deepspeed=zero3", "torchrun"),
+        ("data.max_length=4", "data.max_length"),
+        ("model.path=./no/such/folder", "no such folder"),
+        ("model.path=nobody/no-such-model", "nobody/no-such-model"),
+        ("peft=qlora trainer.precision=bf16", "CUDA"),
+        ("trainer.extra.no_such_field=1", "no such field"),
+        ("trainer.extra.enable_jit_checkpoint=true", "not available"),
+        ("evaluation.neutral_texts=missing.jsonl", "evaluation.neutral_texts"),
+        ("model.chat_template=missing.jinja", "model.chat_template"),
+    ],
+)
+def test_a_bad_setting_is_refused_before_anything_is_written(change, expected, overrides, tmp_path, fails):
+    assert expected in fails(train, [*overrides, *change.split()])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_tokenizer_without_chat_template_is_refused_for_chat_data(overrides, tiny_model, tmp_path, fails):
+    import shutil
+
+    folder = tmp_path / "plain"
+    shutil.copytree(tiny_model, folder)
+    (folder / "chat_template.jinja").unlink()
+    assert "model.chat_template" in fails(train, [*overrides, f"model.path={folder}"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bf16_is_refused_on_hardware_without_it(overrides, tmp_path, fails, monkeypatch):
+    from prefopt.modeling import load
+
+    monkeypatch.setattr(load, "has_bf16", lambda: False)
+    assert "trainer.precision=fp32" in fails(train, [*overrides, "trainer.precision=bf16"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_directory_that_cannot_be_written_is_refused(overrides, tmp_path, fails):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in fails(train, [*overrides, f"run.root={tmp_path / 'file' / 'runs'}"])
+
+
+def test_evaluate_names_what_is_missing(tmp_path, fails):
+    assert "run=" in fails(evaluate, ["evaluation.batch_size=1"])
+    assert "no run of prefopt" in fails(evaluate, [f"run={tmp_path}"])
+
+
+def test_an_unknown_command_lists_the_known_ones(fails):
+    assert "train, evaluate" in fails(dispatch, ["trian"])
+
+
+def test_skipping_is_counted_in_the_report(overrides, tmp_path):
+    rows = [pair(n) for n in range(6)] + [pair(7, rejected=PAIR["chosen"])]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train([*overrides, f"data.train={path}", "data.on_identical=skip", "trainer.max_steps=1"])
+    report = json.loads(Path(tmp_path / "runs" / "test" / "report" / "report.json").read_text())
+    assert any("identical" in note and "1" in note for note in report["data"]["notes"])
+    assert report["run"]["data"]["num_train"] == 6

@@ -1,0 +1,117 @@
+"""A run that was killed ends as if nothing had happened: same records, same weights, same report."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from prefopt.tracking.metrics import read_metrics
+from prefopt.train import main as train
+
+
+def deterministic(run: Path) -> list[dict]:
+    """The metrics without what a clock decides."""
+    return [{k: v for k, v in record.items() if k != "time_s"} for record in read_metrics(run / "metrics.jsonl")]
+
+
+def weights_equal(a: Path, b: Path) -> bool:
+    files = sorted(path.name for path in a.glob("*.safetensors"))
+    assert files
+    return all(
+        (left == right).all()
+        for name in files
+        for left, right in zip(load_file(a / name).values(), load_file(b / name).values(), strict=True)
+    )
+
+
+def report_without_times(run: Path) -> dict:
+    report = json.loads((run / "report" / "report.json").read_text())
+    for key in ("throughput", "provenance"):
+        del report[key]
+    del report["run"]["name"]
+    return report
+
+
+def kill_after(argv: list[str], run: Path, step: int) -> None:
+    """Starts the command in a process of its own and kills it -9 once the checkpoint of `step` is complete."""
+    process = subprocess.Popen([sys.executable, "-m", "prefopt.train", *argv], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / f"step-{step}").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param([], id="dpo"),
+        pytest.param(["peft=lora", "peft.dropout=0.1", "trainer.gradient_accumulation_steps=2"], id="lora"),
+    ],
+)
+def test_a_killed_run_resumes_and_ends_bitwise_like_an_undisturbed_one(overrides, tmp_path, changes):
+    steps = ["trainer.max_steps=40", "trainer.save_every=4", "trainer.log_every=3", "trainer.eval_every=7"]
+    argv = [*overrides, *changes, *steps]
+    train([*argv, "run.name=whole"])
+    whole, broken = tmp_path / "runs" / "whole", tmp_path / "runs" / "broken"
+    kill_after([*argv, "run.name=broken"], broken, 8)
+    assert json.loads((broken / "status.json").read_text())["state"] == "running"
+    train([*argv, "run.name=broken"])
+    status = json.loads((broken / "status.json").read_text())
+    assert (status["state"], status["attempts"], status["step"]) == ("done", 2, 40)
+    assert deterministic(broken) == deterministic(whole)
+    assert weights_equal(broken / "model", whole / "model")
+    assert report_without_times(broken) == report_without_times(whole)
+
+
+def test_a_damaged_newest_checkpoint_costs_only_its_steps(overrides, tmp_path):
+    train([*overrides, "run.name=whole"])
+    train([*overrides, "run.name=broken"])
+    whole, broken = tmp_path / "runs" / "whole", tmp_path / "runs" / "broken"
+    newest = broken / "checkpoints" / "step-6" / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-8])
+    status = json.loads((broken / "status.json").read_text())
+    (broken / "status.json").write_text(json.dumps({**status, "state": "running"}))
+    train([*overrides, "run.name=broken"])
+    assert deterministic(broken) == deterministic(whole)
+    assert weights_equal(broken / "model", whole / "model")
+
+
+def test_overwrite_starts_afresh(overrides, tmp_path):
+    train(overrides)
+    first = (tmp_path / "runs" / "test" / "metrics.jsonl").read_text()
+    train([*overrides, "run.overwrite=true", "run.seed=3"])
+    assert (tmp_path / "runs" / "test" / "metrics.jsonl").read_text() != first
+    assert json.loads((tmp_path / "runs" / "test" / "status.json").read_text())["attempts"] == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_recorded(overrides, tmp_path):
+    from prefopt.trainers.callbacks import DivergedError
+
+    with pytest.raises(DivergedError, match="not finite"):
+        train([*overrides, "optim.learning_rate=1e30", "optim.max_grad_norm=0", "optim.warmup_ratio=0"])
+    status = json.loads((tmp_path / "runs" / "test" / "status.json").read_text())
+    assert status["state"] == "diverged"
+    assert "not finite" in status["message"]
+
+
+def test_an_error_during_a_run_is_recorded_as_failed(overrides, tmp_path, monkeypatch):
+    from prefopt import runner
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(runner, "evaluate_run", broken)
+    with pytest.raises(RuntimeError):
+        train(overrides)
+    status = json.loads((tmp_path / "runs" / "test" / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert status["message"] == "RuntimeError: out of memory"

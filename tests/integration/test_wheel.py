@@ -1,0 +1,53 @@
+"""The wheel holds everything that the main job needs: configuration, study, base model, templates."""
+
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(REPOSITORY)]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_holds_configuration_study_model_and_templates(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for needed in (
+        "prefopt/conf/train.yaml",
+        "prefopt/conf/experiment/dpo_brand_voice.yaml",
+        "prefopt/experiments/brand_voice/train.jsonl",
+        "prefopt/experiments/brand_voice/held_out.jsonl",
+        "prefopt/assets/base_model/model.safetensors",
+        "prefopt/assets/base_model/chat_template.jinja",
+        "prefopt/assets/neutral_texts.jsonl",
+        "prefopt/report/templates/report.html.j2",
+    ):
+        assert needed in names
+    assert not [name for name in names if "/runs/" in name or name.endswith(".pyc")]
+
+
+def test_an_unpacked_wheel_composes_the_same_configuration_from_anywhere(wheel, tmp_path):
+    """Without the checkout on its path, the package finds its own conf/ and resolves its own files."""
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from prefopt.paths import PACKAGE, resolve\n"
+        "assert str(PACKAGE).startswith(sys.argv[1]), PACKAGE\n"
+        "from prefopt.config import load_config, to_yaml\n"
+        "config = load_config(['+experiment=dpo_brand_voice'])\n"
+        "assert str(resolve(config.data.train)).startswith(sys.argv[1])\n"
+        "print(to_yaml(config))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "site")], cwd="/", capture_output=True, text=True, check=True
+    )
+    from prefopt.config import load_config, to_yaml
+
+    assert done.stdout.strip() == to_yaml(load_config(["+experiment=dpo_brand_voice"])).strip()

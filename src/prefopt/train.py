@@ -10,7 +10,7 @@ from prefopt.errors import run_entry
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import SFTAlgorithmConfig, TrainConfig
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prefopt.train")  # `python -m` calls this module __main__
 
 HELP = """Tune a model and report whether it became better.
 

@@ -41,12 +41,11 @@ def train_and_report(
     build_arguments, run_algorithm = ALGORITHMS[config.algorithm.name]
     arguments = build_arguments(config, run)
     material = build_material(config, splits, data, tokenizer)
-    log = mirror = None
     if is_main():
         run.start(config, collect(config, data.notes.to_dict(), command_line("prefopt.train", argv)))
-        mirror = start_wandb(config, run)
-        log = MetricsLog(run.metrics, mirror)
     with recorded_end(run):
+        mirror = start_wandb(config, run) if is_main() else None
+        log = MetricsLog(run.metrics, mirror) if is_main() else None
         set_seed(config.run.seed)
         run_algorithm(config, run, arguments, data, tokenizer, log, console)
         if not is_main():

@@ -139,3 +139,17 @@ def test_wandb_records_offline_without_a_key_and_keeps_its_id(overrides, tmp_pat
     run = tmp_path / "runs" / "test"
     assert (run / "wandb_id").read_text()
     assert list((run / "wandb").glob("offline-run-*"))
+
+
+def test_a_tracker_that_cannot_be_reached_never_stops_a_run(overrides, tmp_path, monkeypatch, capsys):
+    from prefopt.tracking import wandb as tracker
+
+    monkeypatch.setattr(tracker, "INIT_TIMEOUT_S", 2)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.delenv("WANDB_MODE")
+    train([*overrides, "logger=wandb", "trainer.max_steps=2"])
+    run = tmp_path / "runs" / "test"
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    assert list((run / "wandb").glob("offline-run-*"))
+    assert "recorded offline" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from prefopt.schema import TrainConfig
 
 logger = logging.getLogger(__name__)
 
-INIT_TIMEOUT_S = 60
+INIT_TIMEOUT_S = 30
 ID_FILE = "wandb_id"
 
 
@@ -42,18 +42,27 @@ def start_wandb(config: TrainConfig, run: RunDirectory) -> "WandbMirror | None":
         "resume": "allow",
         "settings": wandb.Settings(init_timeout=INIT_TIMEOUT_S, silent=True, console="off"),
     }
-    try:
-        session = wandb.init(mode=mode, **arguments)
-    except Exception as error:  # the tracker's own failures are many, and none may stop a run
-        if mode == "offline":
-            logger.warning("W&B: could not start (%s); metrics.jsonl alone is written.", error)
-            return None
-        logger.warning(
-            "W&B: no connection (%s); this attempt is recorded offline under %s.", error, run.path / "wandb"
-        )
-        session = wandb.init(mode="offline", **arguments)
+    session = _open(mode, arguments)
+    if session is None and mode == "online":
+        logger.warning("W&B: this attempt is recorded offline; upload it later with wandb sync.")
+        wandb.teardown()  # the failed attempt still holds the run's id
+        session = _open("offline", arguments)
+    if session is None:
+        logger.warning("W&B: nothing is mirrored; metrics.jsonl has every record.")
+        return None
     logger.info("W&B: %s", session.url or f"offline, under {run.path / 'wandb'}; upload later with wandb sync")
     return WandbMirror(session)
+
+
+def _open(mode: Literal["online", "offline"], arguments: dict[str, Any]) -> Any:
+    """Returns a W&B session, or None after a line that says why there is none."""
+    import wandb
+
+    try:
+        return wandb.init(mode=mode, **arguments)
+    except Exception as error:  # the tracker's own failures are many, and none may stop a run
+        logger.warning("W&B: could not start %s: %s", mode, str(error).splitlines()[0] if str(error) else error)
+        return None
 
 
 def choose_mode(mode: WandbMode) -> Literal["online", "offline"]:
@@ -101,13 +110,13 @@ class WandbMirror:
             if rows:
                 self._session.log({"samples": wandb.Table(columns=columns, data=rows)})
             self._session.finish()
-        except Exception as error:  # see start_wandb
+        except Exception as error:  # see _open
             logger.warning("W&B: the summary could not be recorded (%s).", error)
 
     def _guarded(self, name: str, *arguments: Any) -> None:
         try:
             getattr(self._session, name)(*arguments)
-        except Exception as error:  # see start_wandb
+        except Exception as error:  # see _open
             logger.warning("W&B: %s failed (%s); metrics.jsonl has the record.", name, error)
 
 

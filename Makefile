@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 train: install
-	OMP_NUM_THREADS=2 $(RUN) -m prefopt.train +experiment=dpo_brand_voice
+	$(RUN) -m prefopt.train +experiment=dpo_brand_voice
 
 test: install
 	$(RUN) -m pytest

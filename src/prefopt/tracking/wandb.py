@@ -46,11 +46,13 @@ def start_wandb(config: TrainConfig, run: RunDirectory) -> "WandbMirror | None":
     if session is None and mode == "online":
         logger.warning("W&B: this attempt is recorded offline; upload it later with wandb sync.")
         wandb.teardown()  # the failed attempt still holds the run's id
-        session = _open("offline", arguments)
+        mode = "offline"
+        session = _open(mode, arguments)
     if session is None:
         logger.warning("W&B: nothing is mirrored; metrics.jsonl has every record.")
         return None
-    logger.info("W&B: %s", session.url or f"offline, under {run.path / 'wandb'}; upload later with wandb sync")
+    where = session.url if mode == "online" else f"offline, under {run.path / 'wandb'}; upload later with wandb sync"
+    logger.info("W&B: %s", where)
     return WandbMirror(session)
 
 

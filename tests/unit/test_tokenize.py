@@ -1,6 +1,7 @@
 """Token ids with a tokenizer of one token per byte, so that lengths and cuts can be counted by hand."""
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -392,3 +393,13 @@ def test_a_split_of_which_no_row_is_left_is_refused(tmp_path: Any) -> None:
     config = DataConfig(train=str(path), held_out_fraction=0, max_length=2, on_long_prompt=OnBadRow.skip)
     with pytest.raises(UserError, match=r"data.train: no rows are left after tokenizing.*1 rows skipped: the prompt"):
         load_tokenized(read_splits(config, kind="preference", seed=0), build_tokenizer(), config)
+
+
+def test_a_template_that_leaves_tools_out_is_refused():
+    from prefopt.data.rendering import Chat, render_chats
+
+    tokenizer = SimpleNamespace(apply_chat_template=lambda chats, **_: [str(messages) for messages in chats])
+    chat = Chat([{"role": "user", "content": "hi"}], [{"name": "search"}], {}, False, "rows.jsonl:3")
+    with pytest.raises(UserError, match=r"rows\.jsonl:3: the row has tools"):
+        render_chats(tokenizer, [chat])
+    assert render_chats(tokenizer, [chat._replace(tools=None)])

@@ -125,3 +125,9 @@ def test_demonstrations_are_judged_by_their_paired_loss():
 
 def test_a_handful_of_demonstrations_decides_nothing():
     assert judge(sft_report(entry(-1.0, n=4)))[0] == "undecided"
+
+
+def test_a_small_but_certain_gap_is_not_called_alike():
+    found = report()
+    found["overfitting"]["reward_accuracy"]["gap"] = entry(0.06, 0.02, 0.10)
+    assert "Somewhat better" in texts(judge(found)[1], "info")

@@ -51,8 +51,9 @@ def render_chats(tokenizer: Any, chats: Sequence[Chat]) -> list[str]:
     Chats that share tools and template arguments are rendered in one call, which sets up the template once.
 
     Raises:
-        UserError: The template refuses a chat, which is named.
+        UserError: The template refuses a chat, or leaves its tools out; the chat is named.
     """
+    _require_tools_rendered(tokenizer, chats)
     groups: dict[tuple[bool, str], list[int]] = defaultdict(list)
     for index, chat in enumerate(chats):
         context = json.dumps([chat.tools, chat.template_kwargs], default=repr) if _has_context(chat) else ""
@@ -81,11 +82,25 @@ def _render_alike(tokenizer: Any, chats: Sequence[Chat]) -> list[str]:
     except (jinja2.TemplateError, TypeError) as error:
         if len(chats) > 1:
             return [text for chat in chats for text in _render_alike(tokenizer, [chat])]
+        calls = any("tool_calls" in message or message["role"] == "tool" for message in first.messages)
+        hint = "It does not know tool calls: set" if calls else "Change the row's roles, or set"
         raise UserError(
-            f"{first.source}: the chat template refuses this row: {error}. "
-            "Change the row's roles, or set another model.chat_template."
+            f"{first.source}: the chat template refuses this row: {error}. {hint} another model.chat_template."
         ) from error
     return texts
+
+
+def _require_tools_rendered(tokenizer: Any, chats: Sequence[Chat]) -> None:
+    """Refuses a template that leaves tools out: the model would be trained on calls to what it was never told of."""
+    chat = next((chat for chat in chats if chat.tools), None)
+    if chat is None:
+        return
+    with_tools, without = _render_alike(tokenizer, [chat]), _render_alike(tokenizer, [chat._replace(tools=None)])
+    if with_tools == without:
+        raise UserError(
+            f"{chat.source}: the row has tools, but the chat template leaves them out. "
+            "Set a model.chat_template that renders tools, or remove the column 'tools'."
+        )
 
 
 def render_turns(tokenizer: Any, chats: Sequence[Chat]) -> tuple[list[str], list[list[Span]]]:

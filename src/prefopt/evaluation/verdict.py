@@ -141,6 +141,8 @@ def _overfitting(block: dict[str, Any]) -> list[Finding]:
         evidence = f"{name}: train {_percent(train)}, held-out {_percent(held_out)}, gap {_points(gap)}"
         if gap["ci95"][0] > OVERFITTING_GAP:
             return [Finding("warning", "Overfitting: much better on the pairs it was trained on.", evidence)]
+        if gap["ci95"][0] > 0:
+            return [Finding("info", "Somewhat better on the pairs it was trained on.", evidence)]
         return [Finding("info", "Training and held-out pairs are ranked about alike.", evidence)]
     return []
 

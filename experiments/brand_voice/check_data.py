@@ -31,9 +31,8 @@ def main() -> None:
         longer = sum(c > r for c, r in zip(lengths["chosen"], lengths["rejected"], strict=True))
         means = ", ".join(f"{side} {sum(n) / len(n):.0f} words" for side, n in lengths.items())
         prompts = len({pair["prompt"] for pair in pairs})
-        print(
-            f"{name}: {len(pairs)} pairs, {prompts} prompts, {means}; chosen longer in {100 * longer / len(pairs):.1f} %"
-        )
+        share = 100 * longer / len(pairs)
+        print(f"{name}: {len(pairs)} pairs, {prompts} prompts, {means}; chosen longer in {share:.1f} %")
     sharing = [pair for pair in held_out if any(gram in seen for text in pair.values() for gram in grams(text))]
     total = sum(len(grams(text)) for pair in held_out for text in pair.values())
     hits = sum(gram in seen for pair in held_out for text in pair.values() for gram in grams(text))

@@ -25,7 +25,8 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% if think is defined %}<think>\n{% endif %}{% endif %}"
 )
 LLAMA3 = (
-    "{{ bos_token }}{% if tools %}{{ tools | tojson }}<|eot|>{% endif %}{% for m in messages %}<|header|>{{ m.role }}<|/header|>\n\n{{ m.content | trim }}<|eot|>"
+    "{{ bos_token }}{% if tools %}{{ tools | tojson }}<|eot|>{% endif %}"
+    "{% for m in messages %}<|header|>{{ m.role }}<|/header|>\n\n{{ m.content | trim }}<|eot|>"
     "{% endfor %}{% if add_generation_prompt %}<|header|>assistant<|/header|>\n\n{% endif %}"
 )
 MARKED = (

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import yaml
 
-from prefopt.choices import AlgorithmName, LossOn
 from prefopt.config import as_dict, from_dict, read_config, setting_names, unknown
 from prefopt.errors import UserError, run_entry
 from prefopt.run_directory import RunDirectory
-from prefopt.schema import SFTAlgorithmConfig, TrainConfig
+from prefopt.schema import TrainConfig
 
 HELP = """Measure a finished run again and rebuild its report.
 
@@ -37,24 +36,16 @@ def main(argv: list[str]) -> None:
         raise UserError(f"run={run.path}: has no final model yet. Finish it with the command that started it.")
     config = override(read_config(run.config), overrides)
 
-    from prefopt.data.loading import load_tokenized, read_splits
+    from prefopt.examples import load_examples
     from prefopt.tracking.console import build_console
 
     console = build_console()
-    is_dpo = config.algorithm.name is AlgorithmName.dpo
-    splits = read_splits(config.data, kind="preference" if is_dpo else "sft", seed=config.run.seed)
+    examples = load_examples(config)
 
-    # torch and TRL take seconds to import; the checks above answer at once.
-    from prefopt.evaluation.run import build_material, evaluate_run
-    from prefopt.modeling.load import check_hardware, load_tokenizer
+    from prefopt.evaluation.run import build_material, evaluate_run  # TRL, a matter of seconds
     from prefopt.report.console import print_report
 
-    check_hardware(config)
-    tokenizer = load_tokenizer(config.model)
-    loss_on = config.algorithm.loss_on if isinstance(config.algorithm, SFTAlgorithmConfig) else LossOn.completions
-    data = load_tokenized(splits, tokenizer, config.data, loss_on=loss_on)
-    material = build_material(config, splits, data, tokenizer)
-    report = evaluate_run(config, run, data, material, tokenizer)
+    report = evaluate_run(config, run, examples, build_material(config, examples))
     print_report(report, run.report / "report.html", console)
 
 

@@ -3,15 +3,14 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from transformers import set_seed
 
 from prefopt.choices import AlgorithmName
-from prefopt.data.loading import Splits, TokenizedSplits
 from prefopt.distributed.ranks import is_main
 from prefopt.evaluation.run import build_material, evaluate_run
+from prefopt.examples import Examples
 from prefopt.report.console import print_report
 from prefopt.run_directory import RunDirectory, State
 from prefopt.schema import TrainConfig
@@ -31,26 +30,24 @@ ALGORITHMS = {
 def train_and_report(
     config: TrainConfig,
     run: RunDirectory,
-    splits: Splits,
-    data: TokenizedSplits,
-    tokenizer: Any,
+    examples: Examples,
     console: Console,
     argv: list[str],
 ) -> None:
     """Trains, evaluates and leaves the run `done`; any other end is in status.json with its reason."""
     build_arguments, run_algorithm = ALGORITHMS[config.algorithm.name]
     arguments = build_arguments(config, run)
-    material = build_material(config, splits, data, tokenizer)
+    material = build_material(config, examples)
     if is_main():
-        run.start(config, collect(config, data.notes.to_dict(), command_line("prefopt.train", argv)))
+        run.start(config, collect(config, examples.tokenized.notes.to_dict(), command_line("prefopt.train", argv)))
     with recorded_end(run):
         mirror = start_wandb(config, run) if is_main() else None
         log = MetricsLog(run.metrics, mirror) if is_main() else None
         set_seed(config.run.seed)
-        run_algorithm(config, run, arguments, data, tokenizer, log, console)
+        run_algorithm(config, run, arguments, examples, log, console)
         if not is_main():
             return
-        report = evaluate_run(config, run, data, material, tokenizer)
+        report = evaluate_run(config, run, examples, material)
         print_report(report, run.report / "report.html", console)
         if mirror is not None:
             mirror.finish(report)

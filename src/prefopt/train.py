@@ -1,16 +1,12 @@
 """Entry point: compose → typed config → SFT or DPO run → report. `python -m prefopt.train --help` shows the use."""
 
 import argparse
-import logging
 from typing import Any
 
-from prefopt.choices import AlgorithmName, LossOn
 from prefopt.config import load_config, to_yaml
 from prefopt.errors import run_entry
 from prefopt.run_directory import RunDirectory
-from prefopt.schema import SFTAlgorithmConfig, TrainConfig
-
-logger = logging.getLogger("prefopt.train")  # `python -m` calls this module __main__
+from prefopt.schema import TrainConfig
 
 HELP = """Tune a model and report whether it became better.
 
@@ -46,28 +42,17 @@ def main(argv: list[str]) -> None:
 
 
 def execute(config: TrainConfig, run: RunDirectory, argv: list[str]) -> None:
-    """Loads data and tokenizer, checks them, then trains and evaluates; the run directory appears in between."""
-    from prefopt.data.loading import load_tokenized, read_splits
+    """Loads and checks the examples, then trains and reports; the run directory appears in between."""
+    from prefopt.examples import load_examples
     from prefopt.tracking.console import build_console
 
     console = build_console()
     console.print(f"[bold]{run.path}[/]  {describe(config)}", highlight=False)
-    is_dpo = config.algorithm.name is AlgorithmName.dpo
-    splits = read_splits(config.data, kind="preference" if is_dpo else "sft", seed=config.run.seed)
+    examples = load_examples(config)
 
-    # torch and TRL take seconds to import; the checks above answer at once.
-    from prefopt.modeling.load import check_hardware, load_tokenizer
+    from prefopt.runner import train_and_report  # TRL, a matter of seconds
 
-    check_hardware(config)
-    tokenizer = load_tokenizer(config.model)
-    loss_on = config.algorithm.loss_on if isinstance(config.algorithm, SFTAlgorithmConfig) else LossOn.completions
-    data = load_tokenized(splits, tokenizer, config.data, loss_on=loss_on)
-    for line in data.notes.lines():
-        logger.info("data: %s", line)
-
-    from prefopt.runner import train_and_report
-
-    train_and_report(config, run, splits, data, tokenizer, console, argv)
+    train_and_report(config, run, examples, console, argv)
 
 
 def describe(config: TrainConfig) -> str:

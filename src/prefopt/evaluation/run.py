@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from prefopt.choices import DataFormat
-from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_splits
+from prefopt.data.loading import TokenizedSplits, load_tokenized, read_splits
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.evaluation.measure import (
     Comparison,
@@ -22,6 +22,7 @@ from prefopt.evaluation.measure import (
 from prefopt.evaluation.statistics import Bootstrap
 from prefopt.evaluation.summary import Summary
 from prefopt.evaluation.verdict import judge
+from prefopt.examples import Examples
 from prefopt.report.render import render_report
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import DPOAlgorithmConfig, TrainConfig
@@ -31,11 +32,10 @@ FORMAT = 1
 """Version of report.json; raised when a key changes its meaning."""
 
 
-def evaluate_run(
-    config: TrainConfig, run: RunDirectory, data: TokenizedSplits, material: Material, tokenizer: Any
-) -> dict[str, Any]:
+def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, material: Material) -> dict[str, Any]:
     """Measures `model/` of a run against its base, writes `report/`, and returns what report.json holds."""
     started = time.monotonic()
+    tokenizer, data = examples.tokenizer, examples.tokenized
     comparison = compare_models(config, run.model, tokenizer, material)
     algorithm = config.algorithm
     summary = Summary(
@@ -62,17 +62,18 @@ def evaluate_run(
     return report
 
 
-def build_material(config: TrainConfig, splits: Splits, data: TokenizedSplits, tokenizer: Any) -> Material:
+def build_material(config: TrainConfig, examples: Examples) -> Material:
     """Chooses what both models will be measured on; reads every file that the evaluation needs.
 
     Raises:
         UserError: A file of the evaluation is missing or unusable; training has not begun then.
     """
     settings, seed = config.evaluation, config.run.seed
+    data, tokenizer = examples.tokenized, examples.tokenizer
     train = take_sample(data.train, settings.max_train_examples, seed)
     held_out = data.held_out if data.held_out is not None else data.train.select([])
     answered = take_sample(held_out, settings.num_samples, seed) if settings.num_samples else held_out.select([])
-    by_source = {record.source: record for record in splits.held_out or []}
+    by_source = {record.source: record for record in examples.records.held_out or []}
     is_dpo = isinstance(config.algorithm, DPOAlgorithmConfig)
     pairs = (held_out if len(held_out) else None) if is_dpo else _read_pairs(config, tokenizer)
     return Material(

@@ -7,11 +7,12 @@ import trl
 from rich.console import Console
 
 from prefopt.choices import PeftMethod
+from prefopt.examples import Examples
 from prefopt.modeling.load import build_peft_config, load_model
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
 from prefopt.tracking.metrics import MetricsLog
-from prefopt.trainers.training import train
+from prefopt.trainers.training import log_evaluation, train
 
 
 class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
@@ -47,11 +48,7 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
         metrics = {name: torch.cat(values).double().mean().item() for name, values in collected.items()}
         num_pairs = sum(len(value) for value in collected["rewards/margins"])
         metrics = {"loss": sum(losses) / num_pairs, **metrics}
-        prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self.log(dict(prefixed))
-        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, prefixed)
-        self.model.train()
-        return prefixed
+        return log_evaluation(self, metrics, metric_key_prefix)
 
     def _evaluate_batch(self, index: int, batch: dict[str, Any]) -> tuple[dict[str, torch.Tensor], float]:
         """Per-pair values of one batch, each of shape (pairs,), and TRL's loss of the batch."""
@@ -106,16 +103,14 @@ def run(
     config: TrainConfig,
     run: RunDirectory,
     arguments: Any,
-    data: Any,
-    tokenizer: Any,
+    examples: Examples,
     log: MetricsLog | None,
     console: Console,
 ) -> None:
-    """Trains and saves `model/`.
+    """Trains on the examples and saves `model/`.
 
     Args:
         arguments: What `build_dpo_arguments` returned.
-        data: The tokenised splits.
         log: Only rank 0 has one.
     """
     has_adapter = config.peft.method is not PeftMethod.none
@@ -123,9 +118,9 @@ def run(
         model=load_model(config.model, config.peft.method),
         ref_model=None if has_adapter else load_model(config.model),
         args=arguments,
-        train_dataset=data.train,
-        eval_dataset=data.held_out if arguments.eval_strategy != "no" else None,
-        processing_class=tokenizer,
+        train_dataset=examples.tokenized.train,
+        eval_dataset=examples.tokenized.held_out if arguments.eval_strategy != "no" else None,
+        processing_class=examples.tokenizer,
         peft_config=build_peft_config(config.peft, config.model),
     )
     train(trainer, config, run, log, console)

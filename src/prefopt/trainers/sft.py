@@ -6,11 +6,12 @@ import torch
 import trl
 from rich.console import Console
 
+from prefopt.examples import Examples
 from prefopt.modeling.load import build_peft_config, load_model
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
 from prefopt.tracking.metrics import MetricsLog
-from prefopt.trainers.training import train
+from prefopt.trainers.training import log_evaluation, train
 
 
 class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
@@ -35,35 +36,29 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
             hits += int((outputs.is_top1 & scored).sum())
             tokens += int(scored.sum())
         metrics = {"loss": -logps / tokens, "mean_token_accuracy": hits / tokens}
-        prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self.log(dict(prefixed))
-        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, prefixed)
-        self.model.train()
-        return prefixed
+        return log_evaluation(self, metrics, metric_key_prefix)
 
 
 def run(
     config: TrainConfig,
     run: RunDirectory,
     arguments: Any,
-    data: Any,
-    tokenizer: Any,
+    examples: Examples,
     log: MetricsLog | None,
     console: Console,
 ) -> None:
-    """Trains and saves `model/`.
+    """Trains on the examples and saves `model/`.
 
     Args:
         arguments: What `build_sft_arguments` returned.
-        data: The tokenised splits.
         log: Only rank 0 has one.
     """
     trainer = SFTTrainer(
         model=load_model(config.model, config.peft.method),
         args=arguments,
-        train_dataset=data.train,
-        eval_dataset=data.held_out if arguments.eval_strategy != "no" else None,
-        processing_class=tokenizer,
+        train_dataset=examples.tokenized.train,
+        eval_dataset=examples.tokenized.held_out if arguments.eval_strategy != "no" else None,
+        processing_class=examples.tokenizer,
         peft_config=build_peft_config(config.peft, config.model),
     )
     train(trainer, config, run, log, console)

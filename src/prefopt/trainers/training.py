@@ -43,6 +43,15 @@ def train(trainer: Any, config: TrainConfig, run: RunDirectory, log: MetricsLog 
     save_model(trainer, run)
 
 
+def log_evaluation(trainer: Any, metrics: dict[str, float], prefix: str) -> dict[str, float]:
+    """Ends a trainer's evaluation as transformers does: logs the prefixed metrics, tells callbacks, returns them."""
+    prefixed = {f"{prefix}_{name}": value for name, value in metrics.items()}
+    trainer.log(dict(prefixed))
+    trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, prefixed)
+    trainer.model.train()
+    return prefixed
+
+
 def save_model(trainer: Any, run: RunDirectory) -> None:
     """Writes the final model or adapter aside and moves it to `model/` when it is whole. All ranks call it."""
     partial = run.path / "model.partial"

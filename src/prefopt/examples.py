@@ -1,0 +1,42 @@
+"""The examples of a run, read, checked and tokenised: the one way in for training and for evaluation."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from prefopt.choices import AlgorithmName, LossOn
+from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_splits
+from prefopt.data.records import Kind
+from prefopt.schema import SFTAlgorithmConfig, TrainConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Records, their token ids, and the tokenizer that made them."""
+
+    records: Splits
+    tokenized: TokenizedSplits
+    tokenizer: Any
+
+
+def load_examples(config: TrainConfig) -> Examples:
+    """Reads and tokenises what `config.data` names, and logs what happened to it.
+
+    Raises:
+        UserError: Rows, a precision or a tokenizer that cannot be used. Nothing has been written then.
+    """
+    kind: Kind = "preference" if config.algorithm.name is AlgorithmName.dpo else "sft"
+    records = read_splits(config.data, kind=kind, seed=config.run.seed)
+
+    # torch and transformers take seconds to import; bad rows are answered before that.
+    from prefopt.modeling.load import check_hardware, load_tokenizer
+
+    check_hardware(config)
+    tokenizer = load_tokenizer(config.model)
+    loss_on = config.algorithm.loss_on if isinstance(config.algorithm, SFTAlgorithmConfig) else LossOn.completions
+    tokenized = load_tokenized(records, tokenizer, config.data, loss_on=loss_on)
+    for line in tokenized.notes.lines():
+        logger.info("data: %s", line)
+    return Examples(records, tokenized, tokenizer)

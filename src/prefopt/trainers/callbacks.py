@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,9 +115,6 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         seal(Path(args.output_dir) / f"{PARTIAL_PREFIX}{state.global_step}", self._metrics.counters)
         keep_newest(self._run.checkpoints, self._keep)
         self._run.set_state(State.running, step=state.global_step)
-
-
-Line = Callable[[dict[str, Any]], str]
 
 
 class ConsoleCallback(TrainerCallback):  # type: ignore[misc]

@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from prefopt.choices import AlgorithmName, PeftMethod, Precision, WeightsDtype
+from prefopt.choices import AlgorithmName, FDivergence, PeftMethod, Precision, WeightsDtype
 from prefopt.errors import UserError
 from prefopt.paths import shipped
 from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig, require
@@ -150,32 +150,73 @@ def check(config: TrainConfig) -> None:
         stage is None or os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes"),
         "ACCELERATE_USE_CPU is set in the environment: it would silently switch DeepSpeed off. Unset it.",
     )
-    require(world_size >= 1, f"WORLD_SIZE: must be >= 1, found {world_size}.")
+    require(
+        world_size == 1,
+        f"WORLD_SIZE is {world_size}: this version trains on one process. Start it with one.",
+    )
     _check_algorithm(config)
     require(
         config.trainer.eval_every is None or config.data.held_out is not None or config.data.held_out_fraction > 0,
         "trainer.eval_every is set, but nothing is held out: set data.held_out or data.held_out_fraction > 0.",
     )
+    _check_precision(config)
+    _check_effect(config)
+
+
+def _check_precision(config: TrainConfig) -> None:
+    dtype, precision, method = config.model.dtype, config.trainer.precision, config.peft.method
     require(
-        config.evaluation.num_shown_samples <= config.evaluation.num_samples,
-        f"evaluation.num_shown_samples={config.evaluation.num_shown_samples} is more than "
-        f"evaluation.num_samples={config.evaluation.num_samples}.",
-    )
-    require(
-        config.peft.method is not PeftMethod.qlora or config.trainer.precision is Precision.bf16,
+        method is not PeftMethod.qlora or precision is Precision.bf16,
         "peft=qlora computes in bf16: set trainer.precision=bf16.",
     )
     require(
-        config.peft.method is not PeftMethod.none
-        or config.model.dtype is not WeightsDtype.bf16
-        or config.trainer.precision is Precision.bf16,
+        method is not PeftMethod.none or dtype is WeightsDtype.fp32,
+        f"model.dtype={dtype.name} with peft=none: updates of full fine-tuning are too small for bf16 weights and "
+        "would be lost. Set model.dtype=fp32 (with trainer.precision=bf16 for speed), or peft=lora.",
+    )
+    require(
+        dtype is not WeightsDtype.bf16 or precision is Precision.bf16,
         "model.dtype=bf16 with trainer.precision=fp32: set trainer.precision=bf16, or model.dtype=fp32.",
     )
+
+
+def _check_effect(config: TrainConfig) -> None:
+    """Refuses settings that were given, but that nothing reads because what they belong to is off."""
+    algorithm, peft = config.algorithm, config.peft
+    owners: list[tuple[Any, str, str, bool]] = [
+        (config.data, "data", "held_out_fraction", config.data.held_out is None),
+        (config.deepspeed, "deepspeed", "offload_optimizer", config.deepspeed.stage is not None),
+    ]
+    owners += [(peft, "peft", name, peft.method is not PeftMethod.none) for name in ("r", "alpha", "dropout")]
+    owners.append((peft, "peft", "target_modules", peft.method is not PeftMethod.none))
+    if isinstance(algorithm, DPOAlgorithmConfig):
+        losses = set(algorithm.loss_types)
+        moves, alpha = algorithm.sync_ref_model, algorithm.f_divergence_type is FDivergence.alpha_divergence
+        owners += [
+            (algorithm, "algorithm", "label_smoothing", bool(losses & {"robust", "exo_pair", "aot", "aot_unpaired"})),
+            (algorithm, "algorithm", "discopop_tau", "discopop" in losses),
+            (algorithm, "algorithm", "f_alpha_divergence_coef", alpha),
+            (algorithm, "algorithm", "ref_model_mixup_alpha", moves),
+            (algorithm, "algorithm", "ref_model_sync_steps", moves),
+        ]
+        trained = peft.dropout == 0 or not config.trainer.extra.get("disable_dropout", True)
+        require(
+            trained,
+            f"peft.dropout={peft.dropout} has no effect in DPO, since TRL turns dropout off. "
+            "Set it to 0, or trainer.extra.disable_dropout=false.",
+        )
+    for group, name, setting, is_read in owners:
+        default = getattr(type(group)(), setting)
+        require(
+            is_read or getattr(group, setting) == default,
+            f"{name}.{setting}={getattr(group, setting)} has no effect with the other settings. Leave it out.",
+        )
 
 
 def _check_algorithm(config: TrainConfig) -> None:
     algorithm = config.algorithm
     if isinstance(algorithm, DPOAlgorithmConfig):
+        require(bool(algorithm.loss_types), "algorithm.loss_type: needs at least one loss, found an empty list.")
         require(
             not (algorithm.sync_ref_model and config.peft.method is not PeftMethod.none),
             "algorithm.sync_ref_model=true needs a reference of its own; with adapters there is none. Set peft=none.",
@@ -272,7 +313,8 @@ def _compose(overrides: list[str], config_dir: str | None) -> tuple[DictConfig, 
             config = compose("train", overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise _readable(error) from error
-    experiment = config.hydra.runtime.choices.get("experiment")
+    chosen = config.hydra.runtime.choices.get("experiment")
+    experiment = str(chosen) if chosen else None
     OmegaConf.set_struct(config, False)
     del config["hydra"]
     return config, re.sub(r"[^\w.-]+", "-", experiment).strip("-") if experiment else None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from prefopt.config import as_dict, from_dict, read_config, setting_names, unknown
+from prefopt.config import as_dict, check, from_dict, read_config, setting_names, unknown
 from prefopt.errors import UserError, run_entry
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
@@ -58,8 +58,13 @@ def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
         group, name = key.split(".", 1)
         if group != "evaluation" and key != "data.held_out":
             raise UserError(f"{key}: an evaluation cannot change it. Allowed: evaluation.*, data.held_out.")
-        values[group][name] = yaml.safe_load(value)
-    return from_dict(values, "the changed settings")
+        try:
+            values[group][name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"{key}={value}: not a value ({str(error).splitlines()[0]}).") from error
+    changed = from_dict(values, "the changed settings")
+    check(changed)
+    return changed
 
 
 def _split(item: str) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """The examples of a run, read, checked and tokenised: the one way in for training and for evaluation."""
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,20 @@ class Examples:
     records: Splits
     tokenized: TokenizedSplits
     tokenizer: Any
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 (hex) of each split's token ids, row for row."""
+        splits = {"train": self.tokenized.train, "held_out": self.tokenized.held_out}
+        return {name: _hash_table(dataset) for name, dataset in splits.items() if dataset is not None}
+
+
+def _hash_table(dataset: Any) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(set(dataset.column_names) - {"source"}):
+        column = dataset.data.column(name).combine_chunks()
+        for values in (column.value_lengths(), column.flatten()):
+            digest.update(values.to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()
 
 
 def load_examples(config: TrainConfig) -> Examples:

@@ -81,11 +81,14 @@ class RunDirectory:
             ancestor = ancestor.parent
         if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
             raise UserError(f"{self.path}: cannot be written ({ancestor} is not a writable folder). Set run.root.")
-        if config.run.overwrite or not self.path.exists():
+        if not self.path.exists():
             return
         if not self.config.exists():
             if any(self.path.iterdir()):
                 raise UserError(f"{self.path}: exists and is no run of prefopt. Set run.name or run.root.")
+            return
+        if config.run.overwrite:
+            self._keep_inputs(config)
             return
         changed = differences(read_config(self.config), config)
         if changed:
@@ -94,10 +97,29 @@ class RunDirectory:
                 "Set run.name for a new run, or run.overwrite=true to replace this one."
             )
 
+    def _keep_inputs(self, config: TrainConfig) -> None:
+        """Refuses to overwrite a run that the new one reads from."""
+        inputs = [config.model.path, config.data.train, config.data.held_out, config.evaluation.pairs]
+        flat = [path for item in inputs for path in (item if isinstance(item, list) else [item]) if path is not None]
+        for path in [*flat, config.model.chat_template, config.evaluation.neutral_texts]:
+            if path is not None and Path(path).expanduser().resolve().is_relative_to(self.path.resolve()):
+                raise UserError(f"run.overwrite=true would delete {path}, which this run reads. Set another run.name.")
+
     def start(self, config: TrainConfig, provenance: dict[str, Any]) -> None:
-        """Creates the folder, or opens another attempt in it. Rank 0 only."""
+        """Creates the folder, or opens another attempt in it. Rank 0 only.
+
+        Raises:
+            UserError: The earlier attempt was on other data.
+        """
         if config.run.overwrite and self.path.exists():
             shutil.rmtree(self.path)
+        if self.provenance.exists():
+            before = json.loads(self.provenance.read_text(encoding="utf-8"))["data"].get("sha256")
+            if before != provenance["data"].get("sha256"):
+                raise UserError(
+                    f"{self.path}: the data has changed since this run began. "
+                    "Set run.name for a new run, or run.overwrite=true to replace this one."
+                )
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.config.exists():
             write_text(self.config, to_yaml(config))

@@ -3,27 +3,31 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from transformers import set_seed
 
 from prefopt.choices import AlgorithmName
 from prefopt.distributed.ranks import is_main
+from prefopt.errors import UserError
+from prefopt.evaluation.measure import release_memory
 from prefopt.evaluation.run import build_material, evaluate_run
 from prefopt.examples import Examples
 from prefopt.report.console import print_report
 from prefopt.run_directory import RunDirectory, State
 from prefopt.schema import TrainConfig
-from prefopt.tracking.metrics import MetricsLog, read_metrics
+from prefopt.tracking.metrics import MetricsLog
 from prefopt.tracking.provenance import collect, command_line
 from prefopt.tracking.wandb import start_wandb
 from prefopt.trainers import dpo, sft
 from prefopt.trainers.arguments import build_dpo_arguments, build_sft_arguments
 from prefopt.trainers.callbacks import DivergedError
+from prefopt.trainers.training import train
 
 ALGORITHMS = {
-    AlgorithmName.dpo: (build_dpo_arguments, dpo.run),
-    AlgorithmName.sft: (build_sft_arguments, sft.run),
+    AlgorithmName.dpo: (build_dpo_arguments, dpo.build),
+    AlgorithmName.sft: (build_sft_arguments, sft.build),
 }
 
 
@@ -34,25 +38,42 @@ def train_and_report(
     console: Console,
     argv: list[str],
 ) -> None:
-    """Trains, evaluates and leaves the run `done`; any other end is in status.json with its reason."""
-    build_arguments, run_algorithm = ALGORITHMS[config.algorithm.name]
-    arguments = build_arguments(config, run)
+    """Trains, evaluates and leaves the run `done`; any other end is in status.json with its reason.
+
+    Raises:
+        UserError: Settings that TRL or PEFT refuse; the run directory is not touched then.
+    """
     material = build_material(config, examples)
+    set_seed(config.run.seed)
+    trainer = build_trainer(config, run, examples)
     if is_main():
-        run.start(config, collect(config, examples.tokenized.notes.to_dict(), command_line("prefopt.train", argv)))
+        data = {"sha256": examples.fingerprints(), **examples.tokenized.notes.to_dict()}
+        run.start(config, collect(config, data, command_line("prefopt.train", argv)))
     with recorded_end(run):
         mirror = start_wandb(config, run) if is_main() else None
         log = MetricsLog(run.metrics, mirror) if is_main() else None
-        set_seed(config.run.seed)
-        run_algorithm(config, run, arguments, examples, log, console)
+        train(trainer, config, run, log, console)
         if not is_main():
             return
+        del trainer  # its models, before the evaluation loads its own
+        release_memory()
         report = evaluate_run(config, run, examples, material)
         print_report(report, run.report / "report.html", console)
         if mirror is not None:
             mirror.finish(report)
-        last = max((record["step"] for record in read_metrics(run.metrics)), default=0)
-        run.set_state(State.done, step=last, message="")
+        run.set_state(State.done, step=report["run"]["steps"], message="")
+
+
+def build_trainer(config: TrainConfig, run: RunDirectory, examples: Examples) -> Any:
+    """Loads the models and returns TRL's trainer; what TRL and PEFT refuse is the user's to mend."""
+    build_arguments, build = ALGORITHMS[config.algorithm.name]
+    arguments = build_arguments(config, run)
+    try:
+        return build(config, arguments, examples)
+    except UserError:
+        raise
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"these settings cannot be trained: {error}") from error
 
 
 @contextmanager

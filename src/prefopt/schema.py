@@ -119,6 +119,7 @@ class AlgorithmConfig:
     """What is optimised. `algorithm=sft` and `algorithm=dpo` bring their own fields."""
 
     name: AlgorithmName = MISSING
+    """Set by the chosen option."""
 
 
 @dataclass(kw_only=True)
@@ -126,6 +127,7 @@ class SFTAlgorithmConfig(AlgorithmConfig):
     """Supervised fine-tuning through TRL's SFTTrainer."""
 
     name: AlgorithmName = AlgorithmName.sft
+    """Set by the chosen option."""
     loss_type: SFTLoss = SFTLoss.nll
     """nll: cross-entropy. dft: dynamic fine-tuning (arXiv 2508.05629)."""
     loss_on: LossOn = LossOn.completions
@@ -137,6 +139,7 @@ class DPOAlgorithmConfig(AlgorithmConfig):
     """Direct preference optimisation (arXiv 2305.18290) and its relatives through TRL's DPOTrainer."""
 
     name: AlgorithmName = AlgorithmName.dpo
+    """Set by the chosen option."""
     loss_type: Any = "sigmoid"
     """One of TRL's losses, or a list of them (summed with `loss_weights`)."""
     loss_weights: list[float] | None = None
@@ -144,7 +147,7 @@ class DPOAlgorithmConfig(AlgorithmConfig):
     beta: float = 0.1
     """Strength of the pull to the reference, > 0: higher stays closer. For IPO this is tau."""
     label_smoothing: float = 0.0
-    """Assumed share of flipped labels, in [0, 0.5): for `robust`, `exo_pair` and `sigmoid` losses."""
+    """Assumed share of flipped labels, in [0, 0.5): for `robust`, `exo_pair`, `aot` and `aot_unpaired`."""
     ld_alpha: float | None = None
     """LD-DPO: weight in [0, 1] of the tokens beyond the shorter completion's length. Unset: 1."""
     f_divergence_type: FDivergence = FDivergence.reverse_kl
@@ -214,6 +217,7 @@ class EngineConfig:
     """Who runs the pair forward."""
 
     name: EngineName = EngineName.trl
+    """trl: the forward of TRL."""
 
 
 @dataclass(kw_only=True)
@@ -221,6 +225,7 @@ class ReferenceConfig:
     """Where reference log-probs come from."""
 
     mode: ReferenceMode = ReferenceMode.live
+    """live: computed in every step."""
 
 
 @dataclass(kw_only=True)
@@ -256,9 +261,13 @@ class OptimConfig:
     warmup_ratio: float = 0.1
     """Share of the steps in which the learning rate rises, in [0, 1)."""
     weight_decay: float = 0.0
+    """Decoupled weight decay, >= 0."""
     adam_beta1: float = 0.9
+    """Decay of the gradient's running mean."""
     adam_beta2: float = 0.999
+    """Decay of the squared gradient's running mean."""
     adam_epsilon: float = 1e-8
+    """Added to the denominator of Adam's update."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 turns clipping off."""
 
@@ -266,6 +275,7 @@ class OptimConfig:
         rate = self.learning_rate
         require(rate is None or rate > 0, f"optim.learning_rate: must be > 0, found {rate}.")
         require(0 <= self.warmup_ratio < 1, f"optim.warmup_ratio: must be in [0, 1), found {self.warmup_ratio}.")
+        require(self.weight_decay >= 0, f"optim.weight_decay: must be >= 0, found {self.weight_decay}.")
         require(self.max_grad_norm >= 0, f"optim.max_grad_norm: must be >= 0, found {self.max_grad_norm}.")
 
 
@@ -318,8 +328,9 @@ class DeepSpeedConfig:
     stage: int | None = None
     """ZeRO stage 1, 2 or 3; unset: no DeepSpeed."""
     offload_optimizer: OffloadDevice = OffloadDevice.none
+    """Keep optimizer states in host memory (cpu)."""
     offload_parameters: OffloadDevice = OffloadDevice.none
-    """Stage 3 only."""
+    """Keep weights in host memory (cpu); stage 3 only."""
 
     def __post_init__(self) -> None:
         require(self.stage in (None, 1, 2, 3), f"deepspeed.stage: must be 1, 2, 3 or null, found {self.stage}.")
@@ -334,11 +345,15 @@ class LoggerConfig:
     """Where metrics are mirrored; `metrics.jsonl` is always written."""
 
     name: LoggerName = LoggerName.wandb
+    """wandb, or none."""
     project: str = "prefopt"
+    """W&B project."""
     entity: str | None = None
+    """W&B user or team; unset: the key's own."""
     group: str | None = None
     """W&B group; default: the experiment's name."""
     tags: list[str] = field(default_factory=list)
+    """W&B tags."""
     mode: WandbMode = WandbMode.auto
     """auto: online when an API key is found, else offline. Never asks."""
 
@@ -348,7 +363,7 @@ class EvaluationConfig:
     """The exact evaluation behind the report."""
 
     batch_size: int = 8
-    """Pairs (or rows) per forward. Has no effect on any number in the report."""
+    """Pairs (or rows) per forward. No effect on the numbers in fp32; in bf16 a margin may move in its third digit."""
     pairs: Any = None
     """Preference files for an SFT run, so that its report has a preference accuracy too."""
     max_train_examples: int = 256
@@ -356,7 +371,7 @@ class EvaluationConfig:
     num_samples: int = 32
     """Held-out prompts that both models answer: for KL, lengths and the samples in the report; 0 turns it off."""
     num_shown_samples: int = 8
-    """Of these, how many answers are shown side by side."""
+    """How many of these answers are shown side by side, at most."""
     max_new_tokens: int = 128
     """Limit of a generated answer."""
     neutral_texts: str | None = "prefopt:assets/neutral_texts.jsonl"

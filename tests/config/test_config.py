@@ -1,10 +1,14 @@
 """Composition, suggestions and checks, without torch."""
 
+import ast
+import inspect
+import itertools
 import subprocess
 import sys
 
 import pytest
 
+from prefopt import schema
 from prefopt.choices import PeftMethod
 from prefopt.config import (
     as_dict,
@@ -40,7 +44,7 @@ def test_every_experiment_composes_and_starts_with_its_command(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_composes(name):
-    config = load_config([f"model={name}", "trainer.precision=bf16"])
+    config = load_config([f"model={name}", "peft=lora", "trainer.precision=bf16"])
     assert config.model.path
     assert config.model.attn_implementation in ("eager", "sdpa", "flash_attention_2")
 
@@ -96,9 +100,15 @@ def test_a_users_folder_adds_experiments(tmp_path):
         ("model=hf", "model.path: required"),
         ("deepspeed=zero2", "needs a distributed launch"),
         ("peft=qlora", "trainer.precision=bf16"),
-        ("model=mistral_7b", "set trainer.precision=bf16"),
+        ("model=mistral_7b", "Set model.dtype=fp32"),
+        ("model.dtype=auto", "Set model.dtype=fp32"),
+        ("algorithm.loss_type=[]", "needs at least one loss"),
+        ("algorithm.label_smoothing=0.1", "algorithm.label_smoothing=0.1 has no effect"),
+        ("algorithm.ref_model_sync_steps=8", "has no effect"),
+        ("peft.r=4", "peft.r=4 has no effect"),
+        ("data.held_out_fraction=0.2", "has no effect"),
+        ("optim.weight_decay=-1", "must be >= 0"),
         ("optim.warmup_ratio=1", "must be in [0, 1)"),
-        ("evaluation.num_shown_samples=99", "is more than"),
     ],
 )
 def test_a_bad_value_says_what_is_allowed(override, expected):
@@ -159,10 +169,26 @@ def test_differences_name_key_and_both_values():
 
 
 def test_every_setting_is_documented():
-    """A field without a docstring below it, or an owner, is a setting nobody can look up."""
-    assert len(setting_names()) == len(set(setting_names()))
-    assert "algorithm.beta" in setting_names()
-    assert "algorithm.loss_on" in setting_names()
+    """A field without a docstring below it is a setting that nobody can look up."""
+    tree = ast.parse(inspect.getsource(schema))
+    groups = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name != "TrainConfig"]
+    for group in groups:
+        for field, below in itertools.pairwise(group.body):
+            if isinstance(field, ast.AnnAssign):
+                assert isinstance(below, ast.Expr), f"{group.name}.{ast.unparse(field.target)}"
+    assert {"algorithm.beta", "algorithm.loss_on", "trainer.max_steps"} <= set(setting_names())
+
+
+def test_more_than_one_process_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "one process" in refusal()
+
+
+def test_dropout_of_adapters_is_refused_where_trl_turns_it_off():
+    message = refusal("peft=lora", "peft.dropout=0.1")
+    assert "trainer.extra.disable_dropout=false" in message
+    load_config(["peft=lora", "peft.dropout=0.1", "trainer.extra.disable_dropout=false"])
+    load_config(["peft=lora", "peft.dropout=0.1", "algorithm=sft"])
 
 
 def test_config_errors_do_not_import_torch():

@@ -63,6 +63,9 @@ def test_a_bad_file_is_refused_before_anything_is_written(name, overrides, tmp_p
         ("model.path=nobody/no-such-model", "nobody/no-such-model"),
         ("peft=qlora trainer.precision=bf16", "CUDA"),
         ("trainer.extra.no_such_field=1", "no such field"),
+        ("trainer.extra.save_only_model=true", "cannot be resumed"),
+        ("peft=lora peft.target_modules=[q_prj]", "cannot be trained"),
+        ("model.attn_implementation=flash_attention_2", "cannot be loaded"),
         ("trainer.extra.enable_jit_checkpoint=true", "not available"),
         ("evaluation.neutral_texts=missing.jsonl", "evaluation.neutral_texts"),
         ("model.chat_template=missing.jinja", "model.chat_template"),
@@ -94,6 +97,16 @@ def test_bf16_is_refused_on_hardware_without_it(overrides, tmp_path, fails, monk
 def test_a_run_directory_that_cannot_be_written_is_refused(overrides, tmp_path, fails):
     (tmp_path / "file").write_text("")
     assert "cannot be written" in fails(train, [*overrides, f"run.root={tmp_path / 'file' / 'runs'}"])
+
+
+def test_pairs_that_were_trained_on_are_no_evaluation(overrides, tmp_path, fails):
+    rows = [{"messages": pair(n)["prompt"] + PAIR["chosen"]} for n in range(4)]
+    (tmp_path / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair(2)) + "\n")
+    sft = ["algorithm=sft", f"data.train={tmp_path / 'sft.jsonl'}", "data.held_out=null"]
+    message = fails(train, [*overrides, *sft, f"evaluation.pairs={tmp_path / 'pairs.jsonl'}", "run.seed=1"])
+    assert "not held out" in message
+    assert not (tmp_path / "runs").exists()
 
 
 def test_evaluate_names_what_is_missing(tmp_path, fails):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,7 +55,15 @@ def kill_after(argv: list[str], run: Path, step: int) -> None:
     "changes",
     [
         pytest.param([], id="dpo"),
-        pytest.param(["peft=lora", "peft.dropout=0.1", "trainer.gradient_accumulation_steps=2"], id="lora"),
+        pytest.param(
+            [
+                "peft=lora",
+                "peft.dropout=0.1",
+                "trainer.extra.disable_dropout=false",
+                "trainer.gradient_accumulation_steps=2",
+            ],
+            id="lora",
+        ),
     ],
 )
 def test_a_killed_run_resumes_and_ends_bitwise_like_an_undisturbed_one(overrides, tmp_path, changes):
@@ -83,6 +92,24 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(overrides, tmp_path):
     train([*overrides, "run.name=broken"])
     assert deterministic(broken) == deterministic(whole)
     assert weights_equal(broken / "model", whole / "model")
+
+
+@pytest.mark.parametrize("left", ["checkpoint", "model"])
+def test_a_run_that_died_after_its_last_step_trains_no_further(overrides, tmp_path, left):
+    argv = [*overrides, "trainer.max_steps=3", "optim.scheduler=constant"]
+    train([*argv, "run.name=whole"])
+    train([*argv, "run.name=broken"])
+    whole, broken = tmp_path / "runs" / "whole", tmp_path / "runs" / "broken"
+    status = json.loads((broken / "status.json").read_text())
+    (broken / "status.json").write_text(json.dumps({**status, "state": "running"}))
+    shutil.rmtree(broken / "report")
+    if left == "checkpoint":
+        shutil.rmtree(broken / "model")
+    train([*argv, "run.name=broken"])
+    assert deterministic(broken) == deterministic(whole)
+    assert weights_equal(broken / "model", whole / "model")
+    assert {p.name for p in (broken / "model").iterdir()} == {p.name for p in (whole / "model").iterdir()}
+    assert report_without_times(broken) == report_without_times(whole)
 
 
 def test_overwrite_starts_afresh(overrides, tmp_path):

@@ -115,9 +115,11 @@ def test_eight_pairs_at_once_equal_eight_accumulated(overrides, tiny_model):
     assert (weights_one - weights_many).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("ld_alpha", [None, 0.3])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_evaluation_is_the_mean_over_pairs_for_any_batch_size(overrides, tiny_model, batch_size):
-    config = load_config([*overrides, f"evaluation.batch_size={batch_size}"])
+def test_evaluation_is_the_mean_over_pairs_for_any_batch_size(overrides, tiny_model, batch_size, ld_alpha):
+    discount = [] if ld_alpha is None else [f"algorithm.ld_alpha={ld_alpha}"]
+    config = load_config([*overrides, *discount, f"evaluation.batch_size={batch_size}"])
     trainer = build(config, tiny_model)
     move(trainer.model)
     found = trainer.evaluate()
@@ -133,9 +135,18 @@ def test_evaluation_is_the_mean_over_pairs_for_any_batch_size(overrides, tiny_mo
     assert found["eval_rewards/margins"] == pytest.approx(margins.mean(), rel=1e-4, abs=1e-6)
     assert found["eval_preference_accuracy"] == pytest.approx((policy.margins > 0).mean(), abs=1e-12)
     assert found["eval_logps/chosen"] == pytest.approx(policy.chosen.logps.mean(), rel=1e-5)
-    assert found["eval_loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-4)
+    if ld_alpha is None:
+        assert found["eval_loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-4)
+    assert trainer.ld_alpha == ld_alpha
     assert trainer._metrics["eval"] == {}
     assert not trainer.precompute_ref_logps
+
+
+def test_discounted_losses_start_at_ln_2_too(overrides, tiny_model):
+    trainer = build(load_config([*overrides, "algorithm.ld_alpha=0.3"]), tiny_model)
+    found = trainer.evaluate()
+    assert found["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert found["eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
 
 
 def test_trls_own_evaluation_depends_on_the_batch_size(overrides, tiny_model, pair_files):

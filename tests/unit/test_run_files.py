@@ -19,7 +19,7 @@ from prefopt.distributed.checkpoint import (
 from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory, State
 from prefopt.tracking.metrics import MetricsLog, read_metrics
-from prefopt.tracking.wandb import choose_mode
+from prefopt.tracking.wandb import choose_mode, start_wandb
 from prefopt.trainers.callbacks import Progressed
 
 
@@ -110,7 +110,7 @@ def test_checking_a_run_directory_writes_nothing(config, tmp_path):
 
 def test_a_run_with_other_settings_is_refused_by_name(config, tmp_path):
     run = RunDirectory.of(config)
-    run.start(config, {})
+    run.start(config, {"data": {}})
     run.check(config)
     changed = load_config([f"run.root={tmp_path / 'runs'}", "run.name=x", "algorithm.beta=0.9"])
     with pytest.raises(UserError, match=r"algorithm.beta: .* -> 0.9.*run.overwrite=true"):
@@ -123,8 +123,28 @@ def test_a_folder_that_is_no_run_is_left_alone(config):
     run = RunDirectory.of(config)
     run.path.mkdir(parents=True)
     (run.path / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="is no run of prefopt"):
+    for overwrite in (False, True):
+        config.run.overwrite = overwrite
+        with pytest.raises(UserError, match="is no run of prefopt"):
+            run.check(config)
+
+
+def test_overwriting_never_deletes_what_the_run_reads(config):
+    run = RunDirectory.of(config)
+    run.start(config, {"data": {}})
+    config.run.overwrite = True
+    config.model.path = str(run.model)
+    with pytest.raises(UserError, match="would delete"):
         run.check(config)
+
+
+def test_changed_data_is_noticed_before_a_run_goes_on(config):
+    run = RunDirectory.of(config)
+    run.start(config, {"data": {"sha256": {"train": "a"}}})
+    with pytest.raises(UserError, match="the data has changed"):
+        run.start(config, {"data": {"sha256": {"train": "b"}}})
+    config.run.overwrite = True
+    run.start(config, {"data": {"sha256": {"train": "b"}}})
 
 
 def test_a_file_in_the_way_is_refused(tmp_path):
@@ -136,13 +156,18 @@ def test_a_file_in_the_way_is_refused(tmp_path):
 
 def test_status_counts_attempts_and_keeps_the_step(config):
     run = RunDirectory.of(config)
-    run.start(config, {})
+    run.start(config, {"data": {}})
     run.set_state(State.running, step=7)
-    run.start(config, {})
+    run.start(config, {"data": {}})
     assert run.read_status() == {"state": "running", "step": 7, "attempts": 2, "message": ""}
     assert not run.is_done()
     run.set_state(State.done)
     assert run.is_done()
+
+
+def test_wandb_stays_off_where_the_environment_says_so(config, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert start_wandb(config, RunDirectory.of(config)) is None
 
 
 def test_wandb_is_offline_without_a_key_and_online_with_one(monkeypatch, tmp_path):

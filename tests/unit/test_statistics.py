@@ -51,7 +51,13 @@ def test_a_ratio_weighs_long_answers_by_their_tokens():
 def test_a_share_of_repeated_prompts_is_not_wilsons():
     hits = np.repeat([True, False], 50)
     clusters = np.repeat(np.arange(4), 25)
-    assert share(hits, Bootstrap(500, 0), clusters).high > share(hits, Bootstrap(500, 0)).high
+    assert share(hits, clusters).high > share(hits).high
+    assert share(np.ones(40, bool), np.arange(40) // 2).low < share(np.ones(40, bool)).low < 1
+
+
+def test_the_sign_test_is_quick_and_continuous_at_a_hundred_thousand_pairs():
+    assert sign_test(50_300, 49_700) == pytest.approx(0.058, abs=2e-3)
+    assert sign_test(1080, 920) == pytest.approx(sign_test(1081, 921), rel=0.05)
 
 
 def test_sign_test_equals_the_binomial():

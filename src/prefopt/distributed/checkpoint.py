@@ -71,6 +71,12 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
+def is_finished(checkpoint: Path) -> bool:
+    """True if training had no step left when the checkpoint was taken."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return bool(state["global_step"] >= state["max_steps"])
+
+
 def read_counters(checkpoint: Path) -> dict[str, Any]:
     counters: dict[str, Any] = json.loads((checkpoint / COUNTERS).read_text(encoding="utf-8"))
     return counters

@@ -98,15 +98,20 @@ def compare_models(config: TrainConfig, model_folder: Path, tokenizer: Any, mate
     is_adapter = hasattr(model, "disable_adapter")
     if not is_adapter:
         del model, scorer
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
         scorer = Scorer.of(load_model(config.model, config.peft.method), **arguments)
     logger.info("evaluation: the base model")
     with scorer.model.disable_adapter() if is_adapter else nullcontext():
         base = measure(scorer, tokenizer, material, config)
         by_base = scorer.score(own) if own else None
     return Comparison(base, tuned, by_base, by_tuned)
+
+
+def release_memory() -> None:
+    """Frees models that nothing refers to any more, on the device too: trainers hold theirs in reference cycles."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def measure(scorer: Scorer, tokenizer: Any, material: Material, config: TrainConfig) -> Measured:

@@ -8,6 +8,8 @@ from typing import Any
 from prefopt.choices import DataFormat
 from prefopt.data.loading import TokenizedSplits, load_tokenized, read_splits
 from prefopt.data.records import PreferencePair, SFTExample
+from prefopt.data.split import find_overlap
+from prefopt.errors import UserError
 from prefopt.evaluation.measure import (
     Comparison,
     Material,
@@ -75,7 +77,7 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
     answered = take_sample(held_out, settings.num_samples, seed) if settings.num_samples else held_out.select([])
     by_source = {record.source: record for record in examples.records.held_out or []}
     is_dpo = isinstance(config.algorithm, DPOAlgorithmConfig)
-    pairs = (held_out if len(held_out) else None) if is_dpo else _read_pairs(config, tokenizer)
+    pairs = (held_out if len(held_out) else None) if is_dpo else _read_pairs(config, examples)
     return Material(
         held_out=Split(pairs, None if is_dpo or not len(held_out) else to_rows(held_out)),
         train=Split(pairs=train) if is_dpo else Split(rows=to_rows(train)),
@@ -87,14 +89,21 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
     )
 
 
-def _read_pairs(config: TrainConfig, tokenizer: Any) -> Any:
+def _read_pairs(config: TrainConfig, examples: Examples) -> Any:
     """The preference pairs on which an SFT run is measured as well, or None."""
     if config.evaluation.pairs is None:
         return None
     whole = {"train": config.evaluation.pairs, "held_out": None, "held_out_fraction": 0.0, "format": DataFormat.auto}
     source = dataclasses.replace(config.data, **whole)
     splits = read_splits(source, kind="preference", seed=config.run.seed)
-    return load_tokenized(splits, tokenizer, source).train
+    overlap = find_overlap(examples.records.train, splits.train)
+    if overlap:
+        first = overlap[0]
+        raise UserError(
+            f"evaluation.pairs: {len(overlap)} training prompts are among them, first {first.train.source} in "
+            f"{first.held_out.source}, so they are not held out. Drop them from one side."
+        )
+    return load_tokenized(splits, examples.tokenizer, source).train
 
 
 def describe_run(config: TrainConfig, data: TokenizedSplits, metrics: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Estimates with their 95 % confidence intervals; every number in a report is made here."""
 
 from dataclasses import dataclass
-from math import comb, sqrt
+from math import comb, erfc, sqrt
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 Z_95 = 1.959963984540054
+EXACT_UP_TO = 2000
+"""Discordant pairs up to which the sign test sums the binomial."""
 BLOCK = 200
 """Resamples drawn at once: bounds the memory of a bootstrap."""
 
@@ -59,15 +61,14 @@ class Bootstrap:
         return self.ratio(values, np.ones_like(values), clusters)
 
 
-def share(hits: NDArray[np.bool_], bootstrap: Bootstrap, clusters: NDArray[np.int64] | None = None) -> Estimate:
-    """Estimates a proportion: Wilson's interval, or the bootstrap's where several rows share a prompt."""
-    if clusters is not None and len(np.unique(clusters)) < len(hits):
-        return bootstrap.mean(hits.astype(np.float64), clusters)
-    low, high = wilson(int(hits.sum()), len(hits))
+def share(hits: NDArray[np.bool_], clusters: NDArray[np.int64] | None = None) -> Estimate:
+    """Estimates a proportion with Wilson's interval; rows of one prompt count as one, which is the cautious end."""
+    n = len(hits) if clusters is None else len(np.unique(clusters))
+    low, high = wilson(float(hits.mean()) * n, n)
     return Estimate(float(hits.mean()), low, high, len(hits))
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
+def wilson(successes: float, n: int) -> tuple[float, float]:
     """Wilson's 95 % score interval of a proportion (Wilson 1927)."""
     p = successes / n
     centre = (p + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
@@ -78,6 +79,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 def sign_test(wins: int, losses: int) -> float:
     """Two-sided exact p-value that wins and losses are equally likely (McNemar's exact test on discordant pairs)."""
     n = wins + losses
+    if n > EXACT_UP_TO:
+        return erfc((abs(wins - losses) - 1) / sqrt(2 * n))  # normal approximation with continuity correction
     tail = sum(comb(n, k) for k in range(min(wins, losses) + 1))
     return min(1.0, float(2 * tail / 2**n))
 

@@ -48,8 +48,8 @@ class Summary:
             "p_value": sign_test(wins, losses) if wins + losses else 1.0,
         }
         block["baselines"] = {
-            "longer_wins": share(longer > 0, self.bootstrap, self.clusters).to_dict(),
-            "shorter_wins": share(longer < 0, self.bootstrap, self.clusters).to_dict(),
+            "longer_wins": share(longer > 0, self.clusters).to_dict(),
+            "shorter_wins": share(longer < 0, self.clusters).to_dict(),
         }
         block["ties"] = {"base": int((base.margins == 0).sum()), "tuned": int((tuned.margins == 0).sum())}
         return block
@@ -99,7 +99,7 @@ class Summary:
         return {
             "chosen": self._mean(chosen, self.clusters),
             "rejected": self._mean(tuned.rejected.avg_logps - base.rejected.avg_logps, self.clusters),
-            "chosen_fell": share(chosen < 0, self.bootstrap, self.clusters).to_dict(),
+            "chosen_fell": share(chosen < 0, self.clusters).to_dict(),
         }
 
     def per_pair(self) -> list[dict[str, Any]]:
@@ -126,7 +126,7 @@ class Summary:
 
     def _preferences(self, pairs: PairScores, clusters: Clusters) -> Block:
         return {
-            "preference_accuracy": share(pairs.margins > 0, self.bootstrap, clusters).to_dict(),
+            "preference_accuracy": share(pairs.margins > 0, clusters).to_dict(),
             "mean_margin": self._mean(pairs.margins, clusters),
         }
 
@@ -134,7 +134,7 @@ class Summary:
         assert self.beta is not None, "rewards are DPO's"
         margins = _rewards(base, tuned, self.beta)
         return {
-            "reward_accuracy": share(margins > 0, self.bootstrap, clusters).to_dict(),
+            "reward_accuracy": share(margins > 0, clusters).to_dict(),
             "reward_margin": self._mean(margins, clusters),
         }
 
@@ -151,7 +151,7 @@ class Summary:
 
     def _gap(self, train: NDArray[np.bool_], held_out: NDArray[np.bool_]) -> Block:
         """Shares and their difference, with Newcombe's interval of a difference of two independent shares."""
-        a, b = share(train, self.bootstrap), share(held_out, self.bootstrap, self.clusters)
+        a, b = share(train), share(held_out, self.clusters)
         gap = a.value - b.value
         low = gap - np.hypot(a.value - a.low, b.high - b.value)
         high = gap + np.hypot(a.high - a.value, b.value - b.low)

@@ -27,6 +27,11 @@ def check_hardware(config: TrainConfig) -> None:
     if config.trainer.precision is Precision.bf16 and not has_bf16():
         device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "this CPU"
         raise UserError(f"trainer.precision=bf16: {device} has no bfloat16 instructions. Set trainer.precision=fp32.")
+    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+        raise UserError(
+            f"{torch.cuda.device_count()} GPUs are visible to one process. "
+            "Make one visible: CUDA_VISIBLE_DEVICES=0 python -m prefopt.train ..."
+        )
     if config.peft.method is PeftMethod.qlora:
         if not torch.cuda.is_available():
             raise UserError("peft=qlora: 4-bit base models need a CUDA device, and there is none. Use peft=lora.")
@@ -52,6 +57,11 @@ def load_tokenizer(config: ModelConfig) -> Any:
         if not path.is_file():
             raise UserError(f"model.chat_template: no such file: {path}.")
         tokenizer.chat_template = path.read_text(encoding="utf-8")
+    if "strftime_now" in str(tokenizer.chat_template):
+        logger.warning(
+            "tokenizer: its chat template writes today's date into prompts, so another day's run sees other tokens. "
+            "Set model.chat_template to a copy with a fixed date."
+        )
     if tokenizer.eos_token is None:
         raise UserError(f"{config.path}: its tokenizer has no end-of-sequence token, so no answer could ever end.")
     if tokenizer.pad_token is None:
@@ -115,8 +125,11 @@ def _weights(config: ModelConfig, peft: PeftMethod) -> dict[str, Any]:
 
 
 def _load_merged(config: ModelConfig, path: Path, peft: PeftMethod) -> Any:
-    if peft is PeftMethod.qlora:
-        raise UserError(f"model.path={config.path}: an adapter cannot be merged into a 4-bit base. Use peft=lora.")
+    if peft is not PeftMethod.none:
+        raise UserError(
+            f"model.path={config.path}: holds an adapter, and one trained on top would name the base below both. "
+            "Set peft=none, or save the merged model to a folder of its own and name that."
+        )
     from peft import AutoPeftModelForCausalLM
 
     merged = AutoPeftModelForCausalLM.from_pretrained(path, **_weights(config, peft)).merge_and_unload()

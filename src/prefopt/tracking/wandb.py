@@ -21,7 +21,7 @@ ID_FILE = "wandb_id"
 
 def start_wandb(config: TrainConfig, run: RunDirectory) -> "WandbMirror | None":
     """Opens the run's W&B run, the same one on every attempt; None with logger=none. Rank 0 only."""
-    if config.logger.name is LoggerName.none:
+    if config.logger.name is LoggerName.none or is_disabled():
         return None
     import wandb  # slow to import, and not every run wants it
 
@@ -65,6 +65,14 @@ def _open(mode: Literal["online", "offline"], arguments: dict[str, Any]) -> Any:
     except Exception as error:  # the tracker's own failures are many, and none may stop a run
         logger.warning("W&B: could not start %s: %s", mode, str(error).splitlines()[0] if str(error) else error)
         return None
+
+
+def is_disabled() -> bool:
+    """True if the environment switches W&B off."""
+    off = os.environ.get("WANDB_MODE") == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true")
+    if off:
+        logger.info("W&B: off, as WANDB_MODE or WANDB_DISABLED says")
+    return off
 
 
 def choose_mode(mode: WandbMode) -> Literal["online", "offline"]:

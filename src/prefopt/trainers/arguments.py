@@ -12,10 +12,26 @@ from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import DeepSpeedConfig, DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig
 
+PREPARATION = (
+    "packing",
+    "eval_packing",
+    "completion_only_loss",
+    "assistant_only_loss",
+    "truncation_mode",
+    "eos_token",
+    "dataset_text_field",
+    "chat_template_path",
+)
 REFUSED = {
     "enable_jit_checkpoint": "it saves mislabelled checkpoints under ZeRO and deadlocks under DDP",
     "padding_free": "TRL falls back to padding without it taking effect",
     "precompute_ref_log_probs": "its cache can return another setting's numbers",
+    "load_best_model_at_end": "it looks for checkpoints under names that transformers gives them",
+    "save_only_model": "such a checkpoint cannot be resumed",
+    "dataloader_drop_last": "rows would be dropped without being counted",
+    **dict.fromkeys(
+        PREPARATION, "rows are tokenised by prefopt, so TRL would ignore it (see data, algorithm.loss_on)"
+    ),
 }
 """Fields of TRL that do not do what they say, and why."""
 

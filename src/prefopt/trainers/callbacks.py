@@ -32,8 +32,8 @@ class Progressed:
     Attributes:
         num_examples: Pairs (DPO) or rows (SFT) in the training data.
         batch: Examples per optimizer step, over all ranks.
-        tokens: Tokens of padded-out batches as TRL counts them, before this attempt.
-        time_s: Training time before this attempt.
+        tokens: Tokens (without padding) in the batches of earlier attempts; a pair counts its prompt twice.
+        time_s: Seconds of earlier attempts from the start of training, evaluations and checkpoints included.
     """
 
     num_examples: int

@@ -1,18 +1,15 @@
 """DPO through TRL's trainer, on ids that are ready, with held-out metrics that are exact."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import trl
-from rich.console import Console
 
 from prefopt.choices import PeftMethod
 from prefopt.examples import Examples
 from prefopt.modeling.load import build_peft_config, load_model
-from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
-from prefopt.tracking.metrics import MetricsLog
-from prefopt.trainers.training import log_evaluation, train
+from prefopt.trainers.training import log_evaluation
 
 
 class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
@@ -22,7 +19,10 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
     (huggingface/trl#7010). The loss comes from TRL's code, weighted by the pairs of each batch.
     """
 
-    _reference: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.ld_alpha: float | None
+        super().__init__(*args, **kwargs)
+        self._reference: dict[int, ReferenceLogps] = {}
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         """TRL tokenises here; our data sets hold prompt_ids, chosen_ids and rejected_ids already."""
@@ -57,14 +57,14 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
         self.precompute_ref_logps = True  # take the reference from the batch
         try:
             with torch.no_grad(), self.compute_loss_context_manager():
-                inputs = {**batch, "ref_chosen_logps": reference[0], "ref_rejected_logps": reference[1]}
-                loss = self.compute_loss(recorder, inputs).item()
+                for_loss = {"ref_chosen_logps": reference.loss[0], "ref_rejected_logps": reference.loss[1]}
+                loss = self.compute_loss(recorder, {**batch, **for_loss}).item()
         finally:
             self.precompute_ref_logps = False
         chosen, rejected = recorder.log_probs.float().sum(dim=1).chunk(2)
         chosen_tokens, rejected_tokens = batch["completion_mask"][:, 1:].sum(dim=1).chunk(2)
-        chosen_rewards = self.beta * (chosen - reference[0])
-        rejected_rewards = self.beta * (rejected - reference[1])
+        chosen_rewards = self.beta * (chosen - reference.sums[0])
+        rejected_rewards = self.beta * (rejected - reference.sums[1])
         return {
             "rewards/chosen": chosen_rewards,
             "rewards/rejected": rejected_rewards,
@@ -75,15 +75,30 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
             "preference_accuracy": (chosen / chosen_tokens > rejected / rejected_tokens).float(),
         }, loss
 
-    def _reference_logps(self, index: int, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _reference_logps(self, index: int, batch: dict[str, Any]) -> "ReferenceLogps":
         """Reference log-probs of a held-out batch; computed once, unless the reference moves (TR-DPO)."""
-        if self._reference is None or self.args.sync_ref_model:
-            self._reference = self._reference or []
-        if index < len(self._reference) and not self.args.sync_ref_model:
+        if index in self._reference and not self.args.sync_ref_model:
             return self._reference[index]
-        chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, batch)
-        self._reference[index : index + 1] = [(chosen, rejected)]
-        return chosen, rejected
+        model = self.ref_model or self.model
+        for_loss = sums = self.compute_ref_log_probs(model, batch)
+        if self.ld_alpha is not None:
+            alpha, self.ld_alpha = self.ld_alpha, None  # plain sums
+            sums = self.compute_ref_log_probs(model, batch)
+            self.ld_alpha = alpha
+        self._reference[index] = ReferenceLogps(sums, for_loss)
+        return self._reference[index]
+
+
+class ReferenceLogps(NamedTuple):
+    """Chosen and rejected log-probs under the reference, each of shape (pairs,).
+
+    Attributes:
+        sums: Plain sums over the completion, behind every reward that is shown.
+        loss: What TRL's loss expects: the same, or discounted by `ld_alpha`.
+    """
+
+    sums: tuple[torch.Tensor, torch.Tensor]
+    loss: tuple[torch.Tensor, torch.Tensor]
 
 
 class Recorder:
@@ -99,22 +114,10 @@ class Recorder:
         return outputs
 
 
-def run(
-    config: TrainConfig,
-    run: RunDirectory,
-    arguments: Any,
-    examples: Examples,
-    log: MetricsLog | None,
-    console: Console,
-) -> None:
-    """Trains on the examples and saves `model/`.
-
-    Args:
-        arguments: What `build_dpo_arguments` returned.
-        log: Only rank 0 has one.
-    """
+def build(config: TrainConfig, arguments: Any, examples: Examples) -> DPOTrainer:
+    """Loads policy and reference and returns the trainer; `arguments` is what `build_dpo_arguments` returned."""
     has_adapter = config.peft.method is not PeftMethod.none
-    trainer = DPOTrainer(
+    return DPOTrainer(
         model=load_model(config.model, config.peft.method),
         ref_model=None if has_adapter else load_model(config.model),
         args=arguments,
@@ -123,4 +126,3 @@ def run(
         processing_class=examples.tokenizer,
         peft_config=build_peft_config(config.peft, config.model),
     )
-    train(trainer, config, run, log, console)

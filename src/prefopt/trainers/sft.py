@@ -4,14 +4,11 @@ from typing import Any
 
 import torch
 import trl
-from rich.console import Console
 
 from prefopt.examples import Examples
 from prefopt.modeling.load import build_peft_config, load_model
-from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
-from prefopt.tracking.metrics import MetricsLog
-from prefopt.trainers.training import log_evaluation, train
+from prefopt.trainers.training import log_evaluation
 
 
 class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
@@ -39,21 +36,9 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
         return log_evaluation(self, metrics, metric_key_prefix)
 
 
-def run(
-    config: TrainConfig,
-    run: RunDirectory,
-    arguments: Any,
-    examples: Examples,
-    log: MetricsLog | None,
-    console: Console,
-) -> None:
-    """Trains on the examples and saves `model/`.
-
-    Args:
-        arguments: What `build_sft_arguments` returned.
-        log: Only rank 0 has one.
-    """
-    trainer = SFTTrainer(
+def build(config: TrainConfig, arguments: Any, examples: Examples) -> SFTTrainer:
+    """Loads the policy and returns the trainer; `arguments` is what `build_sft_arguments` returned."""
+    return SFTTrainer(
         model=load_model(config.model, config.peft.method),
         args=arguments,
         train_dataset=examples.tokenized.train,
@@ -61,4 +46,3 @@ def run(
         processing_class=examples.tokenizer,
         peft_config=build_peft_config(config.peft, config.model),
     )
-    train(trainer, config, run, log, console)

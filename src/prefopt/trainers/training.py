@@ -2,20 +2,41 @@
 
 import logging
 import shutil
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers.trainer_callback import PrinterCallback
 
-from prefopt.distributed.checkpoint import find_newest, read_counters, step_of
+from prefopt.distributed.checkpoint import (
+    COMPLETE,
+    COUNTERS,
+    MANIFEST,
+    find_newest,
+    is_finished,
+    read_counters,
+    step_of,
+)
 from prefopt.distributed.ranks import is_main, world_size
+from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
 from prefopt.tracking.metrics import MetricsLog
 from prefopt.trainers.callbacks import CheckpointCallback, ConsoleCallback, MetricsCallback, Progressed
 
 logger = logging.getLogger(__name__)
+
+STATE_FILES: tuple[str, ...] = (
+    "optimizer.*",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*.pth",
+    "trainer_state.json",
+    "global_step*",
+)
+STATE_FILES += ("latest", "zero_to_fp32.py", MANIFEST, COMPLETE, COUNTERS)
+"""What a checkpoint holds beside the model."""
 
 
 def train(trainer: Any, config: TrainConfig, run: RunDirectory, log: MetricsLog | None, console: Console) -> None:
@@ -25,7 +46,19 @@ def train(trainer: Any, config: TrainConfig, run: RunDirectory, log: MetricsLog 
     batch = config.trainer.per_device_batch_size * config.trainer.gradient_accumulation_steps * world_size()
     progressed = Progressed(num_examples=len(trainer.train_dataset), batch=batch)
     step = 0
+    if run.model.is_dir():
+        logger.info("resume: training was complete; what is left is the report")
+        return
+    if checkpoint is not None and is_finished(checkpoint):
+        logger.info("resume: the last step was done (%s); its weights become the model", checkpoint)
+        copy_model(checkpoint, run)
+        return
     if checkpoint is not None:
+        if getattr(trainer.args, "sync_ref_model", False):
+            raise UserError(
+                f"{run.path}: algorithm.sync_ref_model=true cannot be resumed, since checkpoints do not hold the "
+                "moved reference. Start afresh with run.overwrite=true."
+            )
         counters, step = read_counters(checkpoint), step_of(checkpoint)
         progressed.tokens, progressed.time_s = counters["tokens"], counters["time_s"]
         logger.info("resume: from step %d (%s)", step, checkpoint)
@@ -50,6 +83,15 @@ def log_evaluation(trainer: Any, metrics: dict[str, float], prefix: str) -> dict
     trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, prefixed)
     trainer.model.train()
     return prefixed
+
+
+def copy_model(checkpoint: Path, run: RunDirectory) -> None:
+    """Makes `model/` from a checkpoint of the last step, as `save_model` would have. Rank 0 works."""
+    if is_main():
+        partial = run.path / "model.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(checkpoint, partial, ignore=shutil.ignore_patterns(*STATE_FILES))
+        partial.rename(run.model)
 
 
 def save_model(trainer: Any, run: RunDirectory) -> None:

@@ -102,9 +102,9 @@ def test_a_run_directory_that_cannot_be_written_is_refused(overrides, tmp_path, 
 def test_pairs_that_were_trained_on_are_no_evaluation(overrides, tmp_path, fails):
     rows = [{"messages": pair(n)["prompt"] + PAIR["chosen"]} for n in range(4)]
     (tmp_path / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair(2)) + "\n")
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair(n)) + "\n" for n in range(4)))
     sft = ["algorithm=sft", f"data.train={tmp_path / 'sft.jsonl'}", "data.held_out=null"]
-    message = fails(train, [*overrides, *sft, f"evaluation.pairs={tmp_path / 'pairs.jsonl'}", "run.seed=1"])
+    message = fails(train, [*overrides, *sft, f"evaluation.pairs={tmp_path / 'pairs.jsonl'}"])
     assert "not held out" in message
     assert not (tmp_path / "runs").exists()
 

@@ -29,9 +29,7 @@ REFUSED = {
     "load_best_model_at_end": "it looks for checkpoints under names that transformers gives them",
     "save_only_model": "such a checkpoint cannot be resumed",
     "dataloader_drop_last": "rows would be dropped without being counted",
-    **dict.fromkeys(
-        PREPARATION, "rows are tokenised by prefopt, so TRL would ignore it (see data, algorithm.loss_on)"
-    ),
+    **dict.fromkeys(PREPARATION, "prefopt tokenises, so TRL would ignore it (see data, algorithm.loss_on)"),
 }
 """Fields of TRL that do not do what they say, and why."""
 

@@ -27,15 +27,19 @@ from prefopt.trainers.callbacks import CheckpointCallback, ConsoleCallback, Metr
 
 logger = logging.getLogger(__name__)
 
-STATE_FILES: tuple[str, ...] = (
+STATE_FILES = (
     "optimizer.*",
     "scheduler.pt",
     "scaler.pt",
     "rng_state*.pth",
     "trainer_state.json",
     "global_step*",
+    "latest",
+    "zero_to_fp32.py",
+    MANIFEST,
+    COMPLETE,
+    COUNTERS,
 )
-STATE_FILES += ("latest", "zero_to_fp32.py", MANIFEST, COMPLETE, COUNTERS)
 """What a checkpoint holds beside the model."""
 
 

@@ -20,7 +20,7 @@ def slow_score(model, prompt: list[int], answer: list[int]) -> float:
 def sequences() -> list[tuple[list[int], list[int]]]:
     rng = np.random.default_rng(0)
     lengths = [(5, 7), (1, 1), (12, 3), (3, 20), (9, 9), (2, 30), (17, 4)]
-    return [(rng.integers(3, 4000, p).tolist(), rng.integers(3, 4000, c).tolist()) for p, c in lengths]
+    return [(rng.integers(3, 2000, p).tolist(), rng.integers(3, 2000, c).tolist()) for p, c in lengths]
 
 
 def build_scorer(tiny_model, batch_size: int) -> Scorer:

@@ -19,6 +19,7 @@ FOLDER = Path(os.environ.get("PREFOPT_SHARED_DATA", DEFAULT_FOLDER))
 
 ULTRAFEEDBACK = "ultrafeedback_1k_train.jsonl.gz"
 CHATML = (
+    "{% if tools %}<tools>{{ tools | tojson }}</tools>\n{% endif %}"
     "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}"
     "</s>\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
 )

@@ -67,11 +67,15 @@ class FDivergence(Enum):
 
 
 class EngineName(Enum):
+    auto = "auto"
+    shared_prefix = "shared_prefix"
     trl = "trl"
 
 
 class ReferenceMode(Enum):
+    store = "store"
     live = "live"
+    none = "none"
 
 
 class PeftMethod(Enum):

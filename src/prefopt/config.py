@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from prefopt.choices import AlgorithmName, FDivergence, PeftMethod, Precision, WeightsDtype
+from prefopt.choices import AlgorithmName, FDivergence, PeftMethod, Precision, ReferenceMode, WeightsDtype
 from prefopt.errors import UserError
 from prefopt.paths import shipped
 from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig, require
@@ -27,7 +27,12 @@ from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig, 
 ALGORITHMS = {AlgorithmName.dpo: DPOAlgorithmConfig, AlgorithmName.sft: SFTAlgorithmConfig}
 EXTRA = "trainer.extra."
 DEFAULT_LEARNING_RATE = {AlgorithmName.dpo: 1e-6, AlgorithmName.sft: 2e-5}
-NOT_IDENTITY = {"run": ("name", "root", "overwrite"), "logger": None, "evaluation": ("batch_size",)}
+NOT_IDENTITY = {
+    "run": ("name", "root", "overwrite"),
+    "logger": None,
+    "evaluation": ("batch_size",),
+    "reference": ("path",),
+}
 """Settings that do not change what a run computes, so they are left out of its identity (None: the whole group)."""
 
 
@@ -183,7 +188,11 @@ def _check_precision(config: TrainConfig) -> None:
 def _check_effect(config: TrainConfig) -> None:
     """Refuses settings that were given, but that nothing reads because what they belong to is off."""
     algorithm, peft = config.algorithm, config.peft
+    is_dpo = isinstance(algorithm, DPOAlgorithmConfig)
     owners: list[tuple[Any, str, str, bool]] = [
+        (config.engine, "engine", "name", is_dpo),
+        (config.reference, "reference", "mode", is_dpo),
+        (config.reference, "reference", "path", config.reference.mode is ReferenceMode.store),
         (config.data, "data", "held_out_fraction", config.data.held_out is None),
         (config.deepspeed, "deepspeed", "offload_optimizer", config.deepspeed.stage is not None),
     ]
@@ -220,6 +229,11 @@ def _check_algorithm(config: TrainConfig) -> None:
         require(
             not (algorithm.sync_ref_model and config.peft.method is not PeftMethod.none),
             "algorithm.sync_ref_model=true needs a reference of its own; with adapters there is none. Set peft=none.",
+        )
+        require(
+            not algorithm.sync_ref_model or config.reference.mode is ReferenceMode.live,
+            f"algorithm.sync_ref_model=true with reference={config.reference.mode.name}: a reference that moves "
+            "has to be computed in every step. Set reference=live.",
         )
         require(
             config.evaluation.pairs is None,

@@ -2,18 +2,31 @@
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
+
+PARTIAL = ".partial"
+"""Ending of a file that is being written."""
 
 
 def write_text(path: Path, text: str) -> None:
     """Replaces `path` with `text` in one step, on disk before it returns."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces `path` with `content` in one step, on disk before it returns; writers at the same time do not mix."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,5 +1,6 @@
 """Files that ship with the package, found the same way from a wheel, an editable install and a checkout."""
 
+import os
 from pathlib import Path
 
 from prefopt.errors import UserError
@@ -25,3 +26,11 @@ def resolve(path: str) -> Path:
     if path.startswith(SCHEME):
         return shipped(path.removeprefix(SCHEME))
     return Path(path).expanduser()
+
+
+def cache_folder() -> Path:
+    """Where results are kept that runs share: `$PREFOPT_CACHE`, else `prefopt` in the user's cache folder."""
+    chosen = os.environ.get("PREFOPT_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prefopt"

@@ -52,6 +52,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def work(self) -> Path:
+        """Which engine trained, and what the reference store saved."""
+        return self.path / "work.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

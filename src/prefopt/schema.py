@@ -214,18 +214,20 @@ class DPOAlgorithmConfig(AlgorithmConfig):
 
 @dataclass(kw_only=True)
 class EngineConfig:
-    """Who runs the pair forward."""
+    """Who runs the forward of preference pairs; the numbers are the same."""
 
-    name: EngineName = EngineName.trl
-    """trl: the forward of TRL."""
+    name: EngineName = EngineName.auto
+    """shared_prefix: every prompt once, no padding. trl: TRL's forward. auto: shared_prefix where the model allows."""
 
 
 @dataclass(kw_only=True)
 class ReferenceConfig:
     """Where reference log-probs come from."""
 
-    mode: ReferenceMode = ReferenceMode.live
-    """live: computed in every step."""
+    mode: ReferenceMode = ReferenceMode.store
+    """store: computed once per model and pair, kept across runs. live: in every step. none: a reference of zeros."""
+    path: str | None = None
+    """Folder of the store. Unset: `$PREFOPT_CACHE/reference`, else ~/.cache/prefopt/reference. Runs share it."""
 
 
 @dataclass(kw_only=True)

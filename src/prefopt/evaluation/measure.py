@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prefopt.choices import Precision
+from prefopt.data.ragged import PairTable
 from prefopt.errors import UserError
 from prefopt.evaluation.sampling import Answer, generate
 from prefopt.evaluation.scoring import IGNORED, PairScores, ScoredSequence, Scorer, Scores, completion
 from prefopt.modeling.load import load_model, load_tuned
+from prefopt.modeling.reference import ReferenceStore, open_store
 from prefopt.paths import resolve
 from prefopt.schema import EvaluationConfig, TrainConfig
 
@@ -84,13 +85,8 @@ class Comparison:
 
 def compare_models(config: TrainConfig, model_folder: Path, tokenizer: Any, material: Material) -> Comparison:
     """Measures the model in `model_folder` and the base of `config` on `material`."""
-    arguments: dict[str, Any] = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "batch_size": config.evaluation.batch_size,
-        "bf16": config.trainer.precision is Precision.bf16,
-    }
     model = load_tuned(config, model_folder)
-    scorer = Scorer.of(model, **arguments)
+    scorer = Scorer.of(model, config, tokenizer.pad_token_id)
     logger.info("evaluation: the tuned model")
     tuned = measure(scorer, tokenizer, material, config)
     own = [completion(p, a.ids) for p, a in zip(material.prompts, tuned.samples, strict=True)]
@@ -99,10 +95,10 @@ def compare_models(config: TrainConfig, model_folder: Path, tokenizer: Any, mate
     if not is_adapter:
         del model, scorer
         release_memory()
-        scorer = Scorer.of(load_model(config.model, config.peft.method), **arguments)
+        scorer = Scorer.of(load_model(config.model, config.peft.method), config, tokenizer.pad_token_id)
     logger.info("evaluation: the base model")
     with scorer.model.disable_adapter() if is_adapter else nullcontext():
-        base = measure(scorer, tokenizer, material, config)
+        base = measure(scorer, tokenizer, material, config, open_store(config))
         by_base = scorer.score(own) if own else None
     return Comparison(base, tuned, by_base, by_tuned)
 
@@ -114,15 +110,28 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def measure(scorer: Scorer, tokenizer: Any, material: Material, config: TrainConfig) -> Measured:
-    """Scores the material and answers its prompts with one model."""
+def measure(
+    scorer: Scorer, tokenizer: Any, material: Material, config: TrainConfig, store: ReferenceStore | None = None
+) -> Measured:
+    """Scores the material and answers its prompts with one model, whose scores of pairs may be in a store."""
+
+    def score_pairs(pairs: Any) -> PairScores | None:
+        if pairs is None or not len(pairs):
+            return None
+        table = PairTable.of(pairs)
+        if store is None:
+            return PairScores.of(scorer.score_pairs(table))
+        logps, usage = store.complete(table, scorer.iterate_pairs)
+        logger.info("evaluation: %s", usage)
+        return PairScores.of(logps)
+
     settings = config.evaluation
     limit = {"max_new_tokens": settings.max_new_tokens}
     shown = material.prompts[: settings.num_shown_samples]
     held_out, train = material.held_out, material.train
     return Measured(
-        held_out_pairs=scorer.score_pairs(held_out.pairs) if held_out.pairs is not None else None,
-        train_pairs=scorer.score_pairs(train.pairs) if train.pairs is not None else None,
+        held_out_pairs=score_pairs(held_out.pairs),
+        train_pairs=score_pairs(train.pairs),
         held_out_rows=scorer.score(held_out.rows) if held_out.rows is not None else None,
         train_rows=scorer.score(train.rows) if train.rows is not None else None,
         neutral=scorer.score(material.neutral) if material.neutral else None,

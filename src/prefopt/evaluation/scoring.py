@@ -10,7 +10,12 @@ import torch
 from numpy.typing import NDArray
 from trl.trainer.utils import add_fused_lm_head
 
+from prefopt.choices import Precision
+from prefopt.data.collate import PairCollator
+from prefopt.data.ragged import PairLogps, PairTable, Ragged
 from prefopt.evaluation.statistics import Floats
+from prefopt.modeling.shared_prefix import share_prompts
+from prefopt.schema import DPOAlgorithmConfig, TrainConfig
 
 IGNORED = -100
 
@@ -43,6 +48,12 @@ class PairScores:
     chosen: Scores
     rejected: Scores
 
+    @classmethod
+    def of(cls, logps: PairLogps) -> "PairScores":
+        """Sums up the log-probs of the tokens."""
+        chosen, rejected = (Scores(side.sums(), side.lengths.astype(float)) for side in (logps.chosen, logps.rejected))
+        return cls(chosen, rejected)
+
     @property
     def margins(self) -> Floats:
         """Average log-prob of chosen minus that of rejected, shape (pairs,)."""
@@ -58,22 +69,32 @@ class Scorer:
         pad_token_id: Fills batches; it is masked and never scored.
         batch_size: Pairs per forward, so twice as many sequences.
         bf16: Compute in bfloat16 (the log-softmax stays float32).
+        shares_prompts: The model carries the hooks of `SharedPrefix`.
     """
 
     model: Any
     pad_token_id: int
     batch_size: int
     bf16: bool = False
+    shares_prompts: bool = False
 
     @classmethod
-    def of(cls, model: Any, *, pad_token_id: int, batch_size: int, bf16: bool) -> "Scorer":
-        """Moves the model to the device that evaluates and gives it TRL's chunked head (no full logits in memory)."""
+    def of(cls, model: Any, config: TrainConfig, pad_token_id: int) -> "Scorer":
+        """Moves the model to the device that evaluates and gives it TRL's chunked head (no full logits in memory).
+
+        Args:
+            model: A causal language model, or a PeftModel.
+            config: Batch size, precision, and whether the prompt of a pair is computed once.
+            pad_token_id: Of the tokenizer.
+        """
         model.eval().requires_grad_(False)
         quantised = getattr(model, "is_quantized", False)
         if torch.cuda.is_available() and not quantised:
             model.to("cuda")
         add_fused_lm_head(model.get_base_model() if hasattr(model, "peft_config") else model)
-        return cls(model, pad_token_id, batch_size, bf16)
+        shares_prompts = isinstance(config.algorithm, DPOAlgorithmConfig) and share_prompts(model, config) is not None
+        bf16 = config.trainer.precision is Precision.bf16
+        return cls(model, pad_token_id, config.evaluation.batch_size, bf16, shares_prompts)
 
     @property
     def device(self) -> torch.device:
@@ -87,7 +108,7 @@ class Scorer:
         """Scores every sequence; batches hold sequences of like length, results keep the order of the input."""
         logps = np.zeros(len(sequences))
         lengths = np.zeros(len(sequences))
-        with torch.inference_mode(), self.autocast():
+        with torch.no_grad(), self.autocast():
             for rows in self._batches(sequences):
                 batch = self._collate([sequences[row] for row in rows])
                 out = self.model(**batch, use_cache=False, fused_lm_head=True)
@@ -95,15 +116,36 @@ class Scorer:
                 lengths[rows] = (batch["labels"][:, 1:] != IGNORED).sum(dim=1).cpu().numpy()
         return Scores(logps, lengths)
 
-    def score_pairs(self, pairs: Any) -> PairScores:
-        """Scores a tokenised data set with the columns prompt_ids, chosen_ids and rejected_ids."""
-        sequences = [completion(p, c) for p, c in zip(pairs["prompt_ids"], pairs["chosen_ids"], strict=True)]
-        sequences += [completion(p, r) for p, r in zip(pairs["prompt_ids"], pairs["rejected_ids"], strict=True)]
-        scores, n = self.score(sequences), len(pairs)
-        return PairScores(
-            Scores(scores.logps[:n], scores.lengths[:n]),
-            Scores(scores.logps[n:], scores.lengths[n:]),
-        )
+    def score_pairs(self, table: PairTable) -> PairLogps:
+        """Log-probs of all completions' tokens, in the order of the table."""
+        chosen: list[Any] = [None] * len(table)
+        rejected: list[Any] = [None] * len(table)
+        for rows, logps in self.iterate_pairs(table, np.arange(len(table))):
+            for place, row in enumerate(rows):
+                chosen[row], rejected[row] = logps.chosen[place], logps.rejected[place]
+        return PairLogps(Ragged.of(chosen, np.float32), Ragged.of(rejected, np.float32))
+
+    def iterate_pairs(
+        self, table: PairTable, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], PairLogps]]:
+        """Yields batches of `rows`, longest pairs first, each with the log-probs of its completions' tokens."""
+        collate = PairCollator(self.pad_token_id, with_layout=self.shares_prompts)
+        order = rows[np.argsort(-table.lengths[rows].sum(axis=1), kind="stable")]
+        for start in range(0, len(order), self.batch_size):
+            batch_rows = order[start : start + self.batch_size]
+            batch = collate(table.examples(batch_rows))
+            scored = batch.pop("completion_mask")[:, 1:].bool()
+            batch = {name: value.to(self.device) for name, value in batch.items()}
+            labels = torch.full_like(batch["input_ids"], IGNORED)
+            labels[:, 1:] = batch["input_ids"][:, 1:].masked_fill(~scored.to(self.device), IGNORED)
+            with torch.no_grad(), self.autocast():
+                out = self.model(**batch, labels=labels, use_cache=False, fused_lm_head=True)
+            logps = out.log_probs.float().cpu()
+            sides = [
+                Ragged.of([row[mask].numpy() for row, mask in zip(*side, strict=True)], np.float32)
+                for side in zip(logps.chunk(2), scored.chunk(2), strict=True)
+            ]
+            yield batch_rows, PairLogps(*sides)
 
     def _batches(self, sequences: Sequence[ScoredSequence]) -> Iterator[NDArray[np.int64]]:
         order = np.argsort([-len(sequence.input_ids) for sequence in sequences], kind="stable")

@@ -2,13 +2,20 @@
 
 import logging
 import os
+import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from prefopt.distributed.ranks import is_main
 
 QUIET = ("datasets", "filelock", "httpx", "urllib3", "fsspec", "torch.distributed")
+
+
+LINE_EVERY_S = 10.0
 
 
 class ConsoleHandler(logging.Handler):
@@ -36,3 +43,22 @@ def build_console() -> Console:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     return console
+
+
+@contextmanager
+def progress_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows work as (done, total): a bar on a terminal, elsewhere a line every `LINE_EVERY_S` seconds."""
+    columns = [TextColumn(what), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()]
+    bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    task = bar.add_task("", total=None)
+    last = time.monotonic()
+
+    def update(done: int, total: int) -> None:
+        nonlocal last
+        bar.update(task, completed=done, total=total)
+        if not console.is_terminal and time.monotonic() - last > LINE_EVERY_S:
+            last = time.monotonic()
+            console.print(f"{what}: {done}/{total}", highlight=False)
+
+    with bar:
+        yield update

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from trl import DPOConfig, SFTConfig
 
-from prefopt.choices import OffloadDevice, Precision
+from prefopt.choices import OffloadDevice, Precision, ReferenceMode
 from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import DeepSpeedConfig, DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig
@@ -25,7 +25,7 @@ PREPARATION = (
 REFUSED = {
     "enable_jit_checkpoint": "it saves mislabelled checkpoints under ZeRO and deadlocks under DDP",
     "padding_free": "TRL falls back to padding without it taking effect",
-    "precompute_ref_log_probs": "its cache can return another setting's numbers",
+    "precompute_ref_log_probs": "its cache can return another setting's numbers; reference=store does the same safely",
     "load_best_model_at_end": "it looks for checkpoints under names that transformers gives them",
     "save_only_model": "such a checkpoint cannot be resumed",
     "dataloader_drop_last": "rows would be dropped without being counted",
@@ -55,6 +55,7 @@ def build_dpo_arguments(config: TrainConfig, run: RunDirectory) -> Any:
         ref_model_mixup_alpha=algorithm.ref_model_mixup_alpha,
         ref_model_sync_steps=algorithm.ref_model_sync_steps,
         max_length=None,  # cut, counted and reported when tokenised
+        precompute_ref_log_probs=config.reference.mode is not ReferenceMode.live,
     )
 
 

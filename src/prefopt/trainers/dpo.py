@@ -1,19 +1,37 @@
-"""DPO through TRL's trainer, on ids that are ready, with held-out metrics that are exact."""
+"""DPO through TRL's trainer, on ids that are ready, with shared prompts, a stored reference and exact evaluation."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import trl
+from rich.console import Console
+from trl.models.utils import prepare_deepspeed
+from trl.trainer import dpo_trainer
 
-from prefopt.choices import PeftMethod
+from prefopt.choices import PeftMethod, ReferenceMode
+from prefopt.data.collate import REFERENCE_COLUMNS, PairCollator
+from prefopt.data.ragged import PairLogps, PairTable
+from prefopt.distributed.ranks import is_main
+from prefopt.evaluation.scoring import Scorer
 from prefopt.examples import Examples
+from prefopt.files import write_json
 from prefopt.modeling.load import build_peft_config, load_model
+from prefopt.modeling.reference import Usage, open_store
+from prefopt.modeling.shared_prefix import SharedPrefix, share_prompts
+from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
+from prefopt.tracking.console import progress_bar
 from prefopt.trainers.training import log_evaluation
+
+logger = logging.getLogger(__name__)
 
 
 class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
-    """TRL's DPOTrainer with two changes: no second tokenisation, and an evaluation that averages over pairs.
+    """TRL's DPOTrainer on tokenised pairs, with reference log-probs from a store and an evaluation that is exact.
 
     TRL's own evaluation averages over batches, so its accuracies and margins change with the batch size
     (huggingface/trl#7010). The loss comes from TRL's code, weighted by the pairs of each batch.
@@ -21,8 +39,70 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.ld_alpha: float | None
-        super().__init__(*args, **kwargs)
+        self.precompute_ref_logps: bool
+        self._signature_columns: list[str]
+        self.engine: SharedPrefix | None = None
+        with _without_weights_hash():
+            super().__init__(*args, **kwargs)
+        self._set_signature_columns_if_needed()
+        self._signature_columns = list({*self._signature_columns, *REFERENCE_COLUMNS})
         self._reference: dict[int, ReferenceLogps] = {}
+        self._reference_model: Any = None
+
+    def prepare(self, config: TrainConfig, run: RunDirectory, console: Console) -> None:
+        """Gets the reference log-probs; the policy still is the reference, since no checkpoint is loaded yet."""
+        work: dict[str, Any] = {"engine": "trl" if self.engine is None else f"shared_prefix ({self.engine.form})"}
+        if config.reference.mode is not ReferenceMode.live:
+            usage = self._add_reference(config, console)
+            work["reference"] = {"mode": config.reference.mode.value, **usage.to_dict()}
+        if is_main() and not run.work.exists():
+            write_json(run.work, work)
+
+    def _add_reference(self, config: TrainConfig, console: Console) -> Usage:
+        """Gives both data sets their reference columns: from the store, or zeros with `reference=none`."""
+        store, total = open_store(config), Usage()
+        for name in ("train", "eval"):
+            dataset = getattr(self, f"{name}_dataset")
+            if dataset is None:
+                continue
+            table = PairTable.of(dataset)
+            columns = [np.zeros(len(table))] * len(REFERENCE_COLUMNS)
+            if store is not None:
+                with progress_bar(console, f"reference, {name}") as on_progress:
+                    logps, usage = store.complete(table, self._score_reference, on_progress)
+                logger.info("reference: %s: %s", name, usage)
+                total += usage
+                columns = [*logps.sums(self.ld_alpha), *logps.sums()]
+            for column, values in zip(REFERENCE_COLUMNS, columns, strict=True):
+                if name == "eval" or not column.endswith("_sums"):
+                    dataset = dataset.add_column(column, values)
+            setattr(self, f"{name}_dataset", dataset)
+        return total
+
+    def _score_reference(self, table: PairTable, rows: Any) -> Iterator[tuple[Any, PairLogps]]:
+        """Scores pairs under the reference: the policy before its first step, without its adapter."""
+        if self._reference_model is None:
+            is_wrapped = self.is_deepspeed_enabled
+            self._reference_model = prepare_deepspeed(self.model, self.accelerator) if is_wrapped else self.model
+        scorer = Scorer(
+            self._reference_model,
+            self.processing_class.pad_token_id,
+            self.args.per_device_eval_batch_size,
+            self.args.bf16,
+            self.engine is not None,
+        )
+        without_adapter = self.model.disable_adapter() if hasattr(self.model, "peft_config") else nullcontext()
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with without_adapter:
+                yield from scorer.iterate_pairs(table, rows)
+        finally:
+            self.model.train(was_training)
+
+    def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
+        """TRL fills its own cache here, before the run has begun; ours is filled by `prepare`."""
+        return dataset
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         """TRL tokenises here; our data sets hold prompt_ids, chosen_ids and rejected_ids already."""
@@ -54,13 +134,14 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
         """Per-pair values of one batch, each of shape (pairs,), and TRL's loss of the batch."""
         reference = self._reference_logps(index, batch)
         recorder = Recorder(self.model)
-        self.precompute_ref_logps = True  # take the reference from the batch
+        is_stored, self.precompute_ref_logps = self.precompute_ref_logps, True  # take the reference from the batch
         try:
             with torch.no_grad(), self.compute_loss_context_manager():
                 for_loss = {"ref_chosen_logps": reference.loss[0], "ref_rejected_logps": reference.loss[1]}
-                loss = self.compute_loss(recorder, {**batch, **for_loss}).item()
+                inputs = {name: value for name, value in batch.items() if name not in REFERENCE_COLUMNS}
+                loss = self.compute_loss(recorder, {**inputs, **for_loss}).item()
         finally:
-            self.precompute_ref_logps = False
+            self.precompute_ref_logps = is_stored
         chosen, rejected = recorder.log_probs.float().sum(dim=1).chunk(2)
         chosen_tokens, rejected_tokens = batch["completion_mask"][:, 1:].sum(dim=1).chunk(2)
         chosen_rewards = self.beta * (chosen - reference.sums[0])
@@ -77,6 +158,9 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
 
     def _reference_logps(self, index: int, batch: dict[str, Any]) -> "ReferenceLogps":
         """Reference log-probs of a held-out batch; computed once, unless the reference moves (TR-DPO)."""
+        if self.precompute_ref_logps:
+            loss, sums = ((batch[f"ref_chosen_{kind}"], batch[f"ref_rejected_{kind}"]) for kind in ("logps", "sums"))
+            return ReferenceLogps(sums, loss)
         if index in self._reference and not self.args.sync_ref_model:
             return self._reference[index]
         model = self.ref_model or self.model
@@ -115,14 +199,37 @@ class Recorder:
 
 
 def build(config: TrainConfig, arguments: Any, examples: Examples) -> DPOTrainer:
-    """Loads policy and reference and returns the trainer; `arguments` is what `build_dpo_arguments` returned."""
+    """Loads policy and, where it is needed in every step, reference; returns the trainer.
+
+    Raises:
+        UserError: The model does not allow what the configuration asks for.
+    """
     has_adapter = config.peft.method is not PeftMethod.none
-    return DPOTrainer(
+    is_live = config.reference.mode is ReferenceMode.live
+    trainer = DPOTrainer(
         model=load_model(config.model, config.peft.method),
-        ref_model=None if has_adapter else load_model(config.model),
+        ref_model=load_model(config.model) if is_live and not has_adapter else None,
         args=arguments,
+        data_collator=PairCollator(examples.tokenizer.pad_token_id),
         train_dataset=examples.tokenized.train,
         eval_dataset=examples.tokenized.held_out if arguments.eval_strategy != "no" else None,
         processing_class=examples.tokenizer,
         peft_config=build_peft_config(config.peft, config.model),
     )
+    trainer.engine = share_prompts(trainer.model, config)
+    if trainer.engine is not None:
+        trainer.data_collator.with_layout = True
+        if trainer.ref_model is not None:
+            share_prompts(trainer.accelerator.unwrap_model(trainer.ref_model), config)
+    return trainer
+
+
+@contextmanager
+def _without_weights_hash() -> Iterator[None]:
+    """Keeps TRL from hashing all weights, 60 million parameters a second on every rank, for a cache not used here."""
+    original = dpo_trainer.hash_module
+    dpo_trainer.hash_module = lambda module: None
+    try:
+        yield
+    finally:
+        dpo_trainer.hash_module = original

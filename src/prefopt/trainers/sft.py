@@ -14,6 +14,9 @@ from prefopt.trainers.training import log_evaluation
 class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
     """TRL's SFTTrainer with a held-out loss that is a mean over tokens, whatever the batch size."""
 
+    def prepare(self, *_: Any) -> None:
+        """Nothing comes before the first step."""
+
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """No card for a checkpoint: the run directory says where it comes from."""
 

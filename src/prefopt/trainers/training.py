@@ -68,6 +68,7 @@ def train(trainer: Any, config: TrainConfig, run: RunDirectory, log: MetricsLog 
         logger.info("resume: from step %d (%s)", step, checkpoint)
     if log is not None:
         log.cut_after(step)
+    trainer.prepare(config, run, console)
     show = ConsoleCallback(console)
     metrics = MetricsCallback(log, progressed, show)
     trainer.remove_callback(PrinterCallback)

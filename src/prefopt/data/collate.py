@@ -1,0 +1,50 @@
+"""From tokenised pairs to the padded batch that TRL's DPO trainer expects."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from prefopt.modeling.shared_prefix import LAYOUT, PairLayout
+
+REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps", "ref_chosen_sums", "ref_rejected_sums")
+"""Reference log-probs of a pair: as the loss takes them, and plain sums. Numbers, shape (pairs,) in a batch."""
+
+
+@dataclass
+class PairCollator:
+    """Pads pairs on the right to `[chosen; rejected]`, with the tensors of TRL's DataCollatorForPreference.
+
+    Attributes:
+        pad_token_id: Fills rows; it is masked.
+        with_layout: Add the `PairLayout` of the batch, for a model whose prompts are shared.
+    """
+
+    pad_token_id: int
+    with_layout: bool = False
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        pairs = len(examples)
+        lengths = [(len(row["prompt_ids"]), len(row["chosen_ids"]), len(row["rejected_ids"])) for row in examples]
+        width = max(prompt + max(chosen, rejected) for prompt, chosen, rejected in lengths)
+        input_ids = np.full((2 * pairs, width), self.pad_token_id, dtype=np.int64)
+        attention_mask = np.zeros((2 * pairs, width), dtype=np.int64)
+        completion_mask = np.zeros((2 * pairs, width), dtype=np.int64)
+        for index, (row, (prompt, *completions)) in enumerate(zip(examples, lengths, strict=True)):
+            for lane, name, length in zip(
+                (index, index + pairs), ("chosen_ids", "rejected_ids"), completions, strict=True
+            ):
+                input_ids[lane, :prompt] = row["prompt_ids"]
+                input_ids[lane, prompt : prompt + length] = row[name]
+                attention_mask[lane, : prompt + length] = 1
+                completion_mask[lane, prompt : prompt + length] = 1
+        arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
+        batch: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        for name in REFERENCE_COLUMNS:
+            if name in examples[0]:
+                batch[name] = torch.tensor([row[name] for row in examples])
+        if self.with_layout:
+            batch[LAYOUT] = PairLayout.build(lengths, width)
+        return batch

@@ -1,0 +1,112 @@
+"""Rows of unequal length in two flat arrays: token ids of a data set, log-probs of its completions."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Row i is `values[offsets[i] : offsets[i + 1]]`.
+
+    Attributes:
+        values: All rows, one after another.
+        offsets: Where each row begins, and where the last one ends; shape (rows + 1,).
+    """
+
+    values: Array
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Sequence[Array], dtype: Any) -> "Ragged":
+        """Joins arrays of shape (length,) each."""
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        values = np.concatenate(rows).astype(dtype, copy=False) if len(rows) else np.empty(0, dtype)
+        return cls(values, np.concatenate([[0], np.cumsum(lengths)]))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> Array:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+    def sums(self) -> NDArray[np.float64]:
+        """Sum of each row in float64, shape (rows,); 0 for an empty one."""
+        totals = np.concatenate([[0.0], np.cumsum(self.values, dtype=np.float64)])
+        sums: NDArray[np.float64] = totals[self.offsets[1:]] - totals[self.offsets[:-1]]
+        return sums
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """Token ids (int32) of preference pairs."""
+
+    prompt: Ragged
+    chosen: Ragged
+    rejected: Ragged
+
+    @classmethod
+    def of(cls, dataset: Any) -> "PairTable":
+        """Reads a `datasets.Dataset` with the columns prompt_ids, chosen_ids and rejected_ids."""
+        table = dataset.with_format("arrow")[:]
+        return cls(*(_read(table.column(f"{name}_ids")) for name in ("prompt", "chosen", "rejected")))
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of prompt, chosen and rejected, shape (pairs, 3)."""
+        return np.stack([self.prompt.lengths, self.chosen.lengths, self.rejected.lengths], axis=1)
+
+    def examples(self, rows: Iterable[int]) -> list[dict[str, Array]]:
+        """Rows as a collator takes them."""
+        parts = {"prompt_ids": self.prompt, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
+        return [{name: part[row] for name, part in parts.items()} for row in rows]
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """Log-prob of each completion token of preference pairs, float32."""
+
+    chosen: Ragged
+    rejected: Ragged
+
+    def sums(self, ld_alpha: float | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Sums over chosen and rejected completions, shape (pairs,) each.
+
+        Args:
+            ld_alpha: LD-DPO's weight of the tokens beyond the shorter completion's length; None: 1.
+        """
+        whole = self.chosen.sums(), self.rejected.sums()
+        if ld_alpha is None:
+            return whole
+        shared_lengths = np.minimum(self.chosen.lengths, self.rejected.lengths)
+        shared = [_head_sums(side, shared_lengths) for side in (self.chosen, self.rejected)]
+        chosen, rejected = (head + ld_alpha * (total - head) for head, total in zip(shared, whole, strict=True))
+        return chosen, rejected
+
+
+def _head_sums(rows: Ragged, lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sums of the first `lengths[i]` values of row i."""
+    totals = np.concatenate([[0.0], np.cumsum(rows.values, dtype=np.float64)])
+    starts = rows.offsets[:-1]
+    sums: NDArray[np.float64] = totals[starts + lengths] - totals[starts]
+    return sums
+
+
+def _read(column: Any) -> Ragged:
+    array = column.combine_chunks()
+    lengths = array.value_lengths().to_numpy(zero_copy_only=False)
+    values = array.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+    return Ragged(values, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))

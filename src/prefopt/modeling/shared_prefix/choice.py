@@ -1,0 +1,104 @@
+"""Whether a model's prompts are shared: what the configuration asks for, what the model allows, and a test of it."""
+
+import logging
+from functools import cache
+from typing import Any
+
+import torch
+
+from prefopt.choices import EngineName, Precision
+from prefopt.errors import UserError
+from prefopt.modeling.shared_prefix.attention import UnsupportedAttentionError
+from prefopt.modeling.shared_prefix.engine import LAYOUT, SharedPrefix, find_obstacle, verify
+from prefopt.modeling.shared_prefix.layout import PairLayout
+from prefopt.schema import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+PROBE = [(37, 21, 13), (5, 9, 17)]
+"""Lengths of the pairs that a model is tried on."""
+LIMIT = {Precision.fp32: 1e-4, Precision.bf16: 0.1}
+"""Mean difference of log-probs, in nats, above which the shared forward is not trusted."""
+
+
+def share_prompts(model: Any, config: TrainConfig) -> SharedPrefix | None:
+    """Installs the shared-prefix forward if the configuration and the model allow it, and says so in the log.
+
+    Args:
+        model: A causal language model or a PeftModel, with TRL's fused head.
+        config: `engine.name` decides; `trainer.precision` is what it computes in.
+
+    Raises:
+        UserError: `engine=shared_prefix` and the model does not allow it.
+    """
+    if config.engine.name is EngineName.trl:
+        _say("engine: trl")
+        return None
+    obstacle = find_obstacle(model) or _dropout(config)
+    if obstacle is None:
+        engine, obstacle = _install(model, config.trainer.precision)
+        if engine is not None:
+            return engine
+    if config.engine.name is EngineName.shared_prefix:
+        raise UserError(f"engine=shared_prefix: {obstacle}. Set engine=trl, or engine=auto to let prefopt decide.")
+    _say(f"engine: trl, because {obstacle}", logging.WARNING)
+    return None
+
+
+def _install(model: Any, precision: Precision) -> tuple[SharedPrefix | None, str]:
+    engine = SharedPrefix(model, torch.bfloat16 if precision is Precision.bf16 else None)
+    if _is_partitioned(model):
+        _say(f"engine: shared_prefix, {engine}; not tried beforehand, since ZeRO-3 has the weights in parts")
+        return engine, ""
+    reduced = precision is Precision.bf16 or model.dtype is not torch.float32
+    try:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision is Precision.bf16):
+            difference = verify(model, _probe(model))
+    except UnsupportedAttentionError as error:
+        engine.remove()
+        return None, str(error)
+    limit = LIMIT[Precision.bf16 if reduced else Precision.fp32]
+    if not difference <= limit:
+        engine.remove()
+        return None, f"its log-probs would be off by {difference:.2g} on average (at most {limit:g})"
+    _say(f"engine: shared_prefix, {engine}; tried, within {limit:g} nats a token of TRL's forward")
+    return engine, ""
+
+
+@cache
+def _say(line: str, level: int = logging.INFO) -> None:
+    """Logs a line the first time: policy, reference and evaluation decide alike."""
+    logger.log(level, line)
+
+
+def _probe(model: Any) -> dict[str, Any]:
+    """Random pairs as TRL passes them to the model."""
+    width = max(prompt + max(chosen, rejected) for prompt, chosen, rejected in PROBE)
+    layout = PairLayout.build(PROBE, width)
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.get_text_config().vocab_size
+    input_ids = torch.randint(vocabulary, (2 * len(PROBE), width), generator=generator)
+    input_ids[len(PROBE) :] = input_ids[: len(PROBE)].where(_before_completion(width), input_ids[len(PROBE) :])
+    lengths = [prompt + chosen for prompt, chosen, _ in PROBE] + [prompt + rejected for prompt, _, rejected in PROBE]
+    attention_mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
+    scored = attention_mask.bool() & ~_before_completion(width).repeat(2, 1)
+    batch = {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "labels": input_ids.masked_fill(~scored, -100),
+    }
+    return {**{name: tensor.to(model.device) for name, tensor in batch.items()}, LAYOUT: layout.to(model.device)}
+
+
+def _before_completion(width: int) -> torch.Tensor:
+    return torch.arange(width) < torch.tensor([prompt for prompt, *_ in PROBE])[:, None]
+
+
+def _dropout(config: TrainConfig) -> str | None:
+    if config.trainer.extra.get("disable_dropout", True):
+        return None
+    return "dropout is on, and both completions would share what it drops from their prompt"
+
+
+def _is_partitioned(model: Any) -> bool:
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())

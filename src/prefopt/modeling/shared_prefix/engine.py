@@ -1,0 +1,178 @@
+"""Computes every prompt of a pair batch once, below TRL's trainers.
+
+TRL calls the model on a padded batch `[chosen; rejected]` with `labels` and `fused_lm_head=True`. Three forward hooks,
+each a public feature of torch modules, turn that call into one over the packed row and its result back into the padded
+layout: before the model (pack), after the backbone (keep the predicting positions), after the model (spread the
+per-token results). TRL's head, losses and metrics, PEFT, autocast, DDP and DeepSpeed are above or between, unchanged.
+A call without `pair_layout` passes untouched.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from prefopt.modeling.shared_prefix.attention import PREFIX, choose_form, register
+from prefopt.modeling.shared_prefix.layout import PairLayout
+
+LAYOUT = "pair_layout"
+"""Key of a `PairLayout` among a batch's entries."""
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask")
+"""Results of TRL's head that have one value per token."""
+
+
+def find_obstacle(model: Any) -> str | None:
+    """Says why the prompts of this model cannot be shared, or returns None.
+
+    Args:
+        model: A causal language model, or a PeftModel around one.
+    """
+    causal = _causal(model)
+    config = causal.config.get_text_config()
+    name = type(causal).__name__
+    if causal.config is not config or getattr(causal.config, "is_encoder_decoder", False):
+        return f"{name} is not a text-only decoder"
+    if getattr(causal, "_is_stateful", False):
+        return f"{name} carries a state from token to token, which would flow from one completion into the other"
+    foreign = set(getattr(config, "layer_types", None) or []) - KNOWN_LAYERS
+    if foreign:
+        return f"{name} has {', '.join(sorted(foreign))} layers, which do not attend token by token"
+    if not getattr(causal, "_supports_attention_backend", False):
+        return f"{name} does not compute attention through transformers' attention interface"
+    attention = causal.config._attn_implementation
+    if not attention.startswith(PREFIX) and attention not in ALL_MASK_ATTENTION_FUNCTIONS:
+        return f"{attention} is not an attention implementation of transformers' own"
+    if not _backbone_is_module(causal):
+        return f"{name} has no backbone apart from its head"
+    if getattr(config, "output_router_logits", False) or _aux_loss_coefficient(config):
+        return f"{name} has an auxiliary router loss, which would count a shared prompt once instead of twice"
+    prompt_learning = [
+        c for c in getattr(model, "peft_config", {}).values() if getattr(c, "is_prompt_learning", False)
+    ]
+    if prompt_learning:
+        return "the adapter prepends virtual tokens"
+    return None
+
+
+class SharedPrefix:
+    """The hooks on one model.
+
+    Attributes:
+        form: How attention is computed, `split` or `varlen`.
+    """
+
+    def __init__(self, model: Any, compute_dtype: torch.dtype | None = None) -> None:
+        """Installs the hooks and the attention.
+
+        Args:
+            model: A causal language model without obstacle, or a PeftModel around one. It must have TRL's fused head
+                by the time it is called.
+            compute_dtype: What attention computes in; default: the type of the weights.
+        """
+        causal = _causal(model)
+        config = causal.config
+        base = config._attn_implementation.removeprefix(PREFIX + "split_").removeprefix(PREFIX + "varlen_")
+        heads = config.num_attention_heads
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        key_heads = getattr(config, "num_key_value_heads", None) or heads
+        self.form, reason = choose_form(model.device, compute_dtype or causal.dtype, head_size, (heads, key_heads))
+        self._reason = reason
+        causal.set_attn_implementation(register(base, self.form))
+        self._model = model
+        self._handles = [
+            model.register_forward_pre_hook(_pack, with_kwargs=True, prepend=True),
+            causal.base_model.register_forward_hook(_keep_predictors, with_kwargs=True),
+            model.register_forward_hook(_spread, with_kwargs=True),
+        ]
+        self._base = base
+
+    def __str__(self) -> str:
+        return f"{self.form} attention ({self._reason})"
+
+    def remove(self) -> None:
+        """Takes the hooks off and gives the model its own attention back."""
+        for handle in self._handles:
+            handle.remove()
+        _causal(self._model).set_attn_implementation(self._base)
+
+
+def verify(model: Any, batch: dict[str, Any]) -> float:
+    """Compares the shared forward with the plain one on a batch that holds a layout.
+
+    Args:
+        model: The model with its hooks, however wrapped.
+        batch: What TRL passes to the model, `labels` and `pair_layout` among it.
+
+    Returns:
+        The mean absolute difference of a completion token's log-prob, in nats.
+    """
+    plain = {key: value for key, value in batch.items() if key != LAYOUT}
+    with torch.no_grad(), _in_eval(model):
+        expected, found = (
+            model(**inputs, use_cache=False, fused_lm_head=True).log_probs.float() for inputs in (plain, batch)
+        )
+    return float((expected - found).abs().sum() / (batch["labels"][:, 1:] != -100).sum())
+
+
+@contextmanager
+def _in_eval(model: Any) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _pack(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    layout: PairLayout | None = kwargs.get(LAYOUT)
+    if layout is None:
+        return None
+    input_ids, device = kwargs["input_ids"], kwargs["input_ids"].device
+    assert input_ids.shape == (2 * layout.num_pairs, layout.width), "the layout belongs to another batch"
+    row = input_ids.reshape(-1)[layout.source][None]
+    return args, {
+        **kwargs,
+        "input_ids": row,
+        "position_ids": layout.position_ids,
+        # Four dimensions: transformers takes it for a finished mask and builds none; our attention does not read it.
+        "attention_mask": torch.zeros((1, 1, 1, 1), device=device),
+        "labels": None,
+        "shift_labels": row[:, layout.targets],
+    }
+
+
+def _keep_predictors(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    layout: PairLayout | None = kwargs.get(LAYOUT)
+    if layout is not None:
+        output.last_hidden_state = output.last_hidden_state[:, layout.predictors]
+    return output
+
+
+def _spread(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    layout: PairLayout | None = kwargs.get(LAYOUT)
+    if layout is None:
+        return output
+    shape = (2 * layout.num_pairs, layout.width - 1)
+    for name in PER_TOKEN:
+        values = getattr(output, name)
+        if values is not None:
+            flat = values.new_zeros(shape[0] * shape[1])
+            setattr(output, name, flat.index_copy(0, layout.scored, values.reshape(-1)).view(shape))
+    return output
+
+
+def _causal(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def _backbone_is_module(causal: Any) -> bool:
+    return isinstance(causal.base_model, torch.nn.Module) and causal.base_model is not causal
+
+
+def _aux_loss_coefficient(config: Any) -> float:
+    """TRL adds the router loss for every model that can return router logits, unless its coefficient is 0."""
+    return float(getattr(config, "router_aux_loss_coef", 0.0)) if hasattr(config, "output_router_logits") else 0.0

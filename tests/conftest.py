@@ -20,6 +20,16 @@ for launcher in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "WANDB_API_KEY"):
 
 REPOSITORY = Path(__file__).parents[1]
 STUDY = REPOSITORY / "experiments" / "brand_voice"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What runs share lies in a folder of the test session, not of the user."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["PREFOPT_CACHE"] = str(folder)
+    return folder
+
+
 SHARED_DATA = Path(os.environ.get("PREFOPT_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 
 

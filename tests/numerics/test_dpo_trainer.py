@@ -7,37 +7,38 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.trainer.utils import add_fused_lm_head
 
 from prefopt.choices import LOSS_TYPES
 from prefopt.config import load_config
-from prefopt.data.loading import load_tokenized, read_splits
-from prefopt.evaluation.scoring import Scorer
+from prefopt.data.ragged import PairTable
+from prefopt.evaluation.scoring import PairScores, Scorer
+from prefopt.examples import load_examples
 from prefopt.run_directory import RunDirectory
+from prefopt.trainers import dpo
 from prefopt.trainers.arguments import build_dpo_arguments
-from prefopt.trainers.dpo import DPOTrainer
 from tests.conftest import read_rows
+
+PLAIN = ["engine=trl", "reference=live"]
+"""TRL's own forward and reference, with which equality is bitwise."""
 
 
 def load(path):
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
 
-def build(config, tiny_model, **changes) -> DPOTrainer:
-    """Our trainer, as `prefopt.trainers.dpo.run` builds it."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    data = load_tokenized(read_splits(config.data, kind="preference", seed=0), tokenizer, config.data)
-    arguments = build_dpo_arguments(config, RunDirectory.of(config))
-    for name, value in changes.items():
-        setattr(arguments, name, value)
-    return DPOTrainer(
-        model=load(tiny_model),
-        ref_model=load(tiny_model),
-        args=arguments,
-        train_dataset=data.train,
-        eval_dataset=data.held_out,
-        processing_class=tokenizer,
-    )
+def build(config) -> dpo.DPOTrainer:
+    """Our trainer, as a run builds it, with its reference log-probs."""
+    run = RunDirectory.of(config)
+    arguments = build_dpo_arguments(config, run)
+    arguments.eval_strategy = "steps"
+    arguments.eval_steps = 10**9
+    trainer = dpo.build(config, arguments, load_examples(config))
+    run.path.mkdir(parents=True, exist_ok=True)
+    trainer.prepare(config, run, Console(quiet=True))
+    return trainer
 
 
 def build_plain(config, tiny_model, pair_files) -> trl.DPOTrainer:
@@ -68,8 +69,8 @@ def move(model, scale: float = 0.02) -> None:
 
 
 def test_a_run_has_the_losses_and_weights_of_plain_trl(overrides, tiny_model, pair_files):
-    config = load_config(overrides)
-    ours, plain = build(config, tiny_model), build_plain(config, tiny_model, pair_files)
+    config = load_config([*overrides, *PLAIN])
+    ours, plain = build(config), build_plain(config, tiny_model, pair_files)
     assert losses(ours) == losses(plain)
     for a, b in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -78,9 +79,10 @@ def test_a_run_has_the_losses_and_weights_of_plain_trl(overrides, tiny_model, pa
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_every_loss_of_the_schema_reaches_trl(overrides, tiny_model, pair_files, loss_type):
     smoothing = ["algorithm.label_smoothing=0.1"] if loss_type in ("exo_pair", "robust") else []
-    config = load_config([*overrides, f"algorithm.loss_type={loss_type}", "algorithm.beta=0.3", *smoothing])
+    loss = [f"algorithm.loss_type={loss_type}", "algorithm.beta=0.3"]
+    config = load_config([*overrides, *PLAIN, *loss, *smoothing])
     values = []
-    for trainer in (build(config, tiny_model), build_plain(config, tiny_model, pair_files)):
+    for trainer in (build(config), build_plain(config, tiny_model, pair_files)):
         move(trainer.model)
         batch = next(iter(trainer.get_train_dataloader()))
         loss = trainer.compute_loss(trainer.model, batch)
@@ -93,11 +95,12 @@ def test_every_loss_of_the_schema_reaches_trl(overrides, tiny_model, pair_files,
     assert values[0][1] > 0
 
 
-def test_first_loss_is_ln_2_because_policy_and_reference_are_equal(overrides, tiny_model):
-    assert losses(build(load_config(overrides), tiny_model))[0] == pytest.approx(math.log(2), abs=1e-6)
+@pytest.mark.parametrize("how", [PLAIN, ["engine=shared_prefix"], ["reference=live"], ["peft=lora"]])
+def test_first_loss_is_ln_2_because_policy_and_reference_are_equal(overrides, how):
+    assert losses(build(load_config([*overrides, *how])))[0] == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_eight_pairs_at_once_equal_eight_accumulated(overrides, tiny_model):
+def test_eight_pairs_at_once_equal_eight_accumulated(overrides):
     def run(batch: int, accumulation: int):
         config = load_config(
             [
@@ -107,7 +110,7 @@ def test_eight_pairs_at_once_equal_eight_accumulated(overrides, tiny_model):
                 "trainer.max_steps=2",
             ]
         )
-        trainer = build(config, tiny_model)
+        trainer = build(config)
         return losses(trainer), torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
     (one, weights_one), (many, weights_many) = run(8, 1), run(1, 8)
@@ -117,33 +120,38 @@ def test_eight_pairs_at_once_equal_eight_accumulated(overrides, tiny_model):
 
 @pytest.mark.parametrize("ld_alpha", [None, 0.3])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_evaluation_is_the_mean_over_pairs_for_any_batch_size(overrides, tiny_model, batch_size, ld_alpha):
+@pytest.mark.parametrize("how", [PLAIN, ["engine=shared_prefix", "reference=store"]])
+def test_evaluation_is_the_mean_over_pairs_for_any_batch_size(overrides, tiny_model, batch_size, ld_alpha, how):
     discount = [] if ld_alpha is None else [f"algorithm.ld_alpha={ld_alpha}"]
-    config = load_config([*overrides, *discount, f"evaluation.batch_size={batch_size}"])
-    trainer = build(config, tiny_model)
+    config = load_config([*overrides, *discount, *how, f"evaluation.batch_size={batch_size}"])
+    trainer = build(config)
+    is_stored = trainer.precompute_ref_logps
     move(trainer.model)
     found = trainer.evaluate()
     pairs, beta = trainer.eval_dataset, 0.1
 
     def score(model):
-        return Scorer(model, 0, 1).score_pairs(pairs)
+        return PairScores.of(Scorer(model, 0, 1).score_pairs(PairTable.of(pairs)))
 
-    policy, reference = score(trainer.model), score(trainer.ref_model)
+    base = load(tiny_model)
+    add_fused_lm_head(base)
+    policy, reference = score(trainer.model), score(base)
     margins = beta * (policy.chosen.logps - reference.chosen.logps)
     margins -= beta * (policy.rejected.logps - reference.rejected.logps)
     assert found["eval_rewards/accuracies"] == pytest.approx((margins > 0).mean(), abs=1e-12)
-    assert found["eval_rewards/margins"] == pytest.approx(margins.mean(), rel=1e-4, abs=1e-6)
+    assert found["eval_rewards/margins"] == pytest.approx(margins.mean(), rel=1e-4, abs=1e-5)
     assert found["eval_preference_accuracy"] == pytest.approx((policy.margins > 0).mean(), abs=1e-12)
     assert found["eval_logps/chosen"] == pytest.approx(policy.chosen.logps.mean(), rel=1e-5)
     if ld_alpha is None:
-        assert found["eval_loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-4)
+        assert found["eval_loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-5)
     assert trainer.ld_alpha == ld_alpha
     assert trainer._metrics["eval"] == {}
-    assert not trainer.precompute_ref_logps
+    assert trainer.precompute_ref_logps == is_stored
 
 
-def test_discounted_losses_start_at_ln_2_too(overrides, tiny_model):
-    trainer = build(load_config([*overrides, "algorithm.ld_alpha=0.3"]), tiny_model)
+@pytest.mark.parametrize("how", [PLAIN, ["reference=store"]])
+def test_discounted_losses_start_at_ln_2_too(overrides, how):
+    trainer = build(load_config([*overrides, "algorithm.ld_alpha=0.3", *how]))
     found = trainer.evaluate()
     assert found["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert found["eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
@@ -153,7 +161,9 @@ def test_trls_own_evaluation_depends_on_the_batch_size(overrides, tiny_model, pa
     """The reason for ours; when this fails, TRL has mended it."""
     margins = []
     for batch_size in (3, 7):
-        trainer = build_plain(load_config([*overrides, f"evaluation.batch_size={batch_size}"]), tiny_model, pair_files)
+        trainer = build_plain(
+            load_config([*overrides, *PLAIN, f"evaluation.batch_size={batch_size}"]), tiny_model, pair_files
+        )
         move(trainer.model)
         margins.append(trainer.evaluate()["eval_rewards/margins"])
     assert margins[0] != pytest.approx(margins[1], rel=1e-3)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from trl.trainer.utils import add_fused_lm_head
 
 from prefopt.evaluation.scoring import Scorer, completion
 
@@ -25,7 +26,8 @@ def sequences() -> list[tuple[list[int], list[int]]]:
 
 def build_scorer(tiny_model, batch_size: int) -> Scorer:
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    return Scorer.of(model, pad_token_id=0, batch_size=batch_size, bf16=False)
+    add_fused_lm_head(model)
+    return Scorer(model, pad_token_id=0, batch_size=batch_size)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])

@@ -9,8 +9,10 @@ import torch
 
 from prefopt.modeling.shared_prefix import LAYOUT, PairLayout
 
-REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps", "ref_chosen_sums", "ref_rejected_sums")
-"""Reference log-probs of a pair: as the loss takes them, and plain sums. Numbers, shape (pairs,) in a batch."""
+REFERENCE_COLUMNS = ("ref_chosen_per_token", "ref_rejected_per_token")
+"""Reference log-probs of the completions' tokens, as a store gives them."""
+REFERENCE = "ref_log_probs"
+"""The same in a batch: shape (2 pairs, width - 1), laid out as TRL's head returns log-probs, 0 elsewhere."""
 
 
 @dataclass
@@ -42,9 +44,12 @@ class PairCollator:
                 completion_mask[lane, prompt : prompt + length] = 1
         arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
         batch: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        for name in REFERENCE_COLUMNS:
-            if name in examples[0]:
-                batch[name] = torch.tensor([row[name] for row in examples])
+        if REFERENCE_COLUMNS[0] in examples[0]:
+            logps = np.zeros((2 * pairs, width - 1), dtype=np.float32)
+            logps[completion_mask[:, 1:] == 1] = np.concatenate(
+                [row[name] for name in REFERENCE_COLUMNS for row in examples]
+            )
+            batch[REFERENCE] = torch.from_numpy(logps)
         if self.with_layout:
             batch[LAYOUT] = PairLayout.build(lengths, width)
         return batch

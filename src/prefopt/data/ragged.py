@@ -40,6 +40,12 @@ class Ragged:
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.offsets)
 
+    def to_arrow(self) -> Any:
+        """The rows as a pyarrow array of lists."""
+        import pyarrow as pa
+
+        return pa.LargeListArray.from_arrays(self.offsets, self.values)
+
     def sums(self) -> NDArray[np.float64]:
         """Sum of each row in float64, shape (rows,); 0 for an empty one."""
         totals = np.concatenate([[0.0], np.cumsum(self.values, dtype=np.float64)])
@@ -81,28 +87,6 @@ class PairLogps:
 
     chosen: Ragged
     rejected: Ragged
-
-    def sums(self, ld_alpha: float | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Sums over chosen and rejected completions, shape (pairs,) each.
-
-        Args:
-            ld_alpha: LD-DPO's weight of the tokens beyond the shorter completion's length; None: 1.
-        """
-        whole = self.chosen.sums(), self.rejected.sums()
-        if ld_alpha is None:
-            return whole
-        shared_lengths = np.minimum(self.chosen.lengths, self.rejected.lengths)
-        shared = [_head_sums(side, shared_lengths) for side in (self.chosen, self.rejected)]
-        chosen, rejected = (head + ld_alpha * (total - head) for head, total in zip(shared, whole, strict=True))
-        return chosen, rejected
-
-
-def _head_sums(rows: Ragged, lengths: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Sums of the first `lengths[i]` values of row i."""
-    totals = np.concatenate([[0.0], np.cumsum(rows.values, dtype=np.float64)])
-    starts = rows.offsets[:-1]
-    sums: NDArray[np.float64] = totals[starts + lengths] - totals[starts]
-    return sums
 
 
 def _read(column: Any) -> Ragged:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import trl
 from rich.console import Console
@@ -13,14 +12,14 @@ from trl.models.utils import prepare_deepspeed
 from trl.trainer import dpo_trainer
 
 from prefopt.choices import PeftMethod, ReferenceMode
-from prefopt.data.collate import REFERENCE_COLUMNS, PairCollator
+from prefopt.data.collate import REFERENCE, REFERENCE_COLUMNS, PairCollator
 from prefopt.data.ragged import PairLogps, PairTable
 from prefopt.distributed.ranks import is_main
 from prefopt.evaluation.scoring import Scorer
 from prefopt.examples import Examples
 from prefopt.files import write_json
 from prefopt.modeling.load import build_peft_config, load_model
-from prefopt.modeling.reference import Usage, open_store
+from prefopt.modeling.reference import ReferenceStore, Usage, open_store
 from prefopt.modeling.shared_prefix import SharedPrefix, share_prompts
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
@@ -42,42 +41,56 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
         self.precompute_ref_logps: bool
         self._signature_columns: list[str]
         self.engine: SharedPrefix | None = None
+        self.has_reference = True
         with _without_weights_hash():
             super().__init__(*args, **kwargs)
         self._set_signature_columns_if_needed()
-        self._signature_columns = list({*self._signature_columns, *REFERENCE_COLUMNS})
+        self._signature_columns = [*self._signature_columns, *REFERENCE_COLUMNS]
         self._reference: dict[int, ReferenceLogps] = {}
         self._reference_model: Any = None
 
     def prepare(self, config: TrainConfig, run: RunDirectory, console: Console) -> None:
         """Gets the reference log-probs; the policy still is the reference, since no checkpoint is loaded yet."""
         work: dict[str, Any] = {"engine": "trl" if self.engine is None else f"shared_prefix ({self.engine.form})"}
-        if config.reference.mode is not ReferenceMode.live:
-            usage = self._add_reference(config, console)
-            work["reference"] = {"mode": config.reference.mode.value, **usage.to_dict()}
+        self.has_reference = config.reference.mode is not ReferenceMode.none
+        store = open_store(config)
+        if store is not None:
+            work["reference"] = self._look_up_reference(store, console).to_dict()
         if is_main() and not run.work.exists():
             write_json(run.work, work)
 
-    def _add_reference(self, config: TrainConfig, console: Console) -> Usage:
-        """Gives both data sets their reference columns: from the store, or zeros with `reference=none`."""
-        store, total = open_store(config), Usage()
+    def _look_up_reference(self, store: ReferenceStore, console: Console) -> Usage:
+        """Gives both data sets their reference columns."""
+        total = Usage()
         for name in ("train", "eval"):
             dataset = getattr(self, f"{name}_dataset")
             if dataset is None:
                 continue
-            table = PairTable.of(dataset)
-            columns = [np.zeros(len(table))] * len(REFERENCE_COLUMNS)
-            if store is not None:
-                with progress_bar(console, f"reference, {name}") as on_progress:
-                    logps, usage = store.complete(table, self._score_reference, on_progress)
-                logger.info("reference: %s: %s", name, usage)
-                total += usage
-                columns = [*logps.sums(self.ld_alpha), *logps.sums()]
-            for column, values in zip(REFERENCE_COLUMNS, columns, strict=True):
-                if name == "eval" or not column.endswith("_sums"):
-                    dataset = dataset.add_column(column, values)
+            with progress_bar(console, f"reference, {name}") as on_progress:
+                logps, usage = store.complete(PairTable.of(dataset), self._score_reference, on_progress)
+            logger.info("reference: %s: %s", name, usage)
+            total += usage
+            for column, values in zip(REFERENCE_COLUMNS, (logps.chosen, logps.rejected), strict=True):
+                dataset = dataset.add_column(column, values.to_arrow())
             setattr(self, f"{name}_dataset", dataset)
         return total
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss, with the reference log-probs of the batch from the store."""
+        if self.precompute_ref_logps and "ref_chosen_logps" not in inputs:
+            chosen, rejected = self.compute_ref_log_probs(None, inputs)
+            inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+        return super().compute_loss(model, {k: v for k, v in inputs.items() if k != REFERENCE}, *args, **kwargs)
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reference log-probs of a batch, shape (pairs,) each, as the loss takes them: stored, zero, or computed."""
+        if not self.has_reference:
+            zeros = torch.zeros(len(inputs["input_ids"]), device=inputs["input_ids"].device)
+            chosen, rejected = zeros.chunk(2)
+            return chosen, rejected
+        scored = Replay(inputs[REFERENCE]) if REFERENCE in inputs else model
+        chosen, rejected = super().compute_ref_log_probs(scored, inputs)
+        return chosen, rejected
 
     def _score_reference(self, table: PairTable, rows: Any) -> Iterator[tuple[Any, PairLogps]]:
         """Scores pairs under the reference: the policy before its first step, without its adapter."""
@@ -138,11 +151,10 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
         try:
             with torch.no_grad(), self.compute_loss_context_manager():
                 for_loss = {"ref_chosen_logps": reference.loss[0], "ref_rejected_logps": reference.loss[1]}
-                inputs = {name: value for name, value in batch.items() if name not in REFERENCE_COLUMNS}
-                loss = self.compute_loss(recorder, {**inputs, **for_loss}).item()
+                loss = self.compute_loss(recorder, {**batch, **for_loss}).item()
         finally:
             self.precompute_ref_logps = is_stored
-        chosen, rejected = recorder.log_probs.float().sum(dim=1).chunk(2)
+        chosen, rejected = recorder.log_probs.double().sum(dim=1).chunk(2)
         chosen_tokens, rejected_tokens = batch["completion_mask"][:, 1:].sum(dim=1).chunk(2)
         chosen_rewards = self.beta * (chosen - reference.sums[0])
         rejected_rewards = self.beta * (rejected - reference.sums[1])
@@ -158,9 +170,6 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
 
     def _reference_logps(self, index: int, batch: dict[str, Any]) -> "ReferenceLogps":
         """Reference log-probs of a held-out batch; computed once, unless the reference moves (TR-DPO)."""
-        if self.precompute_ref_logps:
-            loss, sums = ((batch[f"ref_chosen_{kind}"], batch[f"ref_rejected_{kind}"]) for kind in ("logps", "sums"))
-            return ReferenceLogps(sums, loss)
         if index in self._reference and not self.args.sync_ref_model:
             return self._reference[index]
         model = self.ref_model or self.model
@@ -183,6 +192,16 @@ class ReferenceLogps(NamedTuple):
 
     sums: tuple[torch.Tensor, torch.Tensor]
     loss: tuple[torch.Tensor, torch.Tensor]
+
+
+class Replay:
+    """Stands in for a model that has been scored before."""
+
+    def __init__(self, log_probs: torch.Tensor) -> None:
+        self.log_probs = log_probs
+
+    def __call__(self, **inputs: Any) -> "Replay":
+        return self
 
 
 class Recorder:

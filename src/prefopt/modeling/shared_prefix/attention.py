@@ -26,6 +26,8 @@ Kernel = Callable[..., torch.Tensor]
 PREFIX = "prefopt_"
 INDEX_DRIVEN = ("s_aux", "position_bias", "alibi")
 """Arguments of attention that depend on a token's place in the row, or add keys: the row is not a sequence."""
+NO_MASK = (1, 1, 1, 1)
+"""Shape of the mask that a packed call carries. Its four dimensions say that it is finished: none is built."""
 
 
 class UnsupportedAttentionError(ValueError):
@@ -46,18 +48,21 @@ def register(base: str, form: str) -> str:
     compute = {"split": split_attention, "varlen": varlen_attention}[form]
 
     def attention(
-        module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         layout = kwargs.pop("pair_layout", None)
         if layout is None:
+            _refuse_lost_layout(module, key, attention_mask)
             plain = ALL_ATTENTION_FUNCTIONS.get_interface(base, _eager_of(module))
-            result: tuple[torch.Tensor, torch.Tensor | None] = plain(module, query, key, value, mask, **kwargs)
+            result: tuple[torch.Tensor, torch.Tensor | None] = plain(
+                module, query, key, value, attention_mask, **kwargs
+            )
             return result
-        _refuse_index_driven(module, kwargs)
+        _refuse_unknown(module, attention_mask, kwargs)
         scaling, dropout = kwargs.get("scaling"), kwargs.get("dropout") or 0.0
         window, softcap = kwargs.get("sliding_window"), kwargs.get("softcap")
         out = compute(query, key, value, layout, scaling=scaling, dropout=dropout, window=window, softcap=softcap)
-        return out.transpose(1, 2), None
+        return out.transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
@@ -135,7 +140,7 @@ def varlen_attention(
         kernel: Takes `(query, key, value, indices, scaling, window)` with tensors of shape (tokens, heads, head size);
             default: torch's.
     """
-    if softcap is not None or dropout:
+    if softcap is not None or dropout or query.shape[-1] != value.shape[-1]:
         return split_attention(
             query, key, value, layout, scaling=scaling, dropout=dropout, window=window, softcap=softcap
         )
@@ -250,11 +255,21 @@ def _softcapped(
     return torch.dropout(weights, dropout, train=dropout > 0) @ value
 
 
-def _refuse_index_driven(module: Any, kwargs: dict[str, Any]) -> None:
+def _refuse_unknown(module: Any, mask: torch.Tensor | None, kwargs: dict[str, Any]) -> None:
     found = [name for name in INDEX_DRIVEN if kwargs.get(name) is not None]
-    if found or not getattr(module, "is_causal", True):
-        what = f"{', '.join(found)}" if found else "attention that is not causal"
-        raise UnsupportedAttentionError(f"{type(module).__name__} uses {what}")
+    if not getattr(module, "is_causal", True):
+        found.append("attention that is not causal")
+    if mask is not None and mask.shape != NO_MASK:
+        found.append("a mask of its own")
+    if "sliding_window" not in kwargs and getattr(getattr(module, "config", None), "sliding_window", None):
+        found.append("a sliding window that it does not tell of")
+    if found:
+        raise UnsupportedAttentionError(f"{type(module).__name__} uses {', '.join(found)}")
+
+
+def _refuse_lost_layout(module: Any, key: torch.Tensor, mask: torch.Tensor | None) -> None:
+    if mask is not None and mask.shape == NO_MASK and key.shape[2] > 1:
+        raise UnsupportedAttentionError(f"{type(module).__name__} is not handed what its model is called with")
 
 
 def _eager_of(module: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from prefopt.modeling.shared_prefix.attention import PREFIX, choose_form, register
+from prefopt.modeling.shared_prefix.attention import NO_MASK, PREFIX, choose_form, register
 from prefopt.modeling.shared_prefix.layout import PairLayout
 
 LAYOUT = "pair_layout"
@@ -45,6 +45,10 @@ def find_obstacle(model: Any) -> str | None:
     attention = causal.config._attn_implementation
     if not attention.startswith(PREFIX) and attention not in ALL_MASK_ATTENTION_FUNCTIONS:
         return f"{attention} is not an attention implementation of transformers' own"
+    if not all(getattr(module, "is_causal", True) for module in causal.modules()):
+        return f"{name} has attention that is not causal"
+    if any(getattr(module, "sinks", None) is not None for module in causal.modules()):
+        return f"{name} has attention sinks, which are keys that no token has"
     if not _backbone_is_module(causal):
         return f"{name} has no backbone apart from its head"
     if getattr(config, "output_router_logits", False) or _aux_loss_coefficient(config):
@@ -75,10 +79,7 @@ class SharedPrefix:
         causal = _causal(model)
         config = causal.config
         base = config._attn_implementation.removeprefix(PREFIX + "split_").removeprefix(PREFIX + "varlen_")
-        heads = config.num_attention_heads
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        key_heads = getattr(config, "num_key_value_heads", None) or heads
-        self.form, reason = choose_form(model.device, compute_dtype or causal.dtype, head_size, (heads, key_heads))
+        self.form, reason = choose_form(model.device, compute_dtype or causal.dtype, *_largest_heads(config))
         self._reason = reason
         causal.set_attn_implementation(register(base, self.form))
         self._model = model
@@ -138,8 +139,7 @@ def _pack(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str
         **kwargs,
         "input_ids": row,
         "position_ids": layout.position_ids,
-        # Four dimensions: transformers takes it for a finished mask and builds none; our attention does not read it.
-        "attention_mask": torch.zeros((1, 1, 1, 1), device=device),
+        "attention_mask": torch.zeros(NO_MASK, device=device),
         "labels": None,
         "shift_labels": row[:, layout.targets],
     }
@@ -167,6 +167,17 @@ def _spread(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
 
 def _causal(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def _largest_heads(config: Any) -> tuple[int, tuple[int, int]]:
+    """Head size and numbers of query and key heads; of the layer with the largest heads where layers differ."""
+    layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
+    shapes = []
+    for layer in layers:
+        heads = layer.num_attention_heads
+        head_size = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+        shapes.append((head_size, (heads, getattr(layer, "num_key_value_heads", None) or heads)))
+    return max(shapes)
 
 
 def _backbone_is_module(causal: Any) -> bool:

@@ -78,6 +78,11 @@ class ReferenceMode(Enum):
     none = "none"
 
 
+class BatchOrder(Enum):
+    random = "random"
+    length_grouped = "length_grouped"
+
+
 class PeftMethod(Enum):
     none = "none"
     lora = "lora"

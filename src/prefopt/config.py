@@ -192,6 +192,8 @@ def _check_effect(config: TrainConfig) -> None:
     owners: list[tuple[Any, str, str, bool]] = [
         (config.engine, "engine", "name", is_dpo),
         (config.reference, "reference", "mode", is_dpo),
+        (config.trainer, "trainer", "tokens_per_device", is_dpo),
+        (config.trainer, "trainer", "batch_order", is_dpo),
         (config.reference, "reference", "path", config.reference.mode is ReferenceMode.store),
         (config.data, "data", "held_out_fraction", config.data.held_out is None),
         (config.deepspeed, "deepspeed", "offload_optimizer", config.deepspeed.stage is not None),

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -131,6 +132,17 @@ class RunDirectory:
         write_json(self.provenance, provenance)
         attempts = int(self.read_status().get("attempts", 0)) + 1
         self.set_state(State.running, attempts=attempts)
+
+    def discard_if_empty(self) -> None:
+        """Removes the folders that transformers made for a run that then could not begin."""
+        for path in (self.checkpoints, self.path):
+            with suppress(OSError):
+                path.rmdir()
+
+    def read_work(self) -> dict[str, Any]:
+        """work.json, or an empty dict where there is none."""
+        work: dict[str, Any] = json.loads(self.work.read_text(encoding="utf-8")) if self.work.exists() else {}
+        return work
 
     def set_state(self, state: State, **fields: Any) -> None:
         """Updates status.json: `state`, and any of step, attempts, message. Rank 0 only."""

@@ -71,8 +71,10 @@ def build_trainer(config: TrainConfig, run: RunDirectory, examples: Examples) ->
     try:
         return build(config, arguments, examples)
     except UserError:
+        run.discard_if_empty()
         raise
     except (ValueError, NotImplementedError) as error:
+        run.discard_if_empty()
         raise UserError(f"these settings cannot be trained: {error}") from error
 
 

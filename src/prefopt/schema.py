@@ -13,6 +13,7 @@ from prefopt.choices import (
     F_DIVERGENCE_LOSS_TYPES,
     LOSS_TYPES,
     AlgorithmName,
+    BatchOrder,
     DataFormat,
     EngineName,
     FDivergence,
@@ -291,6 +292,10 @@ class TrainerConfig:
     """Passes over the training data, > 0."""
     per_device_batch_size: int = 8
     """Pairs (DPO: two sequences each) or rows (SFT) per device and forward."""
+    tokens_per_device: int | None = None
+    """DPO: instead of a fixed number, as many pairs per device and forward as fit this many computed tokens."""
+    batch_order: BatchOrder = BatchOrder.random
+    """DPO: random, or length_grouped: pairs of like length share a batch, which differ from epoch to epoch."""
     gradient_accumulation_steps: int = 1
     """Forwards per optimizer step."""
     precision: Precision = Precision.fp32
@@ -317,7 +322,7 @@ class TrainerConfig:
             "keep_checkpoints",
         ):
             require(getattr(self, name) >= 1, f"trainer.{name}: must be >= 1, found {getattr(self, name)}.")
-        for name in ("max_steps", "eval_every"):
+        for name in ("max_steps", "eval_every", "tokens_per_device"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"trainer.{name}: must be >= 1 or null, found {value}.")
         require(self.num_epochs > 0, f"trainer.num_epochs: must be > 0, found {self.num_epochs}.")

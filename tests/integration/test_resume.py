@@ -64,6 +64,8 @@ def kill_after(argv: list[str], run: Path, step: int) -> None:
             ],
             id="lora",
         ),
+        pytest.param(["trainer.tokens_per_device=500", "trainer.gradient_accumulation_steps=2"], id="tokens"),
+        pytest.param(["trainer.batch_order=length_grouped"], id="length_grouped"),
     ],
 )
 def test_a_killed_run_resumes_and_ends_bitwise_like_an_undisturbed_one(overrides, tmp_path, changes):

@@ -1,14 +1,14 @@
 """Which pairs share a batch and in what order, epoch by epoch: decided by lengths, seed and epoch alone."""
 
 import heapq
-from collections.abc import Iterator
-from enum import Enum
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.choices import BatchOrder
 from prefopt.errors import UserError
 
 WINDOW_BATCHES = 64
@@ -16,11 +16,6 @@ WINDOW_BATCHES = 64
 
 MIN_WINDOWS = 4
 """Length grouping sorts at most a quarter of the pairs at once; else the pairs of small data would always meet."""
-
-
-class BatchOrder(Enum):
-    random = "random"
-    length_grouped = "length_grouped"
 
 
 class _Plan(NamedTuple):
@@ -71,6 +66,7 @@ class PairBatches:
         tokens: int | None = None,
         padded: bool,
         num_epochs: int = 1,
+        sources: Sequence[str] | None = None,
     ) -> None:
         """Plans how many batches an epoch has.
 
@@ -84,6 +80,7 @@ class PairBatches:
             padded: What a batch of n pairs costs: 2 * n * max(P + max(C, R)) tokens if each completion has its own
                 copy of the prompt and all are padded to the longest; else the sum of P + C + R.
             num_epochs: With `tokens`, epochs up to this one can be planned.
+            sources: Where each pair stands, `file:line`, for errors.
 
         Raises:
             UserError: There are fewer pairs than ranks, or the budget is too small.
@@ -100,7 +97,7 @@ class PairBatches:
         self._pairs, self._budget, self._padded, self._num_epochs = pairs, tokens, padded, num_epochs
         self._epoch = 0
         self._cached: tuple[int, _Plan] | None = None
-        self._check_budget()
+        self._check_budget(sources)
         self._num_batches = self._count_batches()
 
     def __len__(self) -> int:
@@ -194,13 +191,14 @@ class PairBatches:
         rows[: 2 * num_joined] = np.stack([lower, np.flip(upper)], axis=1).reshape(-1)
         return _Plan(rows, np.append(np.arange(0, 2 * num_joined, 2), np.arange(2 * num_joined, len(rows) + 1)))
 
-    def _check_budget(self) -> None:
+    def _check_budget(self, sources: Sequence[str] | None) -> None:
         row = int(np.argmax(self._tokens))
         most = int(self._tokens[row])
         if self._budget is not None and most > self._budget:
             counted = ", its prompt twice and padded" if self._padded else ""
+            where = f"pair {row}" if sources is None else sources[row]
             raise UserError(
-                f"trainer.tokens_per_device: the pair at index {row} has {most} tokens{counted}, more than the budget "
+                f"trainer.tokens_per_device: {where} has {most} tokens{counted}, more than the budget "
                 f"of {self._budget} ({np.count_nonzero(self._tokens > self._budget)} such pairs); raise "
                 f"trainer.tokens_per_device to at least {most} or lower data.max_length"
             )

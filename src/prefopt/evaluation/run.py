@@ -54,7 +54,7 @@ def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, mat
         "overfitting": summary.overfitting(),
         "drift": summary.drift(),
         "likelihood": summary.likelihood(),
-        "throughput": {**throughput(metrics), "evaluation_time_s": time.monotonic() - started},
+        "throughput": {**throughput(metrics), "evaluation_time_s": time.monotonic() - started, **run.read_work()},
         "data": {"notes": data.notes.lines(), "counts": data.notes.to_dict()},
         "samples": describe_samples(comparison, material, tokenizer),
         "provenance": json.loads(run.provenance.read_text(encoding="utf-8")),

@@ -13,6 +13,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -166,12 +167,16 @@ class ReferenceStore:
         usage: Usage,
         on_progress: Progress | None,
     ) -> None:
-        """Computes chunk by chunk, each process from another one on, and skips what others stored meanwhile."""
-        order = missing[np.argsort(-table.lengths[missing].sum(axis=1), kind="stable")]
+        """Computes chunk by chunk, each process from another one on, and skips what others stored meanwhile.
+
+        Chunks are cut from the whole table, so a pair shares its batch with the same others after a kill as before.
+        """
+        order = np.argsort(-table.lengths.sum(axis=1), kind="stable")
         chunks = [order[start : start + CHUNK_PAIRS] for start in range(0, len(order), CHUNK_PAIRS)]
+        chunks = [chunk for chunk in chunks if np.isin(chunk, missing).any()]
         first = random.SystemRandom().randrange(len(chunks))
         shard = _Shard()
-        for number, chunk in enumerate(chunks[first:] + chunks[:first]):
+        for chunk in chunks[first:] + chunks[:first]:
             self._refresh()
             begun = time.monotonic()
             for rows, logps in compute(table, self._missing(keys, chunk)):
@@ -183,7 +188,7 @@ class ReferenceStore:
                 if shard.seconds > FLUSH_S:
                     shard = self._write(shard, usage)
                 if on_progress is not None:
-                    on_progress(number * CHUNK_PAIRS + usage.num_computed % CHUNK_PAIRS, len(missing))
+                    on_progress(usage.num_computed, len(missing))
                 begun = time.monotonic()
         self._write(shard, usage)
 
@@ -233,8 +238,9 @@ class ReferenceStore:
             if not os.access(self.folder, os.W_OK | os.X_OK):
                 raise PermissionError("not writable")
             for path in self.folder.glob(f"*{PARTIAL}"):
-                if time.time() - path.stat().st_mtime > STALE_S:
-                    path.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):  # its writer has finished
+                    if time.time() - path.stat().st_mtime > STALE_S:
+                        path.unlink()
 
     def _write(self, shard: "_Shard", usage: Usage) -> "_Shard":
         """Stores what was computed and returns an empty shard."""
@@ -249,25 +255,15 @@ class ReferenceStore:
             self._add(content)
         return _Shard()
 
-    def _writing(self) -> "_Writing":
-        return _Writing(self.folder)
-
-
-class _Writing:
-    """Turns what the file system refuses into an error that says what to do."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns what the file system refuses into an error that says what to do."""
+        try:
+            yield
+        except OSError as error:
             raise UserError(
-                f"{self._folder}: reference log-probs cannot be stored here ({reason}). Free space or name another "
-                "folder in reference.path, or set reference=live to compute them in every step."
+                f"{self.folder}: reference log-probs cannot be stored here ({error.strerror or error}). Free space or "
+                "name another folder in reference.path, or set reference=live to compute them in every step."
             ) from error
 
 

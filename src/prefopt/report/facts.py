@@ -1,5 +1,6 @@
 """How the run was made, as (label, text) pairs: settings, speed, provenance."""
 
+from collections.abc import Callable
 from typing import Any
 
 from prefopt.report.numbers import NOT_MEASURED, PERCENT, cell, count, duration, number
@@ -21,13 +22,21 @@ RUN_LABELS = {
 DATA_LABELS = {"train": ("Training data", "num_train"), "held_out": ("Held-out data", "num_held_out")}
 """Key of the path -> (label, key of the count)."""
 
-THROUGHPUT = {
+THROUGHPUT: dict[str, tuple[str, Callable[[Any], str]]] = {
     "pairs_per_s": ("Pairs per second", number),
     "tokens_per_s": ("Tokens per second", number),
     "train_time_s": ("Training time", duration),
     "evaluation_time_s": ("Evaluation time", duration),
+    "engine": ("Engine", str),
+    "reference": ("Reference log-probs", lambda usage: reference_text(usage)),
     "mfu": ("Model FLOP utilisation", lambda share: cell({"value": share}, PERCENT).value),
 }
+
+
+def reference_text(usage: Block) -> str:
+    """What the reference store saved, in one line."""
+    stored = f"{usage['hit_rate']:.0%} of {count(usage['num_pairs'])} pairs from the store"
+    return f"{stored}, {duration(usage['saved_s'])} saved, {duration(usage['computed_s'])} spent"
 
 
 def subtitle(report: Block) -> str:
@@ -55,8 +64,9 @@ def throughput_facts(report: Block) -> Facts:
     if not throughput:
         return []
     return [
-        (label, NOT_MEASURED.value if throughput.get(key) is None else write(throughput[key]))
+        (label, NOT_MEASURED.value if throughput[key] is None else write(throughput[key]))
         for key, (label, write) in THROUGHPUT.items()
+        if key in throughput
     ]
 
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,26 +31,18 @@ class Progressed:
     """How far a run is, over all its attempts.
 
     Attributes:
-        num_examples: Pairs (DPO) or rows (SFT) in the training data.
-        batch: Examples per optimizer step, over all ranks.
+        pairs: Examples (DPO: pairs, SFT: rows) seen after a number of optimizer steps, over all ranks.
         tokens: Tokens (without padding) in the batches of earlier attempts; a pair counts its prompt twice.
         time_s: Seconds of earlier attempts from the start of training, evaluations and checkpoints included.
     """
 
-    num_examples: int
-    batch: int
+    pairs: Callable[[int], int]
     tokens: int = 0
     time_s: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
     def seconds(self) -> float:
         return self.time_s + time.monotonic() - self.started
-
-    def pairs(self, step: int) -> int:
-        """Examples seen after `step` optimizer steps; the last batch of an epoch may be short."""
-        steps_per_epoch = math.ceil(self.num_examples / self.batch)
-        epochs, within = divmod(step, steps_per_epoch)
-        return epochs * self.num_examples + within * self.batch
 
 
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import torch
 import trl
 from rich.console import Console
+from torch.utils.data import DataLoader
 from trl.models.utils import prepare_deepspeed
 from trl.trainer import dpo_trainer
 
 from prefopt.choices import PeftMethod, ReferenceMode
+from prefopt.data.batching import PairBatches
 from prefopt.data.collate import REFERENCE, REFERENCE_COLUMNS, PairCollator
 from prefopt.data.ragged import PairLogps, PairTable
 from prefopt.distributed.ranks import is_main
@@ -24,6 +26,7 @@ from prefopt.modeling.shared_prefix import SharedPrefix, share_prompts
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
 from prefopt.tracking.console import progress_bar
+from prefopt.trainers.batches import EpochCallback, count_examples, plan_batches
 from prefopt.trainers.training import log_evaluation
 
 logger = logging.getLogger(__name__)
@@ -42,10 +45,12 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
         self._signature_columns: list[str]
         self.engine: SharedPrefix | None = None
         self.has_reference = True
+        self.batches: PairBatches | None = None
         with _without_weights_hash():
             super().__init__(*args, **kwargs)
         self._set_signature_columns_if_needed()
         self._signature_columns = [*self._signature_columns, *REFERENCE_COLUMNS]
+        self._pair_weight = 0.0
         self._reference: dict[int, ReferenceLogps] = {}
         self._reference_model: Any = None
 
@@ -75,12 +80,50 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
             setattr(self, f"{name}_dataset", dataset)
         return total
 
+    def pairs_after(self, step: int) -> int:
+        """Pairs seen after `step` optimizer steps."""
+        return count_examples(self, step, self.batches)
+
+    def get_train_dataloader(self) -> Any:
+        """The batches that were planned, or else those of transformers."""
+        if self.batches is None:
+            return super().get_train_dataloader()
+        args = self.args
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes the micro-batches of an optimizer step, and notes what a pair in them weighs."""
+        samples, num_items = super().get_batch_samples(*args, **kwargs)
+        if self.batches is not None and samples:
+            pairs = torch.tensor(sum(len(batch["input_ids"]) // 2 for batch in samples), device=self.args.device)
+            total = self.accelerator.gather(pairs).sum().item()
+            self._pair_weight = len(samples) * self.args.world_size / total
+        return samples, num_items
+
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, with the reference log-probs of the batch from the store."""
         if self.precompute_ref_logps and "ref_chosen_logps" not in inputs:
             chosen, rejected = self.compute_ref_log_probs(None, inputs)
             inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-        return super().compute_loss(model, {k: v for k, v in inputs.items() if k != REFERENCE}, *args, **kwargs)
+        loss = super().compute_loss(model, {k: v for k, v in inputs.items() if k != REFERENCE}, *args, **kwargs)
+        return loss if self.batches is None or not self.model.training else self._weigh(loss, inputs)
+
+    def _weigh(self, loss: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        """Makes the step a mean over its pairs, where its micro-batches differ in size."""
+        weight = len(inputs["input_ids"]) // 2 * self._pair_weight
+        for name, values in self._metrics["train"].items():
+            if name != "num_tokens":
+                values[-1] *= weight
+        return loss * weight
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Reference log-probs of a batch, shape (pairs,) each, as the loss takes them: stored, zero, or computed."""
@@ -236,6 +279,9 @@ def build(config: TrainConfig, arguments: Any, examples: Examples) -> DPOTrainer
         peft_config=build_peft_config(config.peft, config.model),
     )
     trainer.engine = share_prompts(trainer.model, config)
+    trainer.batches = plan_batches(trainer, config)
+    if trainer.batches is not None:
+        trainer.add_callback(EpochCallback(trainer.batches))
     if trainer.engine is not None:
         trainer.data_collator.with_layout = True
         if trainer.ref_model is not None:

@@ -8,6 +8,7 @@ import trl
 from prefopt.examples import Examples
 from prefopt.modeling.load import build_peft_config, load_model
 from prefopt.schema import TrainConfig
+from prefopt.trainers.batches import count_examples
 from prefopt.trainers.training import log_evaluation
 
 
@@ -16,6 +17,10 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
 
     def prepare(self, *_: Any) -> None:
         """Nothing comes before the first step."""
+
+    def pairs_after(self, step: int) -> int:
+        """Rows seen after `step` optimizer steps."""
+        return count_examples(self, step)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """No card for a checkpoint: the run directory says where it comes from."""

@@ -18,7 +18,7 @@ from prefopt.distributed.checkpoint import (
     read_counters,
     step_of,
 )
-from prefopt.distributed.ranks import is_main, world_size
+from prefopt.distributed.ranks import is_main
 from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
@@ -47,8 +47,7 @@ def train(trainer: Any, config: TrainConfig, run: RunDirectory, log: MetricsLog 
     """Trains to the end, from the newest complete checkpoint where there is one, and writes `model/`."""
     found = [find_newest(run.checkpoints) if is_main() else None]
     (checkpoint,) = broadcast_object_list(found)  # one rank looks, all use what it found
-    batch = config.trainer.per_device_batch_size * config.trainer.gradient_accumulation_steps * world_size()
-    progressed = Progressed(num_examples=len(trainer.train_dataset), batch=batch)
+    progressed = Progressed(trainer.pairs_after)
     step = 0
     if run.model.is_dir():
         logger.info("resume: training was complete; what is left is the report")

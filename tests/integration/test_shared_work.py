@@ -1,0 +1,113 @@
+"""What runs share: a reference pass that was killed goes on, and runs beside each other use one store."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prefopt.modeling.reference import SHARD
+from prefopt.train import main as train
+from tests.integration.test_resume import deterministic, report_without_times, weights_equal
+
+KEYS_THAT_DIFFER = ("name", "learning_rate", "beta")
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("PREFOPT_CACHE", str(folder))
+    return folder
+
+
+def work_of(run: Path) -> dict:
+    return json.loads((run / "work.json").read_text())
+
+
+def read_report(run: Path) -> dict:
+    return json.loads((run / "report" / "report.json").read_text())
+
+
+SLOW = """
+import sys, time
+from prefopt.modeling import reference
+from prefopt.evaluation.scoring import Scorer
+from prefopt.train import main
+reference.FLUSH_S = -1.0
+whole = Scorer.iterate_pairs
+def slowly(*args):
+    for batch in whole(*args):
+        yield batch
+        time.sleep(0.3)
+Scorer.iterate_pairs = slowly
+main(sys.argv[1:])
+"""
+
+
+def test_a_run_killed_in_its_reference_pass_goes_on_from_what_was_stored(overrides, tmp_path, own_cache, monkeypatch):
+    argv = [*overrides, "evaluation.batch_size=4", "trainer.eval_every=3"]
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "other"))
+    train([*argv, "run.name=whole"])
+    monkeypatch.setenv("PREFOPT_CACHE", str(own_cache))
+    process = subprocess.Popen([sys.executable, "-c", SLOW, *argv, "run.name=broken"], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(own_cache.rglob(f"*{SHARD}"))) < 3:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "nothing was stored"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    broken, whole = tmp_path / "runs" / "broken", tmp_path / "runs" / "whole"
+    assert not list((broken / "checkpoints").iterdir())
+    train([*argv, "run.name=broken"])
+    reference = work_of(broken)["reference"]
+    assert 12 <= reference["num_stored"] < 29
+    assert reference["num_stored"] + reference["num_computed"] == reference["num_pairs"] == 29
+    assert deterministic(broken) == deterministic(whole)
+    assert weights_equal(broken / "model", whole / "model")
+    assert report_without_times(broken) == report_without_times(whole)
+
+
+def test_another_member_of_a_sweep_computes_no_reference(overrides, tmp_path, own_cache):
+    train([*overrides, "run.name=first", "trainer.eval_every=3"])
+    train([*overrides, "run.name=second", "trainer.eval_every=3", "algorithm.beta=0.5", "optim.learning_rate=1e-4"])
+    first, second = (work_of(tmp_path / "runs" / name)["reference"] for name in ("first", "second"))
+    assert (first["hit_rate"], first["num_computed"]) == (0.0, 29)
+    assert (second["hit_rate"], second["num_computed"]) == (1.0, 0)
+    assert second["saved_s"] == pytest.approx(first["computed_s"], rel=1e-6)
+    assert read_report(tmp_path / "runs" / "second")["throughput"]["reference"]["hit_rate"] == 1.0
+
+
+def test_two_runs_at_the_same_time_end_with_one_sound_store(overrides, tmp_path, own_cache):
+    command = [sys.executable, "-m", "prefopt.train", *overrides, "evaluation.batch_size=1"]
+    processes = [
+        subprocess.Popen([*command, f"run.name={name}"], stdout=subprocess.DEVNULL) for name in ("one", "two")
+    ]
+    assert [process.wait(180) for process in processes] == [0, 0]
+    assert not list(own_cache.rglob("*.partial")) + list(own_cache.rglob("*.damaged"))
+    assert len(list((own_cache / "reference").iterdir())) == 1
+    one, two = (tmp_path / "runs" / name for name in ("one", "two"))
+    assert deterministic(one) == deterministic(two)
+    train([*overrides, "run.name=three"])
+    assert work_of(tmp_path / "runs" / "three")["reference"]["hit_rate"] == 1.0
+
+
+@pytest.mark.parametrize("how", [["engine=trl"], ["reference=live"], ["engine=trl", "reference=live"]])
+def test_the_report_does_not_depend_on_engine_or_store(overrides, tmp_path, how):
+    train([*overrides, "run.name=fast"])
+    train([*overrides, "run.name=other", *how])
+    fast, other = (read_report(tmp_path / "runs" / name)["held_out"] for name in ("fast", "other"))
+    for model in ("base", "tuned"):
+        for name, entry in fast[model].items():
+            assert other[model][name]["value"] == pytest.approx(entry["value"], rel=1e-4, abs=1e-4)
+
+
+def test_a_folder_that_cannot_be_written_stops_the_run_with_a_reason(overrides, tmp_path, fails):
+    (tmp_path / "file").write_text("")
+    message = fails(train, [*overrides, f"reference.path={tmp_path / 'file'}"])
+    assert "cannot be stored here" in message
+    assert "reference=live" in message

@@ -1,0 +1,137 @@
+"""What identifies a model's weights: the content of its files, and nothing else."""
+
+import json
+import shutil
+
+import pytest
+
+from prefopt.config import load_config
+from prefopt.errors import UserError
+from prefopt.modeling import fingerprint
+from prefopt.modeling.fingerprint import DIGESTS, fingerprint_weights
+from prefopt.modeling.reference import open_store
+from prefopt.schema import ModelConfig
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def of(folder) -> str:
+    return fingerprint_weights(ModelConfig(path=str(folder)))
+
+
+def test_a_copy_has_the_same_fingerprint(folder, tiny_model):
+    assert of(folder) == of(tiny_model)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_one_changed_byte_of_what_decides_the_function_changes_it(folder, name):
+    before = of(folder)
+    content = bytearray((folder / name).read_bytes())
+    content[-2] ^= 1
+    (folder / name).write_bytes(content)
+    assert of(folder) != before
+
+
+def test_files_that_do_not_decide_the_function_do_not_count(folder):
+    before = of(folder)
+    (folder / "README.md").write_text("a card")
+    (folder / "optimizer.pt.txt").write_text("state")
+    assert of(folder) == before
+
+
+def test_large_files_are_hashed_once_and_again_when_they_change(folder, monkeypatch):
+    monkeypatch.setattr(fingerprint, "REMEMBER_BYTES", 1)
+    before = of(folder)
+    assert (folder / DIGESTS).is_file()
+    hashed = []
+    original = fingerprint.hashlib.file_digest
+    monkeypatch.setattr(fingerprint.hashlib, "file_digest", lambda f, a: hashed.append(f.name) or original(f, a))
+    assert of(folder) == before
+    assert hashed == []
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1
+    weights.write_bytes(content)
+    assert of(folder) != before
+    assert hashed == [str(weights)]
+
+
+def test_digests_go_to_the_cache_where_the_folder_cannot_be_written(folder, monkeypatch, cache):
+    monkeypatch.setattr(fingerprint, "REMEMBER_BYTES", 1)
+    original = fingerprint.write_json
+
+    def write(path, value):
+        if path.parent == folder:
+            raise OSError(30, "Read-only file system")
+        original(path, value)
+
+    monkeypatch.setattr(fingerprint, "write_json", write)
+    of(folder)
+    assert not (folder / DIGESTS).exists()
+    assert any((cache / "digests").iterdir())
+
+
+def test_an_adapter_counts_together_with_its_base(folder, tiny_model, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    shutil.copy(folder / "model.safetensors", adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    before = of(adapter)
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    assert of(adapter) != before
+
+
+def test_a_folder_without_weights_is_refused(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="no weights here"):
+        of(folder)
+
+
+BASE = ["model=hf", "data=files", "data.train=x.jsonl", "logger=none"]
+
+
+def store_of(folder, *changes):
+    return open_store(load_config([*BASE, f"model.path={folder}", *changes])).folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["optim.learning_rate=1e-3"],
+        ["algorithm.beta=0.5"],
+        ["algorithm.loss_type=ipo"],
+        ["algorithm.ld_alpha=0.5"],
+        ["run.seed=7"],
+        ["run.root=elsewhere"],
+        ["peft=lora", "peft.r=3"],
+        ["trainer.per_device_batch_size=2"],
+        ["evaluation.batch_size=2"],
+        ["engine=trl"],
+        ["data.max_length=77"],
+    ],
+)
+def test_what_does_not_change_a_log_prob_finds_the_same_store(folder, change):
+    assert store_of(folder, *change) == store_of(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["trainer.precision=bf16"],
+        ["trainer.precision=bf16", "model.dtype=bf16", "peft=lora"],
+        ["trainer.precision=bf16", "model.dtype=bf16", "peft=qlora"],
+        ["model.attn_implementation=eager"],
+    ],
+)
+def test_what_changes_a_log_prob_finds_another_store(folder, change):
+    assert store_of(folder, *change) != store_of(folder)
+    if "model.dtype=bf16" in change:
+        assert store_of(folder, *change) != store_of(folder, "trainer.precision=bf16")
+
+
+@pytest.mark.parametrize("mode", ["live", "none"])
+def test_other_modes_have_no_store(folder, mode):
+    assert open_store(load_config([*BASE, f"model.path={folder}", f"reference={mode}"])) is None

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from transformers import set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from prefopt.choices import AlgorithmName
 from prefopt.distributed.ranks import is_main
@@ -55,8 +56,9 @@ def train_and_report(
         train(trainer, config, run, log, console)
         if not is_main():
             return
-        del trainer  # its models, before the evaluation loads its own
+        del trainer  # its models, before the evaluation loads its own, whole ones
         release_memory()
+        unset_hf_deepspeed_config()
         report = evaluate_run(config, run, examples, material)
         print_report(report, run.report / "report.html", console)
         if mirror is not None:

@@ -19,3 +19,48 @@ def test_a_run_on_cuda_leaves_a_complete_report(overrides, tmp_path, changes):
     report = json.loads((tmp_path / "runs" / "test" / "report" / "report.json").read_text())
     assert report["held_out"]["n"] == 7
     assert "cpu" not in report["provenance"]["hardware"].lower()
+
+
+@pytest.mark.parametrize("heads", [(8, 8), (8, 2)])
+@pytest.mark.parametrize("window", [None, 16])
+@pytest.mark.parametrize("head_size", [64, 128])
+def test_the_variable_length_kernel_aligns_its_causal_mask_to_the_last_query_and_key(heads, window, head_size):
+    from prefopt.modeling.shared_prefix import PairLayout
+    from prefopt.modeling.shared_prefix.attention import split_attention, varlen_attention
+
+    layout = PairLayout.build([(130, 40, 17), (1, 3, 300), (64, 1, 2)], width=400).to("cuda")
+    torch.manual_seed(0)
+    shapes = [(1, count, layout.num_tokens, head_size) for count in (heads[0], heads[1], heads[1])]
+    tensors = [torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
+    found = []
+    for form in (varlen_attention, split_attention):
+        out = form(*tensors, layout, window=window)
+        found.append([out, *torch.autograd.grad(out.float().square().sum(), tensors)])
+    for ours, expected in zip(*found, strict=True):
+        assert (ours - expected).abs().max() / expected.abs().max() < 0.03
+
+
+def test_the_gradient_of_the_variable_length_form_is_deterministic():
+    from prefopt.modeling.shared_prefix import PairLayout
+    from prefopt.modeling.shared_prefix.attention import _gather
+
+    layout = PairLayout.build([(130, 40, 17), (64, 100, 200)], width=400).to("cuda")
+    rows = torch.randn(layout.num_tokens, 4, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    grads = []
+    for _ in range(5):
+        out = _gather(rows, layout.varlen.keys, layout.varlen.copies)
+        torch.manual_seed(0)
+        grads.append(torch.autograd.grad(out, rows, torch.randn_like(out))[0])
+    assert all(torch.equal(grads[0], grad) for grad in grads)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_held_out_metrics_do_not_depend_on_engine_or_reference_on_cuda(overrides, tmp_path, precision):
+    reports = []
+    for name, how in (("fast", ["engine=shared_prefix"]), ("plain", ["engine=trl", "reference=live"])):
+        train([*overrides, *how, f"run.name={name}", f"trainer.precision={precision}", "trainer.max_steps=2"])
+        reports.append(json.loads((tmp_path / "runs" / name / "report" / "report.json").read_text())["held_out"])
+    fast, plain = (report["tuned"]["mean_margin"]["value"] for report in reports)
+    assert fast == pytest.approx(plain, abs=1e-3 if precision == "fp32" else 5e-2)
+    form = json.loads((tmp_path / "runs" / "fast" / "work.json").read_text())["engine"]
+    assert form == ("shared_prefix (varlen)" if precision == "bf16" else "shared_prefix (split)")

@@ -34,7 +34,7 @@ def share_prompts(model: Any, config: TrainConfig) -> SharedPrefix | None:
     if config.engine.name is EngineName.trl:
         _say("engine: trl")
         return None
-    obstacle = find_obstacle(model) or _dropout(config)
+    obstacle = find_obstacle(model) or _find_obstacle_in_settings(config)
     if obstacle is None:
         engine, obstacle = _install(model, config.trainer.precision)
         if engine is not None:
@@ -54,9 +54,14 @@ def _install(model: Any, precision: Precision) -> tuple[SharedPrefix | None, str
     try:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=precision is Precision.bf16):
             difference = verify(model, _probe(model))
+    except torch.OutOfMemoryError:
+        raise
     except UnsupportedAttentionError as error:
         engine.remove()
         return None, str(error)
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        engine.remove()
+        return None, f"{type(model).__name__} fails on a packed row ({type(error).__name__}: {error})"
     limit = LIMIT[Precision.bf16 if reduced else Precision.fp32]
     if not difference <= limit:
         engine.remove()
@@ -94,10 +99,13 @@ def _before_completion(width: int) -> torch.Tensor:
     return torch.arange(width) < torch.tensor([prompt for prompt, *_ in PROBE])[:, None]
 
 
-def _dropout(config: TrainConfig) -> str | None:
-    if config.trainer.extra.get("disable_dropout", True):
-        return None
-    return "dropout is on, and both completions would share what it drops from their prompt"
+def _find_obstacle_in_settings(config: TrainConfig) -> str | None:
+    extra = config.trainer.extra
+    if not extra.get("disable_dropout", True):
+        return "dropout is on, and both completions would share what it drops from their prompt"
+    if extra.get("router_aux_loss_coef"):
+        return "trainer.extra.router_aux_loss_coef adds a router loss, which would count a shared prompt once"
+    return None
 
 
 def _is_partitioned(model: Any) -> bool:

@@ -53,10 +53,10 @@ def find_obstacle(model: Any) -> str | None:
         return f"{name} has no backbone apart from its head"
     if getattr(config, "output_router_logits", False) or _aux_loss_coefficient(config):
         return f"{name} has an auxiliary router loss, which would count a shared prompt once instead of twice"
-    prompt_learning = [
-        c for c in getattr(model, "peft_config", {}).values() if getattr(c, "is_prompt_learning", False)
-    ]
-    if prompt_learning:
+    if hasattr(getattr(causal.base_model, "embeddings", None), "create_position_ids_from_input_ids"):
+        return f"{name} counts positions from its padding token on"
+    adapters = getattr(model, "peft_config", {}).values()
+    if any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters):
         return "the adapter prepends virtual tokens"
     return None
 

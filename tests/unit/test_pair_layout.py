@@ -1,0 +1,114 @@
+"""The layout of a shared-prefix row against loops that follow its definition."""
+
+import pickle
+
+import torch
+from accelerate.utils import send_to_device
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefopt.modeling.shared_prefix import PairLayout
+
+Lengths = list[tuple[int, int, int]]
+pairs = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=5)
+spare = st.integers(0, 3)
+
+
+def slow_row(lengths: Lengths) -> list[tuple[int, int, int]]:
+    """Pair, segment and position of each token."""
+    row = []
+    for pair, (prompt, chosen, rejected) in enumerate(lengths):
+        row += [(pair, 0, position) for position in range(prompt)]
+        row += [(pair, 1, prompt + i) for i in range(chosen)]
+        row += [(pair, 2, prompt + i) for i in range(rejected)]
+    return row
+
+
+def width_of(lengths: Lengths, spare: int = 0) -> int:
+    return max(prompt + max(chosen, rejected) for prompt, chosen, rejected in lengths) + spare
+
+
+def test_a_pair_is_laid_out_as_written_down_by_hand():
+    layout = PairLayout.build([(2, 1, 2), (0, 2, 1)], width=5)
+    assert layout.source.tolist() == [0, 1, 2, 12, 13, 5, 6, 15]
+    assert layout.position_ids.tolist() == [[0, 1, 2, 2, 3, 0, 1, 0]]
+    assert layout.predictors.tolist() == [1, 1, 3, 5]
+    assert layout.targets.tolist() == [2, 3, 4, 6]
+    assert layout.scored.tolist() == [1, 9, 10, 4]
+
+
+@given(pairs, spare)
+def test_the_row_holds_every_prompt_once_and_no_padding(lengths, spare):
+    width = width_of(lengths, spare)
+    layout, row = PairLayout.build(lengths, width), slow_row(lengths)
+    place = [(pair + len(lengths) * (segment == 2)) * width + position for pair, segment, position in row]
+    assert layout.source.tolist() == place
+    assert layout.position_ids.tolist() == [[position for _, _, position in row]]
+    assert layout.num_tokens == len(row) == sum(layout.split)
+    assert layout.num_pairs == len(lengths)
+
+
+@given(pairs, spare)
+def test_every_completion_token_is_predicted_by_the_token_before_it(lengths, spare):
+    width = width_of(lengths, spare)
+    layout, row = PairLayout.build(lengths, width), slow_row(lengths)
+    predictors, targets, scored = [], [], []
+    for target, (pair, segment, position) in enumerate(row):
+        if segment == 0 or position == 0:
+            continue
+        before = [i for i, (p, s, at) in enumerate(row) if p == pair and s in (0, segment) and at == position - 1]
+        assert len(before) == 1
+        predictors += before
+        targets.append(target)
+        scored.append((pair + len(lengths) * (segment == 2)) * (width - 1) + position - 1)
+    assert layout.predictors.tolist() == predictors
+    assert layout.targets.tolist() == targets
+    assert layout.scored.tolist() == scored
+
+
+@given(pairs, spare)
+def test_what_is_scored_is_what_trl_scores(lengths, spare):
+    width = width_of(lengths, spare)
+    is_completion = torch.zeros(2 * len(lengths), width, dtype=torch.bool)
+    for pair, (prompt, chosen, rejected) in enumerate(lengths):
+        is_completion[pair, prompt : prompt + chosen] = True
+        is_completion[pair + len(lengths), prompt : prompt + rejected] = True
+    expected = is_completion[:, 1:].flatten().nonzero().flatten().tolist()
+    assert sorted(PairLayout.build(lengths, width).scored.tolist()) == expected
+
+
+@given(pairs)
+def test_a_kernel_gets_for_each_segment_the_keys_it_sees(lengths):
+    layout, row = PairLayout.build(lengths, width_of(lengths)), slow_row(lengths)
+    queries, keys = [], []
+    for pair in range(len(lengths)):
+        of = [[i for i, (p, s, _) in enumerate(row) if (p, s) == (pair, segment)] for segment in range(3)]
+        queries += of
+        keys += [of[0], of[0] + of[1], of[0] + of[2]]
+    found = layout.varlen
+    assert found.cu_seqlens_q.dtype == found.cu_seqlens_k.dtype == torch.int32
+    assert found.cu_seqlens_q.tolist() == [sum(map(len, queries[:i])) for i in range(len(queries) + 1)]
+    assert found.cu_seqlens_k.tolist() == [sum(map(len, keys[:i])) for i in range(len(keys) + 1)]
+    assert found.max_q == max(map(len, queries))
+    assert found.max_k == max(map(len, keys))
+    flat = [place for segment in keys for place in segment]
+    assert found.keys.tolist() == flat
+    for token, copies in enumerate(found.copies.tolist()):
+        places = [i for i, place in enumerate(flat) if place == token]
+        assert copies == places + [len(flat)] * (3 - len(places))
+
+
+def test_a_layout_survives_a_loader_worker():
+    layout = PairLayout.build([(3, 2, 1)], width=5)
+    copy = pickle.loads(pickle.dumps(layout))
+    assert (copy.lengths, copy.width) == (layout.lengths, layout.width)
+    assert torch.equal(copy.source, layout.source)
+
+
+def test_accelerate_moves_a_layout_with_its_batch():
+    layout = PairLayout.build([(3, 2, 1)], width=5)
+    assert layout.varlen.keys.device.type == "cpu"
+    moved = send_to_device({"pair_layout": layout}, torch.device("meta"))["pair_layout"]
+    tensors = [moved.source, moved.position_ids, moved.predictors, moved.targets, moved.scored, moved.varlen.keys]
+    assert all(tensor.is_meta for tensor in tensors)
+    assert moved.lengths == layout.lengths

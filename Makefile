@@ -35,6 +35,8 @@ lint: install
 
 bench: install
 	$(RUN) -m benchmarks.tokenize
+	$(RUN) -m benchmarks.dpo_step
+	$(RUN) -m benchmarks.sweep
 
 data: install
 	$(RUN) experiments/brand_voice/build_data.py

@@ -5,15 +5,12 @@ python -m benchmarks.tokenize --data pairs.jsonl --model path/to/model --write
 """
 
 import argparse
-import json
-import os
-import platform
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +22,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 from trl import DPOTrainer
 
+from benchmarks.results import write_results
 from prefopt.choices import DataFormat, OnBadRow, OnLongCompletion
 from prefopt.data.records import PreferencePair, read_records
 from prefopt.data.tokenize import tokenize_pairs
@@ -34,7 +32,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("trl", "transformers", "tokenizers", "datasets", "pyarrow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,24 +156,6 @@ def print_table(timings: list[Timing]) -> None:
         print(f"{row.case:<28}{row.pairs:>7}{row.tokens:>11,}{theirs:>19}{ours:>17}{row.ratio:>7.1f}x")
 
 
-def write_results(timings: list[Timing], rounds: int) -> Path:
-    """Writes the timings with machine and versions, and returns the path."""
-    machine = f"{platform.machine()}-{os.cpu_count()}cpu"
-    path = RESULTS / machine / "tokenize.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    packages = {name: version(name) for name in ("trl", "transformers", "tokenizers", "datasets", "pyarrow")}
-    content = {
-        "machine": machine,
-        "python": platform.python_version(),
-        "packages": packages,
-        "tokenizers_parallelism": os.environ.get("TOKENIZERS_PARALLELISM", "default"),
-        "rounds": rounds,
-        "results": [{**asdict(row), "ratio": row.ratio} for row in timings],
-    }
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return path
-
-
 def main() -> None:
     """Measures, prints, and writes if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -183,7 +163,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--data", help="a preference file to measure on as well")
     parser.add_argument("--model", help="folder of the tokenizer for --data")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}/<machine>/tokenize.json")
+    parser.add_argument("--write", action="store_true", help="write results/<machine>/tokenize.json")
     args = parser.parse_args()
     if bool(args.data) != bool(args.model):
         parser.error("--data and --model go together")
@@ -202,7 +182,8 @@ def main() -> None:
         timings.append(measure(Path(args.data).name[:26], records, tokenizer, args.rounds))
     print_table(timings)
     if args.write:
-        print(f"written: {write_results(timings, args.rounds)}")
+        content = {"rounds": args.rounds, "results": [{**asdict(row), "ratio": row.ratio} for row in timings]}
+        print(f"written: {write_results('tokenize', content, packages=PACKAGES, argv=sys.argv[1:])}")
 
 
 if __name__ == "__main__":

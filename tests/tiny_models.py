@@ -127,7 +127,7 @@ def build(tiny: Tiny, outputs: tuple[str, ...] = FUSED) -> Any:
     return model.to(tiny.dtype).train()
 
 
-def pair_batch(lengths: list[tuple[int, int, int]], seed: int = 0) -> dict[str, Any]:
+def pair_batch(lengths: list[tuple[int, int, int]], seed: int = 0, share_from: int = 0) -> dict[str, Any]:
     """A padded batch `[chosen; rejected]` of random tokens, and its layout."""
     generator = torch.Generator().manual_seed(seed)
     pairs, width = len(lengths), max(prompt + max(completions) for prompt, *completions in lengths)
@@ -140,7 +140,7 @@ def pair_batch(lengths: list[tuple[int, int, int]], seed: int = 0) -> dict[str, 
             input_ids[row, : prompt + length] = torch.cat([shared, own])
             attention_mask[row, : prompt + length] = 1
             labels[row, prompt : prompt + length] = own
-    layout = PairLayout.build(lengths, width)
+    layout = PairLayout.build(lengths, width, share_from)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, LAYOUT: layout}
 
 

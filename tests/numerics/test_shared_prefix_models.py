@@ -78,6 +78,15 @@ def test_outputs_loss_and_gradients_are_those_of_plain_trl(name, shape):
     assert found.outputs.log_probs.abs().sum() > 1
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3"])
+@pytest.mark.parametrize("share_from", [2, 13, 100])
+def test_prompts_too_short_to_be_shared_give_the_same(name, share_from):
+    model, batch = build(SUPPORTED[name]), pair_batch(RAGGED, share_from=share_from)
+    expected = step(model, without_layout(batch))
+    SharedPrefix(model)
+    assert_equal(step(model, batch), expected)
+
+
 def test_padding_is_not_computed_and_prompts_are_computed_once():
     model, batch = build(SUPPORTED["llama"]), pair_batch(RAGGED)
     SharedPrefix(model)

@@ -66,15 +66,25 @@ def test_every_completion_token_is_predicted_by_the_token_before_it(lengths, spa
     assert layout.scored.tolist() == scored
 
 
-@given(pairs, spare)
-def test_what_is_scored_is_what_trl_scores(lengths, spare):
+def test_a_prompt_too_short_to_be_shared_stands_before_both_completions():
+    layout = PairLayout.build([(2, 1, 2), (4, 1, 1)], width=5, share_from=3)
+    assert layout.segments == ((0, 3, 4), (4, 1, 1))
+    assert layout.source.tolist() == [0, 1, 2, 10, 11, 12, 13, 5, 6, 7, 8, 9, 19]
+    assert layout.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3, 4, 4]]
+    assert layout.predictors.tolist() == [1, 4, 5, 10, 10]
+    assert layout.targets.tolist() == [2, 5, 6, 11, 12]
+    assert layout.scored.tolist() == [1, 9, 10, 7, 15]
+
+
+@given(pairs, spare, st.integers(0, 12))
+def test_what_is_scored_is_what_trl_scores(lengths, spare, share_from):
     width = width_of(lengths, spare)
     is_completion = torch.zeros(2 * len(lengths), width, dtype=torch.bool)
     for pair, (prompt, chosen, rejected) in enumerate(lengths):
         is_completion[pair, prompt : prompt + chosen] = True
         is_completion[pair + len(lengths), prompt : prompt + rejected] = True
     expected = is_completion[:, 1:].flatten().nonzero().flatten().tolist()
-    assert sorted(PairLayout.build(lengths, width).scored.tolist()) == expected
+    assert sorted(PairLayout.build(lengths, width, share_from).scored.tolist()) == expected
 
 
 @given(pairs)
@@ -101,7 +111,7 @@ def test_a_kernel_gets_for_each_segment_the_keys_it_sees(lengths):
 def test_a_layout_survives_a_loader_worker():
     layout = PairLayout.build([(3, 2, 1)], width=5)
     copy = pickle.loads(pickle.dumps(layout))
-    assert (copy.lengths, copy.width) == (layout.lengths, layout.width)
+    assert (copy.segments, copy.width) == (layout.segments, layout.width)
     assert torch.equal(copy.source, layout.source)
 
 
@@ -111,4 +121,4 @@ def test_accelerate_moves_a_layout_with_its_batch():
     moved = send_to_device({"pair_layout": layout}, torch.device("meta"))["pair_layout"]
     tensors = [moved.source, moved.position_ids, moved.predictors, moved.targets, moved.scored, moved.varlen.keys]
     assert all(tensor.is_meta for tensor in tensors)
-    assert moved.lengths == layout.lengths
+    assert moved.segments == layout.segments

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,7 +21,7 @@ from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory, State
 from prefopt.tracking.metrics import MetricsLog, read_metrics
 from prefopt.tracking.wandb import choose_mode, start_wandb
-from prefopt.trainers.callbacks import Progressed
+from prefopt.trainers.batches import count_examples
 
 
 def write_checkpoint(folder: Path, step: int) -> Path:
@@ -94,8 +95,9 @@ def test_values_that_are_not_finite_are_null_so_that_every_line_is_json(tmp_path
 
 
 def test_pairs_count_the_short_last_batch_of_an_epoch():
-    progressed = Progressed(num_examples=22, batch=4)
-    assert [progressed.pairs(step) for step in (0, 1, 5, 6, 7, 12)] == [0, 4, 20, 22, 26, 44]
+    args = SimpleNamespace(gradient_accumulation_steps=2, world_size=1, per_device_train_batch_size=2)
+    trainer = SimpleNamespace(args=args, train_dataset=range(22))
+    assert [count_examples(trainer, step) for step in (0, 1, 5, 6, 7, 12)] == [0, 4, 20, 22, 26, 44]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from prefopt.modeling.shared_prefix import LAYOUT, PairLayout
+from prefopt.modeling.shared_prefix.layout import SHARE_FROM
 
 REFERENCE_COLUMNS = ("ref_chosen_per_token", "ref_rejected_per_token")
 """Reference log-probs of the completions' tokens, as a store gives them."""
@@ -22,10 +23,12 @@ class PairCollator:
     Attributes:
         pad_token_id: Fills rows; it is masked.
         with_layout: Add the `PairLayout` of the batch, for a model whose prompts are shared.
+        min_saving: Share of the padded tokens that a layout must save; else the batch goes without, as in TRL.
     """
 
     pad_token_id: int
     with_layout: bool = False
+    min_saving: float = 0.03
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         pairs = len(examples)
@@ -51,5 +54,7 @@ class PairCollator:
             )
             batch[REFERENCE] = torch.from_numpy(logps)
         if self.with_layout:
-            batch[LAYOUT] = PairLayout.build(lengths, width)
+            layout = PairLayout.build(lengths, width, SHARE_FROM)
+            if layout.num_tokens <= (1 - self.min_saving) * input_ids.size:
+                batch[LAYOUT] = layout
         return batch

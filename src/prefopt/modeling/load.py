@@ -24,6 +24,13 @@ def check_hardware(config: TrainConfig) -> None:
     disable_progress_bar()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to find out
+    if config.peft.method is PeftMethod.qlora:
+        if not torch.cuda.is_available():
+            raise UserError("peft=qlora: 4-bit base models need a CUDA device, and there is none. Use peft=lora.")
+        try:
+            import bitsandbytes  # noqa: F401 (an optional dependency: only its presence is asked)
+        except ImportError as error:
+            raise UserError("peft=qlora: needs bitsandbytes. Install it: pip install 'prefopt[qlora]'.") from error
     if config.trainer.precision is Precision.bf16 and not has_bf16():
         device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "this CPU"
         raise UserError(f"trainer.precision=bf16: {device} has no bfloat16 instructions. Set trainer.precision=fp32.")
@@ -32,13 +39,6 @@ def check_hardware(config: TrainConfig) -> None:
             f"{torch.cuda.device_count()} GPUs are visible to one process. "
             "Make one visible: CUDA_VISIBLE_DEVICES=0 python -m prefopt.train ..."
         )
-    if config.peft.method is PeftMethod.qlora:
-        if not torch.cuda.is_available():
-            raise UserError("peft=qlora: 4-bit base models need a CUDA device, and there is none. Use peft=lora.")
-        try:
-            import bitsandbytes  # noqa: F401 (an optional dependency: only its presence is asked)
-        except ImportError as error:
-            raise UserError("peft=qlora: needs bitsandbytes. Install it: pip install 'prefopt[qlora]'.") from error
 
 
 def has_bf16() -> bool:

@@ -9,6 +9,7 @@ from prefopt.choices import BatchOrder
 from prefopt.data.batching import PairBatches
 from prefopt.data.ragged import PairTable
 from prefopt.distributed.ranks import world_size
+from prefopt.modeling.shared_prefix.layout import to_segments
 from prefopt.schema import TrainConfig
 
 
@@ -23,6 +24,8 @@ def plan_batches(trainer: Any, config: TrainConfig) -> PairBatches | None:
     if budget is None and settings.batch_order is BatchOrder.random:
         return None
     lengths, is_padded = PairTable.of(pairs).lengths, trainer.engine is None
+    if not is_padded:
+        lengths = to_segments(lengths)
     num_epochs = math.ceil(settings.num_epochs)
     if settings.max_steps is not None and budget is not None:
         micro_batches = settings.max_steps * settings.gradient_accumulation_steps * world_size()

@@ -284,6 +284,8 @@ def build(config: TrainConfig, arguments: Any, examples: Examples) -> DPOTrainer
         trainer.add_callback(EpochCallback(trainer.batches))
     if trainer.engine is not None:
         trainer.data_collator.with_layout = True
+        if config.trainer.tokens_per_device is not None:
+            trainer.data_collator.min_saving = 0.0  # the budget counts the tokens of the layout
         if trainer.ref_model is not None:
             share_prompts(trainer.accelerator.unwrap_model(trainer.ref_model), config)
     return trainer

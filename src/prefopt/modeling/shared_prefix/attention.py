@@ -112,7 +112,7 @@ def split_attention(
         return scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale=scaling)
 
     outputs = []
-    for pair, (prompt, *_) in enumerate(layout.lengths):
+    for pair, (prompt, *_) in enumerate(layout.segments):
         shared = 3 * pair
         if prompt:
             outputs.append(attend(queries[shared], keys[shared], values[shared]))
@@ -167,7 +167,7 @@ def choose_form(device: torch.device, dtype: torch.dtype, head_size: int, heads:
         return "split", f"{device.type} has no variable-length kernel"
     if dtype not in (torch.bfloat16, torch.float16):
         return "split", f"the variable-length kernel does not compute in {dtype}"
-    layout = PairLayout.build([(19, 7, 12), (5, 1, 9)], width=40).to(device)
+    layout = PairLayout.build([(19, 7, 12), (0, 6, 3), (5, 1, 9)], width=40).to(device)
     shapes = [(1, count, layout.num_tokens, head_size) for count in (heads[0], heads[1], heads[1])]
     generator = torch.Generator(device).manual_seed(0)
     tensors = [torch.randn(s, device=device, dtype=dtype, generator=generator).requires_grad_() for s in shapes]

@@ -1,7 +1,8 @@
 """Where the tokens of a pair batch stand once every prompt is kept a single time and nothing is padded.
 
 A batch of B pairs becomes one row of T tokens, pair after pair, each as `[prompt | chosen | rejected]`. P, C and R are
-the lengths of a pair's three segments.
+the lengths of a pair's three segments. A prompt too short to be worth sharing stands in front of each completion
+instead: its first segment is empty then.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 
 SEGMENTS = 3
 """prompt, chosen, rejected."""
+
+SHARE_FROM = 32
+"""Tokens of a prompt from which on sharing it saves more than a further attention call costs."""
 
 Indices = NDArray[np.int64]
 
@@ -45,7 +49,7 @@ class PairLayout:
     """The shared-prefix form of a padded batch `[chosen; rejected]` of shape (2 B, width), right-padded.
 
     Attributes:
-        lengths: Tokens of prompt, chosen and rejected of each pair.
+        segments: Tokens of each pair's three segments in the row.
         width: Width of the padded batch.
         source: For each token of the row its place in the flattened padded batch, shape (T,).
         position_ids: Positions, which restart after the prompt for the rejected completion, shape (1, T).
@@ -55,7 +59,7 @@ class PairLayout:
         scored: For each scored token its place in the flattened (2 B, width - 1) output, shape (N,).
     """
 
-    lengths: tuple[tuple[int, int, int], ...]
+    segments: tuple[tuple[int, int, int], ...]
     width: int
     source: torch.Tensor
     position_ids: torch.Tensor
@@ -64,26 +68,32 @@ class PairLayout:
     scored: torch.Tensor
 
     @classmethod
-    def build(cls, lengths: Sequence[tuple[int, int, int]], width: int) -> "PairLayout":
-        """Lays out pairs of the given lengths (prompt, chosen, rejected); completions have at least one token.
+    def build(cls, lengths: Sequence[tuple[int, int, int]], width: int, share_from: int = 0) -> "PairLayout":
+        """Lays out pairs.
 
         Without a prompt (P = 0) nothing predicts a completion's first token, which then is not scored, as in TRL.
+
+        Args:
+            lengths: Tokens of prompt, chosen and rejected of each pair; completions have at least one.
+            width: Of the padded batch.
+            share_from: A prompt of fewer tokens is computed with each completion.
         """
         pairs = len(lengths)
-        segment_lengths = np.array(lengths, dtype=np.int64).reshape(-1)
+        prompts = np.array([prompt for prompt, *_ in lengths], dtype=np.int64)
+        segments = to_segments(np.array(lengths, dtype=np.int64).reshape(-1, SEGMENTS), share_from)
+        segment_lengths = segments.reshape(-1)
         starts = np.cumsum(segment_lengths) - segment_lengths
         segment = np.repeat(np.arange(SEGMENTS * pairs), segment_lengths)
         pair, kind = np.divmod(segment, SEGMENTS)
         token = np.arange(len(segment))
         within = token - starts[segment]
-        prompt_length = segment_lengths[0::SEGMENTS][pair]
-        position = within + np.where(kind > 0, prompt_length, 0)
+        position = within + np.where(kind > 0, segments[:, 0][pair], 0)
         row = pair + np.where(kind == 2, pairs, 0)
         last_of_prompt = (starts[0::SEGMENTS] + segment_lengths[0::SEGMENTS] - 1)[pair]
         before = np.where(within == 0, last_of_prompt, token - 1)
-        is_scored = (kind > 0) & (position > 0)
+        is_scored = (kind > 0) & (position >= np.maximum(prompts, 1)[pair])
         return cls(
-            lengths=tuple(lengths),
+            segments=tuple((prompt, chosen, rejected) for prompt, chosen, rejected in segments.tolist()),
             width=width,
             source=torch.from_numpy(row * width + position),
             position_ids=torch.from_numpy(position[None]),
@@ -94,7 +104,7 @@ class PairLayout:
 
     @property
     def num_pairs(self) -> int:
-        return len(self.lengths)
+        return len(self.segments)
 
     @property
     def num_tokens(self) -> int:
@@ -104,7 +114,7 @@ class PairLayout:
     @cached_property
     def split(self) -> list[int]:
         """Lengths of all segments in the order of the row."""
-        return [length for pair in self.lengths for length in pair]
+        return [length for pair in self.segments for length in pair]
 
     @cached_property
     def masks(self) -> dict[Any, torch.Tensor | None]:
@@ -115,7 +125,7 @@ class PairLayout:
     def varlen(self) -> VarlenIndices:
         """Indices for a variable-length kernel, on the device of the layout."""
         device = self.source.device
-        segment_lengths = np.array(self.lengths, dtype=np.int64).reshape(-1)
+        segment_lengths = np.array(self.segments, dtype=np.int64).reshape(-1)
         starts = np.cumsum(segment_lengths) - segment_lengths
         prompt_length = np.repeat(segment_lengths[0::SEGMENTS], SEGMENTS)
         prompt_length[0::SEGMENTS] = 0
@@ -146,6 +156,14 @@ class PairLayout:
     def _map(self, change: Any) -> "PairLayout":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return PairLayout(**{k: change(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
+
+
+def to_segments(lengths: Indices, share_from: int = SHARE_FROM) -> Indices:
+    """Turns lengths of prompt, chosen and rejected into those of the segments, shape (pairs, 3): what is computed."""
+    prompts = lengths[:, :1]
+    own = np.where(prompts < share_from, prompts, 0)
+    segments: Indices = lengths + own * np.array([-1, 1, 1])
+    return segments
 
 
 def _cumulative(lengths: Indices, device: torch.device) -> torch.Tensor:

@@ -1,0 +1,65 @@
+"""The benchmark of a DPO step runs, writes what it says, and prints no time for a wrong engine."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from benchmarks import cost, dpo_step, results
+from benchmarks.variants import DisagreementError
+from prefopt.data import collate
+from prefopt.modeling.shared_prefix import PairLayout
+
+
+def test_a_quick_run_writes_every_variant_with_its_costs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    dpo_step.main(["--quick", "--rounds", "1", "--device", "cpu", "--write"])
+    (path,) = tmp_path.glob("*/dpo_step.json")
+    written = json.loads(path.read_text(encoding="utf-8"))
+    assert written["packages"].keys() == set(dpo_step.PACKAGES)
+    assert written["command"] == "python -m benchmarks.dpo_step --quick --rounds 1 --device cpu --write"
+    assert written["gpu"] is None
+    fixed, mixed = written["results"]
+    for result in (fixed, mixed):
+        variants = {row["variant"]: row for row in result["variants"]}
+        assert list(variants) == ["trl", "trl_precompute", "trl_proxy", "trl_proxy_precompute", "prefopt"]
+        ours, plain = variants["prefopt"], variants["trl"]
+        assert ours["times_min"] == ours["times_flops"] == 1
+        assert plain["loss_difference"] == plain["gradient_difference"] == 0
+        assert 0 < ours["gradient_difference"] <= 1e-5
+        assert ours["tokens_computed"] == result["tokens_shared"] < plain["tokens_computed"] == result["tokens_padded"]
+        assert variants["trl_proxy"]["flops"] < plain["flops"]
+        assert variants["trl_precompute"]["flops"] < plain["flops"]
+        assert plain["reference_bytes"] > 0 == ours["reference_bytes"]
+        assert all(math.isfinite(row[name]) for row in variants.values() for name in ("min_s", "cpu_s", "peak_bytes"))
+    assert mixed["padding_share"] > fixed["padding_share"]
+    assert "prefopt" in capsys.readouterr().out
+
+
+def test_no_time_is_printed_for_an_engine_with_wrong_positions(monkeypatch, capsys):
+    class WrongLayout(PairLayout):
+        @classmethod
+        def build(cls, lengths, width, *rest):
+            layout = PairLayout.build(lengths, width)
+            layout.position_ids[0] = torch.arange(layout.num_tokens)  # without a restart after the prompt
+            return layout
+
+    monkeypatch.setattr(collate, "PairLayout", WrongLayout)
+    with pytest.raises(DisagreementError, match="prefopt differs from trl"):
+        dpo_step.main(["--quick", "--rounds", "1", "--device", "cpu", "--pairs", "quick"])
+    assert "min s" not in capsys.readouterr().out
+
+
+def test_peak_memory_counts_what_is_alive_at_once():
+    def work() -> None:
+        for _ in range(3):
+            torch.ones(250_000).exp()  # two of a million bytes at once, three times
+
+    assert cost.measure_peak(work, torch.device("cpu")) == pytest.approx(2e6, rel=0.01)
+
+
+def test_flops_of_attention_are_counted_on_a_cpu():
+    query, key = (torch.randn(1, 2, length, 8, requires_grad=True) for length in (6, 10))
+    flops = cost.count_flops(lambda: torch.nn.functional.scaled_dot_product_attention(query, key, key))
+    assert flops == 2 * 2 * (2 * 6 * 10 * 8)

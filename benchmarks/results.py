@@ -21,13 +21,13 @@ def write_results(
         benchmark: Name of the module that measured, below `benchmarks`.
         content: Settings and results of the measurement.
         packages: Distributions whose versions matter to it.
-        argv: Arguments of the command; of absolute paths only the last part is kept.
+        argv: Arguments of the command; of paths only the last part is kept.
         gpu: Name of the CUDA device that was measured; None: the CPU.
     """
     machine = _machine(gpu)
     path = RESULTS / machine / f"{benchmark}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    arguments = [Path(argument).name if Path(argument).is_absolute() else argument for argument in argv]
+    arguments = [Path(argument).name if Path(argument).exists() else argument for argument in argv]
     header = {
         "machine": machine,
         "cpu": _cpu(),

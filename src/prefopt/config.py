@@ -194,7 +194,7 @@ def _check_effect(config: TrainConfig) -> None:
         (config.reference, "reference", "mode", is_dpo),
         (config.trainer, "trainer", "tokens_per_device", is_dpo),
         (config.trainer, "trainer", "batch_order", is_dpo),
-        (config.reference, "reference", "path", config.reference.mode is ReferenceMode.store),
+        (config.reference, "reference", "path", is_dpo and config.reference.mode is ReferenceMode.store),
         (config.data, "data", "held_out_fraction", config.data.held_out is None),
         (config.deepspeed, "deepspeed", "offload_optimizer", config.deepspeed.stage is not None),
     ]

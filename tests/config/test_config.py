@@ -209,3 +209,29 @@ def test_cfg_job_prints_the_complete_configuration(capsys):
     assert "beta: " in printed
     assert "name: dpo_brand_voice-" in printed
     assert "${" not in printed
+
+
+def test_the_fast_paths_are_the_default():
+    config = load_config([])
+    assert (config.engine.name.name, config.reference.mode.name) == ("auto", "store")
+
+
+@pytest.mark.parametrize("mode", ["store", "none"])
+def test_a_reference_that_moves_has_to_be_live(mode):
+    message = refusal("algorithm.sync_ref_model=true", f"reference={mode}")
+    assert "reference=live" in message
+    assert load_config(["algorithm.sync_ref_model=true", "reference=live"]).algorithm.sync_ref_model
+
+
+@pytest.mark.parametrize("setting", ["engine=trl", "reference=live", "reference.path=x"])
+def test_demonstrations_have_no_pairs_to_share(setting):
+    assert "has no effect" in refusal("algorithm=sft", "data=brand_voice_sft", setting)
+
+
+def test_a_folder_for_the_store_needs_a_store():
+    assert "has no effect" in refusal("reference=live", "reference.path=x")
+
+
+def test_where_the_store_lies_is_not_part_of_a_runs_identity():
+    assert fingerprint(load_config(["reference.path=a"])) == fingerprint(load_config(["reference.path=b"]))
+    assert fingerprint(load_config(["reference=live"])) != fingerprint(load_config([]))

@@ -21,6 +21,8 @@ FUNCTION_FILES = ("config.json", "*.safetensors", "*.bin", "*.pt", "*.py", ADAPT
 DIGESTS = ".prefopt_digests.json"
 REMEMBER_BYTES = 64 * 2**20
 """Files from this size on are hashed once; smaller ones every time."""
+ANNOUNCE_BYTES = 2**30
+"""Files from this size on take seconds."""
 
 
 def fingerprint_weights(config: ModelConfig) -> str:
@@ -79,6 +81,8 @@ class _Remembered:
         known = self._known.get(path.name)
         if known is not None and known["mark"] == mark:
             return str(known["sha256"])
+        if stat.st_size >= ANNOUNCE_BYTES:
+            logger.info("reference: hashing %s (%.1f GiB), once", path, stat.st_size / 2**30)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if stat.st_size >= REMEMBER_BYTES:

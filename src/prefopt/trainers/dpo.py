@@ -61,6 +61,7 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
         store = open_store(config)
         if store is not None:
             work["reference"] = self._look_up_reference(store, console).to_dict()
+            self._reference_model = None
         if is_main() and not run.work.exists():
             write_json(run.work, work)
 

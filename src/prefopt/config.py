@@ -237,6 +237,12 @@ def _check_algorithm(config: TrainConfig) -> None:
             f"algorithm.sync_ref_model=true with reference={config.reference.mode.name}: a reference that moves "
             "has to be computed in every step. Set reference=live.",
         )
+        whole = sorted(set(algorithm.loss_types) & {"sft", "aot", "aot_unpaired"})
+        require(
+            config.trainer.tokens_per_device is None or not whole,
+            f"trainer.tokens_per_device with algorithm.loss_type={', '.join(whole)}: these losses look at a "
+            "micro-batch as a whole, so its size must not vary. Set trainer.per_device_batch_size instead.",
+        )
         require(
             config.evaluation.pairs is None,
             "evaluation.pairs is for algorithm=sft; with algorithm=dpo give data.held_out.",

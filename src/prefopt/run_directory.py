@@ -90,7 +90,7 @@ class RunDirectory:
         if not self.path.exists():
             return
         if not self.config.exists():
-            if any(self.path.iterdir()):
+            if any(path.is_file() for path in self.path.rglob("*")):
                 raise UserError(f"{self.path}: exists and is no run of prefopt. Set run.name or run.root.")
             return
         if config.run.overwrite:

@@ -7,8 +7,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
 
+from prefopt.config import load_config
+from prefopt.data.collate import REFERENCE
 from prefopt.modeling.shared_prefix import choice
 from prefopt.train import main as train
+from tests.numerics.test_dpo_trainer import build
 
 
 @pytest.fixture
@@ -21,11 +24,6 @@ def bloom(tiny_model, tmp_path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _forget_what_was_said():
-    choice._say.cache_clear()
 
 
 def work_of(tmp_path: Path) -> dict:
@@ -65,7 +63,35 @@ def test_the_choice_is_said_once(overrides, tmp_path, capsys):
     assert work_of(tmp_path)["engine"] == "shared_prefix (split)"
 
 
-def test_dropout_falls_back_to_trl(overrides, tmp_path, capsys):
-    dropout = ["peft=lora", "peft.dropout=0.1", "trainer.extra.disable_dropout=false"]
-    train([*overrides, *dropout, "trainer.max_steps=1"])
-    assert "engine: trl, because dropout is on" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (["peft=lora", "peft.dropout=0.1", "trainer.extra.disable_dropout=false"], "dropout is on"),
+        (["trainer.extra.neftune_noise_alpha=5"], "neftune"),
+    ],
+)
+def test_settings_that_sharing_would_change_fall_back_to_trl(overrides, capsys, settings, reason):
+    train([*overrides, *settings, "trainer.max_steps=1"])
+    out = capsys.readouterr().out
+    assert "engine: trl, because" in out
+    assert reason in out
+
+
+def test_a_form_that_fails_gives_way_to_the_one_that_always_works(overrides, tmp_path, monkeypatch):
+    from prefopt.modeling.shared_prefix import engine
+
+    def broken(*_args, **_kwargs):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(engine, "choose_form", lambda *_: ("varlen", "as on CUDA"))
+    monkeypatch.setattr("prefopt.modeling.shared_prefix.attention._torch_varlen", broken)
+    train([*overrides, "trainer.max_steps=1"])
+    assert work_of(tmp_path)["engine"] == "shared_prefix (split)"
+
+
+def test_log_probs_of_the_store_stay_in_float32_under_deepspeed_in_bf16(overrides, monkeypatch):
+    trainer = build(load_config(overrides))
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in (0, 1)])
+    half = {k: v.bfloat16() if getattr(v, "is_floating_point", bool)() else v for k, v in batch.items()}
+    monkeypatch.setattr("trl.DPOTrainer._prepare_inputs", lambda self, inputs: dict(half))
+    assert trainer._prepare_inputs(batch)[REFERENCE].dtype is torch.float32

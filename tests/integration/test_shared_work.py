@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from prefopt.errors import UserError
 from prefopt.modeling.reference import SHARD
 from prefopt.train import main as train
 from tests.integration.test_resume import deterministic, report_without_times, weights_equal
@@ -111,3 +112,17 @@ def test_a_folder_that_cannot_be_written_stops_the_run_with_a_reason(overrides, 
     message = fails(train, [*overrides, f"reference.path={tmp_path / 'file'}"])
     assert "cannot be stored here" in message
     assert "reference=live" in message
+    assert not (tmp_path / "runs" / "test").exists()
+
+
+def test_a_store_that_fails_after_training_does_not_cost_the_report(overrides, tmp_path, monkeypatch, capsys):
+    from prefopt.evaluation import measure
+
+    class Full:
+        def complete(self, *_):
+            raise UserError("no space")
+
+    monkeypatch.setattr(measure, "open_store", lambda config: Full())
+    train(overrides)
+    assert "goes on without the store. no space" in capsys.readouterr().out
+    assert read_report(tmp_path / "runs" / "test")["held_out"]["n"] == 7

@@ -149,3 +149,17 @@ def test_without_cuda_the_form_is_split():
     form, reason = choose_form(torch.device("cpu"), torch.bfloat16, 64, (4, 2))
     assert form == "split"
     assert "cpu" in reason
+
+
+def test_under_autocast_a_kernel_gets_tensors_of_one_type():
+    layout = PairLayout.build([(5, 3, 2)], width=8)
+    query, key, value = (torch.randn(1, 2, layout.num_tokens, 8) for _ in range(3))
+    seen = []
+
+    def kernel(q, k, v, *_):
+        seen.extend([q.dtype, k.dtype, v.dtype])
+        return q
+
+    with torch.autocast("cpu", torch.bfloat16):
+        varlen_attention(query, key, value.bfloat16(), layout, kernel=kernel)
+    assert seen == [torch.bfloat16] * 3

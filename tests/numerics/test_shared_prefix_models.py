@@ -236,7 +236,7 @@ def test_verify_sees_a_wrong_attention(monkeypatch):
     monkeypatch.setattr(
         "prefopt.modeling.shared_prefix.attention.repeat_kv", lambda states, n: states.roll(1, 2).repeat(1, n, 1, 1)
     )
-    assert verify(model, batch) > 0.01
+    assert verify(model, batch) > 0.001
 
 
 def test_a_layout_of_another_batch_is_not_computed():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +10,7 @@ from prefopt.config import load_config
 from prefopt.errors import UserError
 from prefopt.modeling import fingerprint
 from prefopt.modeling.fingerprint import DIGESTS, fingerprint_weights
-from prefopt.modeling.reference import open_store
+from prefopt.modeling.reference import check_independence, open_store
 from prefopt.schema import ModelConfig
 
 
@@ -130,6 +131,56 @@ def test_what_changes_a_log_prob_finds_another_store(folder, change):
     assert store_of(folder, *change) != store_of(folder)
     if "model.dtype=bf16" in change:
         assert store_of(folder, *change) != store_of(folder, "trainer.precision=bf16")
+
+
+def test_the_key_names_all_that_decides_a_log_prob(folder):
+    key = open_store(load_config([*BASE, f"model.path={folder}"])).key
+    assert set(key) == {
+        "format",
+        "weights",
+        "dtype",
+        "precision",
+        "quantised",
+        "casts_weights",
+        "numerics",
+        "attention",
+        "device",
+        "transformers",
+    }
+
+
+def test_weights_that_deepspeed_casts_have_a_store_of_their_own(folder):
+    config = load_config([*BASE, f"model.path={folder}", "trainer.precision=bf16"])
+    assert open_store(config, casts_weights=True).folder != open_store(config).folder
+
+
+@pytest.mark.parametrize("setting", ["trainer.extra.tf32=true", "trainer.extra.fp16=true"])
+def test_other_arithmetic_has_a_store_of_its_own(folder, setting):
+    assert store_of(folder, setting) != store_of(folder)
+
+
+def test_what_a_trainer_leaves_beside_the_weights_does_not_count(folder):
+    before = of(folder)
+    for name in ("optimizer.pt", "scheduler.pt", "training_args.bin"):
+        (folder / name).write_bytes(b"state")
+    assert of(folder) == before
+
+
+def test_code_from_another_repository_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "org/code--m.M"}}))
+    with pytest.raises(UserError, match="reference=live"):
+        of(folder)
+
+
+@pytest.mark.parametrize("rope_type", ["longrope", "dynamic"])
+def test_frequencies_that_depend_on_the_batch_need_a_live_reference(rope_type):
+    rope = {"rope_type": rope_type, "factor": 2.0, "original_max_position_embeddings": 64}
+    config = SimpleNamespace(rope_parameters=rope, max_position_embeddings=128)
+    config.get_text_config = lambda: config
+    check_independence(config, 64)
+    with pytest.raises(UserError, match=r"reference=live, or data\.max_length=64"):
+        check_independence(config, 65)
 
 
 @pytest.mark.parametrize("mode", ["live", "none"])

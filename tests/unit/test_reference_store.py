@@ -126,7 +126,7 @@ def test_after_a_kill_pairs_meet_the_same_others_in_their_batch(tmp_path, monkey
     assert batches(first.rows) | batches(rest.rows) == batches(whole.rows)
 
 
-def _fill(root: str, seed: int) -> None:
+def _fill(root: str) -> None:
     class Slow(Model):
         def __call__(self, table, rows):
             for batch in super().__call__(table, rows):
@@ -141,7 +141,7 @@ def _fill(root: str, seed: int) -> None:
 
 def test_processes_that_write_at_the_same_time_end_with_one_sound_store(tmp_path):
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_fill, args=(str(tmp_path), seed)) for seed in range(3)]
+    processes = [context.Process(target=_fill, args=(str(tmp_path),)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
@@ -228,6 +228,42 @@ def test_every_ingredient_of_the_key_leads_elsewhere(tmp_path, ingredient):
     assert len(model.rows) == 40
     assert len(shards(tmp_path)) == 2
     assert json.loads((ReferenceStore.open(tmp_path, key).folder / "key.json").read_text()) == key
+
+
+def test_log_probs_that_are_not_finite_are_not_stored(tmp_path):
+    class Broken(Model):
+        def __call__(self, table, rows):
+            for part, logps in super().__call__(table, rows):
+                logps.chosen.values[0] = np.nan
+                yield part, logps
+
+    with pytest.raises(UserError, match="not finite"):
+        ReferenceStore.open(tmp_path, KEY).complete(build_table(), Broken())
+    assert not shards(tmp_path)
+
+
+def test_a_shard_that_cannot_be_read_is_left_out_and_left_alone(tmp_path, monkeypatch):
+    ReferenceStore.open(tmp_path, KEY).complete(build_table(), Model())
+    (shard,) = shards(tmp_path)
+    original = Path.read_bytes
+
+    def refused(path):
+        if path == shard:
+            raise PermissionError(13, "Permission denied")
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    model = Model()
+    found, _ = ReferenceStore.open(tmp_path, KEY).complete(build_table(), model)
+    check(build_table(), found)
+    assert len(model.rows) == 40
+    assert shard.exists()
+
+
+def test_one_value_that_is_not_finite_spoils_the_sum_of_its_row_alone():
+    rows = Ragged.of([np.array([1.0, 2.0]), np.array([np.nan]), np.array([]), np.array([4.0])], np.float32)
+    assert rows.sums()[[0, 2, 3]].tolist() == [3.0, 0.0, 4.0]
+    assert np.isnan(rows.sums()[1])
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(tmp_path):

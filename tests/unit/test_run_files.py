@@ -105,6 +105,15 @@ def config(tmp_path):
     return load_config(["+experiment=dpo_brand_voice", f"run.root={tmp_path / 'runs'}", "run.name=x"])
 
 
+def test_empty_folders_of_a_run_that_never_began_do_not_block_its_name(config):
+    run = RunDirectory.of(config)
+    run.checkpoints.mkdir(parents=True)
+    run.check(config)
+    (run.path / "mine.txt").write_text("")
+    with pytest.raises(UserError, match="no run of prefopt"):
+        run.check(config)
+
+
 def test_checking_a_run_directory_writes_nothing(config, tmp_path):
     RunDirectory.of(config).check(config)
     assert list(tmp_path.iterdir()) == []

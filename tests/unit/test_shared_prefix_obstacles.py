@@ -33,6 +33,8 @@ REFUSED = {
     "gpt_oss": (Tiny("GptOss", EXPERTS | {"router_aux_loss_coef": 0.0}), "attention sinks"),
     "gemma3_bidirectional": (Tiny("Gemma3", WINDOW | {"use_bidirectional_attention": True}), "not causal"),
     "roberta": (Tiny("Roberta"), "not causal"),
+    "attention_dropout": (Tiny("Llama", {"attention_dropout": 0.1}), "drops attention weights"),
+    "roberta_decoder": (Tiny("Roberta", {"is_decoder": True}), "counts positions from its padding token"),
     "bloom": (Tiny("Bloom", {"n_layer": 2, "n_head": 4}), OTHER_ATTENTION),
     "mpt": (Tiny("Mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4}), OTHER_ATTENTION),
     "falcon_alibi": (Tiny("Falcon", {"alibi": True}), OTHER_ATTENTION),
@@ -45,6 +47,14 @@ HIDDEN_RULE = {
     "doge": (Tiny("Doge", {"router_aux_loss_coef": 0.0}), "DogeAttention uses a mask of its own"),
     "gpt_oss": (REFUSED["gpt_oss"][0], "GptOssAttention uses s_aux"),
 }
+
+
+def test_an_attention_implementation_that_looks_at_its_own_name_is_refused():
+    model = build(SUPPORTED["llama"])
+    model.config._attn_implementation = "flash_attention_2"
+    assert "model.attn_implementation=flash_attention_2" in find_obstacle(model)
+
+
 TEXT = {
     "vocab_size": 64,
     "hidden_size": 16,

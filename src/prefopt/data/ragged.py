@@ -48,8 +48,10 @@ class Ragged:
 
     def sums(self) -> NDArray[np.float64]:
         """Sum of each row in float64, shape (rows,); 0 for an empty one."""
-        totals = np.concatenate([[0.0], np.cumsum(self.values, dtype=np.float64)])
-        sums: NDArray[np.float64] = totals[self.offsets[1:]] - totals[self.offsets[:-1]]
+        sums = np.zeros(len(self))
+        filled = self.lengths > 0
+        if filled.any():
+            sums[filled] = np.add.reduceat(self.values, self.offsets[:-1][filled], dtype=np.float64)
         return sums
 
 

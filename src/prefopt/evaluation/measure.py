@@ -98,7 +98,8 @@ def compare_models(config: TrainConfig, model_folder: Path, tokenizer: Any, mate
         scorer = Scorer.of(load_model(config.model, config.peft.method), config, tokenizer.pad_token_id)
     logger.info("evaluation: the base model")
     with scorer.model.disable_adapter() if is_adapter else nullcontext():
-        base = measure(scorer, tokenizer, material, config, open_store(config))
+        has_pairs = material.held_out.pairs is not None or material.train.pairs is not None
+        base = measure(scorer, tokenizer, material, config, open_store(config) if has_pairs else None)
         by_base = scorer.score(own) if own else None
     return Comparison(base, tuned, by_base, by_tuned)
 
@@ -121,7 +122,11 @@ def measure(
         table = PairTable.of(pairs)
         if store is None:
             return PairScores.of(scorer.score_pairs(table))
-        logps, usage = store.complete(table, scorer.iterate_pairs)
+        try:
+            logps, usage = store.complete(table, scorer.iterate_pairs)
+        except UserError as error:
+            logger.warning("evaluation: goes on without the store. %s", error)
+            return PairScores.of(scorer.score_pairs(table))
         logger.info("evaluation: %s", usage)
         return PairScores.of(logps)
 

@@ -1,5 +1,6 @@
 """Log-probabilities of completions, one value per completion: independent of batch size, padding and order."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -92,9 +93,11 @@ class Scorer:
         if torch.cuda.is_available() and not quantised:
             model.to("cuda")
         add_fused_lm_head(model.get_base_model() if hasattr(model, "peft_config") else model)
-        shares_prompts = isinstance(config.algorithm, DPOAlgorithmConfig) and share_prompts(model, config) is not None
+        engine = None
+        if isinstance(config.algorithm, DPOAlgorithmConfig):
+            engine = share_prompts(model, config, model.device, level=logging.DEBUG, is_strict=False)
         bf16 = config.trainer.precision is Precision.bf16
-        return cls(model, pad_token_id, config.evaluation.batch_size, bf16, shares_prompts)
+        return cls(model, pad_token_id, config.evaluation.batch_size, bf16, engine is not None)
 
     @property
     def device(self) -> torch.device:

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 FUNCTION_FILES = ("config.json", "*.safetensors", "*.bin", "*.pt", "*.py", ADAPTER_FILE)
 """Files of a model folder that decide its outputs for given token ids."""
+TRAINING_STATE = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")
+"""Beginnings of names of files that a trainer leaves beside the weights."""
 DIGESTS = ".prefopt_digests.json"
 REMEMBER_BYTES = 64 * 2**20
 """Files from this size on are hashed once; smaller ones every time."""
@@ -38,8 +40,13 @@ def fingerprint_weights(config: ModelConfig) -> str:
 
 def _fingerprint(folder: Path) -> str:
     files = sorted({path for pattern in FUNCTION_FILES for path in folder.glob(pattern)})
+    files = [path for path in files if not path.name.startswith(TRAINING_STATE)]
     if not any(path.suffix in (".safetensors", ".bin", ".pt") for path in files):
         raise UserError(f"{folder}: no weights here (*.safetensors, *.bin), so reference=store has nothing to go by.")
+    if "--" in json.dumps(_read(folder / "config.json") or {}).partition('"auto_map"')[2].partition("}")[0]:
+        raise UserError(
+            f"{folder}: its code lies in another repository, which a store cannot watch. Set reference=live."
+        )
     remembered = _Remembered(folder)
     digest = hashlib.sha256()
     for path in files:

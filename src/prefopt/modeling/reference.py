@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -27,6 +27,7 @@ from safetensors.numpy import load, save
 
 from prefopt.choices import PeftMethod, ReferenceMode
 from prefopt.data.ragged import Array, PairLogps, PairTable, Ragged
+from prefopt.distributed.ranks import world_size
 from prefopt.errors import UserError
 from prefopt.files import PARTIAL, write_bytes, write_json
 from prefopt.modeling.fingerprint import fingerprint_weights
@@ -40,10 +41,10 @@ FORMAT = 1
 SHARD = ".safetensors"
 DAMAGED = ".damaged"
 KEY_BYTES = 16
-CHUNK_PAIRS = 1024
+CHUNK_PAIRS = 256
 """Pairs between two looks at what other processes have stored meanwhile."""
-FLUSH_S = 20.0
-"""Seconds of computing that a kill can cost."""
+FLUSH_S = 5.0
+"""Seconds of computing that a kill can cost, and that others may do again."""
 STALE_S = 3600.0
 """Age at which a half-written file is taken for the leftover of a killed process."""
 
@@ -88,8 +89,18 @@ class Usage:
         )
 
 
-def open_store(config: TrainConfig) -> "ReferenceStore | None":
+NUMERICS = ("fp16", "tf32")
+"""Fields of `trainer.extra` that change log-probs."""
+BATCH_DEPENDENT_ROPE = {"longrope", "dynamic"}
+"""Rotary embeddings whose frequencies depend on the longest sequence of the batch."""
+
+
+def open_store(config: TrainConfig, *, casts_weights: bool = False) -> "ReferenceStore | None":
     """The store for the reference of this run, or None where the configuration wants none.
+
+    Args:
+        config: Names the model and what it computes in.
+        casts_weights: DeepSpeed holds the weights in bf16, instead of computing in bf16 from weights in fp32.
 
     Raises:
         UserError: The model's files cannot be found.
@@ -105,11 +116,33 @@ def open_store(config: TrainConfig) -> "ReferenceStore | None":
             "dtype": config.model.dtype.value,
             "precision": config.trainer.precision.value,
             "quantised": config.peft.method is PeftMethod.qlora,
+            "casts_weights": casts_weights,
+            "numerics": {name: config.trainer.extra[name] for name in NUMERICS if name in config.trainer.extra},
             "attention": config.model.attn_implementation,
             "device": "cuda" if torch.cuda.is_available() else "cpu",
             "transformers": ".".join(version("transformers").split(".")[:2]),
         },
     )
+
+
+def check_independence(model_config: Any, max_length: int) -> None:
+    """Refuses models whose log-probs of a pair depend on the other pairs of its batch.
+
+    Raises:
+        UserError: Pairs may be longer than the length from which on such a model changes all frequencies.
+    """
+    config = model_config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in BATCH_DEPENDENT_ROPE:
+        return
+    limit = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    limit = limit or config.max_position_embeddings
+    if max_length > limit:
+        raise UserError(
+            f"reference=store: with {rope['rope_type']} rotary embeddings a pair's log-probs depend on the longest "
+            f"one of its batch above {limit} tokens, and data.max_length is {max_length}. Set reference=live, or "
+            f"data.max_length={limit}."
+        )
 
 
 @dataclass
@@ -123,8 +156,8 @@ class ReferenceStore:
 
     folder: Path
     key: dict[str, Any]
-    _index: dict[bytes, tuple[int, int]] = field(default_factory=dict, repr=False)
-    _shards: list[tuple[Ragged, float]] = field(default_factory=list, repr=False)
+    _index: dict[bytes, tuple[Array, float]] = field(default_factory=dict, repr=False)
+    _wanted: set[bytes] = field(default_factory=set, repr=False)
     _seen: set[str] = field(default_factory=set, repr=False)
 
     @classmethod
@@ -147,7 +180,7 @@ class ReferenceStore:
             UserError: The folder cannot be written.
         """
         keys = _keys(table)
-        self._refresh()
+        self._begin(keys)
         missing = self._missing(keys)
         usage = Usage(num_pairs=len(table), num_stored=len(table) - len(missing))
         usage.saved_s = self._seconds(keys, np.setdiff1d(np.arange(len(table)), missing))
@@ -156,7 +189,26 @@ class ReferenceStore:
             self._fill(table, keys, missing, compute, usage, on_progress)
         logps = PairLogps(*(Ragged.of([self._record(key) for key in side], np.float32) for side in keys))
         _require_lengths(logps, table)
+        self._index.clear()
         return logps, usage
+
+    def check(self, tables: Iterable[PairTable]) -> None:
+        """Refuses a folder that cannot be written, unless it holds all that these pairs need."""
+        try:
+            self._prepare()
+        except UserError:
+            for table in tables:
+                keys = _keys(table)
+                self._begin(keys)
+                if len(self._missing(keys)):
+                    raise
+
+    def _begin(self, keys: tuple[list[bytes], list[bytes]]) -> None:
+        """Reads what there is of these records; others are not kept in memory."""
+        self._seen.clear()
+        self._wanted = {key for side in keys for key in side}
+        self._index.clear()
+        self._refresh()
 
     def _fill(
         self,
@@ -173,13 +225,17 @@ class ReferenceStore:
         """
         order = np.argsort(-table.lengths.sum(axis=1), kind="stable")
         chunks = [order[start : start + CHUNK_PAIRS] for start in range(0, len(order), CHUNK_PAIRS)]
-        chunks = [chunk for chunk in chunks if np.isin(chunk, missing).any()]
+        is_missing = np.zeros(len(table), dtype=bool)
+        is_missing[missing] = True
+        chunks = [chunk for chunk in chunks if is_missing[chunk].any()]
+        assert world_size() == 1, "ranks would compute different batches"
         first = random.SystemRandom().randrange(len(chunks))
         shard = _Shard()
         for chunk in chunks[first:] + chunks[:first]:
             self._refresh()
             begun = time.monotonic()
             for rows, logps in compute(table, self._missing(keys, chunk)):
+                _require_finite(rows, logps)
                 for place, row in enumerate(rows):
                     shard.add(keys[0][row], logps.chosen[place])
                     shard.add(keys[1][row], logps.rejected[place])
@@ -206,10 +262,11 @@ class ReferenceStore:
 
     def _add(self, content: dict[str, Array]) -> None:
         rows = Ragged(content["logps"], np.concatenate([[0], np.cumsum(content["lengths"], dtype=np.int64)]))
-        tokens = max(1, len(rows.values))
-        self._shards.append((rows, float(content["seconds"][0]) / tokens))
-        for place, key in enumerate(content["keys"]):
-            self._index[key.tobytes()] = (len(self._shards) - 1, place)
+        per_token = float(content["seconds"][0]) / max(1, len(rows.values))
+        for place, packed in enumerate(content["keys"]):
+            key = packed.tobytes()
+            if key in self._wanted:
+                self._index[key] = rows[place].copy(), per_token * len(rows[place])
 
     def _missing(self, keys: tuple[list[bytes], list[bytes]], rows: Rows | None = None) -> Rows:
         candidates = np.arange(len(keys[0])) if rows is None else rows
@@ -217,17 +274,10 @@ class ReferenceStore:
         return np.array([r for r in candidates if keys[0][r] not in here or keys[1][r] not in here], dtype=np.int64)
 
     def _record(self, key: bytes) -> Array:
-        shard, place = self._index[key]
-        return self._shards[shard][0][place]
+        return self._index[key][0]
 
     def _seconds(self, keys: tuple[list[bytes], list[bytes]], rows: Rows) -> float:
-        total = 0.0
-        for row in rows:
-            for side in keys:
-                shard, place = self._index[side[row]]
-                logps, per_token = self._shards[shard]
-                total += per_token * len(logps[place])
-        return total
+        return sum(self._index[side[row]][1] for row in rows for side in keys)
 
     def _prepare(self) -> None:
         """Makes the folder, and clears what killed processes left half-written."""
@@ -303,24 +353,39 @@ def _keys(table: PairTable) -> tuple[list[bytes], list[bytes]]:
 
 def _read_sound(path: Path) -> dict[str, Array] | None:
     """Reads a shard; a damaged one is set aside with a warning, and its records are computed again."""
-    try:
-        packed = path.read_bytes()
-    except FileNotFoundError:
-        return None  # set aside by another process
-    if hashlib.sha256(packed).hexdigest() == path.name.removesuffix(SHARD):
+    reason = ""
+    for _ in range(2):  # a network file system may hand out a part of a file at first
+        try:
+            packed = path.read_bytes()
+        except FileNotFoundError:
+            return None  # set aside by another process
+        except OSError as error:
+            logger.warning("reference: %s cannot be read (%s) and is left out", path, error.strerror)
+            return None
+        if hashlib.sha256(packed).hexdigest() != path.name.removesuffix(SHARD):
+            reason = "its content does not match its name"
+            continue
         try:
             content: dict[str, Array] = load(packed)
             return content
         except SafetensorError as error:
             reason = str(error)
-    else:
-        reason = "its content does not match its name"
     logger.warning("reference: %s is damaged (%s); what it held is computed again", path, reason)
     try:
         path.rename(path.with_name(path.name + DAMAGED))
     except OSError as error:
         logger.warning("reference: %s cannot be set aside (%s)", path, error)
     return None
+
+
+def _require_finite(rows: Rows, logps: PairLogps) -> None:
+    for side in (logps.chosen, logps.rejected):
+        bad = [int(row) for place, row in enumerate(rows) if not np.isfinite(side[place]).all()]
+        if bad:
+            raise UserError(
+                f"the reference gives log-probs that are not finite, first for pair {min(bad)} (counted from 0). "
+                "Check the model's weights, or set trainer.precision=fp32."
+            )
 
 
 def _require_lengths(logps: PairLogps, table: PairTable) -> None:

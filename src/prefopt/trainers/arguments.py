@@ -27,6 +27,7 @@ REFUSED = {
     "padding_free": "TRL falls back to padding without it taking effect",
     "precompute_ref_log_probs": "its cache can return another setting's numbers; reference=store does the same safely",
     "load_best_model_at_end": "it looks for checkpoints under names that transformers gives them",
+    "train_sampling_strategy": "trainer.batch_order groups pairs by length",
     "save_only_model": "such a checkpoint cannot be resumed",
     "dataloader_drop_last": "rows would be dropped without being counted",
     **dict.fromkeys(PREPARATION, "prefopt tokenises, so TRL would ignore it (see data, algorithm.loss_on)"),

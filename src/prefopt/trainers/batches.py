@@ -1,5 +1,6 @@
 """Which examples an optimizer step sees: the batches of a run as configured, and how far a run has come."""
 
+import logging
 import math
 from typing import Any
 
@@ -11,6 +12,8 @@ from prefopt.data.ragged import PairTable
 from prefopt.distributed.ranks import world_size
 from prefopt.modeling.shared_prefix.layout import to_segments
 from prefopt.schema import TrainConfig
+
+logger = logging.getLogger(__name__)
 
 
 def plan_batches(trainer: Any, config: TrainConfig) -> PairBatches | None:
@@ -30,7 +33,7 @@ def plan_batches(trainer: Any, config: TrainConfig) -> PairBatches | None:
     if settings.max_steps is not None and budget is not None:
         micro_batches = settings.max_steps * settings.gradient_accumulation_steps * world_size()
         num_epochs = math.ceil(micro_batches * budget / lengths.sum()) + 1
-    return PairBatches(
+    batches = PairBatches(
         lengths,
         order=settings.batch_order,
         seed=config.run.seed,
@@ -41,6 +44,15 @@ def plan_batches(trainer: Any, config: TrainConfig) -> PairBatches | None:
         num_epochs=num_epochs,
         sources=pairs["source"],
     )
+    if budget is not None:
+        sizes = [len(batch) for batch in batches]
+        logger.info(
+            "batches: %d to %d pairs in up to %d tokens; trainer.per_device_batch_size is not used",
+            min(sizes),
+            max(sizes),
+            budget,
+        )
+    return batches
 
 
 class EpochCallback(TrainerCallback):  # type: ignore[misc]

@@ -1,5 +1,6 @@
 """DPO through TRL's trainer, on ids that are ready, with shared prompts, a stored reference and exact evaluation."""
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,7 +22,7 @@ from prefopt.evaluation.scoring import Scorer
 from prefopt.examples import Examples
 from prefopt.files import write_json
 from prefopt.modeling.load import build_peft_config, load_model
-from prefopt.modeling.reference import ReferenceStore, Usage, open_store
+from prefopt.modeling.reference import ReferenceStore, Usage, check_independence, open_store
 from prefopt.modeling.shared_prefix import SharedPrefix, share_prompts
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
@@ -44,6 +45,7 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
         self.precompute_ref_logps: bool
         self._signature_columns: list[str]
         self.engine: SharedPrefix | None = None
+        self.store: ReferenceStore | None = None
         self.has_reference = True
         self.batches: PairBatches | None = None
         with _without_weights_hash():
@@ -57,10 +59,8 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
     def prepare(self, config: TrainConfig, run: RunDirectory, console: Console) -> None:
         """Gets the reference log-probs; the policy still is the reference, since no checkpoint is loaded yet."""
         work: dict[str, Any] = {"engine": "trl" if self.engine is None else f"shared_prefix ({self.engine.form})"}
-        self.has_reference = config.reference.mode is not ReferenceMode.none
-        store = open_store(config)
-        if store is not None:
-            work["reference"] = self._look_up_reference(store, console).to_dict()
+        if self.store is not None:
+            work["reference"] = self._look_up_reference(self.store, console).to_dict()
             self._reference_model = None
         if is_main() and not run.work.exists():
             write_json(run.work, work)
@@ -77,7 +77,9 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
             logger.info("reference: %s: %s", name, usage)
             total += usage
             for column, values in zip(REFERENCE_COLUMNS, (logps.chosen, logps.rejected), strict=True):
-                dataset = dataset.add_column(column, values.to_arrow())
+                mark = f"{dataset._fingerprint} {store.folder.name} {column}"
+                new = hashlib.sha256(mark.encode()).hexdigest()[:16]  # else datasets would hash the whole column
+                dataset = dataset.add_column(column, values.to_arrow(), new_fingerprint=new)
             setattr(self, f"{name}_dataset", dataset)
         return total
 
@@ -109,6 +111,13 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
             total = self.accelerator.gather(pairs).sum().item()
             self._pair_weight = len(samples) * self.args.world_size / total
         return samples, num_items
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Moves a batch to the device; transformers would also cast its log-probs to DeepSpeed's type, bf16 maybe."""
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        if REFERENCE in inputs:
+            prepared[REFERENCE] = inputs[REFERENCE].to(self.args.device)
+        return prepared
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, with the reference log-probs of the batch from the store."""
@@ -279,7 +288,12 @@ def build(config: TrainConfig, arguments: Any, examples: Examples) -> DPOTrainer
         processing_class=examples.tokenizer,
         peft_config=build_peft_config(config.peft, config.model),
     )
-    trainer.engine = share_prompts(trainer.model, config)
+    trainer.has_reference = config.reference.mode is not ReferenceMode.none
+    trainer.store = open_store(config, casts_weights=trainer.is_deepspeed_enabled and trainer.args.bf16)
+    if trainer.store is not None:
+        check_independence(trainer.model.config, config.data.max_length)
+        trainer.store.check(PairTable.of(data) for data in (trainer.train_dataset, trainer.eval_dataset) if data)
+    trainer.engine = share_prompts(trainer.model, config, trainer.args.device)
     trainer.batches = plan_batches(trainer, config)
     if trainer.batches is not None:
         trainer.add_callback(EpochCallback(trainer.batches))
@@ -288,7 +302,8 @@ def build(config: TrainConfig, arguments: Any, examples: Examples) -> DPOTrainer
         if config.trainer.tokens_per_device is not None:
             trainer.data_collator.min_saving = 0.0  # the budget counts the tokens of the layout
         if trainer.ref_model is not None:
-            share_prompts(trainer.accelerator.unwrap_model(trainer.ref_model), config)
+            reference = trainer.accelerator.unwrap_model(trainer.ref_model)
+            share_prompts(reference, config, trainer.args.device, level=logging.DEBUG)
     return trainer
 
 

@@ -144,6 +144,9 @@ def varlen_attention(
         return split_attention(
             query, key, value, layout, scaling=scaling, dropout=dropout, window=window, softcap=softcap
         )
+    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave query and key in float32
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
     indices = layout.varlen
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     out = (kernel or _torch_varlen)(

@@ -1,7 +1,6 @@
 """Whether a model's prompts are shared: what the configuration asks for, what the model allows, and a test of it."""
 
 import logging
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,44 +14,55 @@ from prefopt.schema import TrainConfig
 
 logger = logging.getLogger(__name__)
 
+FORMS = (None, "split")
+"""Attention forms in the order of trial: what the device suggests, then what always works."""
+
 PROBE = [(37, 21, 13), (5, 9, 17)]
 """Lengths of the pairs that a model is tried on."""
-LIMIT = {Precision.fp32: 1e-4, Precision.bf16: 0.1}
-"""Mean difference of log-probs, in nats, above which the shared forward is not trusted."""
+LIMIT = {Precision.fp32: 3e-5, Precision.bf16: 0.02}
+"""Mean difference of log-probs, relative to their mean size, above which the shared forward is not trusted."""
 
 
-def share_prompts(model: Any, config: TrainConfig) -> SharedPrefix | None:
+def share_prompts(
+    model: Any, config: TrainConfig, device: torch.device, *, level: int = logging.INFO, is_strict: bool = True
+) -> SharedPrefix | None:
     """Installs the shared-prefix forward if the configuration and the model allow it, and says so in the log.
 
     Args:
         model: A causal language model or a PeftModel, with TRL's fused head.
         config: `engine.name` decides; `trainer.precision` is what it computes in.
+        device: Where it will compute.
+        level: Of the log line; a fallback is a warning unless this is below INFO.
+        is_strict: Refuse where `engine=shared_prefix` cannot be had, instead of going on with TRL's forward.
 
     Raises:
         UserError: `engine=shared_prefix` and the model does not allow it.
     """
     if config.engine.name is EngineName.trl:
-        _say("engine: trl")
+        logger.log(level, "engine: trl")
         return None
     obstacle = find_obstacle(model) or _find_obstacle_in_settings(config)
-    if obstacle is None:
-        engine, obstacle = _install(model, config.trainer.precision)
+    for form in FORMS if obstacle is None else ():
+        engine, obstacle = _install(model, config.trainer.precision, device, form)
         if engine is not None:
+            logger.log(level, "engine: shared_prefix, %s", engine)
             return engine
-    if config.engine.name is EngineName.shared_prefix:
+    if config.engine.name is EngineName.shared_prefix and is_strict:
         raise UserError(f"engine=shared_prefix: {obstacle}. Set engine=trl, or engine=auto to let prefopt decide.")
-    _say(f"engine: trl, because {obstacle}", logging.WARNING)
+    logger.log(logging.WARNING if level >= logging.INFO else level, "engine: trl, because %s", obstacle)
     return None
 
 
-def _install(model: Any, precision: Precision) -> tuple[SharedPrefix | None, str]:
-    engine = SharedPrefix(model, torch.bfloat16 if precision is Precision.bf16 else None)
-    if _is_partitioned(model):
-        _say(f"engine: shared_prefix, {engine}; not tried beforehand, since ZeRO-3 has the weights in parts")
-        return engine, ""
-    reduced = precision is Precision.bf16 or model.dtype is not torch.float32
+def _install(
+    model: Any, precision: Precision, device: torch.device, form: str | None
+) -> tuple[SharedPrefix | None, str | None]:
+    """Installs one form and tries it; returns why not, where that fails. `None`: the form that the device suggests."""
+    engine = SharedPrefix(model, device, torch.bfloat16 if precision is Precision.bf16 else None, form)
+    if _is_partitioned(model) or model.device.type != device.type:
+        engine.reason += "; not tried beforehand, since DeepSpeed places the weights when training begins"
+        return engine, None
     try:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision is Precision.bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision is Precision.bf16):
             difference = verify(model, _probe(model))
     except torch.OutOfMemoryError:
         raise
@@ -62,18 +72,13 @@ def _install(model: Any, precision: Precision) -> tuple[SharedPrefix | None, str
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         engine.remove()
         return None, f"{type(model).__name__} fails on a packed row ({type(error).__name__}: {error})"
-    limit = LIMIT[Precision.bf16 if reduced else Precision.fp32]
+    is_reduced = precision is Precision.bf16 or model.dtype is not torch.float32
+    limit = LIMIT[Precision.bf16 if is_reduced else Precision.fp32]
     if not difference <= limit:
         engine.remove()
-        return None, f"its log-probs would be off by {difference:.2g} on average (at most {limit:g})"
-    _say(f"engine: shared_prefix, {engine}; tried, within {limit:g} nats a token of TRL's forward")
-    return engine, ""
-
-
-@cache
-def _say(line: str, level: int = logging.INFO) -> None:
-    """Logs a line the first time: policy, reference and evaluation decide alike."""
-    logger.log(level, line)
+        return None, f"its log-probs would be off by a share of {difference:.2g} on average (at most {limit:g})"
+    engine.reason += f"; tried, within a share of {limit:g} of TRL's log-probs"
+    return engine, None
 
 
 def _probe(model: Any) -> dict[str, Any]:
@@ -103,6 +108,8 @@ def _find_obstacle_in_settings(config: TrainConfig) -> str | None:
     extra = config.trainer.extra
     if not extra.get("disable_dropout", True):
         return "dropout is on, and both completions would share what it drops from their prompt"
+    if extra.get("neftune_noise_alpha"):
+        return "trainer.extra.neftune_noise_alpha scales its noise by the length of the row"
     if extra.get("router_aux_loss_coef"):
         return "trainer.extra.router_aux_loss_coef adds a router loss, which would count a shared prompt once"
     return None

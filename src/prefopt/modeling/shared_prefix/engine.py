@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from prefopt.modeling.shared_prefix.attention import NO_MASK, PREFIX, choose_form, register
 from prefopt.modeling.shared_prefix.layout import PairLayout
@@ -20,6 +19,8 @@ from prefopt.modeling.shared_prefix.layout import PairLayout
 LAYOUT = "pair_layout"
 """Key of a `PairLayout` among a batch's entries."""
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+BASES = ("sdpa", "eager")
+"""Attention implementations that ours replaces in pair batches; others look at their own name."""
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask")
 """Results of TRL's head that have one value per token."""
 
@@ -43,10 +44,12 @@ def find_obstacle(model: Any) -> str | None:
     if not getattr(causal, "_supports_attention_backend", False):
         return f"{name} does not compute attention through transformers' attention interface"
     attention = causal.config._attn_implementation
-    if not attention.startswith(PREFIX) and attention not in ALL_MASK_ATTENTION_FUNCTIONS:
-        return f"{attention} is not an attention implementation of transformers' own"
+    if not attention.startswith(PREFIX) and attention not in BASES:
+        return f"model.attn_implementation={attention} cannot be stood in for (allowed: {', '.join(BASES)})"
     if not all(getattr(module, "is_causal", True) for module in causal.modules()):
         return f"{name} has attention that is not causal"
+    if any(getattr(module, "attention_dropout", 0) for module in causal.modules()):
+        return f"{name} drops attention weights, and both completions would share what it drops from their prompt"
     if any(getattr(module, "sinks", None) is not None for module in causal.modules()):
         return f"{name} has attention sinks, which are keys that no token has"
     if not _backbone_is_module(causal):
@@ -66,21 +69,32 @@ class SharedPrefix:
 
     Attributes:
         form: How attention is computed, `split` or `varlen`.
+        reason: Why in this form.
     """
 
-    def __init__(self, model: Any, compute_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device | None = None,
+        compute_dtype: torch.dtype | None = None,
+        form: str | None = None,
+    ) -> None:
         """Installs the hooks and the attention.
 
         Args:
             model: A causal language model without obstacle, or a PeftModel around one. It must have TRL's fused head
                 by the time it is called.
+            device: Where it will compute; default: where it is.
             compute_dtype: What attention computes in; default: the type of the weights.
+            form: `split` or `varlen`; default: what suits device and type.
         """
         causal = _causal(model)
         config = causal.config
         base = config._attn_implementation.removeprefix(PREFIX + "split_").removeprefix(PREFIX + "varlen_")
-        self.form, reason = choose_form(model.device, compute_dtype or causal.dtype, *_largest_heads(config))
-        self._reason = reason
+        self.form, self.reason = form or "", "the other form failed"
+        if form is None:
+            heads = _largest_heads(config)
+            self.form, self.reason = choose_form(device or model.device, compute_dtype or causal.dtype, *heads)
         causal.set_attn_implementation(register(base, self.form))
         self._model = model
         self._handles = [
@@ -91,7 +105,7 @@ class SharedPrefix:
         self._base = base
 
     def __str__(self) -> str:
-        return f"{self.form} attention ({self._reason})"
+        return f"{self.form} attention ({self.reason})"
 
     def remove(self) -> None:
         """Takes the hooks off and gives the model its own attention back."""
@@ -108,14 +122,14 @@ def verify(model: Any, batch: dict[str, Any]) -> float:
         batch: What TRL passes to the model, `labels` and `pair_layout` among it.
 
     Returns:
-        The mean absolute difference of a completion token's log-prob, in nats.
+        The mean absolute difference of a completion token's log-prob, relative to the mean absolute log-prob.
     """
     plain = {key: value for key, value in batch.items() if key != LAYOUT}
     with torch.no_grad(), _in_eval(model):
         expected, found = (
             model(**inputs, use_cache=False, fused_lm_head=True).log_probs.float() for inputs in (plain, batch)
         )
-    return float((expected - found).abs().sum() / (batch["labels"][:, 1:] != -100).sum())
+    return float((expected - found).abs().sum() / expected.abs().sum())
 
 
 @contextmanager

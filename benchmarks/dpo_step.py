@@ -106,6 +106,8 @@ class Comparison:
         tokens_padded: The same with padding, which is what TRL computes.
         tokens_shared: Tokens with every prompt once and no padding.
         padding_share: 1 - tokens_real / tokens_padded.
+        loss_limit: Relative difference of the loss from TRL's above which nothing would be timed.
+        gradient_limit: The same for the gradient.
         store_fill_s: Computing the reference log-probs of these pairs for our store, once.
         break_even_epochs: After so many epochs with a live reference, filling the store has paid off against it.
     """
@@ -119,6 +121,8 @@ class Comparison:
     tokens_shared: int
     padding_share: float
     loss: float
+    loss_limit: float
+    gradient_limit: float
     store_fill_s: float
     break_even_epochs: float
     variants: list[Timing]
@@ -173,6 +177,8 @@ def compare(contest: Contest, model: str, pairs: str, batches: Batches, rounds: 
         tokens_shared=tokens_shared,
         padding_share=1 - tokens_real / tokens_padded,
         loss=loss,
+        loss_limit=contest.limits(collated)[0],
+        gradient_limit=contest.limits(collated)[1],
         store_fill_s=usage.computed_s,
         break_even_epochs=usage.computed_s / live_s,
         variants=timings,
@@ -314,6 +320,8 @@ def main(argv: list[str]) -> None:
                     result = compare(contest, model, pairs, batches, args.rounds)
                     print_comparison(result, args.rounds, console)
                     results.append(asdict(result))
+                    if args.write:
+                        path = write(results, args, argv, dtype, device)
                 except torch.OutOfMemoryError:
                     console.print(f"{model}, {pairs}: out of memory", highlight=False)
                     results.append({"model": model, "pairs": pairs, "error": "out of memory"})
@@ -323,9 +331,14 @@ def main(argv: list[str]) -> None:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     if args.write:
-        content = {"dtype": str(dtype), "threads": torch.get_num_threads(), "rounds": args.rounds, "results": results}
-        gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-        console.print(f"written: {write_results('dpo_step', content, packages=PACKAGES, argv=argv, gpu=gpu)}")
+        console.print(f"written: {path}")
+
+
+def write(results: list[dict[str, Any]], args: Any, argv: list[str], dtype: torch.dtype, device: torch.device) -> Path:
+    """Writes what has been measured so far, so that a later failure costs nothing of it."""
+    content = {"dtype": str(dtype), "threads": torch.get_num_threads(), "rounds": args.rounds, "results": results}
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return write_results("dpo_step", content, packages=PACKAGES, argv=argv, gpu=gpu)
 
 
 def _contests(

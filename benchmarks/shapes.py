@@ -110,7 +110,7 @@ PAIRS = {
     "256/96": PairShape(partial(fixed, prompt=256, shortest=64, longest=128)),
     "768/100": PairShape(partial(fixed, prompt=768, shortest=72, longest=128)),
     "1024/256": PairShape(partial(fixed, prompt=1024, shortest=192, longest=320)),
-    "mixed": PairShape(partial(mixed, prompt=180, answer=230, limit=1024), pairs=8, batches=2),
+    "mixed": PairShape(partial(mixed, prompt=180, answer=230, limit=1024), pairs=8, batches=1),
     "zero": PairShape(partial(fixed, prompt=1, shortest=96, longest=96)),
     "quick": PairShape(partial(fixed, prompt=32, shortest=8, longest=16), pairs=2),
     "quick mixed": PairShape(partial(mixed, prompt=24, answer=24, limit=96), pairs=3, batches=2),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 import trl
 from accelerate.utils import send_to_device
@@ -24,22 +25,21 @@ from transformers import AutoTokenizer
 from trl.trainer import utils as trl_utils
 
 from benchmarks.shapes import COLUMNS, Batches, Row
-from prefopt.config import load_config
 from prefopt.data.collate import REFERENCE_COLUMNS, PairCollator
 from prefopt.data.ragged import PairTable
 from prefopt.evaluation.scoring import Scorer
 from prefopt.modeling.reference import ReferenceStore, Usage
-from prefopt.modeling.shared_prefix import share_prompts
+from prefopt.modeling.shared_prefix import SharedPrefix
 from prefopt.paths import shipped
 from prefopt.trainers.dpo import DPOTrainer
 
 BASELINE = "trl"
 OURS = "prefopt"
 LIMITS = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-2, 5e-2)}
-"""Relative difference of loss and of gradient from TRL's, above which no time is printed.
+"""Relative difference of loss and of gradient from TRL's, above which no time is printed; see `Contest.limits`.
 
-In fp32 what remains is the rounding of log-prob sums: near -700 they are exact to 6e-5, and the loss has beta times
-that. In bf16 rounding alone moves the gradient of 24 layers by 1e-2."""
+In bf16 rounding alone moves the gradient of 24 layers by 1e-2."""
+SIDES = ("chosen", "rejected")
 ALIKE = 1e-3
 """A loss this close to ln 2 means that policy and reference are equal, and a wrong reference would not be seen."""
 NOISE = 0.1
@@ -71,8 +71,7 @@ class Variant:
     def active(self) -> Iterator[None]:
         """Makes the policy compute this variant's way; outside of it the policy is plain."""
         if self.has_engine:
-            engine = share_prompts(self.trainer.model, load_config(["engine=shared_prefix"]))
-            assert engine is not None, "engine=shared_prefix refuses or installs"
+            engine = SharedPrefix(self.trainer.model)
             try:
                 yield
             finally:
@@ -167,11 +166,23 @@ class Contest:
                 found = abs(loss - expected) / expected, self._gradient_difference(gradients)
                 differences[name] = (_larger(differences[name][0], found[0]), _larger(differences[name][1], found[1]))
         self.policy.zero_grad()
-        self._require_equal(differences, losses)
+        self._require_equal(differences, losses, self.limits(collated))
         return differences, sum(losses) / len(losses)
 
-    def _require_equal(self, differences: dict[str, tuple[float, float]], losses: list[float]) -> None:
-        at_most = LIMITS[self.policy.dtype]
+    def limits(self, collated: dict[str, list[dict[str, Any]]]) -> tuple[float, float]:
+        """Limits for loss and gradient: at least what the rounding of one log-prob sum in float32 does to them.
+
+        A sum near -700 is good to 6e-5, one near -7,000 to 5e-4; loss and gradient see beta times that.
+        """
+        batches = collated["trl_precompute"]
+        largest = max(float(batch[f"ref_{side}_logps"].abs().max()) for batch in batches for side in SIDES)
+        rounding = self.variants[BASELINE].trainer.beta * float(np.spacing(np.float32(largest)))
+        loss, gradient = LIMITS[self.policy.dtype]
+        return max(loss, rounding), max(gradient, rounding)
+
+    def _require_equal(
+        self, differences: dict[str, tuple[float, float]], losses: list[float], at_most: tuple[float, float]
+    ) -> None:
         for name, (loss, gradient) in differences.items():
             if not (loss <= at_most[0] and gradient <= at_most[1]):
                 raise DisagreementError(
@@ -231,7 +242,7 @@ class Contest:
         """Our columns, as a store gives them that was empty before."""
         rows = [row for batch in batches for row in batch]
         table = PairTable.of(Dataset.from_list([{name: row[name] for name in COLUMNS} for row in rows]))
-        engine = share_prompts(self.reference, load_config(["engine=shared_prefix"]))
+        engine = SharedPrefix(self.reference)
         assert engine is not None, "engine=shared_prefix refuses or installs"
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             store = ReferenceStore.open(Path(folder), {"benchmark": "dpo_step"})

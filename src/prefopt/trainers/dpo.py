@@ -141,6 +141,9 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
             zeros = torch.zeros(len(inputs["input_ids"]), device=inputs["input_ids"].device)
             chosen, rejected = zeros.chunk(2)
             return chosen, rejected
+        if REFERENCE in inputs and self.ld_alpha is None:  # TRL would switch adapters and checkpointing for it
+            chosen, rejected = inputs[REFERENCE].sum(dim=1).chunk(2)
+            return chosen, rejected
         scored = Replay(inputs[REFERENCE]) if REFERENCE in inputs else model
         chosen, rejected = super().compute_ref_log_probs(scored, inputs)
         return chosen, rejected

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from prefopt.config import as_dict, check, from_dict, read_config, setting_names, unknown
+from prefopt.checks import check
+from prefopt.config import as_dict, from_dict, read_config, setting_names, unknown
 from prefopt.errors import UserError, run_entry
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig

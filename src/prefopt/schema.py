@@ -1,7 +1,7 @@
 """The settings: one dataclass per config group, each field with its default, unit and effect.
 
 YAML files under `conf/` hold choices; defaults live here and nowhere else. `__post_init__` checks one group on its
-own; `prefopt.config.check` holds what spans groups.
+own; `prefopt.checks` holds what spans groups.
 """
 
 from dataclasses import dataclass, field

@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: install train test lint bench data base_model clean
+.PHONY: install train test lint bench faults data base_model clean
 
 install: $(STAMP)
 
@@ -37,6 +37,12 @@ bench: install
 	$(RUN) -m benchmarks.tokenize
 	$(RUN) -m benchmarks.dpo_step
 	$(RUN) -m benchmarks.sweep
+	$(RUN) -m benchmarks.zero_memory
+	$(RUN) -m benchmarks.checkpoints
+
+# Kills and stops runs at random moments, half an hour long.
+faults: install
+	$(RUN) -m tests.faults.campaign --points 50 --write
 
 data: install
 	$(RUN) experiments/brand_voice/build_data.py

@@ -13,16 +13,23 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write_results(
-    benchmark: str, content: dict[str, Any], *, packages: tuple[str, ...], argv: list[str], gpu: str | None = None
+    benchmark: str,
+    content: dict[str, Any],
+    *,
+    packages: tuple[str, ...],
+    argv: list[str],
+    gpu: str | None = None,
+    module: str | None = None,
 ) -> Path:
     """Writes `results/<machine>/<benchmark>.json` and returns its path.
 
     Args:
-        benchmark: Name of the module that measured, below `benchmarks`.
+        benchmark: Name of the file, and of the module below `benchmarks` that measured.
         content: Settings and results of the measurement.
         packages: Distributions whose versions matter to it.
         argv: Arguments of the command; of paths only the last part is kept.
         gpu: Name of the CUDA device that was measured; None: the CPU.
+        module: The module that measured, if it lies elsewhere.
     """
     machine = _machine(gpu)
     path = RESULTS / machine / f"{benchmark}.json"
@@ -33,7 +40,7 @@ def write_results(
         "cpu": _cpu(),
         "gpu": gpu,
         "date": time.strftime("%Y-%m-%d"),
-        "command": shlex.join(["python", "-m", f"benchmarks.{benchmark}", *arguments]),
+        "command": shlex.join(["python", "-m", module or f"benchmarks.{benchmark}", *arguments]),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "default"),

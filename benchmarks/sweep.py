@@ -39,12 +39,14 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.results import write_results
 from prefopt.config import load_config
+from prefopt.distributed.preemption import StopRequest
 from prefopt.examples import load_examples
 from prefopt.modeling.load import load_model, load_tokenizer
 from prefopt.paths import shipped
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
 from prefopt.trainers.arguments import build_dpo_arguments
+from prefopt.trainers.batches import StepSize
 from prefopt.trainers.dpo import build
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -85,16 +87,17 @@ def prepare_prefopt(config: TrainConfig, rows: Path, counter: Counter) -> Any:
     """Builds our trainer and looks up the reference."""
     run = RunDirectory.of(config)
     run.path.mkdir(parents=True)
-    arguments = _without_saving(build_dpo_arguments(config, run))
+    arguments = _without_saving(build_dpo_arguments(config, run, StepSize.of(config, None)))
     trainer = build(config, arguments, load_examples(config))
-    trainer.prepare(config, run, Console(quiet=True))
+    trainer.attach(config, run, StopRequest([]))
+    trainer.prepare(Console(quiet=True))
     counter.num_pairs += json.loads(run.work.read_text(encoding="utf-8"))["reference"]["num_computed"]
     return trainer
 
 
 def prepare_trl(config: TrainConfig, rows: Path, counter: Counter, *, precompute: bool) -> Any:
     """Builds TRL's trainer with the same arguments, as TRL's documentation has it."""
-    arguments = _without_saving(build_dpo_arguments(config, RunDirectory.of(config)))
+    arguments = _without_saving(build_dpo_arguments(config, RunDirectory.of(config), StepSize.of(config, None)))
     arguments.precompute_ref_log_probs = precompute
     arguments.max_length = config.data.max_length
     dataset = datasets.load_dataset("json", data_files=str(rows), split="train", cache_dir=str(rows.parent / "json"))

@@ -2,10 +2,14 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.zygote import Zygote
 
 os.environ.update(
     OMP_NUM_THREADS="1",
@@ -36,6 +40,11 @@ SHARED_DATA = Path(os.environ.get("PREFOPT_SHARED_DATA", REPOSITORY.parent / "sh
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Llama with random weights and the shipped tokenizer: a step takes milliseconds."""
+    return build_tiny_model(tmp_path_factory.mktemp("tiny_model"))
+
+
+def build_tiny_model(folder: Path) -> Path:
+    """Writes the model of `tiny_model` to a folder."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -56,7 +65,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    folder = tmp_path_factory.mktemp("tiny_model")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -76,7 +84,11 @@ def read_rows(path: Path, limit: int | None = None) -> list[dict]:
 @pytest.fixture(scope="session")
 def pair_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """22 training pairs and 7 held-out pairs of the shipped study: no batch size divides both."""
-    folder = tmp_path_factory.mktemp("pairs")
+    return write_pair_files(tmp_path_factory.mktemp("pairs"))
+
+
+def write_pair_files(folder: Path) -> tuple[Path, Path]:
+    """Writes the files of `pair_files` to a folder."""
     return (
         write_rows(folder / "train.jsonl", read_rows(STUDY / "train.jsonl", 22)),
         write_rows(folder / "held_out.jsonl", read_rows(STUDY / "held_out.jsonl", 7)),
@@ -86,13 +98,18 @@ def pair_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def overrides(tiny_model: Path, pair_files: tuple[Path, Path], tmp_path: Path) -> list[str]:
     """A DPO run that takes a second: tiny model, few pairs, six steps, no tracker."""
+    return quick_run(tiny_model, pair_files, tmp_path / "runs")
+
+
+def quick_run(model: Path, pairs: tuple[Path, Path], root: Path) -> list[str]:
+    """The overrides of a run that takes a second, for fixtures that outlive a test."""
     return [
         "model=hf",
-        f"model.path={tiny_model}",
+        f"model.path={model}",
         "data=files",
-        f"data.train={pair_files[0]}",
-        f"data.held_out={pair_files[1]}",
-        f"run.root={tmp_path / 'runs'}",
+        f"data.train={pairs[0]}",
+        f"data.held_out={pairs[1]}",
+        f"run.root={root}",
         "run.name=test",
         "logger=none",
         "optim.learning_rate=1e-3",
@@ -112,7 +129,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs an entry point that must end with exit code 2 and returns its one message."""
 
     def run(main: Callable[[list[str]], None], argv: list[str]) -> str:
-        from prefopt.errors import run_entry
+        from prefopt.entry import run_entry
 
         with pytest.raises(SystemExit) as ended:
             run_entry(main, argv)
@@ -123,3 +140,12 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return message
 
     return run
+
+
+@pytest.fixture(scope="session")
+def zygote(cache: Path) -> Iterator["Zygote"]:
+    """Starts runs of several ranks quickly; see `tests.zygote`."""
+    from tests.zygote import Zygote
+
+    with Zygote() as started:
+        yield started

@@ -1,9 +1,20 @@
 """Checks of a configuration that span several groups, before anything is loaded."""
 
 import os
+from importlib.util import find_spec
 from typing import Any
 
-from prefopt.choices import FDivergence, PeftMethod, Precision, ReferenceMode, WeightsDtype
+from prefopt.choices import (
+    HELD_OUT_METRICS,
+    WHOLE_BATCH_LOSSES,
+    FDivergence,
+    OffloadDevice,
+    PeftMethod,
+    Precision,
+    ReferenceMode,
+    WeightsDtype,
+)
+from prefopt.distributed.ranks import is_launched, world_size
 from prefopt.schema import DPOAlgorithmConfig, TrainConfig, require
 
 
@@ -13,11 +24,32 @@ def check(config: TrainConfig) -> None:
     Raises:
         UserError: With the settings to change.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    launched = "LOCAL_RANK" in os.environ
+    _check_launch(config)
+    _check_deepspeed(config)
+    _check_batch_size(config)
+    _check_algorithm(config)
+    require(
+        config.trainer.keep_best is None or config.trainer.eval_every is not None,
+        "trainer.keep_best needs held-out metrics on the way: set trainer.eval_every.",
+    )
+    metrics, best = HELD_OUT_METRICS[config.algorithm.name], config.trainer.keep_best
+    require(
+        best is None or best in metrics,
+        f"trainer.keep_best={best}: no held-out metric of algorithm={config.algorithm.name.value}. "
+        f"Allowed: {', '.join(metrics)}.",
+    )
+    require(
+        config.trainer.eval_every is None or config.data.held_out is not None or config.data.held_out_fraction > 0,
+        "trainer.eval_every is set, but nothing is held out: set data.held_out or data.held_out_fraction > 0.",
+    )
+    _check_precision(config)
+    _check_effect(config)
+
+
+def _check_launch(config: TrainConfig) -> None:
     stage = config.deepspeed.stage
     require(
-        stage is None or launched,
+        stage is None or is_launched(),
         f"deepspeed: ZeRO stage {stage} needs a distributed launch, and this is a single process. "
         "Start with torchrun --nproc-per-node <n> -m prefopt.train ..., or set deepspeed=none.",
     )
@@ -26,16 +58,56 @@ def check(config: TrainConfig) -> None:
         "ACCELERATE_USE_CPU is set in the environment: it would silently switch DeepSpeed off. Unset it.",
     )
     require(
-        world_size == 1,
-        f"WORLD_SIZE is {world_size}: this version trains on one process. Start it with one.",
+        world_size() == 1 or is_launched(),
+        f"WORLD_SIZE is {world_size()}, but LOCAL_RANK is not set: start with torchrun, or unset WORLD_SIZE.",
     )
-    _check_algorithm(config)
+
+
+def _check_deepspeed(config: TrainConfig) -> None:
+    deepspeed, extra = config.deepspeed, config.trainer.extra
+    if deepspeed.stage is None:
+        return
     require(
-        config.trainer.eval_every is None or config.data.held_out is not None or config.data.held_out_fraction > 0,
-        "trainer.eval_every is set, but nothing is held out: set data.held_out or data.held_out_fraction > 0.",
+        find_spec("deepspeed") is not None,
+        f"deepspeed.stage={deepspeed.stage}: DeepSpeed is not installed. Install it after torch: "
+        "DS_BUILD_OPS=0 pip install --no-build-isolation 'prefopt[deepspeed]'.",
     )
-    _check_precision(config)
-    _check_effect(config)
+    require(
+        deepspeed.stage != 3 or config.peft.method is not PeftMethod.qlora,
+        "deepspeed.stage=3 with peft=qlora: 4-bit weights cannot be partitioned. Set deepspeed=zero2, or peft=lora.",
+    )
+    require(
+        deepspeed.stage != 3 or not extra.get("auto_find_batch_size"),
+        "deepspeed.stage=3 with trainer.extra.auto_find_batch_size: partitioned weights do not survive a second try. "
+        "Set trainer.per_device_batch_size.",
+    )
+    has_schedule = config.optim.name.startswith("adamw_torch")
+    require(
+        deepspeed.offload_optimizer is OffloadDevice.none or has_schedule,
+        f"deepspeed.offload_optimizer=cpu runs DeepSpeed's own AdamW, not optim.name={config.optim.name}. "
+        "Set optim.name=adamw_torch.",
+    )
+
+
+def _check_batch_size(config: TrainConfig) -> None:
+    trainer = config.trainer
+    if trainer.batch_size is None:
+        return
+    require(
+        trainer.gradient_accumulation_steps == 1,
+        f"trainer.batch_size={trainer.batch_size} decides how many forwards make a step: leave out "
+        f"trainer.gradient_accumulation_steps={trainer.gradient_accumulation_steps}.",
+    )
+    require(
+        trainer.tokens_per_device is None,
+        "trainer.batch_size with trainer.tokens_per_device: a step has a number of pairs or a budget of tokens. "
+        "Leave one out.",
+    )
+    require(
+        trainer.batch_size % world_size() == 0,
+        f"trainer.batch_size={trainer.batch_size} does not divide into {world_size()} ranks. Start another number of "
+        "ranks, or set trainer.batch_size to a multiple of it.",
+    )
 
 
 def _check_precision(config: TrainConfig) -> None:
@@ -87,10 +159,10 @@ def _check_effect(config: TrainConfig) -> None:
             "Set it to 0, or trainer.extra.disable_dropout=false.",
         )
     for group, name, setting, is_read in owners:
-        default = getattr(type(group)(), setting)
+        value, default = getattr(group, setting), getattr(type(group)(), setting)
         require(
-            is_read or getattr(group, setting) == default,
-            f"{name}.{setting}={getattr(group, setting)} has no effect with the other settings. Leave it out.",
+            is_read or value == default,
+            f"{name}.{setting}={getattr(value, 'name', value)} has no effect with the other settings. Leave it out.",
         )
 
 
@@ -107,7 +179,7 @@ def _check_algorithm(config: TrainConfig) -> None:
             f"algorithm.sync_ref_model=true with reference={config.reference.mode.name}: a reference that moves "
             "has to be computed in every step. Set reference=live.",
         )
-        whole = sorted(set(algorithm.loss_types) & {"sft", "aot", "aot_unpaired"})
+        whole = sorted(set(algorithm.loss_types) & WHOLE_BATCH_LOSSES)
         require(
             config.trainer.tokens_per_device is None or not whole,
             f"trainer.tokens_per_device with algorithm.loss_type={', '.join(whole)}: these losses look at a "

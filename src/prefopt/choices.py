@@ -13,6 +13,9 @@ F_DIVERGENCE_LOSS_TYPES = frozenset(
 )
 """Losses built on the difference of rewards alone: only these have an f-divergence form."""
 
+WHOLE_BATCH_LOSSES = frozenset({"sft", "aot", "aot_unpaired"})
+"""Losses that look at the pairs of a forward as a whole, so that dividing a step otherwise changes them."""
+
 
 class Precision(Enum):
     fp32 = "fp32"
@@ -47,6 +50,16 @@ class DataFormat(Enum):
 class AlgorithmName(Enum):
     sft = "sft"
     dpo = "dpo"
+
+
+HELD_OUT_METRICS = {
+    AlgorithmName.dpo: (
+        "loss", "preference_accuracy", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins",
+        "logps/chosen", "logps/rejected",
+    ),
+    AlgorithmName.sft: ("loss", "mean_token_accuracy"),
+}  # fmt: skip
+"""What the held-out evaluations on the way measure."""
 
 
 class SFTLoss(Enum):

@@ -4,7 +4,8 @@ import sys
 from importlib import import_module
 
 from prefopt import __version__
-from prefopt.errors import UserError, run_entry
+from prefopt.entry import run_entry
+from prefopt.errors import UserError
 
 COMMANDS = {
     "train": "tune a model and report whether it became better",

@@ -28,12 +28,17 @@ ALGORITHMS = {AlgorithmName.dpo: DPOAlgorithmConfig, AlgorithmName.sft: SFTAlgor
 EXTRA = "trainer.extra."
 DEFAULT_LEARNING_RATE = {AlgorithmName.dpo: 1e-6, AlgorithmName.sft: 2e-5}
 NOT_IDENTITY = {
-    "run": ("name", "root", "overwrite"),
+    "run": ("name", "root", "overwrite", "time_limit", "timeout_s"),
     "logger": None,
     "evaluation": ("batch_size",),
     "reference": ("path",),
+    "trainer": ("keep_checkpoints", "log_rows"),
 }
 """Settings that do not change what a run computes, so they are left out of its identity (None: the whole group)."""
+MAY_CHANGE = ("trainer.log_every", "trainer.save_every", "trainer.eval_every")
+"""Settings that may differ from one attempt at a run to the next: they change what is written, not what is trained."""
+MAY_GROW = ("trainer.max_steps", "trainer.num_epochs")
+"""Settings that may be raised from one attempt to the next, to train on."""
 
 
 def load_config(overrides: list[str], config_dir: str | None = None) -> TrainConfig:
@@ -128,13 +133,26 @@ def fingerprint(config: TrainConfig) -> str:
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """Lists what differs between two runs' identities, as `key: old -> new`."""
+    """Lists the differences that forbid to go on with a run under a new configuration, as `key: old -> new`."""
     before, after = _flatten(identity(old)), _flatten(identity(new))
+    may_grow = new.trainer.tokens_per_device is None  # such batches are planned for the whole length of a run
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before | after)
         if before.get(key) != after.get(key)
+        and key not in MAY_CHANGE
+        and not (may_grow and _has_grown(key, before.get(key), after.get(key)))
     ]
+
+
+def has_grown(old: TrainConfig, new: TrainConfig) -> bool:
+    """True if the new configuration trains longer than the old one."""
+    before, after = _flatten(identity(old)), _flatten(identity(new))
+    return any(before.get(key) != after.get(key) for key in MAY_GROW)
+
+
+def _has_grown(key: str, before: Any, after: Any) -> bool:
+    return key in MAY_GROW and None not in (before, after) and after > before
 
 
 def _parse(overrides: list[str]) -> list[Override]:

@@ -7,7 +7,8 @@ import yaml
 
 from prefopt.checks import check
 from prefopt.config import as_dict, from_dict, read_config, setting_names, unknown
-from prefopt.errors import UserError, run_entry
+from prefopt.entry import run_entry
+from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
 

@@ -8,6 +8,9 @@ from typing import Any
 from prefopt.choices import AlgorithmName, LossOn
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_splits
 from prefopt.data.records import Kind
+from prefopt.distributed.group import keep_on_main, on_main
+from prefopt.distributed.ranks import is_main
+from prefopt.paths import cache_folder
 from prefopt.schema import SFTAlgorithmConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -18,6 +21,7 @@ class Examples:
     """Records, their token ids, and the tokenizer that made them."""
 
     records: Splits
+    """On rank 0 alone; nothing on other ranks asks for them."""
     tokenized: TokenizedSplits
     tokenizer: Any
 
@@ -39,19 +43,35 @@ def _hash_table(dataset: Any) -> str:
 def load_examples(config: TrainConfig) -> Examples:
     """Reads and tokenises what `config.data` names, and logs what happened to it.
 
+    Of several ranks only the first one reads and tokenises, however long it takes; the others open what it has stored.
+
     Raises:
         UserError: Rows, a precision or a tokenizer that cannot be used. Nothing has been written then.
     """
     kind: Kind = "preference" if config.algorithm.name is AlgorithmName.dpo else "sft"
-    records = read_splits(config.data, kind=kind, seed=config.run.seed)
+
+    def read() -> Splits:
+        return read_splits(config.data, kind=kind, seed=config.run.seed)
+
+    records = keep_on_main(read)
 
     # torch and transformers take seconds to import; bad rows are answered before that.
+    from prefopt.data.cache import fetch_cached, open_cached
     from prefopt.modeling.load import check_hardware, load_tokenizer
 
     check_hardware(config)
     tokenizer = load_tokenizer(config.model)
     loss_on = config.algorithm.loss_on if isinstance(config.algorithm, SFTAlgorithmConfig) else LossOn.completions
-    tokenized = load_tokenized(records, tokenizer, config.data, loss_on=loss_on)
+    stored = keep_on_main(
+        lambda: fetch_cached(records, tokenizer, config.data, loss_on=loss_on, root=cache_folder() / "tokens")
+    )
+    folder = on_main(lambda: stored.folder)
+    if is_main():
+        tokenized = stored.tokenized
+    elif folder is not None:
+        tokenized = open_cached(folder)
+    else:
+        tokenized = load_tokenized(read(), tokenizer, config.data, loss_on=loss_on)
     for line in tokenized.notes.lines():
         logger.info("data: %s", line)
     return Examples(records, tokenized, tokenizer)

@@ -1,18 +1,28 @@
 """One run's folder: what it holds, what state it is in, and whether a command may start or continue it."""
 
 import json
+import logging
 import os
 import shutil
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from prefopt.config import differences, read_config, to_yaml
+from prefopt.config import differences, fingerprint, has_grown, read_config, to_yaml
+from prefopt.distributed.group import on_main
+from prefopt.distributed.lock import RunLock
 from prefopt.errors import UserError
-from prefopt.files import write_json, write_text
+from prefopt.files import PARTIAL, read_lines, write_json, write_text
 from prefopt.schema import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+
+class RunTakenOverError(RuntimeError):
+    """This process seemed to be gone for so long that another one took over its run."""
 
 
 class State(Enum):
@@ -27,9 +37,15 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Paths and state of `<run.root>/<run.name>`; nothing is written before `start`."""
+    """Paths and state of `<run.root>/<run.name>`; nothing is written before `start`.
+
+    Attributes:
+        path: The folder.
+        lock: What keeps other processes out while this one uses the folder.
+    """
 
     path: Path
+    lock: RunLock | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, config: TrainConfig) -> "RunDirectory":
@@ -51,6 +67,15 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def rows(self) -> Path:
+        """Which rows each optimizer step saw, with `trainer.log_rows`."""
+        return self.path / "rows.jsonl"
+
+    @property
+    def wandb_id(self) -> Path:
+        return self.path / "wandb_id"
 
     @property
     def work(self) -> Path:
@@ -77,8 +102,45 @@ class RunDirectory:
         status: dict[str, Any] = json.loads(self.status.read_text(encoding="utf-8"))
         return status
 
-    def is_done(self) -> bool:
-        return self.read_status().get("state") == State.done.value
+    @contextmanager
+    def claimed(self, config: TrainConfig) -> Iterator["RunDirectory"]:
+        """The folder while no other process may use it, if it is fit for this configuration. All ranks call it."""
+        lock = RunLock(self.path)
+
+        def claim() -> None:
+            self.check(config)
+            lock.acquire()
+
+        on_main(claim)
+        try:
+            yield replace(self, lock=lock)
+        finally:
+            lock.release()
+
+    def find_intruder(self) -> str | None:
+        """Who has taken this folder over, in words, since this process seemed to be gone; None as it should be."""
+        return self.lock.lost_to if self.lock is not None else None
+
+    def is_done(self, config: TrainConfig) -> bool:
+        """True if nothing is left to do; a run whose length was raised since is not done."""
+        is_done = self.read_status().get("state") == State.done.value and self.model.is_dir()
+        return is_done and not has_grown(read_config(self.config), config)
+
+    def read_provenance(self) -> dict[str, Any]:
+        """provenance.json, or an empty dict where there is none."""
+        if not self.provenance.exists():
+            return {}
+        provenance: dict[str, Any] = json.loads(self.provenance.read_text(encoding="utf-8"))
+        return provenance
+
+    def read_step_size(self) -> dict[str, int] | None:
+        """How the first attempt divided a step (`StepSize`), None before there was one."""
+        size: dict[str, int] | None = self.read_provenance().get("step_size")
+        return size
+
+    def read_wandb_id(self) -> str | None:
+        """The run's id in Weights & Biases, None without."""
+        return self.wandb_id.read_text(encoding="utf-8").strip() if self.wandb_id.exists() else None
 
     def check(self, config: TrainConfig) -> None:
         """Refuses a folder that belongs to something else, or that cannot be written. Writes nothing."""
@@ -90,7 +152,7 @@ class RunDirectory:
         if not self.path.exists():
             return
         if not self.config.exists():
-            if any(path.is_file() for path in self.path.rglob("*")):
+            if any(path.is_file() and path.suffix != PARTIAL for path in self.path.rglob("*")):
                 raise UserError(f"{self.path}: exists and is no run of prefopt. Set run.name or run.root.")
             return
         if config.run.overwrite:
@@ -115,23 +177,66 @@ class RunDirectory:
         """Creates the folder, or opens another attempt in it. Rank 0 only.
 
         Raises:
-            UserError: The earlier attempt was on other data.
+            UserError: The earlier attempt was on other data, or from another model.
         """
-        if config.run.overwrite and self.path.exists():
-            shutil.rmtree(self.path)
-        if self.provenance.exists():
-            before = json.loads(self.provenance.read_text(encoding="utf-8"))["data"].get("sha256")
-            if before != provenance["data"].get("sha256"):
+        if config.run.overwrite and not self.is_overwriting(config):
+            self._delete()
+        before = self.read_provenance()
+        for part, name in (("data", "data"), ("model", "model")):
+            old, new = (found.get(part, {}).get("sha256") for found in (before, provenance))
+            if before and old != new:
                 raise UserError(
-                    f"{self.path}: the data has changed since this run began. "
+                    f"{self.path}: the {name} has changed since this run began. "
                     "Set run.name for a new run, or run.overwrite=true to replace this one."
                 )
         self.path.mkdir(parents=True, exist_ok=True)
-        if not self.config.exists():
-            write_text(self.config, to_yaml(config))
-        write_json(self.provenance, provenance)
+        self._remove_half_written()
         attempts = int(self.read_status().get("attempts", 0)) + 1
-        self.set_state(State.running, attempts=attempts)
+        self.set_state(State.running, attempts=attempts)  # first: a kill from here on leaves an unfinished run
+        if self.config.exists() and has_grown(read_config(self.config), config):
+            shutil.rmtree(self.model, ignore_errors=True)
+            logger.info("run: its length was raised; training goes on from the last checkpoint")
+        write_text(self.config, to_yaml(config))
+        write_json(self.provenance, provenance)
+
+    def is_overwriting(self, config: TrainConfig) -> bool:
+        """True if the unfinished run here was itself started by this command with `run.overwrite`: it goes on."""
+        if not config.run.overwrite or not self.config.exists():
+            return False
+        earlier = read_config(self.config)
+        is_unfinished = self.read_status().get("state") != State.done.value
+        return is_unfinished and earlier.run.overwrite and fingerprint(earlier) == fingerprint(config)
+
+    def _delete(self) -> None:
+        """Removes the run so that a kill in the midst of it leaves nothing under its name."""
+        if self.path.exists():
+            doomed = self.path.with_name(f".{self.path.name}.removed")
+            shutil.rmtree(doomed, ignore_errors=True)
+            self.path.rename(doomed)
+            shutil.rmtree(doomed)
+
+    def _remove_half_written(self) -> None:
+        """Removes files that an attempt was writing when it was killed."""
+        for folder in (self.path, self.report):
+            for path in folder.glob(f"*{PARTIAL}"):
+                if path.is_file():
+                    path.unlink()
+
+    def cut_records_after(self, step: int, *, evaluation_due: bool = False) -> None:
+        """Drops the records of metrics.jsonl and rows.jsonl that will be written again.
+
+        Args:
+            step: From which training goes on.
+            evaluation_due: The held-out evaluation after that step will be made up for.
+        """
+        for path in (self.metrics, self.rows):
+            if path.exists():
+                kept = [
+                    json.dumps(record)
+                    for record in read_lines(path)
+                    if record["step"] < step or (record["step"] == step and not (evaluation_due and "split" in record))
+                ]
+                write_text(path, "".join(f"{line}\n" for line in kept))
 
     def discard_if_empty(self) -> None:
         """Removes the folders that transformers made for a run that then could not begin."""

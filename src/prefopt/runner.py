@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -10,20 +11,25 @@ from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from prefopt.choices import AlgorithmName
+from prefopt.distributed import group
+from prefopt.distributed.deepspeed import choose_optimizer
+from prefopt.distributed.group import keep_on_main, on_main
+from prefopt.distributed.preemption import Preempted, StopRequest
 from prefopt.distributed.ranks import is_main
 from prefopt.errors import UserError
 from prefopt.evaluation.measure import release_memory
 from prefopt.evaluation.run import build_material, evaluate_run
 from prefopt.examples import Examples
 from prefopt.report.console import print_report
-from prefopt.run_directory import RunDirectory, State
+from prefopt.run_directory import RunDirectory, RunTakenOverError, State
 from prefopt.schema import TrainConfig
 from prefopt.tracking.metrics import MetricsLog
 from prefopt.tracking.provenance import collect, command_line
 from prefopt.tracking.wandb import start_wandb
 from prefopt.trainers import dpo, sft
 from prefopt.trainers.arguments import build_dpo_arguments, build_sft_arguments
-from prefopt.trainers.callbacks import DivergedError
+from prefopt.trainers.batches import StepSize
+from prefopt.trainers.guards import DivergedError
 from prefopt.trainers.training import train
 
 ALGORITHMS = {
@@ -36,42 +42,57 @@ def train_and_report(
     config: TrainConfig,
     run: RunDirectory,
     examples: Examples,
+    stop: StopRequest,
     console: Console,
     argv: list[str],
 ) -> None:
     """Trains, evaluates and leaves the run `done`; any other end is in status.json with its reason.
 
+    All ranks train; rank 0 alone evaluates.
+
     Raises:
         UserError: Settings that TRL or PEFT refuse; the run directory is not touched then.
+        Preempted: A stop was asked for; the same command goes on.
     """
-    material = build_material(config, examples)
+    material = keep_on_main(lambda: build_material(config, examples))
     set_seed(config.run.seed)
-    trainer = build_trainer(config, run, examples)
-    if is_main():
+    is_fresh = on_main(lambda: config.run.overwrite and not run.is_overwriting(config))
+    kept = None if is_fresh else on_main(run.read_step_size)
+    size = StepSize.of(config, StepSize(**kept) if kept else None)
+    trainer = build_trainer(config, run, examples, size)
+
+    def start() -> None:
         data = {"sha256": examples.fingerprints(), **examples.tokenized.notes.to_dict()}
-        run.start(config, collect(config, data, command_line("prefopt.train", argv)))
+        provenance = collect(config, data, command_line("prefopt.train", argv))
+        run.start(config, {**provenance, "step_size": kept or asdict(size)})
+
+    on_main(start)
     with recorded_end(run):
         mirror = start_wandb(config, run) if is_main() else None
         log = MetricsLog(run.metrics, mirror) if is_main() else None
-        train(trainer, config, run, log, console)
-        if not is_main():
-            return
+        train(trainer, config, run, log, stop, console)
         del trainer  # its models, before the evaluation loads its own, whole ones
         release_memory()
         unset_hf_deepspeed_config()
-        report = evaluate_run(config, run, examples, material)
+        group.stop()
+        if not is_main():
+            return
+        with stop.raise_at_once():
+            report = evaluate_run(config, run, examples, material)
         print_report(report, run.report / "report.html", console)
         if mirror is not None:
             mirror.finish(report)
         run.set_state(State.done, step=report["run"]["steps"], message="")
 
 
-def build_trainer(config: TrainConfig, run: RunDirectory, examples: Examples) -> Any:
+def build_trainer(config: TrainConfig, run: RunDirectory, examples: Examples, size: StepSize) -> Any:
     """Loads the models and returns TRL's trainer; what TRL and PEFT refuse is the user's to mend."""
     build_arguments, build = ALGORITHMS[config.algorithm.name]
-    arguments = build_arguments(config, run)
+    arguments = build_arguments(config, run, size)
     try:
-        return build(config, arguments, examples)
+        trainer = build(config, arguments, examples)
+        trainer.optimizer_cls_and_kwargs = choose_optimizer(config.deepspeed, config.optim)
+        return trainer
     except UserError:
         run.discard_if_empty()
         raise
@@ -85,9 +106,14 @@ def recorded_end(run: RunDirectory) -> Iterator[None]:
     """Writes why a run ended early to its status.json, and lets the error go on."""
     try:
         yield
-    except KeyboardInterrupt:
-        _record(run, State.preempted, "interrupted by the user")
+    except Preempted as error:
+        _record(run, State.preempted, f"stopped on request ({error.reason}); the same command goes on")
         raise
+    except KeyboardInterrupt:
+        _record(run, State.preempted, "interrupted by the user; the same command goes on from the last checkpoint")
+        raise
+    except RunTakenOverError:
+        raise  # the status is the other process's now
     except DivergedError as error:
         _record(run, State.diverged, str(error))
         raise

@@ -29,6 +29,7 @@ from prefopt.choices import (
     WandbMode,
     WeightsDtype,
 )
+from prefopt.distributed.preemption import parse_time_limit
 from prefopt.errors import UserError
 
 
@@ -50,9 +51,15 @@ class RunConfig:
     """Delete what an earlier run of this name left, and start afresh."""
     seed: int = 0
     """Seeds weights, data order, the train/held-out split and sampling; >= 0."""
+    time_limit: str | None = None
+    """Stop in time, with a checkpoint, after 90m, 2h, HH:MM:SS or D-HH:MM:SS. A scheduler's limit is found anyway."""
+    timeout_s: int = 1800
+    """Seconds, > 0, that a rank waits for another one in a joint operation before the run ends and names it."""
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"run.seed: must be >= 0, found {self.seed}.")
+        require(self.timeout_s > 0, f"run.timeout_s: must be > 0, found {self.timeout_s}.")
+        parse_time_limit(self.time_limit)
         if self.name is not None:
             plain = self.name not in ("", ".", "..") and not set(self.name) & set("/\\\0")
             require(
@@ -298,6 +305,8 @@ class TrainerConfig:
     """DPO: random, or length_grouped: pairs of like length share a batch, which differ from epoch to epoch."""
     gradient_accumulation_steps: int = 1
     """Forwards per optimizer step."""
+    batch_size: int | None = None
+    """Pairs or rows per optimizer step over all ranks, instead of `gradient_accumulation_steps`. A run keeps it."""
     precision: Precision = Precision.fp32
     """fp32, or bf16 mixed precision where the hardware has it."""
     gradient_checkpointing: bool = False
@@ -310,6 +319,10 @@ class TrainerConfig:
     """Optimizer steps between two checkpoints; the last step is always saved."""
     keep_checkpoints: int = 2
     """Newest complete checkpoints that are kept, >= 1."""
+    keep_best: str | None = None
+    """A held-out metric, such as preference_accuracy or loss: the checkpoint where it was best is kept as well."""
+    log_rows: bool = False
+    """Write to rows.jsonl which rows of the training data each optimizer step saw."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further fields of TRL's DPOConfig or SFTConfig: `+trainer.extra.<field>=<value>`."""
 
@@ -322,7 +335,7 @@ class TrainerConfig:
             "keep_checkpoints",
         ):
             require(getattr(self, name) >= 1, f"trainer.{name}: must be >= 1, found {getattr(self, name)}.")
-        for name in ("max_steps", "eval_every", "tokens_per_device"):
+        for name in ("max_steps", "eval_every", "tokens_per_device", "batch_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"trainer.{name}: must be >= 1 or null, found {value}.")
         require(self.num_epochs > 0, f"trainer.num_epochs: must be > 0, found {self.num_epochs}.")

@@ -4,9 +4,15 @@ import argparse
 from typing import Any
 
 from prefopt.config import load_config, to_yaml
-from prefopt.errors import run_entry
+from prefopt.distributed import group
+from prefopt.distributed.group import on_main
+from prefopt.distributed.preemption import StopRequest, parse_time_limit, scheduler_end
+from prefopt.distributed.ranks import is_launched
+from prefopt.entry import run_entry
+from prefopt.examples import load_examples
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
+from prefopt.tracking.console import build_console
 
 HELP = """Tune a model and report whether it became better.
 
@@ -32,27 +38,27 @@ def main(argv: list[str]) -> None:
     if options.cfg:
         print(to_yaml(config), end="")
         return
-    run = RunDirectory.of(config)
-    run.check(config)
-    if run.is_done() and not config.run.overwrite:
-        print(f"{run.path}: this run is done. Report: {run.report / 'report.html'}")
-        print("Start it afresh with run.overwrite=true, or start another with run.name=<name>.")
-        return
-    execute(config, run, argv)
+    if is_launched():
+        group.start(config)
+    limit, end = parse_time_limit(config.run.time_limit), scheduler_end()
+    with StopRequest.install(time_limit_s=limit, scheduler_end=end) as stop:
+        execute(config, stop, argv)
 
 
-def execute(config: TrainConfig, run: RunDirectory, argv: list[str]) -> None:
+def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
     """Loads and checks the examples, then trains and reports; the run directory appears in between."""
-    from prefopt.examples import load_examples
-    from prefopt.tracking.console import build_console
-
     console = build_console()
-    console.print(f"[bold]{run.path}[/]  {describe(config)}", highlight=False)
-    examples = load_examples(config)
+    with RunDirectory.of(config).claimed(config) as run:
+        if on_main(lambda: run.is_done(config) and not config.run.overwrite):
+            console.print(f"{run.path}: this run is done. Report: {run.report / 'report.html'}")
+            console.print("Start it afresh with run.overwrite=true, or start another with run.name=<name>.")
+            return
+        console.print(f"[bold]{run.path}[/]  {describe(config)}", highlight=False)
+        examples = load_examples(config)
 
-    from prefopt.runner import train_and_report  # TRL, a matter of seconds
+        from prefopt.runner import train_and_report  # TRL, a matter of seconds
 
-    train_and_report(config, run, examples, console, argv)
+        train_and_report(config, run, examples, stop, console, argv)
 
 
 def describe(config: TrainConfig) -> str:

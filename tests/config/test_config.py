@@ -15,6 +15,7 @@ from prefopt.config import (
     differences,
     fingerprint,
     from_dict,
+    has_grown,
     load_config,
     read_config,
     setting_names,
@@ -105,6 +106,7 @@ def test_a_users_folder_adds_experiments(tmp_path):
         ("algorithm.loss_type=[]", "needs at least one loss"),
         ("algorithm.label_smoothing=0.1", "algorithm.label_smoothing=0.1 has no effect"),
         ("algorithm.ref_model_sync_steps=8", "has no effect"),
+        ("deepspeed.offload_optimizer=cpu", "deepspeed.offload_optimizer=cpu has no effect"),
         ("peft.r=4", "peft.r=4 has no effect"),
         ("data.held_out_fraction=0.2", "has no effect"),
         ("optim.weight_decay=-1", "must be >= 0"),
@@ -168,6 +170,46 @@ def test_differences_name_key_and_both_values():
     assert differences(old, new) == ["algorithm.beta: 0.1 -> 0.2"]
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["trainer.log_every=3", "trainer.save_every=9"],
+        ["trainer.eval_every=2", "trainer.keep_best=loss"],
+        ["trainer.keep_checkpoints=5", "trainer.log_rows=true"],
+        ["run.time_limit=2h", "run.timeout_s=60", "run.overwrite=true"],
+    ],
+)
+def test_what_is_written_may_change_from_one_attempt_to_the_next(overrides):
+    old, new = load_config([]), load_config(overrides)
+    assert differences(old, new) == differences(new, old) == []
+    assert not has_grown(old, new)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "refused"),
+    [
+        (["trainer.max_steps=6"], ["trainer.max_steps=9"], []),
+        (["trainer.num_epochs=1"], ["trainer.num_epochs=1.5"], []),
+        (["trainer.max_steps=6"], ["trainer.max_steps=5"], ["trainer.max_steps: 6 -> 5"]),
+        ([], ["trainer.max_steps=5"], ["trainer.max_steps: None -> 5"]),
+        (["trainer.max_steps=5"], [], ["trainer.max_steps: 5 -> None"]),
+        (["trainer.num_epochs=2"], ["trainer.num_epochs=1"], ["trainer.num_epochs: 2.0 -> 1.0"]),
+        ([], ["trainer.batch_size=8"], ["trainer.batch_size: None -> 8"]),
+    ],
+)
+def test_a_run_may_become_longer_and_nothing_else(old, new, refused):
+    before, after = load_config(old), load_config(new)
+    assert differences(before, after) == refused
+    if not refused:
+        assert has_grown(before, after)
+    assert not has_grown(before, before)
+
+
+def test_how_often_something_is_written_is_not_a_run_of_another_name_but_its_length_is():
+    assert fingerprint(load_config(["trainer.log_rows=true", "run.time_limit=2h"])) == fingerprint(load_config([]))
+    assert fingerprint(load_config(["trainer.max_steps=9"])) != fingerprint(load_config([]))
+
+
 def test_every_setting_is_documented():
     """A field without a docstring below it is a setting that nobody can look up."""
     tree = ast.parse(inspect.getsource(schema))
@@ -179,9 +221,119 @@ def test_every_setting_is_documented():
     assert {"algorithm.beta", "algorithm.loss_on", "trainer.max_steps"} <= set(setting_names())
 
 
-def test_more_than_one_process_is_refused(monkeypatch):
+DEEPSPEED = sorted(path.stem for path in (shipped("conf") / "deepspeed").glob("*.yaml"))
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """As torchrun starts the first of two processes; with DeepSpeed, installed or not."""
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("prefopt.checks.find_spec", lambda name: object())
+
+
+@pytest.mark.usefixtures("launched")
+def test_several_processes_need_no_setting():
+    assert load_config([]).deepspeed.stage is None
+
+
+def test_a_number_of_processes_without_a_launcher_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "one process" in refusal()
+    assert "WORLD_SIZE is 2, but LOCAL_RANK is not set: start with torchrun" in refusal()
+
+
+@pytest.mark.usefixtures("launched")
+@pytest.mark.parametrize("name", DEEPSPEED)
+def test_every_option_of_deepspeed_composes(name):
+    stage = load_config([f"deepspeed={name}"]).deepspeed.stage
+    assert stage == (None if name == "none" else int(name[len("zero")]))
+
+
+@pytest.mark.parametrize("name", [name for name in DEEPSPEED if name != "none"])
+def test_deepspeed_needs_a_launch(name):
+    assert "needs a distributed launch" in refusal(f"deepspeed={name}")
+
+
+@pytest.mark.usefixtures("launched")
+def test_a_missing_deepspeed_is_named_with_how_to_install_it(monkeypatch):
+    monkeypatch.setattr("prefopt.checks.find_spec", lambda name: None)
+    message = refusal("deepspeed=zero2")
+    assert "deepspeed.stage=2: DeepSpeed is not installed" in message
+    assert "pip install" in message
+    load_config([])
+
+
+@pytest.mark.usefixtures("launched")
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["deepspeed=zero3", "peft=qlora", "trainer.precision=bf16"], "Set deepspeed=zero2, or peft=lora"),
+        (["deepspeed=zero3", "trainer.extra.auto_find_batch_size=true"], "Set trainer.per_device_batch_size"),
+        (["deepspeed=zero3_offload", "optim.name=adafactor"], "not optim.name=adafactor. Set optim.name=adamw_torch"),
+        (["deepspeed.stage=4"], "deepspeed.stage: must be 1, 2, 3 or null, found 4"),
+        (["deepspeed=zero2", "deepspeed.offload_parameters=cpu"], "needs deepspeed.stage=3"),
+    ],
+)
+def test_what_a_stage_cannot_do_is_refused_with_what_can(overrides, expected):
+    assert expected in refusal(*overrides)
+
+
+@pytest.mark.usefixtures("launched")
+@pytest.mark.parametrize("overrides", [["deepspeed=zero2", "peft=qlora", "trainer.precision=bf16"]])
+def test_what_such_a_refusal_proposes_is_accepted(overrides):
+    load_config(overrides)
+
+
+@pytest.mark.usefixtures("launched")
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["trainer.gradient_accumulation_steps=2"], "leave out trainer.gradient_accumulation_steps=2"),
+        (["trainer.tokens_per_device=500"], "a number of pairs or a budget of tokens"),
+        (["trainer.batch_size=7"], "trainer.batch_size=7 does not divide into 2 ranks"),
+        (["trainer.batch_size=0"], "trainer.batch_size: must be >= 1 or null, found 0"),
+    ],
+)
+def test_a_size_of_steps_that_cannot_be_kept_is_refused(overrides, expected):
+    assert load_config(["trainer.batch_size=8"]).trainer.batch_size == 8
+    assert expected in refusal("trainer.batch_size=8", *overrides)
+
+
+def test_the_best_checkpoint_needs_metrics_on_the_way():
+    assert "set trainer.eval_every" in refusal("trainer.keep_best=loss")
+    assert load_config(["trainer.keep_best=loss", "trainer.eval_every=5"]).trainer.keep_best == "loss"
+
+
+def test_the_best_checkpoint_needs_a_metric_of_the_algorithm():
+    message = refusal("trainer.eval_every=5", "trainer.keep_best=accurracy")
+    assert "trainer.keep_best=accurracy: no held-out metric of algorithm=dpo. Allowed: loss, pref" in message
+    assert "algorithm=sft" in refusal("algorithm=sft", "trainer.eval_every=5", "trainer.keep_best=rewards/margins")
+
+
+@pytest.mark.parametrize("text", ["45s", "90m", "2h", "1d", "12:30:00", "1-12:30:00"])
+def test_a_time_limit_may_be_written_as_a_scheduler_writes_it(tmp_path, text):
+    config = load_config([f"run.time_limit={text}"])
+    assert config.run.time_limit == text
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert read_config(tmp_path / "config.yaml").run.time_limit == text
+
+
+@pytest.mark.parametrize("text", ["90", "1.5", "30:00", "0h", "soon", "-1h"])
+def test_a_time_limit_of_unknown_unit_is_refused(text):
+    message = refusal(f"run.time_limit={text}")
+    assert "run.time_limit: must be a time > 0 such as 45s, 90m" in message
+    assert text in message
+
+
+def test_a_time_limit_that_yaml_takes_for_a_number_is_refused(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nrun:\n  time_limit: 12:30:00\n")
+    with pytest.raises(UserError, match="in YAML, quote what has colons"):
+        load_config(["+experiment=mine"], str(tmp_path))
+
+
+def test_ranks_wait_for_each_other_for_a_positive_time():
+    assert "run.timeout_s: must be > 0, found 0" in refusal("run.timeout_s=0")
 
 
 def test_dropout_of_adapters_is_refused_where_trl_turns_it_off():

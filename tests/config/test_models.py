@@ -17,6 +17,7 @@ from prefopt.config import load_config
 from prefopt.modeling.load import build_peft_config
 from prefopt.run_directory import RunDirectory
 from prefopt.trainers.arguments import build_dpo_arguments
+from prefopt.trainers.batches import StepSize
 
 ARCHITECTURES = {
     "llama3_1_8b": (LlamaConfig, LlamaForCausalLM),
@@ -54,6 +55,6 @@ def test_lora_targets_exist_in_the_architecture(name, method):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_training_arguments_are_accepted_by_trl(name, monkeypatch):
     config = load_config([f"model={name}", "peft=lora", "trainer.precision=bf16"])
-    arguments = build_dpo_arguments(config, RunDirectory.of(config))
+    arguments = build_dpo_arguments(config, RunDirectory.of(config), StepSize.of(config, None))
     assert arguments.bf16
     assert arguments.learning_rate == pytest.approx(1e-5)

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from prefopt.tracking.metrics import read_metrics
+from prefopt.files import read_lines
 from prefopt.train import main as train
+from tests.conftest import read_rows, write_rows
 
 
 def deterministic(run: Path) -> list[dict]:
     """The metrics without what a clock decides."""
-    return [{k: v for k, v in record.items() if k != "time_s"} for record in read_metrics(run / "metrics.jsonl")]
+    return [{k: v for k, v in record.items() if k != "time_s"} for record in read_lines(run / "metrics.jsonl")]
 
 
 def weights_equal(a: Path, b: Path) -> bool:
@@ -123,7 +124,7 @@ def test_overwrite_starts_afresh(overrides, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_recorded(overrides, tmp_path):
-    from prefopt.trainers.callbacks import DivergedError
+    from prefopt.trainers.guards import DivergedError
 
     with pytest.raises(DivergedError, match="not finite"):
         train([*overrides, "optim.learning_rate=1e30", "optim.max_grad_norm=0", "optim.warmup_ratio=0"])
@@ -144,3 +145,51 @@ def test_an_error_during_a_run_is_recorded_as_failed(overrides, tmp_path, monkey
     status = json.loads((tmp_path / "runs" / "test" / "status.json").read_text())
     assert status["state"] == "failed"
     assert status["message"] == "RuntimeError: out of memory"
+
+
+def test_a_run_that_is_done_trains_on_when_its_length_is_raised(overrides, tmp_path, capsys):
+    constant = [*overrides, "optim.scheduler=constant"]
+    train([*constant, "run.name=whole", "trainer.max_steps=9"])
+    train([*constant, "run.name=raised"])
+    whole, raised = tmp_path / "runs" / "whole", tmp_path / "runs" / "raised"
+    first = (raised / "metrics.jsonl").read_text()
+    shorter = load_file(raised / "model" / "model.safetensors")
+    train([*constant, "run.name=raised", "trainer.max_steps=9"])
+    status = json.loads((raised / "status.json").read_text())
+    assert (status["state"], status["attempts"], status["step"]) == ("done", 2, 9)
+    assert (raised / "metrics.jsonl").read_text().startswith(first), "what was trained is not trained again"
+    training = [[r for r in deterministic(run) if "split" not in r] for run in (whole, raised)]
+    assert training[0] == training[1]
+    assert weights_equal(raised / "model", whole / "model")
+    longer = load_file(raised / "model" / "model.safetensors")
+    assert any((shorter[name] != longer[name]).any() for name in shorter)
+    capsys.readouterr()
+    train([*constant, "run.name=raised", "trainer.max_steps=9"])
+    assert "this run is done" in capsys.readouterr().out
+
+
+def test_the_rows_of_every_step_are_written_and_cut_with_the_metrics(overrides, tmp_path):
+    argv = [*overrides, "trainer.log_rows=true", "trainer.gradient_accumulation_steps=2", "trainer.save_every=4"]
+    train([*argv, "run.name=whole"])
+    whole, broken = tmp_path / "runs" / "whole", tmp_path / "runs" / "broken"
+    written = list(read_lines(whole / "rows.jsonl"))
+    assert [record["step"] for record in written] == [1, 2, 3, 4, 5, 6]
+    for epoch in (written[:3], written[3:]):
+        assert sorted(row for record in epoch for row in record["rows"]) == list(range(22))
+    kill_after([*argv, "run.name=broken"], broken, 4)
+    train([*argv, "run.name=broken"])
+    assert (broken / "rows.jsonl").read_text() == (whole / "rows.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("metric", "choose"), [("loss", min), ("rewards/margins", max)])
+def test_the_checkpoint_with_the_best_held_out_metric_is_kept(overrides, tmp_path, pair_files, metric, choose):
+    """With chosen and rejected swapped in the held-out pairs, training makes them worse: the best is not the last."""
+    swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in read_rows(pair_files[1])]
+    held_out = f"data.held_out={write_rows(tmp_path / 'swapped.jsonl', swapped)}"
+    every = ["trainer.eval_every=1", "trainer.save_every=1", "trainer.keep_checkpoints=1"]
+    train([*overrides, held_out, *every, f"trainer.keep_best={metric}"])
+    run = tmp_path / "runs" / "test"
+    values = {r["step"]: r[metric] for r in read_lines(run / "metrics.jsonl") if "split" in r}
+    best = choose(values, key=values.get)
+    assert best < 5
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {f"step-{best}", "step-6"}

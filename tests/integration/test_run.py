@@ -5,7 +5,7 @@ import json
 import pytest
 
 from prefopt.evaluate import main as evaluate
-from prefopt.tracking.metrics import read_metrics
+from prefopt.files import read_lines
 from prefopt.train import main as train
 
 
@@ -22,7 +22,7 @@ def test_a_dpo_run_leaves_everything_that_the_run_directory_promises(overrides, 
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-4", "step-6"]
     assert (run / "report" / "report.html").exists()
 
-    records = list(read_metrics(run / "metrics.jsonl"))
+    records = list(read_lines(run / "metrics.jsonl"))
     training = [r for r in records if "split" not in r]
     held_out = [r for r in records if r.get("split") == "held_out"]
     assert [r["step"] for r in training] == [1, 2, 3, 4, 5, 6]
@@ -105,7 +105,7 @@ def test_sft_runs_on_every_format_and_its_held_out_loss_is_exact(overrides, tmp_
     )
     run = tmp_path / "runs" / "test"
     report = read_report(run)
-    logged = [r for r in read_metrics(run / "metrics.jsonl") if "split" in r][-1]
+    logged = [r for r in read_lines(run / "metrics.jsonl") if "split" in r][-1]
     assert report["held_out"]["tuned"]["loss"]["value"] == pytest.approx(logged["loss"], rel=1e-5)
     assert report["held_out"]["tuned"]["loss"]["value"] < report["held_out"]["base"]["loss"]["value"]
     assert report["held_out"]["tuned"]["preference_accuracy"]["n"] == 132
@@ -120,7 +120,7 @@ def test_dpo_goes_on_from_an_sft_adapter(overrides, tmp_path):
     train([*overrides, f"model.path={tmp_path / 'runs' / 'sft' / 'model'}", "run.name=dpo"])
     report = read_report(tmp_path / "runs" / "dpo")
     # The reference is the SFT model, not the model below its adapter: the first loss says so.
-    first = next(read_metrics(tmp_path / "runs" / "dpo" / "metrics.jsonl"))
+    first = next(read_lines(tmp_path / "runs" / "dpo" / "metrics.jsonl"))
     assert first["loss"] == pytest.approx(0.6931, abs=1e-3)
     assert report["held_out"]["n"] == 7
 

@@ -40,8 +40,8 @@ from prefopt.evaluation.scoring import Scorer
 from prefopt.train import main
 reference.FLUSH_S = -1.0
 whole = Scorer.iterate_pairs
-def slowly(*args):
-    for batch in whole(*args):
+def slowly(*args, **kwargs):
+    for batch in whole(*args, **kwargs):
         yield batch
         time.sleep(0.3)
 Scorer.iterate_pairs = slowly

@@ -14,11 +14,14 @@ from trl.trainer.utils import add_fused_lm_head
 from prefopt.choices import LOSS_TYPES
 from prefopt.config import load_config
 from prefopt.data.ragged import PairTable
+from prefopt.data.steps import ROWS
+from prefopt.distributed.preemption import StopRequest
 from prefopt.evaluation.scoring import PairScores, Scorer
 from prefopt.examples import load_examples
 from prefopt.run_directory import RunDirectory
 from prefopt.trainers import dpo
 from prefopt.trainers.arguments import build_dpo_arguments
+from prefopt.trainers.batches import StepSize
 from tests.conftest import read_rows
 
 PLAIN = ["engine=trl", "reference=live"]
@@ -32,12 +35,13 @@ def load(path):
 def build(config) -> dpo.DPOTrainer:
     """Our trainer, as a run builds it, with its reference log-probs."""
     run = RunDirectory.of(config)
-    arguments = build_dpo_arguments(config, run)
+    arguments = build_dpo_arguments(config, run, StepSize.of(config, None))
     arguments.eval_strategy = "steps"
     arguments.eval_steps = 10**9
     trainer = dpo.build(config, arguments, load_examples(config))
     run.path.mkdir(parents=True, exist_ok=True)
-    trainer.prepare(config, run, Console(quiet=True))
+    trainer.attach(config, run, StopRequest([]))
+    trainer.prepare(Console(quiet=True))
     return trainer
 
 
@@ -48,11 +52,18 @@ def build_plain(config, tiny_model, pair_files) -> trl.DPOTrainer:
     return trl.DPOTrainer(
         model=load(tiny_model),
         ref_model=load(tiny_model),
-        args=build_dpo_arguments(config, RunDirectory.of(config)),
+        args=build_dpo_arguments(config, RunDirectory.of(config), StepSize.of(config, None)),
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=AutoTokenizer.from_pretrained(tiny_model),
     )
+
+
+def first_batch(trainer) -> dict:
+    """The first batch of the first epoch, as `compute_loss` takes it."""
+    batch = dict(next(iter(trainer.get_train_dataloader())))
+    batch.pop(ROWS, None)
+    return batch
 
 
 def losses(trainer) -> list[float]:
@@ -84,8 +95,7 @@ def test_every_loss_of_the_schema_reaches_trl(overrides, tiny_model, pair_files,
     values = []
     for trainer in (build(config), build_plain(config, tiny_model, pair_files)):
         move(trainer.model)
-        batch = next(iter(trainer.get_train_dataloader()))
-        loss = trainer.compute_loss(trainer.model, batch)
+        loss = trainer.compute_loss(trainer.model, first_batch(trainer))
         loss.backward()
         norm = torch.stack([p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]).norm()
         values.append((loss.item(), norm.item()))

@@ -84,7 +84,7 @@ def test_pairs_are_counted_exactly_over_epochs(case: tuple[Lengths, dict[str, An
     batches = PairBatches(lengths, **arguments)
     sizes = [len(batch) for epoch in range(3) for batch in epoch_of(batches, epoch)]
     num_batches = data.draw(st.integers(0, len(sizes)))
-    assert batches.num_pairs_after(num_batches) == sum(sizes[:num_batches])
+    assert batches.num_rows_after(num_batches) == sum(sizes[:num_batches])
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -220,7 +220,7 @@ def test_an_iteration_under_way_keeps_its_epoch(order: BatchOrder) -> None:
     expected = epoch_of(batches, 0)
     under_way = iter(batches)
     batches.set_epoch(1)
-    assert batches.num_pairs_after(len(batches) + 1) == 50 + 4
+    assert batches.num_rows_after(len(batches) + 1) == 50 + 4
     assert list(under_way) == expected
 
 
@@ -253,7 +253,7 @@ def test_exactly_one_of_pairs_and_tokens_is_allowed(size: dict[str, int]) -> Non
 
 def test_with_a_budget_an_epoch_that_was_not_counted_is_refused() -> None:
     batches = PairBatches(skewed(30), order=BatchOrder.random, seed=0, tokens=9000, padded=True, num_epochs=2)
-    assert batches.num_pairs_after(2 * len(batches)) == 60
+    assert batches.num_rows_after(2 * len(batches)) == 60
     batches.set_epoch(2)
     with pytest.raises(ValueError, match="epoch 2 of 2"):
         iter(batches)

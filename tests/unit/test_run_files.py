@@ -1,6 +1,9 @@
 """Checkpoints, metrics, run directory and tracker: what survives, what is refused."""
 
 import json
+import logging
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,85 +11,247 @@ import pytest
 
 from prefopt.choices import WandbMode
 from prefopt.config import load_config
+from prefopt.data.steps import StepBatches
+from prefopt.distributed import checkpoint as on_disk
 from prefopt.distributed.checkpoint import (
     COMPLETE,
+    MANIFEST,
+    CheckpointFacts,
+    clean,
+    digest,
     find_damage,
-    find_newest,
+    is_finished,
     keep_newest,
-    read_counters,
+    list_complete,
+    list_files,
+    read_manifest,
+    remove,
     seal,
+    set_aside,
     step_of,
 )
+from prefopt.distributed.saving import find_newest
 from prefopt.errors import UserError
+from prefopt.files import read_lines
 from prefopt.run_directory import RunDirectory, State
-from prefopt.tracking.metrics import MetricsLog, read_metrics
+from prefopt.tracking.metrics import MetricsLog
+from prefopt.tracking.provenance import hash_file
 from prefopt.tracking.wandb import choose_mode, start_wandb
 from prefopt.trainers.batches import count_examples
 
+FACTS = CheckpointFacts(
+    step=0,
+    num_ranks=2,
+    zero_stage=1,
+    batch_size=8,
+    config="c0ffee",
+    wandb_id=None,
+    windows=[{"sums": {"loss": 0.1}, "counts": {"loss": 3}, "tokens": 7}],
+    time_s=1.5,
+)
+
+
+def write_partial(folder: Path, step: int) -> Path:
+    written = folder / f"checkpoint-{step}"
+    (written / "global_step").mkdir(parents=True)
+    (written / "model.safetensors").write_bytes(b"weights" * 100)
+    (written / "trainer_state.json").write_text("{}")
+    (written / "global_step" / "rank_0.pt").write_bytes(b"state" * 200)
+    return written
+
 
 def write_checkpoint(folder: Path, step: int) -> Path:
-    partial = folder / f"checkpoint-{step}"
-    partial.mkdir(parents=True)
-    (partial / "model.safetensors").write_bytes(b"weights" * 100)
-    (partial / "trainer_state.json").write_text("{}")
-    return seal(partial, {"tokens": step * 10, "time_s": 1.5})
+    written = write_partial(folder, step)
+    return seal(written, replace(FACTS, step=step), digest(written, list_files(written)))
 
 
-def test_a_sealed_checkpoint_is_found_with_its_counters(tmp_path):
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_sealed_checkpoint_is_found_with_its_facts(tmp_path):
     write_checkpoint(tmp_path, 2)
     newest = write_checkpoint(tmp_path, 10)
     assert find_newest(tmp_path) == newest
     assert step_of(newest) == 10
-    assert read_counters(newest) == {"tokens": 100, "time_s": 1.5}
+    facts, digests = read_manifest(newest)
+    assert facts == replace(FACTS, step=10)
+    assert set(digests) == {"model.safetensors", "trainer_state.json", "global_step/rank_0.pt"}
+    assert [is_finished(newest, total) for total in (9, 10, 11)] == [True, True, False]
+
+
+def test_files_are_listed_largest_first_and_without_what_is_written_last(tmp_path):
+    sealed = write_checkpoint(tmp_path, 2)
+    assert list_files(sealed) == ["global_step/rank_0.pt", "model.safetensors", "trainer_state.json"]
+    assert {MANIFEST, COMPLETE} <= set(names(sealed))
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced_whole(tmp_path):
+    write_checkpoint(tmp_path, 2)
+    (tmp_path / "step-2" / "leftover").write_text("")
+    again = write_checkpoint(tmp_path, 2)
+    assert not (again / "leftover").exists()
+    assert names(tmp_path) == ["step-2"]
+
+
+def test_no_checkpoint_is_found_where_there_is_none(tmp_path):
+    assert find_newest(tmp_path) is None
+    assert find_newest(tmp_path / "nowhere") is None
 
 
 def test_a_partial_checkpoint_is_never_used_and_removed(tmp_path):
     good = write_checkpoint(tmp_path, 2)
-    (tmp_path / "checkpoint-4").mkdir()
+    write_partial(tmp_path, 4)
     assert find_newest(tmp_path) == good
-    assert not (tmp_path / "checkpoint-4").exists()
+    assert names(tmp_path) == ["step-2"]
+
+
+def test_cleaning_removes_what_an_attempt_left_half_done_and_keeps_what_a_person_may_want(tmp_path, caplog):
+    write_checkpoint(tmp_path, 2)
+    for leftover in ("checkpoint-4", "removed-step-1", "resharded-2", "damaged-step-3", "mine"):
+        (tmp_path / leftover).mkdir()
+        (tmp_path / leftover / "file").write_text("")
+    clean(tmp_path)
+    assert names(tmp_path) == ["damaged-step-3", "mine", "step-2"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"checkpoint: {tmp_path / 'checkpoint-4'} was never completed; removed"
+    ]
 
 
 def test_a_folder_without_its_last_file_is_not_complete(tmp_path):
     good, broken = write_checkpoint(tmp_path, 2), write_checkpoint(tmp_path, 4)
     (broken / COMPLETE).unlink()
+    (tmp_path / "step-x").mkdir()
+    assert list_complete(tmp_path) == [good]
     assert find_newest(tmp_path) == good
+    assert names(tmp_path) == ["damaged-step-4", "step-2", "step-x"]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "deleted", "no manifest"])
-def test_damage_is_found_and_the_checkpoint_before_is_used(tmp_path, damage):
+def flip(path: Path) -> None:
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+
+
+def rewrite(manifest: Path, **facts: object) -> None:
+    """As another version of prefopt would have written it."""
+    content = json.loads(manifest.read_text())
+    content["run"].update(facts)
+    manifest.write_text(json.dumps(content))
+    (manifest.parent / COMPLETE).write_text(hash_file(manifest) + "\n")
+
+
+DAMAGE = {
+    "truncated": (
+        "model.safetensors",
+        lambda path: path.write_bytes(b"wei"),
+        "model.safetensors has 3 bytes, not 700",
+    ),
+    "flipped": ("model.safetensors", flip, "model.safetensors has another checksum"),
+    "deleted": ("global_step/rank_0.pt", Path.unlink, "global_step/rank_0.pt is missing"),
+    "no manifest": (MANIFEST, Path.unlink, "manifest.json: "),
+    "half a manifest": (MANIFEST, lambda path: path.write_text("{"), "manifest.json: "),
+    "an empty manifest": (MANIFEST, lambda path: path.write_text('{"run": {}, "files": {}}'), "manifest.json: "),
+    "no text": (MANIFEST, lambda path: path.write_bytes(b"\xff"), "manifest.json: "),
+    "changed": (MANIFEST, lambda path: path.write_text(path.read_text() + " "), "manifest.json: is not the one that"),
+    "format": (MANIFEST, partial(rewrite, format=99), "manifest.json: has format 99, and this version reads 1"),
+    "step": (MANIFEST, partial(rewrite, step=3), "manifest.json: is of step 3"),
+    "an unknown fact": (MANIFEST, partial(rewrite, new=1), "manifest.json: "),
+}
+
+
+@pytest.mark.parametrize(("file", "damage", "reason"), DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path, caplog, file, damage, reason):
     good, bad = write_checkpoint(tmp_path, 2), write_checkpoint(tmp_path, 4)
-    weights = bad / "model.safetensors"
-    if damage == "truncated":
-        weights.write_bytes(b"wei")
-    elif damage == "flipped":
-        weights.write_bytes(b"W" + weights.read_bytes()[1:])
-    elif damage == "deleted":
-        weights.unlink()
+    _, expected = read_manifest(bad)
+    damage(bad / file)
+    if file == MANIFEST:
+        with pytest.raises(ValueError, match=r"manifest\.json"):
+            read_manifest(bad)
     else:
-        (bad / "manifest.json").unlink()
-    assert find_damage(bad)
-    assert find_damage(good) is None
+        assert find_damage(bad, expected) == reason
+    assert find_damage(good, expected) is None
     assert find_newest(tmp_path) == good
-    assert (tmp_path / "damaged-step-4").exists()
+    assert names(tmp_path) == ["damaged-step-4", "step-2"]
+    assert f"is damaged ({reason}" in caplog.text
 
 
-def test_only_the_newest_complete_checkpoints_are_kept(tmp_path):
-    for step in (2, 4, 10):
+def test_when_every_checkpoint_is_damaged_there_is_none_and_all_are_set_aside(tmp_path):
+    for step in (2, 4):
+        flip(write_checkpoint(tmp_path, step) / "trainer_state.json")
+    assert find_newest(tmp_path) is None
+    assert names(tmp_path) == ["damaged-step-2", "damaged-step-4"]
+
+
+def test_a_checkpoint_set_aside_replaces_an_older_damaged_one_of_its_step(tmp_path, caplog):
+    set_aside(write_checkpoint(tmp_path, 2), "first")
+    again = write_checkpoint(tmp_path, 2)
+    (again / "second").write_text("")
+    set_aside(again, "second")
+    assert names(tmp_path) == ["damaged-step-2"]
+    assert (tmp_path / "damaged-step-2" / "second").exists()
+    assert "is damaged (second); set aside as damaged-step-2" in caplog.text
+
+
+def test_a_kill_while_a_checkpoint_is_removed_leaves_none_that_looks_whole(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path, 2)
+    doomed = write_checkpoint(tmp_path, 4)
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(on_disk.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove(doomed)
+    monkeypatch.undo()
+    assert step_of(list_complete(tmp_path)[-1]) == 2
+    assert find_newest(tmp_path) == tmp_path / "step-2"
+    assert names(tmp_path) == ["step-2"]
+
+
+@pytest.mark.parametrize(
+    ("number", "best", "kept"),
+    [
+        (1, None, ["step-10"]),
+        (2, None, ["step-10", "step-4"]),
+        (9, None, ["step-10", "step-2", "step-3", "step-4"]),
+        (1, 2, ["step-10", "step-2"]),
+        (2, 4, ["step-10", "step-4"]),
+        (2, 3, ["step-10", "step-3", "step-4"]),
+        (1, 7, ["step-10"]),
+    ],
+)
+def test_only_the_newest_complete_checkpoints_and_the_best_are_kept(tmp_path, number, best, kept):
+    for step in (2, 3, 4, 10):
         write_checkpoint(tmp_path, step)
-    keep_newest(tmp_path, 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-4"]
+    keep_newest(tmp_path, number, best)
+    assert names(tmp_path) == kept
+
+
+def test_the_last_checkpoint_is_never_given_up(tmp_path):
+    with pytest.raises(AssertionError, match="last good checkpoint"):
+        keep_newest(tmp_path, 0)
 
 
 def test_records_beyond_the_checkpoint_are_cut_and_half_lines_dropped(tmp_path):
-    log = MetricsLog(tmp_path / "metrics.jsonl")
+    run = RunDirectory(tmp_path)
+    log = MetricsLog(run.metrics)
     for step in (1, 2, 3):
         log.write({"step": step, "loss": 0.5})
-    with (tmp_path / "metrics.jsonl").open("a") as file:
+    run.rows.write_text('{"step": 2, "rows": [5, 6]}\n{"step": 3, "rows": [1, 2]}\n')
+    with run.metrics.open("a") as file:
         file.write('{"step": 4, "lo')
-    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
-    log.cut_after(2)
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.5}\n'
+    assert [record["step"] for record in read_lines(run.metrics)] == [1, 2, 3]
+    run.cut_records_after(2)
+    assert run.metrics.read_text() == '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.5}\n'
+    assert run.rows.read_text() == '{"step": 2, "rows": [5, 6]}\n'
+    run.cut_records_after(0)
+    assert run.metrics.read_text() == run.rows.read_text() == ""
+
+
+def test_a_line_in_the_midst_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: not a JSON object"):
+        list(read_lines(tmp_path / "metrics.jsonl"))
 
 
 def test_values_that_are_not_finite_are_null_so_that_every_line_is_json(tmp_path):
@@ -94,10 +259,15 @@ def test_values_that_are_not_finite_are_null_so_that_every_line_is_json(tmp_path
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": None}
 
 
-def test_pairs_count_the_short_last_batch_of_an_epoch():
-    args = SimpleNamespace(gradient_accumulation_steps=2, world_size=1, per_device_train_batch_size=2)
-    trainer = SimpleNamespace(args=args, train_dataset=range(22))
-    assert [count_examples(trainer, step) for step in (0, 1, 5, 6, 7, 12)] == [0, 4, 20, 22, 26, 44]
+@pytest.mark.parametrize(
+    ("accumulation", "num_ranks", "expected"),
+    [(2, 1, [0, 4, 20, 22, 26, 44]), (1, 2, [0, 4, 20, 22, 26, 44]), (1, 3, [0, 6, 28, 34, 40, 66])],
+)
+def test_examples_count_the_short_last_step_of_an_epoch(accumulation, num_ranks, expected):
+    args = SimpleNamespace(gradient_accumulation_steps=accumulation, world_size=num_ranks)
+    batches = StepBatches(22, seed=0, batch_size=2, accumulation=accumulation, num_ranks=num_ranks)
+    trainer = SimpleNamespace(args=args, batches=batches)
+    assert [count_examples(trainer, step) for step in (0, 1, 5, 6, 7, 12)] == expected
 
 
 @pytest.fixture
@@ -171,9 +341,56 @@ def test_status_counts_attempts_and_keeps_the_step(config):
     run.set_state(State.running, step=7)
     run.start(config, {"data": {}})
     assert run.read_status() == {"state": "running", "step": 7, "attempts": 2, "message": ""}
-    assert not run.is_done()
+    assert not run.is_done(config)
     run.set_state(State.done)
-    assert run.is_done()
+    assert run.is_done(config)
+
+
+def longer(config, **settings):
+    return replace(config, trainer=replace(config.trainer, **settings))
+
+
+def test_a_run_that_is_done_goes_on_when_its_length_is_raised(config, caplog):
+    caplog.set_level(logging.INFO)
+    run = RunDirectory.of(config)
+    run.start(config, {"data": {}})
+    run.model.mkdir()
+    run.set_state(State.done, step=6)
+    raised = longer(config, num_epochs=config.trainer.num_epochs + 1)
+    assert not run.is_done(raised)
+    run.check(raised)
+    run.start(raised, {"data": {}})
+    assert not run.model.exists(), "the model of the shorter run would pass for the one of the longer"
+    assert "its length was raised" in caplog.text
+    run.set_state(State.done, step=12)
+    assert run.is_done(raised)
+    with pytest.raises(UserError, match=r"trainer\.num_epochs"):
+        run.check(config)
+
+
+def test_a_run_that_is_done_stays_done_when_only_what_is_written_changes(config):
+    run = RunDirectory.of(config)
+    run.start(config, {"data": {}})
+    run.model.mkdir()
+    run.set_state(State.done)
+    assert run.is_done(longer(config, log_every=1, save_every=7))
+    run.start(longer(config, log_every=1), {"data": {}})
+    assert run.model.exists()
+
+
+def test_how_a_step_was_divided_stays_with_the_run(config):
+    run = RunDirectory.of(config)
+    assert run.read_step_size() is None
+    run.start(config, {"data": {}, "step_size": {"per_device": 4, "accumulation": 1, "num_ranks": 2}})
+    assert run.read_step_size() == {"per_device": 4, "accumulation": 1, "num_ranks": 2}
+
+
+def test_the_id_in_wandb_is_read_back_and_none_without(config):
+    run = RunDirectory.of(config)
+    run.start(config, {"data": {}})
+    assert run.read_wandb_id() is None
+    run.wandb_id.write_text("abc\n")
+    assert run.read_wandb_id() == "abc"
 
 
 def test_wandb_stays_off_where_the_environment_says_so(config, monkeypatch):

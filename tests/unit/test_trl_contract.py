@@ -1,9 +1,12 @@
-"""What we rely on in TRL beyond its documented interface: a change there must fail here first."""
+"""What we rely on in TRL, transformers and DeepSpeed beyond their documented interfaces: a change fails here first."""
 
 import inspect
+import re
 from importlib.metadata import version
 
+import pytest
 import trl
+from transformers import Trainer
 from trl.trainer import dpo_trainer
 from trl.trainer.utils import add_fused_lm_head
 
@@ -64,3 +67,141 @@ def test_the_chunked_head_returns_log_probs():
 
 def test_sft_takes_rows_that_are_ready():
     assert "skip_prepare_dataset" in inspect.getsource(trl.SFTTrainer.__init__)
+
+
+def parameters(function) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize("trainer", [trl.DPOTrainer, trl.SFTTrainer])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("get_batch_samples", ["self", "epoch_iterator", "num_batches", "device"]),
+        ("_get_grad_norm", ["self", "model", "grad_norm"]),
+        ("_save_checkpoint", ["self", "model", "trial"]),
+        ("_save_optimizer_and_scheduler", ["self", "output_dir"]),
+        ("_save_scaler", ["self", "output_dir"]),
+        ("_save_rng_state", ["self", "output_dir"]),
+        ("_load_rng_state", ["self", "checkpoint"]),
+        ("_save", ["self", "output_dir", "state_dict"]),
+        ("_determine_best_metric", ["self", "metrics", "trial"]),
+        ("_prepare_inputs", ["self", "inputs"]),
+        ("log", ["self", "logs", "start_time"]),
+        ("evaluate", ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]),
+        ("compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
+    ],
+)
+def test_what_we_override_or_call_in_a_trainer_is_there_with_its_arguments(trainer, name, expected):
+    assert parameters(getattr(trainer, name)) == expected
+
+
+def test_a_forward_is_one_call_of_training_step():
+    """TRL wraps it to measure time, and passes on what it gets."""
+    assert parameters(Trainer.training_step) == ["self", "model", "inputs", "num_items_in_batch"]
+    assert "self.training_step(model, inputs, num_items_in_batch)" in inspect.getsource(Trainer._run_epoch)
+
+
+def test_the_gradient_norm_of_a_step_is_asked_for_before_the_optimizer_uses_it():
+    """With or without clipping: a gradient that is not finite must not reach the weights."""
+    source = inspect.getsource(Trainer._run_epoch)
+    norm = source.index("\n                    grad_norm = self._get_grad_norm(model, grad_norm=grad_norm)")
+    assert norm < source.index("self.optimizer.step()")
+
+
+def test_a_step_ends_before_it_is_logged_evaluated_and_saved_in_this_order():
+    source = inspect.getsource(Trainer._run_epoch)
+    assert source.index("self.callback_handler.on_step_end(") < source.index("self._maybe_log_save_evaluate(")
+    source = inspect.getsource(Trainer._maybe_log_save_evaluate)
+    positions = [source.index(call) for call in ("self.log(logs", "self._evaluate(", "self._save_checkpoint(")]
+    assert positions == sorted(positions)
+    assert source.index("metrics = self._evaluate(") < source.index("if self.control.should_save:"), (
+        "an evaluation that was interrupted asks for a checkpoint"
+    )
+
+
+def test_a_step_of_fewer_forwards_is_a_mean_over_them():
+    """`DPOTrainer.compute_loss` weighs forwards against this division."""
+    assert "self.current_gradient_accumulation_steps = len(batch_samples)" in inspect.getsource(Trainer._run_epoch)
+    assert "loss = loss / self.current_gradient_accumulation_steps" in inspect.getsource(Trainer.training_step)
+
+
+def test_random_states_have_a_file_per_rank():
+    source = inspect.getsource(Trainer._load_rng_state)
+    assert 'f"rng_state_{process_index}.pth"' in source
+    assert '"rng_state.pth"' in source
+
+
+def test_the_states_of_a_step_are_saved_one_by_one_beside_the_weights():
+    """What `prefopt.distributed.saving` does in place of `_save_checkpoint`: nothing else may have joined."""
+    called = re.findall(r"self\.(_save\w*|save_model)\(", inspect.getsource(Trainer._save_checkpoint))
+    assert called == ["save_model", "_save_optimizer_and_scheduler", "_save_scaler", "_save_rng_state"]
+
+
+@pytest.mark.parametrize("trainer", [trl.DPOTrainer, trl.SFTTrainer])
+def test_metrics_collect_in_lists_by_mode_and_name(trainer):
+    assert 'self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}' in inspect.getsource(
+        trainer.__init__
+    )
+
+
+@pytest.mark.parametrize("compute", [trl.DPOTrainer._compute_loss, trl.SFTTrainer.compute_loss])
+def test_a_forwards_metrics_are_gathered_through_two_methods_of_the_accelerator_alone(compute):
+    """`OnThisRank` replaces these two; another collective would gather what is this rank's, or wait for nobody."""
+    source = inspect.getsource(compute)
+    used = set(re.findall(r"self\.accelerator\.(\w+)", source))
+    assert used <= {"gather", "gather_for_metrics", "device", "unwrap_model", "num_processes", "parallelism_config"}
+    assert "gather_for_metrics" in used
+    assert not re.search(r"all_reduce|all_gather|\.reduce\(|nested_gather|\bdist\.|torch\.distributed", source)
+
+
+def test_sft_divides_by_the_tokens_of_the_whole_step_times_the_ranks():
+    """`SFTTrainer._note_metrics` undoes both."""
+    source = inspect.getsource(trl.SFTTrainer.compute_loss)
+    assert "loss = loss * (self.accelerator.num_processes // self.get_tp_size())" in source
+    assert "outputs.label_mask.sum() if num_items_in_batch is None else num_items_in_batch" in source
+
+
+@pytest.fixture
+def engine():
+    return pytest.importorskip("deepspeed.runtime.engine").DeepSpeedEngine
+
+
+def test_deepspeed_writes_its_files_through_the_two_methods_that_we_guard(engine):
+    """Between its barriers an error on one rank would leave the others waiting: see `saving._guarded`."""
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
+    assert parameters(TorchCheckpointEngine.save) == ["self", "state_dict", "path"]
+    assert "self.checkpoint_engine = create_checkpoint_engine(" in inspect.getsource(engine)
+    assert parameters(engine._copy_recovery_script) == ["self", "save_path"]
+    zero = inspect.getsource(engine._save_zero_checkpoint)
+    assert "self.checkpoint_engine.save(zero_sd, zero_checkpoint_name)" in zero
+    assert "self._copy_recovery_script(save_path)" in zero
+    assert "self.checkpoint_engine.save(" in inspect.getsource(engine._save_checkpoint)
+
+
+def test_deepspeed_names_its_folder_in_a_file_beside_it(engine):
+    assert {"save_latest", "exclude_frozen_parameters"} <= set(parameters(engine.save_checkpoint))
+    source = inspect.getsource(engine.save_checkpoint)
+    assert "open(os.path.join(save_dir, 'latest'), 'w')" in source
+    assert 'tag = f"global_step{self.global_steps}"' in source
+
+
+def test_deepspeed_tells_its_stage(engine):
+    assert parameters(engine.zero_optimization_stage) == ["self"]
+
+
+def test_zero_uses_no_gradient_whose_norm_is_not_finite_and_reports_the_norm():
+    """Stage 3 always looks; stages 1 and 2 do in fp32 and bf16 when they are told to, as we tell them."""
+    pytest.importorskip("deepspeed")
+    from deepspeed.runtime.zero import stage3, stage_1_and_2
+
+    source = inspect.getsource(stage_1_and_2)
+    assert "self.check_grad_overflow = check_grad_overflow" in source
+    assert "or self.check_grad_overflow) and is_invalid_grad_norm(scaled_global_grad_norm)" in source
+    assert 'self._global_grad_norm = float("inf")' in source
+    source = inspect.getsource(stage3)
+    assert (
+        "            if is_invalid_grad_norm(scaled_global_grad_norm):\n                self.overflow = True" in source
+    )
+    assert 'self._global_grad_norm = float("inf")' in source

@@ -117,7 +117,7 @@ class PairBatches:
         """
         self._epoch = epoch
 
-    def num_pairs_after(self, num_batches: int) -> int:
+    def num_rows_after(self, num_batches: int) -> int:
         """Returns the pairs in the first `num_batches` batches over all ranks, counted from epoch 0 over epochs."""
         epochs, batches = divmod(num_batches, self._num_batches)
         return epochs * len(self._tokens) + (int(self._plan(epochs).bounds[batches]) if batches else 0)

@@ -1,9 +1,17 @@
-"""Checkpoints that are whole or not there: sealed by a manifest, verified before use."""
+"""Checkpoints on disk: whole or not there, verified before use, kept as long as one is needed.
+
+A checkpoint is written as `checkpoint-<n>` and renamed to `step-<n>` when it is whole: `manifest.json` holds the size
+and SHA-256 of every file and what the run was, and `COMPLETE`, written last, that of the manifest. Other names are
+leftovers: `checkpoint-*` was never completed, `removed-*` is being deleted, `damaged-*` failed its checks and is kept
+for a look.
+"""
 
 import json
 import logging
 import os
 import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +24,98 @@ PARTIAL_PREFIX = "checkpoint-"
 """How transformers names a checkpoint; with us, one that is still being written."""
 PREFIX = "step-"
 DAMAGED_PREFIX = "damaged-"
+REMOVED_PREFIX = "removed-"
+RESHARDED_PREFIX = "resharded-"
 MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE"
-COUNTERS = "counters.json"
+TRAINER_STATE = "trainer_state.json"
+FORMAT = 1
+
+Digests = dict[str, dict[str, Any]]
+"""For each file, relative to its checkpoint: `size` in bytes and `sha256`."""
 
 
-def seal(partial: Path, counters: dict[str, Any]) -> Path:
-    """Makes a written checkpoint valid: counters, manifest, fsync, COMPLETE, and last the rename to `step-<n>`.
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What a checkpoint says about the run that wrote it.
 
-    Args:
-        partial: The folder `checkpoint-<n>` as transformers wrote it.
-        counters: What the trainer's own state does not hold, such as tokens and seconds so far.
+    Attributes:
+        step: Optimizer steps done.
+        num_ranks: Processes that wrote it.
+        zero_stage: ZeRO stage, None without DeepSpeed.
+        batch_size: Examples per optimizer step over all ranks.
+        config: SHA-256 of the identity of the configuration.
+        wandb_id: Of the run in Weights & Biases, None without.
+        windows: For each rank, the state of its `MetricsWindow`.
+        time_s: Seconds of training so far, over all attempts.
+        evaluation_due: The held-out evaluation of this step was interrupted.
+        best: The best value of the watched held-out metric and its step, None if none is watched or seen.
+        format: Version of the manifest.
     """
-    write_json(partial / COUNTERS, counters)
-    files = sorted(path for path in partial.rglob("*") if path.is_file())
-    manifest = {
-        str(path.relative_to(partial)): {"size": path.stat().st_size, "sha256": hash_file(path)} for path in files
-    }
-    for path in files:
+
+    step: int
+    num_ranks: int
+    zero_stage: int | None
+    batch_size: int
+    config: str
+    wandb_id: str | None
+    windows: list[dict[str, Any]]
+    time_s: float
+    evaluation_due: bool = False
+    best: tuple[float, int] | None = None
+    format: int = FORMAT
+
+
+def list_files(folder: Path) -> dict[str, int]:
+    """Size in bytes of each file of a folder that is being written; names are relative to it."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, COMPLETE)]
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+def digest(folder: Path, names: Iterable[str]) -> Digests:
+    """Brings files to the disk and returns their digests."""
+    found = {}
+    for name in names:
+        path = folder / name
         _fsync(path)
-    write_json(partial / MANIFEST, manifest)
-    write_text(partial / COMPLETE, "")
-    final = partial.with_name(PREFIX + partial.name.removeprefix(PARTIAL_PREFIX))
-    if final.exists():
-        shutil.rmtree(final)
+        found[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
+    return found
+
+
+def seal(partial: Path, facts: CheckpointFacts, digests: Digests) -> Path:
+    """Makes a written folder a checkpoint: manifest, COMPLETE, and last the rename to `step-<n>`."""
+    write_json(partial / MANIFEST, {"run": asdict(facts), "files": dict(sorted(digests.items()))})
+    write_text(partial / COMPLETE, hash_file(partial / MANIFEST) + "\n")
+    for folder in {partial / name for name in digests}:
+        _fsync(folder.parent)
+    final = partial.with_name(f"{PREFIX}{facts.step}")
+    earlier = _doom(final) if final.exists() else None
     partial.rename(final)
     _fsync(final.parent)
+    if earlier is not None:
+        shutil.rmtree(earlier)
     return final
 
 
-def find_newest(folder: Path) -> Path | None:
-    """Returns the newest complete, undamaged checkpoint; sets damaged ones aside and removes partial ones."""
-    for partial in folder.glob(f"{PARTIAL_PREFIX}*"):
-        logger.warning("checkpoint: %s was never completed; removed", partial)
-        shutil.rmtree(partial)
-    for checkpoint in reversed(list_complete(folder)):
-        problem = find_damage(checkpoint)
-        if problem is None:
-            return checkpoint
-        aside = checkpoint.with_name(DAMAGED_PREFIX + checkpoint.name)
-        shutil.rmtree(aside, ignore_errors=True)
-        checkpoint.rename(aside)
-        logger.warning("checkpoint: %s is damaged (%s); set aside as %s", checkpoint, problem, aside.name)
-    return None
+def clean(folder: Path) -> None:
+    """Removes what an earlier attempt left half-written or half-deleted."""
+    for prefix in (PARTIAL_PREFIX, REMOVED_PREFIX, RESHARDED_PREFIX):
+        for path in folder.glob(f"{prefix}*"):
+            if prefix == PARTIAL_PREFIX:
+                logger.warning("checkpoint: %s was never completed; removed", path)
+            shutil.rmtree(path)
+    for path in _list_named(folder):
+        if not (path / COMPLETE).exists():
+            set_aside(path, f"{COMPLETE} is missing")
 
 
 def list_complete(folder: Path) -> list[Path]:
     """The sealed checkpoints, oldest first."""
-    return sorted((p for p in folder.glob(f"{PREFIX}*") if (p / COMPLETE).exists()), key=step_of)
+    return sorted((path for path in _list_named(folder) if (path / COMPLETE).exists()), key=step_of)
+
+
+def _list_named(folder: Path) -> list[Path]:
+    return [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
 
 
 def step_of(checkpoint: Path) -> int:
@@ -71,38 +123,70 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
-def is_finished(checkpoint: Path) -> bool:
-    """True if training had no step left when the checkpoint was taken."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return bool(state["global_step"] >= state["max_steps"])
+def read_manifest(checkpoint: Path) -> tuple[CheckpointFacts, Digests]:
+    """What a sealed checkpoint says of itself.
 
-
-def read_counters(checkpoint: Path) -> dict[str, Any]:
-    counters: dict[str, Any] = json.loads((checkpoint / COUNTERS).read_text(encoding="utf-8"))
-    return counters
-
-
-def find_damage(checkpoint: Path) -> str | None:
-    """Says what is wrong with a sealed checkpoint; None if all files are as they were written."""
+    Raises:
+        ValueError: The manifest cannot be read; the message says why.
+    """
     try:
+        if hash_file(checkpoint / MANIFEST) != (checkpoint / COMPLETE).read_text(encoding="utf-8").strip():
+            raise ValueError(f"is not the one that {COMPLETE} tells of")
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        return f"{MANIFEST}: {error}"
-    for name, expected in manifest.items():
+        facts = CheckpointFacts(**manifest["run"])
+        if facts.format != FORMAT:
+            raise ValueError(f"has format {facts.format}, and this version reads {FORMAT}")
+        if facts.step != step_of(checkpoint):
+            raise ValueError(f"is of step {facts.step}")
+        return facts, manifest["files"]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{MANIFEST}: {error}") from error
+
+
+def find_damage(checkpoint: Path, expected: Digests) -> str | None:
+    """Says what is wrong with files of a sealed checkpoint; None if they are as they were written."""
+    for name, entry in expected.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != expected["size"]:
-            return f"{name} has {path.stat().st_size} bytes, not {expected['size']}"
-        if hash_file(path) != expected["sha256"]:
+        if path.stat().st_size != entry["size"]:
+            return f"{name} has {path.stat().st_size} bytes, not {entry['size']}"
+        if hash_file(path) != entry["sha256"]:
             return f"{name} has another checksum"
     return None
 
 
-def keep_newest(folder: Path, number: int) -> None:
-    """Removes all complete checkpoints but the newest `number`."""
+def set_aside(checkpoint: Path, problem: str) -> None:
+    """Renames a damaged checkpoint, so that it is not tried again, and says so."""
+    aside = checkpoint.with_name(DAMAGED_PREFIX + checkpoint.name)
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+    logger.warning("checkpoint: %s is damaged (%s); set aside as %s", checkpoint, problem, aside.name)
+
+
+def is_finished(checkpoint: Path, total_steps: int) -> bool:
+    """True if training had no step left when the checkpoint was taken."""
+    return step_of(checkpoint) >= total_steps
+
+
+def keep_newest(folder: Path, number: int, best_step: int | None = None) -> None:
+    """Removes all complete checkpoints but the newest `number` and the best one."""
+    assert number >= 1, "the last good checkpoint stays"
     for checkpoint in list_complete(folder)[:-number]:
-        shutil.rmtree(checkpoint)
+        if step_of(checkpoint) != best_step:
+            remove(checkpoint)
+
+
+def remove(checkpoint: Path) -> None:
+    """Deletes a checkpoint so that a kill in the midst of it leaves none that looks whole."""
+    shutil.rmtree(_doom(checkpoint))
+
+
+def _doom(checkpoint: Path) -> Path:
+    doomed = checkpoint.with_name(REMOVED_PREFIX + checkpoint.name)
+    shutil.rmtree(doomed, ignore_errors=True)
+    checkpoint.rename(doomed)
+    return doomed
 
 
 def _fsync(path: Path) -> None:

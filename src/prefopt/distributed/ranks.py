@@ -16,3 +16,8 @@ def world_size() -> int:
 def is_main() -> bool:
     """True on the one process that writes and talks."""
     return rank() == 0
+
+
+def is_launched() -> bool:
+    """True if torchrun or another launcher started this process, be it the only one."""
+    return "LOCAL_RANK" in os.environ

@@ -25,10 +25,10 @@ from prefopt.evaluation.statistics import Bootstrap
 from prefopt.evaluation.summary import Summary
 from prefopt.evaluation.verdict import judge
 from prefopt.examples import Examples
+from prefopt.files import read_lines
 from prefopt.report.render import render_report
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import DPOAlgorithmConfig, TrainConfig
-from prefopt.tracking.metrics import read_metrics
 
 FORMAT = 1
 """Version of report.json; raised when a key changes its meaning."""
@@ -46,7 +46,7 @@ def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, mat
         beta=algorithm.beta if isinstance(algorithm, DPOAlgorithmConfig) else None,
         bootstrap=Bootstrap(config.evaluation.bootstrap_resamples, config.run.seed),
     )
-    metrics = list(read_metrics(run.metrics)) if run.metrics.exists() else []
+    metrics = list(read_lines(run.metrics)) if run.metrics.exists() else []
     report: dict[str, Any] = {
         "format": FORMAT,
         "run": describe_run(config, data, metrics),

@@ -129,13 +129,21 @@ class Scorer:
         return PairLogps(Ragged.of(chosen, np.float32), Ragged.of(rejected, np.float32))
 
     def iterate_pairs(
-        self, table: PairTable, rows: NDArray[np.int64]
+        self, table: PairTable, rows: NDArray[np.int64], *, rank: int = 0, num_ranks: int = 1
     ) -> Iterator[tuple[NDArray[np.int64], PairLogps]]:
-        """Yields batches of `rows`, longest pairs first, each with the log-probs of its completions' tokens."""
+        """Yields batches of `rows`, longest pairs first, each with the log-probs of its completions' tokens.
+
+        With several ranks each gets every `num_ranks`-th batch, and all compute as many: where none is left for a
+        rank, it computes the first one and yields no rows of it.
+        """
         collate = PairCollator(self.pad_token_id, with_layout=self.shares_prompts)
         order = rows[np.argsort(-table.lengths[rows].sum(axis=1), kind="stable")]
-        for start in range(0, len(order), self.batch_size):
+        step = self.batch_size * num_ranks
+        for start in range(rank * self.batch_size, -(-len(order) // step) * step, step):
             batch_rows = order[start : start + self.batch_size]
+            is_filling = not len(batch_rows)
+            if is_filling:
+                batch_rows = order[: self.batch_size]
             batch = collate(table.examples(batch_rows))
             scored = batch.pop("completion_mask")[:, 1:].bool()
             batch = {name: value.to(self.device) for name, value in batch.items()}
@@ -148,7 +156,7 @@ class Scorer:
                 Ragged.of([row[mask].numpy() for row, mask in zip(*side, strict=True)], np.float32)
                 for side in zip(logps.chunk(2), scored.chunk(2), strict=True)
             ]
-            yield batch_rows, PairLogps(*sides)
+            yield batch_rows[:0] if is_filling else batch_rows, PairLogps(*sides)
 
     def _batches(self, sequences: Sequence[ScoredSequence]) -> Iterator[NDArray[np.int64]]:
         order = np.argsort([-len(sequence.input_ids) for sequence in sequences], kind="stable")

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from safetensors.numpy import load, save
 
 from prefopt.choices import PeftMethod, ReferenceMode
 from prefopt.data.ragged import Array, PairLogps, PairTable, Ragged
-from prefopt.distributed.ranks import world_size
+from prefopt.distributed.group import gather, num_ranks, on_main
 from prefopt.errors import UserError
 from prefopt.files import PARTIAL, write_bytes, write_json
 from prefopt.modeling.fingerprint import fingerprint_weights
@@ -112,7 +113,7 @@ def open_store(config: TrainConfig, *, casts_weights: bool = False) -> "Referenc
         Path(root).expanduser() if root else cache_folder() / "reference",
         {
             "format": FORMAT,
-            "weights": fingerprint_weights(config.model),
+            "weights": on_main(lambda: fingerprint_weights(config.model)),
             "dtype": config.model.dtype.value,
             "precision": config.trainer.precision.value,
             "quantised": config.peft.method is PeftMethod.qlora,
@@ -181,12 +182,13 @@ class ReferenceStore:
         """
         keys = _keys(table)
         self._begin(keys)
-        missing = self._missing(keys)
+        missing = on_main(lambda: self._missing(keys))
         usage = Usage(num_pairs=len(table), num_stored=len(table) - len(missing))
         usage.saved_s = self._seconds(keys, np.setdiff1d(np.arange(len(table)), missing))
         if len(missing):
             self._prepare()
             self._fill(table, keys, missing, compute, usage, on_progress)
+            self._share(usage)
         logps = PairLogps(*(Ragged.of([self._record(key) for key in side], np.float32) for side in keys))
         _require_lengths(logps, table)
         self._index.clear()
@@ -228,25 +230,34 @@ class ReferenceStore:
         is_missing = np.zeros(len(table), dtype=bool)
         is_missing[missing] = True
         chunks = [chunk for chunk in chunks if is_missing[chunk].any()]
-        assert world_size() == 1, "ranks would compute different batches"
-        first = random.SystemRandom().randrange(len(chunks))
+        first = on_main(lambda: random.SystemRandom().randrange(len(chunks)))
         shard = _Shard()
-        for chunk in chunks[first:] + chunks[:first]:
-            self._refresh()
-            begun = time.monotonic()
-            for rows, logps in compute(table, self._missing(keys, chunk)):
-                _require_finite(rows, logps)
-                for place, row in enumerate(rows):
-                    shard.add(keys[0][row], logps.chosen[place])
-                    shard.add(keys[1][row], logps.rejected[place])
-                usage.num_computed += len(rows)
-                shard.seconds += time.monotonic() - begun
-                if shard.seconds > FLUSH_S:
-                    shard = self._write(shard, usage)
-                if on_progress is not None:
-                    on_progress(usage.num_computed, len(missing))
+        try:
+            for chunk in chunks[first:] + chunks[:first]:
                 begun = time.monotonic()
-        self._write(shard, usage)
+                for rows, logps in compute(table, on_main(partial(self._still_missing, keys, chunk))):
+                    shard.take(keys, rows, logps)
+                    usage.num_computed += len(rows)
+                    shard.seconds += time.monotonic() - begun
+                    if shard.seconds > FLUSH_S:
+                        shard = self._write(shard, usage)
+                    if on_progress is not None:
+                        on_progress(min(usage.num_computed * num_ranks(), len(missing)), len(missing))
+                    begun = time.monotonic()
+        finally:
+            self._write(shard, usage)
+
+    def _share(self, usage: Usage) -> None:
+        """Waits for the other ranks, reads what they have stored, and counts it."""
+        everyone = gather(usage)
+        usage.num_computed = sum(other.num_computed for other in everyone)
+        usage.computed_s = max(other.computed_s for other in everyone)
+        self._refresh()
+
+    def _still_missing(self, keys: tuple[list[bytes], list[bytes]], rows: Rows) -> Rows:
+        """Of `rows` those that no process has stored meanwhile."""
+        self._refresh()
+        return self._missing(keys, rows)
 
     def _refresh(self) -> None:
         """Reads the shards that have appeared since the last look."""
@@ -325,9 +336,16 @@ class _Shard:
     records: list[Array] = field(default_factory=list)
     seconds: float = 0.0
 
-    def add(self, key: bytes, record: Array) -> None:
-        self.keys.append(key)
-        self.records.append(record)
+    def take(self, keys: tuple[list[bytes], list[bytes]], rows: Rows, logps: PairLogps) -> None:
+        """Adds the records of both sides of `rows`.
+
+        Raises:
+            UserError: A log-prob is not finite.
+        """
+        _require_finite(rows, logps)
+        for place, row in enumerate(rows):
+            self.keys += [keys[0][row], keys[1][row]]
+            self.records += [logps.chosen[place], logps.rejected[place]]
 
     def content(self) -> dict[str, Array]:
         rows = Ragged.of(self.records, np.float32)

@@ -10,13 +10,13 @@ from urllib.parse import urlparse
 
 from prefopt.choices import LoggerName, WandbMode
 from prefopt.config import as_dict
+from prefopt.files import write_text
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
 
 logger = logging.getLogger(__name__)
 
 INIT_TIMEOUT_S = 30
-ID_FILE = "wandb_id"
 
 
 def start_wandb(config: TrainConfig, run: RunDirectory) -> "WandbMirror | None":
@@ -25,9 +25,9 @@ def start_wandb(config: TrainConfig, run: RunDirectory) -> "WandbMirror | None":
         return None
     import wandb  # slow to import, and not every run wants it
 
-    id_file = run.path / ID_FILE
-    if not id_file.exists():
-        id_file.write_text(hashlib.sha256(str(run.path.resolve()).encode() + os.urandom(8)).hexdigest()[:16])
+    if not run.wandb_id.exists():
+        new = hashlib.sha256(str(run.path.resolve()).encode() + os.urandom(8)).hexdigest()[:16]
+        write_text(run.wandb_id, new)
     mode = choose_mode(config.logger.mode)
     arguments: dict[str, Any] = {
         "project": config.logger.project,
@@ -38,7 +38,7 @@ def start_wandb(config: TrainConfig, run: RunDirectory) -> "WandbMirror | None":
         "tags": config.logger.tags,
         "config": as_dict(config),
         "dir": str(run.path),
-        "id": id_file.read_text().strip(),
+        "id": run.read_wandb_id(),
         "resume": "allow",
         "settings": wandb.Settings(init_timeout=INIT_TIMEOUT_S, silent=True, console="off"),
     }

@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from trl import DPOConfig, SFTConfig
 
-from prefopt.choices import OffloadDevice, Precision, ReferenceMode
+from prefopt.choices import Precision, ReferenceMode
+from prefopt.distributed.deepspeed import build_deepspeed
+from prefopt.distributed.ranks import is_launched
 from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory
-from prefopt.schema import DeepSpeedConfig, DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig
+from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig
+from prefopt.trainers.batches import StepSize
 
 PREPARATION = (
     "packing",
@@ -28,6 +31,11 @@ REFUSED = {
     "precompute_ref_log_probs": "its cache can return another setting's numbers; reference=store does the same safely",
     "load_best_model_at_end": "it looks for checkpoints under names that transformers gives them",
     "train_sampling_strategy": "trainer.batch_order groups pairs by length",
+    "fp16": "its loss scaling starts with gradients that are not finite, which ends a run here; use bf16",
+    "average_tokens_across_devices": "a step is a mean over the tokens of all ranks",
+    "ignore_data_skip": "a resumed run would see rows again",
+    "save_on_each_node": "all ranks see one run directory",
+    "auto_find_batch_size": "batches are planned before the first step",
     "save_only_model": "such a checkpoint cannot be resumed",
     "dataloader_drop_last": "rows would be dropped without being counted",
     **dict.fromkeys(PREPARATION, "prefopt tokenises, so TRL would ignore it (see data, algorithm.loss_on)"),
@@ -35,7 +43,7 @@ REFUSED = {
 """Fields of TRL that do not do what they say, and why."""
 
 
-def build_dpo_arguments(config: TrainConfig, run: RunDirectory) -> Any:
+def build_dpo_arguments(config: TrainConfig, run: RunDirectory, size: StepSize) -> Any:
     """TRL's DPOConfig for this run."""
     algorithm = config.algorithm
     assert isinstance(algorithm, DPOAlgorithmConfig)
@@ -43,6 +51,7 @@ def build_dpo_arguments(config: TrainConfig, run: RunDirectory) -> Any:
         DPOConfig,
         config,
         run,
+        size,
         beta=algorithm.beta,
         loss_type=algorithm.loss_types,
         loss_weights=algorithm.loss_weights,
@@ -60,7 +69,7 @@ def build_dpo_arguments(config: TrainConfig, run: RunDirectory) -> Any:
     )
 
 
-def build_sft_arguments(config: TrainConfig, run: RunDirectory) -> Any:
+def build_sft_arguments(config: TrainConfig, run: RunDirectory, size: StepSize) -> Any:
     """TRL's SFTConfig for this run; rows come with their labels, so TRL prepares nothing."""
     algorithm = config.algorithm
     assert isinstance(algorithm, SFTAlgorithmConfig)
@@ -68,14 +77,15 @@ def build_sft_arguments(config: TrainConfig, run: RunDirectory) -> Any:
         SFTConfig,
         config,
         run,
+        size,
         loss_type=algorithm.loss_type.value,
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
     )
 
 
-def _build(kind: type[Any], config: TrainConfig, run: RunDirectory, **specific: Any) -> Any:
-    ours = {**_common(config, run), **specific}
+def _build(kind: type[Any], config: TrainConfig, run: RunDirectory, size: StepSize, **specific: Any) -> Any:
+    ours = {**_common(config, run, size), **specific}
     names = [field.name for field in dataclasses.fields(kind)]
     for name in config.trainer.extra:
         if name in REFUSED:
@@ -92,14 +102,14 @@ def _build(kind: type[Any], config: TrainConfig, run: RunDirectory, **specific: 
         raise UserError(f"{kind.__name__} refuses these settings: {error}") from error
 
 
-def _common(config: TrainConfig, run: RunDirectory) -> dict[str, Any]:
+def _common(config: TrainConfig, run: RunDirectory, size: StepSize) -> dict[str, Any]:
     trainer, optim = config.trainer, config.optim
     return {
         "output_dir": str(run.checkpoints),
         "seed": config.run.seed,
-        "per_device_train_batch_size": trainer.per_device_batch_size,
+        "per_device_train_batch_size": size.per_device,
         "per_device_eval_batch_size": config.evaluation.batch_size,
-        "gradient_accumulation_steps": trainer.gradient_accumulation_steps,
+        "gradient_accumulation_steps": size.accumulation,
         "num_train_epochs": trainer.num_epochs,
         "max_steps": trainer.max_steps or -1,
         "bf16": trainer.precision is Precision.bf16,
@@ -122,29 +132,8 @@ def _common(config: TrainConfig, run: RunDirectory) -> dict[str, Any]:
         "save_steps": trainer.save_every,
         "save_total_limit": None,  # complete checkpoints are counted, not folders: see CheckpointCallback
         "deepspeed": build_deepspeed(config.deepspeed),
+        "accelerator_config": {"use_configured_state": True} if is_launched() else {},  # that of prefopt.distributed
         "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": "none",
         "disable_tqdm": True,
-    }
-
-
-def build_deepspeed(config: DeepSpeedConfig) -> dict[str, Any] | None:
-    """DeepSpeed's configuration; batch sizes, rates and precision come from the training arguments (auto)."""
-    if config.stage is None:
-        return None
-    zero: dict[str, Any] = {"stage": config.stage}
-    if config.stage == 3:
-        zero["stage3_gather_16bit_weights_on_model_save"] = True
-    if config.offload_optimizer is OffloadDevice.cpu:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    if config.offload_parameters is OffloadDevice.cpu:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    return {
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "train_batch_size": "auto",
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto",
-        "bf16": {"enabled": "auto"},
     }

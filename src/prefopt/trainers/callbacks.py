@@ -1,19 +1,13 @@
-"""What happens around the optimizer steps: metrics, console, sealed checkpoints."""
+"""What happens around the optimizer steps: metrics and console."""
 
-import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from prefopt.distributed.checkpoint import PARTIAL_PREFIX, keep_newest, seal
 from prefopt.distributed.ranks import is_main
-from prefopt.run_directory import RunDirectory, State
 from prefopt.tracking.metrics import MetricsLog
 
 EVAL_PREFIX = "eval_"
@@ -22,92 +16,45 @@ OMITTED |= {"train_loss"}
 """Logged by transformers; ours are exact across resumes: time_s, pairs, tokens."""
 
 
-class DivergedError(RuntimeError):
-    """The loss or the gradient norm is not finite; the weights of the last checkpoint are good."""
+class StepCallback(TrainerCallback):  # type: ignore[misc]
+    """Tells the trainer when an optimizer step ends, and which epoch begins."""
 
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
 
-@dataclass
-class Progressed:
-    """How far a run is, over all its attempts.
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.begin()
 
-    Attributes:
-        pairs: Examples (DPO: pairs, SFT: rows) seen after a number of optimizer steps, over all ranks.
-        tokens: Tokens (without padding) in the batches of earlier attempts; a pair counts its prompt twice.
-        time_s: Seconds of earlier attempts from the start of training, evaluations and checkpoints included.
-    """
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """On several ranks a resumed epoch does not reach the batches through accelerate."""
+        self._trainer.batches.set_epoch(int(state.epoch))
 
-    pairs: Callable[[int], int]
-    tokens: int = 0
-    time_s: float = 0.0
-    started: float = field(default_factory=time.monotonic)
-
-    def seconds(self) -> float:
-        return self.time_s + time.monotonic() - self.started
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.end_step(control)
 
 
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]
-    """Writes a record per log event and refuses to go on from a loss that is not finite."""
+    """Writes a record per log event. On ranks other than 0 there is no log, and it does nothing."""
 
-    def __init__(self, log: MetricsLog | None, progressed: Progressed, show: "ConsoleCallback") -> None:
+    def __init__(self, trainer: Any, log: MetricsLog | None, show: "ConsoleCallback") -> None:
+        self._trainer = trainer
         self._log = log
-        self._progressed = progressed
         self._show = show
-        self._tokens_now = 0
-
-    @property
-    def counters(self) -> dict[str, Any]:
-        """What a checkpoint must remember for the records of a resumed run to go on from here."""
-        return {"tokens": self._progressed.tokens + self._tokens_now, "time_s": self._progressed.seconds()}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._progressed.started = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Logs at every save, so that no average reaches across a checkpoint."""
-        if control.should_save:
-            control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-        if "train_runtime" in logs:
+        if self._log is None or "train_runtime" in logs:
             return
         is_evaluation = any(key.startswith(EVAL_PREFIX) for key in logs)
-        if not is_evaluation:
-            self._tokens_now = int(logs.get("num_tokens", 0))
-        values = {key.removeprefix(EVAL_PREFIX): value for key, value in logs.items() if key not in OMITTED}
-        counters = self.counters
         record = {
             "step": state.global_step,
-            "time_s": round(counters["time_s"], 3),
-            "pairs": self._progressed.pairs(state.global_step),
-            "tokens": counters["tokens"],
+            "time_s": round(self._trainer.seconds, 3),
+            "pairs": self._trainer.rows_after(state.global_step),
+            "tokens": self._trainer.num_tokens,
             **({"split": "held_out"} if is_evaluation else {}),
-            **values,
+            **{key.removeprefix(EVAL_PREFIX): value for key, value in logs.items() if key not in OMITTED},
         }
-        if self._log is not None:
-            self._log.write(record)
-            self._show.record(record, state.max_steps)
-        bad = [name for name in ("loss", "grad_norm") if not math.isfinite(values.get(name, 0.0))]
-        if bad and not is_evaluation:
-            raise DivergedError(
-                f"step {state.global_step}: {' and '.join(bad)} not finite. Lower optim.learning_rate, or look at the "
-                "rows of this step; the last checkpoint is good."
-            )
-
-
-class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
-    """Seals what transformers wrote and keeps the newest complete checkpoints."""
-
-    def __init__(self, run: RunDirectory, metrics: MetricsCallback, keep: int) -> None:
-        self._run = run
-        self._metrics = metrics
-        self._keep = keep
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not is_main():
-            return
-        seal(Path(args.output_dir) / f"{PARTIAL_PREFIX}{state.global_step}", self._metrics.counters)
-        keep_newest(self._run.checkpoints, self._keep)
-        self._run.set_state(State.running, step=state.global_step)
+        self._log.write(record)
+        self._show.record(record, state.max_steps)
 
 
 class ConsoleCallback(TrainerCallback):  # type: ignore[misc]

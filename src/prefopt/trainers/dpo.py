@@ -9,61 +9,56 @@ from typing import Any, NamedTuple
 import torch
 import trl
 from rich.console import Console
-from torch.utils.data import DataLoader
 from trl.models.utils import prepare_deepspeed
 from trl.trainer import dpo_trainer
 
 from prefopt.choices import PeftMethod, ReferenceMode
-from prefopt.data.batching import PairBatches
 from prefopt.data.collate import REFERENCE, REFERENCE_COLUMNS, PairCollator
 from prefopt.data.ragged import PairLogps, PairTable
-from prefopt.distributed.ranks import is_main
+from prefopt.distributed.group import agree, during, gather
+from prefopt.distributed.preemption import Preempted
+from prefopt.distributed.ranks import is_main, rank, world_size
 from prefopt.evaluation.scoring import Scorer
 from prefopt.examples import Examples
 from prefopt.files import write_json
 from prefopt.modeling.load import build_peft_config, load_model
 from prefopt.modeling.reference import ReferenceStore, Usage, check_independence, open_store
 from prefopt.modeling.shared_prefix import SharedPrefix, share_prompts
-from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
 from prefopt.tracking.console import progress_bar
-from prefopt.trainers.batches import EpochCallback, count_examples, plan_batches
-from prefopt.trainers.training import log_evaluation
+from prefopt.trainers.batches import plan_batches
+from prefopt.trainers.durable import DurableTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
+class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
     """TRL's DPOTrainer on tokenised pairs, with reference log-probs from a store and an evaluation that is exact.
 
     TRL's own evaluation averages over batches, so its accuracies and margins change with the batch size
-    (huggingface/trl#7010). The loss comes from TRL's code, weighted by the pairs of each batch.
+    (huggingface/trl#7010). The loss comes from TRL's code, weighted so that a step is a mean over its pairs.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.ld_alpha: float | None
         self.precompute_ref_logps: bool
-        self._signature_columns: list[str]
         self.engine: SharedPrefix | None = None
         self.store: ReferenceStore | None = None
         self.has_reference = True
-        self.batches: PairBatches | None = None
         with _without_weights_hash():
             super().__init__(*args, **kwargs)
-        self._set_signature_columns_if_needed()
-        self._signature_columns = [*self._signature_columns, *REFERENCE_COLUMNS]
-        self._pair_weight = 0.0
+        self._num_forwards = self._num_pairs = 1
         self._reference: dict[int, ReferenceLogps] = {}
         self._reference_model: Any = None
 
-    def prepare(self, config: TrainConfig, run: RunDirectory, console: Console) -> None:
+    def prepare(self, console: Console) -> None:
         """Gets the reference log-probs; the policy still is the reference, since no checkpoint is loaded yet."""
         work: dict[str, Any] = {"engine": "trl" if self.engine is None else f"shared_prefix ({self.engine.form})"}
         if self.store is not None:
             work["reference"] = self._look_up_reference(self.store, console).to_dict()
             self._reference_model = None
-        if is_main() and not run.work.exists():
-            write_json(run.work, work)
+        if is_main() and not self._run.work.exists():
+            write_json(self._run.work, work)
 
     def _look_up_reference(self, store: ReferenceStore, console: Console) -> Usage:
         """Gives both data sets their reference columns."""
@@ -83,33 +78,12 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
             setattr(self, f"{name}_dataset", dataset)
         return total
 
-    def pairs_after(self, step: int) -> int:
-        """Pairs seen after `step` optimizer steps."""
-        return count_examples(self, step, self.batches)
-
-    def get_train_dataloader(self) -> Any:
-        """The batches that were planned, or else those of transformers."""
-        if self.batches is None:
-            return super().get_train_dataloader()
-        args = self.args
-        loader = DataLoader(
-            self.train_dataset,
-            batch_sampler=self.batches,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-        )
-        return self.accelerator.prepare(loader)
-
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes the micro-batches of an optimizer step, and notes what a pair in them weighs."""
+        """Takes the forwards' batches of an optimizer step, and notes how many pairs the step has."""
         samples, num_items = super().get_batch_samples(*args, **kwargs)
-        if self.batches is not None and samples:
-            pairs = torch.tensor(sum(len(batch["input_ids"]) // 2 for batch in samples), device=self.args.device)
-            total = self.accelerator.gather(pairs).sum().item()
-            self._pair_weight = len(samples) * self.args.world_size / total
+        step = self.state.global_step
+        self._num_forwards = len(samples) * world_size()
+        self._num_pairs = self.rows_after(step + 1) - self.rows_after(step)
         return samples, num_items
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -120,20 +94,28 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
         return prepared
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss, with the reference log-probs of the batch from the store."""
+        """TRL's loss, with the reference log-probs of the batch from the store; in training, as its pairs weigh."""
         if self.precompute_ref_logps and "ref_chosen_logps" not in inputs:
             chosen, rejected = self.compute_ref_log_probs(None, inputs)
             inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-        loss = super().compute_loss(model, {k: v for k, v in inputs.items() if k != REFERENCE}, *args, **kwargs)
-        return loss if self.batches is None or not self.model.training else self._weigh(loss, inputs)
+        with self._local_metrics() as metrics:
+            loss = super().compute_loss(model, {k: v for k, v in inputs.items() if k != REFERENCE}, *args, **kwargs)
+        if not self.model.training:
+            return loss
+        self._note_metrics(loss.detach(), metrics, inputs)
+        return loss * (self.num_rows * self._num_forwards / self._num_pairs)
 
-    def _weigh(self, loss: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
-        """Makes the step a mean over its pairs, where its micro-batches differ in size."""
-        weight = len(inputs["input_ids"]) // 2 * self._pair_weight
-        for name, values in self._metrics["train"].items():
-            if name != "num_tokens":
-                values[-1] *= weight
-        return loss * weight
+    def _note_metrics(self, loss: torch.Tensor, metrics: dict[str, float], inputs: dict[str, Any]) -> None:
+        """Adds TRL's means over this batch to the window, each with the number of what it is a mean of."""
+        if not self.num_rows:
+            return
+        chosen, rejected = (int(mask[:, 1:].sum()) for mask in inputs["completion_mask"].chunk(2))
+        counts = {"entropy": chosen + rejected, "logits/chosen": chosen, "logits/rejected": rejected}
+        counts["mean_token_accuracy"] = chosen
+        for name, value in {"loss": loss.item(), **metrics}.items():
+            count = counts.get(name, self.num_rows)
+            self.window.add(name, value * count, count)
+        self.window.add_tokens(int(inputs["attention_mask"].sum()))
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Reference log-probs of a batch, shape (pairs,) each, as the loss takes them: stored, zero, or computed."""
@@ -165,7 +147,12 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
         self.model.eval()
         try:
             with without_adapter:
-                yield from scorer.iterate_pairs(table, rows)
+                for scored in scorer.iterate_pairs(table, rows, rank=rank(), num_ranks=world_size()):
+                    with during("the reference pass"):
+                        (is_asked,) = agree(self._stop.requested is not None)
+                    yield scored
+                    if is_asked:
+                        raise Preempted(self._note_stop())
         finally:
             self.model.train(was_training)
 
@@ -177,27 +164,19 @@ class DPOTrainer(trl.DPOTrainer):  # type: ignore[misc]
         """TRL tokenises here; our data sets hold prompt_ids, chosen_ids and rejected_ids already."""
         return dataset
 
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """No card for a checkpoint: the run directory says where it comes from."""
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Logs and returns the held-out metrics under TRL's names, each a mean over pairs."""
-        assert eval_dataset is None, "held-out pairs are given to the constructor"
-        self.model.eval()
-        collected: dict[str, list[torch.Tensor]] = {}
-        losses = []
-        for index, batch in enumerate(self.get_eval_dataloader()):
-            values, loss = self._evaluate_batch(index, self._prepare_inputs(batch))
-            losses.append(loss * len(values["rewards/margins"]))
-            for name, value in values.items():
-                collected.setdefault(name, []).append(value)
-        self._metrics["eval"].clear()  # TRL's means over batches
-        metrics = {name: torch.cat(values).double().mean().item() for name, values in collected.items()}
-        num_pairs = sum(len(value) for value in collected["rewards/margins"])
-        metrics = {"loss": sum(losses) / num_pairs, **metrics}
-        return log_evaluation(self, metrics, metric_key_prefix)
+    def measure_held_out(self) -> dict[str, float]:
+        """The held-out metrics under TRL's names, each a mean over pairs."""
+        mine = {}
+        for batch in self.iterate_held_out():
+            values, loss = self._evaluate_batch(batch.index, batch.inputs)
+            if batch.counts:
+                mine[batch.index] = {name: value.double().cpu() for name, value in values.items()}, loss
+        batches = dict(sorted(item for share in gather(mine) for item in share.items()))
+        columns = [values for values, _ in batches.values()]
+        metrics = {name: torch.cat([values[name] for values in columns]).mean().item() for name in columns[0]}
+        sizes = [len(values["rewards/margins"]) for values in columns]
+        losses = [loss * size for (_, loss), size in zip(batches.values(), sizes, strict=True)]
+        return {"loss": sum(losses) / sum(sizes), **metrics}
 
     def _evaluate_batch(self, index: int, batch: dict[str, Any]) -> tuple[dict[str, torch.Tensor], float]:
         """Per-pair values of one batch, each of shape (pairs,), and TRL's loss of the batch."""
@@ -298,8 +277,6 @@ def build(config: TrainConfig, arguments: Any, examples: Examples) -> DPOTrainer
         trainer.store.check(PairTable.of(data) for data in (trainer.train_dataset, trainer.eval_dataset) if data)
     trainer.engine = share_prompts(trainer.model, config, trainer.args.device)
     trainer.batches = plan_batches(trainer, config)
-    if trainer.batches is not None:
-        trainer.add_callback(EpochCallback(trainer.batches))
     if trainer.engine is not None:
         trainer.data_collator.with_layout = True
         if config.trainer.tokens_per_device is not None:

@@ -4,49 +4,67 @@ from typing import Any
 
 import torch
 import trl
+from rich.console import Console
 
+from prefopt.data.steps import IGNORED
+from prefopt.distributed.group import gather
 from prefopt.examples import Examples
 from prefopt.modeling.load import build_peft_config, load_model
 from prefopt.schema import TrainConfig
-from prefopt.trainers.batches import count_examples
-from prefopt.trainers.training import log_evaluation
+from prefopt.trainers.batches import plan_batches
+from prefopt.trainers.durable import DurableTrainer
 
 
-class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
-    """TRL's SFTTrainer with a held-out loss that is a mean over tokens, whatever the batch size."""
+class SFTTrainer(DurableTrainer, trl.SFTTrainer):  # type: ignore[misc]
+    """TRL's SFTTrainer with log lines and held-out metrics that are means over tokens, whatever the batch size."""
 
-    def prepare(self, *_: Any) -> None:
+    def prepare(self, console: Console) -> None:
         """Nothing comes before the first step."""
 
-    def pairs_after(self, step: int) -> int:
-        """Rows seen after `step` optimizer steps."""
-        return count_examples(self, step)
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss, a mean over the trained tokens of the step."""
+        with self._local_metrics() as metrics:
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.model.training:
+            self._note_metrics(loss.detach(), metrics, inputs, kwargs.get("num_items_in_batch"))
+        return loss
 
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """No card for a checkpoint: the run directory says where it comes from."""
+    def _note_metrics(self, loss: torch.Tensor, metrics: dict[str, float], inputs: dict[str, Any], step: Any) -> None:
+        """Adds TRL's numbers of this batch to the window, each with its tokens.
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Logs and returns the held-out loss and token accuracy, each a mean over trained tokens."""
-        assert eval_dataset is None, "held-out rows are given to the constructor"
-        self.model.eval()
-        logps, hits, tokens = 0.0, 0, 0
-        for batch in self.get_eval_dataloader():
-            inputs = self._prepare_inputs(batch)
+        Args:
+            loss: The batch's part of the step's loss, times the number of ranks.
+            metrics: Means over the batch.
+            inputs: The batch.
+            step: Trained tokens of the whole step.
+        """
+        if self.num_rows:
+            self.window.add_tokens(int(inputs["attention_mask"].sum()))
+        trained = int((inputs["labels"][:, 1:] != IGNORED).sum())
+        if not trained:
+            return
+        per_batch = {"loss": loss.item() * float(step) / self.accelerator.num_processes / trained}
+        for name, value in {**metrics, **per_batch}.items():
+            self.window.add(name, value * trained, trained)
+
+    def measure_held_out(self) -> dict[str, float]:
+        """The held-out loss and token accuracy, each a mean over trained tokens."""
+        mine = {}
+        for batch in self.iterate_held_out():
             with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = self.model(**inputs, use_cache=False, fused_lm_head=True)
-            scored = inputs["labels"][:, 1:] != -100
-            logps += outputs.log_probs.double().sum().item()
-            hits += int((outputs.is_top1 & scored).sum())
-            tokens += int(scored.sum())
-        metrics = {"loss": -logps / tokens, "mean_token_accuracy": hits / tokens}
-        return log_evaluation(self, metrics, metric_key_prefix)
+                outputs = self.model(**batch.inputs, use_cache=False, fused_lm_head=True)
+            scored = batch.inputs["labels"][:, 1:] != IGNORED
+            hits = int((outputs.is_top1 & scored).sum())
+            if batch.counts:
+                mine[batch.index] = outputs.log_probs.double().sum().item(), hits, int(scored.sum())
+        batches = dict(sorted(item for share in gather(mine) for item in share.items()))
+        logps, hits, tokens = (sum(column) for column in zip(*batches.values(), strict=True))
+        return {"loss": -logps / tokens, "mean_token_accuracy": hits / tokens}
 
 
 def build(config: TrainConfig, arguments: Any, examples: Examples) -> SFTTrainer:
     """Loads the policy and returns the trainer; `arguments` is what `build_sft_arguments` returned."""
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=load_model(config.model, config.peft.method),
         args=arguments,
         train_dataset=examples.tokenized.train,
@@ -54,3 +72,5 @@ def build(config: TrainConfig, arguments: Any, examples: Examples) -> SFTTrainer
         processing_class=examples.tokenizer,
         peft_config=build_peft_config(config.peft, config.model),
     )
+    trainer.batches = plan_batches(trainer, config)
+    return trainer

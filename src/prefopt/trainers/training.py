@@ -2,28 +2,25 @@
 
 import logging
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers.trainer_callback import PrinterCallback
 
-from prefopt.distributed.checkpoint import (
-    COMPLETE,
-    COUNTERS,
-    MANIFEST,
-    find_newest,
-    is_finished,
-    read_counters,
-    step_of,
-)
-from prefopt.distributed.ranks import is_main
+from prefopt.distributed import checkpoint as on_disk
+from prefopt.distributed.checkpoint import CheckpointFacts
+from prefopt.distributed.group import barrier, during, on_main
+from prefopt.distributed.preemption import Preempted, StopRequest
+from prefopt.distributed.ranks import is_main, world_size
+from prefopt.distributed.saving import Problems, find_newest, save_weights
 from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
 from prefopt.tracking.metrics import MetricsLog
-from prefopt.trainers.callbacks import CheckpointCallback, ConsoleCallback, MetricsCallback, Progressed
+from prefopt.trainers.callbacks import ConsoleCallback, MetricsCallback, StepCallback
+from prefopt.trainers.durable import NothingLeftError
 
 logger = logging.getLogger(__name__)
 
@@ -32,76 +29,113 @@ STATE_FILES = (
     "scheduler.pt",
     "scaler.pt",
     "rng_state*.pth",
-    "trainer_state.json",
     "global_step*",
     "latest",
-    "zero_to_fp32.py",
-    MANIFEST,
-    COMPLETE,
-    COUNTERS,
+    "zero_to_*.py",
+    on_disk.TRAINER_STATE,
+    on_disk.MANIFEST,
+    on_disk.COMPLETE,
 )
 """What a checkpoint holds beside the model."""
 
 
-def train(trainer: Any, config: TrainConfig, run: RunDirectory, log: MetricsLog | None, console: Console) -> None:
-    """Trains to the end, from the newest complete checkpoint where there is one, and writes `model/`."""
-    found = [find_newest(run.checkpoints) if is_main() else None]
-    (checkpoint,) = broadcast_object_list(found)  # one rank looks, all use what it found
-    progressed = Progressed(trainer.pairs_after)
-    step = 0
-    if run.model.is_dir():
+def train(
+    trainer: Any, config: TrainConfig, run: RunDirectory, log: MetricsLog | None, stop: StopRequest, console: Console
+) -> None:
+    """Trains to the end, from the newest complete checkpoint where there is one, and writes `model/`.
+
+    Raises:
+        Preempted: A stop was asked for; a checkpoint was written, and the same command goes on from it.
+    """
+    trainer.attach(config, run, stop)
+    if on_main(run.model.is_dir):
         logger.info("resume: training was complete; what is left is the report")
         return
-    if checkpoint is not None and is_finished(checkpoint):
+    checkpoint = find_newest(run.checkpoints)
+    facts = None if checkpoint is None else on_disk.read_manifest(checkpoint)[0]
+    evaluation_due = facts is not None and facts.evaluation_due
+    if checkpoint is not None and on_disk.is_finished(checkpoint, trainer.total_steps()) and not evaluation_due:
         logger.info("resume: the last step was done (%s); its weights become the model", checkpoint)
-        copy_model(checkpoint, run)
+        on_main(lambda: trainer.saver.rotate(facts))
+        on_main(lambda: copy_model(checkpoint, run))
         return
-    if checkpoint is not None:
-        if getattr(trainer.args, "sync_ref_model", False):
-            raise UserError(
-                f"{run.path}: algorithm.sync_ref_model=true cannot be resumed, since checkpoints do not hold the "
-                "moved reference. Start afresh with run.overwrite=true."
-            )
-        counters, step = read_counters(checkpoint), step_of(checkpoint)
-        progressed.tokens, progressed.time_s = counters["tokens"], counters["time_s"]
-        logger.info("resume: from step %d (%s)", step, checkpoint)
-    if log is not None:
-        log.cut_after(step)
-    trainer.prepare(config, run, console)
+    start = None if checkpoint is None else take_up(trainer, checkpoint, run)
+    if is_main():
+        run.cut_records_after(0 if facts is None else facts.step, evaluation_due=evaluation_due)
+    trainer.prepare(console)
     show = ConsoleCallback(console)
-    metrics = MetricsCallback(log, progressed, show)
     trainer.remove_callback(PrinterCallback)
-    for callback in (metrics, show, CheckpointCallback(run, metrics, config.trainer.keep_checkpoints)):
+    for callback in (show, MetricsCallback(trainer, log, show), StepCallback(trainer)):  # the last one may evaluate
         trainer.add_callback(callback)
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
+    except NothingLeftError:
+        logger.info("resume: the last step was done, and now its evaluation")
     finally:
         show.close()
+    if trainer.stop_reason is not None:
+        raise Preempted(trainer.stop_reason)
     save_model(trainer, run)
 
 
-def log_evaluation(trainer: Any, metrics: dict[str, float], prefix: str) -> dict[str, float]:
-    """Ends a trainer's evaluation as transformers does: logs the prefixed metrics, tells callbacks, returns them."""
-    prefixed = {f"{prefix}_{name}": value for name, value in metrics.items()}
-    trainer.log(dict(prefixed))
-    trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, prefixed)
-    trainer.model.train()
-    return prefixed
+def take_up(trainer: Any, checkpoint: Path, run: RunDirectory) -> Path:
+    """Takes what transformers does not know from a checkpoint, and returns the folder that it is to load."""
+    if getattr(trainer.args, "sync_ref_model", False):
+        raise UserError(
+            f"{run.path}: algorithm.sync_ref_model=true cannot be resumed, since checkpoints do not hold the "
+            "moved reference. Start afresh with run.overwrite=true."
+        )
+    facts, _ = on_disk.read_manifest(checkpoint)
+    trainer.take_up(facts)
+    logger.info("resume: from step %d (%s)", facts.step, checkpoint)
+    if facts.num_ranks == world_size():
+        return checkpoint
+    return _reshard(trainer, checkpoint, facts)
+
+
+def _reshard(trainer: Any, checkpoint: Path, facts: CheckpointFacts) -> Path:
+    """Brings a checkpoint into a form that another number of ranks can load."""
+    logger.info("resume: %d ranks go on where %d were", world_size(), facts.num_ranks)
+    if facts.zero_stage is None:
+        return checkpoint
+    from prefopt.distributed.universal import load_universal, make_universal
+
+    folder = checkpoint.with_name(f"{on_disk.RESHARDED_PREFIX}{facts.step}")
+    on_main(lambda: make_universal(checkpoint, folder))
+    load_universal(trainer)
+    trainer.to_remove = folder
+    return folder
 
 
 def copy_model(checkpoint: Path, run: RunDirectory) -> None:
-    """Makes `model/` from a checkpoint of the last step, as `save_model` would have. Rank 0 works."""
-    if is_main():
-        partial = run.path / "model.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(checkpoint, partial, ignore=shutil.ignore_patterns(*STATE_FILES))
-        partial.rename(run.model)
+    """Makes `model/` from a checkpoint of the last step, as `save_model` would have. Rank 0 only."""
+    aside = run.path / "model.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    _, files = on_disk.read_manifest(checkpoint)  # what else lies there is not ours
+    for name in files:
+        if not any(fnmatch(Path(name).parts[0], pattern) for pattern in STATE_FILES):
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(checkpoint / name, aside / name)
+    aside.rename(run.model)
 
 
 def save_model(trainer: Any, run: RunDirectory) -> None:
-    """Writes the final model or adapter aside and moves it to `model/` when it is whole. All ranks call it."""
-    partial = run.path / "model.partial"
-    trainer.save_model(str(partial))
-    if is_main():
-        shutil.rmtree(run.model, ignore_errors=True)
-        partial.rename(run.model)
+    """Writes the final model or adapter aside and moves it to `model/` when it is whole. All ranks call it.
+
+    Raises:
+        UserError: It cannot be written; the last checkpoint holds the same weights.
+    """
+    aside = run.path / "model.partial"
+    on_main(lambda: shutil.rmtree(aside, ignore_errors=True))
+    problems = Problems()
+    with during("saving the final model"):
+        save_weights(trainer, aside, problems)
+        problem = problems.agreed()
+    if problem is not None:
+        on_main(lambda: shutil.rmtree(aside, ignore_errors=True))
+        raise UserError(
+            f"{run.model}: cannot be written ({problem}). Free space and run the same command: the last checkpoint "
+            "holds the weights."
+        )
+    on_main(lambda: aside.rename(run.model) and None)
+    barrier()

@@ -1,0 +1,66 @@
+"""ZeRO as the configuration asks for it, in the form that DeepSpeed takes."""
+
+from typing import Any
+
+import torch
+
+from prefopt.choices import OffloadDevice
+from prefopt.distributed.group import on_main
+from prefopt.errors import UserError
+from prefopt.schema import DeepSpeedConfig, OptimConfig
+
+
+def build_deepspeed(config: DeepSpeedConfig) -> dict[str, Any] | None:
+    """DeepSpeed's configuration; batch sizes, rates and precision come from the training arguments (auto)."""
+    if config.stage is None:
+        return None
+    zero: dict[str, Any] = {"stage": config.stage}
+    if config.offload_optimizer is OffloadDevice.cpu:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if config.offload_parameters is OffloadDevice.cpu:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+    }
+
+
+def choose_optimizer(config: DeepSpeedConfig, optim: OptimConfig) -> tuple[type[Any], dict[str, Any]] | None:
+    """The optimizer that steps in host memory, with its arguments; None where transformers chooses.
+
+    It is given the parameter groups of transformers, so that weight decay falls on the same weights as without it.
+
+    Raises:
+        UserError: DeepSpeed cannot compile it here.
+    """
+    if config.offload_optimizer is not OffloadDevice.cpu:
+        return None
+    on_main(_compile_adam)
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    assert optim.learning_rate is not None
+    return DeepSpeedCPUAdam, {
+        "lr": optim.learning_rate,
+        "betas": (optim.adam_beta1, optim.adam_beta2),
+        "eps": optim.adam_epsilon,
+        "adamw_mode": True,
+    }
+
+
+def _compile_adam() -> None:
+    """Builds DeepSpeed's CPU Adam before the ranks ask for it at the same time; the result is kept by torch."""
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+
+    try:
+        CPUAdamBuilder().load()
+    except Exception as error:  # compilers fail in many ways, and the user can mend all of them
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"deepspeed.offload_optimizer=cpu needs DeepSpeed's CPU Adam, which cannot be built here ({lines[0]}). "
+            "Install a C++ compiler and ninja, or choose a deepspeed option without offload."
+        ) from error

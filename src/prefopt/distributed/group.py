@@ -1,0 +1,225 @@
+"""The processes of a run acting as one: what one rank decides or cannot do, all ranks know.
+
+Every function is trivial, and loads no torch, before `start` and after `stop`. The exchanges here go over groups of
+their own on the CPU, so that they neither wait for a device nor mix with the collectives of training.
+"""
+
+import hashlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+from prefopt.distributed.ranks import is_main, rank, world_size
+from prefopt.errors import ToldByRank0, UserError
+from prefopt.schema import TrainConfig
+
+T = TypeVar("T")
+
+WATCH_S = 1.0
+FAILED = "rank 0 failed, and says why"
+
+PATIENCE = timedelta(days=30)
+"""How long ranks wait for one that is at work on something of unknown length, such as tokenising.
+
+A rank that dies ends the wait at once."""
+
+_prompt: Any = None
+_patient: Any = None
+_position: tuple[str, float] | None = None
+
+
+def start(config: TrainConfig) -> None:
+    """Connects the processes that a launcher started, on NCCL where there are GPUs and on Gloo elsewhere.
+
+    Args:
+        config: `run.timeout_s` limits how long a rank waits for another one; `deepspeed` decides who initialises.
+    """
+    global _prompt, _patient
+    import torch
+    import torch.distributed as dist
+    from accelerate import PartialState
+
+    timeout = timedelta(seconds=config.run.timeout_s)
+    with_deepspeed, with_cuda = config.deepspeed.stage is not None, torch.cuda.is_available()
+    if with_deepspeed:
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        if not with_cuda:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    backend = {} if with_cuda else {"backend": "gloo"}
+    PartialState(cpu=not with_cuda and not with_deepspeed, timeout=timeout, **backend)
+    _prompt = dist.new_group(backend="gloo", timeout=timeout)
+    _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    threading.Thread(target=_watch, args=(config.run.timeout_s,), name="watch", daemon=True).start()
+
+
+def stop() -> None:
+    """Disconnects; the counterpart of `start`."""
+    global _prompt, _patient
+    if _prompt is not None:
+        import torch.distributed as dist
+
+        barrier()
+        _prompt = _patient = None
+        dist.destroy_process_group()
+
+
+def num_ranks() -> int:
+    """Number of processes that are connected: 1 before `start` and after `stop`."""
+    return world_size() if _prompt is not None else 1
+
+
+def agree(*values: float) -> list[float]:
+    """The largest of each value over all ranks; all ranks call it at the same point."""
+    if num_ranks() == 1:
+        return list(values)
+    import torch
+    import torch.distributed as dist
+
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_prompt)
+    return list(tensor.tolist())
+
+
+def gather(value: T) -> list[T]:
+    """The values of all ranks, in their order, on every rank."""
+    if num_ranks() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * num_ranks()
+    dist.all_gather_object(values, value, group=_prompt)
+    return values
+
+
+def barrier() -> None:
+    """Returns when all ranks are here, however long one of them works before."""
+    if num_ranks() > 1:
+        import torch.distributed as dist
+
+        dist.barrier(group=_patient)
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Runs `function` on rank 0 alone and returns its result on every rank, however long it takes.
+
+    Raises:
+        UserError: On every rank, if rank 0 raised it.
+    """
+    return _on_main(function, is_shared=True)
+
+
+def keep_on_main(function: Callable[[], T]) -> T:
+    """Runs `function` on rank 0 alone, where the result stays; other ranks wait for it and get None.
+
+    Raises:
+        UserError: On every rank, if rank 0 raised it.
+    """
+    return _on_main(function, is_shared=False)
+
+
+def _on_main(function: Callable[[], T], *, is_shared: bool) -> T:
+    if num_ranks() == 1:
+        return function()
+    import torch.distributed as dist
+
+    told: list[Any] = [None, None]
+    if not is_main():
+        dist.broadcast_object_list(told, src=0, group=_patient)
+        result, problem = told
+        if problem == FAILED:
+            raise RankLostError(problem)
+        if problem is not None:
+            raise ToldByRank0(problem)
+        return cast(T, result)
+    problem = FAILED
+    try:
+        result = function()
+        told, problem = [result if is_shared else None, None], None
+    except UserError as error:
+        problem = str(error)
+        raise
+    finally:
+        dist.broadcast_object_list(told if problem is None else [None, problem], src=0, group=_patient)
+    return result
+
+
+def is_first_to_say(message: str) -> bool:
+    """True on one of the ranks that have the same to say. Before `start`, when all find the same, that is rank 0."""
+    if num_ranks() == 1:
+        return is_main()
+    try:
+        return bool(_store().add(f"said/{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1)
+    except RuntimeError:  # the store went with the rank that kept it
+        return True
+
+
+class RankLostError(RuntimeError):
+    """A rank did not take part in an operation of all ranks."""
+
+
+@contextmanager
+def during(what: str) -> Iterator[None]:
+    """Says to the other ranks where this one is; an error of a collective operation in here names the ranks that lag.
+
+    Raises:
+        RankLostError: In place of the errors by which Gloo and NCCL tell of a rank that died or did not come.
+    """
+    global _position
+    outer, _position = _position, (what, time.monotonic())
+    if num_ranks() > 1:
+        _store().set(f"position/{rank()}", f"{time.time():.0f} {what}")
+    try:
+        yield
+    except RuntimeError as error:
+        if num_ranks() == 1 or not _is_lost_rank(error):
+            raise
+        raise RankLostError(f"{_describe_positions(what)} ({str(error).splitlines()[0]})") from error
+    finally:
+        _position = outer
+
+
+def _watch(timeout_s: float) -> None:
+    """Says once where the ranks are when one waits too long: NCCL ends a process without a word on the others."""
+    told = None
+    while num_ranks() > 1:
+        time.sleep(WATCH_S)
+        position = _position
+        if position is not None and position is not told and time.monotonic() - position[1] > timeout_s:
+            print(f"{_describe_positions(position[0])} for more than {timeout_s:.0f} s", file=sys.stderr, flush=True)
+            told = position
+
+
+def _describe_positions(what: str) -> str:
+    """Which ranks were seen elsewhere last, for the message of a run that ends because of it."""
+    try:
+        store = _store()
+        keys = {other: f"position/{other}" for other in range(num_ranks()) if other != rank()}
+        others = {other: store.get(key).decode() for other, key in keys.items() if store.check([key])}
+    except (RuntimeError, ValueError):  # the store went with the rank that kept it
+        return f"rank {rank()} lost the other ranks during {what}"
+    seen = {other: text.split(" ", 1) for other, text in others.items()}
+    where = [
+        f"rank {other} was last seen {time.time() - float(at):.0f} s ago during {place}"
+        for other, (at, place) in seen.items()
+    ]
+    return f"rank {rank()} waited in vain during {what}: " + "; ".join(where)
+
+
+def _store() -> Any:
+    from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+
+    return PrefixStore("prefopt", _get_default_store())
+
+
+LOST = ("gloo", "connection", "timed out", "timeout", "nccl", "socket", "broken pipe", "tcpstore")
+
+
+def _is_lost_rank(error: RuntimeError) -> bool:
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in LOST)

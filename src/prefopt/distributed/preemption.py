@@ -1,0 +1,209 @@
+"""A request to stop early: from a signal, from the user's time limit, or from the scheduler's."""
+
+import logging
+import math
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Literal
+
+from prefopt.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""SIGTERM and SIGUSR1: a scheduler or torchrun; SIGINT: Ctrl-C."""
+SAFETY = 1.5
+"""Room for a step and a save that take longer than any before."""
+TIME_LIMIT_MARGIN_S = 5.0
+"""Least time to keep before run.time_limit, which nobody enforces but us."""
+SCHEDULER_MARGIN_S = 30.0
+"""Least time to keep before the scheduler kills: nothing has been measured before the first save."""
+
+Phase = Literal["step", "save"]
+Clock = Callable[[], float]
+
+
+class Preempted(BaseException):
+    """A run ended early on request, with its state safe: the same command goes on.
+
+    Like KeyboardInterrupt no `Exception`: `StopRequest.raise_at_once` may raise it inside any library, and
+    `except Exception` there would swallow it.
+
+    Attributes:
+        reason: What asked for it, such as "SIGTERM" or "time limit".
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class StopRequest:
+    """Whether this process has been asked to stop; build it with `install`.
+
+    Each rank has its own and they may differ for a while, so ranks agree on `requested` before they act on it.
+    """
+
+    def __init__(self, limits: list["_Limit"]) -> None:
+        self._limits = limits
+        self._longest: dict[Phase, float] = {"step": 0.0, "save": 0.0}
+        self._limit: str | None = None
+        self._signal: str | None = None  # not one field with the limit: the handler may run while that is being set
+        self._raises = False
+        self._num_interrupts = 0
+        self._has_launcher = "LOCAL_RANK" in os.environ
+
+    @classmethod
+    @contextmanager
+    def install(
+        cls,
+        *,
+        time_limit_s: float | None,
+        scheduler_end: float | None,
+        monotonic: Clock = time.monotonic,
+        wall: Clock = time.time,
+    ) -> Iterator["StopRequest"]:
+        """Listens to signals and clocks until the block ends, then puts the earlier signal handlers back.
+
+        Outside the main thread Python allows no signal handlers: only the clocks work there.
+
+        Args:
+            time_limit_s: Seconds from now; None for no limit.
+            scheduler_end: Unix time at which the scheduler kills; None if none does. One that has passed is of no use
+                (an extended job keeps its first end in the environment) and is ignored with a warning.
+            monotonic: The clock of `time_limit_s`.
+            wall: The clock of `scheduler_end`.
+        """
+        limits = []
+        if time_limit_s is not None:
+            limits.append(_Limit("time limit", monotonic() + time_limit_s, TIME_LIMIT_MARGIN_S, monotonic))
+        if scheduler_end is not None and scheduler_end <= wall():
+            logger.warning("preemption: the scheduler's end of this job has passed; ignored")
+        elif scheduler_end is not None:
+            limits.append(_Limit("end of the scheduler's job", scheduler_end, SCHEDULER_MARGIN_S, wall))
+        request = cls(limits)
+        earlier = request._listen()
+        try:
+            yield request
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+    @property
+    def requested(self) -> str | None:
+        """Why this process should stop after the step at hand; None if it should not. Never goes back to None."""
+        if self._signal is None and self._limit is None:
+            self._limit = self._find_limit()
+        return self._limit or self._signal
+
+    def note_duration(self, phase: Phase, seconds: float) -> None:
+        """Remembers the longest of each phase: what it costs to stop is judged by it."""
+        self._longest[phase] = max(self._longest[phase], seconds)
+
+    @contextmanager
+    def raise_at_once(self) -> Iterator[None]:
+        """For a block in which ranks need not agree: the first signal raises in the middle of it. Main thread only.
+
+        Raises:
+            Preempted: A stop was requested before or, by a signal, within. The clocks are asked only before.
+        """
+        self._raises = True  # before the question, so that no signal falls in between
+        try:
+            if self.requested is not None:
+                raise Preempted(self.requested)
+            yield
+        finally:
+            self._raises = False
+
+    def _find_limit(self) -> str | None:
+        cost_s = sum(self._longest.values())
+        return next((limit.name for limit in self._limits if limit.remaining_s() < limit.margin_s(cost_s)), None)
+
+    def _listen(self) -> dict[signal.Signals, Any]:
+        """Sets the handlers; returns the earlier ones."""
+        earlier: dict[signal.Signals, Any] = {}
+        for number in SIGNALS:
+            before = signal.getsignal(number)
+            if number == signal.SIGINT and before is signal.SIG_IGN:
+                continue  # a shell's background job, which Ctrl-C is not meant for
+            try:
+                signal.signal(number, self._on_signal)
+            except ValueError as error:
+                logger.debug("preemption: signals are not heard: %s", error)
+                break
+            earlier[number] = signal.SIG_DFL if before is None else before  # None: not set by Python, not ours to know
+        return earlier
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Notes the request and no more: printing or logging in a handler can fail in the middle of the same call."""
+        if number == signal.SIGINT:
+            self._num_interrupts += 1
+            if self._num_interrupts > 1 and not self._has_launcher:
+                raise KeyboardInterrupt
+        if self._signal is None:
+            self._signal = signal.Signals(number).name
+            if self._raises:
+                raise Preempted(self._signal)
+
+
+class _Limit:
+    """A moment before which everything must be safe."""
+
+    def __init__(self, name: str, end: float, least_margin_s: float, clock: Clock) -> None:
+        self.name = name
+        self._end = end
+        self._least_margin_s = least_margin_s
+        self._clock = clock
+
+    def remaining_s(self) -> float:
+        return self._end - self._clock()
+
+    def margin_s(self, cost_s: float) -> float:
+        return max(self._least_margin_s, SAFETY * cost_s)
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_WITH_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])", re.ASCII)
+_WITH_COLONS = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", re.ASCII)
+
+
+def parse_time_limit(text: str | float | None) -> float | None:
+    """Returns run.time_limit in seconds; None for no limit.
+
+    A plain number is refused because it means minutes to SLURM and seconds to most others, and "MM:SS" because it may
+    be HH:MM. YAML 1.1 turns an unquoted 12:30:00 into the number 45000, which is refused with it.
+
+    Raises:
+        UserError: Another form, or no time at all.
+    """
+    if text is None:
+        return None
+    seconds = None
+    plain = str(text).strip().lower()
+    if found := _WITH_UNIT.fullmatch(plain):
+        seconds = float(found[1]) * _UNITS[found[2]]
+    elif (found := _WITH_COLONS.fullmatch(plain)) and (found[1] is None or int(found[2]) < 24):
+        days, hours, minutes, rest = (int(part or 0) for part in found.groups())
+        seconds = float(days * 86400 + hours * 3600 + minutes * 60 + rest)
+    if seconds is None or seconds <= 0:
+        raise UserError(
+            f"run.time_limit: must be a time > 0 such as 45s, 90m, 2h, 1d, 12:30:00 (HH:MM:SS) or 1-12:30:00 "
+            f"(D-HH:MM:SS), found {text!r}. A plain number has no unit; in YAML, quote what has colons."
+        )
+    return seconds
+
+
+def scheduler_end() -> float | None:
+    """Unix time at which SLURM ends this job (SLURM_JOB_END_TIME); None if the environment does not tell."""
+    try:
+        end = float(os.environ.get("SLURM_JOB_END_TIME", ""))
+    except ValueError:
+        return None
+    return end if math.isfinite(end) and end > 0 else None

@@ -1,0 +1,245 @@
+"""All ranks writing one checkpoint, or none: what fails on one of them is undone on all, and training goes on."""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers.trainer import SCHEDULER_NAME
+
+from prefopt.distributed import checkpoint as on_disk
+from prefopt.distributed.checkpoint import PARTIAL_PREFIX, TRAINER_STATE, CheckpointFacts
+from prefopt.distributed.group import agree, barrier, during, gather, on_main
+from prefopt.distributed.ranks import is_main, rank, world_size
+from prefopt.distributed.universal import LATEST
+from prefopt.distributed.weights import save_partitioned
+from prefopt.errors import UserError
+from prefopt.files import write_text
+
+logger = logging.getLogger(__name__)
+
+ROOM = 1.2
+"""Free space that a checkpoint must find, as a multiple of the size of the one before it."""
+TORCH_WRITE_ERRORS = ("PytorchStreamWriter", "inline_container", "iostream error", "unexpected pos")
+
+
+class Problems:
+    """Errors of writing on this rank, kept until all ranks have come to the same point."""
+
+    def __init__(self) -> None:
+        self.first: str | None = None
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError, RuntimeError) as error:
+            is_writing = not isinstance(error, RuntimeError) or any(w in str(error) for w in TORCH_WRITE_ERRORS)
+            if not is_writing:
+                raise
+            self.note(error)
+
+    def note(self, error: Exception) -> None:
+        self.first = self.first or str(error).strip().splitlines()[0]
+
+    def agreed(self) -> str | None:
+        """The first problem of any rank, the same on all; all ranks call it."""
+        if not agree(self.first is not None)[0]:
+            return None
+        return next(text for text in gather(self.first) if text is not None)
+
+
+class CheckpointSaver:
+    """Writes and rotates the checkpoints of a run; all ranks call `save` at the same step."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder = folder
+        self._keep = keep
+
+    def save(self, trainer: Any, facts: Callable[[], CheckpointFacts]) -> bool:
+        """Writes `step-<n>`; says in the log why not, where that fails. Returns whether there is a checkpoint.
+
+        Args:
+            trainer: Between two optimizer steps.
+            facts: Called on every rank, as it may gather; what it returns on rank 0 goes into the manifest.
+        """
+        step = trainer.state.global_step
+        folder = self._folder / f"{PARTIAL_PREFIX}{step}"
+        with during(f"the checkpoint of step {step}"):
+            problem = self._write(trainer, folder) or self._seal(folder, facts())
+            if problem is not None:
+                if is_main():
+                    shutil.rmtree(folder, ignore_errors=True)
+                logger.warning(
+                    "checkpoint: step %d could not be saved (%s). Training goes on; the next save tries again.",
+                    step,
+                    problem,
+                )
+            barrier()
+        return problem is None
+
+    def _write(self, trainer: Any, folder: Path) -> str | None:
+        problems = Problems()
+        with problems.kept():
+            if is_main():
+                self._require_room()
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+        problem = problems.agreed()
+        if problem is not None:
+            return problem
+        save_weights(trainer, folder, problems)
+        barrier()  # rank 0 may have written for long
+        problem = problems.agreed()
+        if problem is not None:
+            return problem
+        if trainer.is_deepspeed_enabled:
+            _save_engine(trainer, folder, problems)
+        else:
+            with problems.kept():
+                trainer._save_optimizer_and_scheduler(str(folder))
+        with problems.kept():
+            trainer._save_scaler(str(folder))
+            trainer._save_rng_state(str(folder))
+            if is_main():
+                trainer.state.save_to_json(str(folder / TRAINER_STATE))
+        barrier()
+        return problems.agreed()
+
+    def _seal(self, folder: Path, facts: CheckpointFacts) -> str | None:
+        """Digests the files, each rank its share, and lets rank 0 make the folder a checkpoint."""
+        problems = Problems()
+        seen = gather(on_disk.list_files(folder))  # of all ranks: a shared file system may show files late
+        names = sorted({name: size for listed in seen for name, size in listed.items()}.items(), key=_largest_first)
+        mine: on_disk.Digests = {}
+        with problems.kept():
+            mine = on_disk.digest(folder, [name for name, _ in names[rank() :: world_size()]])
+        barrier()
+        shares = gather(mine)
+        problem = problems.agreed()
+        if problem is not None:
+            return problem
+        with problems.kept():
+            if is_main():
+                on_disk.seal(folder, facts, {name: entry for share in shares for name, entry in share.items()})
+        problem = problems.agreed()
+        if problem is None and is_main():
+            try:
+                self.rotate(facts)
+            except OSError as error:
+                logger.warning("checkpoint: an old one could not be removed (%s)", error)
+        return problem
+
+    def rotate(self, newest: CheckpointFacts) -> None:
+        """Removes the checkpoints that are not to be kept beside the newest one. Rank 0 only."""
+        on_disk.keep_newest(self._folder, self._keep, newest.best[1] if newest.best else None)
+
+    def _require_room(self) -> None:
+        complete = on_disk.list_complete(self._folder)
+        if not complete:
+            return
+        needed = int(ROOM * sum(path.stat().st_size for path in complete[-1].rglob("*") if path.is_file()))
+        stats = os.statvfs(self._folder)
+        free = stats.f_bavail * stats.f_frsize
+        if free < needed:
+            raise OSError(
+                f"{free / 2**20:.0f} MiB are free in {self._folder}, and about {needed / 2**20:.0f} are needed"
+            )
+
+
+def save_weights(trainer: Any, folder: Path, problems: Problems) -> None:
+    """Writes the model or adapter in Hugging Face format, whole. All ranks call it; rank 0 writes."""
+    if not is_partitioned(trainer.model):
+        with problems.kept():
+            trainer._save(str(folder))
+        return
+    with problems.kept():
+        save_partitioned(trainer.model, folder)
+    with problems.kept():
+        if is_main():
+            trainer.processing_class.save_pretrained(str(folder))
+
+
+def is_partitioned(model: Any) -> bool:
+    """True if ZeRO-3 holds the parameters in parts."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def find_newest(folder: Path) -> Path | None:
+    """Returns the newest complete checkpoint whose files are as they were written; all ranks call it and agree.
+
+    Rank 0 chooses, all ranks check a share of the files, and damaged checkpoints are set aside.
+    """
+    on_main(lambda: on_disk.clean(folder))
+    while True:
+        newest = on_main(lambda: next(reversed(on_disk.list_complete(folder)), None))
+        if newest is None:
+            return None
+        problem = _find_damage(newest, rank(), world_size())
+        barrier()
+        found = [text for text in gather(problem) if text is not None]
+        if not found:
+            return newest
+        on_main(partial(_set_aside, newest, found[0]))
+
+
+def _find_damage(checkpoint: Path, place: int, num_places: int) -> str | None:
+    """Says what is wrong with every `num_places`-th file of a checkpoint."""
+    try:
+        _, expected = on_disk.read_manifest(checkpoint)
+        sizes = sorted(((name, entry["size"]) for name, entry in expected.items()), key=_largest_first)
+        return on_disk.find_damage(checkpoint, {name: expected[name] for name, _ in sizes[place::num_places]})
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
+def _set_aside(checkpoint: Path, problem: str) -> None:
+    """Sets a checkpoint aside that some rank found damaged, if rank 0 finds it damaged too.
+
+    Raises:
+        UserError: It does not, so that the file system is to blame.
+    """
+    if _find_damage(checkpoint, 0, 1) is None:
+        raise UserError(
+            f"{checkpoint}: a rank cannot read what rank 0 can ({problem}). All ranks must see the same run.root: "
+            "look at the shared file system, and run the same command again."
+        )
+    on_disk.set_aside(checkpoint, problem)
+
+
+def _largest_first(named: tuple[str, int]) -> tuple[int, str]:
+    """Sharing files out in this order is even."""
+    return -named[1], named[0]
+
+
+def _save_engine(trainer: Any, folder: Path, problems: Problems) -> None:
+    """DeepSpeed's part of a checkpoint. Its barriers are reached whatever cannot be written."""
+    engine, tag = trainer.model_wrapped, f"global_step{trainer.state.global_step}"
+    writer, copy_script = engine.checkpoint_engine, engine._copy_recovery_script
+    save = writer.save
+
+    def guarded_save(*args: Any, **kwargs: Any) -> None:
+        with problems.kept():
+            save(*args, **kwargs)
+
+    def guarded_copy(*args: Any, **kwargs: Any) -> None:
+        with problems.kept():
+            copy_script(*args, **kwargs)
+
+    writer.save, engine._copy_recovery_script = guarded_save, guarded_copy
+    try:
+        is_adapter = isinstance(trainer.model, PeftModel)
+        engine.save_checkpoint(str(folder), tag, save_latest=False, exclude_frozen_parameters=is_adapter)
+    finally:
+        del writer.save, engine._copy_recovery_script
+    with problems.kept():
+        if is_main():
+            write_text(folder / LATEST, tag)
+            torch.save(trainer.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)

@@ -1,0 +1,146 @@
+"""DeepSpeed state that another number of ranks can load: its universal form, and what the engine leaves to mend.
+
+ZeRO divides the optimizer's state among the ranks, so a checkpoint fits the number of ranks that wrote it. DeepSpeed's
+`ds_to_universal` writes that state parameter by parameter, and an engine with `checkpoint: {load_universal: true}`
+divides it anew. Rank 0 makes the folder, all ranks wait, and then train from it:
+
+    make_universal(checkpoint, folder)
+    load_universal(trainer)
+    trainer.train(resume_from_checkpoint=str(folder))
+
+The stage stays: stages 1 and 2 write other files than stage 3. Frozen parameters are in no checkpoint with adapters;
+they come with the base model, as always. The new ranks draw random numbers from the seed of the run: the states that
+the old ranks saved belong to another division of the batches, so the folder does not hold them.
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from prefopt.errors import UserError
+
+LATEST = "latest"
+"""Where DeepSpeed names the folder of the state, `global_step<n>`."""
+SUFFIX = "_universal"
+CARRIED = ("trainer_state.json", "scheduler.pt")
+"""What transformers reads of a checkpoint beside DeepSpeed's state; weights and adapters come from that state."""
+
+
+def make_universal(checkpoint: Path, folder: Path) -> None:
+    """Writes to `folder` what another number of ranks needs to go on from `checkpoint`; whole, or not there.
+
+    Works in one process, needs no process group, and is silent. On the disk it takes as much as `global_step<n>`, and
+    12 bytes per trained parameter more while it works, in a neighbour of `folder` that ends in `.partial`; in memory,
+    one rank's part. It takes minutes for billions of parameters: the other ranks must wait where no timeout ends them.
+
+    DeepSpeed unpickles the files of the checkpoint (`torch.load` with `weights_only=False`), here and when it loads
+    the result. They can run code: pass only what this run wrote and what was verified by its checksums.
+
+    Args:
+        checkpoint: A folder that transformers' Trainer wrote under ZeRO: `global_step<n>` and `latest`.
+        folder: Where to; replaced if it exists. For `Trainer.train(resume_from_checkpoint=...)`.
+
+    Raises:
+        UserError: The optimizer is not Adam, or its parameter groups have rates of their own.
+    """
+    tag = (checkpoint / LATEST).read_text(encoding="utf-8").strip()
+    partial = folder.with_name(f"{folder.name}.partial")
+    for leftover in (partial, folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _convert(checkpoint / tag, partial / f"{tag}{SUFFIX}")
+        _mend_globals(partial / f"{tag}{SUFFIX}" / "zero" / "optimizer_state.pt", checkpoint)
+        for name in CARRIED:
+            shutil.copy2(checkpoint / name, partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    partial.rename(folder)
+
+
+def load_universal(trainer: Any) -> None:
+    """Makes the trainer's next `train(resume_from_checkpoint=...)` load the universal form. All ranks, before it.
+
+    What the trainer saves later has DeepSpeed's usual form.
+    """
+    config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
+    config.setdefault("checkpoint", {})["load_universal"] = True  # read when train() builds the engine
+    trainer.add_callback(SeparateSteps())
+
+
+class SeparateSteps(TrainerCallback):  # type: ignore[misc]
+    """Gives each part of the optimizer a step counter of its own, where the optimizer computes.
+
+    Stage 3 loads one tensor as the step of all sub-groups (`load_hp_checkpoint_state_from_checkpoint_dir_stage3`), and
+    torch's AdamW counts in place: with k sub-groups a step would count k times and Adam's bias correction be wrong.
+    All stages load the step to the CPU, where a fused or capturable AdamW does not accept it.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any, **kwargs: Any) -> None:
+        adam = optimizer.optimizer.optimizer  # accelerate's wrapper, DeepSpeed's ZeRO optimizer, torch's
+        on_device = adam.defaults.get("fused") or adam.defaults.get("capturable")
+        for parameter, values in adam.state.items():
+            if torch.is_tensor(values.get("step")):
+                device = parameter.device if on_device else values["step"].device
+                values["step"] = values["step"].to(device, copy=True)
+
+
+def _convert(source: Path, target: Path) -> None:
+    """DeepSpeed's own conversion, one file after the other in this process."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    arguments = argparse.Namespace(
+        input_folder=str(source),
+        output_folder=str(target),
+        num_extract_workers=1,  # more would fork a process that holds a process group
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,  # stages 1 and 2 write no universal_checkpoint_info without tensor parallelism
+    )
+    try:
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            ds_to_universal.main(arguments)
+    except KeyError as error:
+        raise UserError(
+            f"{source.parent}: its optimizer keeps no {error}, and only Adam's state (exp_avg, exp_avg_sq) can go to "
+            "another number of ranks. Start the number of ranks that wrote it."
+        ) from error
+
+
+def _mend_globals(path: Path, checkpoint: Path) -> None:
+    """Makes stage 3's file of what is not per parameter right for all groups, and small.
+
+    Stage 3 gives the hyper-parameters of the first group to every group: weight decay would reach the parameters that
+    are to have none. A hyper-parameter that the file does not hold stays as the new optimizer was built, so those that
+    differ between groups are left out. The file also holds rank 0's part of the optimizer, which every rank would load
+    and not use.
+    """
+    from deepspeed.checkpoint.constants import FP32_FLAT_GROUPS, OPTIMIZER_STATE_DICT, PARAM_GROUPS
+
+    kept = torch.load(path, map_location="cpu", weights_only=False)
+    if OPTIMIZER_STATE_DICT not in kept:
+        return  # stages 1 and 2 load group by group
+    adam = kept[OPTIMIZER_STATE_DICT]
+    groups = adam[PARAM_GROUPS]
+    shared = {key: value for key, value in groups[0].items() if all(group[key] == value for group in groups)}
+    if "lr" not in shared:
+        raise UserError(
+            f"{checkpoint}: its parameter groups have learning rates of their own, and DeepSpeed's stage 3 restores "
+            "one for all. Start the number of ranks that wrote it."
+        )
+    adam[PARAM_GROUPS] = kept[PARAM_GROUPS] = [shared | {"params": []} for _ in groups]
+    adam["state"] = {index: {"step": values["step"]} for index, values in adam["state"].items()}
+    kept[FP32_FLAT_GROUPS] = []
+    torch.save(kept, path)

@@ -1,0 +1,47 @@
+"""How an entry point ends: what is shown, and the exit code."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from prefopt.distributed import group
+from prefopt.distributed.preemption import EXIT_CODE, Preempted
+from prefopt.distributed.ranks import is_main
+from prefopt.errors import ToldByRank0, UserError
+
+
+def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
+    """Runs an entry point.
+
+    Exit codes: 2 for a `UserError`, 75 for a run that stopped on request and goes on with the same command, 130 for a
+    second Ctrl-C; other errors keep their traceback.
+    """
+    try:
+        main(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        if not isinstance(error, ToldByRank0) and group.is_first_to_say(str(error)):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        _exit(2)
+    except Preempted as error:
+        if is_main():
+            print(f"stopped on request ({error.reason}); the same command goes on", file=sys.stderr, flush=True)
+        _exit(EXIT_CODE)
+    except KeyboardInterrupt:
+        if group.num_ranks() > 1:
+            _exit(130)
+        print("interrupted; the same command goes on from the last complete checkpoint", file=sys.stderr)
+        _exit(130)
+    except BaseException:
+        if group.num_ranks() == 1:
+            raise
+        traceback.print_exc()
+        _exit(1)
+
+
+def _exit(code: int) -> None:
+    """Ends the process; with other ranks at once, because a rank at the end of Python waits for groups to close."""
+    if group.num_ranks() == 1:
+        sys.exit(code)
+    sys.stdout.flush()
+    os._exit(code)

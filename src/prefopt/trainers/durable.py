@@ -1,0 +1,355 @@
+"""What TRL's trainers lack for runs on many ranks that must not be lost: batches, metrics, evaluation, checkpoints."""
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import set_seed
+
+from prefopt.config import fingerprint
+from prefopt.data.steps import NO_ROW, ROWS, NumberedRows, NumberingCollator
+from prefopt.distributed.checkpoint import CheckpointFacts
+from prefopt.distributed.group import agree, during, gather, on_main
+from prefopt.distributed.preemption import Preempted, StopRequest
+from prefopt.distributed.ranks import is_main, rank, world_size
+from prefopt.distributed.saving import CheckpointSaver
+from prefopt.errors import UserError
+from prefopt.run_directory import RunDirectory, RunTakenOverError, State
+from prefopt.schema import TrainConfig
+from prefopt.tracking.window import MetricsWindow
+from prefopt.trainers.batches import Batches, count_examples
+from prefopt.trainers.guards import StepGuard
+
+logger = logging.getLogger(__name__)
+
+LOWER_IS_BETTER = ("loss",)
+
+
+class NothingLeftError(Exception):
+    """No step was left to train, only the evaluation after the last one."""
+
+
+class StopEvaluation(Exception):
+    """All ranks have agreed to stop in the midst of an evaluation."""
+
+
+@dataclass
+class EvaluationBatch:
+    """One batch of the held-out examples on this rank.
+
+    Attributes:
+        index: Its place among all batches, whatever the number of ranks.
+        inputs: Tensors on the device.
+        counts: False for a batch that this rank only computes because all ranks must take part in a forward.
+    """
+
+    index: int
+    inputs: dict[str, Any]
+    counts: bool
+
+
+class DurableTrainer:
+    """Stands before one of TRL's trainers in a class's bases.
+
+    Every row is seen exactly once an epoch, log lines and held-out metrics are exact means whatever the number of
+    ranks, and a run that goes on from a checkpoint goes on as if nothing had happened.
+
+    Attributes:
+        batches: The batches of an epoch over all ranks.
+        window: Metrics since the last log line.
+        best: The best value of `trainer.keep_best` and its step.
+        evaluation_due: The evaluation of this step was interrupted.
+        num_tokens: Tokens (without padding) up to the last record, over all ranks; a pair counts its prompt twice.
+        has_other_ranks: Another number of ranks wrote the checkpoint that this run goes on from.
+        to_remove: A folder that is of no use once training has begun.
+        stop_reason: Why training ended before its last step; None if it did not.
+    """
+
+    batches: Batches
+    model: Any
+    model_wrapped: Any
+    args: Any
+    state: Any
+    control: Any
+    accelerator: Any
+    is_deepspeed_enabled: bool
+    optimizer_cls_and_kwargs: tuple[type[Any], dict[str, Any]] | None
+
+    def attach(self, config: TrainConfig, run: RunDirectory, stop: StopRequest) -> None:
+        """Takes what is known only when a run is about to train."""
+        self._config, self._run, self._stop = config, run, stop
+        self._config_fingerprint = fingerprint(config)
+        self.window = MetricsWindow()
+        self.saver = CheckpointSaver(run.checkpoints, config.trainer.keep_checkpoints)
+        self.best: tuple[float, int] | None = None
+        self.evaluation_due = False
+        self.stop_reason: str | None = None
+        self.has_other_ranks = False
+        self.to_remove: Path | None = None
+        self.num_tokens = 0
+        self.time_before_s = 0.0
+        self._started = time.monotonic()
+        self._step_started = time.monotonic()
+        self._guard = StepGuard(self.train_dataset["source"])  # type: ignore[attr-defined]
+
+    def take_up(self, facts: CheckpointFacts) -> None:
+        """Takes from a checkpoint what transformers does not keep."""
+        self.window.load(facts.windows, rank=rank(), num_ranks=world_size())
+        self.best, self.evaluation_due, self.time_before_s = facts.best, facts.evaluation_due, facts.time_s
+        self.num_tokens = sum(window["tokens"] for window in facts.windows)
+        self.has_other_ranks = facts.num_ranks != world_size()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training over all attempts, evaluations and checkpoints included."""
+        return self.time_before_s + time.monotonic() - self._started
+
+    def rows_after(self, step: int) -> int:
+        """Examples seen after `step` optimizer steps, over all ranks."""
+        return count_examples(self, step)
+
+    def get_train_dataloader(self) -> Any:
+        """This rank's share of the planned batches."""
+        args = self.args
+        loader: Any = DataLoader(
+            NumberedRows(self.train_dataset),  # type: ignore[attr-defined, arg-type]
+            batch_sampler=self.batches,
+            collate_fn=NumberingCollator(self.data_collator),  # type: ignore[attr-defined]
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """One forward and backward; under DeepSpeed, of the last forward of a step, also the optimizer step."""
+        rows = [row for row in inputs.pop(ROWS) if row != NO_ROW]
+        self.num_rows = len(rows)
+        with during(f"step {self.state.global_step + 1}"):
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        self._guard.note_forward(loss, rows)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The gradient norm of a step; the optimizer has not used the gradient, and will not if it is not finite."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+        self._guard.check_gradient(norm, self.state.global_step + 1)
+        return norm
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        per_epoch = math.ceil(len(self.batches) / world_size() / self.args.gradient_accumulation_steps)
+        planned = self.args.max_steps
+        return int(planned) if planned > 0 else math.ceil(self.args.num_train_epochs * per_epoch)
+
+    def begin(self) -> None:
+        """Starts the clock, makes sure that DeepSpeed is there if it was asked for, and makes up for an evaluation."""
+        self._started = self._step_started = time.monotonic()
+        self.state.compute_steps(self.args, self.state.max_steps)  # a checkpoint brings the cadences of its attempt
+        stage = self._config.deepspeed.stage
+        found = self.model_wrapped.zero_optimization_stage() if self.is_deepspeed_enabled else None
+        if found != stage:
+            raise UserError(
+                f"deepspeed.stage={stage} was asked for, and the run has {found}: see how it was launched."
+            )
+        if stage in (1, 2):
+            self.model_wrapped.optimizer.check_grad_overflow = True  # in fp32 it would train on a gradient of NaN
+        if self.to_remove is not None:
+            on_main(partial(shutil.rmtree, self.to_remove))
+        if self.evaluation_due:
+            self._make_up_for_evaluation()
+
+    def _make_up_for_evaluation(self) -> None:
+        self.evaluate()
+        if self.evaluation_due:  # interrupted once more; transformers would go on to the next step first
+            assert self.stop_reason is not None
+            raise Preempted(self.stop_reason)
+        if self.state.global_step >= self.state.max_steps:  # transformers would begin another step
+            raise NothingLeftError
+
+    def end_step(self, control: Any) -> None:
+        """Lets all ranks agree whether to stop; called when an optimizer step is done.
+
+        Raises:
+            DivergedError: A loss of this step is not finite, though its gradient is.
+            RunTakenOverError: Another process uses the run's folder.
+        """
+        step = self.state.global_step
+        now = time.monotonic()
+        self._stop.note_duration("step", now - self._step_started)
+        with during(f"the end of step {step}"):
+            is_asked, is_bad, is_lost = agree(
+                self._stop.requested is not None, self._guard.has_bad_loss(), self._run.find_intruder() is not None
+            )
+        if is_lost:
+            raise RunTakenOverError(f"{self._run.path}: taken over by another process, so this one must not write")
+        if is_bad:
+            raise self._guard.diverged(step)
+        if self._config.trainer.log_rows:
+            self._write_rows(step)
+        self._guard.end_step()
+        self._step_started = time.monotonic()
+        if is_asked and step < self.state.max_steps:
+            self._note_stop()
+            self.evaluation_due = bool(control.should_evaluate)
+            control.should_evaluate = False
+            control.should_save = control.should_training_stop = True
+
+    def _note_stop(self) -> str:
+        reason = next(reason for reason in gather(self._stop.requested) if reason is not None)
+        logger.warning("stopping on request (%s)", reason)
+        self.stop_reason = reason
+        return reason
+
+    def _write_rows(self, step: int) -> None:
+        rows = sorted(row for share in gather(self._guard.rows) for row in share)
+        if is_main():
+            with self._run.rows.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "rows": rows}) + "\n")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs; a line of training gets the exact means over the examples since the last one."""
+        if "loss" in logs:
+            logs.update(self.window.close())
+            self.num_tokens = int(logs.pop("num_tokens"))
+            self._guard.note_loss(logs["loss"], self.state.global_step)
+        super().log(logs, start_time)  # type: ignore[misc]
+
+    @contextmanager
+    def _local_metrics(self) -> Iterator[dict[str, float]]:
+        """Keeps TRL from gathering its metrics, forward by forward; the dict holds this rank's when the block ends."""
+        metrics: dict[str, float] = {}
+        accelerator, mode = self.accelerator, "train" if self.model.training else "eval"
+        self.accelerator = OnThisRank(accelerator)
+        try:
+            yield metrics
+        finally:
+            self.accelerator = accelerator
+        collected = self._metrics[mode]  # type: ignore[attr-defined]
+        metrics.update({name: values[-1] for name, values in collected.items() if name != "num_tokens"})
+        collected.clear()
+
+    def iterate_held_out(self) -> Iterator[EvaluationBatch]:
+        """This rank's share of the held-out batches; all ranks make the same number of rounds.
+
+        Raises:
+            StopEvaluation: On all ranks, when one of them was asked to stop.
+        """
+        data, size = self.eval_dataset, self.args.per_device_eval_batch_size  # type: ignore[attr-defined]
+        num_batches = -(-len(data) // size)
+        for start in range(0, num_batches, world_size()):
+            with during(f"the evaluation after step {self.state.global_step}"):
+                (is_asked,) = agree(self._stop.requested is not None)
+            if is_asked:
+                self._note_stop()
+                raise StopEvaluation
+            index = start + rank()
+            counts = index < num_batches
+            place = index if counts else 0
+            rows = range(place * size, min(len(data), (place + 1) * size))
+            batch = self.data_collator(data.__getitems__(list(rows)))  # type: ignore[attr-defined]
+            yield EvaluationBatch(index, self._prepare_inputs(batch), counts)  # type: ignore[attr-defined]
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Logs and returns the held-out metrics, exact and the same for any number of ranks and any batch size."""
+        assert eval_dataset is None, "held-out examples are given to the constructor"
+        self.model.eval()
+        try:
+            metrics = self.measure_held_out()  # type: ignore[attr-defined]
+        except StopEvaluation:
+            self.evaluation_due = True
+            self.control.should_evaluate = False
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
+        finally:
+            self.model.train()
+        self.evaluation_due = False
+        self.num_tokens = self.window.count_tokens()
+        self._note_best(metrics)
+        self._step_started = time.monotonic()
+        prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(dict(prefixed))
+        self.control = self.callback_handler.on_evaluate(  # type: ignore[attr-defined]
+            self.args, self.state, self.control, prefixed
+        )
+        return prefixed
+
+    def _note_best(self, metrics: dict[str, float]) -> None:
+        name = self._config.trainer.keep_best
+        if name is None:
+            return
+        value = metrics[name]
+        if not math.isfinite(value):
+            return
+        sign = -1 if name in LOWER_IS_BETTER else 1
+        if self.best is None or sign * value > sign * self.best[0]:
+            self.best = value, self.state.global_step
+            self.control.should_save = True
+
+    def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
+        """Ours is `best`."""
+        return False
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """A checkpoint that all ranks wrote, or none and a warning."""
+        begun = time.monotonic()
+        if self.saver.save(self, self._describe) and is_main():
+            self._run.set_state(State.running, step=self.state.global_step)
+        self._stop.note_duration("save", time.monotonic() - begun)
+        self._step_started = time.monotonic()
+
+    def _describe(self) -> CheckpointFacts:
+        return CheckpointFacts(
+            step=self.state.global_step,
+            num_ranks=world_size(),
+            zero_stage=self._config.deepspeed.stage,
+            batch_size=self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * world_size(),
+            config=self._config_fingerprint,
+            wandb_id=self._run.read_wandb_id() if is_main() else None,
+            windows=gather(self.window.state()),
+            time_s=self.seconds,
+            evaluation_due=self.evaluation_due,
+            best=self.best,
+        )
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Random states as they were; ranks that the checkpoint does not know get fresh ones, and the log says so."""
+        if checkpoint is None:
+            return
+        name = "rng_state.pth" if world_size() == 1 else f"rng_state_{rank()}.pth"
+        if (Path(checkpoint) / name).is_file() and not self.has_other_ranks:
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]
+            return
+        set_seed(self._config.run.seed + self.state.global_step * world_size() + rank())
+        logger.info("resume: the number of ranks has changed, so dropout draws afresh; the order of rows goes on")
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """No card for a checkpoint: the run directory says where it comes from."""
+
+
+class OnThisRank:
+    """An accelerator that gathers nothing, so that a metric computed with it is this rank's."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    gather_for_metrics = gather

@@ -42,7 +42,7 @@ bench: install
 
 # Kills and stops runs at random moments, half an hour long.
 faults: install
-	$(RUN) -m tests.faults.campaign --points 50 --write
+	$(RUN) -m tests.faults.campaign --points 40 --write
 
 data: install
 	$(RUN) experiments/brand_voice/build_data.py

@@ -156,10 +156,10 @@ def main(argv: list[str]) -> None:
         for callback in (StepCallback(trainer), watch):
             trainer.add_callback(callback)
         trainer.train()
-        peak = read_memory("VmHWM")
+        content["steps_peak_rss"] = read_memory("VmHWM")
+        content["baseline_rss"], content["loading_peak_rss"] = baseline, watch.loading_peak_rss
         content["parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
         content["moments"] = watch.moments
-        content |= {"baseline_rss": baseline, "loading_peak_rss": watch.loading_peak_rss, "steps_peak_rss": peak}
 
     with mock.patch.object(arguments, "build_deepspeed", with_bucket):
         run_until_training(argv[2:], work)

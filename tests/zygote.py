@@ -103,9 +103,7 @@ class Zygote:
         self._process.stdin.close()
         self._process.wait(timeout=30)
 
-    def start(
-        self, argv: list[str], *, ranks: int, log: Path, hooks: str | None = None, **environment: str
-    ) -> Ranks:
+    def start(self, argv: list[str], *, ranks: int, log: Path, hooks: str | None = None, **environment: str) -> Ranks:
         """Starts `prefopt.train` on a number of ranks; 0 means one process without a launcher.
 
         Args:

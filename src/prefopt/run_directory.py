@@ -152,7 +152,8 @@ class RunDirectory:
         if not self.path.exists():
             return
         if not self.config.exists():
-            if any(path.is_file() and path.suffix != PARTIAL for path in self.path.rglob("*")):
+            found = (path for path in self.path.rglob("*") if path.is_file())
+            if any(path.suffix != PARTIAL and path != self.status for path in found):  # else killed as it began
                 raise UserError(f"{self.path}: exists and is no run of prefopt. Set run.name or run.root.")
             return
         if config.run.overwrite:

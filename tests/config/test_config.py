@@ -174,7 +174,7 @@ def test_differences_name_key_and_both_values():
     "overrides",
     [
         ["trainer.log_every=3", "trainer.save_every=9"],
-        ["trainer.eval_every=2", "trainer.keep_best=loss"],
+        ["trainer.eval_every=2"],
         ["trainer.keep_checkpoints=5", "trainer.log_rows=true"],
         ["run.time_limit=2h", "run.timeout_s=60", "run.overwrite=true"],
     ],

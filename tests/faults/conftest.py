@@ -1,7 +1,7 @@
 """One arena for all tests of faults: undisturbed runs are shared."""
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -21,11 +21,11 @@ def arena(
 
 
 @pytest.fixture
-def mount(arena: Arena) -> Iterator[Callable[..., AbstractContextManager[Path]]]:
+def mount(arena: Arena) -> Callable[..., AbstractContextManager[Path]]:
     """`harness.mounted`, where this process may mount."""
     try:
         with mounted(arena.new_folder()):
             pass
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"needs the right to mount a file system: {error}")
-    yield mounted
+    return mounted

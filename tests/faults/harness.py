@@ -180,6 +180,7 @@ class Arena:
     def __init__(self, zygote: Zygote, folder: Path, model: Path, pairs: tuple[Path, Path]) -> None:
         self._zygote, self._folder, self._pairs = zygote, folder, pairs
         self._undisturbed: dict[str, Path] = {}
+        self._durations_s: dict[str, float] = {}
         self._model, self._dropping = model, shutil.copytree(model, folder / "model")
         config = read_json(model / "config.json") | {"attention_dropout": 0.2}
         (self._dropping / "config.json").write_text(json.dumps(config))
@@ -191,12 +192,21 @@ class Arena:
     def undisturbed(self, mode: Mode) -> Path:
         """The folder of a run to which nothing happened; run once."""
         if mode.name not in self._undisturbed:
-            folder = self.new_folder()
-            attempt = self.start(mode, folder)
+            attempt = self.start(mode, self.new_folder())
             codes = attempt.wait()
             assert set(codes) == {0}, f"exit codes {codes}:\n{attempt.ranks.output()}"
+            check_equal(attempt.run, attempt.run)
             self._undisturbed[mode.name] = attempt.run
         return self._undisturbed[mode.name]
+
+    def duration_s(self, mode: Mode) -> float:
+        """How long a command takes here; measured once, after the undisturbed run has warmed up what is shared."""
+        self.undisturbed(mode)
+        if mode.name not in self._durations_s:
+            begun = time.monotonic()
+            assert set(self.start(mode, self.new_folder()).wait()) == {0}
+            self._durations_s[mode.name] = time.monotonic() - begun
+        return self._durations_s[mode.name]
 
     def start(
         self, mode: Mode, folder: Path, injection: Injection | None = None, overrides: Sequence[str] = ()
@@ -310,7 +320,9 @@ def _weights(model: Path) -> dict[str, bytes]:
 
 
 def _report(run: Path) -> dict[str, Any]:
-    return {k: v for k, v in read_json(run / "report" / "report.json").items() if k not in ("throughput", "provenance")}
+    return {
+        k: v for k, v in read_json(run / "report" / "report.json").items() if k not in ("throughput", "provenance")
+    }
 
 
 def _check_names(run: Path, expected: Path) -> None:

@@ -49,9 +49,7 @@ PLACES = {
     "in a checkpoint, before the oldest goes": Place(Injection(f"{DISK}:keep_newest"), 3),
     "in a checkpoint, while the oldest goes": Place(Injection("shutil:rmtree", match="removed-", call=2)),
     "before the final model": Place(Injection("prefopt.trainers.training:save_weights")),
-    "before the final model gets its name": Place(
-        Injection("prefopt.trainers.training:save_weights", when="after")
-    ),
+    "before the final model gets its name": Place(Injection("prefopt.trainers.training:save_weights", when="after")),
     "before the final report": Place(Injection("prefopt.evaluation.run:compare_models"), can_stop=False),
     "in the final report": Place(Injection("prefopt.evaluation.run:render_report"), can_stop=False),
     "while the final report is written": Place(Injection("pathlib:Path.replace", match="report.md"), can_stop=False),

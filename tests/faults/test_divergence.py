@@ -8,7 +8,7 @@ from tests.faults.harness import FAILED, MODES, Attempt, Fault, read_json, read_
 from tests.faults.hooks import Injection
 
 STEP_7 = 14
-"""The call of `compute_loss` on a rank of two: 2 in each of 5 steps, 2 in the evaluation, 1 in the epoch's last step."""
+"""The call of `compute_loss` on a rank of two: after 2 in each of 5 steps, 2 in the evaluation, and 1 in step 6."""
 
 
 @pytest.mark.parametrize(

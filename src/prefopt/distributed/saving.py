@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINING_ARGS_NAME
 
 from prefopt.distributed import checkpoint as on_disk
 from prefopt.distributed.checkpoint import PARTIAL_PREFIX, TRAINER_STATE, CheckpointFacts
@@ -40,14 +40,16 @@ class Problems:
     def kept(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, SafetensorError, RuntimeError) as error:
-            is_writing = not isinstance(error, RuntimeError) or any(w in str(error) for w in TORCH_WRITE_ERRORS)
-            if not is_writing:
-                raise
+        except (OSError, SafetensorError) as error:
             self.note(error)
+        except RuntimeError as error:  # torch does not say what the file system said
+            if not any(words in str(error) for words in TORCH_WRITE_ERRORS):
+                raise
+            self.note(error, "a file could not be written whole, as on a full disk: ")
 
-    def note(self, error: Exception) -> None:
-        self.first = self.first or str(error).strip().splitlines()[0]
+    def note(self, error: Exception, what: str = "") -> None:
+        told = str(error).strip() or type(error).__name__
+        self.first = self.first or what + told.splitlines()[0]
 
     def agreed(self) -> str | None:
         """The first problem of any rank, the same on all; all ranks call it."""
@@ -159,6 +161,7 @@ def save_weights(trainer: Any, folder: Path, problems: Problems) -> None:
     if not is_partitioned(trainer.model):
         with problems.kept():
             trainer._save(str(folder))
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle; config.yaml of the run says it all
         return
     with problems.kept():
         save_partitioned(trainer.model, folder)

@@ -10,7 +10,7 @@ from prefopt.errors import UserError
 from prefopt.schema import DeepSpeedConfig, OptimConfig
 
 BUCKET_ELEMENTS = 50_000_000
-"""Gradients that are reduced together. DeepSpeed's own 500 million take 2 GB per rank in float32, whatever the model."""
+"""Gradients that are reduced together. DeepSpeed's own 500 million take 2 GB per rank in float32 for any model."""
 
 
 def build_deepspeed(config: DeepSpeedConfig) -> dict[str, Any] | None:

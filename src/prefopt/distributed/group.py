@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from prefopt.distributed.ranks import is_main, rank, world_size
 from prefopt.errors import ToldByRank0, UserError
@@ -21,6 +21,8 @@ from prefopt.schema import TrainConfig
 T = TypeVar("T")
 
 WATCH_S = 1.0
+GRACE_S = 15.0
+"""How long after `run.timeout_s` a stuck rank has to end by an error that says more, before it is ended."""
 FAILED = "rank 0 failed, and says why"
 
 PATIENCE = timedelta(days=30)
@@ -30,7 +32,15 @@ A rank that dies ends the wait at once."""
 
 _prompt: Any = None
 _patient: Any = None
-_position: tuple[str, float] | None = None
+_position: "_Position | None" = None
+
+
+class _Position(NamedTuple):
+    """What this rank is at, since when by the monotonic clock, and whether that may take long."""
+
+    what: str
+    since: float
+    may_take_long: bool
 
 
 def start(config: TrainConfig) -> None:
@@ -163,14 +173,20 @@ class RankLostError(RuntimeError):
 
 
 @contextmanager
-def during(what: str) -> Iterator[None]:
+def during(what: str, *, may_take_long: bool = False) -> Iterator[None]:
     """Says to the other ranks where this one is; an error of a collective operation in here names the ranks that lag.
+
+    What takes longer than `run.timeout_s` ends the process, since not every collective has a timeout of its own.
+
+    Args:
+        what: For people.
+        may_take_long: One rank may work on its own in here, so only a line is printed when it takes long.
 
     Raises:
         RankLostError: In place of the errors by which Gloo and NCCL tell of a rank that died or did not come.
     """
     global _position
-    outer, _position = _position, (what, time.monotonic())
+    outer, _position = _position, _Position(what, time.monotonic(), may_take_long)
     if num_ranks() > 1:
         _store().set(f"position/{rank()}", f"{time.time():.0f} {what}")
     try:
@@ -184,14 +200,20 @@ def during(what: str) -> Iterator[None]:
 
 
 def _watch(timeout_s: float) -> None:
-    """Says once where the ranks are when one waits too long: NCCL ends a process without a word on the others."""
+    """Says where the ranks are when this one waits too long, and ends it if it does not end by itself then."""
     told = None
     while num_ranks() > 1:
         time.sleep(WATCH_S)
         position = _position
-        if position is not None and position is not told and time.monotonic() - position[1] > timeout_s:
-            print(f"{_describe_positions(position[0])} for more than {timeout_s:.0f} s", file=sys.stderr, flush=True)
+        waited_s = 0.0 if position is None else time.monotonic() - position.since
+        if position is not None and position is not told and waited_s > timeout_s:
             told = position
+            print(
+                f"{_describe_positions(position.what)}, for more than {timeout_s:.0f} s", file=sys.stderr, flush=True
+            )
+        if position is not None and not position.may_take_long and waited_s > timeout_s + GRACE_S:
+            print(f"rank {rank()} is stuck and ends itself; run the same command again", file=sys.stderr, flush=True)
+            os._exit(1)
 
 
 def _describe_positions(what: str) -> str:

@@ -74,7 +74,7 @@ class CheckpointSaver:
         """
         step = trainer.state.global_step
         folder = self._folder / f"{PARTIAL_PREFIX}{step}"
-        with during(f"the checkpoint of step {step}"):
+        with during(f"the checkpoint of step {step}", may_take_long=True):
             problem = self._write(trainer, folder) or self._seal(folder, facts())
             if problem is not None:
                 if is_main():

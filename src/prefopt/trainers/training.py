@@ -128,7 +128,7 @@ def save_model(trainer: Any, run: RunDirectory) -> None:
     aside = run.path / "model.partial"
     on_main(lambda: shutil.rmtree(aside, ignore_errors=True))
     problems = Problems()
-    with during("saving the final model"):
+    with during("saving the final model", may_take_long=True):
         save_weights(trainer, aside, problems)
         problem = problems.agreed()
     if problem is not None:

@@ -153,3 +153,13 @@ def test_a_tracker_that_cannot_be_reached_never_stops_a_run(overrides, tmp_path,
     assert json.loads((run / "status.json").read_text())["state"] == "done"
     assert list((run / "wandb").glob("offline-run-*"))
     assert "recorded offline" in capsys.readouterr().out
+
+
+def test_the_last_step_is_always_logged_so_that_the_report_counts_every_step(overrides, tmp_path):
+    train([*overrides, "trainer.log_every=4", "trainer.save_every=5"])
+    run = tmp_path / "runs" / "test"
+    training = [r for r in read_lines(run / "metrics.jsonl") if "split" not in r]
+    assert [r["step"] for r in training] == [4, 6], "a checkpoint alone is no reason for a line"
+    assert training[-1]["pairs"] == 22
+    assert read_report(run)["run"]["steps"] == 6
+    assert json.loads((run / "status.json").read_text())["step"] == 6

@@ -80,9 +80,11 @@ def test_a_sealed_checkpoint_is_found_with_its_facts(tmp_path):
     assert [is_finished(newest, total) for total in (9, 10, 11)] == [True, True, False]
 
 
-def test_files_are_listed_largest_first_and_without_what_is_written_last(tmp_path):
+def test_files_are_listed_with_their_sizes_and_without_what_is_written_last(tmp_path):
     sealed = write_checkpoint(tmp_path, 2)
-    assert list_files(sealed) == ["global_step/rank_0.pt", "model.safetensors", "trainer_state.json"]
+    found = list_files(sealed)
+    assert sorted(found) == ["global_step/rank_0.pt", "model.safetensors", "trainer_state.json"]
+    assert all((sealed / name).stat().st_size == size for name, size in found.items())
     assert {MANIFEST, COMPLETE} <= set(names(sealed))
 
 
@@ -341,8 +343,9 @@ def test_status_counts_attempts_and_keeps_the_step(config):
     run.set_state(State.running, step=7)
     run.start(config, {"data": {}})
     assert run.read_status() == {"state": "running", "step": 7, "attempts": 2, "message": ""}
-    assert not run.is_done(config)
     run.set_state(State.done)
+    assert not run.is_done(config), "there is no model"
+    run.model.mkdir()
     assert run.is_done(config)
 
 
@@ -362,6 +365,7 @@ def test_a_run_that_is_done_goes_on_when_its_length_is_raised(config, caplog):
     run.start(raised, {"data": {}})
     assert not run.model.exists(), "the model of the shorter run would pass for the one of the longer"
     assert "its length was raised" in caplog.text
+    run.model.mkdir()
     run.set_state(State.done, step=12)
     assert run.is_done(raised)
     with pytest.raises(UserError, match=r"trainer\.num_epochs"):

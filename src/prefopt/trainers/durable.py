@@ -200,6 +200,8 @@ class DurableTrainer:
             self._write_rows(step)
         self._guard.end_step()
         self._step_started = time.monotonic()
+        if step >= self.state.max_steps:
+            control.should_log = True  # the report counts steps, examples and seconds by the last line
         if is_asked and step < self.state.max_steps:
             self._note_stop()
             self.evaluation_due = bool(control.should_evaluate)

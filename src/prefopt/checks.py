@@ -81,9 +81,9 @@ def _check_deepspeed(config: TrainConfig) -> None:
         "deepspeed.stage=3 with trainer.extra.auto_find_batch_size: partitioned weights do not survive a second try. "
         "Set trainer.per_device_batch_size.",
     )
-    has_schedule = config.optim.name.startswith("adamw_torch")
+    is_adamw = config.optim.name.startswith("adamw_torch")
     require(
-        deepspeed.offload_optimizer is OffloadDevice.none or has_schedule,
+        deepspeed.offload_optimizer is OffloadDevice.none or is_adamw,
         f"deepspeed.offload_optimizer=cpu runs DeepSpeed's own AdamW, not optim.name={config.optim.name}. "
         "Set optim.name=adamw_torch.",
     )

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from prefopt.config import load_config
+from prefopt.data.steps import ROWS
 from prefopt.errors import UserError
 from prefopt.files import read_lines
 from prefopt.train import main as train
@@ -28,7 +29,7 @@ def take_step(trainer, index: int) -> tuple[list[int], list[int], float, torch.T
     batches = islice(trainer.get_train_dataloader(), index * accumulation, None)
     samples, _ = trainer.get_batch_samples(batches, accumulation, trainer.args.device)
     trainer.current_gradient_accumulation_steps = len(samples)
-    rows = [row for batch in samples for row in batch["rows"].tolist()]
+    rows = [row for batch in samples for row in batch[ROWS]]
     loss = sum(trainer.training_step(trainer.model, batch).item() for batch in samples)
     gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
     return rows, [len(batch["input_ids"]) // 2 for batch in samples], loss, gradient, trainer.window.close()

@@ -73,7 +73,7 @@ def test_a_log_line_is_the_mean_over_the_tokens_of_its_steps(settings, tiny_mode
         islice(trainer.get_train_dataloader(), 2 * index, None), 2, trainer.args.device
     )
     assert [len(batch[ROWS]) for batch in samples] == ([4, 4], [3, 3])[index // 2]
-    rows = [row for batch in samples for row in batch[ROWS].tolist()]
+    rows = [row for batch in samples for row in batch[ROWS]]
     for batch in samples:
         trainer.training_step(trainer.model, batch, tokens)
     means = trainer.window.close()

@@ -83,8 +83,9 @@ def test_losses_over_a_whole_forward_are_refused_on_ranks_that_make_it_smaller_o
         divide(8 if how == "kept" else 2, *settings, f"algorithm.loss_type={loss}", kept=kept)
 
 
-def test_losses_over_a_whole_forward_go_on_while_forwards_keep_their_size(divide):
-    assert divide(2, *per_device(4), "algorithm.loss_type=aot", kept=StepSize(4, 1, 4)) == StepSize(4, 2, 2)
+def test_losses_over_a_whole_forward_are_refused_on_other_ranks_since_the_last_step_is_divided_otherwise(divide):
+    with pytest.raises(UserError, match=r"looks at a forward's pairs as a whole\. Start 4 ranks\."):
+        divide(2, *per_device(4), "algorithm.loss_type=aot", kept=StepSize(4, 1, 4))
 
 
 @pytest.mark.parametrize("ranks", [(1, 2), (2, 1)])

@@ -1,6 +1,7 @@
 """Metrics between two log lines: means over examples, for any division among forwards, ranks and attempts."""
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -116,3 +117,19 @@ def test_a_state_does_not_change_with_the_window():
     state = window.state()
     fill(window, [[2.0]])
     assert state == {"sums": {"loss": 1.0}, "counts": {"loss": 1}, "tokens": 10}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_sum_that_is_not_finite_survives_a_manifest(value):
+    """A manifest is strict JSON, and a metric beside the loss may not be finite."""
+    window, resumed = MetricsWindow(), MetricsWindow()
+    window.add("logits/chosen", value, 2)
+    resumed.load(json.loads(json.dumps([window.state()], allow_nan=False)), rank=0, num_ranks=1)
+    assert repr(resumed.close()) == repr(window.close())
+
+
+def test_tokens_of_all_ranks_can_be_counted_without_a_log_line():
+    window = MetricsWindow()
+    fill(window, [[1.0, 3.0]])
+    assert window.count_tokens() == 20
+    assert window.close() == {"loss": 2.0, "num_tokens": 20}

@@ -130,9 +130,11 @@ def _common(config: TrainConfig, run: RunDirectory, size: StepSize) -> dict[str,
         "eval_steps": trainer.eval_every,
         "save_strategy": "steps",
         "save_steps": trainer.save_every,
-        "save_total_limit": None,  # complete checkpoints are counted, not folders: see CheckpointCallback
+        "save_total_limit": None,  # complete checkpoints are counted, not folders: see CheckpointSaver
         "deepspeed": build_deepspeed(config.deepspeed),
         "accelerator_config": {"use_configured_state": True} if is_launched() else {},  # that of prefopt.distributed
+        # Else DDP regroups gradients after its first step, and a resumed run of three ranks sums in another order.
+        "ddp_find_unused_parameters": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": "none",
         "disable_tqdm": True,

@@ -76,7 +76,7 @@ def _require_divisible_losses(config: TrainConfig, kept: StepSize, divided: Step
     reason = None
     if trainer.tokens_per_device is not None or trainer.batch_order is not BatchOrder.random:
         reason = "the batches of trainer.tokens_per_device and trainer.batch_order depend on the number of ranks"
-    elif isinstance(algorithm, DPOAlgorithmConfig) and kept.per_device != divided.per_device:
+    elif isinstance(algorithm, DPOAlgorithmConfig):
         whole = sorted(set(algorithm.loss_types) & WHOLE_BATCH_LOSSES)
         reason = f"algorithm.loss_type={', '.join(whole)} looks at a forward's pairs as a whole" if whole else None
     if reason is not None:

@@ -40,9 +40,9 @@ bench: install
 	$(RUN) -m benchmarks.zero_memory
 	$(RUN) -m benchmarks.checkpoints
 
-# Kills, stops and damages runs at random moments: sixty faults in about a quarter of an hour.
+# Kills, stops and damages runs at random moments: a hundred faults in about ten minutes.
 faults: install
-	$(RUN) -m tests.faults.campaign --points 15 --write
+	$(RUN) -m tests.faults.campaign --points 25 --write
 
 data: install
 	$(RUN) experiments/brand_voice/build_data.py

@@ -14,6 +14,7 @@ CASES = [
     ("ddp", "in an evaluation", 2, signal.SIGUSR1, 1),
     ("zero2", "before a forward", 12, signal.SIGTERM, 0),
     ("zero3", "in a checkpoint, before its manifest", 2, signal.SIGINT, None),
+    ("zero3", "while reference log-probs are written", 1, signal.SIGTERM, 1),  # one forward of the pass is left then
 ]
 
 

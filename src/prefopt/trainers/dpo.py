@@ -56,9 +56,15 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         work: dict[str, Any] = {"engine": "trl" if self.engine is None else f"shared_prefix ({self.engine.form})"}
         if self.store is not None:
             work["reference"] = self._look_up_reference(self.store, console).to_dict()
-            self._reference_model = None
+            self._release_reference()
         if is_main() and not self._run.work.exists():
             write_json(self._run.work, work)
+
+    def _release_reference(self) -> None:
+        """Takes the hooks of the pass off the policy: under ZeRO-3 they would follow the forwards of training too."""
+        if self.is_deepspeed_enabled and self._reference_model is not None:
+            self._reference_model.destroy()
+        self._reference_model = None
 
     def _look_up_reference(self, store: ReferenceStore, console: Console) -> Usage:
         """Gives both data sets their reference columns."""

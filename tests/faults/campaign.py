@@ -23,6 +23,8 @@ from tests.faults.test_damage import END, flip, truncate
 from tests.zygote import Zygote
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "deepspeed")
+LAST_SAVE = "in a checkpoint, while the oldest goes"
+"""Only the last save of these short runs has an older one to remove."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -48,7 +50,10 @@ def _stop_in_place(rng: random.Random, mode: Mode, duration_s: float) -> Fault:
     name = rng.choice(sorted(name for name, place in PLACES.items() if place.can_stop))
     call, number = rng.randint(1, PLACES[name].calls), rng.choice(SIGNALS)
     codes = frozenset({PREEMPTED, 0})  # 0 of a rank that had nothing left to do: rank 0 alone writes the report
-    return stopped(f"{name}, call {call}", PLACES[name].at(call), number, only=_only(rng, mode), codes=codes)
+    only = _only(rng, mode)
+    if only and name == LAST_SAVE:
+        only = 0  # another rank has nothing left to stop there
+    return stopped(f"{name}, call {call}", PLACES[name].at(call), number, only=only, codes=codes)
 
 
 def _kill_at_random(rng: random.Random, mode: Mode, duration_s: float) -> Fault:

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from prefopt.distributed import weights
+from prefopt.distributed.native_ops import load_communication
 
 
 @dataclass
@@ -168,6 +169,7 @@ def save(name: str, root: Path) -> dict[str, Any]:
 
 
 def main(root: str) -> None:
+    load_communication()
     state = PartialState(backend="gloo")
     deepspeed.init_distributed("gloo", dist_init_required=False)
     found = {name: save(name, Path(root)) for name in CASES}

@@ -6,7 +6,7 @@ import torch
 
 from prefopt.choices import OffloadDevice
 from prefopt.distributed.group import on_main
-from prefopt.errors import UserError
+from prefopt.distributed.native_ops import load_adam
 from prefopt.schema import DeepSpeedConfig, OptimConfig
 
 BUCKET_ELEMENTS = 50_000_000
@@ -43,7 +43,8 @@ def choose_optimizer(config: DeepSpeedConfig, optim: OptimConfig) -> tuple[type[
     """
     if config.offload_optimizer is not OffloadDevice.cpu:
         return None
-    on_main(_compile_adam)
+    on_main(load_adam)
+    load_adam()
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     assert optim.learning_rate is not None
@@ -53,17 +54,3 @@ def choose_optimizer(config: DeepSpeedConfig, optim: OptimConfig) -> tuple[type[
         "eps": optim.adam_epsilon,
         "adamw_mode": True,
     }
-
-
-def _compile_adam() -> None:
-    """Builds DeepSpeed's CPU Adam before the ranks ask for it at the same time; the result is kept by torch."""
-    from deepspeed.ops.op_builder import CPUAdamBuilder
-
-    try:
-        CPUAdamBuilder().load()
-    except Exception as error:  # compilers fail in many ways, and the user can mend all of them
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            f"deepspeed.offload_optimizer=cpu needs DeepSpeed's CPU Adam, which cannot be built here ({lines[0]}). "
-            "Install a C++ compiler and ninja, or choose a deepspeed option without offload."
-        ) from error

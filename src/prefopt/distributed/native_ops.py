@@ -1,0 +1,117 @@
+"""DeepSpeed's compiled parts, built once per machine and safe from builds that were killed.
+
+torch guards a build by a lock file, which a killed process leaves behind and every later process waits for without
+end. Here the guard is the kernel's, which ends with its process, and a build becomes visible when it is whole.
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefopt.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+VARIABLE = "TORCH_EXTENSIONS_DIR"
+
+
+def load_communication() -> None:
+    """Loads what DeepSpeed's ranks on the CPUs of one machine talk through, before its own start asks for it.
+
+    Raises:
+        UserError: It cannot be compiled here.
+    """
+    import deepspeed.ops
+    from deepspeed.ops.op_builder import ShareMemCommBuilder
+
+    if deepspeed.ops.__compatible_ops__.get(ShareMemCommBuilder.NAME, False):
+        _load(
+            ShareMemCommBuilder(),
+            "ZeRO on CPUs needs DeepSpeed's shared memory communication",
+            "choose deepspeed=none",
+        )
+
+
+def load_adam() -> None:
+    """Loads the optimizer that steps in host memory.
+
+    Raises:
+        UserError: It cannot be compiled here.
+    """
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+
+    need = "deepspeed.offload_optimizer=cpu needs DeepSpeed's CPU Adam"
+    _load(CPUAdamBuilder(), need, "choose a deepspeed option without offload")
+
+
+def _load(builder: Any, need: str, otherwise: str) -> None:
+    try:
+        _build(builder)
+    except Exception as error:  # compilers fail in many ways, and the user can mend all of them
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"{need}, which cannot be built here ({lines[0]}). Install a C++ compiler and ninja, or {otherwise}."
+        ) from error
+
+
+def _build(builder: Any) -> None:
+    """Builds an operation unless that was done before, and loads it; DeepSpeed's own load then finds it loaded."""
+    folder = _folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(folder):
+        for lost in (*folder.glob("*/lock"), *folder.glob("building-*")):
+            logger.warning("%s is left of a process that was killed while it built an operation; removed", lost)
+            lost.unlink() if lost.is_file() else shutil.rmtree(lost, ignore_errors=True)
+        if (folder / builder.name).exists():
+            with _extensions_in(folder):
+                builder.load(verbose=False)
+            return
+        aside = Path(tempfile.mkdtemp(prefix="building-", dir=folder))
+        try:
+            with _extensions_in(aside):
+                builder.load(verbose=False)
+            if (aside / builder.name).exists():  # not if it was installed with DeepSpeed, ready to load
+                os.rename(aside / builder.name, folder / builder.name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _folder() -> Path:
+    """For these versions: what was built for one torch does not load in another."""
+    import deepspeed
+    import torch
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = os.environ.get(VARIABLE) or get_default_build_root()
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return Path(root) / f"prefopt-python-{python}-torch-{torch.__version__}-deepspeed-{deepspeed.__version__}"
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    with (folder / ".guard").open("w") as guard:
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+        except OSError as error:
+            logger.warning("%s has no file locks (%s): ranks that build at the same time may disturb", folder, error)
+        yield
+
+
+@contextmanager
+def _extensions_in(folder: Path) -> Iterator[None]:
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before

@@ -14,19 +14,19 @@ from prefopt.choices import (
     ReferenceMode,
     WeightsDtype,
 )
-from prefopt.distributed.ranks import is_launched, world_size
+from prefopt.distributed.ranks import Launch
 from prefopt.schema import DPOAlgorithmConfig, TrainConfig, require
 
 
-def check(config: TrainConfig) -> None:
-    """Checks what spans several groups, before anything is loaded.
+def check(config: TrainConfig, launch: Launch) -> None:
+    """Checks what spans several groups, and how the run is started, before anything is loaded.
 
     Raises:
         UserError: With the settings to change.
     """
-    _check_launch(config)
+    _check_launch(config, launch)
     _check_deepspeed(config)
-    _check_batch_size(config)
+    _check_batch_size(config, launch)
     _check_algorithm(config)
     require(
         config.trainer.keep_best is None or config.trainer.eval_every is not None,
@@ -46,10 +46,10 @@ def check(config: TrainConfig) -> None:
     _check_effect(config)
 
 
-def _check_launch(config: TrainConfig) -> None:
+def _check_launch(config: TrainConfig, launch: Launch) -> None:
     stage = config.deepspeed.stage
     require(
-        stage is None or is_launched(),
+        stage is None or launch.is_launched,
         f"deepspeed: ZeRO stage {stage} needs a distributed launch, and this is a single process. "
         "Start with torchrun --nproc-per-node <n> -m prefopt.train ..., or set deepspeed=none.",
     )
@@ -58,8 +58,8 @@ def _check_launch(config: TrainConfig) -> None:
         "ACCELERATE_USE_CPU is set in the environment: it would silently switch DeepSpeed off. Unset it.",
     )
     require(
-        world_size() == 1 or is_launched(),
-        f"WORLD_SIZE is {world_size()}, but LOCAL_RANK is not set: start with torchrun, or unset WORLD_SIZE.",
+        launch.num_ranks == 1 or launch.is_launched,
+        f"WORLD_SIZE is {launch.num_ranks}, but LOCAL_RANK is not set: start with torchrun, or unset WORLD_SIZE.",
     )
 
 
@@ -89,7 +89,7 @@ def _check_deepspeed(config: TrainConfig) -> None:
     )
 
 
-def _check_batch_size(config: TrainConfig) -> None:
+def _check_batch_size(config: TrainConfig, launch: Launch) -> None:
     trainer = config.trainer
     if trainer.batch_size is None:
         return
@@ -104,9 +104,9 @@ def _check_batch_size(config: TrainConfig) -> None:
         "Leave one out.",
     )
     require(
-        trainer.batch_size % world_size() == 0,
-        f"trainer.batch_size={trainer.batch_size} does not divide into {world_size()} ranks. Start another number of "
-        "ranks, or set trainer.batch_size to a multiple of it.",
+        trainer.batch_size % launch.num_ranks == 0,
+        f"trainer.batch_size={trainer.batch_size} does not divide into {launch.num_ranks} ranks. Start another "
+        "number of ranks, or set trainer.batch_size to a multiple of it.",
     )
 
 

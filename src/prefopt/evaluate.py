@@ -6,7 +6,9 @@ from pathlib import Path
 import yaml
 
 from prefopt.checks import check
-from prefopt.config import as_dict, from_dict, read_config, setting_names, unknown
+from prefopt.composition import as_dict
+from prefopt.config import TRAIN, from_dict, read_config
+from prefopt.distributed.ranks import Launch
 from prefopt.entry import run_entry
 from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory
@@ -55,8 +57,8 @@ def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
     """Returns `config` with the given settings changed."""
     values = as_dict(config)
     for key, value in overrides.items():
-        if key not in setting_names():
-            raise UserError(unknown(key))
+        if key not in TRAIN.setting_names():
+            raise UserError(TRAIN.unknown(key))
         group, name = key.split(".", 1)
         if group != "evaluation" and key != "data.held_out":
             raise UserError(f"{key}: an evaluation cannot change it. Allowed: evaluation.*, data.held_out.")
@@ -65,7 +67,7 @@ def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
         except yaml.YAMLError as error:
             raise UserError(f"{key}={value}: not a value ({str(error).splitlines()[0]}).") from error
     changed = from_dict(values, "the changed settings")
-    check(changed)
+    check(changed, Launch.of_this_process())
     return changed
 
 

@@ -10,15 +10,15 @@ import pytest
 
 from prefopt import schema
 from prefopt.choices import PeftMethod
+from prefopt.composition import as_dict
 from prefopt.config import (
-    as_dict,
+    TRAIN,
     differences,
     fingerprint,
     from_dict,
     has_grown,
     load_config,
     read_config,
-    setting_names,
     to_yaml,
 )
 from prefopt.errors import UserError
@@ -218,7 +218,7 @@ def test_every_setting_is_documented():
         for field, below in itertools.pairwise(group.body):
             if isinstance(field, ast.AnnAssign):
                 assert isinstance(below, ast.Expr), f"{group.name}.{ast.unparse(field.target)}"
-    assert {"algorithm.beta", "algorithm.loss_on", "trainer.max_steps"} <= set(setting_names())
+    assert {"algorithm.beta", "algorithm.loss_on", "trainer.max_steps"} <= set(TRAIN.setting_names())
 
 
 DEEPSPEED = sorted(path.stem for path in (shipped("conf") / "deepspeed").glob("*.yaml"))

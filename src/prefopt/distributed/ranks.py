@@ -1,6 +1,7 @@
 """What the launcher says about this process."""
 
 import os
+from dataclasses import dataclass
 
 
 def rank() -> int:
@@ -21,3 +22,21 @@ def is_main() -> bool:
 def is_launched() -> bool:
     """True if torchrun or another launcher started this process, be it the only one."""
     return "LOCAL_RANK" in os.environ
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run is started.
+
+    Attributes:
+        num_ranks: Its processes.
+        is_launched: By torchrun or another launcher, be it the only one.
+    """
+
+    num_ranks: int
+    is_launched: bool
+
+    @classmethod
+    def of_this_process(cls) -> "Launch":
+        """As the environment says."""
+        return cls(world_size(), is_launched())

@@ -1,0 +1,281 @@
+"""From overrides to dataclasses: Hydra composes a tree of `conf/`, and what its schema does not know is refused."""
+
+import copy
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from prefopt.errors import UserError
+from prefopt.paths import shipped
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A primary file of `conf/` with the schema of what it composes to.
+
+    Attributes:
+        primary: Name of the file, and of the command that reads it.
+        root: The schema.
+        variants: Groups whose options have schemas of their own, with the schema by the option's name.
+        open_tables: Settings that take any key, such as "trainer.extra".
+        schema_file: Where people look up a setting.
+    """
+
+    primary: str
+    root: type[Any]
+    variants: Mapping[str, Mapping[str, type[Any]]] = field(default_factory=dict)
+    open_tables: Sequence[str] = ()
+    schema_file: str = "prefopt/schema.py"
+
+    def compose(self, overrides: Sequence[str], config_dir: str | None = None) -> "Composed":
+        """Composes the tree.
+
+        Args:
+            overrides: Hydra overrides, as on the command line.
+            config_dir: A folder of the user's own config groups, searched before the shipped ones.
+
+        Raises:
+            UserError: An unknown, mistyped, missing or contradictory setting.
+        """
+        lines = [self.normalise(override) for override in parse(overrides)]
+        store = ConfigStore.instance()
+        store.store(name=f"{self.primary}_schema", node=self.root)
+        for group, schemas in self.variants.items():
+            for name, schema in schemas.items():
+                store.store(group=group, name=f"base_{name}", node=schema)
+        if config_dir is not None:
+            folder = Path(config_dir).expanduser().resolve()
+            if not folder.is_dir():
+                raise UserError(f"--config-dir {config_dir}: no such folder.")
+            lines.append(f"hydra.searchpath=['file://{folder}']")
+        try:
+            with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+                config = compose(self.primary, lines, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise self._readable(error) from error
+        chosen = {group: None if name is None else str(name) for group, name in config.hydra.runtime.choices.items()}
+        OmegaConf.set_struct(config, False)
+        del config["hydra"]
+        return Composed(self, config, chosen)
+
+    def build(self, composed: DictConfig) -> Any:
+        """The dataclasses of a composed config; the only place where a DictConfig becomes typed."""
+        try:
+            config = OmegaConf.to_object(composed)
+        except MissingMandatoryValue as error:
+            key = str(getattr(error, "full_key", None) or "a setting")
+            raise UserError(f"{key}: required, and not set. Give {key}=<value>.") from error
+        except OmegaConfBaseException as error:
+            raise self._readable(error) from error
+        assert isinstance(config, self.root)
+        self._refuse_strays(config, "")
+        return config
+
+    def build_from(self, values: dict[str, Any], variants: Mapping[str, str], where: str) -> Any:
+        """The dataclasses of plain values; `where` names their source in errors, `variants` the schema per group."""
+        try:
+            chosen = {group: self.variants[group][name]() for group, name in variants.items()}
+            merged = OmegaConf.merge(OmegaConf.structured(self.root(**chosen)), values)
+            assert isinstance(merged, DictConfig)
+            return self.build(merged)
+        except (KeyError, TypeError, OmegaConfBaseException) as error:
+            raise UserError(f"{where}: not a configuration of this version of prefopt ({error}).") from error
+
+    def normalise(self, override: Override) -> str:
+        """Checks one override's key against the schema and drops a needless `+` or `++`.
+
+        What `+` would smuggle past the schema is thereby refused by name.
+        """
+        key = override.key_or_group
+        line = override.input_line or ""
+        bare = line.lstrip("+")
+        if key == "experiment" or key.startswith("hydra.searchpath"):
+            return line
+        if key.startswith("hydra"):
+            raise UserError(
+                f"{key}: hydra's own settings have no effect here. See python -m prefopt.{self.primary} --help."
+            )
+        if override.is_delete():
+            raise UserError(f"~{key}: a setting cannot be removed. Set it to a value (null where it allows one).")
+        if override.is_sweep_override():
+            raise UserError(f"{key}: one run takes one value, found a sweep ({override.input_line}).")
+        if any(key.startswith(f"{table}.") for table in self.open_tables):
+            return f"++{bare}"
+        if not self.knows(key):
+            raise UserError(self.unknown(key))
+        return bare
+
+    def knows(self, key: str) -> bool:
+        """True for a setting, a group, or a key of an open table."""
+        is_open = any(key.startswith(f"{table}.") for table in self.open_tables)
+        return is_open or key in self.setting_names() or key in self.group_names()
+
+    def group_names(self) -> list[str]:
+        """The config groups."""
+        return [f.name for f in dataclasses.fields(self.root)]
+
+    def setting_names(self) -> list[str]:
+        """Every dotted setting, of every variant."""
+        names: dict[str, None] = {}
+        for root in self._roots():
+            names |= dict.fromkeys(_leaves(root, ""))
+        return list(names)
+
+    def unknown(self, key: str) -> str:
+        """The message for a setting that does not exist, with the nearest one that does."""
+        names = [*self.setting_names(), *self.group_names(), "experiment"]
+        near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+        if not near:
+            last = key.rsplit(".", 1)[-1]
+            near = [name for name in names if name.rsplit(".", 1)[-1] == last][:1]
+        if near:
+            hint = f"Did you mean {near[0]}?"
+        elif key.split(".")[0] in self.group_names():
+            group = key.split(".")[0]
+            hint = f"{group} has: {', '.join(n.split('.', 1)[1] for n in names if n.startswith(group + '.'))}."
+        else:
+            hint = f"Groups: {', '.join(self.group_names())}."
+        return f"{key}: no such setting. {hint}"
+
+    def _roots(self) -> list[Any]:
+        """The schema with its defaults, once per variant."""
+        alternatives = [
+            self.root(**{group: schema()}) for group, schemas in self.variants.items() for schema in schemas.values()
+        ]
+        return alternatives or [self.root()]
+
+    def _readable(self, error: Exception) -> UserError:
+        """Turns an error of Hydra or OmegaConf into ours: the setting first, then what is wrong with it."""
+        cause = error.__cause__ or error
+        if isinstance(cause, UserError):
+            return cause
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), None)
+        where = re.match(r"In '([^']+)': ", str(error))
+        file = f"conf/{where.group(1)}.yaml: " if where and where.group(1) != self.primary else ""
+        if key and any(re.match(r"Key '[^']+' (is )?not in", line) for line in lines):
+            return UserError(file + (self._of_other_variant(key) or self.unknown(key)))
+        if key:
+            reason = next(line for line in lines if not line.startswith("In '")).rstrip(".")
+            return UserError(f"{file}{key}: {reason}. Its meaning and range: {self.schema_file}.")
+        missing = re.search(r"Could not find '([^']+)'", str(cause))
+        if missing:
+            group, _, option = missing.group(1).rpartition("/")
+            listed = re.search(r"Available options in '[^']+':((?:\n\t\S+)*)", str(cause))
+            options = [name for name in (listed.group(1).split() if listed else []) if not name.startswith("base_")]
+            near = difflib.get_close_matches(option, options, n=1)
+            hint = f"Did you mean {near[0]}? " if near else ""
+            return UserError(f"{group}={option}: no such option. {hint}Available: {', '.join(options)}.")
+        return UserError(" ".join(lines))
+
+    def _of_other_variant(self, key: str) -> str | None:
+        if key not in self.setting_names():
+            return None
+        group = key.split(".")[0]
+        schemas = self.variants.get(group, {})
+        owners = [name for name, schema in schemas.items() if key in _leaves(self.root(**{group: schema()}), "")]
+        return f"{key}: a setting of {group}={', '.join(owners)}, not of the chosen {group}."
+
+    def _refuse_strays(self, config: Any, prefix: str) -> None:
+        """Refuses attributes that the dataclasses do not declare (`++` can leave them behind)."""
+        declared = {f.name for f in dataclasses.fields(config)}
+        for name, value in vars(config).items():
+            if name not in declared:
+                raise UserError(self.unknown(f"{prefix}{name}"))
+            if value == MISSING:
+                raise UserError(f"{prefix}{name}: required, and not set. Give {prefix}{name}=<value>.")
+            if dataclasses.is_dataclass(value):
+                self._refuse_strays(value, f"{prefix}{name}.")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What Hydra made of some overrides.
+
+    Attributes:
+        tree: What was composed.
+        config: The untyped result.
+        choices: The option chosen of each group.
+    """
+
+    tree: Tree
+    config: DictConfig
+    choices: dict[str, str | None]
+
+    @property
+    def label(self) -> str | None:
+        """The chosen experiment as part of a file name, None without."""
+        experiment = self.choices.get("experiment")
+        return re.sub(r"[^\w.-]+", "-", experiment).strip("-") if experiment else None
+
+    def build(self) -> Any:
+        """The dataclasses."""
+        return self.tree.build(self.config)
+
+    def changed(self, settings: Mapping[str, Any]) -> "Composed":
+        """The same with single settings changed, as overrides after all others would: composing again is slow.
+
+        Raises:
+            UserError: An unknown or mistyped setting.
+        """
+        config = copy.deepcopy(self.config)
+        for key, value in settings.items():
+            in_table = any(key.startswith(f"{table}.") for table in self.tree.open_tables)
+            if not in_table and key not in self.tree.setting_names():
+                raise UserError(self.tree.unknown(key))
+            try:
+                OmegaConf.set_struct(config, not in_table)
+                OmegaConf.update(config, key, value, merge=False)
+            except OmegaConfBaseException as error:
+                raise self.tree._readable(error) from error
+            OmegaConf.set_struct(config, False)
+        return Composed(self.tree, config, self.choices)
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Reads overrides by Hydra's grammar.
+
+    Raises:
+        UserError: Something that is no override.
+    """
+    try:
+        return list(OverridesParser.create().parse_overrides(list(overrides)))
+    except HydraException as error:
+        raise UserError(
+            f"{str(error).splitlines()[0]} Write overrides as group=option or group.setting=value."
+        ) from error
+
+
+def as_dict(config: Any) -> Any:
+    """Turns a configuration into plain values: enums become their member names, dataclasses become dicts."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: as_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Enum):
+        return config.name
+    if isinstance(config, dict):
+        return {key: as_dict(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [as_dict(value) for value in config]
+    return config
+
+
+def _leaves(config: Any, prefix: str) -> list[str]:
+    names = []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        name = f"{prefix}{f.name}"
+        names += _leaves(value, f"{name}.") if dataclasses.is_dataclass(value) else [name]
+    return names

@@ -1,0 +1,96 @@
+"""compare.csv: one row per run, every column, numbers as they were measured."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from prefopt.comparison.metrics import METRICS
+from prefopt.comparison.ranking import Comparison, Row
+from prefopt.comparison.records import SEED, RunRecord
+from prefopt.files import write_text
+
+SETTING = "setting."
+"""Before the name of a setting, so that no setting can be taken for a metric."""
+HEAD = (
+    "run", "where", "state", "step", "rank", "against_first", "difference", "difference_low", "difference_high",
+    "difference_method", "configuration", "seed", "decision", "measured_at_step", "message",
+)  # fmt: skip
+PARTS = ("", "_low", "_high", "_n")
+
+
+def write_csv(comparison: Comparison, path: Path) -> None:
+    """Writes all runs, ranked ones first; what was not measured is an empty field.
+
+    `configuration` is the number of the row in which the seeds of one configuration stand together; rank and
+    difference are the row's, everything else is the run's own.
+    """
+    settings = _settings(comparison)
+    fields = [*HEAD, *(f"{SETTING}{key}" for key in settings), *_measured(comparison.runs)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for number, row in enumerate(comparison.rows, start=1):
+        for run in row.group.members:
+            writer.writerow({**_facts(run, settings), **_judgement(row, number)})
+    for run in comparison.unranked:
+        writer.writerow(_facts(run, settings))
+    write_text(path, text.getvalue().encode("utf-8", "replace").decode("utf-8"))
+
+
+def _settings(comparison: Comparison) -> list[str]:
+    """The settings that differ; all of them where none does, so that the file says what was run."""
+    everything = {key: None for run in comparison.runs for key in run.settings if key != SEED}
+    return list(comparison.settings or everything)
+
+
+def _measured(runs: list[RunRecord]) -> list[str]:
+    """The columns of metrics in which any run has a number."""
+    has = {key for run in runs for key, value in _numbers(run).items() if value is not None}
+    return [f"{metric.key}{part}" for metric in METRICS for part in PARTS if f"{metric.key}{part}" in has]
+
+
+def _numbers(run: RunRecord) -> dict[str, float | None]:
+    return {
+        f"{key}{part}": value
+        for key, measure in run.metrics.items()
+        for part, value in zip(PARTS, (measure.value, measure.low, measure.high, measure.n), strict=True)
+    }
+
+
+def _facts(run: RunRecord, settings: list[str]) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "run": run.name,
+        "where": run.where,
+        "state": run.state,
+        "step": run.step,
+        "seed": run.seed,
+        "decision": run.decision,
+        "measured_at_step": run.measured_at,
+        "message": run.message,
+    }
+    facts |= {f"{SETTING}{key}": _plain(run.settings[key]) for key in settings if key in run.settings}
+    return facts | _numbers(run)
+
+
+def _judgement(row: Row, number: int) -> dict[str, Any]:
+    found = row.difference
+    judgement: dict[str, Any] = {"rank": row.rank, "against_first": row.verdict, "configuration": number}
+    if found is None:
+        return judgement
+    return judgement | {
+        "difference": found.value,
+        "difference_low": found.low,
+        "difference_high": found.high,
+        "difference_method": found.method.value,
+    }
+
+
+def _plain(value: Any) -> str | int | float:
+    """Numbers and words as they are; null, true and lists as JSON."""
+    return (
+        value
+        if isinstance(value, str | int | float) and not isinstance(value, bool)
+        else json.dumps(value, default=str)
+    )

@@ -1,0 +1,166 @@
+"""Charts as SVG text that takes its colours from the page's CSS: scales, ticks, compact paths."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+
+from prefopt.comparison.wording import clean
+
+FINE = 10
+"""Paths are drawn in tenths of a pixel, as whole numbers: half the size of decimals, and no visible rounding."""
+NUM_COLOURS = 5
+NUM_BEST = 2 * NUM_COLOURS
+"""Rows that are drawn in colour: five colours, solid and dashed, so that no two look alike to any eye."""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """The plot area of a chart of `width` x `height`, in pixels."""
+
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+    @property
+    def inner(self) -> tuple[int, int]:
+        return self.width - self.left - self.right, self.height - self.top - self.bottom
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Maps `low` to `start` and `high` to `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+        return self.start + share * (self.end - self.start)
+
+    def within(self, value: float) -> float:
+        """The place of `value`, or the end that it is beyond."""
+        low, high = sorted((self.start, self.end))
+        return min(max(self(value), low), high)
+
+    def all(self, values: Iterable[float]) -> list[float]:
+        """The places of many values."""
+        if self.high <= self.low:
+            return [self(value) for value in values]
+        slope = (self.end - self.start) / (self.high - self.low)
+        shift = self.start - slope * self.low
+        return [shift + slope * value for value in values]
+
+
+def look(index: int) -> str:
+    """CSS classes of the row at this place of the ranking; of those behind the best ones they are the same."""
+    if index >= NUM_BEST:
+        return "rest"
+    return f"best k{index % NUM_COLOURS}" + (" dashed" if index >= NUM_COLOURS else "")
+
+
+def text(x: float, y: float, content: str, *, anchor: str = "middle", style: str = "tick") -> str:
+    """An SVG text; whatever `content` holds stays text."""
+    shown = escape(clean(content))
+    return f'<text x="{x:.5g}" y="{y:.5g}" text-anchor="{anchor}" class="{style}">{shown}</text>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
+    return f'<line x1="{x1:.5g}" y1="{y1:.5g}" x2="{x2:.5g}" y2="{y2:.5g}" class="{style}"/>'
+
+
+def svg(box: Box, parts: Iterable[str], *, description: str) -> str:
+    """The whole chart; `description` is what a screen reader says."""
+    label = escape(clean(description))
+    return (
+        f'<svg role="img" aria-label="{label}" viewBox="0 0 {box.width} {box.height}">\n'
+        + "\n".join(parts)
+        + "\n</svg>"
+    )
+
+
+def plot_area(box: Box, parts: Iterable[str]) -> str:
+    """A window over the plot area that cuts off what is beyond, with `FINE` units per pixel and y downwards."""
+    width, height = box.inner
+    return (
+        f'<svg class="plot" x="{box.left}" y="{box.top}" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width * FINE} {height * FINE}">' + "\n".join(parts) + "</svg>"
+    )
+
+
+def steps(positions: Sequence[float]) -> str:
+    """Positions as whole numbers: the first, then the way to each next one."""
+    return " ".join(map(str, _steps(positions)))
+
+
+def path(xs: Sequence[float], ys: Sequence[float]) -> str:
+    """The `d` of a polyline through whole numbers, in relative steps."""
+    (x, *across), (y, *up) = _steps(xs), _steps(ys)
+    rest = " ".join([f"{dx} {dy}" for dx, dy in zip(across, up, strict=True)])
+    return f"M{x} {y}l{rest or '0 0'}".replace(" -", "-")
+
+
+def _steps(positions: Sequence[float]) -> list[int]:
+    whole = list(map(round, positions))
+    return whole[:1] + [b - a for a, b in pairwise(whole)]
+
+
+def ticks(low: float, high: float, count: int, *, is_whole: bool = False) -> list[float]:
+    """At most `count` + 1 round numbers in [low, high]. `is_whole`: of something that is counted."""
+    if not high > low:
+        return [low]
+    width = round_up((high - low) / count)
+    if is_whole and width % 1:
+        width = max(1.0, 2 * width)  # 2.5 becomes 5
+    first = math.ceil(low / width - 1e-9)
+    return [index * width for index in range(first, math.floor(high / width + 1e-9) + 1)]
+
+
+def round_up(width: float) -> float:
+    """The next of 1, 2, 2.5, 5 and 10 times a power of ten."""
+    power: float = 10.0 ** math.floor(math.log10(width))
+    return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= width * (1 - 1e-9))
+
+
+def tick_text(value: float, *, is_share: bool = False) -> str:
+    """A tick's label: percent for shares, tens of thousands as k, otherwise a short number."""
+    if is_share:
+        return f"{100 * value:.4g} %"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if letter == 'k' else size):.4g}{letter}"
+    return f"{value:.4g}"
+
+
+def robust_range(values: Sequence[float]) -> tuple[float, float]:
+    """A range for an axis with some air: all of `values`, or their middle 96 % if the rest would squeeze it."""
+    ordered = sorted(values)
+    cut = len(ordered) // 50
+    low, high, inner_low, inner_high = ordered[0], ordered[-1], ordered[cut], ordered[-1 - cut]
+    if high - low > 3 * (inner_high - inner_low) > 0:
+        low = max(low, inner_low - 0.25 * (inner_high - inner_low))
+        high = min(high, inner_high + 0.25 * (inner_high - inner_low))
+    air = 0.04 * (high - low) or 0.05 * abs(high) or 0.5
+    return low - air, high + air
+
+
+def spread_out(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Moves labels apart to at least `gap` where there is room, within [low, high], keeping their order."""
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    placed = [min(max(heights[index], low), high) for index in order]
+    for index in range(1, len(placed)):
+        placed[index] = max(placed[index], placed[index - 1] + gap)
+    if placed and placed[-1] > high:
+        placed[-1] = high
+        for index in range(len(placed) - 2, -1, -1):
+            placed[index] = min(placed[index], placed[index + 1] - gap)
+    result = [0.0] * len(heights)
+    for position, index in zip(placed, order, strict=True):
+        result[index] = position
+    return result

@@ -1,0 +1,156 @@
+"""Which differences between runs are more than noise: 95 % intervals of the difference."""
+
+import math
+import statistics
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+
+from prefopt.comparison.groups import Group, Spread
+from prefopt.comparison.metrics import Metric
+from prefopt.comparison.outcomes import outcomes_of
+from prefopt.comparison.records import Measure
+from prefopt.evaluation.statistics import Z_95
+
+NODES = 100
+"""Of Simpson's rule: the integrand is smooth, and its range shrinks as it grows steep."""
+
+
+class Method(Enum):
+    """What the interval of a difference was made from."""
+
+    seeds = "seeds"
+    one_run = "one run against seeds"
+    paired = "pair by pair"
+    unpaired = "both intervals"
+
+
+EXPLANATIONS = {
+    Method.seeds: "Welch's interval of the difference of the seeds' means, on these held-out data",
+    Method.one_run: "where one side has a single seed, the other side's spread over seeds stands for both",
+    Method.paired: "pair by pair: both runs answered the same held-out pairs",
+    Method.unpaired: "from both runs' own intervals, as if measured on different pairs: cautious for the same pairs",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """`value` = other - best, with its 95 % interval, in the metric's own unit."""
+
+    value: float
+    low: float
+    high: float
+    method: Method
+
+    @property
+    def is_noise(self) -> bool:
+        """The interval holds 0: these data do not tell the two apart."""
+        return self.low <= 0 <= self.high
+
+
+def compare_groups(best: Group, other: Group, metric: Metric) -> Difference | None:
+    """The difference other - best; None where a number or its uncertainty is not known.
+
+    Several seeds are compared by their spread, because it holds all that chance did to a run. Without any spread (all
+    seeds alike, to the last pair) it says nothing, and the intervals over held-out pairs are used instead.
+    """
+    a, b = other.spread(metric), best.spread(metric)
+    if a is None or b is None:
+        return None
+    if a.sd is None and b.sd is None:
+        return _paired(best, other, metric) or _unpaired(a.single, b.single)
+    return _by_seeds(a, b) or _unpaired(_interval_over_pairs(other, metric), _interval_over_pairs(best, metric))
+
+
+def welch(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, float] | None:
+    """The 95 % interval of mean(a) - mean(b) without assuming equal spreads (Welch 1947); None if there is no spread.
+
+    Args:
+        a: At least two values.
+        b: At least two values.
+    """
+    parts = [statistics.variance(values) / len(values) for values in (a, b)]
+    if sum(parts) == 0:
+        return None
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (a, b), strict=True))
+    half = t_quantile(freedom) * math.sqrt(sum(parts))
+    value = statistics.fmean(a) - statistics.fmean(b)
+    return value - half, value + half
+
+
+@cache
+def t_quantile(freedom: float) -> float:
+    """The 97.5 % quantile of Student's t with `freedom` >= 1 degrees, to about 1e-8."""
+    t = Z_95
+    for _ in range(50):  # Newton's steps never overshoot: the distribution is concave to the right of 0
+        within, slope = _t_within(t, freedom)
+        step = (0.95 - within) / slope
+        t += step
+        if step < 1e-12:
+            break
+    return t
+
+
+def paired_shares(wins: int, losses: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a difference of two shares over the same n pairs (Bonett and Price 2012).
+
+    Args:
+        wins: Pairs that only the first got right.
+        losses: Pairs that only the second got right.
+        n: All pairs.
+    """
+    p, q = (wins + 1) / (n + 2), (losses + 1) / (n + 2)
+    half = Z_95 * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
+    return p - q - half, p - q + half
+
+
+def _by_seeds(a: Spread, b: Spread) -> Difference | None:
+    value = a.mean - b.mean
+    if a.sd is not None and b.sd is not None:
+        interval = welch(a.values, b.values)
+        return Difference(value, *interval, Method.seeds) if interval else None
+    many = a if a.sd is not None else b
+    assert many.sd is not None, "one side has several seeds"
+    half = t_quantile(len(many.values) - 1) * many.sd * math.sqrt(1 + 1 / len(many.values))
+    return Difference(value, value - half, value + half, Method.one_run) if half else None
+
+
+def _paired(best: Group, other: Group, metric: Metric) -> Difference | None:
+    first, second = other.members[0].outcomes, best.members[0].outcomes
+    if first is None or second is None or first.pairs != second.pairs:
+        return None
+    ours, theirs = outcomes_of(first, metric.key), outcomes_of(second, metric.key)
+    if ours is None or theirs is None or len(ours) < 2:
+        return None
+    changes = [a - b for a, b in zip(ours, theirs, strict=True)]
+    value = statistics.fmean(changes)
+    if set(changes) <= {-1.0, 0.0, 1.0}:
+        return Difference(value, *paired_shares(changes.count(1.0), changes.count(-1.0), len(changes)), Method.paired)
+    half = t_quantile(len(changes) - 1) * statistics.stdev(changes) / math.sqrt(len(changes))
+    return Difference(value, value - half, value + half, Method.paired)
+
+
+def _unpaired(a: Measure | None, b: Measure | None) -> Difference | None:
+    """From two intervals of independent estimates (Newcombe 1998, method 10; Zou and Donner 2008 for any interval)."""
+    if a is None or b is None or a.low is None or a.high is None or b.low is None or b.high is None:
+        return None
+    value = a.value - b.value
+    low = value - math.hypot(a.value - a.low, b.high - b.value)
+    high = value + math.hypot(a.high - a.value, b.value - b.low)
+    return Difference(value, low, high, Method.unpaired)
+
+
+def _interval_over_pairs(group: Group, metric: Metric) -> Measure | None:
+    measures = [member.metrics[metric.key] for member in group.members if metric.key in member.metrics]
+    return next((measure for measure in measures if measure.low is not None), None)
+
+
+def _t_within(t: float, freedom: float) -> tuple[float, float]:
+    """P(|T| <= t) and its slope in t: the integral of cos^(freedom-1) up to atan(t / sqrt(freedom)), normalised."""
+    end = math.atan(t / math.sqrt(freedom))
+    scale = 2 / math.sqrt(math.pi) * math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
+    width = end / NODES
+    weights = (1 if i in (0, NODES) else 4 if i % 2 else 2 for i in range(NODES + 1))
+    total = sum(weight * math.cos(i * width) ** (freedom - 1) for i, weight in enumerate(weights))
+    slope = math.cos(end) ** (freedom - 1) * math.sqrt(freedom) / (freedom + t**2)
+    return scale * total * width / 3, scale * slope

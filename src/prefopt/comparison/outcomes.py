@@ -1,0 +1,53 @@
+"""What a run did with each held-out pair, from `report/pairs.jsonl` where an evaluation wrote it."""
+
+import hashlib
+import json
+from array import array
+from pathlib import Path
+
+from prefopt.comparison.metrics import is_finite
+from prefopt.comparison.records import Outcomes
+
+FILE = "pairs.jsonl"
+"""One object per held-out pair, as `evaluation.summary.Summary.per_pair` returns them."""
+MARGINS = {
+    "tuned_margin": ("preference_accuracy", "mean_margin"),
+    "reward_margin": ("reward_accuracy", "reward_margin"),
+}
+"""Key of a line -> the metrics that are the share above zero, and the mean, of its values."""
+
+
+def read_outcomes(report: Path, held_out_data: str | None) -> Outcomes | None:
+    """The margins per pair; None where the folder has no such file.
+
+    Args:
+        report: The folder `report/` of a run.
+        held_out_data: Digest of the held-out data: pairs of other data are other pairs, even at the same file:line.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    path = report / FILE
+    if not path.is_file():
+        return None
+    try:
+        rows = json.loads(b"[" + path.read_bytes().strip().replace(b"\n", b",") + b"]")
+        sources = [row["source"] for row in rows]
+        margins = {key: array("d", [row[key] for row in rows]) for key in MARGINS if _is_whole(rows, key)}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{FILE} is damaged ({error})") from error
+    digest = hashlib.sha256(json.dumps([held_out_data, sources]).encode()).hexdigest()
+    return Outcomes(digest, margins) if margins else None
+
+
+def _is_whole(rows: list[dict[str, object]], key: str) -> bool:
+    return bool(rows) and all(is_finite(row.get(key)) for row in rows)
+
+
+def outcomes_of(outcomes: Outcomes, metric: str) -> list[float] | None:
+    """Per pair the number whose mean is this metric; None if it is no mean over held-out pairs."""
+    for key, (share, mean) in MARGINS.items():
+        if key in outcomes.margins and metric in (share, mean):
+            margins = outcomes.margins[key]
+            return [float(margin > 0) for margin in margins] if metric == share else list(margins)
+    return None

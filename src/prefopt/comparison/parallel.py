@@ -1,0 +1,153 @@
+"""Parallel coordinates: the settings that differ and what came out of them, a line per configuration."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefopt.comparison.drawing import NUM_BEST, Box, Scale, line, look, svg, text, tick_text, ticks
+from prefopt.comparison.metrics import ACCURACY, BY_KEY, KL, LOSS, Metric, is_finite
+from prefopt.comparison.ranking import Comparison, Row
+from prefopt.comparison.settings import MISSING, Settings, as_text
+
+AXIS_WIDTH = 130
+HEIGHT = 380
+LEFT, RIGHT, TOP, BOTTOM = 74, 40, 46, 30
+MAX_SETTINGS = 8
+MAX_LEVELS = 9
+"""An axis with more different numbers is a scale; with fewer every value has its own place."""
+MAX_MARKS = 12
+MAX_MARK_TEXT = 16
+LOG_FROM = 20
+"""A scale whose ends differ by more than this factor is logarithmic."""
+FAN = 18
+"""Pixels over which lines through one value are spread, best on top, so that they can be told apart."""
+LOW, HIGH = 0.07, 0.93
+"""Where an axis' lowest and highest value stand; a line without a value goes along the bottom."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A vertical axis.
+
+    Attributes:
+        head: Its name.
+        heights: Per row the height of its line there, from 0 (bottom) to 1; None where it has no value.
+        marks: Labels at heights.
+        is_fanned: Rows share values.
+    """
+
+    head: str
+    heights: list[float | None]
+    marks: list[tuple[float, str]]
+    is_fanned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelChart:
+    """The chart, its width in pixels, and the settings it has no room for."""
+
+    svg: str
+    width: int
+    left_out: list[str]
+
+
+def parallel_chart(comparison: Comparison) -> ParallelChart | None:
+    """The chart of the ranked rows; None if no setting differs or fewer than two rows are ranked."""
+    rows = [row for row in comparison.rows if row.rank is not None]
+    if not comparison.settings or len(rows) < 2:
+        return None
+    settings = [row.group.settings for row in rows]
+    found = [setting_axis(head, key, settings) for key, head in comparison.settings.items()]
+    axes = [axis for axis in found if axis is not None][:MAX_SETTINGS]
+    axes += [_metric_axis(metric, rows) for metric in _outcomes(comparison, rows)]
+    box = Box(LEFT + RIGHT + AXIS_WIDTH * (len(axes) - 1), HEIGHT, LEFT, RIGHT, TOP, BOTTOM)
+    x = Scale(0, len(axes) - 1, box.left, box.width - box.right)
+    parts = [line(x(place), TOP, x(place), HEIGHT - BOTTOM, "axis") for place in range(len(axes))]
+    parts += [_draw_line(index, axes, x, len(rows)) for index in reversed(range(len(rows)))]
+    parts += [_label_axis(axis, x(place)) for place, axis in enumerate(axes)]
+    heads = ", ".join(axis.head for axis in axes)
+    chart = svg(box, parts, description=f"Parallel coordinates of {len(rows)} configurations over {heads}")
+    return ParallelChart(chart, box.width, list(comparison.settings.values())[MAX_SETTINGS:])
+
+
+def setting_axis(head: str, key: str, rows: Sequence[Settings]) -> Axis | None:
+    """An axis for a setting: a scale for many numbers, else a place for each value. None if no row has it."""
+    present = [settings[key] for settings in rows if key in settings]
+    if not present:
+        return None
+    are_numbers = all(is_finite(value) for value in present)
+    if are_numbers and len(set(present)) > MAX_LEVELS:
+        return scale_axis(head, [settings.get(key) for settings in rows])
+    ordered: list[Any] = sorted(set(present)) if are_numbers else present
+    levels = list(dict.fromkeys(map(as_text, ordered)))
+    place = Scale(0, len(levels) - 1, LOW, HIGH)
+    heights = {level: place(index) for index, level in enumerate(levels)}
+    step = math.ceil(len(levels) / MAX_MARKS)
+    return Axis(
+        head,
+        [heights[as_text(settings[key])] if key in settings else None for settings in rows],
+        [(heights[level], level) for level in levels[::step]],
+        is_fanned=True,
+    )
+
+
+def scale_axis(head: str, values: Sequence[float | None], *, is_share: bool = False) -> Axis:
+    """An axis for numbers, logarithmic where they span orders of magnitude. At least one is known."""
+    known = [value for value in values if value is not None]
+    low, high = min(known), max(known)
+    if low > 0 and high / low > LOG_FROM:
+        place = Scale(math.log10(low), math.log10(high), LOW, HIGH)
+        heights = [None if value is None else place(math.log10(value)) for value in values]
+        marks = [(place(math.log10(mark)), f"{mark:g}") for mark in _log_ticks(low, high)]
+    else:
+        place = Scale(low, high, LOW, HIGH)
+        heights = [None if value is None else place(value) for value in values]
+        marks = [(place(mark), tick_text(mark, is_share=is_share)) for mark in ticks(low, high, 5)]
+    return Axis(head, heights, marks, is_fanned=False)
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """The powers of ten in [low, high]; with few of them their doubles and halves too."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    parts = (1.0, 2.0, 5.0) if high / low < 1000 else (1.0,)
+    marks = [float(f"{part * 10.0**power:g}") for power in powers for part in parts]
+    return [mark for mark in marks if low <= mark <= high]
+
+
+def _outcomes(comparison: Comparison, rows: Sequence[Row]) -> list[Metric]:
+    """The metric of the ranking, and what tells whether it is worth having."""
+    keys = dict.fromkeys((comparison.metric.key, ACCURACY, LOSS, KL))
+    return [BY_KEY[key] for key in keys if any(row.group.spread(key) for row in rows)][:3]
+
+
+def _metric_axis(metric: Metric, rows: Sequence[Row]) -> Axis:
+    spreads = [row.group.spread(metric) for row in rows]
+    values = [None if spread is None else spread.mean for spread in spreads]
+    return scale_axis(metric.label, values, is_share=metric.unit.suffix == " %")
+
+
+def _label_axis(axis: Axis, x: float) -> str:
+    parts = [text(x, TOP - 22, axis.head, style="head")]
+    for height, mark in axis.marks:
+        shown = mark if len(mark) <= MAX_MARK_TEXT else f"{mark[: MAX_MARK_TEXT - 1]}\u2026"
+        parts.append(text(x - 8, _y(height) + 4, shown, anchor="end", style="tick over"))
+    if None in axis.heights:
+        parts.append(text(x - 8, HEIGHT - BOTTOM + 4, MISSING, anchor="end", style="tick over"))
+    return "".join(parts)
+
+
+def _draw_line(index: int, axes: Sequence[Axis], x: Scale, num_rows: int) -> str:
+    points = []
+    for place, axis in enumerate(axes):
+        height = axis.heights[index]
+        y = _y(height) if height is not None else float(HEIGHT - BOTTOM)
+        fan = FAN * (index / (num_rows - 1) - 0.5) if axis.is_fanned or height is None else 0.0
+        points.append(f"{x(place):.0f} {y + fan:.1f}")
+    label = text(x(len(axes) - 1) + 8, float(points[-1].split()[1]) + 4, str(index + 1), anchor="start", style="rank")
+    rank = f'<g class="{look(index)}" data-g="{index}">{label}</g>' if index < min(NUM_BEST, 3) else ""
+    return f'<path class="{look(index)}" data-g="{index}" d="M{"L".join(points)}"/>{rank}'
+
+
+def _y(height: float) -> float:
+    return HEIGHT - BOTTOM - height * (HEIGHT - BOTTOM - TOP)

@@ -1,0 +1,209 @@
+"""Run folders → records: whatever state a run is in, whatever of it is damaged."""
+
+import gc
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prefopt.comparison.curves import points_for, read_curves
+from prefopt.comparison.log import Log, from_rows, parse_log
+from prefopt.comparison.metrics import from_line, from_report, speed_of
+from prefopt.comparison.outcomes import FILE as PAIRS
+from prefopt.comparison.outcomes import read_outcomes
+from prefopt.comparison.places import Place
+from prefopt.comparison.records import DONE, NOT_BEGUN, RUNNING, Measure, Mode, RunRecord, WandbPlace
+from prefopt.comparison.settings import read_settings
+from prefopt.distributed.lock import SILENT_AFTER_S, Life, look_at
+
+UNKNOWN = "unknown"
+FILES = ("status.json", "config.yaml", "metrics.jsonl", "report/report.json", f"report/{PAIRS}")
+"""A run whose files have the same times and sizes is not read again."""
+MIN_FOR_POOL = 48
+"""Runs from which on more processes pay."""
+MAX_PROCESSES = 8
+Signature = tuple[Any, ...]
+
+
+class RunReader:
+    """Reads runs; the second time only those that have changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[Signature, RunRecord]] = {}
+
+    def read(self, places: Sequence[Place]) -> list[RunRecord]:
+        """One record per place, in their order."""
+        max_points = points_for(len(places))
+        signatures = {place.path: (*_signature(place), max_points) for place in places}
+        known = self._known
+        stale = [p for p in places if p.path not in known or known[p.path][0] != signatures[p.path]]
+        for place, record in zip(stale, _read_all(stale, max_points), strict=True):
+            known[place.path] = (signatures[place.path], record)
+        return [_with_life(known[place.path][1], place) for place in places]
+
+
+def _read_all(places: Sequence[Place], max_points: int) -> list[RunRecord]:
+    read = partial(read_run, max_points=max_points)
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if len(places) < MIN_FOR_POOL or num_cores == 1:
+        return [read(place) for place in places]
+    with ProcessPoolExecutor(min(num_cores, MAX_PROCESSES), initializer=_begin_reader) as pool:
+        return list(pool.map(read, places, chunksize=8))
+
+
+def _begin_reader() -> None:
+    """Ctrl-C ends the process that waits for this one; and millions of values without cycles need no collector."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()
+
+
+def _signature(place: Place) -> Signature:
+    return place.name, str(place.changes), *(_stamp(place.path / file) for file in FILES)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+def read_run(place: Place, max_points: int) -> RunRecord:
+    """Everything that a comparison needs of one run; curves keep at most `max_points` points."""
+    if not place.has_begun:
+        return RunRecord(place.name, str(place.path), NOT_BEGUN, settings=dict(place.changes))
+    problems: list[str] = []
+    status = _read_json(place.path / "status.json", problems)
+    settings = _read_config(place, problems)
+    log = _read_log(place.path / "metrics.jsonl", problems)
+    state = str(status.get("state", UNKNOWN))
+    report = _read_json(place.path / "report" / "report.json", problems) if state == DONE else {}
+    metrics, measured_at = (from_report(report), None) if report else from_log(log, settings.get("algorithm.name"))
+    held_out_data = _held_out_data(report)
+    return RunRecord(
+        name=place.name,
+        where=str(place.path),
+        state=state,
+        step=log.last_step,
+        settings=settings,
+        metrics=metrics,
+        measured_at=measured_at,
+        has_report=bool(report),
+        decision=_text(report.get("decision")),
+        reason=_reason(report),
+        curves=read_curves(log, max_points),
+        held_out_data=held_out_data,
+        outcomes=_read_outcomes(place, held_out_data, problems) if report else None,
+        message=str(status.get("message", "")),
+        problems=tuple(problems),
+        wandb=_wandb_place(place.path, settings),
+    )
+
+
+def _read_log(path: Path, problems: list[str]) -> Log:
+    try:
+        log = parse_log(path.read_bytes())
+    except FileNotFoundError:
+        return from_rows([])
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read ({error.strerror})")
+        return from_rows([])
+    if log.num_damaged:
+        lines = "line" if log.num_damaged == 1 else "lines"
+        problems.append(f"{path.name} has {log.num_damaged} damaged {lines}, left out")
+    return log
+
+
+def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
+    """The object in a file; empty, with a problem noted, where there is none."""
+    name = f"{path.parent.name}/{path.name}" if path.parent.name == "report" else path.name
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        problems.append(f"{name} is missing")
+        return {}
+    except (OSError, ValueError) as error:
+        problems.append(f"{name} is damaged ({str(error).splitlines()[0]})")
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{name} is damaged (not an object)")
+        return {}
+    return value
+
+
+def _read_config(place: Place, problems: list[str]) -> dict[str, Any]:
+    try:
+        return read_settings(place.path / "config.yaml")
+    except (OSError, ValueError) as error:
+        problems.append(f"config.yaml cannot be read ({getattr(error, 'strerror', None) or error})")
+        return dict(place.changes)
+
+
+def _read_outcomes(place: Place, held_out_data: str | None, problems: list[str]) -> Any:
+    try:
+        return read_outcomes(place.path / "report", held_out_data)
+    except (OSError, ValueError) as error:
+        problems.append(f"report/{error}")
+        return None
+
+
+def from_log(log: Log, algorithm: str | None) -> tuple[dict[str, Measure], int | None]:
+    """The metrics of the last held-out evaluation and the speed until now, and the step of that evaluation."""
+    measured = log.last(is_held_out=True)
+    at = measured.get("step")
+    return {**from_line(measured, algorithm), **speed_of(log.last())}, None if at is None else int(at)
+
+
+def _held_out_data(report: Mapping[str, Any]) -> str | None:
+    found: Any = report
+    for key in ("provenance", "data", "sha256", "held_out"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return _text(found)
+
+
+def _reason(report: Mapping[str, Any]) -> str | None:
+    verdict = report.get("verdict")
+    findings = [item for item in verdict if isinstance(item, dict)] if isinstance(verdict, list) else []
+    return next((_text(item.get("finding")) for item in findings if item.get("level") == "bad"), None)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _wandb_place(run: Path, settings: Mapping[str, Any]) -> WandbPlace | None:
+    """Where the mirror of a run is: online as soon as one attempt was, or was uploaded."""
+    try:
+        sessions = [path for path in (run / "wandb").iterdir() if path.is_dir() and not path.is_symlink()]
+    except OSError:
+        return None
+    offline = [path for path in sessions if path.name.startswith("offline-run-")]
+    online = [path for path in sessions if path.name.startswith("run-")]
+    if not offline and not online:
+        return None
+    is_online = bool(online) or any(any(path.glob("*.synced")) for path in offline)
+    return WandbPlace(
+        Mode.online if is_online else Mode.offline,
+        _text(settings.get("logger.entity")) or os.environ.get("WANDB_ENTITY"),
+        _text(settings.get("logger.project")) or "prefopt",
+        _text(settings.get("logger.group")),
+    )
+
+
+def _with_life(record: RunRecord, place: Place) -> RunRecord:
+    """A running run, marked if its process has been killed: then nothing in its folder says so."""
+    if record.state != RUNNING:
+        return record
+    sighting = look_at(place.path)
+    if sighting is not None:
+        return replace(record, is_abandoned=sighting.life is Life.dead)
+    stamps = [stamp[0] for file in FILES if (stamp := _stamp(place.path / file))]  # without a lock: does it write?
+    silent_s = time.time() - max(stamps, default=0) / 1e9
+    return replace(record, is_abandoned=silent_s > SILENT_AFTER_S)

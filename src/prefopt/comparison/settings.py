@@ -1,0 +1,116 @@
+"""The settings of runs as flat, plain values: what differs, what is the same run but for its seed."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prefopt.comparison.records import SEED
+from prefopt.config import NOT_IDENTITY
+
+MISSING = "\u2014"
+"""Shown where a run has no such setting or no such number."""
+Settings = Mapping[str, Any]
+VAGUE = frozenset({"path", "train", "held_out", "pairs", "method", "mode", "stage", "r", "alpha", "format"})
+"""Last parts of names that say little without the first."""
+Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's loader, where PyYAML was built with it, is four times as fast."""
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads config.yaml as flat settings, without checking them: a run of another version is compared all the same.
+
+    Raises:
+        ValueError: It holds no mapping.
+        OSError: It cannot be read.
+    """
+    try:
+        values = yaml.load(path.read_bytes(), Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(values, dict):
+        raise ValueError("not a configuration")
+    return flatten(values)
+
+
+def from_typed(value: Any) -> Any:
+    """The value of a setting that stands as one types it: `0.1`, `3e-5`, `null` and `[a,b]` are no words."""
+    if not isinstance(value, str):
+        return value
+    try:
+        parsed = yaml.load(value, Loader)
+        return float(parsed) if isinstance(parsed, str) else parsed  # to YAML, 3e-5 is a word
+    except (yaml.YAMLError, ValueError):
+        return value
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested groups as dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def identity_but_seed(settings: Settings) -> str:
+    """Equal for runs that compute the same thing but for `run.seed`."""
+    decisive = {key: value for key, value in settings.items() if decides(key) and key != SEED}
+    return json.dumps(decisive, sort_keys=True, default=str)
+
+
+def decides(key: str) -> bool:
+    """Whether a setting changes what a run computes (the same rule as the fingerprint of a run)."""
+    group, _, name = key.partition(".")
+    if group not in NOT_IDENTITY:
+        return True
+    derived = NOT_IDENTITY[group]
+    return derived is not None and name.split(".")[0] not in derived
+
+
+def differing(runs: Iterable[Settings]) -> list[str]:
+    """The settings that have several values among the runs that have them, in the order of the configuration."""
+    seen: dict[str, set[str]] = {}
+    for settings in runs:
+        for key, value in settings.items():
+            seen.setdefault(key, set()).add(_canonical(value))
+    return [key for key, values in seen.items() if len(values) > 1 and decides(key) and key != SEED]
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Dotted name -> a head for its column: `beta`; `algorithm` for algorithm.name; in doubt the whole name."""
+    keys = list(keys)
+    lasts = [key.rpartition(".")[2] for key in keys]
+    names = {}
+    for key, last in zip(keys, lasts, strict=True):
+        group = key.removesuffix(".name")
+        is_plain = lasts.count(last) == 1 and last not in VAGUE
+        names[key] = group if group != key else last if is_plain else key
+    return names
+
+
+def as_text(value: Any) -> str:
+    """A value as one would type it, floats as short as they are exact."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "null"
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(as_text(item) for item in value)}]"
+    return str(value)
+
+
+def shown(settings: Settings, key: str) -> str:
+    """The setting's value as text, a dash where there is none."""
+    return as_text(settings[key]) if key in settings else MISSING
+
+
+def _canonical(value: Any) -> str:
+    """Text that is equal for equal values: 1 and 1.0 are, a word and a number are not."""
+    if isinstance(value, bool | str):
+        return repr(value)
+    return as_text(float(value)) if isinstance(value, int | float) else json.dumps(value, sort_keys=True, default=str)

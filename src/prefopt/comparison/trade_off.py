@@ -1,0 +1,154 @@
+"""Quality against distance from the base: every configuration a point, with the front that none of them beats."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefopt.comparison.drawing import (
+    NUM_BEST,
+    Box,
+    Scale,
+    line,
+    look,
+    robust_range,
+    svg,
+    text,
+    tick_text,
+    ticks,
+)
+from prefopt.comparison.groups import Spread
+from prefopt.comparison.metrics import BASE_ACCURACY, KL, Better, Metric
+from prefopt.comparison.ranking import Row
+
+BOX = Box(width=520, height=380, left=58, right=26, top=14, bottom=46)
+SIDES = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
+LABEL_PLACES = tuple((12.0 * ring * dx, 12.0 * ring * dy) for ring in (1, 2, 3) for dx, dy in SIDES)
+"""Where a label may stand around its point, in the order of preference."""
+
+
+@dataclass(frozen=True, slots=True)
+class TradeOffChart:
+    """The chart, and how many points it shows at its edge, because they are too far off."""
+
+    svg: str
+    num_beyond: int
+
+
+def trade_off_chart(rows: Sequence[Row], quality: Metric) -> TradeOffChart | None:
+    """Each row at (KL per token, `quality`); None unless two rows have both."""
+    points = _points(rows, quality)
+    if len(points) < 2:
+        return None
+    base = _base(rows) if quality.better is Better.higher else None
+    x_values = [kl.mean for kl, _ in points.values()] + [0.0]
+    y_values = [found.mean for _, found in points.values()] + ([base] if base is not None else [])
+    is_share = quality.unit.suffix == " %"
+    low, high = robust_range(y_values)
+    x = Scale(*robust_range(x_values), BOX.left, BOX.width - BOX.right)
+    y = Scale(low, min(high, 1.005) if is_share else high, BOX.height - BOX.bottom, BOX.top)
+    front = find_front({row: (kl.mean, quality.badness(found.mean)) for row, (kl, found) in points.items()})
+    ordered = sorted(points, reverse=True)
+    chart = svg(
+        BOX,
+        [
+            *_axes(x, y, quality, is_share=is_share),
+            *([_base_mark(x, y, base)] if base is not None else []),
+            _front_line([points[row] for row in front], x, y),
+            *(_bars(row, *points[row], x, y) for row in ordered if row < NUM_BEST),
+            *(_dot(row, *points[row], x, y) for row in ordered),
+            *_labels(points, x, y),
+        ],
+        description=f"{quality.title} against KL per token of {len(points)} configurations; on the front: "
+        + ", ".join(f"#{row + 1}" for row in front),
+    )
+    shown = (
+        x(kl.mean) == x.within(kl.mean) and y(found.mean) == y.within(found.mean) for kl, found in points.values()
+    )
+    return TradeOffChart(chart, sum(not is_inside for is_inside in shown))
+
+
+def find_front(points: dict[int, tuple[float, float]]) -> list[int]:
+    """Keys of the points (cost, badness) that no other point beats in one without losing in the other, by cost."""
+    front: list[int] = []
+    best = float("inf")
+    for key in sorted(points, key=lambda key: points[key]):
+        if points[key][1] < best:
+            best = points[key][1]
+            front.append(key)
+    return front
+
+
+def _points(rows: Sequence[Row], quality: Metric) -> dict[int, tuple[Spread, Spread]]:
+    found = ((index, row.group.spread(KL), row.group.spread(quality)) for index, row in enumerate(rows))
+    return {index: (kl, value) for index, kl, value in found if kl is not None and value is not None}
+
+
+def _base(rows: Sequence[Row]) -> float | None:
+    found = [base.mean for row in rows if (base := row.group.spread(BASE_ACCURACY)) is not None]
+    return found[0] if found and max(found) - min(found) < 1e-9 else None
+
+
+def _axes(x: Scale, y: Scale, quality: Metric, *, is_share: bool) -> list[str]:
+    parts = []
+    for tick in ticks(y.low, y.high, 5):
+        parts.append(line(BOX.left, y(tick), BOX.width - BOX.right, y(tick), "grid"))
+        parts.append(text(BOX.left - 7, y(tick) + 4, tick_text(tick, is_share=is_share), anchor="end"))
+    bottom = BOX.height - BOX.bottom
+    parts += [text(x(tick), bottom + 18, tick_text(tick)) for tick in ticks(x.low, x.high, 6)]
+    middle = BOX.left + BOX.inner[0] / 2
+    return [*parts, text(middle, bottom + 38, "KL to the base, nats per token of own answers")]
+
+
+def _base_mark(x: Scale, y: Scale, base: float) -> str:
+    across, up = x(0), y(base)
+    diamond = f'<path class="base" d="M{across:.1f} {up - 6:.1f}l6 6-6 6-6-6z"/>'
+    return diamond + text(across + 10, up + 4, "base", anchor="start")
+
+
+def _front_line(points: Sequence[tuple[Spread, Spread]], x: Scale, y: Scale) -> str:
+    corners = [f"{x.within(kl.mean):.1f} {y.within(found.mean):.1f}" for kl, found in points]
+    return f'<path class="front" d="M{"L".join(corners)}"/>'
+
+
+def _dot(row: int, kl: Spread, found: Spread, x: Scale, y: Scale) -> str:
+    radius = 5.5 if row < NUM_BEST else 3
+    at_x, at_y = x.within(kl.mean), y.within(found.mean)
+    return f'<circle class="{look(row)}" data-g="{row}" cx="{at_x:.1f}" cy="{at_y:.1f}" r="{radius}"/>'
+
+
+def _bars(row: int, kl: Spread, found: Spread, x: Scale, y: Scale) -> str:
+    """The interval of a run, or one standard deviation over seeds, in both directions."""
+    at_x, at_y = x.within(kl.mean), y.within(found.mean)
+    parts = [line(low, at_y, high, at_y, "bar") for low, high in _bounds(kl, x)]
+    parts += [line(at_x, low, at_x, high, "bar") for low, high in _bounds(found, y)]
+    return f'<g class="{look(row)}" data-g="{row}">{"".join(parts)}</g>'
+
+
+def _bounds(found: Spread, scale: Scale) -> list[tuple[float, float]]:
+    """The ends of a bar inside the plot; none where the uncertainty is not known."""
+    if found.single is not None:
+        low, high = found.single.low, found.single.high
+    else:
+        assert found.sd is not None, "several seeds have a spread"
+        low, high = found.mean - found.sd, found.mean + found.sd
+    if low is None or high is None:
+        return []
+    return [(scale.within(low), scale.within(high))]
+
+
+def _labels(points: dict[int, tuple[Spread, Spread]], x: Scale, y: Scale) -> list[str]:
+    """The rank beside each of the best points, where it covers no other of them and no other label."""
+    best = {row: point for row, point in points.items() if row < NUM_BEST}
+    dots = {row: (x.within(kl.mean), y.within(found.mean)) for row, (kl, found) in best.items()}
+    taken = list(dots.values())
+    parts = []
+    for row, (across, up) in sorted(dots.items()):
+        places = [(across + dx, up + dy) for dx, dy in LABEL_PLACES]
+        place = next((spot for spot in places if not any(_overlap(spot, other) for other in taken)), places[0])
+        taken.append(place)
+        label = text(place[0], place[1] + 4, str(row + 1), style="rank")
+        parts.append(f'<g class="{look(row)}" data-g="{row}">{label}</g>')
+    return parts
+
+
+def _overlap(spot: tuple[float, float], other: tuple[float, float]) -> bool:
+    return abs(spot[0] - other[0]) < 11 and abs(spot[1] - other[1]) < 11

@@ -1,0 +1,122 @@
+"""Numbers and judgements of a comparison as text, the same in the terminal and on the page."""
+
+from dataclasses import replace
+
+from prefopt.comparison.groups import Group
+from prefopt.comparison.metrics import BY_KEY, METRICS, Metric, as_text
+from prefopt.comparison.noise import EXPLANATIONS, Method
+from prefopt.comparison.ranking import Comparison, Row, count_states
+from prefopt.comparison.records import Measure, RunRecord
+from prefopt.comparison.settings import MISSING, shown
+from prefopt.report.numbers import PERCENT, POINTS, Cell
+from prefopt.report.render import CONTROL_CHARACTERS, REPLACEMENT, SURROGATES
+
+DECISIONS = {"ship": "ship", "do_not_ship": "do not ship", "undecided": "undecided"}
+OTHER_DATA = "*"
+
+
+def clean(text: str) -> str:
+    """`text` on one line, without characters that act on a terminal or that UTF-8 cannot hold."""
+    return SURROGATES.sub(REPLACEMENT, CONTROL_CHARACTERS.sub(REPLACEMENT, text)).replace("\n", " ")
+
+
+def summary_text(comparison: Comparison) -> str:
+    """How many runs, in which states, ranked by what."""
+    states = ", ".join(f"{number} {clean(state)}" for state, number in count_states(comparison.runs).items())
+    runs = "1 run" if len(comparison.runs) == 1 else f"{len(comparison.runs):,} runs"
+    return f"{runs}: {states}. Ranked by {comparison.metric.key} ({comparison.metric.better.value})."
+
+
+def rank_text(row: Row) -> str:
+    """`1`, `2=` where it is shared, a dash where there is none."""
+    return MISSING if row.rank is None else f"{row.rank}{'=' if row.is_tied else ''}"
+
+
+def label_of(row: Row, comparison: Comparison) -> str:
+    """What tells a row from the others: its settings that differ, or its name if none does."""
+    settings = row.group.settings
+    parts = [f"{name} {shown(settings, key)}" for key, name in comparison.settings.items() if key in settings]
+    seeds = f" ({len(row.group.members)} seeds)" if len(row.group.members) > 1 else ""
+    return clean(", ".join(parts) + seeds if parts else row.group.name)
+
+
+def name_of(row: Row) -> str:
+    """What the row's runs are called."""
+    return clean(row.group.name)
+
+
+def seeds_text(row: Row) -> str:
+    """How many seeds are done, and of how many, if some are not."""
+    done, planned = len(row.group.members), row.group.num_planned
+    return str(done) if done == planned else f"{done} of {planned}"
+
+
+def decision_text(row: Row) -> str:
+    """The reports' decision; of seeds that disagree each with how many."""
+    found = {DECISIONS.get(name, name): number for name, number in row.group.decisions.items()}
+    if len(found) <= 1:
+        return clean(next(iter(found), MISSING))
+    return clean(", ".join(f"{name} {number}" for name, number in found.items()))
+
+
+def spread_cell(metric: Metric, group: Group) -> Cell:
+    """`97.7 %` with its interval for a run, `97.5 ± 0.4 %` over seeds, a dash where nothing was measured.
+
+    Where not all seeds have the number, their count stands in place of the interval.
+    """
+    spread = group.spread(metric)
+    if spread is None:
+        return Cell(MISSING)
+    number = f"n={len(spread.values)}" if len(spread.values) < len(group.members) else None
+    if spread.sd is None:
+        assert spread.single is not None, "a single value is a run's own"
+        return as_text(metric, spread.single) if number is None else Cell(as_text(metric, spread.single).value, number)
+    mean = as_text(metric, Measure(spread.mean)).value
+    if metric.is_speed:
+        return Cell(mean, number)
+    plain = replace(metric, unit=replace(metric.unit, signed=False, prefix=""))
+    deviation = as_text(plain, Measure(spread.sd)).value
+    return Cell(f"{mean.removesuffix(metric.unit.suffix)} ± {deviation}", number)
+
+
+def difference_text(row: Row, metric: Metric) -> str:
+    """The difference to the first row with its interval, empty where there is none."""
+    found = row.difference
+    if found is None:
+        return ""
+    unit = POINTS if metric.unit is PERCENT else replace(metric.unit, signed=True, prefix="")
+    signed = replace(metric, unit=unit)
+    return as_text(signed, Measure(found.value, found.low, found.high)).short
+
+
+def last_held_out(run: RunRecord) -> str:
+    """The first number of an unfinished run's last held-out evaluation, and at which step that was."""
+    found = next((metric for metric in METRICS if metric.logged is not None and metric.key in run.metrics), None)
+    if run.measured_at is None or found is None:
+        return MISSING
+    return f"{found.label} {as_text(found, run.metrics[found.key]).value} at step {run.measured_at}"
+
+
+def speed_text(run: RunRecord, key: str) -> str:
+    """Time or throughput so far."""
+    return as_text(BY_KEY[key], run.metrics[key]).value if key in run.metrics else MISSING
+
+
+def state_text(run: RunRecord) -> str:
+    """The state, and whether a run that is running by its status has lost its process."""
+    return clean(run.state) + (", process gone" if run.is_abandoned else "")
+
+
+def describe_noise(comparison: Comparison) -> list[str]:
+    """What `within noise` means here: how many rows are, and how it was found."""
+    judged = [row.difference for row in comparison.rows if row.difference is not None]
+    if not judged:
+        return []
+    num_noise = sum(difference.is_noise for difference in judged)
+    how = "; ".join(EXPLANATIONS[method] for method in Method if method in comparison.methods)
+    rows = "1 other row" if len(judged) == 1 else f"{len(judged)} other rows"
+    return [
+        f"Within noise of #1: {num_noise} of {rows} (the 95 % interval of the difference holds 0).",
+        f"The interval: {how}.",
+        "#1 was chosen as the best by these same numbers, so its own is on the lucky side.",
+    ]

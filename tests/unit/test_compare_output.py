@@ -1,0 +1,445 @@
+"""The table, the page, the CSV file and the command: everything is shown, nothing that a run is called acts."""
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from benchmarks import compare as benchmark
+from benchmarks import results
+from prefopt import compare
+from prefopt.comparison.csv_file import write_csv
+from prefopt.comparison.drawing import path, robust_range, spread_out, steps, tick_text, ticks
+from prefopt.comparison.metrics import BY_KEY
+from prefopt.comparison.page import render_page
+from prefopt.comparison.parallel import setting_axis
+from prefopt.comparison.places import find_places
+from prefopt.comparison.ranking import Comparison, build_comparison
+from prefopt.comparison.read import RunReader
+from prefopt.comparison.records import Measure, RunRecord
+from prefopt.comparison.table import print_table
+from tests.fake_runs import write_fake_run, write_fake_sweep
+from tests.unit.test_compare_statistics import record
+from tests.unit.test_report_render import Elements, visible
+
+HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>\"' =1+1 \x1b[31m\x00 {{ 7*7 }}"
+
+
+def compared(*folders: Path, rank_by: str | None = None) -> Comparison:
+    runs = RunReader().read(find_places(list(folders)))
+    return build_comparison(runs, title="t", metric=BY_KEY[rank_by] if rank_by else None, folders=["t"])
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Two settings with two and three seeds, one of each unfinished state, an SFT run, and a point not begun."""
+    points = {f"{n}": {"algorithm.beta": beta, "run.seed": seed} for n, (beta, seed) in enumerate(
+        [(0.1, 0), (0.1, 1), (0.3, 0), (0.3, 1), (0.3, 2), (0.5, 0), (0.5, 1), (0.7, 0)]
+    )}  # fmt: skip
+    folder = write_fake_sweep(tmp_path / "sweep", {**points, "sft": {}})
+    for number, accuracy in enumerate((0.95, 0.94, 0.80, 0.81, 0.82)):
+        settings = points[f"{number}"]
+        write_fake_run(folder / f"{number}", settings=settings, accuracy=accuracy, kl=0.1 + accuracy, seed=number)
+    write_fake_run(folder / "5", state="failed", settings=points["5"], message="RuntimeError: out of memory")
+    write_fake_run(folder / "6", state="running", settings=points["6"], num_lines=150)
+    write_fake_run(folder / "sft", algorithm="sft", accuracy=None, kl=0.3, loss=1.9)
+    return folder
+
+
+def printed(comparison: Comparison, width: int | None = None, limit: int = 40) -> str:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=width is not None, width=width, color_system=None)
+    print_table(comparison, console, limit=limit)
+    return output.getvalue()
+
+
+def read_csv(file: Path) -> dict[str, dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        return {row["run"]: row for row in csv.DictReader(lines)}
+
+
+def test_no_run_is_dropped_from_any_output(sweep: Path, tmp_path: Path) -> None:
+    comparison = compared(sweep)
+    write_csv(comparison, tmp_path / "compare.csv")
+    assert set(read_csv(tmp_path / "compare.csv")) == {*map(str, range(8)), "sft"}
+    for text in (printed(comparison), visible(render_page(comparison))):
+        assert "9 runs: 6 done, 1 failed, 1 running, 1 not begun." in text
+        for part in ("failed", "out of memory", "not begun", "running", "at step 750"):
+            assert part in text
+
+
+def test_what_was_not_measured_is_a_dash_and_never_zero(sweep: Path) -> None:
+    (line,) = (line for line in printed(compared(sweep)).splitlines() if re.match(r"\s*—\s+sft\b", line))
+    head = next(line for line in printed(compared(sweep)).splitlines() if "accuracy ▼" in line)
+    cells, heads = re.split(r"\s{2,}", line.strip()), re.split(r"\s{2,}", head.strip())
+    shown = dict(zip(heads, cells, strict=False))
+    assert (shown["accuracy ▼"], shown["margin"], shown["beta"]) == ("—", "—", "—")
+    assert (shown["loss"], shown["KL"]) == ("1.90", "0.300")
+
+
+def test_seeds_are_shown_as_mean_and_sample_sd_with_their_number(sweep: Path) -> None:
+    text = printed(compared(sweep))
+    assert re.search(r"^1\s+0 \+1\s+.*\b0\.1\b.*\s2\s+94\.5 ± 0\.7 %", text, flags=re.MULTILINE)
+    assert re.search(r"^2\s+2 \+2\s+.*\b0\.3\b.*\s3\s+81\.0 ± 1\.0 %", text, flags=re.MULTILINE)
+
+
+def test_only_settings_that_differ_are_columns(sweep: Path) -> None:
+    assert compared(*(sweep / name for name in "0126")).settings == {"algorithm.beta": "beta"}
+    with_sft = compared(sweep).settings
+    assert with_sft["algorithm.name"] == "algorithm"
+    assert not {"run.name", "run.seed", "run.root", "peft.r", "algorithm.label_smoothing"} & set(with_sft)
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 140, 200])
+def test_the_table_fits_a_terminal_and_says_what_it_left_out(sweep: Path, width: int) -> None:
+    comparison = compared(sweep, rank_by="preference_accuracy")
+    comparison.settings.clear()
+    text = printed(comparison, width)
+    assert max(map(cell_len, text.splitlines())) <= width
+    assert ("No room here" in text) is (width < 140)
+    assert "accuracy" in text
+
+
+def test_rows_beyond_the_limit_are_counted(sweep: Path) -> None:
+    text = printed(compared(sweep), limit=1)
+    assert "Not shown here: 2 ranked rows, 2 other runs" in text
+
+
+def test_the_last_column_says_how_it_was_found(sweep: Path) -> None:
+    text = printed(compared(sweep))
+    assert "Within noise of #1: 0 of 1 other row" in text
+    assert "Welch" in text
+
+
+def test_names_do_not_act_on_a_terminal() -> None:
+    text = printed(build_comparison([record(HOSTILE), record("[red]b[/]", state="failed")], title=HOSTILE))
+    assert "\x1b" not in text
+    assert "\x00" not in text
+    assert "[red]b[/]" in text
+
+
+def hostile_comparison(tmp_path: Path) -> Comparison:
+    folder = tmp_path / "folder"
+    write_fake_run(folder / "a", settings={"algorithm.beta": 0.2})
+    write_fake_run(folder / "b", settings={"algorithm.beta": 0.3}, accuracy=0.7)
+    runs = RunReader().read(find_places([folder]))
+    changes: dict[str, Any] = {"settings": {**runs[0].settings, "data.train": HOSTILE, "model.path": HOSTILE}}
+    named = [
+        replace(runs[0], name=HOSTILE, reason=HOSTILE, decision="do_not_ship", problems=(HOSTILE,), **changes),
+        replace(runs[1], settings={**runs[1].settings, "data.train": "x", "model.path": "y"}),
+        RunRecord(HOSTILE + "2", HOSTILE, HOSTILE, message=HOSTILE, settings={"data.train": HOSTILE}),
+    ]
+    return build_comparison(named, title=HOSTILE, folders=[HOSTILE])
+
+
+def test_hostile_names_settings_and_messages_stay_text_on_the_page(tmp_path: Path) -> None:
+    html = render_page(hostile_comparison(tmp_path))
+    elements = Elements(html)
+    assert elements.open == []
+    assert [tag for tag, _ in elements.found].count("script") == 2  # the page's own data and code
+    assert not [tag for tag, _ in elements.found if tag in ("img", "iframe", "link", "object", "embed")]
+    assert not [a for _, attributes in elements.found for a in attributes if a.startswith("on")]
+    assert "\x1b" not in html
+    assert "\x00" not in html
+    assert "{{ 7*7 }}" in html
+    assert "&lt;img src=x" in html
+    (data,) = re.findall(r'<script type="application/json" id="names">(.*?)</script>', html, flags=re.DOTALL)
+    assert len(json.loads(data)) == 3
+    assert "<" not in data
+
+
+def test_the_page_loads_nothing_and_shows_its_charts_without_scripts(sweep: Path) -> None:
+    html = render_page(compared(sweep))
+    assert "src=" not in html
+    assert "http" not in re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
+    charts = re.findall(r'<svg role="img".*?aria-label="([^"]+)"', html)
+    assert [chart.split(" of ")[0].split(" against ")[0] for chart in charts] == [
+        "Held-out preference accuracy",
+        "Parallel coordinates",
+        "Held-out preference accuracy",
+        "Held-out loss",
+        "Held-out loss",
+        "Training loss",
+        "Training loss",
+        "Training reward margin",
+        "Held-out log-prob",
+        "Gradient norm",
+    ]
+    static = re.sub(r"<script.*", "", html, flags=re.DOTALL)
+    assert len(re.findall(r'<path class="[^"]*" data-g="0" d="M', static)) >= 7
+
+
+def test_colours_come_from_the_page_in_light_and_dark(sweep: Path) -> None:
+    html = render_page(compared(sweep))
+    charts = "".join(re.findall(r'<svg role="img".*?</figure>', html, flags=re.DOTALL))
+    assert not re.search(r"#[0-9a-f]{6}\b", charts)
+    style = html[html.index("<style>") : html.index("</style>")]
+    for name in ("k0", "k1", "k2", "k3", "k4", "rest"):
+        assert len(re.findall(rf"--{name}: #", style)) == 2
+
+
+def test_a_run_is_the_same_number_in_every_chart_and_table(sweep: Path) -> None:
+    html = render_page(compared(sweep))
+    elements = Elements(html)
+    numbered = {attributes["data-g"] for _, attributes in elements.found if "data-g" in attributes}
+    (data,) = re.findall(r'id="names">(.*?)</script>', html, flags=re.DOTALL)
+    names = json.loads(data)
+    assert numbered == {str(index) for index in range(len(names))}
+    assert names[0] == "#1  " + names[0].removeprefix("#1  ")
+    assert "beta 0.1" in names[0]
+    assert names[-1] == "7 (not begun)"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_page_of_few_or_no_done_runs_is_whole(count: int, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    for number in range(count):
+        write_fake_run(tmp_path / "runs" / f"{number}", settings={"algorithm.beta": 0.1 + number}, num_lines=number)
+    write_fake_run(tmp_path / "runs" / "live", state="running", num_lines=0)
+    html = render_page(compared(tmp_path / "runs"))
+    assert Elements(html).open == []
+    assert ("No run is done yet." in html) is (count == 0)
+
+
+def test_runs_that_differ_in_nothing_and_runs_of_strange_numbers_are_drawn(tmp_path: Path) -> None:
+    metrics = [
+        {"preference_accuracy": Measure(1.0, 1.0, 1.0, 3), "kl_per_token": Measure(-0.01)},
+        {"preference_accuracy": Measure(1.0), "kl_per_token": Measure(1e9)},
+        {"kl_per_token": Measure(0.0)},
+        {},
+    ]
+    runs = [
+        record(f"r{i}", None, metrics=found, settings={"trainer.max_steps": 10**i}) for i, found in enumerate(metrics)
+    ]
+    assert Elements(render_page(build_comparison(runs, title="t"))).open == []
+    same = [record("a"), record("b")]
+    assert Elements(render_page(build_comparison(same, title="t"))).open == []
+    printed(build_comparison(same, title="t"))
+
+
+def test_a_point_too_far_off_stands_at_the_edge_and_is_counted() -> None:
+    kls = [index / 100 for index in range(60)] + [1e9]
+    runs = [
+        record(
+            f"r{index}", 0.9 - kl / 1e10, metrics={"kl_per_token": Measure(kl)}, settings={"trainer.max_steps": index}
+        )
+        for index, kl in enumerate(kls)
+    ]
+    html = render_page(build_comparison(runs, title="t"))
+    places = [float(x) for x in re.findall(r'<circle class="(?:best|rest)[^>]* cx="([^"]+)"', html)]
+    assert len(places) == 61
+    assert max(places) == 520 - 26
+    assert len(set(places)) == 61
+    assert "Far-off points stand at the edge: 1." in html
+
+
+def test_csv_numbers_come_back_as_they_were_measured(sweep: Path, tmp_path: Path) -> None:
+    comparison = compared(sweep)
+    write_csv(comparison, tmp_path / "compare.csv")
+    rows = read_csv(tmp_path / "compare.csv")
+    for run in comparison.runs:
+        row = rows[run.name]
+        assert row["state"] == run.state
+        for key, measure in run.metrics.items():
+            assert float(row[key]) == measure.value
+            if measure.low is not None:
+                assert (float(row[f"{key}_low"]), float(row[f"{key}_high"])) == (measure.low, measure.high)
+        for metric in BY_KEY:
+            assert bool(row.get(metric)) is (metric in run.metrics)
+    best, other = rows["0"], rows["2"]
+    assert (best["rank"], best["against_first"], best["difference"]) == ("1", "best", "")
+    assert (other["rank"], other["against_first"], other["difference_method"]) == ("2", "worse", "seeds")
+    assert float(other["difference"]) == comparison.rows[1].difference.value
+    assert rows["1"]["configuration"] == best["configuration"] != other["configuration"]
+    assert (best["seed"], best["setting.algorithm.beta"]) == ("0", "0.1")
+    assert (rows["6"]["rank"], rows["6"]["measured_at_step"]) == ("", "750")
+
+
+def test_csv_keeps_hostile_names_in_one_field(tmp_path: Path) -> None:
+    name = 'a,"b"\nc;=1+1\udce2'
+    write_csv(build_comparison([record(name), record("b")], title="t"), tmp_path / "x.csv")
+    assert set(read_csv(tmp_path / "x.csv")) == {'a,"b"\nc;=1+1?', "b"}
+
+
+def test_the_command_writes_beside_the_sweep_and_prints_the_table(sweep: Path, capsys: pytest.CaptureFixture) -> None:
+    compare.main([str(sweep)])
+    assert "Written: " in capsys.readouterr().out
+    assert (sweep / "compare.html").stat().st_size > 10_000
+    assert len(read_csv(sweep / "compare.csv")) == 9
+
+
+def test_loose_runs_are_written_to_the_current_folder(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    compare.main([str(sweep / "0"), str(sweep / "2"), "--no-html"])
+    assert [file.name for file in (tmp_path / "here").iterdir()] == ["compare.csv"]
+    compare.main([str(sweep / "0"), "--output", "new/folder"])
+    assert (tmp_path / "here" / "new" / "folder" / "compare.html").is_file()
+    assert not (sweep / "0" / "compare.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["{sweep}", "--rank-by", "acuracy"], "no such metric"),
+        (["{sweep}", "--rows", "0"], "--rows: must be >= 1"),
+        (["{sweep}", "--watch", "0"], "--watch: must be > 0"),
+        (["{sweep}/nothing"], "no such folder"),
+        (["{sweep}", "--output", "{sweep}/sweep.json/x"], "cannot be written"),
+    ],
+)
+def test_mistakes_are_answered_before_anything_is_written(
+    arguments: list[str], part: str, sweep: Path, fails: Callable[..., str]
+) -> None:
+    assert part in fails(compare.main, [argument.format(sweep=sweep) for argument in arguments])
+    assert not (sweep / "compare.csv").exists()
+
+
+def test_the_command_loads_neither_torch_nor_the_trackers_client(sweep: Path) -> None:
+    code = (
+        "import sys; from prefopt.compare import main; main(sys.argv[1:]); "
+        "print([name for name in ('torch', 'transformers', 'wandb', 'matplotlib') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(sweep)], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def watched(sweep: Path, monkeypatch: pytest.MonkeyPatch, events: list[Callable[[], None]]) -> int:
+    """Watches the sweep; each nap runs the next event. Returns how many naps there were."""
+    left = list(events)
+
+    def nap(seconds: float) -> None:
+        assert seconds == 0.5
+        left.pop(0)()
+
+    monkeypatch.setattr(compare.time, "sleep", nap)
+    compare.main([str(sweep), "--watch", "0.5"])
+    return len(events) - len(left)
+
+
+def set_state(folder: Path, state: str) -> None:
+    (folder / "status.json").write_text(json.dumps({"state": state, "message": ""}))
+
+
+def test_watching_goes_on_until_no_run_can_move(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def begin_the_last() -> None:
+        write_fake_run(sweep / "7", state="running", settings={"algorithm.beta": 0.7})
+
+    events = [
+        lambda: set_state(sweep / "6", "preempted"),
+        lambda: None,
+        begin_the_last,
+        lambda: set_state(sweep / "7", "diverged"),
+        lambda: pytest.fail("it should have ended"),
+    ]
+    assert watched(sweep, monkeypatch, events) == 4
+    output = capsys.readouterr().out
+    assert output.count("Ranked by") == 4  # not again while nothing has changed
+    assert "1 diverged" in output
+    assert read_csv(sweep / "compare.csv")["7"]["state"] == "diverged"
+
+
+def test_ctrl_c_ends_watching_quietly(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    watched(sweep, monkeypatch, [interrupt])
+    captured = capsys.readouterr()
+    assert "the runs go on" in captured.out
+    assert "Written: " in captured.out
+    assert captured.err == ""
+
+
+def test_watching_runs_that_have_all_ended_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_fake_run(tmp_path / "runs" / "a")
+    assert watched(tmp_path / "runs", monkeypatch, [lambda: pytest.fail("nothing to wait for")]) == 0
+
+
+def test_a_path_in_relative_steps_comes_back_to_its_points() -> None:
+    xs, ys = [0.2, 10.4, 30.0, 12.0], [5.0, -3.0, -3.4, 100.0]
+    numbers = [int(number) for number in re.findall(r"-?\d+", path(xs, ys))]
+    x, y = numbers[0], numbers[1]
+    points = [(x, y)]
+    for dx, dy in zip(numbers[2::2], numbers[3::2], strict=True):
+        x, y = x + dx, y + dy
+        points.append((x, y))
+    assert points == [(round(a), round(b)) for a, b in zip(xs, ys, strict=True)]
+    assert [int(number) for number in steps(xs).split()] == [0, 10, 20, -18]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 7.7), (0.91, 0.93), (1e-9, 2e-9), (0, 123456), (5, 5)])
+def test_ticks_are_few_and_inside(low: float, high: float) -> None:
+    found = ticks(low, high, 5)
+    assert 1 <= len(found) <= 6
+    assert all(low - 1e-12 <= tick <= high + 1e-12 for tick in found)
+
+
+@pytest.mark.parametrize("high", [1, 3, 7, 12, 23, 999])
+def test_what_is_counted_has_whole_ticks(high: int) -> None:
+    found = ticks(0, high, 5, is_whole=True)
+    assert found == [round(tick) for tick in found]
+    assert 2 <= len(found) <= 6
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (7.5, "7.5"), (9999, "9999"), (25_000, "25k"), (2.5e6, "2.5M"), (1e-5, "1e-05")]
+)
+def test_tick_labels_are_short(value: float, text: str) -> None:
+    assert tick_text(value) == text
+
+
+def test_a_few_far_off_values_do_not_squeeze_a_chart() -> None:
+    values = [index / 1000 for index in range(1000)]
+    assert robust_range([*values, 1e9])[1] < 2
+    low, high = robust_range(values)
+    assert low < 0 < 0.999 < high
+
+
+def test_labels_do_not_overlap_where_there_is_room() -> None:
+    placed = spread_out([50, 50, 51, 10, 99, 99], 10, 0, 100)
+    ordered = sorted(placed)
+    assert all(b - a >= 10 - 1e-9 for a, b in pairwise(ordered))
+    assert ordered[0] >= 0
+    assert ordered[-1] <= 100
+    assert placed[3] == 10
+
+
+def test_an_axis_has_a_place_for_each_of_few_values_and_none_for_a_missing_one() -> None:
+    rows: list[dict[str, Any]] = [{"a.b": 0.3}, {"a.b": 0.1}, {}, {"a.b": 0.1}]
+    axis = setting_axis("b", "a.b", rows)
+    assert axis is not None
+    assert axis.heights[2] is None
+    assert axis.heights[1] == axis.heights[3] < axis.heights[0]
+    assert [mark for _, mark in axis.marks] == ["0.1", "0.3"]
+    assert setting_axis("b", "c.d", rows) is None
+
+
+def test_the_benchmark_times_the_whole_command_and_writes_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    benchmark.main(["--runs", "4", "--events", "42", "--rounds", "1", "--write"])
+    (written,) = tmp_path.glob("*/compare.json")
+    content = json.loads(written.read_text(encoding="utf-8"))
+    assert (content["runs"], content["events"], len(content["rounds"])) == (4, 42, 1)
+    assert content["median_s"] == content["rounds"][0]["wall_s"] > 0
+    assert content["peak_mib"] > 10
+    assert content["command"] == "python -m benchmarks.compare --runs 4 --events 42 --rounds 1 --write"
+    assert "compare 4 runs" in capsys.readouterr().out

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from enum import Enum
 from functools import cached_property
 from glob import escape
 from pathlib import Path
@@ -41,6 +42,50 @@ SILENT_AFTER_S = 300.0
 ATTEMPTS = 10
 """How often a lock may change hands under a process that wants it, before that process gives up."""
 NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+def find_holder(run: Path) -> str | None:
+    """Who uses a run's folder now, in words; None if nobody does. A lock that was left behind does not count."""
+    path = RunLock(run).path
+    found = _read(path)
+    if found is None or found.is_gone(_Holder.of_this_process(), found.silent_s(path.parent)):
+        return None
+    return found.who
+
+
+class Life(Enum):
+    """Whether somebody stands behind a lock; unknown: a process of another machine that showed life lately."""
+
+    alive = "alive"
+    dead = "dead"
+    unknown = "unknown"
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A lock as a bystander sees it.
+
+    Attributes:
+        life: Of the process that took it.
+        who: That process, in words.
+        job: The scheduler's id of the job it belongs to; None outside of one.
+        silent_s: Seconds since its last sign of life.
+    """
+
+    life: Life
+    who: str
+    job: str | None
+    silent_s: float
+
+
+def look_at(run: Path) -> Sighting | None:
+    """The lock of a run, None if there is none. Writes nothing, so the seconds are by this machine's clock alone."""
+    found = _read(RunLock(run).path)
+    if found is None:
+        return None
+    own, silent_s = _Holder.of_this_process(), max(0.0, time.time() - found.modified)
+    life = Life.dead if found.is_gone(own, silent_s) else Life.alive if found.can_be_looked_at(own) else Life.unknown
+    return Sighting(life, found.who, None if found.holder is None else found.holder.job, silent_s)
 
 
 class RunLock:

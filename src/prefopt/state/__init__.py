@@ -1,0 +1,1 @@
+"""What state runs and sweeps are in, read from their folders and from Slurm. Nothing here imports torch."""

@@ -1,0 +1,136 @@
+"""From what the files say and what Slurm says to one word for a run, and why."""
+
+from dataclasses import dataclass
+
+from prefopt.cluster.slurm import QueuedJob
+from prefopt.distributed.lock import Life
+from prefopt.run_directory import State
+from prefopt.state.facts import Facts
+from prefopt.state.queue import EXECUTING, WAITING
+from prefopt.state.records import Submitted, Word
+from prefopt.state.tail import find_error, find_last_line
+from prefopt.state.wording import clean
+
+CALLED_OFF = frozenset({"CANCELLED", "COMPLETED"})
+"""States of a job that ended before its run began, and nobody need wonder why."""
+BAD_ENDS = {State.failed: Word.failed, State.diverged: Word.diverged}
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The state of a run, why, and whether a process or a job is at it."""
+
+    word: Word
+    why: str = ""
+    is_live: bool = False
+
+
+def judge(facts: Facts, job: Submitted | None, queued: QueuedJob | None) -> Judgement:
+    """Decides what a run is said to be.
+
+    Args:
+        facts: Of its files.
+        job: Its newest job, None if it was never submitted.
+        queued: What Slurm says of that job; None if it does not know it.
+    """
+    if facts.problem:
+        return Judgement(Word.damaged, facts.problem)
+    if _has_process(facts, queued):
+        return Judgement(Word.running, "" if facts.state is State.running else _starting(facts), is_live=True)
+    if queued is not None and queued.state in WAITING:
+        return _judge_waiting(facts, queued)
+    if facts.state is State.done:
+        return Judgement(Word.done, "" if facts.has_result else "its model/ is gone")
+    if facts.state is State.pruned:
+        return Judgement(Word.pruned, facts.message)
+    if _has_stopped(facts, job):
+        return _judge_stopped(facts)
+    if queued is not None and queued.state in EXECUTING:
+        return Judgement(Word.running, _between_attempts(facts), is_live=True)
+    if facts.state is None:
+        return _judge_without_status(facts, job, queued)
+    if facts.state is State.running:
+        return Judgement(Word.killed, _how_killed(facts, queued))
+    if facts.state is State.preempted:
+        return Judgement(Word.preempted, facts.message)
+    return Judgement(BAD_ENDS[facts.state], facts.message or _error_of(facts) or _last_line_of(facts))
+
+
+def _has_process(facts: Facts, queued: QueuedJob | None) -> bool:
+    """A process holds the lock; one of another machine does not if it was a job's, and the run's job is not there."""
+    if facts.lock is None or facts.lock.life is Life.dead:
+        return False
+    has_left = queued is not None and queued.state not in EXECUTING
+    return facts.lock.life is Life.alive or not (facts.lock.job is not None and has_left)
+
+
+def _has_stopped(facts: Facts, job: Submitted | None) -> bool:
+    """The job has decided against another attempt, and nothing has happened since."""
+    decision = facts.decision
+    if decision is None or decision.next != "stop":
+        return False
+    states = ("none", facts.state and facts.state.value)  # none: that attempt did not begin
+    is_current = decision.state in states and decision.to_step == facts.step
+    return is_current and (job is None or job.time <= decision.ended)
+
+
+def _judge_stopped(facts: Facts) -> Judgement:
+    assert facts.decision is not None
+    why = facts.decision.why
+    if facts.state is State.diverged:
+        return Judgement(Word.diverged, facts.message or why)
+    if facts.decision.state == "none":
+        return Judgement(Word.stopped, _error_of(facts) or why)
+    error = "" if facts.message else _error_of(facts)
+    return Judgement(Word.stopped, f"{why}: {error}" if error else why)
+
+
+def _judge_waiting(facts: Facts, queued: QueuedJob) -> Judgement:
+    why = f"job {queued.id} waits" + (f" ({queued.reason})" if queued.reason not in ("", "None") else "")
+    if facts.state is not None:
+        why = f"{why}, {_going_on(facts)}"
+    return Judgement(Word.preempted if facts.state is State.preempted else Word.queued, why, is_live=True)
+
+
+def _judge_without_status(facts: Facts, job: Submitted | None, queued: QueuedJob | None) -> Judgement:
+    """It has not come to writing status.json: not begun, or failed before."""
+    if queued is not None and queued.state in CALLED_OFF:
+        return Judgement(Word.not_begun, f"job {queued.id}: {queued.state}")
+    error = _error_of(facts)
+    if queued is not None:
+        return Judgement(Word.failed, f"job {queued.id}: {queued.state}" + (f", {error}" if error else ""))
+    if facts.lock is not None:
+        return Judgement(Word.killed, _how_killed(facts, queued))
+    if error:
+        return Judgement(Word.failed, error)
+    if job is not None:
+        return Judgement(Word.not_begun, f"Slurm does not know job {job.id} any more")
+    return Judgement(Word.not_begun, _last_line_of(facts))
+
+
+def _how_killed(facts: Facts, queued: QueuedJob | None) -> str:
+    job = "" if queued is None else f"job {queued.id}: {queued.state}; "
+    who = "no process has its lock" if facts.lock is None else f"{facts.lock.who} is gone"
+    return f"{job}{who}" + (f", goes on from step {facts.step}" if facts.step else "")
+
+
+def _starting(facts: Facts) -> str:
+    return "starting" if facts.state is None else f"starting again from step {facts.step}"
+
+
+def _between_attempts(facts: Facts) -> str:
+    return "starting" if facts.state is None else f"between two attempts, {_going_on(facts)}"
+
+
+def _going_on(facts: Facts) -> str:
+    """From where the next attempt goes on, and what ended the one before, if that was no stop on request."""
+    after = f" after: {clean(facts.message)}" if facts.message and facts.state is not State.preempted else ""
+    return f"goes on from step {facts.step}{after}"
+
+
+def _error_of(facts: Facts) -> str:
+    return find_error(facts.log) if facts.log is not None else ""
+
+
+def _last_line_of(facts: Facts) -> str:
+    return find_last_line(facts.log) if facts.log is not None else ""

@@ -1,0 +1,108 @@
+"""A look at many runs: their files first, then one question to Slurm, then a judgement of each."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from prefopt.cluster.slurm import QueuedJob
+from prefopt.run_directory import State
+from prefopt.state.facts import OVER, Facts, read_facts
+from prefopt.state.judge import judge
+from prefopt.state.progress import Progress, count_steps, read_progress, read_trainer_settings
+from prefopt.state.queue import EXECUTING, Queue, look_up
+from prefopt.state.records import Group, Kind, Place, RunStatus, Word
+from prefopt.state.wording import clean, describe_time
+
+QUIET_S = 600.0
+QUIET_LINES = 5
+"""A run that has logged nothing for so long, and for the time of so many lines, is said to be quiet."""
+SECOND_LOOKS = 3
+"""How often a run is looked at again that seems to have been killed: it may just have come to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What was found: the runs of each group in its order, and what could not be learnt."""
+
+    groups: list[tuple[Group, list[RunStatus]]]
+    notes: list[str]
+
+    @property
+    def runs(self) -> list[RunStatus]:
+        return [run for _, runs in self.groups for run in runs]
+
+
+def look(
+    groups: Sequence[Group], *, ask: Callable[..., Queue] = look_up, clock: Callable[[], float] = time.time
+) -> View:
+    """Says what state runs are in; writes nothing.
+
+    Args:
+        groups: The runs.
+        ask: What Slurm knows; for tests.
+        clock: Seconds since the epoch; for tests.
+    """
+    facts = {id(place): read_facts(place) for group in groups for place in group.places}
+    submitted = [place for group in groups for place in group.places if place.job is not None]
+    still_open = [place.job for place in submitted if facts[id(place)].state not in OVER]
+    queue = ask([place.job for place in submitted], still_open)
+    seen = [(group, [_describe(place, facts[id(place)], queue, clock) for place in group.places]) for group in groups]
+    return View(seen, queue.notes)
+
+
+def _describe(place: Place, facts: Facts, queue: Queue, clock: Callable[[], float]) -> RunStatus:
+    queued = queue.jobs.get(place.job.id) if place.job is not None else None
+    judgement = judge(facts, place.job, queued)
+    for _ in range(SECOND_LOOKS):
+        if judgement.word is not Word.killed:
+            break
+        facts = read_facts(place)
+        judgement = judge(facts, place.job, queued)
+    status = RunStatus(
+        place,
+        judgement.word,
+        clean(judgement.why),
+        attempts=facts.attempts,
+        log=facts.log,
+        queue=queued.state if queued is not None else None,
+        is_live=judgement.is_live,
+    )
+    doing = ""
+    if facts.state is not None and place.kind is not Kind.reference:
+        status, doing = _with_progress(status, facts, clock())
+    return _with_words(status, queued, doing) if status.word is Word.running else status
+
+
+def _with_progress(status: RunStatus, facts: Facts, now: float) -> tuple[RunStatus, str]:
+    """Adds steps, loss and time, and for a run that trains the time left; and says what it is at, if not training."""
+    run = status.place.run
+    is_done = facts.state is State.done
+    settings = {} if is_done else read_trainer_settings(run)
+    total = facts.step if is_done else count_steps(run, settings)
+    progress = read_progress(run, now)
+    status = replace(status, step=facts.step, total=total)
+    if progress is not None:
+        step = max(facts.step, progress.step)
+        status = replace(status, step=step, loss=progress.loss, time_s=progress.time_s)
+    if status.word is not Word.running or facts.state is not State.running or status.why:
+        return status, ""
+    if progress is None:
+        return status, "before its first log line"
+    if total is not None and progress.step >= total:
+        return status, "evaluating"
+    status = replace(status, eta_s=None if total is None else progress.eta_s(total))
+    return status, _how_quiet(progress, settings)
+
+
+def _how_quiet(progress: Progress, settings: dict[str, str]) -> str:
+    log_every = settings.get("log_every", "")
+    line_s = progress.step_s * (int(log_every) if log_every.isdecimal() else 1)
+    is_quiet = progress.age_s > max(QUIET_S, QUIET_LINES * line_s)
+    return f"no log line for {describe_time(progress.age_s)}" if is_quiet else ""
+
+
+def _with_words(status: RunStatus, queued: QueuedJob | None, doing: str) -> RunStatus:
+    """A run that is at work: at what, where, and which attempt it is."""
+    where = f"job {queued.id} on {queued.reason}" if queued is not None and queued.state in EXECUTING else ""
+    attempt = f"attempt {status.attempts}" if status.attempts > 1 else ""
+    return replace(status, why=", ".join(part for part in (status.why, doing, where, attempt) if part))

@@ -1,0 +1,120 @@
+"""How far a run has come, how long it will take, and of how many steps it consists."""
+
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefopt.distributed.checkpoint import TRAINER_STATE, list_complete
+from prefopt.run_directory import RunDirectory
+from prefopt.state.tail import as_count, as_number, read_end, read_last
+
+STATE_BYTES = 1 << 14
+"""The end of trainer_state.json, behind its log of all steps, that holds `max_steps`."""
+MAX_STEPS = re.compile(rb'^  "max_steps": (\d+)', re.MULTILINE)
+TRAINER_GROUP = re.compile(r"^trainer:\n((?: .*\n)+)", re.MULTILINE)
+SETTING = re.compile(r"^  (\w+): (.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The last training line of metrics.jsonl.
+
+    Attributes:
+        step: Optimizer steps done.
+        time_s: Training time over all attempts, seconds.
+        loss: Mean training loss since the line before; None if it was not finite.
+        age_s: Seconds since metrics.jsonl was written to.
+    """
+
+    step: int
+    time_s: float
+    loss: float | None
+    age_s: float
+
+    @property
+    def step_s(self) -> float:
+        """Seconds per step, evaluations and checkpoints included."""
+        return self.time_s / self.step if self.step else 0.0
+
+    def eta_s(self, total: int) -> float | None:
+        """Seconds from now until the last step, by the mean over all steps; None before the first."""
+        if not self.step or not self.time_s:
+            return None
+        return max(0.0, (total - self.step) * self.step_s - self.age_s)
+
+
+def read_progress(run: RunDirectory, now: float) -> Progress | None:
+    """The progress of a run that has written a training line; `now`: seconds since the epoch."""
+    line = read_last(run.metrics, _is_training)
+    if line is None:
+        return None
+    try:
+        age_s = max(0.0, now - os.stat(run.metrics).st_mtime)
+    except OSError:
+        age_s = 0.0
+    return Progress(line["step"], as_number(line["time_s"]) or 0.0, as_number(line.get("loss")), age_s)
+
+
+def _is_training(line: dict[str, Any]) -> bool:
+    is_whole = as_count(line.get("step")) is not None and as_number(line.get("time_s")) is not None
+    return is_whole and "split" not in line
+
+
+def read_trainer_settings(run: RunDirectory) -> dict[str, str]:
+    """The settings of the group `trainer`, as they stand in config.yaml; empty if there is none.
+
+    Read as lines, since `to_yaml` writes one per setting, and a thousand YAML documents take seconds.
+    """
+    try:
+        text = run.config.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    group = TRAINER_GROUP.search(text)
+    return dict(SETTING.findall(group[1])) if group is not None else {}
+
+
+def count_steps(run: RunDirectory, settings: dict[str, str]) -> int | None:
+    """Optimizer steps of the whole run; None where nothing tells.
+
+    They are set, or follow from the rows of an epoch. Where batches are planned by tokens or lengths, only a
+    checkpoint knows.
+
+    Args:
+        run: Its folder.
+        settings: Of `read_trainer_settings`.
+    """
+    planned = settings.get("max_steps", "null")
+    if planned.isdecimal():
+        return int(planned)
+    if settings.get("tokens_per_device") == "null" and settings.get("batch_order") == "random":
+        counted = _count_by_rows(run, settings)
+        if counted is not None:
+            return counted
+    return _read_from_checkpoint(run.checkpoints)
+
+
+def _count_by_rows(run: RunDirectory, settings: dict[str, str]) -> int | None:
+    """What `DurableTrainer.total_steps` counts: a step takes its rows, and the last one of an epoch may be short."""
+    try:
+        provenance = json.loads(run.provenance.read_bytes())
+        num_rows = provenance["data"]["tokenized"]["train"]["num_kept"]
+        size = provenance["step_size"]
+        per_step = size["per_device"] * size["accumulation"] * size["num_ranks"]
+        steps: int = math.ceil(float(settings["num_epochs"]) * math.ceil(num_rows / per_step))
+        return steps
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, OverflowError):
+        return None
+
+
+def _read_from_checkpoint(folder: Path) -> int | None:
+    """`max_steps` of the newest checkpoint."""
+    try:
+        newest = list_complete(folder)[-1]
+    except (OSError, IndexError):
+        return None
+    found = MAX_STEPS.search(read_end(newest / TRAINER_STATE, STATE_BYTES)[0])
+    return int(found[1]) if found is not None else None

@@ -1,0 +1,169 @@
+"""The state of runs for people: a table on a terminal, plain lines elsewhere, and what to do next."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prefopt.state.advice import Advice
+from prefopt.state.look import View
+from prefopt.state.records import OVER, Group, Kind, RunStatus, Word
+from prefopt.state.wording import clean, clean_name, describe_time, quote
+
+MANY = 20
+"""Runs of a group above which those that are over are only counted."""
+LIMIT = 50
+"""Rows of a group's table."""
+ORDER = {word: number for number, word in enumerate(Word)}
+STYLES = {
+    Word.failed: "bold red",
+    Word.stopped: "bold red",
+    Word.diverged: "bold red",
+    Word.killed: "bold red",
+    Word.damaged: "bold red",
+    Word.running: "blue",
+    Word.preempted: "yellow",
+    Word.queued: "cyan",
+    Word.not_begun: "dim",
+    Word.pruned: "magenta",
+    Word.done: "green",
+}
+WIDE, MEDIUM = 100, 60
+"""Columns of a terminal below which the table goes without the loss, and without steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The runs of a group that are listed, and how many are not."""
+
+    rows: list[RunStatus]
+    num_left_out: int = 0
+
+
+def print_view(view: View, advices: Sequence[Advice], console: Console, *, everything: bool) -> None:
+    """Prints a view: fitted to a terminal, in whole lines to anything else.
+
+    Args:
+        view: The runs.
+        advices: What to do next.
+        console: Where to.
+        everything: List every run.
+    """
+    for group, runs in view.groups:
+        console.print(_summary(group, runs), soft_wrap=True)
+        shown = choose(runs, everything=everything)
+        if console.is_terminal and shown.rows:
+            console.print(_table(shown.rows, console.width))
+        else:
+            for run in shown.rows:
+                console.print(_line(run), soft_wrap=True)
+        if shown.num_left_out:
+            console.print(Text(f"and {shown.num_left_out:,} more; --all lists them", "dim"), soft_wrap=True)
+        console.print()
+    for note in view.notes:
+        console.print(Text(f"note: {clean(note)}", "yellow"), soft_wrap=True)
+    if advices:
+        console.print(Text("What to do next", "bold"), soft_wrap=True)
+    for advice in advices:
+        parts = [f"  {advice.situation}: ", clean_name(advice.what)]
+        console.print(Text.assemble((parts[0], "bold"), parts[1]), soft_wrap=True)
+        if advice.command is not None:
+            console.print(Text(f"    {clean_name(advice.command)}", "green"), soft_wrap=True)
+
+
+def choose(runs: Sequence[RunStatus], *, everything: bool) -> Shown:
+    """The runs that are listed: all of a few, of many those that are not over, the most urgent first."""
+    if everything:
+        return Shown(list(runs))
+    is_listed = [run for run in runs if len(runs) <= MANY or run.word not in OVER]
+    rows = sorted(is_listed, key=lambda run: ORDER[run.word])
+    return Shown(rows[:LIMIT], max(0, len(rows) - LIMIT))
+
+
+def count_words(runs: Sequence[RunStatus]) -> dict[str, int]:
+    """How many runs are in each state, the most urgent first; states without runs are left out."""
+    counts = {word.value: sum(run.word is word for run in runs) for word in Word}
+    return {word: number for word, number in counts.items() if number}
+
+
+def _summary(group: Group, runs: Sequence[RunStatus]) -> Text:
+    own = [run for run in runs if run.place.kind is not Kind.reference]
+    references = [run for run in runs if run.place.kind is Kind.reference]
+    text = Text.assemble((clean_name(group.title), "bold"), "  ", _count_runs(group, own), ": ")
+    text.append_text(_counts(own))
+    if references:
+        text.append("; reference: ").append_text(_counts(references))
+    return text
+
+
+def _count_runs(group: Group, runs: Sequence[RunStatus]) -> str:
+    is_search = any(run.place.kind is Kind.trial for run in runs)
+    what = "trial" if is_search else "point" if group.is_sweep else "run"
+    return f"{len(runs):,} {what}{'' if len(runs) == 1 else 's'}"
+
+
+def _counts(runs: Sequence[RunStatus]) -> Text:
+    parts = [Text(f"{number:,} {word}", STYLES[Word(word)]) for word, number in count_words(runs).items()]
+    return Text(", ").join(parts) if parts else Text("none")
+
+
+def _table(runs: Sequence[RunStatus], width: int) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
+    table.add_column("state", no_wrap=True)
+    table.add_column("run", overflow="fold", min_width=12)
+    columns = {
+        "kind": [run.place.kind.value if run.place.kind is Kind.reference else "" for run in runs],
+        "step": [_steps(run) if width >= MEDIUM else "" for run in runs],
+        "ETA": [_eta(run) if width >= MEDIUM else "" for run in runs],
+        "loss": [_loss(run) if width >= WIDE else "" for run in runs],
+    }
+    columns = {head: cells for head, cells in columns.items() if any(cells)}
+    for head in columns:
+        table.add_column(head, justify="left" if head == "kind" else "right", no_wrap=True)
+    table.add_column("", overflow="fold", min_width=12)
+    for number, run in enumerate(runs):
+        numbers = [] if width >= MEDIUM else [", ".join(_numbers(run))]
+        words = "\n".join(filter(None, [*numbers, run.why, _log(run)]))
+        cells = [Text(cells[number]) for cells in columns.values()]
+        table.add_row(Text(run.word.value, STYLES[run.word]), Text(clean_name(run.place.name)), *cells, Text(words))
+    return table
+
+
+def _line(run: RunStatus) -> Text:
+    """A run on one line of its own, in words that can be searched for."""
+    parts = [
+        f"{run.word.value:<9}",
+        clean_name(run.place.name),
+        f"kind {run.place.kind.value}" if run.place.kind is Kind.reference else "",
+        *_numbers(run),
+        run.why,
+        _log(run),
+    ]
+    return Text("  ".join(part for part in parts if part))
+
+
+def _numbers(run: RunStatus) -> list[str]:
+    named = {"step": _steps(run), "ETA": _eta(run), "loss": _loss(run)}
+    return [f"{name} {text}" for name, text in named.items() if text]
+
+
+def _eta(run: RunStatus) -> str:
+    return "" if run.eta_s is None else describe_time(run.eta_s)
+
+
+def _loss(run: RunStatus) -> str:
+    return "" if run.loss is None else f"{run.loss:.4f}"
+
+
+def _steps(run: RunStatus) -> str:
+    if run.step is None:
+        return ""
+    return f"{run.step}" if run.total is None else f"{run.step}/{run.total}"
+
+
+def _log(run: RunStatus) -> str:
+    """Where to read more of a run that somebody must look at."""
+    return f"log {quote(run.log)}" if run.needs_person and run.log is not None else ""

@@ -114,6 +114,17 @@ class WandbMode(Enum):
     offline = "offline"
 
 
+class LogArtifacts(Enum):
+    none = "none"
+    reference = "reference"
+    upload = "upload"
+
+
 class OffloadDevice(Enum):
     none = "none"
     cpu = "cpu"
+
+
+class ClusterKind(Enum):
+    local = "local"
+    slurm = "slurm"

@@ -17,6 +17,7 @@ from prefopt.choices import (
     DataFormat,
     EngineName,
     FDivergence,
+    LogArtifacts,
     LoggerName,
     LossOn,
     OffloadDevice,
@@ -372,10 +373,24 @@ class LoggerConfig:
     """W&B user or team; unset: the key's own."""
     group: str | None = None
     """W&B group; default: the experiment's name."""
+    job_type: str | None = None
+    """W&B job type; unset: the algorithm's name."""
     tags: list[str] = field(default_factory=list)
-    """W&B tags."""
+    """W&B tags, of 1 to 64 letters each."""
+    parent: str | None = None
+    """Run that this one starts from, by folder or name. Unset: the one in whose folder `model.path` lies, if any."""
     mode: WandbMode = WandbMode.auto
     """auto: online when an API key is found, else offline. Never asks."""
+    log_artifacts: LogArtifacts = LogArtifacts.reference
+    """Model and data as W&B artifacts: none, reference (paths, sizes and checksums), or upload (their content too)."""
+
+    def __post_init__(self) -> None:
+        bad = [tag for tag in self.tags if not 1 <= len(tag) <= 64]
+        require(not bad, f"logger.tags: W&B allows 1 to 64 letters per tag, found {bad[:1]}.")
+        require(
+            0 < len(self.project) <= 128 and not set(self.project) & set("/\\#?%:"),
+            f"logger.project: 1 to 128 letters without / \\ # ? % :, found {self.project!r}.",
+        )
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,6 @@
 import hashlib
 import platform
 import shlex
-import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from prefopt.distributed.ranks import world_size
 from prefopt.paths import resolve
 from prefopt.schema import TrainConfig
+from prefopt.tracking.code_state import CodeState
 
 PACKAGES = (
     "prefopt",
@@ -31,7 +31,7 @@ def collect(config: TrainConfig, data: dict[str, Any], command: str) -> dict[str
     """Everything needed to say what ran. `data`: the fingerprints and counts of the loaded examples."""
     return {
         "command": command,
-        **_git(),
+        **_describe(CodeState.read()),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "python": platform.python_version(),
         "hardware": _hardware(),
@@ -48,22 +48,8 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _git() -> dict[str, str | None]:
-    """Commit of the working directory and a hash of what is not committed; None outside a repository."""
-    commit = _run_git("rev-parse", "HEAD")
-    diff = _run_git("diff", "HEAD") if commit else None
-    return {
-        "git_commit": commit.strip() if commit else None,
-        "git_diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
-    }
-
-
-def _run_git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+def _describe(code: CodeState) -> dict[str, str | None]:
+    return {"git_commit": code.commit, "git_remote": code.remote, "git_diff_sha256": code.diff_sha256}
 
 
 def _version(package: str) -> str | None:

@@ -1,59 +1,141 @@
-"""The mirror in Weights & Biases: offline without a key, never a prompt, never the reason for a lost run."""
+"""The mirror in Weights & Biases: offline without a key, never a prompt, never the reason for a lost run.
+
+What is sent, and what is not, is in docs/wandb.md.
+"""
 
 import hashlib
 import logging
-import netrc
 import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
-from urllib.parse import urlparse
 
-from prefopt.choices import LoggerName, WandbMode
-from prefopt.config import as_dict
+from prefopt.choices import LogArtifacts, LoggerName, WandbMode
+from prefopt.composition import as_dict
+from prefopt.distributed.preemption import EXIT_CODE, Preempted
 from prefopt.files import write_text
-from prefopt.run_directory import RunDirectory
+from prefopt.run_directory import RunDirectory, RunTakenOverError
 from prefopt.schema import TrainConfig
+from prefopt.tracking.artifacts import build_data, build_model
+from prefopt.tracking.credentials import has_api_key
+from prefopt.tracking.lineage import Parent, find_parent
+from prefopt.tracking.service import kill_services
 
 logger = logging.getLogger(__name__)
 
 INIT_TIMEOUT_S = 30
+FINISH_TIMEOUT_S = 15
+"""How long W&B may go on uploading when a run ends; torchrun kills a rank 30 s after another one has ended."""
+SERVICE_TIMEOUT_S = 5
+"""How long W&B's service may take beyond that to say so, and then to end: it can hang in a request (0.31)."""
+UPLOAD_TIMEOUT_S = 3600
+"""How long `logger.log_artifacts=upload` may take at the end of a run."""
+INCOMPLETE = "incomplete"
+"""In the folder of an online session: not all of it has reached the server."""
+SHOWN_OF_SLURM = {
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_CLUSTER_NAME",
+    "SLURM_JOB_ID",
+    "SLURM_JOB_NAME",
+    "SLURM_JOB_NODELIST",
+    "SLURM_JOB_NUM_NODES",
+    "SLURM_JOB_PARTITION",
+    "SLURM_NTASKS",
+    "SLURM_RESTART_COUNT",
+}
+"""W&B's client records every variable of this prefix; the rest, such as the credentials in SLURM_JWT, stay here."""
 
 
-def start_wandb(config: TrainConfig, run: RunDirectory) -> "WandbMirror | None":
-    """Opens the run's W&B run, the same one on every attempt; None with logger=none. Rank 0 only."""
+def start_wandb(config: TrainConfig, run: RunDirectory, *, job_type: str | None = None) -> "WandbMirror | None":
+    """Opens the run's W&B run, the same one on every attempt; None with logger=none. Rank 0 only.
+
+    Args:
+        config: Of the run.
+        run: Its folder, with provenance.json.
+        job_type: Where `logger.job_type` is unset; None for the algorithm's name.
+    """
     if config.logger.name is LoggerName.none or is_disabled():
         return None
-    import wandb  # slow to import, and not every run wants it
-
     if not run.wandb_id.exists():
         new = hashlib.sha256(str(run.path.resolve()).encode() + os.urandom(8)).hexdigest()[:16]
         write_text(run.wandb_id, new)
-    mode = choose_mode(config.logger.mode)
+    mirror = _start(
+        config,
+        run,
+        id=run.read_wandb_id(),
+        name=config.run.name,
+        job_type=config.logger.job_type or job_type or config.algorithm.name.value,
+        parent=find_parent(config),
+    )
+    if mirror is not None:
+        mirror.describe()
+    return mirror
+
+
+def record_evaluation(config: TrainConfig, run: RunDirectory, report: dict[str, Any]) -> None:
+    """Records a later evaluation of a run as a W&B run of its own, of job type eval.
+
+    The same evaluation made twice goes to the same W&B run.
+    """
+    if config.logger.name is LoggerName.none or is_disabled():
+        return
+    settings = str([as_dict(config.evaluation), config.data.held_out])
+    mirror = _start(
+        config,
+        run,
+        id=hashlib.sha256(f"{run.read_wandb_id() or run.path.resolve()} {settings}".encode()).hexdigest()[:16],
+        name=f"{run.path.resolve().name}-eval",
+        job_type="eval",
+        parent=Parent.of_run(run),
+    )
+    if mirror is not None:
+        mirror.finish(report, with_model=False)
+
+
+def _start(
+    config: TrainConfig, run: RunDirectory, *, parent: Parent | None, **of_session: str | None
+) -> "WandbMirror | None":
+    import wandb  # slow to import, and not every run wants it
+
+    provenance = run.read_provenance()
     arguments: dict[str, Any] = {
         "project": config.logger.project,
         "entity": config.logger.entity,
         "group": config.logger.group,
-        "job_type": config.algorithm.name.value,
-        "name": config.run.name,
         "tags": config.logger.tags,
-        "config": as_dict(config),
+        "config": {**as_dict(config), **({"parent_run": asdict(parent)} if parent else {})},
         "dir": str(run.path),
-        "id": run.read_wandb_id(),
         "resume": "allow",
-        "settings": wandb.Settings(init_timeout=INIT_TIMEOUT_S, silent=True, console="off"),
+        "settings": wandb.Settings(
+            init_timeout=INIT_TIMEOUT_S,
+            finish_timeout=FINISH_TIMEOUT_S,
+            finish_timeout_raises=True,
+            silent=True,
+            console="off",
+            disable_git=True,  # it would record the repository of the run's folder, and a diff of any size
+            git_commit=provenance.get("git_commit") if shows_code() else None,
+            git_remote_url=provenance.get("git_remote") if shows_code() else None,
+        ),
+        **of_session,
     }
+    mode = choose_mode(config.logger.mode)
     session = _open(mode, arguments)
     if session is None and mode == "online":
-        logger.warning("W&B: this attempt is recorded offline; upload it later with wandb sync.")
-        wandb.teardown()  # the failed attempt still holds the run's id
+        logger.warning("W&B: this attempt is recorded offline; upload it later with prefopt sync %s", run.path)
+        _end_service()  # the failed attempt still holds the run's id
         mode = "offline"
         session = _open(mode, arguments)
     if session is None:
         logger.warning("W&B: nothing is mirrored; metrics.jsonl has every record.")
         return None
-    where = session.url if mode == "online" else f"offline, under {run.path / 'wandb'}; upload later with wandb sync"
+    where = session.url if mode == "online" else f"offline; upload it later with prefopt sync {run.path}"
     logger.info("W&B: %s", where)
-    return WandbMirror(session)
+    return WandbMirror(session, config, run, parent)
 
 
 def _open(mode: Literal["online", "offline"], arguments: dict[str, Any]) -> Any:
@@ -61,18 +143,39 @@ def _open(mode: Literal["online", "offline"], arguments: dict[str, Any]) -> Any:
     import wandb
 
     try:
-        return wandb.init(mode=mode, **arguments)
+        with _few_of_slurm():
+            return wandb.init(mode=mode, **arguments)
     except Exception as error:  # the tracker's own failures are many, and none may stop a run
         logger.warning("W&B: could not start %s: %s", mode, str(error).splitlines()[0] if str(error) else error)
         return None
 
 
+@contextmanager
+def _few_of_slurm() -> Iterator[None]:
+    """Hides all but `SHOWN_OF_SLURM` of SLURM's variables from what is started in this block."""
+    names = [name for name in os.environ if name.startswith("SLURM_") and name not in SHOWN_OF_SLURM]
+    hidden = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
 def is_disabled() -> bool:
     """True if the environment switches W&B off."""
-    off = os.environ.get("WANDB_MODE") == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true")
+    off = os.environ.get("WANDB_MODE") == "disabled" or _is_set("WANDB_DISABLED")
     if off:
         logger.info("W&B: off, as WANDB_MODE or WANDB_DISABLED says")
     return off
+
+
+def shows_code() -> bool:
+    """True unless the environment keeps the code's state from W&B."""
+    return not (_is_set("WANDB_DISABLE_GIT") or _is_set("WANDB_DISABLE_CODE"))
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true")
 
 
 def choose_mode(mode: WandbMode) -> Literal["online", "offline"]:
@@ -83,51 +186,129 @@ def choose_mode(mode: WandbMode) -> Literal["online", "offline"]:
     return "online" if has_api_key() else "offline"
 
 
-def has_api_key() -> bool:
-    """True if the environment or the user's netrc file holds a W&B key (its value is not kept)."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return netrc.netrc(str(path)).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
 class WandbMirror:
-    """Sends records under the names that transformers' own callback uses: `train/...` and `eval/...`."""
+    """Sends records under the names that transformers' own callback uses: `train/...` and `eval/...`.
 
-    def __init__(self, session: Any) -> None:
+    As a context manager it ends the session of a run that ends early, so that its last records are not lost.
+    """
+
+    def __init__(self, session: Any, config: TrainConfig, run: RunDirectory, parent: Parent | None = None) -> None:
         self._session = session
-        session.define_metric("train/global_step")
-        session.define_metric("*", step_metric="train/global_step", step_sync=True)
+        self._config = config
+        self._run = run
+        self._parent = parent
+        self._has_failed = False
+
+    def __enter__(self) -> "WandbMirror":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, RunTakenOverError):  # the W&B run is the other process's now
+            return
+        is_stopped = isinstance(error, Preempted | KeyboardInterrupt)
+        if is_stopped:
+            with self._guarded("the stop"):
+                self._session.mark_preempting()
+        self.close(EXIT_CODE if is_stopped else 1)
+
+    def describe(self) -> None:
+        """Says what the records are plotted against, which code runs on which data, and from which run it starts."""
+        with self._guarded("the axis of the metrics"):
+            self._session.define_metric("train/global_step")
+            self._session.define_metric("*", step_metric="train/global_step", step_sync=True)
+        if self._parent is not None:
+            self.summarise({"parent_run": self._parent.name})
+        if shows_code() and self._run.diff.exists():
+            with self._guarded("the diff"):
+                self._session.save(str(self._run.diff), base_path=str(self._run.path), policy="now")
+        if self._config.logger.log_artifacts is not LogArtifacts.none:
+            with self._guarded("the data"):
+                artifact = build_data(self._config, self._run.read_provenance().get("data", {}))
+                # As an input of the run. The public way, use_artifact, waits for the server and refuses offline runs.
+                self._session._log_artifact(artifact, use_after_commit=True)
 
     def log(self, record: dict[str, Any]) -> None:
+        """Sends a line of metrics.jsonl."""
         prefix = "eval" if "split" in record else "train"
         values = {f"{prefix}/{key}": v for key, v in record.items() if key not in ("step", "split")}
-        self._guarded("log", {**values, "train/global_step": record["step"]})
+        with self._guarded("a record"):
+            self._session.log({**values, "train/global_step": record["step"]})
 
-    def finish(self, report: dict[str, Any]) -> None:
-        """Adds the report's numbers to the summary and its samples as a table, and ends the session."""
+    def summarise(self, values: dict[str, Any]) -> None:
+        """Adds values to the run's summary, the columns of W&B's table of runs."""
+        with self._guarded("the summary"):
+            self._session.summary.update(values)
+
+    def finish(self, report: dict[str, Any], *, with_model: bool = True) -> None:
+        """Adds the report's numbers to the summary, its samples as a table and the model, and ends the session."""
         import wandb
 
-        try:
-            summary = {"decision": report["decision"], **_values(report["held_out"], "held_out")}
-            self._session.summary.update({**summary, **_values(report.get("drift") or {}, "drift")})
-            columns: list[str | int] = ["prompt", "base", "tuned", "chosen"]
-            rows: list[Any] = [[sample.get(column) for column in columns] for sample in report.get("samples") or []]
-            if rows:
+        summary = {"decision": report["decision"], **_values(report["held_out"], "held_out")}
+        summary |= _values(report.get("drift") or {}, "drift")
+        self.summarise(summary)
+        columns: list[str | int] = ["prompt", "base", "tuned", "chosen"]
+        rows: list[Any] = [[sample.get(column) for column in columns] for sample in report.get("samples") or []]
+        if rows:
+            with self._guarded("the samples"):
                 self._session.log({"samples": wandb.Table(columns=columns, data=rows)})
-            self._session.finish()
-        except Exception as error:  # see _open
-            logger.warning("W&B: the summary could not be recorded (%s).", error)
+        how = self._config.logger.log_artifacts
+        if with_model and how is not LogArtifacts.none and self._run.model.is_dir():
+            with self._guarded("the model"):
+                logged = self._session.log_artifact(build_model(self._config, self._run.model, summary))
+                if how is LogArtifacts.upload and not self._session.offline:
+                    logged.wait(UPLOAD_TIMEOUT_S)
+        self.close(0)
 
-    def _guarded(self, name: str, *arguments: Any) -> None:
+    def close(self, exit_code: int) -> None:
+        """Ends the session with the exit code that W&B shows. What is not uploaded in time stays on disk."""
+        problems: list[Exception] = []
+
+        def end() -> None:
+            try:
+                self._session.finish(exit_code=exit_code)
+            except Exception as error:  # see _open
+                problems.append(error)
+
+        has_ended = _ends_within(FINISH_TIMEOUT_S + SERVICE_TIMEOUT_S, end)
+        if not has_ended or any(isinstance(problem, TimeoutError) for problem in problems):
+            with self._guarded("the mark of an incomplete upload"):
+                (Path(self._session.settings.sync_dir) / INCOMPLETE).touch()
+            logger.warning("W&B: not all was uploaded in time; prefopt sync %s goes on", self._run.path)
+        elif problems:
+            logger.warning("W&B: the session could not be ended (%s).", problems[0])
+        _end_service(exit_code)  # it writes the last records after finish has returned
+
+    @contextmanager
+    def _guarded(self, what: str) -> Iterator[None]:
+        """Lets no failure out, and says the first one."""
         try:
-            getattr(self._session, name)(*arguments)
+            yield
         except Exception as error:  # see _open
-            logger.warning("W&B: %s failed (%s); metrics.jsonl has the record.", name, error)
+            level = logging.DEBUG if self._has_failed else logging.WARNING
+            logger.log(level, "W&B: %s could not be recorded (%s); metrics.jsonl has every record.", what, error)
+            self._has_failed = True
+
+
+def _end_service(exit_code: int = 0) -> None:
+    """Ends the process that W&B's client works in; one that hangs is killed."""
+    import wandb
+
+    def end() -> None:
+        with suppress(Exception, SystemExit):  # it leaves Python if the service has failed
+            wandb.teardown(exit_code)
+
+    if not _ends_within(SERVICE_TIMEOUT_S, end):
+        kill_services(os.getpid())
+
+
+def _ends_within(seconds: float, work: Callable[[], None]) -> bool:
+    """True if `work` came to its end in time; otherwise it goes on aside and holds nothing up."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
 
 
 def _values(block: dict[str, Any], prefix: str) -> dict[str, float]:

@@ -1,0 +1,230 @@
+"""Entry point: W&B sessions recorded offline → the W&B server. `python -m prefopt.sync --help` shows the use."""
+
+import argparse
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from rich.console import Console
+
+from prefopt.distributed.lock import RunLock, find_holder
+from prefopt.entry import run_entry
+from prefopt.errors import UserError
+from prefopt.run_directory import RunDirectory
+from prefopt.tracking.console import build_console
+from prefopt.tracking.credentials import base_url, has_api_key
+from prefopt.tracking.sessions import Outcome, Session, find_sessions
+
+HELP = """Upload what W&B recorded offline, such as on compute nodes without a network.
+
+  prefopt sync runs/<sweep>           every run of a sweep
+  prefopt sync runs                   every run and every sweep there
+  prefopt sync runs/<name> ...        these runs
+
+Attempts at a run become one W&B run, in their order. What was uploaded is not uploaded again; a run that is still
+going on is left for later. Exit code 1 if something could not be uploaded: the same command tries again."""
+
+DEPTH = 2
+"""Folders between what was named and a run: the runs' root holds sweeps, and a sweep holds runs."""
+REACH_TIMEOUT_S = 10
+
+
+class SyncState(Enum):
+    """What has become of a run's sessions."""
+
+    uploaded = "uploaded"
+    unchanged = "nothing new"
+    later = "later"
+    failed = "failed"
+
+
+@dataclass(frozen=True)
+class RunSync:
+    """A line of the table.
+
+    Attributes:
+        run: The run's folder.
+        sessions: How many sessions it has, and how many of them were uploaded now.
+        state: What has become of them.
+        detail: Why, where that is not plain.
+        url: Where the run can be seen, as far as this machine knows.
+    """
+
+    run: Path
+    sessions: tuple[int, int]
+    state: SyncState
+    detail: str = ""
+    url: str = ""
+
+
+def main(argv: list[str]) -> None:
+    """Uploads all that is not uploaded.
+
+    Raises:
+        UserError: Nothing there to upload, no key, or no way to the server.
+        SystemExit: With code 1 if a run could not be uploaded.
+    """
+    parser = argparse.ArgumentParser("prefopt.sync", None, HELP, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of runs or sweeps, or one that holds them")
+    parser.add_argument("-n", "--jobs", type=int, default=4, help="runs that are uploaded at a time (4)")
+    parser.add_argument("--timeout-s", type=float, default=1800, help="seconds that one session may take (1800)")
+    options = parser.parse_args(argv)
+    if options.jobs < 1 or options.timeout_s <= 0:
+        raise UserError("--jobs must be >= 1 and --timeout-s > 0.")
+    runs = find_runs(options.folders)
+    sessions = {run: find_sessions(run) for run in runs}
+    recorded = [run for run in runs if sessions[run]]
+    if not recorded:
+        raise UserError(
+            f"{', '.join(map(str, options.folders))}: {len(runs)} runs, and W&B recorded none of them. "
+            "Runs with logger=none leave nothing to upload; metrics.jsonl has their records."
+        )
+    if any(session.is_pending() for run in recorded for session in sessions[run]):
+        check_server()
+    console = build_console()
+    results = sync_runs(recorded, jobs=options.jobs, timeout_s=options.timeout_s, console=console)
+    show(results, console)
+    if any(result.state is SyncState.failed for result in results):
+        raise SystemExit(1)
+
+
+def find_runs(folders: Iterable[Path]) -> list[Path]:
+    """The runs that `folders` are or hold, each once, by name.
+
+    Raises:
+        UserError: A folder that is not there, or that holds no run.
+    """
+    runs: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder. Give folders of runs or sweeps.")
+        found = list(_runs_in(folder, DEPTH))
+        if not found:
+            raise UserError(f"{folder}: holds no runs (no config.yaml in it or in its folders).")
+        for run in found:
+            runs.setdefault(run.resolve(), run)
+    return list(runs.values())
+
+
+def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
+    if RunDirectory(folder).config.is_file():
+        yield folder
+    elif depth > 0:
+        for child in sorted(folder.iterdir()):
+            if child.is_dir() and not child.name.startswith("."):
+                yield from _runs_in(child, depth - 1)
+
+
+def check_server() -> None:
+    """Refuses early what every single upload would fail of.
+
+    Raises:
+        UserError: No key can be found, or the server cannot be reached.
+    """
+    server = base_url()
+    if not has_api_key():
+        raise UserError(
+            f"no key for {server} was found. Run `wandb login` once on this machine, or set WANDB_API_KEY "
+            "(and WANDB_BASE_URL for a server of your own)."
+        )
+    try:
+        urllib.request.urlopen(urllib.request.Request(server, method="HEAD"), timeout=REACH_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return  # an answer all the same
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):
+            return  # W&B's client has its own settings for certificates
+        raise UserError(
+            f"{server} cannot be reached from here ({reason}). Run this where there is a network, such as on a login "
+            "node, or set WANDB_BASE_URL."
+        ) from error
+
+
+def sync_runs(runs: Sequence[Path], *, jobs: int, timeout_s: float, console: Console) -> list[RunSync]:
+    """Uploads what is pending in these runs, several at a time, and says so run by run."""
+    results: dict[Path, RunSync] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        tasks = {pool.submit(sync_run, run, timeout_s): run for run in runs}
+        try:
+            for number, task in enumerate(as_completed(tasks), start=1):
+                result = results[tasks[task]] = task.result()
+                if result.state is not SyncState.unchanged:
+                    console.print(f"{number}/{len(runs)}  {result.run}: {_words(result)}", highlight=False)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [results[run] for run in runs]
+
+
+def sync_run(run: Path, timeout_s: float) -> RunSync:
+    """Uploads the pending sessions of one run in their order; at the first that fails the rest must wait."""
+    sessions = find_sessions(run)
+
+    def without_upload(state: SyncState, reason: str) -> RunSync:
+        return RunSync(run, (len(sessions), 0), state, reason)
+
+    holder = find_holder(run)
+    if holder is not None:
+        return without_upload(SyncState.later, f"running: in use by {holder}")
+    folder = run / "wandb"
+    try:
+        with RunLock(folder):  # two uploads at once would send everything twice
+            return _upload(run, find_sessions(run), timeout_s)
+    except (UserError, OSError) as error:
+        holder = find_holder(folder)
+        if holder is not None:
+            return without_upload(SyncState.later, f"being uploaded by {holder}")
+        return without_upload(SyncState.failed, str(error))
+
+
+def _upload(run: Path, sessions: Sequence[Session], timeout_s: float) -> RunSync:
+    num_uploaded, details = 0, []
+    url = next((found for session in reversed(sessions) if (found := session.find_url())), "")
+    for session in sessions:
+        if not session.is_pending():
+            continue
+        upload = session.upload(timeout_s)
+        url = upload.url or url
+        if upload.outcome is Outcome.failed:
+            detail = f"{session.folder.name}: {upload.reason}"
+            return RunSync(run, (len(sessions), num_uploaded), SyncState.failed, detail, url)
+        num_uploaded += upload.outcome is not Outcome.empty
+        if upload.outcome is Outcome.cut:
+            details.append(f"{session.folder.name}: {upload.outcome.value}")
+    state = SyncState.uploaded if num_uploaded else SyncState.unchanged
+    return RunSync(run, (len(sessions), num_uploaded), state, "; ".join(details), url)
+
+
+def show(results: Sequence[RunSync], console: Console) -> None:
+    """Prints the table, why something is not uploaded, and what it adds up to."""
+    rows = [("run", "sessions", "state", "W&B")]
+    for result in results:
+        total, new = result.sessions
+        rows.append((str(result.run), f"{total} ({new} new)" if new else str(total), result.state.value, result.url))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        console.print(line.rstrip(), markup=False, highlight=False)
+    for result in results:
+        if result.detail:
+            console.print(f"{result.run}: {_words(result)}", style=_style(result.state), markup=False, highlight=False)
+    counts = {state: sum(result.state is state for result in results) for state in SyncState}
+    console.print(", ".join(f"{number} {state.value}" for state, number in counts.items() if number), highlight=False)
+
+
+def _words(result: RunSync) -> str:
+    return f"{result.state.value} ({result.detail})" if result.detail else result.state.value
+
+
+def _style(state: SyncState) -> str:
+    return {SyncState.failed: "red", SyncState.later: "yellow"}.get(state, "")
+
+
+if __name__ == "__main__":
+    run_entry(main)

@@ -1,0 +1,88 @@
+"""Data and models as W&B artifacts: by reference (path, size, checksum), or with their content."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prefopt.choices import LogArtifacts
+from prefopt.data.files import HUB, find_files
+from prefopt.schema import TrainConfig
+
+MAX_NAME = 128
+"""Letters that W&B allows in an artifact's name."""
+HUB_URL = "https://huggingface.co/datasets/"
+
+
+def build_data(config: TrainConfig, described: dict[str, Any]) -> Any:
+    """The files of `data.train`, `data.held_out` and `evaluation.pairs` as one artifact of type dataset.
+
+    Args:
+        config: Names the files; what comes from the hub is named by its address.
+        described: Digests and counts, for the artifact's metadata.
+    """
+    import wandb
+
+    specs = {"train": config.data.train, "held_out": config.data.held_out, "pairs": config.evaluation.pairs}
+    artifact = wandb.Artifact(_plain(f"data-{_label(config.data.train)}"), type="dataset", metadata=described)
+    for split, spec in specs.items():
+        names: set[str] = set()
+        for number, source in enumerate(_sources(spec)):
+            own = source.name if isinstance(source, Path) else source.rpartition("/")[2]
+            name = f"{split}/{own}" if own not in names else f"{split}/{number}/{own}"
+            names.add(own)
+            if isinstance(source, Path):
+                _add(artifact, source, name, config.logger.log_artifacts)
+            else:
+                artifact.add_reference(source, name=name, checksum=False)  # of an address: the network is not asked
+    return artifact
+
+
+def build_model(config: TrainConfig, folder: Path, described: dict[str, Any]) -> Any:
+    """A run's final model or adapter as an artifact of type model, named after the run.
+
+    Args:
+        config: Of the run.
+        folder: Its `model/`.
+        described: What the report says of it, for the artifact's metadata.
+    """
+    import wandb
+
+    base = {"base": config.model.path, "algorithm": config.algorithm.name.value, "peft": config.peft.method.value}
+    artifact = wandb.Artifact(_plain(f"model-{config.run.name}"), type="model", metadata={**base, **described})
+    _add(artifact, folder, None, config.logger.log_artifacts)
+    return artifact
+
+
+def _add(artifact: Any, path: Path, name: str | None, how: LogArtifacts) -> None:
+    if how is LogArtifacts.reference:
+        artifact.add_reference(path.resolve().as_uri(), name=name)
+    elif path.is_dir():
+        artifact.add_dir(str(path), name=name, skip_cache=True, policy="immutable")  # no copies of what lies still
+    else:
+        artifact.add_file(str(path), name=name, skip_cache=True, policy="immutable")
+
+
+def _sources(spec: Any) -> Iterator[Path | str]:
+    """Files and folders as paths, data sets of the hub as addresses."""
+    for item in spec if isinstance(spec, list | tuple) else [spec]:
+        if item is None:
+            continue
+        if str(item).startswith(HUB):
+            yield HUB_URL + str(item).removeprefix(HUB).partition(":")[0]
+        else:
+            yield from find_files(str(item))
+
+
+def _label(spec: Any) -> str:
+    """Folder and name of the first file, or the id on the hub: what people call a data set."""
+    first = str(spec[0] if isinstance(spec, list | tuple) else spec)
+    if first.startswith(HUB):
+        return first.removeprefix(HUB).partition(":")[0]
+    path = find_files(first)[0].resolve()
+    return f"{path.parent.name}-{path.name.partition('.')[0]}"
+
+
+def _plain(name: str) -> str:
+    """The name in the letters that W&B allows."""
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:MAX_NAME]

@@ -1,0 +1,53 @@
+"""Which run another one starts from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefopt.errors import UserError
+from prefopt.paths import resolve
+from prefopt.run_directory import RunDirectory
+from prefopt.schema import TrainConfig
+
+DEPTH = 3
+"""Folders from a checkpoint, `<run>/checkpoints/step-<n>`, up to its run, itself included."""
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The run that a run starts from.
+
+    Attributes:
+        name: Its name.
+        path: Its folder; None if it is known by name alone.
+        wandb_id: Its id in Weights & Biases; None without one.
+    """
+
+    name: str
+    path: str | None = None
+    wandb_id: str | None = None
+
+    @classmethod
+    def of_run(cls, run: RunDirectory) -> "Parent":
+        return cls(run.path.resolve().name, str(run.path.resolve()), run.read_wandb_id())
+
+
+def find_parent(config: TrainConfig) -> Parent | None:
+    """What `logger.parent` names, else the run in whose folder `model.path` lies, else None."""
+    named = config.logger.parent
+    if named is None:
+        run = _find_run(config.model.path)
+        return None if run is None else Parent.of_run(run)
+    run = _find_run(named) or _find_run(str(Path(config.run.root) / named))
+    return Parent(named) if run is None else Parent.of_run(run)
+
+
+def _find_run(path: str) -> RunDirectory | None:
+    """The run whose folder `path` is, or lies in as its model or checkpoint."""
+    try:
+        folder = resolve(path).resolve()
+    except UserError:  # `prefopt:` and nothing of that name
+        return None
+    if not folder.is_dir():
+        return None
+    runs = (RunDirectory(above) for above in [folder, *folder.parents][:DEPTH])
+    return next((run for run in runs if run.config.is_file() and run.status.is_file()), None)

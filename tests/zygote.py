@@ -55,7 +55,7 @@ class Ranks:
     def wait(self, timeout_s: float = DEADLINE_S) -> list[int]:
         """Waits for all ranks and returns their exit codes, negative for a signal.
 
-        When one fails, the others get SIGTERM and, 5 s later, SIGKILL, as torchrun does.
+        When one fails, the others get SIGTERM 10 s later and SIGKILL after that, as torchrun does.
         """
         deadline, grace = time.monotonic() + timeout_s, None
         while not self.poll():
@@ -64,7 +64,7 @@ class Ranks:
                 self.kill()
                 raise TimeoutError(f"the ranks did not end in {timeout_s} s:\n{self.output()}")
             if grace is None and any(code != 0 for code in self.codes.values()):
-                grace = now + 5
+                grace = now + 10
                 self.kill(signal.SIGTERM)
             elif grace is not None and now > grace:
                 self.kill()

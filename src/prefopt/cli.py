@@ -9,7 +9,12 @@ from prefopt.errors import UserError
 
 COMMANDS = {
     "train": "tune a model and report whether it became better",
+    "submit": "queue a run, a sweep or a chain on a cluster, or run it here",
+    "prepare": "compute what several runs share: tokens and reference log-probs",
     "evaluate": "measure a finished run again and rebuild its report",
+    "compare": "put runs side by side: a table, a page with curves, a CSV file",
+    "status": "show what state runs and sweeps are in, and what to do next",
+    "sync": "upload what W&B recorded offline",
 }
 
 USAGE = "usage: prefopt <command> [arguments]\n\ncommands:\n" + "".join(

@@ -4,9 +4,10 @@ import copy
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Tree:
             folder = Path(config_dir).expanduser().resolve()
             if not folder.is_dir():
                 raise UserError(f"--config-dir {config_dir}: no such folder.")
-            lines.append(f"hydra.searchpath=['file://{folder}']")
+            lines.append(f"hydra.searchpath=[{quote(f'file://{folder}')}]")
         try:
             with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
                 config = compose(self.primary, lines, return_hydra_config=True)
@@ -102,7 +103,7 @@ class Tree:
         key = override.key_or_group
         line = override.input_line or ""
         bare = line.lstrip("+")
-        if key == "experiment" or key.startswith("hydra.searchpath"):
+        if key.startswith("hydra.searchpath"):
             return line
         if key.startswith("hydra"):
             raise UserError(
@@ -112,16 +113,25 @@ class Tree:
             raise UserError(f"~{key}: a setting cannot be removed. Set it to a value (null where it allows one).")
         if override.is_sweep_override():
             raise UserError(f"{key}: one run takes one value, found a sweep ({override.input_line}).")
-        if any(key.startswith(f"{table}.") for table in self.open_tables):
+        if (shipped("conf") / key).is_dir() and not isinstance(override.value(), str | list | dict):
+            raise UserError(f"{bare}: an option is a name, one of the files in conf/{key}.")
+        if key == "experiment":
+            return line
+        if self.is_in_table(key):
             return f"++{bare}"
         if not self.knows(key):
             raise UserError(self.unknown(key))
+        if key in self._text_settings and isinstance(override.value(), bool | int | float):
+            return f"{key}={quote(bare.partition('=')[2].strip())}"  # else 007 would be 7, and 12_3 be 123
         return bare
 
     def knows(self, key: str) -> bool:
         """True for a setting, a group, or a key of an open table."""
-        is_open = any(key.startswith(f"{table}.") for table in self.open_tables)
-        return is_open or key in self.setting_names() or key in self.group_names()
+        return self.is_in_table(key) or key in self.setting_names() or key in self.group_names()
+
+    def is_in_table(self, key: str) -> bool:
+        """True for an open table and its keys."""
+        return any(key == table or key.startswith(f"{table}.") for table in self.open_tables)
 
     def group_names(self) -> list[str]:
         """The config groups."""
@@ -129,10 +139,19 @@ class Tree:
 
     def setting_names(self) -> list[str]:
         """Every dotted setting, of every variant."""
-        names: dict[str, None] = {}
+        return list(self._settings)
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        """The type of every dotted setting, of every variant."""
+        settings: dict[str, Any] = {}
         for root in self._roots():
-            names |= dict.fromkeys(_leaves(root, ""))
-        return list(names)
+            settings |= _leaves(root, "")
+        return settings
+
+    @cached_property
+    def _text_settings(self) -> set[str]:
+        return {name for name, kind in self._settings.items() if kind in (str, str | None)}
 
     def unknown(self, key: str) -> str:
         """The message for a setting that does not exist, with the nearest one that does."""
@@ -159,9 +178,10 @@ class Tree:
 
     def _readable(self, error: Exception) -> UserError:
         """Turns an error of Hydra or OmegaConf into ours: the setting first, then what is wrong with it."""
-        cause = error.__cause__ or error
-        if isinstance(cause, UserError):
-            return cause
+        if isinstance(error.__cause__, UserError):
+            return error.__cause__
+        # OmegaConf's own causes, which it sets in a debugger only, are messages that lack their values.
+        cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ is not None else error
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), None)
         where = re.match(r"In '([^']+)': ", str(error))
@@ -225,20 +245,20 @@ class Composed:
         """The dataclasses."""
         return self.tree.build(self.config)
 
-    def changed(self, settings: Mapping[str, Any]) -> "Composed":
+    def changed(self, settings: Iterable[tuple[str, Any]]) -> "Composed":
         """The same with single settings changed, as overrides after all others would: composing again is slow.
 
         Raises:
             UserError: An unknown or mistyped setting.
         """
         config = copy.deepcopy(self.config)
-        for key, value in settings.items():
-            in_table = any(key.startswith(f"{table}.") for table in self.tree.open_tables)
-            if not in_table and key not in self.tree.setting_names():
+        for key, value in settings:
+            in_table = self.tree.is_in_table(key)
+            if not self.tree.knows(key):
                 raise UserError(self.tree.unknown(key))
             try:
-                OmegaConf.set_struct(config, not in_table)
-                OmegaConf.update(config, key, value, merge=False)
+                OmegaConf.set_struct(config, True)
+                OmegaConf.update(config, key, value, merge=True, force_add=in_table)  # as Hydra does
             except OmegaConfBaseException as error:
                 raise self.tree._readable(error) from error
             OmegaConf.set_struct(config, False)
@@ -259,6 +279,12 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         ) from error
 
 
+def quote(text: str) -> str:
+    """Text as one value in Hydra's grammar, whatever it holds."""
+    escaped = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
+    return f"'{escaped}'"
+
+
 def as_dict(config: Any) -> Any:
     """Turns a configuration into plain values: enums become their member names, dataclasses become dicts."""
     if dataclasses.is_dataclass(config):
@@ -272,10 +298,11 @@ def as_dict(config: Any) -> Any:
     return config
 
 
-def _leaves(config: Any, prefix: str) -> list[str]:
-    names = []
+def _leaves(config: Any, prefix: str) -> dict[str, Any]:
+    """The type of every setting below `prefix`."""
+    found: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         name = f"{prefix}{f.name}"
-        names += _leaves(value, f"{name}.") if dataclasses.is_dataclass(value) else [name]
-    return names
+        found |= _leaves(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: f.type}
+    return found

@@ -10,6 +10,9 @@ from prefopt.distributed.preemption import EXIT_CODE, Preempted
 from prefopt.distributed.ranks import is_main
 from prefopt.errors import ToldByRank0, UserError
 
+USER_ERROR = 2
+"""Exit code of a `UserError`."""
+
 
 def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
     """Runs an entry point.
@@ -22,7 +25,7 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) 
     except UserError as error:
         if not isinstance(error, ToldByRank0) and group.is_first_to_say(str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
-        _exit(2)
+        _exit(USER_ERROR)
     except Preempted as error:
         if is_main():
             print(f"stopped on request ({error.reason}); the same command goes on", file=sys.stderr, flush=True)

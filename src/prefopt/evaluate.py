@@ -48,9 +48,11 @@ def main(argv: list[str]) -> None:
 
     from prefopt.evaluation.run import build_material, evaluate_run  # TRL, a matter of seconds
     from prefopt.report.console import print_report
+    from prefopt.tracking.wandb import record_evaluation
 
     report = evaluate_run(config, run, examples, build_material(config, examples))
     print_report(report, run.report / "report.html", console)
+    record_evaluation(config, run, report)
 
 
 def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:

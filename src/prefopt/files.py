@@ -35,6 +35,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Adds one object to a JSON-lines file; a last line cut by a kill is removed first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the objects of a JSON-lines file; a last line cut by a kill is left out.
 

@@ -33,6 +33,7 @@ class State(Enum):
     preempted = "preempted"
     failed = "failed"
     diverged = "diverged"
+    pruned = "pruned"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class RunDirectory:
     @property
     def provenance(self) -> Path:
         return self.path / "provenance.json"
+
+    @property
+    def diff(self) -> Path:
+        """What of the code was not committed; absent if everything was."""
+        return self.path / "diff.patch"
 
     @property
     def status(self) -> Path:
@@ -90,6 +96,11 @@ class RunDirectory:
     def model(self) -> Path:
         """The final model or adapter; present only when complete."""
         return self.path / "model"
+
+    @property
+    def slurm(self) -> Path:
+        """What belongs to the jobs that run it: script, logs, attempts. It outlives `run.overwrite`."""
+        return self.path / "slurm"
 
     @property
     def report(self) -> Path:
@@ -126,6 +137,11 @@ class RunDirectory:
         is_done = self.read_status().get("state") == State.done.value and self.model.is_dir()
         return is_done and not has_grown(read_config(self.config), config)
 
+    def why_pruned(self) -> str | None:
+        """Why a search has ended this run early, None for other runs."""
+        status = self.read_status()
+        return str(status["message"]) if status.get("state") == State.pruned.value else None
+
     def read_provenance(self) -> dict[str, Any]:
         """provenance.json, or an empty dict where there is none."""
         if not self.provenance.exists():
@@ -152,7 +168,7 @@ class RunDirectory:
         if not self.path.exists():
             return
         if not self.config.exists():
-            found = (path for path in self.path.rglob("*") if path.is_file())
+            found = (path for path in self.path.rglob("*") if path.is_file() and self.slurm not in path.parents)
             if any(path.suffix != PARTIAL and path != self.status for path in found):  # else killed as it began
                 raise UserError(f"{self.path}: exists and is no run of prefopt. Set run.name or run.root.")
             return
@@ -205,7 +221,7 @@ class RunDirectory:
         if not config.run.overwrite or not self.config.exists():
             return False
         earlier = read_config(self.config)
-        is_unfinished = self.read_status().get("state") != State.done.value
+        is_unfinished = self.read_status().get("state") not in (State.done.value, State.pruned.value)
         return is_unfinished and earlier.run.overwrite and fingerprint(earlier) == fingerprint(config)
 
     def _delete(self) -> None:
@@ -214,6 +230,9 @@ class RunDirectory:
             doomed = self.path.with_name(f".{self.path.name}.removed")
             shutil.rmtree(doomed, ignore_errors=True)
             self.path.rename(doomed)
+            if (doomed / self.slurm.name).exists():
+                self.path.mkdir()
+                (doomed / self.slurm.name).rename(self.slurm)
             shutil.rmtree(doomed)
 
     def _remove_half_written(self) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +23,8 @@ from prefopt.examples import Examples
 from prefopt.report.console import print_report
 from prefopt.run_directory import RunDirectory, RunTakenOverError, State
 from prefopt.schema import TrainConfig
+from prefopt.sweeps.pruning import PrunedError, end_pruned
+from prefopt.tracking.code_state import CodeState
 from prefopt.tracking.metrics import MetricsLog
 from prefopt.tracking.provenance import collect, command_line
 from prefopt.tracking.wandb import start_wandb
@@ -65,12 +67,19 @@ def train_and_report(
         data = {"sha256": examples.fingerprints(), **examples.tokenized.notes.to_dict()}
         provenance = collect(config, data, command_line("prefopt.train", argv))
         run.start(config, {**provenance, "step_size": kept or asdict(size)})
+        CodeState.read().write_diff(run.diff)
 
     on_main(start)
-    with recorded_end(run):
+    with ExitStack() as after, recorded_end(run):
         mirror = start_wandb(config, run) if is_main() else None
+        if mirror is not None:
+            after.push(mirror)  # it may take a while to end, and the status is to be on disk before
         log = MetricsLog(run.metrics, mirror) if is_main() else None
-        train(trainer, config, run, log, stop, console)
+        try:
+            train(trainer, config, run, log, stop, console)
+        except PrunedError as error:
+            end_pruned(error, run, mirror, console)
+            return
         del trainer  # its models, before the evaluation loads its own, whole ones
         release_memory()
         unset_hf_deepspeed_config()
@@ -83,6 +92,39 @@ def train_and_report(
         if mirror is not None:
             mirror.finish(report)
         run.set_state(State.done, step=report["run"]["steps"], message="")
+
+
+def compute_reference(
+    config: TrainConfig,
+    run: RunDirectory,
+    examples: Examples,
+    stop: StopRequest,
+    console: Console,
+    argv: list[str],
+) -> None:
+    """Fills the reference store for runs like this one, and leaves this one `done` without training.
+
+    Raises:
+        UserError: Settings that TRL or PEFT refuse.
+        Preempted: A stop was asked for; the same command goes on.
+    """
+    set_seed(config.run.seed)
+    trainer = build_trainer(config, run, examples, StepSize.of(config, None))
+    provenance = collect(config, {"sha256": examples.fingerprints()}, command_line("prefopt.prepare", argv))
+    on_main(lambda: run.start(config, provenance))
+    with ExitStack() as after, recorded_end(run):
+        mirror = start_wandb(config, run, job_type="reference") if is_main() else None
+        if mirror is not None:
+            after.push(mirror)
+        trainer.attach(config, run, stop)
+        trainer.eval_dataset = examples.tokenized.held_out  # for the report, be there no evaluation on the way
+        trainer.prepare(console)
+        if mirror is not None:
+            work = run.read_work().get("reference", {})
+            mirror.summarise({f"reference/{key}": value for key, value in work.items()})
+            mirror.close(0)
+        if is_main():
+            run.set_state(State.done, message="")
 
 
 def build_trainer(config: TrainConfig, run: RunDirectory, examples: Examples, size: StepSize) -> Any:

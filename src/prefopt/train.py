@@ -9,6 +9,7 @@ from prefopt.distributed.group import on_main
 from prefopt.distributed.preemption import StopRequest, parse_time_limit, scheduler_end
 from prefopt.distributed.ranks import is_launched
 from prefopt.entry import run_entry
+from prefopt.errors import UserError
 from prefopt.examples import load_examples
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
@@ -19,7 +20,10 @@ HELP = """Tune a model and report whether it became better.
   python -m prefopt.train +experiment=dpo_brand_voice
   python -m prefopt.train model=hf model.path=<id or folder> data=files data.train=pairs.jsonl algorithm.beta=0.1
 
-The same command goes on where an interrupted run stopped, and says so when the run is done."""
+The same command goes on where an interrupted run stopped, and says so when the run is done. Several values per setting
+make several runs, one after the other, with -m; on a cluster and with more to choose: python -m prefopt.submit.
+
+  python -m prefopt.train -m +experiment=dpo_brand_voice algorithm.beta=0.1,0.3"""
 
 
 def main(argv: list[str]) -> None:
@@ -30,10 +34,15 @@ def main(argv: list[str]) -> None:
     """
     parser = argparse.ArgumentParser("prefopt.train", None, HELP, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="group=option, group.setting=value, +experiment=name")
-    parser.add_argument("--cfg", choices=["job"], help="print the configuration that would run, and stop")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--cfg", choices=["job"], help="print the configuration that would run, and stop")
+    instead.add_argument("-m", "--multirun", action="store_true", help="prefopt.submit cluster=local")
     parser.add_argument("--resolve", action="store_true", help="with --cfg: interpolations resolved (always the case)")
     parser.add_argument("--config-dir", help="a folder with your own config groups, such as experiment/mine.yaml")
     options = parser.parse_intermixed_args(argv)
+    if options.multirun:
+        _run_several(options.overrides, options.config_dir)
+        return
     config = load_config(options.overrides, options.config_dir)
     if options.cfg:
         print(to_yaml(config), end="")
@@ -45,12 +54,25 @@ def main(argv: list[str]) -> None:
         execute(config, stop, argv)
 
 
+def _run_several(overrides: list[str], config_dir: str | None) -> None:
+    from prefopt import submit
+
+    if is_launched():
+        raise UserError("-m starts processes of its own: leave out torchrun, and set cluster.ranks_per_node.")
+    submit.main(["cluster=local", *overrides, *([] if config_dir is None else ["--config-dir", config_dir])])
+
+
 def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
     """Loads and checks the examples, then trains and reports; the run directory appears in between."""
     console = build_console()
     with RunDirectory.of(config).claimed(config) as run:
         if on_main(lambda: run.is_done(config) and not config.run.overwrite):
             console.print(f"{run.path}: this run is done. Report: {run.report / 'report.html'}")
+            console.print("Start it afresh with run.overwrite=true, or start another with run.name=<name>.")
+            return
+        pruned = on_main(lambda: None if config.run.overwrite else run.why_pruned())
+        if pruned is not None:
+            console.print(f"{run.path}: {pruned}", highlight=False)
             console.print("Start it afresh with run.overwrite=true, or start another with run.name=<name>.")
             return
         console.print(f"[bold]{run.path}[/]  {describe(config)}", highlight=False)

@@ -18,6 +18,7 @@ from prefopt.distributed.saving import Problems, find_newest, save_weights
 from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
+from prefopt.sweeps.pruning import build_pruning
 from prefopt.tracking.metrics import MetricsLog
 from prefopt.trainers.callbacks import ConsoleCallback, MetricsCallback, StepCallback
 from prefopt.trainers.durable import NothingLeftError
@@ -46,6 +47,7 @@ def train(
 
     Raises:
         Preempted: A stop was asked for; a checkpoint was written, and the same command goes on from it.
+        PrunedError: The run is a trial of a search, and others did better.
     """
     trainer.attach(config, run, stop)
     if on_main(run.model.is_dir):
@@ -65,7 +67,8 @@ def train(
     trainer.prepare(console)
     show = ConsoleCallback(console)
     trainer.remove_callback(PrinterCallback)
-    for callback in (show, MetricsCallback(trainer, log, show), StepCallback(trainer)):  # the last one may evaluate
+    callbacks = (show, MetricsCallback(trainer, log, show), *build_pruning(run))
+    for callback in (*callbacks, StepCallback(trainer)):  # the last one may evaluate
         trainer.add_callback(callback)
     try:
         trainer.train(resume_from_checkpoint=None if start is None else str(start))

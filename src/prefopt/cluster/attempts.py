@@ -1,0 +1,132 @@
+"""What comes after an attempt at a run under Slurm: nothing more, another attempt, or a stop that people must look at.
+
+Called by the job script when the ranks have ended. It prints one word for the script, and why for the log.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from prefopt.entry import USER_ERROR, run_entry
+from prefopt.files import append_line, read_lines
+from prefopt.run_directory import RunDirectory, State
+
+FILE = "attempts.jsonl"
+MAX_STALLED = 2
+"""Crashes without a step forward in between, after which another attempt would do no better."""
+MAX_IDLE = 10
+"""Attempts in a row without a step forward, be they stopped on request: a pass of the reference may take several."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One line of `<run>/slurm/attempts.jsonl`.
+
+    Attributes:
+        job: Slurm's id, with the task's index for an array.
+        ended: When, ISO 8601 in UTC.
+        state: Of status.json; "none" without one.
+        from_step: Where the attempt before had come to.
+        to_step: The last saved step.
+        code: Exit code of the step that ran the ranks.
+        next: done, again or stop.
+        why: For people.
+    """
+
+    job: str
+    ended: str
+    state: str
+    from_step: int
+    to_step: int
+    code: int
+    next: str
+    why: str
+
+
+def main(argv: list[str]) -> None:
+    """Prints done, again or stop."""
+    parser = argparse.ArgumentParser("prefopt.cluster.attempts", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--job", required=True, help="Slurm's id of this job")
+    parser.add_argument("--code", type=int, required=True, help="exit code of the ranks")
+    parser.add_argument("--attempt", type=Path, required=True, help="folder that this attempt made before its ranks")
+    parser.add_argument("--max-attempts", type=int, required=True)
+    parser.add_argument("--max-crashes", type=int, required=True)
+    options = parser.parse_args(argv)
+    run = RunDirectory(options.run)
+    earlier = [attempt for attempt in read_attempts(run) if attempt.job == options.job]  # submitted anew, judged anew
+    status = run.read_status()
+    if options.code != 0 and not _wrote_status(run, options.attempt):
+        status = {"step": status.get("step")}
+    attempt = judge(status, earlier, options.job, options.code, options.max_attempts, options.max_crashes)
+    append_line(run.slurm / FILE, asdict(attempt))
+    print(f"{run.path}: {attempt.why}", file=sys.stderr)
+    print(attempt.next)
+
+
+def read_attempts(run: RunDirectory) -> list[Attempt]:
+    """The attempts so far that came to their end; those that Slurm killed whole left no line."""
+    path = run.slurm / FILE
+    return [Attempt(**line) for line in read_lines(path)] if path.exists() else []
+
+
+def _wrote_status(run: RunDirectory, attempt: Path) -> bool:
+    """True if status.json is of this attempt, by the clock of the file system."""
+    return run.status.exists() and run.status.stat().st_mtime_ns >= attempt.stat().st_mtime_ns
+
+
+def judge(
+    status: dict[str, Any], earlier: list[Attempt], job: str, code: int, max_attempts: int, max_crashes: int
+) -> Attempt:
+    """Decides what follows an attempt.
+
+    Args:
+        status: status.json as the attempt left it; empty if it wrote none.
+        earlier: The attempts of this job before, oldest first.
+        job: Slurm's id.
+        code: Exit code of the ranks.
+        max_attempts: After so many, no other.
+        max_crashes: After so many in a row, no other, be there progress or not.
+    """
+    state = str(status.get("state", "none"))
+    from_step = earlier[-1].to_step if earlier else 0
+    to_step = int(status.get("step") or 0)
+    idle = [] if to_step > from_step else [state, *_last_states(earlier, lambda a: a.to_step <= a.from_step)]
+    stalled = sum(each != State.preempted.value for each in idle)
+    is_crash = state != State.preempted.value
+    crashes = 1 + len(_last_states(earlier, lambda a: a.state != State.preempted.value)) if is_crash else 0
+    message = str(status.get("message") or "")
+
+    def end(following: str, why: str) -> Attempt:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return Attempt(job, now, state, from_step, to_step, code, following, why)
+
+    if state in (State.done.value, State.pruned.value):
+        return end("done", state)
+    if state == "none" and code == USER_ERROR:
+        return end("stop", "the run did not begin; the log above says why")
+    if state == State.diverged.value:
+        return end("stop", f"diverged at step {to_step}: {message}")
+    if state == State.failed.value and message.startswith("UserError"):
+        return end("stop", message)
+    if stalled >= MAX_STALLED or len(idle) >= MAX_IDLE:
+        return end("stop", f"{len(idle)} attempts in a row came no further than step {to_step} ({message or state})")
+    if crashes >= max_crashes:
+        return end("stop", f"{crashes} crashes in a row, the last at step {to_step} ({message or state})")
+    if len(earlier) + 1 >= max_attempts:
+        return end("stop", f"{max_attempts} attempts, now at step {to_step} (cluster.max_attempts)")
+    return end("again", f"queued again from step {to_step} ({message or f'ended without a word, exit code {code}'})")
+
+
+def _last_states(attempts: list[Attempt], holds: Callable[[Attempt], bool]) -> list[str]:
+    """The states of the last attempts, without a gap, that something holds for."""
+    return [attempt.state for attempt in takewhile(holds, reversed(attempts))]
+
+
+if __name__ == "__main__":
+    run_entry(main)

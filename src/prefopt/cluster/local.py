@@ -1,0 +1,204 @@
+"""Jobs on this machine: in their order, the tasks of each so many at a time, every run in processes of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from prefopt.cluster.schema import ClusterConfig
+from prefopt.cluster.script import Job, Task
+from prefopt.distributed.preemption import EXIT_CODE as STOPPED
+from prefopt.errors import UserError
+from prefopt.run_directory import RunDirectory, State
+from prefopt.sweeps.folder import SweepFolder
+from prefopt.tracking.console import build_console
+
+POLL_S = 0.1
+LOG = "local.log"
+
+
+@dataclass
+class _Process:
+    """A run that is being executed."""
+
+    index: int
+    task: Task
+    process: "subprocess.Popen[bytes]"
+    log: Path
+    begun: float
+    num_attempts: int
+    """At the run before this one."""
+
+    @property
+    def was_stopped(self) -> bool:
+        """It ended early on request, with its state safe; torchrun then ends with 1."""
+        status = RunDirectory(self.task.run).read_status()
+        is_preempted = status.get("state") == State.preempted.value and _count_attempts(status) > self.num_attempts
+        return is_preempted or self.process.returncode in (STOPPED, -signal.SIGTERM)
+
+    @property
+    def has_failed(self) -> bool:
+        return self.process.returncode != 0 and not self.was_stopped
+
+
+class _Stop:
+    """Whether this process was asked to stop; the runs are told as well."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.running: list[_Process] = []
+        self.has_stopped = False
+        """A run ended before its end, on this request or by its own time limit."""
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup, background
+        earlier = {number: signal.signal(number, self._on_signal) for number in heard}
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        for item in self.running:
+            _terminate(item)
+
+
+def _terminate(item: _Process) -> None:
+    if item.process.poll() is None:
+        with suppress(ProcessLookupError):  # it has just ended
+            os.killpg(item.process.pid, signal.SIGTERM)
+
+
+def run_here(jobs: Sequence[Job], cluster: ClusterConfig, console: Console | None = None) -> int:
+    """Runs jobs one after the other; returns the exit code: 0, 1 if a run failed, 75 if one was stopped before.
+
+    A single run shows what it prints; of several, each writes a log.
+
+    Args:
+        jobs: In their order. One whose predecessor failed is left out.
+        cluster: Ranks per run, and how many runs at a time.
+        console: Where to tell of it.
+    """
+    console = console or build_console()
+    stop = _Stop()
+    with stop.listening():
+        for job in jobs:
+            shows = len(jobs) == 1 and not job.is_array
+            failed = _run_job(job, cluster, console, stop, shows)
+            if failed and not stop.requested:
+                for task, log in failed:
+                    where = "" if shows else f", see {log}"
+                    console.print(f"failed: {escape(f'{task.run}{where}')}", highlight=False, soft_wrap=True)
+                return 1
+            if stop.requested or stop.has_stopped:
+                console.print("stopped on request; the same command goes on (a sweep: with sweep.resume=true)")
+                return STOPPED
+    return 0
+
+
+def _run_job(job: Job, cluster: ClusterConfig, console: Console, stop: _Stop, shows: bool) -> list[tuple[Task, Path]]:
+    """Returns the tasks that failed, with their logs."""
+    waiting = list(job.tasks)
+    total, done = len(waiting), 0
+    failed: list[tuple[Task, Path]] = []
+    while (waiting and not stop.requested) or stop.running:
+        while waiting and len(stop.running) < (job.parallel or 1) and not stop.requested:
+            index = waiting.pop(0)
+            task = _ask(job, index) if job.is_search else job.tasks[index]
+            if task is None:
+                failed.append((job.tasks[index], _log(job.tasks[index])))
+                continue
+            stop.running.append(_start(job, index, task, cluster, shows))
+            if stop.requested:  # as it started
+                _terminate(stop.running[-1])
+        time.sleep(POLL_S)
+        for item in [item for item in stop.running if item.process.poll() is not None]:
+            stop.running.remove(item)
+            done += 1
+            if item.has_failed:
+                failed.append((item.task, item.log))
+            elif item.process.returncode != 0:
+                stop.has_stopped = True
+            if not shows:
+                _tell(console, item, f"{done}/{total}")
+            if job.is_search:
+                console.print(f"{'':>9}  {escape(_end_trial(job, item))}", highlight=False, soft_wrap=True)
+    return failed
+
+
+def _ask(job: Job, index: int) -> Task | None:
+    """The run of a search's task; None, with the reason in its log, if the search has none for it."""
+    from prefopt.sweeps.search import ask  # Optuna, which only searches need
+
+    task = None
+    try:
+        task, words = ask(SweepFolder(job.folder), index)
+    except UserError as error:
+        words = f"error: {error}"
+    log = _log(job.tasks[index])
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"{words}\n")
+    return task
+
+
+def _end_trial(job: Job, item: _Process) -> str:
+    """Tells the search how a run has ended, and returns a line about it."""
+    from prefopt.sweeps.search import tell
+
+    try:
+        return tell(SweepFolder(job.folder), item.index, has_failed=item.has_failed)
+    except UserError as error:
+        return f"error: {error}"
+
+
+def _log(task: Task) -> Path:
+    return RunDirectory(task.run).slurm / LOG
+
+
+def _start(job: Job, index: int, task: Task, cluster: ClusterConfig, shows: bool) -> _Process:
+    command = [sys.executable]
+    if cluster.num_ranks > 1 or cluster.gpus_per_node:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={cluster.num_ranks_per_node}"]
+        command += [f"--shutdown-timeout={cluster.margin_s}"]
+    command += ["-m", job.module, *task.overrides]
+    log = _log(task)
+    output: Any = None
+    if not shows:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = log.open("ab")
+    threads = max(1, (os.cpu_count() or 1) // (cluster.num_ranks_per_node * (job.parallel or 1)))
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    num_attempts = _count_attempts(RunDirectory(task.run).read_status())
+    process = subprocess.Popen(
+        command, stdout=output, stderr=output and subprocess.STDOUT, env=environment, start_new_session=True
+    )
+    if output is not None:
+        output.close()
+    return _Process(index, task, process, log, time.monotonic(), num_attempts)
+
+
+def _count_attempts(status: dict[str, Any]) -> int:
+    return int(status.get("attempts", 0))
+
+
+def _tell(console: Console, item: _Process, place: str) -> None:
+    run = RunDirectory(item.task.run)
+    code, state = item.process.returncode, run.read_status().get("state", State.failed.value)
+    word = f"[bold]failed[/] (exit code {code})" if item.has_failed else state if code == 0 else "stopped"
+    seconds = time.monotonic() - item.begun
+    console.print(f"{place:>9}  {escape(run.path.name)}  {word}  {seconds:.0f} s", highlight=False, soft_wrap=True)

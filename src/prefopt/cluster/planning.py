@@ -1,0 +1,360 @@
+"""What a submission consists of: jobs, their order, and what is written before they are queued."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefopt.choices import AlgorithmName, ClusterKind, PeftMethod, ReferenceMode
+from prefopt.cluster.schema import ClusterConfig, SubmitConfig, SweepConfig
+from prefopt.cluster.script import Job, Task
+from prefopt.cluster.slurm import find_queued
+from prefopt.composition import as_dict
+from prefopt.config import load_config
+from prefopt.data.files import HUB, find_files
+from prefopt.distributed.ranks import Launch
+from prefopt.errors import UserError
+from prefopt.files import read_lines
+from prefopt.paths import resolve
+from prefopt.run_directory import RunDirectory, State
+from prefopt.schema import TrainConfig
+from prefopt.sweeps.folder import SEARCH, SweepFolder, is_done, is_over
+from prefopt.sweeps.points import Axes, Plan, assign, plan_points, read_axes
+from prefopt.sweeps.search_plan import plan_search
+
+TRAIN, PREPARE = "prefopt.train", "prefopt.prepare"
+REFERENCE = "reference"
+"""Folder, in a sweep's, of the run that computes what the points share."""
+
+
+def _nothing(command: str) -> None:
+    """No folder to write before the jobs."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Jobs in the order in which they are submitted.
+
+    Attributes:
+        folder: Of the run or sweep, for `prefopt status`; of a chain's last run.
+        jobs: A job waits for those before it that it names in `after`. None if nothing is left to do.
+        answer: What is said when nothing is left to do.
+        write: Writes what jobs read, besides their scripts; it is given the command that submits.
+        is_sweep: Several runs to compare.
+    """
+
+    folder: Path
+    jobs: list[Job]
+    answer: str = ""
+    write: Callable[[str], None] = _nothing
+    is_sweep: bool = False
+
+
+def plan_submission(config: SubmitConfig, overrides: Sequence[str], config_dir: str | None) -> Submission:
+    """Checks everything and says what to submit; writes nothing.
+
+    Raises:
+        UserError: Anything that would make a run fail at its start.
+    """
+    cluster = config.cluster
+    _check_margin(cluster)
+    _check_environment(cluster)
+    launch = Launch(cluster.num_ranks, cluster.num_ranks > 1 or cluster.gpus_per_node > 0)
+    if config.sweep.search.num_trials is not None:
+        return _plan_search(config, overrides, config_dir, launch)
+    axes = read_axes(overrides, config.sweep.parameters, config.sweep.points, config_dir)
+    is_sweep = bool(axes.parameters or axes.points)
+    after = _find_after(config, axes, config_dir, launch)
+    if config.chain.stages:
+        if is_sweep:
+            raise UserError("chain and sweep: a chain takes one value per setting. Submit the sweep after the chain.")
+        return _plan_chain(config, axes.base, config_dir, launch, after)
+    if is_sweep:
+        return _plan_sweep(config, axes, config_dir, launch, after)
+    run = load_config(axes.base, config_dir, launch)
+    check_inputs(run)
+    return _plan_run(run, axes.base, config_dir, cluster, after)
+
+
+def _check_margin(cluster: ClusterConfig) -> None:
+    days, clock = cluster.time.split("-") if "-" in cluster.time else ("0", cluster.time)
+    hours, minutes, seconds = (int(part) for part in clock.split(":"))
+    limit_s = ((int(days) * 24 + hours) * 60 + minutes) * 60 + seconds
+    if cluster.kind is ClusterKind.slurm and cluster.margin_s * 2 > limit_s:
+        raise UserError(
+            f"cluster.margin_s={cluster.margin_s}: more than half of cluster.time={cluster.time} would be spent on "
+            "stopping. Raise cluster.time or lower cluster.margin_s."
+        )
+
+
+def _check_environment(cluster: ClusterConfig) -> None:
+    path = cluster.environment
+    if path is not None and not Path(path).expanduser().is_file():
+        raise UserError(f"cluster.environment={path}: no such file (looked for {Path(path).expanduser().absolute()}).")
+
+
+def _plan_run(
+    run: TrainConfig, overrides: Sequence[str], config_dir: str | None, cluster: ClusterConfig, after: list[str]
+) -> Submission:
+    directory = RunDirectory(RunDirectory.of(run).path.absolute())
+    directory.check(run)
+    pruned = directory.why_pruned()
+    if pruned is not None and not run.run.overwrite:
+        return Submission(directory.path, [], f"{directory.path}: {pruned}. Start it afresh with run.overwrite=true.")
+    if directory.is_done(run) and not run.run.overwrite:
+        where = directory.report / "report.html"
+        return Submission(directory.path, [], f"{directory.path}: this run is done. Report: {where}")
+    _refuse_queued(directory.path)
+    own = [*overrides, *_located(run, directory), *_with_folder(config_dir)]
+    job = Job(directory.path.name, directory.path, TRAIN, {0: Task(directory.path, own)}, after=after)
+    return Submission(directory.path, [job])
+
+
+def _located(run: TrainConfig, directory: RunDirectory) -> list[str]:
+    """Makes the run's folder independent of the directory in which a node starts."""
+    assert run.run.name is not None
+    return [assign("run.root", str(directory.path.parent)), assign("run.name", run.run.name)]
+
+
+def _plan_sweep(
+    config: SubmitConfig, axes: Axes, config_dir: str | None, launch: Launch, after: list[str]
+) -> Submission:
+    plan = plan_points(axes, config_dir, launch)
+    folder = _open_sweep(plan, config.sweep)
+    points = [point for point in plan.placed(folder.path) if not is_done(folder.run_of(point))]
+    if not points:
+        return Submission(folder.path, [], f"{folder.path}: all {len(plan.points)} points are done.")
+    _refuse_queued(folder.path)
+    arguments = _with_folder(config_dir)
+    tasks = {p.index: Task(folder.run_of(p).path, [*p.overrides, *arguments]) for p in points}
+    parallel = config.cluster.max_parallel
+    jobs = [
+        *_plan_reference(plan, folder, arguments, after),
+        Job(folder.name, folder.path, TRAIN, tasks, is_array=True, parallel=parallel, after=after),
+    ]
+
+    def write(command: str) -> None:
+        folder.write(plan.placed(folder.path), plan.digest, command=command)
+
+    return _in_order(folder, jobs, write)
+
+
+def _plan_search(config: SubmitConfig, overrides: Sequence[str], config_dir: str | None, launch: Launch) -> Submission:
+    """One task per trial; what it runs is drawn when it starts."""
+    if config.chain.stages:
+        raise UserError("chain and sweep: a chain takes one value per setting. Submit the sweep after the chain.")
+    own_folder = None if config_dir is None else str(Path(config_dir).expanduser().absolute())
+    plan = plan_search(config.sweep, overrides, own_folder, launch)
+    search, corners = plan.search, plan.corners
+    ids = _find_after(config, Axes(search.overrides), config_dir, launch)
+    folder = _open_sweep(corners, config.sweep)
+    if folder.exists():
+        search = search.continued(folder)
+    trials = [trial for trial in search.points() if not is_over(folder.run_of(trial))]
+    if not trials:
+        more = "A greater sweep.search.num_trials adds some."
+        return Submission(folder.path, [], f"{folder.path}: all {search.num_trials} trials are over. {more}")
+    _refuse_queued(folder.path)
+    shares_reference = len({_reference_key(run) for run in corners.configs}) == 1 and search.num_trials > 1
+    tasks = {trial.index: Task(folder.run_of(trial).path, []) for trial in trials}
+    parallel = config.cluster.max_parallel
+    jobs = [
+        *(_plan_reference(corners, folder, search.arguments, ids) if shares_reference else []),
+        Job(folder.name, folder.path, TRAIN, tasks, is_array=True, is_search=True, parallel=parallel, after=ids),
+    ]
+
+    def write(command: str) -> None:
+        folder.write(search.points(), corners.digest, command=command, **{SEARCH: search.to_record()})
+
+    return _in_order(folder, jobs, write)
+
+
+def _open_sweep(plan: Plan, sweep: SweepConfig) -> SweepFolder:
+    """The folder of a new sweep, or with `sweep.resume` of the one that is there.
+
+    Raises:
+        UserError: An input that is missing, or a folder that holds something else.
+    """
+    for run in {_inputs_key(run): run for run in plan.configs}.values():
+        check_inputs(run)
+    name = sweep.name or "-".join(filter(None, (plan.label, sweep.label, plan.digest[:8])))
+    folder = SweepFolder(Path(plan.configs[0].run.root).expanduser().absolute() / name)
+    if folder.exists():
+        _check_same(folder, plan, sweep.resume)
+    elif sweep.resume:
+        raise UserError(f"sweep.resume=true: there is no sweep {folder.path} yet. Leave it out to submit this one.")
+    elif folder.path.exists() and any(folder.path.iterdir()):
+        raise UserError(f"{folder.path}: exists and is no sweep. Set sweep.name or run.root.")
+    return folder
+
+
+def _in_order(folder: SweepFolder, jobs: list[Job], write: Callable[[str], None]) -> Submission:
+    """Jobs of a sweep, each after the one before it."""
+    waiting = [job.waiting() if number else job for number, job in enumerate(jobs)]
+    return Submission(folder.path, waiting, write=write, is_sweep=True)
+
+
+def _check_same(folder: SweepFolder, plan: Plan, resume: bool) -> None:
+    if folder.read()["digest"] != plan.digest:
+        raise UserError(f"{folder.path}: holds a sweep with other points. Set sweep.name for a new one.")
+    if not resume:
+        raise UserError(
+            f"{folder.path}: this sweep was submitted before. sweep.resume=true submits what is not done; "
+            f"prefopt status {folder.path} shows its state."
+        )
+
+
+def _plan_reference(plan: Plan, folder: SweepFolder, arguments: list[str], after: list[str]) -> list[Job]:
+    """The job that computes what several points share, with a task per model and data, unless an earlier one did."""
+    groups: dict[str, list[int]] = {}
+    for number, run in enumerate(plan.configs):
+        if run.algorithm.name is AlgorithmName.dpo and run.reference.mode is ReferenceMode.store:
+            groups.setdefault(_reference_key(run), []).append(number)
+    shared = [numbers for numbers in groups.values() if len(numbers) > 1]
+    tasks = {}
+    for index, numbers in enumerate(shared):
+        name = REFERENCE if len(shared) == 1 else f"{REFERENCE}-{index}"
+        if RunDirectory(folder.path / name).read_status().get("state") == State.done.value:
+            continue
+        where = [assign("run.root", str(folder.path)), f"run.name={name}", assign("logger.group", folder.name)]
+        overrides = [*plan.points[numbers[0]].overrides, *where, *arguments]
+        tasks[index] = Task(folder.path / name, overrides)
+    if not tasks:
+        return []
+    return [Job(f"{folder.name}-{REFERENCE}", folder.path, PREPARE, tasks, is_array=len(tasks) > 1, after=after)]
+
+
+def _reference_key(run: TrainConfig) -> str:
+    """What decides the reference log-probs that a run needs; the seed only moves pairs from one split to the other."""
+    extra = {name: run.trainer.extra[name] for name in ("fp16", "tf32") if name in run.trainer.extra}
+    is_quantised = run.peft.method is PeftMethod.qlora
+    casts = run.deepspeed.stage is not None
+    parts = [as_dict(run.model), as_dict(run.data), run.trainer.precision.name, run.reference.path]
+    return repr([*parts, extra, is_quantised, casts])
+
+
+def _plan_chain(
+    config: SubmitConfig, overrides: list[str], config_dir: str | None, launch: Launch, after: list[str]
+) -> Submission:
+    """Stages that each wait for the one before; `{name}` in a stage's overrides is the folder of an earlier one."""
+    folders: dict[str, str] = {}
+    submissions: list[Submission] = []
+    for number, stage in enumerate(config.chain.stages):
+        name, own = _read_stage(number, stage)
+        filled = [_fill(line, folders, name) for line in own]
+        lines = [*overrides, *filled]
+        run = load_config(lines, config_dir, launch)
+        run_is_first = not submissions
+        check_inputs(run, with_model=run_is_first)
+        waits = any(submission.jobs for submission in submissions)
+        submission = _plan_run(run, lines, config_dir, config.cluster, [] if waits else after)
+        if str(submission.folder) in folders.values():
+            raise UserError(
+                f"chain, stage {name}: {submission.folder} is the folder of an earlier stage too. Give run.name in "
+                "the overrides of each stage, or leave it out."
+            )
+        submissions.append(submission)
+        folders[name] = str(submission.folder)
+    jobs: list[Job] = []
+    for submission in submissions:
+        jobs += [job.waiting() if jobs else job for job in submission.jobs]
+    answer = "\n".join(submission.answer for submission in submissions if submission.answer)
+    return Submission(submissions[-1].folder, jobs, answer)
+
+
+def _read_stage(number: int, stage: Any) -> tuple[str, list[str]]:
+    is_known = isinstance(stage, dict) and set(stage) <= {"name", "overrides"} and isinstance(stage.get("name"), str)
+    lines = stage.get("overrides", []) if is_known else None
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise UserError(f"chain.stages[{number}]: must have a name and a list of overrides, found {stage!r}.")
+    return stage["name"], lines
+
+
+def _fill(line: str, folders: dict[str, str], stage: str) -> str:
+    def folder(found: re.Match[str]) -> str:
+        if found[1] not in folders:
+            known = ", ".join(folders) or "none"
+            raise UserError(f"chain, stage {stage}: {line} names stage {found[1]}; stages before it: {known}.")
+        return folders[found[1]]
+
+    filled = re.sub(r"\{([\w-]+)\}", folder, line)
+    key, _, value = filled.partition("=")
+    return line if filled == line else assign(key, value)
+
+
+def check_inputs(run: TrainConfig, *, with_model: bool = True) -> None:
+    """Refuses a run whose files are not there; what lies on a hub is looked at when it starts.
+
+    Raises:
+        UserError: With the file that is missing.
+    """
+    for spec in (run.data.train, run.data.held_out, run.evaluation.pairs, run.evaluation.neutral_texts):
+        for item in spec if isinstance(spec, list) else [spec]:
+            if item is not None and not str(item).startswith(HUB):
+                find_files(str(item))
+    path = run.model.path
+    is_local = path.startswith(("/", ".", "~", "prefopt:")) or path.count("/") > 1
+    if with_model and is_local and not resolve(path).exists():
+        raise UserError(f"model.path={path}: no such folder (looked for {resolve(path).absolute()}).")
+
+
+def _inputs_key(run: TrainConfig) -> str:
+    return repr([as_dict(run.data), run.model.path, run.evaluation.pairs, run.evaluation.neutral_texts])
+
+
+def _find_after(config: SubmitConfig, axes: Axes, config_dir: str | None, launch: Launch) -> list[str]:
+    """Jobs to wait for, none if nothing is given to wait for or all of it is done."""
+    after = config.submit.after
+    ids = find_parent(after, axes, config_dir, launch) if after else []
+    if ids and config.cluster.kind is ClusterKind.local:
+        raise UserError(f"submit.after={after} with cluster=local: only Slurm waits for its jobs.")
+    return ids
+
+
+def find_parent(after: str, axes: Axes, config_dir: str | None, launch: Launch) -> list[str]:
+    """The job to wait for: an id as it is, or the last job of a run that is not done.
+
+    Raises:
+        UserError: No such run, or one that nobody has submitted and that is not done.
+    """
+    if re.fullmatch(r"\d+(_\d+)?", after):
+        return [after]
+    root = Path(load_config(axes.base, config_dir, launch).run.root).expanduser()
+    for path in (Path(after).expanduser(), root / after):
+        if path.is_dir():
+            break
+    else:
+        raise UserError(f"submit.after={after}: no such run, neither here nor in {root}. Give its folder or a job id.")
+    run, sweep = RunDirectory(path), SweepFolder(path)
+    if (sweep.exists() and not sweep.unfinished()) or is_done(run):
+        return []
+    queued = queued_jobs(path)
+    if not queued:
+        state = run.read_status().get("state", "not begun")
+        raise UserError(f"submit.after={after}: {path} is {state}, and no job of it is queued. Submit it first.")
+    return queued
+
+
+def queued_jobs(folder: Path) -> list[str]:
+    """Ids of the jobs of a run or sweep that Slurm has not finished with."""
+    path = folder / "slurm" / "jobs.jsonl"
+    ids = [str(line["job"]) for line in read_lines(path)] if path.exists() else []
+    alive = {job.id.split("_")[0] for job in find_queued(ids) if job.state in WAITING_OR_RUNNING}
+    return [number for number in ids if number in alive]
+
+
+WAITING_OR_RUNNING = {"PENDING", "RUNNING", "SUSPENDED", "REQUEUED", "CONFIGURING", "COMPLETING", "REQUEUE_HOLD"}
+
+
+def _refuse_queued(folder: Path) -> None:
+    queued = queued_jobs(folder)
+    if queued:
+        raise UserError(
+            f"{folder}: job {', '.join(queued)} is queued or running for it. See prefopt status {folder}; "
+            f"scancel {' '.join(queued)} takes it back."
+        )
+
+
+def _with_folder(config_dir: str | None) -> list[str]:
+    return [] if config_dir is None else ["--config-dir", str(Path(config_dir).expanduser().absolute())]

@@ -1,0 +1,56 @@
+"""Entry point: what several runs share, computed before them: tokens and reference log-probs.
+
+`python -m prefopt.prepare --help` shows the use.
+"""
+
+import argparse
+
+from prefopt.config import load_config
+from prefopt.distributed import group
+from prefopt.distributed.preemption import StopRequest, parse_time_limit, scheduler_end
+from prefopt.distributed.ranks import is_launched
+from prefopt.entry import run_entry
+from prefopt.examples import load_examples
+from prefopt.run_directory import RunDirectory
+from prefopt.schema import TrainConfig
+from prefopt.tracking.console import build_console
+
+HELP = """Tokenise the data and compute the reference log-probs of a run, without training.
+
+  python -m prefopt.prepare +experiment=dpo_brand_voice
+
+Runs that follow find both. The first job of a sweep does this, so that its points do not do it each."""
+
+
+def main(argv: list[str]) -> None:
+    """Fills the caches for one configuration.
+
+    Raises:
+        UserError: For everything that the user can mend.
+    """
+    parser = argparse.ArgumentParser("prefopt.prepare", None, HELP, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="as for prefopt.train")
+    parser.add_argument("--config-dir", help="a folder with your own config groups")
+    options = parser.parse_intermixed_args(argv)
+    config = load_config(options.overrides, options.config_dir)
+    if is_launched():
+        group.start(config)
+    limit, end = parse_time_limit(config.run.time_limit), scheduler_end()
+    with StopRequest.install(time_limit_s=limit, scheduler_end=end) as stop:
+        execute(config, stop, argv)
+
+
+def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
+    """Loads and checks the examples, then computes what the store lacks."""
+    console = build_console()
+    with RunDirectory.of(config).claimed(config) as run:
+        console.print(f"[bold]{run.path}[/]  reference of {config.model.path} on {config.data.train}", highlight=False)
+        examples = load_examples(config)
+
+        from prefopt.runner import compute_reference  # TRL, a matter of seconds
+
+        compute_reference(config, run, examples, stop, console, argv)
+
+
+if __name__ == "__main__":
+    run_entry(main)

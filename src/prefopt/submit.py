@@ -1,0 +1,106 @@
+"""Entry point: a configuration → a checked job, sweep or chain → SLURM, or this machine.
+
+`python -m prefopt.submit --help` shows the use. Nothing here imports torch: it answers at once.
+"""
+
+import argparse
+import shlex
+import shutil
+import sys
+
+from rich.markup import escape
+
+from prefopt.choices import ClusterKind
+from prefopt.cluster.local import run_here
+from prefopt.cluster.planning import Submission, plan_submission
+from prefopt.cluster.schema import GROUPS, SUBMIT, SubmitConfig
+from prefopt.cluster.script import render, write_tasks
+from prefopt.cluster.slurm import cancel, require_sbatch, submit
+from prefopt.composition import parse
+from prefopt.entry import run_entry
+from prefopt.files import append_line, write_text
+from prefopt.tracking.console import build_console
+from prefopt.tracking.provenance import command_line
+
+HELP = """Submit a run, a sweep or a chain of runs: the overrides of prefopt.train, and where they are to be executed.
+
+  python -m prefopt.submit +experiment=dpo_brand_voice cluster=slurm_1x8
+  python -m prefopt.submit +experiment=dpo_brand_voice cluster=slurm_cpu sweep=beta_lr cluster.max_parallel=4
+  python -m prefopt.submit +experiment=dpo_brand_voice cluster=local algorithm.beta=0.05,0.1,0.3
+  python -m prefopt.submit +experiment=dpo_brand_voice cluster=slurm_cpu sweep=optuna_dpo cluster.max_parallel=4
+  python -m prefopt.submit chain=sft_then_dpo cluster=slurm_cpu
+
+Everything is checked first; submit.dry_run=true prints the scripts and submits nothing. The same command again, with
+sweep.resume=true for a sweep, submits what is not done."""
+
+
+def main(argv: list[str]) -> None:
+    """Checks, writes scripts and submits them.
+
+    Raises:
+        UserError: For everything that the user can mend; nothing is submitted then.
+    """
+    parser = argparse.ArgumentParser("prefopt.submit", None, HELP, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="of prefopt.train, and of: " + ", ".join(GROUPS))
+    parser.add_argument("--config-dir", help="a folder with your own config groups, such as cluster/mine.yaml")
+    given = parser.parse_intermixed_args(argv)
+    own, runs = split(given.overrides)
+    config: SubmitConfig = SUBMIT.compose(own, given.config_dir).build()
+    submission = plan_submission(config, runs, given.config_dir)
+    command = command_line("prefopt.submit", argv)
+    if not submission.jobs:
+        build_console().print(submission.answer, highlight=False, markup=False)
+        return
+    if config.submit.dry_run:
+        print("\n".join(render(job, config.cluster) for job in submission.jobs), end="")
+    elif config.cluster.kind is ClusterKind.local:
+        submission.write(command)
+        sys.exit(run_here(submission.jobs, config.cluster))
+    else:
+        _submit(submission, config, command)
+
+
+def split(overrides: list[str]) -> tuple[list[str], list[str]]:
+    """Tells the overrides of a submission from those of its runs."""
+    own: list[str] = []
+    runs: list[str] = []
+    for line, override in zip(overrides, parse(overrides), strict=True):
+        (own if override.key_or_group.split(".")[0] in GROUPS else runs).append(line)
+    return own, runs
+
+
+def _submit(submission: Submission, config: SubmitConfig, command: str) -> None:
+    require_sbatch()
+    for job in submission.jobs:
+        render(job, config.cluster)  # refuses what a script cannot hold, before anything is written
+    console = build_console()
+    ids: list[str] = []
+    fresh = {job.folder for job in submission.jobs if not job.folder.exists()}
+    try:
+        submission.write(command)
+        for job in submission.jobs:
+            placed = job.with_ids(ids)
+            job.script.parent.mkdir(parents=True, exist_ok=True)
+            if job.is_array and not job.is_search:
+                write_tasks(job)
+            write_text(job.script, render(placed, config.cluster))
+            ids.append(submit(job.script))
+            append_line(job.folder / "slurm" / "jobs.jsonl", {**placed.to_record(ids[-1]), "command": command})
+    except BaseException:
+        cancel(ids)
+        for folder in fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    for job, number in zip(submission.jobs, ids, strict=True):
+        log = job.log.with_name(job.log.name.replace("%j", number).replace("%A", number).replace("%a", "*"))
+        console.print(f"submitted [bold]{number}[/]  {escape(job.title)}", highlight=False, soft_wrap=True)
+        console.print(f"  log     {escape(str(log))}", highlight=False, soft_wrap=True)
+    place = escape(shlex.quote(str(submission.folder)))
+    console.print(f"  state   prefopt status {place}", highlight=False, soft_wrap=True)
+    if submission.is_sweep:
+        console.print(f"  compare prefopt compare {place}", highlight=False, soft_wrap=True)
+    console.print(f"  stop    scancel {' '.join(ids)}  (each run saves first)", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_entry(main)

@@ -1,0 +1,285 @@
+"""The points of a sweep: what Hydra's override grammar lists, each checked as the run that it will be."""
+
+import hashlib
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Glob, Override
+
+from prefopt.composition import Composed, parse, quote
+from prefopt.config import TRAIN, complete, fingerprint
+from prefopt.distributed.ranks import Launch
+from prefopt.errors import UserError
+from prefopt.paths import shipped
+from prefopt.schema import TrainConfig
+
+MAX_NAME = 80
+"""Letters of a point's name; a longer one is cut and ends in a hash."""
+MAX_LISTED = 20
+"""Problems that one message lists."""
+TYPED_WORDS = ("null", "true", "false", "inf", "nan")
+"""What Hydra's grammar does not take for text."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep.
+
+    Attributes:
+        index: Its place, and its task in a job array.
+        name: Folder of the run in the sweep's folder.
+        changes: The swept settings with their values, as one would type them.
+        overrides: All that `prefopt.train` gets.
+    """
+
+    index: int
+    name: str
+    changes: dict[str, str]
+    overrides: list[str]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What is swept.
+
+    Attributes:
+        base: Overrides that all points share.
+        parameters: Overrides by setting, one of each per point.
+        points: Lists of overrides, one of which a point has besides.
+    """
+
+    base: list[str]
+    parameters: dict[str, list[str]] = field(default_factory=dict)
+    points: list[list[str]] = field(default_factory=list)
+
+    def product(self) -> list[list[str]]:
+        """The overrides of every point, without the shared ones; the last parameter changes fastest."""
+        listed = self.points or [[]]
+        grid = list(itertools.product(*self.parameters.values()))
+
+        return [[*point, *values] for point in listed for values in grid]
+
+
+def read_axes(
+    overrides: Sequence[str],
+    parameters: Mapping[str, Any],
+    points: Sequence[Any],
+    config_dir: str | None = None,
+) -> Axes:
+    """Tells what is swept from what all points share.
+
+    Args:
+        overrides: As on the command line; those with several values join the parameters, and win over them.
+        parameters: Values per setting, in Hydra's grammar or as a list.
+        points: Lists of overrides.
+        config_dir: Where glob() looks for the user's own options.
+
+    Raises:
+        UserError: Something that is no list of values.
+    """
+    base, swept = [], _read_parameters(parameters, config_dir)
+    for line in overrides:
+        (override,) = parse([line])
+        if override.is_sweep_override():
+            swept[override.key_or_group] = list_values(override, config_dir)
+        elif override.key_or_group in swept:
+            swept[override.key_or_group] = [line]
+        else:
+            base.append(line)
+    listed = []
+    for number, point in enumerate(points):
+        if not isinstance(point, list) or not all(isinstance(item, str) for item in point):
+            raise UserError(f"sweep.points[{number}]: must be a list of overrides, found {point!r}.")
+        for override in parse(point):
+            if override.is_sweep_override():
+                raise UserError(f"sweep.points[{number}]: one point takes one value, found {override.input_line}.")
+        listed.append(list(point))
+    return Axes(base, swept, listed)
+
+
+def _read_parameters(parameters: Mapping[str, Any], config_dir: str | None) -> dict[str, list[str]]:
+    """Overrides by setting."""
+    swept: dict[str, list[str]] = {}
+    for key, values in parameters.items():
+        lines = as_overrides(key, values)
+        for line, override in zip(lines, parse(lines), strict=True):
+            several = override.is_sweep_override()
+            if several and isinstance(values, list | tuple):
+                raise UserError(f"sweep.parameters: {line}: an item of a list is one value. Quote it, or list each.")
+            added = list_values(override, config_dir) if several else [line]
+            swept.setdefault(override.key_or_group, []).extend(added)
+    return swept
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The points of a sweep before it has a folder.
+
+    Attributes:
+        points: In their order.
+        label: The experiment's name, or the algorithm's.
+        digest: SHA-256 (hex) of what the points compute.
+        configs: Their configurations.
+    """
+
+    points: list[Point]
+    label: str
+    digest: str
+    configs: list[TrainConfig]
+
+    def placed(self, folder: Path) -> list[Point]:
+        """The points with their runs in a sweep's folder, which is their W&B group as well."""
+        group = assign("logger.group", folder.name)
+        where = assign("run.root", str(folder))
+        return [
+            replace(point, overrides=[*point.overrides, where, assign("run.name", point.name), group])
+            for point in self.points
+        ]
+
+
+def plan_points(axes: Axes, config_dir: str | None, launch: Launch) -> Plan:
+    """The points of a sweep, every one composed and checked.
+
+    Args:
+        axes: What is swept.
+        config_dir: The user's own config groups.
+        launch: How each run will be started.
+
+    Raises:
+        UserError: All invalid and all duplicate points, at once.
+    """
+    composer, problems = Composer(config_dir), []
+    plan = Plan([], "", "", [])
+    seen: dict[str, str] = {}
+    for index, chosen in enumerate(axes.product()):
+        changes = {key: value for key, _, value in (line.lstrip("+").partition("=") for line in chosen)}
+        words = f"point {index} ({', '.join(chosen) or 'the only one'})"
+        try:
+            composed = composer.compose([*axes.base, *chosen])
+            config = complete(composed, launch)
+        except UserError as error:
+            problems.append(f"{words}: {error}")
+            continue
+        identity = fingerprint(config)
+        if identity in seen:
+            problems.append(f"{words}: the same run as {seen[identity]}")
+            continue
+        seen[identity] = words
+        name = _name(changes, identity)
+        plan.points.append(Point(index, name, changes, [*axes.base, *chosen]))
+        plan.configs.append(config)
+        plan = replace(plan, label=plan.label or composed.label or config.algorithm.name.value)
+    if problems:
+        shown = problems[:MAX_LISTED]
+        more = [f"and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+        raise UserError("\n  ".join(["this sweep cannot run; nothing was submitted.", *shown, *more]))
+    return replace(_with_distinct_names(plan, list(seen)), digest=_digest(seen))
+
+
+def _digest(identities: Iterable[str]) -> str:
+    return hashlib.sha256("".join(identities).encode()).hexdigest()
+
+
+def _with_distinct_names(plan: Plan, identities: list[str]) -> Plan:
+    """Adds a hash to the names that several points have."""
+    counts = Counter(point.name for point in plan.points)
+    points = [
+        point if counts[point.name] == 1 else replace(point, name=f"{point.name}-{identity[:8]}")
+        for point, identity in zip(plan.points, identities, strict=True)
+    ]
+    return replace(plan, points=points)
+
+
+def assign(key: str, value: str) -> str:
+    """An override that sets a setting to exactly this text, quoted as Hydra's grammar wants it."""
+    is_word = re.fullmatch(r"[A-Za-z/][A-Za-z0-9_./-]*", value) and value.lower() not in TYPED_WORDS
+    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # else OmegaConf would look for another setting
+    return f"{key}={value if is_word else quote(literal)}"
+
+
+class Composer:
+    """Composes runs that differ in a few settings; Hydra composes anew only for other groups."""
+
+    def __init__(self, config_dir: str | None) -> None:
+        self._config_dir = config_dir
+        self._bases: dict[tuple[str, ...], Composed] = {}
+        self._read_lines: dict[str, tuple[str, Any]] = {}
+
+    def compose(self, overrides: Sequence[str]) -> Composed:
+        """The run of these overrides.
+
+        Raises:
+            UserError: As `TRAIN.compose`.
+        """
+        groups, settings = [], []
+        known = (*TRAIN.group_names(), "experiment")
+        for line in overrides:
+            key, value = self._read(line)
+            if (key in known and not isinstance(value, dict)) or key.startswith("hydra"):
+                groups.append(line)
+            else:
+                settings.append((key, value))
+        base = self._bases.get(tuple(groups))
+        if base is None:
+            base = self._bases[tuple(groups)] = TRAIN.compose(groups, self._config_dir)
+        return base.changed(settings)
+
+    def _read(self, line: str) -> tuple[str, Any]:
+        """Setting or group of an override, and its value."""
+        if line not in self._read_lines:
+            (override,) = parse([TRAIN.normalise(override) for override in parse([line])])
+            self._read_lines[line] = override.key_or_group, override.value()
+        return self._read_lines[line]
+
+
+def as_overrides(key: str, values: Any) -> list[str]:
+    """A setting's entry in `sweep.parameters` as overrides: one per item of a list, else one."""
+    if isinstance(values, list | tuple):
+        return [f"{key}={_as_text(value)}" for value in values]
+    return [f"{key}={_as_text(values)}"]
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(_as_text(item) for item in value)}]"
+    return "null" if value is None else str(value)
+
+
+def list_values(override: Override, config_dir: str | None) -> list[str]:
+    """One override per value."""
+    key = override.get_key_element()
+    if not override.is_discrete_sweep():
+        raise UserError(
+            f"{override.input_line}: an interval has no list of values. Use a list, choice() or range(), or search it "
+            "with sweep=optuna_dpo."
+        )
+    value = override.value()
+    if getattr(value, "shuffle", False):
+        raise UserError(f"{override.input_line}: points keep their order, else a resume would not find them.")
+    if isinstance(value, Glob):
+        names = value.filter(_options_of(override.key_or_group, config_dir))
+        if not names:
+            raise UserError(f"{override.input_line}: no option of {override.key_or_group} matches.")
+        return [f"{key}={name}" for name in names]
+    return [f"{key}={text}" for text in override.sweep_string_iterator()]
+
+
+def _options_of(group: str, config_dir: str | None) -> list[str]:
+    folders = [shipped("conf") / group, *([Path(config_dir).expanduser() / group] if config_dir else [])]
+    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+
+
+def _name(changes: Mapping[str, str], identity: str) -> str:
+    """A folder name that says what is swept."""
+    parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in changes.items()]
+    name = re.sub(r"[^\w.-]+", "-", "_".join(parts)).strip("-.") or "run"
+    if len(name) > MAX_NAME:
+        name = f"{name[: MAX_NAME - 9].rstrip('-_.')}-{identity[:8]}"
+    return name

@@ -75,8 +75,8 @@ def measure(folder: Path) -> dict[str, Any]:
     """Runs the command once.
 
     Returns:
-        wall_s, cpu_s (of all its processes), load_before (processes that wanted a core in the minute before: what is
-        above 0 took time from it), and the sizes of what it wrote.
+        wall_s, cpu_s (of all its processes), load_before (how many processes wanted a core in the minute before, this
+        benchmark's own among them), and the sizes of what it wrote.
     """
     load, spent, begun = os.getloadavg()[0], _cpu_s(), time.perf_counter()
     command = [sys.executable, "-m", "prefopt.compare", str(folder)]

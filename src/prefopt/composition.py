@@ -112,7 +112,8 @@ class Tree:
         if override.is_delete():
             raise UserError(f"~{key}: a setting cannot be removed. Set it to a value (null where it allows one).")
         if override.is_sweep_override():
-            raise UserError(f"{key}: one run takes one value, found a sweep ({override.input_line}).")
+            found = f"found a sweep ({override.input_line}). Quote a value that holds a comma: {key}='a,b'."
+            raise UserError(f"{key}: one run takes one value, {found}")
         if (shipped("conf") / key).is_dir() and not isinstance(override.value(), str | list | dict):
             raise UserError(f"{bare}: an option is a name, one of the files in conf/{key}.")
         if key == "experiment":
@@ -275,7 +276,8 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         return list(OverridesParser.create().parse_overrides(list(overrides)))
     except HydraException as error:
         raise UserError(
-            f"{str(error).splitlines()[0]} Write overrides as group=option or group.setting=value."
+            f"{str(error).splitlines()[0]} Write overrides as group=option or group.setting=value. "
+            "A value with brackets, blanks, commas or equals signs is quoted: group.setting='a=b'."
         ) from error
 
 

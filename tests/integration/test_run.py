@@ -33,6 +33,7 @@ def test_a_dpo_run_leaves_everything_that_the_run_directory_promises(overrides, 
 
     report = read_report(run)
     assert report["held_out"]["n"] == 7
+    assert len(list(read_lines(run / "report" / "pairs.jsonl"))) == 7
     assert report["run"]["steps"] == 6
     assert report["held_out"]["tuned"]["reward_accuracy"]["value"] == held_out[-1]["rewards/accuracies"]
     assert report["held_out"]["tuned"]["reward_margin"]["value"] == pytest.approx(

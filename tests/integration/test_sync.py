@@ -48,6 +48,7 @@ def test_a_sweep_is_uploaded_once_with_each_runs_attempts_in_their_order(server,
     runs = []
     for name, parts in {"low": [[1, 2, 3, 4], [3, 4, 5]], "high": [[1, 2]]}.items():
         config, run = make_run(sweep, name, "logger.group=beta_lr")
+        run.diff.write_text(f"+beta = {name}\n")
         for steps in parts[:-1]:
             attempt(config, run, steps, end=Preempted("SIGUSR1"))
         attempt(config, run, parts[-1])
@@ -68,6 +69,7 @@ def test_a_sweep_is_uploaded_once_with_each_runs_attempts_in_their_order(server,
     low, high = runs
     assert (steps_of(server, low), steps_of(server, high)) == ([1, 2, 3, 4, 3, 4, 5], [1, 2])
     assert server.runs[low.read_wandb_id()].exit_codes == [75, 0]
+    assert server.runs[low.read_wandb_id()].files["diff.patch"] == b"+beta = low\n"
     data = [artifact for artifact in server.artifacts.values() if artifact.type == "dataset"]
     assert [artifact.used_by for artifact in data] == [[artifact.fields["runName"]] for artifact in data]
     assert "2 uploaded" in shown
@@ -106,11 +108,11 @@ def test_an_attempt_that_was_killed_before_it_recorded_anything_is_passed_over(s
     log = next(first.glob("*.wandb"))
     header = log.read_bytes()[:7]
     attempt(config, run, [1, 2])
-    for content in (header, header + log.read_bytes()[7:60]):
+    for content, said in ((header, "1 uploaded"), (header + log.read_bytes()[7:60], "1 nothing new")):
         log.write_bytes(content)
         sync([str(run.path)])
         assert steps_of(server, run) == [1, 2]
-    assert "failed" not in capsys.readouterr().out
+        assert capsys.readouterr().out.splitlines()[-1] == said
 
 
 def uploaded(run):
@@ -156,7 +158,8 @@ def test_an_upload_that_does_not_end_is_given_up_and_taken_up_by_the_next_call(s
     server.stalled.add("UpsertBucket")
     fails_with_1([str(run.path), "--timeout-s", "3"])
     assert "no end after 3 s" in capsys.readouterr().out
-    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(run.path).encode() in read(path)]
+    ours = f"WANDB_DATA_DIR={tmp_path}".encode()
+    assert not [path for path in Path("/proc").glob("[0-9]*/environ") if ours in read(path)], "a client goes on"
     server.stalled.clear()
     sync([str(run.path)])
     assert steps_of(server, run) == [1, 2]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -303,6 +304,22 @@ def test_a_run_that_is_stopped_ends_its_session_as_one_that_goes_on(overrides, t
     assert len(logged) >= 2
     assert logged == [line["loss"] for line in read_lines(run.metrics)]
     assert run.read_provenance()["git_commit"] == of_kind(records, "run")[0]["git"]["commit"]
+
+
+def test_all_that_is_to_be_uploaded_later_lies_in_the_runs_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home_of_a_compute_node"))
+    config, run = make_run(tmp_path / "runs", "packed", "logger.log_artifacts=upload")
+    attempt(config, run, [1])
+    assert "WANDB_DATA_DIR" not in os.environ
+    (folder,) = sessions_of(run)
+    entries = [
+        entry for artifact in of_kind(read_session(folder), "artifact") for entry in artifact["manifest"]["contents"]
+    ]
+    local = [Path(entry["local_path"]) for entry in entries]
+    data = tmp_path / "voices"
+    assert len(local) == 4, "two files of data, the model, the table of samples"
+    assert all(path.is_relative_to(run.path) or path.parent == data for path in local), local
 
 
 def test_artifacts_are_left_out_where_the_settings_say_so(tmp_path):

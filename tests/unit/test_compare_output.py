@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,8 @@ from benchmarks import compare as benchmark
 from benchmarks import results
 from prefopt import compare
 from prefopt.comparison.csv_file import write_csv
-from prefopt.comparison.drawing import path, robust_range, spread_out, steps, tick_text, ticks
 from prefopt.comparison.metrics import BY_KEY
 from prefopt.comparison.page import render_page
-from prefopt.comparison.parallel import setting_axis
 from prefopt.comparison.places import find_places
 from prefopt.comparison.ranking import Comparison, build_comparison
 from prefopt.comparison.read import RunReader
@@ -228,22 +225,6 @@ def test_runs_that_differ_in_nothing_and_runs_of_strange_numbers_are_drawn(tmp_p
     printed(build_comparison(same, title="t"))
 
 
-def test_a_point_too_far_off_stands_at_the_edge_and_is_counted() -> None:
-    kls = [index / 100 for index in range(60)] + [1e9]
-    runs = [
-        record(
-            f"r{index}", 0.9 - kl / 1e10, metrics={"kl_per_token": Measure(kl)}, settings={"trainer.max_steps": index}
-        )
-        for index, kl in enumerate(kls)
-    ]
-    html = render_page(build_comparison(runs, title="t"))
-    places = [float(x) for x in re.findall(r'<circle class="(?:best|rest)[^>]* cx="([^"]+)"', html)]
-    assert len(places) == 61
-    assert max(places) == 520 - 26
-    assert len(set(places)) == 61
-    assert "Far-off points stand at the edge: 1." in html
-
-
 def test_csv_numbers_come_back_as_they_were_measured(sweep: Path, tmp_path: Path) -> None:
     comparison = compared(sweep)
     write_csv(comparison, tmp_path / "compare.csv")
@@ -370,65 +351,6 @@ def test_ctrl_c_ends_watching_quietly(
 def test_watching_runs_that_have_all_ended_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_fake_run(tmp_path / "runs" / "a")
     assert watched(tmp_path / "runs", monkeypatch, [lambda: pytest.fail("nothing to wait for")]) == 0
-
-
-def test_a_path_in_relative_steps_comes_back_to_its_points() -> None:
-    xs, ys = [0.2, 10.4, 30.0, 12.0], [5.0, -3.0, -3.4, 100.0]
-    numbers = [int(number) for number in re.findall(r"-?\d+", path(xs, ys))]
-    x, y = numbers[0], numbers[1]
-    points = [(x, y)]
-    for dx, dy in zip(numbers[2::2], numbers[3::2], strict=True):
-        x, y = x + dx, y + dy
-        points.append((x, y))
-    assert points == [(round(a), round(b)) for a, b in zip(xs, ys, strict=True)]
-    assert [int(number) for number in steps(xs).split()] == [0, 10, 20, -18]
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 7.7), (0.91, 0.93), (1e-9, 2e-9), (0, 123456), (5, 5)])
-def test_ticks_are_few_and_inside(low: float, high: float) -> None:
-    found = ticks(low, high, 5)
-    assert 1 <= len(found) <= 6
-    assert all(low - 1e-12 <= tick <= high + 1e-12 for tick in found)
-
-
-@pytest.mark.parametrize("high", [1, 3, 7, 12, 23, 999])
-def test_what_is_counted_has_whole_ticks(high: int) -> None:
-    found = ticks(0, high, 5, is_whole=True)
-    assert found == [round(tick) for tick in found]
-    assert 2 <= len(found) <= 6
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (7.5, "7.5"), (9999, "9999"), (25_000, "25k"), (2.5e6, "2.5M"), (1e-5, "1e-05")]
-)
-def test_tick_labels_are_short(value: float, text: str) -> None:
-    assert tick_text(value) == text
-
-
-def test_a_few_far_off_values_do_not_squeeze_a_chart() -> None:
-    values = [index / 1000 for index in range(1000)]
-    assert robust_range([*values, 1e9])[1] < 2
-    low, high = robust_range(values)
-    assert low < 0 < 0.999 < high
-
-
-def test_labels_do_not_overlap_where_there_is_room() -> None:
-    placed = spread_out([50, 50, 51, 10, 99, 99], 10, 0, 100)
-    ordered = sorted(placed)
-    assert all(b - a >= 10 - 1e-9 for a, b in pairwise(ordered))
-    assert ordered[0] >= 0
-    assert ordered[-1] <= 100
-    assert placed[3] == 10
-
-
-def test_an_axis_has_a_place_for_each_of_few_values_and_none_for_a_missing_one() -> None:
-    rows: list[dict[str, Any]] = [{"a.b": 0.3}, {"a.b": 0.1}, {}, {"a.b": 0.1}]
-    axis = setting_axis("b", "a.b", rows)
-    assert axis is not None
-    assert axis.heights[2] is None
-    assert axis.heights[1] == axis.heights[3] < axis.heights[0]
-    assert [mark for _, mark in axis.marks] == ["0.1", "0.3"]
-    assert setting_axis("b", "c.d", rows) is None
 
 
 def test_the_benchmark_times_the_whole_command_and_writes_what_it_measured(

@@ -109,6 +109,8 @@ def test_settings_can_be_changed_after_composing_and_others_are_refused():
         (["cluster=local", "cluster.nods=2"], "cluster.nods: no such setting. Did you mean cluster.nodes?"),
         (["cluster=local", "cluster.nodes=2"], "this machine is one node"),
         (["cluster=slurm_cpu", "cluster.nodes=1,2"], "one run takes one value"),
+        (["cluster=slurm_cpu", "cluster.partition=a,b"], "Quote a value that holds a comma: cluster.partition='a,b'."),
+        (["cluster=slurm_cpu", "cluster.options=[--exclude=a]"], "equals signs is quoted: group.setting='a=b'."),
         (["cluster=slurm_cpu", "cluster.time=90"], "must be [D-]HH:MM:SS"),
         (["cluster=slurm_cpu", "cluster.time='٠٢:00:00'"], "must be [D-]HH:MM:SS"),
         (["cluster=slurm_cpu", "cluster.partition='a b'"], "cluster.partition: must be one word"),

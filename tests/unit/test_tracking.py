@@ -287,6 +287,7 @@ SEEN = f"wandb: [prefopt/abc] View run n at {URL}\nwandb: [prefopt/abc] Finished
             Outcome.failed,
             "sender: failed to log artifact: 403",
         ),
+        (0, "", ["runsync: incomplete transaction log: unexpected EOF"], False, Outcome.empty, ""),
         (0, "", ["didn't find run info: transactionlog: bad header: EOF"], False, Outcome.empty, ""),
         (0, "", ["didn't find run info: permission denied"], False, Outcome.failed, "without a word"),
         (0, "wandb: ERROR no such entity", [], False, Outcome.failed, "no such entity"),

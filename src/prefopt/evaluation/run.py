@@ -25,13 +25,16 @@ from prefopt.evaluation.statistics import Bootstrap
 from prefopt.evaluation.summary import Summary
 from prefopt.evaluation.verdict import judge
 from prefopt.examples import Examples
-from prefopt.files import read_lines
+from prefopt.files import read_lines, write_text
 from prefopt.report.render import render_report
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import DPOAlgorithmConfig, TrainConfig
 
 FORMAT = 1
 """Version of report.json; raised when a key changes its meaning."""
+
+PAIRS = "pairs.jsonl"
+"""In `report/`: a line per held-out pair, by which `prefopt compare` compares runs pair by pair."""
 
 
 def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, material: Material) -> dict[str, Any]:
@@ -60,7 +63,9 @@ def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, mat
         "provenance": json.loads(run.provenance.read_text(encoding="utf-8")),
     }
     report["decision"], report["verdict"] = judge(report)
-    render_report(report, metrics, summary.per_pair(), run.report)
+    pairs = summary.per_pair()
+    render_report(report, metrics, pairs, run.report)
+    write_text(run.report / PAIRS, "".join(f"{json.dumps(pair)}\n" for pair in pairs))
     return report
 
 

@@ -118,7 +118,7 @@ def find_sessions(run: Path) -> list[Session]:
     found = []
     for folder in (run / "wandb").glob("*run-*"):
         name = FOLDER.fullmatch(folder.name)
-        if name is not None and folder.is_dir() and not folder.is_symlink():
+        if name is not None and folder.is_dir():
             found.append(Session(folder, name[2], is_online=name[1] is None))
     return sorted(found, key=lambda session: (session.started, session.folder.name))
 
@@ -155,7 +155,7 @@ def _judge(code: int | None, output: str, errors: Sequence[str], *, is_marked: b
     if refused:
         return Upload(Outcome.failed, url, refused[0])
     if any(message.startswith(CUT) for message in errors):
-        return Upload(Outcome.cut, url)
+        return Upload(Outcome.cut if url else Outcome.empty, url)
     if any(message.startswith(NO_RUN) and message.endswith("EOF") for message in errors):
         return Upload(Outcome.empty)
     if code == 0 and is_marked:

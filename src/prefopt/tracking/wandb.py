@@ -34,6 +34,8 @@ SERVICE_TIMEOUT_S = 5
 """How long W&B's service may take beyond that to say so, and then to end: it can hang in a request (0.31)."""
 UPLOAD_TIMEOUT_S = 3600
 """How long `logger.log_artifacts=upload` may take at the end of a run."""
+STAGING = "WANDB_DATA_DIR"
+"""Where W&B's client lays down what an artifact holds until it is uploaded; by default in the user's home."""
 INCOMPLETE = "incomplete"
 """In the folder of an online session: not all of it has reached the server."""
 SHOWN_OF_SLURM = {
@@ -102,6 +104,7 @@ def _start(
 ) -> "WandbMirror | None":
     import wandb  # slow to import, and not every run wants it
 
+    os.environ.setdefault(STAGING, _staging_of(run))
     provenance = run.read_provenance()
     arguments: dict[str, Any] = {
         "project": config.logger.project,
@@ -132,6 +135,7 @@ def _start(
         session = _open(mode, arguments)
     if session is None:
         logger.warning("W&B: nothing is mirrored; metrics.jsonl has every record.")
+        _unset_staging(run)
         return None
     where = session.url if mode == "online" else f"offline; upload it later with prefopt sync {run.path}"
     logger.info("W&B: %s", where)
@@ -148,6 +152,16 @@ def _open(mode: Literal["online", "offline"], arguments: dict[str, Any]) -> Any:
     except Exception as error:  # the tracker's own failures are many, and none may stop a run
         logger.warning("W&B: could not start %s: %s", mode, str(error).splitlines()[0] if str(error) else error)
         return None
+
+
+def _staging_of(run: RunDirectory) -> str:
+    """In the run's folder: a compute node's home may be its own, and another machine is to upload."""
+    return str(run.path.resolve() / "wandb")
+
+
+def _unset_staging(run: RunDirectory) -> None:
+    if os.environ.get(STAGING) == _staging_of(run):
+        del os.environ[STAGING]
 
 
 @contextmanager
@@ -279,6 +293,7 @@ class WandbMirror:
         elif problems:
             logger.warning("W&B: the session could not be ended (%s).", problems[0])
         _end_service(exit_code)  # it writes the last records after finish has returned
+        _unset_staging(self._run)
 
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:

@@ -39,6 +39,9 @@ bench: install
 	$(RUN) -m benchmarks.sweep
 	$(RUN) -m benchmarks.zero_memory
 	$(RUN) -m benchmarks.checkpoints
+	$(RUN) -m benchmarks.submit
+	$(RUN) -m benchmarks.compare
+	$(RUN) -m benchmarks.status
 
 # Kills, stops and damages runs at random moments: a hundred faults in about ten minutes.
 faults: install

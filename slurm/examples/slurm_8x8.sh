@@ -44,18 +44,20 @@ trap '[ -n "$step" ] && kill -USR1 "$step"' USR1 TERM
 on_every_node() {
     srun --nodes=8 --ntasks=8 --ntasks-per-node=1 --cpus-per-task=64 "$@" &
     step=$!
-    while :; do
-        wait "$step"
-        code=$?
-        kill -0 "$step" 2>/dev/null || break # else a signal ended the wait
-    done
+    while kill -0 "$step" 2>/dev/null; do wait "$step"; done # a signal ends a wait, and then has its place in $?
+    wait "$step"
+    code=$?
     step=
 }
 
 # Queues the job again, and leaves out the nodes it is given besides those left out before. Not if somebody has cancelled
 # it, or Slurm itself is queueing it again. Then waits to be killed: a job that ends by itself meanwhile counts as failed.
 queue_again() {
-    [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ] || return
+    for _ in {1..5}; do # a controller that is busy may answer later
+        state=$(squeue --noheader --jobs="$job" --format=%T) && break
+        sleep 10
+    done
+    [ "$state" = RUNNING ] || return
     trap '' TERM
     scontrol requeue "$job" || return
     if [ -n "${1:-}" ]; then

@@ -115,7 +115,7 @@ def test_evaluate_names_what_is_missing(tmp_path, fails):
 
 
 def test_an_unknown_command_lists_the_known_ones(fails):
-    assert "train, evaluate" in fails(dispatch, ["trian"])
+    assert "train, submit" in fails(dispatch, ["trian"])
 
 
 def test_skipping_is_counted_in_the_report(overrides, tmp_path):

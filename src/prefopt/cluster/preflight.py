@@ -121,6 +121,9 @@ def judge(folder: Path, num_nodes: int) -> tuple[list[str], list[str]]:
     findings = read_findings(folder)
     problems = [f"{found.node}: {problem}" for found in findings for problem in found.problems + found.folder_problems]
     bad = [finding.node for finding in findings if finding.problems]
+    if len(bad) == num_nodes > 1:
+        problems.append("every node has a problem, so it is the settings' or the image's: no node is left out")
+        bad = []
     missing = num_nodes - len(findings)
     if missing or any(finding.waits_for for finding in findings):
         seen = ", ".join(finding.node for finding in findings) or "none"

@@ -100,6 +100,10 @@ class ClusterConfig:
                 f"cluster.options: each must be one option such as --reservation=name, found {option!r}.",
             )
         require(
+            self.kind is not ClusterKind.local or not self.gpus_per_node or (self.max_parallel or 1) == 1,
+            f"cluster.max_parallel={self.max_parallel} with cluster=local and GPUs: the runs would share them.",
+        )
+        require(
             self.kind is not ClusterKind.local or self.nodes == 1,
             f"cluster.nodes={self.nodes} with cluster=local: this machine is one node.",
         )

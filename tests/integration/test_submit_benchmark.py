@@ -15,7 +15,7 @@ def test_a_quick_run_writes_seconds_and_memory_of_every_round(tmp_path, monkeypa
     assert written["command"] == "python -m benchmarks.submit --points 100 --rounds 2 --write"
     assert (written["points"], len(written["rounds"])) == (100, 2)
     assert 0 < min(each["seconds"] for each in written["rounds"]) <= written["seconds"]
-    assert 20 < written["peak_rss_mib"]  # no upper limit: a process starts with the peak of the one that forks it
+    assert written["peak_rss_mib"] > 20  # no upper limit: a process starts with the peak of the one that forks it
     assert "100 points, 2 rounds" in capsys.readouterr().out
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.conftest import STUDY, read_rows, write_rows
+from tests.conftest import write_rows
 from tests.slurm.conftest import job_of
 
 pytestmark = pytest.mark.slow
@@ -47,9 +47,13 @@ def chains(workplace):
 
 @pytest.fixture(scope="module")
 def other_pairs(workplace):
-    """Pairs that no other sweep has."""
-    train = write_rows(workplace.root / "other.jsonl", read_rows(STUDY / "train.jsonl", 52)[40:])
-    held_out = write_rows(workplace.root / "other_held_out.jsonl", read_rows(STUDY / "held_out.jsonl", 24)[20:])
+    """Pairs that no other test has, so that nobody has computed their reference."""
+    rows = [
+        {"prompt": f"Which way to hall {i}?", "chosen": f"Left, then {i} doors on.", "rejected": f"Hall {i} is open."}
+        for i in range(16)
+    ]
+    train = write_rows(workplace.root / "other.jsonl", rows[:12])
+    held_out = write_rows(workplace.root / "other_held_out.jsonl", rows[12:])
     return [f"data.train={train}", f"data.held_out={held_out}"]
 
 

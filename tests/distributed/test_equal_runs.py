@@ -93,6 +93,11 @@ class Runs:
         ]
         self._common = [*quick_run(model, (pairs, self.held_out), folder / "runs"), *outcomes.SHORT_REPORT]
 
+    def _reference(self, case: Case) -> list[str]:
+        """A store of this module: log-probs that other tests stored were computed in other batches, 1e-7 apart."""
+        is_stored = case.reference == "store"
+        return [f"reference={case.reference}", *([f"reference.path={self.folder / 'store'}"] if is_stored else [])]
+
     @cache  # noqa: B019 (lives as long as the module)
     def of(self, case: Case) -> Path:
         """The folder of a case's run."""
@@ -108,7 +113,7 @@ class Runs:
             "trainer.save_every=4",
             "trainer.eval_every=1",
             "trainer.log_rows=true",
-            *(self._sft if case.algorithm == "sft" else [f"reference={case.reference}"]),
+            *(self._sft if case.algorithm == "sft" else self._reference(case)),
             *([f"peft={case.method}", "peft.r=4", "optim.learning_rate=5e-3"] if case.method != "none" else []),
             f"trainer.per_device_batch_size={case.per_device}",
             f"deepspeed={case.deepspeed}",

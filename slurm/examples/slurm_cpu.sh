@@ -13,6 +13,7 @@
 
 set -u
 cd /shared/project || exit 1
+export OMP_NUM_THREADS=1 # not what the submitting shell had
 python=(.venv/bin/python)
 
 # What runs: the folder of the run, and the overrides of prefopt.train.
@@ -25,8 +26,7 @@ overrides=(
 job=$SLURM_JOB_ID
 attempt=$run/slurm/$job-${SLURM_RESTART_COUNT:-0} # what this attempt says besides its log
 mkdir -p "$attempt" || exit 1
-
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONFAULTHANDLER=1
+export PREFOPT_ATTEMPT=$attempt PYTHONFAULTHANDLER=1 # where ranks leave what a user must mend
 
 # Where the ranks meet: the first node, by the address that Slurm itself uses, and a port that every node can derive.
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

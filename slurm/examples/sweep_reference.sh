@@ -14,6 +14,7 @@
 
 set -u
 cd /shared/project || exit 1
+export OMP_NUM_THREADS=8 # not what the submitting shell had
 python=(.venv/bin/python)
 
 # What runs: the folder of the run, and the overrides of prefopt.prepare.
@@ -28,8 +29,7 @@ overrides=(
 job=$SLURM_JOB_ID
 attempt=$run/slurm/$job-${SLURM_RESTART_COUNT:-0} # what this attempt says besides its log
 mkdir -p "$attempt" || exit 1
-
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8} PYTHONFAULTHANDLER=1
+export PREFOPT_ATTEMPT=$attempt PYTHONFAULTHANDLER=1 # where ranks leave what a user must mend
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN} TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export TORCH_NCCL_TRACE_BUFFER_SIZE=2000 TORCH_NCCL_DUMP_ON_TIMEOUT=1 TORCH_NCCL_DEBUG_INFO_TEMP_FILE=$attempt/nccl_
 

@@ -4,14 +4,21 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 from prefopt.distributed import group
 from prefopt.distributed.preemption import EXIT_CODE, Preempted
 from prefopt.distributed.ranks import is_main
 from prefopt.errors import ToldByRank0, UserError
+from prefopt.files import write_text
 
 USER_ERROR = 2
 """Exit code of a `UserError`."""
+ATTEMPT = "PREFOPT_ATTEMPT"
+"""Environment variable of a job's ranks: the folder of this attempt."""
+REFUSED = "refused.txt"
+"""In that folder: what the user must mend. torchrun turns every exit code of its ranks into 1."""
 
 
 def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
@@ -25,6 +32,7 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) 
     except UserError as error:
         if not isinstance(error, ToldByRank0) and group.is_first_to_say(str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
+        _note_refusal(str(error))
         _exit(USER_ERROR)
     except Preempted as error:
         if is_main():
@@ -40,6 +48,14 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) 
             raise
         traceback.print_exc()
         _exit(1)
+
+
+def _note_refusal(message: str) -> None:
+    """Leaves the message where the job script looks for it."""
+    folder = os.environ.get(ATTEMPT)
+    if folder is not None:
+        with suppress(OSError):
+            write_text(Path(folder) / REFUSED, f"{message}\n")
 
 
 def _exit(code: int) -> None:

@@ -7,14 +7,15 @@ import argparse
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 
 from rich.markup import escape
 
 from prefopt.choices import ClusterKind
-from prefopt.cluster.local import run_here
+from prefopt.cluster.local import list_commands, run_here
 from prefopt.cluster.planning import Submission, plan_submission
-from prefopt.cluster.schema import GROUPS, SUBMIT, SubmitConfig
-from prefopt.cluster.script import render, write_tasks
+from prefopt.cluster.schema import GROUPS, SUBMIT, ClusterConfig, SubmitConfig
+from prefopt.cluster.script import Job, render, write_tasks
 from prefopt.cluster.slurm import cancel, require_sbatch, submit
 from prefopt.composition import parse
 from prefopt.entry import run_entry
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> None:
         build_console().print(submission.answer, highlight=False, markup=False)
         return
     if config.submit.dry_run:
-        print("\n".join(render(job, config.cluster) for job in submission.jobs), end="")
+        print("\n".join(_preview(submission.jobs, config.cluster)), end="")
     elif config.cluster.kind is ClusterKind.local:
         submission.write(command)
         sys.exit(run_here(submission.jobs, config.cluster))
@@ -67,6 +68,17 @@ def split(overrides: list[str]) -> tuple[list[str], list[str]]:
     for line, override in zip(overrides, parse(overrides), strict=True):
         (own if override.key_or_group.split(".")[0] in GROUPS else runs).append(line)
     return own, runs
+
+
+def _preview(jobs: Sequence[Job], cluster: ClusterConfig) -> Iterator[str]:
+    """What would be executed: the scripts, or the commands on this machine."""
+    if cluster.kind is ClusterKind.local:
+        yield "".join(f"{command}\n" for job in jobs for command in list_commands(job, cluster))
+        return
+    ids: list[str] = []
+    for job in jobs:
+        yield render(job.with_ids(ids), cluster)
+        ids.append(f"<id of {job.name}>")
 
 
 def _submit(submission: Submission, config: SubmitConfig, command: str) -> None:

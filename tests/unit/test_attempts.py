@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 
 from prefopt.cluster.attempts import MAX_IDLE, MAX_STALLED, Attempt, judge, main, read_attempts
+from prefopt.entry import ATTEMPT, run_entry
+from prefopt.errors import UserError
 from prefopt.files import append_line
 from prefopt.run_directory import RunDirectory
 
@@ -187,6 +189,19 @@ def test_a_run_that_was_done_before_is_done_if_its_command_says_so(run, capsys):
 def test_a_users_mistake_on_the_way_back_into_a_run_stops_at_once(run, capsys):
     write_status(run, "preempted", 40, is_earlier=True)
     assert call(run, capsys, code=2) == "stop"
+
+
+def test_a_users_mistake_whose_exit_code_torchrun_has_changed_stops_at_once_too(run, capsys, monkeypatch):
+    monkeypatch.setenv(ATTEMPT, str(run.slurm / "7-0"))
+
+    def main_of_a_rank(argv: list[str]) -> None:
+        raise UserError("data.train: no such file.")
+
+    with pytest.raises(SystemExit):
+        run_entry(main_of_a_rank, [])
+    capsys.readouterr()
+    assert call(run, capsys, code=1) == "stop"
+    assert read_attempts(run)[0].why == "the run did not begin; the log above says why"
 
 
 def test_every_state_and_its_word_survives_its_file(run, capsys):

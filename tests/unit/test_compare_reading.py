@@ -3,11 +3,13 @@
 import json
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from prefopt.cluster.attempts import Attempt
 from prefopt.comparison import log, read
 from prefopt.comparison.curves import CURVES, points_for, read_curves, thin
 from prefopt.comparison.log import NUMBERS, from_rows, parse_log
@@ -17,6 +19,7 @@ from prefopt.comparison.records import DONE, NOT_BEGUN, RunRecord
 from prefopt.comparison.settings import differing, from_typed, identity_but_seed, read_settings, short_names
 from prefopt.config import fingerprint, to_yaml
 from prefopt.errors import UserError
+from prefopt.files import append_line
 from tests.fake_runs import base_config, fake_lines, with_settings, write_fake_run, write_fake_sweep
 
 
@@ -291,6 +294,20 @@ def test_a_run_whose_process_was_killed_cannot_move_any_more(tmp_path: Path) -> 
     record = read_one(folder)
     assert record.is_abandoned
     assert not record.is_open
+
+
+@pytest.mark.parametrize(("state", "following", "is_open"), [
+    ("preempted", "again", True), ("failed", "again", True), ("failed", "stop", False), ("preempted", None, False),
+    ("diverged", "again", False),
+])  # fmt: skip
+def test_a_run_that_its_job_has_queued_again_may_still_move(
+    tmp_path: Path, state: str, following: str | None, is_open: bool
+) -> None:
+    folder = write_fake_run(tmp_path / "run", state=state)
+    if following is not None:
+        attempt = Attempt("7", "2026-01-01T00:00:00+00:00", state, 0, 5, 75, following, "")
+        append_line(folder / "slurm" / "attempts.jsonl", asdict(attempt))
+    assert read_one(folder).is_open == is_open
 
 
 def test_the_yaml_of_a_run_reads_as_the_settings_that_wrote_it(tmp_path: Path) -> None:

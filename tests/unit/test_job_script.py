@@ -513,10 +513,12 @@ def test_a_job_has_a_name_of_plain_letters(tmp_path):
     assert re.fullmatch(r"--job-name=[\w.-]+", name)
 
 
-def test_threads_are_the_cpus_of_a_rank_unless_the_environment_says_otherwise(stubs):
-    cluster = cluster_of("cluster=slurm_1x8", "cluster.preflight=false", "cluster.cpus_per_node=32")
-    script = render(single(stubs.folder), cluster)
-    assert "OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}" in script
+@pytest.mark.parametrize(("own_file", "expected"), [("", "4"), ("export OMP_NUM_THREADS=6\n", "6")])
+def test_threads_are_the_cpus_of_a_rank_unless_the_environment_file_says_otherwise(stubs, own_file, expected):
+    (stubs.folder / "environment.sh").write_text(f"{own_file}export SEEN=$OMP_NUM_THREADS\n")
+    cluster = replace(BARE, environment=str(stubs.folder / "environment.sh"), cpus_per_node=4)
+    assert stubs.run(single(stubs.folder), cluster, OMP_NUM_THREADS="1") == 0, stubs.log()
+    assert [call.environment["SEEN"] for call in stubs.calls("srun")] == [expected]
 
 
 def test_the_template_of_an_environment_file_can_be_sourced_as_it_is(stubs):

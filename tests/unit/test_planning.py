@@ -256,6 +256,24 @@ def test_a_sweep_that_is_not_there_cannot_be_resumed(place):
     assert f"there is no sweep {place.runs / 'grid'} yet" in message
 
 
+def test_a_group_that_is_named_is_the_group_of_every_run_of_a_sweep(place):
+    reference, array = place.plan(*SWEEP, "logger.group=ours").jobs
+    assert {config.logger.group for job in (reference, array) for config in configs(job)} == {"ours"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([*SWEEP, "run.name=mine"], "run.name with a sweep: its runs are named after what sets them apart."),
+        (["sweep=optuna_dpo", "run.name=mine"], "run.name with a sweep"),
+        (["sweep.name=mine"], "sweep.name=mine: this is no sweep, for no setting has several values."),
+        (["sweep.name=mine", "sweep.resume=true"], "sweep.name=mine and sweep.resume=true: this is no sweep"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(place, overrides, expected):
+    assert expected in place.refusal(*overrides)
+
+
 def test_a_sweep_of_other_points_does_not_go_into_the_same_folder(place):
     place.plan(*SWEEP).write("the command")
     message = place.refusal(*SWEEP, "sweep.resume=true", "algorithm.beta=0.1,0.4")
@@ -439,7 +457,7 @@ def test_a_whole_sweep_can_be_waited_for(place):
 )
 def test_what_would_fail_at_a_runs_start_is_refused_at_once(place, overrides, expected):
     place.leave_run("stopped", "failed")
-    message = place.refusal("run.name=next", *(line.replace("{root}", str(place.root)) for line in overrides))
+    message = place.refusal(*(line.replace("{root}", str(place.root)) for line in overrides))
     assert expected.replace("{root}", str(place.root)) in message
 
 

@@ -126,8 +126,30 @@ def test_what_a_task_cannot_hold_is_refused_and_nothing_is_left(slurm, fails, wh
 
 def test_a_dry_run_prints_scripts_and_writes_and_submits_nothing(slurm, capsys):
     main([*SWEEP, "submit.dry_run=true"])
-    assert capsys.readouterr().out.count("#!/bin/bash\n") == 2
+    printed = capsys.readouterr().out
+    assert printed.count("#!/bin/bash\n") == 2
+    assert printed.count("#SBATCH --dependency=afterok:<id of grid-reference>\n") == 1
     assert not slurm.calls("sbatch")
+    assert not list(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        (["cluster.ranks_per_node=2"], ["-m prefopt.prepare", "nproc_per_node=2", "beta-0.1", "beta-0.3"]),
+        (
+            ["sweep=optuna_dpo", "sweep.search.prune=false"],
+            ["-m prefopt.prepare", "# 20 trials, each with settings that are drawn"],
+        ),
+    ],
+)
+def test_a_dry_run_on_this_machine_prints_the_commands(slurm, capsys, own, expected):
+    swept = SWEEP[1:] if "sweep" not in own[0] else SWEEP[2:]
+    main(["cluster=local", *swept, *own, "submit.dry_run=true"])
+    printed = capsys.readouterr().out
+    assert [words for words in expected if words not in printed] == []
+    assert printed.count(" -m prefopt.") == printed.count(sys.executable)
+    assert "#!/bin/bash" not in printed
     assert not list(Path.cwd().iterdir())
 
 

@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from prefopt.entry import USER_ERROR, run_entry
+from prefopt.entry import REFUSED, USER_ERROR, run_entry
 from prefopt.files import append_line, read_lines
 from prefopt.run_directory import RunDirectory, State
 
@@ -61,9 +61,10 @@ def main(argv: list[str]) -> None:
     run = RunDirectory(options.run)
     earlier = [attempt for attempt in read_attempts(run) if attempt.job == options.job]  # submitted anew, judged anew
     status = run.read_status()
-    if options.code != 0 and not _wrote_status(run, options.attempt):
+    code = USER_ERROR if (options.attempt / REFUSED).exists() else options.code
+    if code != 0 and not _wrote_status(run, options.attempt):
         status = {"step": status.get("step")}
-    attempt = judge(status, earlier, options.job, options.code, options.max_attempts, options.max_crashes)
+    attempt = judge(status, earlier, options.job, code, options.max_attempts, options.max_crashes)
     append_line(run.slurm / FILE, asdict(attempt))
     print(f"{run.path}: {attempt.why}", file=sys.stderr)
     print(attempt.next)

@@ -1,6 +1,7 @@
 """Jobs on this machine: in their order, the tasks of each so many at a time, every run in processes of its own."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -110,6 +111,13 @@ def run_here(jobs: Sequence[Job], cluster: ClusterConfig, console: Console | Non
     return 0
 
 
+def list_commands(job: Job, cluster: ClusterConfig) -> list[str]:
+    """What `run_here` would execute for a job, for people; of a search, whose settings are drawn later, a remark."""
+    if job.is_search:
+        return [f"# {len(job.tasks)} trials, each with settings that are drawn when it starts"]
+    return [shlex.join(_command(job, task, cluster)) for task in job.tasks.values()]
+
+
 def _run_job(job: Job, cluster: ClusterConfig, console: Console, stop: _Stop, shows: bool) -> list[tuple[Task, Path]]:
     """Returns the tasks that failed, with their logs."""
     waiting = list(job.tasks)
@@ -170,12 +178,15 @@ def _log(task: Task) -> Path:
     return RunDirectory(task.run).slurm / LOG
 
 
-def _start(job: Job, index: int, task: Task, cluster: ClusterConfig, shows: bool) -> _Process:
+def _command(job: Job, task: Task, cluster: ClusterConfig) -> list[str]:
     command = [sys.executable]
     if cluster.num_ranks > 1 or cluster.gpus_per_node:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={cluster.num_ranks_per_node}"]
         command += [f"--shutdown-timeout={cluster.margin_s}"]
-    command += ["-m", job.module, *task.overrides]
+    return [*command, "-m", job.module, *task.overrides]
+
+
+def _start(job: Job, index: int, task: Task, cluster: ClusterConfig, shows: bool) -> _Process:
     log = _log(task)
     output: Any = None
     if not shows:
@@ -184,6 +195,7 @@ def _start(job: Job, index: int, task: Task, cluster: ClusterConfig, shows: bool
     threads = max(1, (os.cpu_count() or 1) // (cluster.num_ranks_per_node * (job.parallel or 1)))
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     num_attempts = _count_attempts(RunDirectory(task.run).read_status())
+    command = _command(job, task, cluster)
     process = subprocess.Popen(
         command, stdout=output, stderr=output and subprocess.STDOUT, env=environment, start_new_session=True
     )

@@ -20,7 +20,7 @@ from prefopt.paths import resolve
 from prefopt.run_directory import RunDirectory, State
 from prefopt.schema import TrainConfig
 from prefopt.sweeps.folder import SEARCH, SweepFolder, is_done, is_over
-from prefopt.sweeps.points import Axes, Plan, assign, plan_points, read_axes
+from prefopt.sweeps.points import Axes, Plan, assign, place_in, plan_points, read_axes, sets
 from prefopt.sweeps.search_plan import plan_search
 
 TRAIN, PREPARE = "prefopt.train", "prefopt.prepare"
@@ -62,9 +62,14 @@ def plan_submission(config: SubmitConfig, overrides: Sequence[str], config_dir: 
     _check_environment(cluster)
     launch = Launch(cluster.num_ranks, cluster.num_ranks > 1 or cluster.gpus_per_node > 0)
     if config.sweep.search.num_trials is not None:
+        _refuse_run_name(overrides)
         return _plan_search(config, overrides, config_dir, launch)
     axes = read_axes(overrides, config.sweep.parameters, config.sweep.points, config_dir)
     is_sweep = bool(axes.parameters or axes.points)
+    if is_sweep:
+        _refuse_run_name(axes.base)
+    else:
+        _refuse_sweep_settings(config.sweep)
     after = _find_after(config, axes, config_dir, launch)
     if config.chain.stages:
         if is_sweep:
@@ -75,6 +80,23 @@ def plan_submission(config: SubmitConfig, overrides: Sequence[str], config_dir: 
     run = load_config(axes.base, config_dir, launch)
     check_inputs(run)
     return _plan_run(run, axes.base, config_dir, cluster, after)
+
+
+def _refuse_run_name(overrides: Sequence[str]) -> None:
+    if sets(overrides, "run.name"):
+        raise UserError(
+            "run.name with a sweep: its runs are named after what sets them apart. sweep.name=<name> names the sweep."
+        )
+
+
+def _refuse_sweep_settings(sweep: SweepConfig) -> None:
+    given = [f"sweep.name={sweep.name}"] if sweep.name is not None else []
+    given += ["sweep.resume=true"] if sweep.resume else []
+    if given:
+        raise UserError(
+            f"{' and '.join(given)}: this is no sweep, for no setting has several values. Choose one, such as "
+            "sweep=beta_lr, or give several values, such as algorithm.beta=0.1,0.3."
+        )
 
 
 def _check_margin(cluster: ClusterConfig) -> None:
@@ -217,9 +239,8 @@ def _plan_reference(plan: Plan, folder: SweepFolder, arguments: list[str], after
         name = REFERENCE if len(shared) == 1 else f"{REFERENCE}-{index}"
         if RunDirectory(folder.path / name).read_status().get("state") == State.done.value:
             continue
-        where = [assign("run.root", str(folder.path)), f"run.name={name}", assign("logger.group", folder.name)]
-        overrides = [*plan.points[numbers[0]].overrides, *where, *arguments]
-        tasks[index] = Task(folder.path / name, overrides)
+        point = plan.points[numbers[0]].overrides
+        tasks[index] = Task(folder.path / name, [*point, *place_in(folder.path, name, point), *arguments])
     if not tasks:
         return []
     return [Job(f"{folder.name}-{REFERENCE}", folder.path, PREPARE, tasks, is_array=len(tasks) > 1, after=after)]

@@ -21,8 +21,11 @@ from prefopt.comparison.places import Place
 from prefopt.comparison.records import DONE, NOT_BEGUN, RUNNING, Measure, Mode, RunRecord, WandbPlace
 from prefopt.comparison.settings import read_settings
 from prefopt.distributed.lock import SILENT_AFTER_S, Life, look_at
+from prefopt.run_directory import RunDirectory, State
+from prefopt.state.facts import read_decision
 
 UNKNOWN = "unknown"
+ENDED_EARLY = (State.preempted.value, State.failed.value)
 FILES = ("status.json", "config.yaml", "metrics.jsonl", "report/report.json", f"report/{PAIRS}")
 """A run whose files have the same times and sizes is not read again."""
 MIN_FOR_POOL = 48
@@ -198,7 +201,10 @@ def _wandb_place(run: Path, settings: Mapping[str, Any]) -> WandbPlace | None:
 
 
 def _with_life(record: RunRecord, place: Place) -> RunRecord:
-    """A running run, marked if its process has been killed: then nothing in its folder says so."""
+    """A run that has ended early, marked if its job has queued it again, or if a kill left nothing that says so."""
+    if record.state in ENDED_EARLY:
+        decision = read_decision(RunDirectory(place.path))
+        return replace(record, is_queued_again=decision is not None and decision.next == "again")
     if record.state != RUNNING:
         return record
     sighting = look_at(place.path)

@@ -94,6 +94,7 @@ class RunRecord:
         outcomes: Per held-out pair, where the report folder holds them.
         message: Of status.json: why the run ended early.
         is_abandoned: It is running by its status, but no process is behind it any more.
+        is_queued_again: It ended early, and its job has queued it again.
         problems: What could not be read, in words.
         wandb: Where the mirror is.
     """
@@ -113,6 +114,7 @@ class RunRecord:
     outcomes: Outcomes | None = None
     message: str = ""
     is_abandoned: bool = False
+    is_queued_again: bool = False
     problems: tuple[str, ...] = ()
     wandb: WandbPlace | None = None
 
@@ -123,8 +125,8 @@ class RunRecord:
 
     @property
     def is_open(self) -> bool:
-        """It may still move: it has not begun, or it runs and its process lives."""
-        return self.state in OPEN_STATES and not self.is_abandoned
+        """It may still move: it has not begun, it runs and its process lives, or it waits for another attempt."""
+        return self.is_queued_again or (self.state in OPEN_STATES and not self.is_abandoned)
 
     @property
     def seed(self) -> Any:

@@ -9,7 +9,7 @@ from prefopt.cluster import attempts
 from prefopt.cluster.attempts import Attempt
 from prefopt.cluster.local import LOG
 from prefopt.distributed.lock import Sighting, look_at
-from prefopt.run_directory import State
+from prefopt.run_directory import RunDirectory, State
 from prefopt.state.records import Kind, Place
 from prefopt.state.tail import as_count, read_last
 
@@ -62,7 +62,7 @@ def read_facts(place: Place) -> Facts:
         step,
         number,
         message,
-        decision=_read_decision(run.slurm / attempts.FILE),
+        decision=read_decision(run),
         lock=_look_at(run.path),
         log=find_log(place),
     )
@@ -94,8 +94,9 @@ def _read_status(path: Path) -> tuple[dict[str, Any], str]:
     return value, ""
 
 
-def _read_decision(path: Path) -> Attempt | None:
-    line = read_last(path, lambda value: "next" in value)
+def read_decision(run: RunDirectory) -> Attempt | None:
+    """What the job of a run has decided after its last attempt; None without one."""
+    line = read_last(run.slurm / attempts.FILE, lambda value: "next" in value)
     try:
         return Attempt(**line) if line is not None else None
     except TypeError:  # of another version

@@ -133,11 +133,9 @@ class Plan:
     configs: list[TrainConfig]
 
     def placed(self, folder: Path) -> list[Point]:
-        """The points with their runs in a sweep's folder, which is their W&B group as well."""
-        group = assign("logger.group", folder.name)
-        where = assign("run.root", str(folder))
+        """The points with their runs in a sweep's folder."""
         return [
-            replace(point, overrides=[*point.overrides, where, assign("run.name", point.name), group])
+            replace(point, overrides=[*point.overrides, *place_in(folder, point.name, point.overrides)])
             for point in self.points
         ]
 
@@ -193,6 +191,17 @@ def _with_distinct_names(plan: Plan, identities: list[str]) -> Plan:
         for point, identity in zip(plan.points, identities, strict=True)
     ]
     return replace(plan, points=points)
+
+
+def place_in(folder: Path, name: str, overrides: Iterable[str]) -> list[str]:
+    """What puts a run into a sweep's folder, which is its W&B group as well unless `overrides` name another."""
+    own_group = [] if sets(overrides, "logger.group") else [assign("logger.group", folder.name)]
+    return [assign("run.root", str(folder)), assign("run.name", name), *own_group]
+
+
+def sets(overrides: Iterable[str], key: str) -> bool:
+    """Whether one of `overrides` gives a setting its value."""
+    return any(line.lstrip("+").partition("=")[0] == key for line in overrides)
 
 
 def assign(key: str, value: str) -> str:

@@ -23,7 +23,7 @@ from prefopt.run_directory import RunDirectory, State
 from prefopt.sweeps import study
 from prefopt.sweeps.definition import TRIAL, Search, name_of
 from prefopt.sweeps.folder import SweepFolder
-from prefopt.sweeps.points import assign
+from prefopt.sweeps.points import place_in
 
 STOP = "stop"
 """What `prefopt.cluster.attempts` says of a run that is not tried again."""
@@ -75,7 +75,8 @@ def ask(folder: SweepFolder, index: int) -> tuple[Task, str]:
             trial = study.repeat_trial(opened, trial) if has_begun else study.begin_trial(opened, index)
         drawn = study.draw(opened, trial, search.parameters, search)
         changes = [parameter.override(drawn[parameter.key]) for parameter in search.parameters]
-        overrides = [*search.overrides, *changes, *_placed(folder, index)]
+        drawn_run = [*search.overrides, *changes]
+        overrides = [*drawn_run, *place_in(folder.path, name_of(index), drawn_run)]
         try:
             composed = TRAIN.compose(overrides, search.config_dir)
             complete(composed, Launch(search.num_ranks, search.is_launched))
@@ -123,11 +124,6 @@ def _describe(trial: FrozenTrial, search: Search) -> str:
     decision = trial.user_attrs.get(study.DECISION)
     words = "" if decision is None else f" ({decision.replace('_', ' ')})"
     return f"{search.metric} {trial.value:.4g}{words}"
-
-
-def _placed(folder: SweepFolder, index: int) -> list[str]:
-    values = {"run.root": str(folder.path), "run.name": name_of(index), "logger.group": folder.name}
-    return [assign(key, value) for key, value in values.items()]
 
 
 def _tell_ended(opened: optuna.Study, folder: SweepFolder, search: Search) -> None:

@@ -31,7 +31,7 @@ DISK = "prefopt.distributed.checkpoint"
 PLACES = {
     "while config.yaml is written": Place(Injection("pathlib:Path.replace", match="config.yaml"), can_stop=False),
     "while status.json is written": Place(Injection("pathlib:Path.replace", match="status.json"), 4),
-    "in the reference pass": Place(Injection("prefopt.modeling.reference:_Shard.take"), 7),
+    "in the reference pass": Place(Injection("prefopt.modeling.shards:Shard.take"), 7),
     "while reference log-probs are written": Place(Injection("prefopt.modeling.reference:write_bytes"), 2),
     "before a forward": Place(Injection(f"{TRAINER}.training_step"), 22),
     "between backward and optimizer": Place(Injection(f"{TRAINER}._get_grad_norm"), 12),

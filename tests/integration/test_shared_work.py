@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from prefopt.errors import UserError
-from prefopt.modeling.reference import SHARD
+from prefopt.modeling.shards import SHARD
 from prefopt.train import main as train
 from tests.integration.test_resume import deterministic, report_without_times, weights_equal
 

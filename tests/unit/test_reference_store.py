@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from prefopt.data.ragged import PairLogps, PairTable, Ragged
 from prefopt.errors import UserError
 from prefopt.modeling import reference
-from prefopt.modeling.reference import DAMAGED, SHARD, ReferenceStore
+from prefopt.modeling.reference import ReferenceStore
+from prefopt.modeling.shards import DAMAGED, SHARD
 
 KEY = {"weights": "abc", "dtype": "float32"}
 
@@ -172,7 +173,6 @@ def test_a_damaged_shard_is_set_aside_and_computed_again(tmp_path, caplog, damag
     shard.write_bytes(content)
     model = Model()
     with caplog.at_level("WARNING", logger="prefopt"):
-        reference.logger.propagate = True
         found, usage = ReferenceStore.open(tmp_path, KEY).complete(table, model)
     check(table, found)
     assert usage.num_stored == 0

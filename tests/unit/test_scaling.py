@@ -20,7 +20,7 @@ from benchmarks.shapes import MODELS, ModelShape
 from prefopt.choices import PeftMethod, Precision, WeightsDtype
 from prefopt.config import load_config
 from prefopt.distributed import deepspeed
-from prefopt.modeling import reference
+from prefopt.modeling import shards
 from prefopt.schema import DataConfig, DeepSpeedConfig, EvaluationConfig, PeftConfig, TrainerConfig
 from prefopt.trainers.batches import StepSize
 
@@ -305,8 +305,8 @@ def test_a_checkpoint_has_these_bytes_per_parameter(stage, factor):
 
 
 def test_a_record_of_the_store_has_these_bytes():
-    shard = reference._Shard()
-    shard.keys = [bytes(reference.KEY_BYTES)] * 2
+    shard = shards.Shard()
+    shard.keys = [bytes(shards.KEY_BYTES)] * 2
     shard.records = [torch.zeros(length).numpy() for length in (PAIR.chosen, PAIR.rejected)]
     content = shard.content()
     assert sum(content[name].nbytes for name in ("keys", "lengths", "logps")) == formulas.store_bytes(PAIR)

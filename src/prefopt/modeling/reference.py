@@ -8,7 +8,6 @@ adapters, batch size and output folder are in neither, so no two runs compute th
 
 import hashlib
 import json
-import logging
 import os
 import random
 import time
@@ -22,9 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from prefopt.choices import PeftMethod, ReferenceMode
 from prefopt.data.ragged import Array, PairLogps, PairTable, Ragged
@@ -32,16 +29,10 @@ from prefopt.distributed.group import gather, num_ranks, on_main
 from prefopt.errors import UserError
 from prefopt.files import PARTIAL, write_bytes, write_json
 from prefopt.modeling.fingerprint import fingerprint_weights
+from prefopt.modeling.shards import FORMAT, SHARD, Keys, Rows, Shard, keys_of, read_sound
 from prefopt.paths import cache_folder
 from prefopt.schema import TrainConfig
 
-logger = logging.getLogger(__name__)
-
-FORMAT = 1
-"""Version of the shards and of what goes into a key."""
-SHARD = ".safetensors"
-DAMAGED = ".damaged"
-KEY_BYTES = 16
 CHUNK_PAIRS = 256
 """Pairs between two looks at what other processes have stored meanwhile."""
 FLUSH_S = 5.0
@@ -49,7 +40,6 @@ FLUSH_S = 5.0
 STALE_S = 3600.0
 """Age at which a half-written file is taken for the leftover of a killed process."""
 
-Rows = NDArray[np.int64]
 Compute = Callable[[PairTable, Rows], Iterator[tuple[Rows, PairLogps]]]
 Progress = Callable[[int, int], None]
 
@@ -180,7 +170,7 @@ class ReferenceStore:
         Raises:
             UserError: The folder cannot be written.
         """
-        keys = _keys(table)
+        keys = keys_of(table)
         self._begin(keys)
         missing = on_main(lambda: self._missing(keys))
         usage = Usage(num_pairs=len(table), num_stored=len(table) - len(missing))
@@ -200,12 +190,12 @@ class ReferenceStore:
             self._prepare()
         except UserError:
             for table in tables:
-                keys = _keys(table)
+                keys = keys_of(table)
                 self._begin(keys)
                 if len(self._missing(keys)):
                     raise
 
-    def _begin(self, keys: tuple[list[bytes], list[bytes]]) -> None:
+    def _begin(self, keys: Keys) -> None:
         """Reads what there is of these records; others are not kept in memory."""
         self._seen.clear()
         self._wanted = {key for side in keys for key in side}
@@ -215,7 +205,7 @@ class ReferenceStore:
     def _fill(
         self,
         table: PairTable,
-        keys: tuple[list[bytes], list[bytes]],
+        keys: Keys,
         missing: Rows,
         compute: Compute,
         usage: Usage,
@@ -231,7 +221,7 @@ class ReferenceStore:
         is_missing[missing] = True
         chunks = [chunk for chunk in chunks if is_missing[chunk].any()]
         first = on_main(lambda: random.SystemRandom().randrange(len(chunks)))
-        shard = _Shard()
+        shard = Shard()
         try:
             for chunk in chunks[first:] + chunks[:first]:
                 begun = time.monotonic()
@@ -254,7 +244,7 @@ class ReferenceStore:
         usage.computed_s = max(other.computed_s for other in everyone)
         self._refresh()
 
-    def _still_missing(self, keys: tuple[list[bytes], list[bytes]], rows: Rows) -> Rows:
+    def _still_missing(self, keys: Keys, rows: Rows) -> Rows:
         """Of `rows` those that no process has stored meanwhile."""
         self._refresh()
         return self._missing(keys, rows)
@@ -266,7 +256,7 @@ class ReferenceStore:
         for path in sorted(self.folder.glob(f"*{SHARD}")):
             if path.name in self._seen:
                 continue
-            content = _read_sound(path)
+            content = read_sound(path)
             if content is not None:
                 self._seen.add(path.name)
                 self._add(content)
@@ -279,7 +269,7 @@ class ReferenceStore:
             if key in self._wanted:
                 self._index[key] = rows[place].copy(), per_token * len(rows[place])
 
-    def _missing(self, keys: tuple[list[bytes], list[bytes]], rows: Rows | None = None) -> Rows:
+    def _missing(self, keys: Keys, rows: Rows | None = None) -> Rows:
         candidates = np.arange(len(keys[0])) if rows is None else rows
         here = self._index
         return np.array([r for r in candidates if keys[0][r] not in here or keys[1][r] not in here], dtype=np.int64)
@@ -287,7 +277,7 @@ class ReferenceStore:
     def _record(self, key: bytes) -> Array:
         return self._index[key][0]
 
-    def _seconds(self, keys: tuple[list[bytes], list[bytes]], rows: Rows) -> float:
+    def _seconds(self, keys: Keys, rows: Rows) -> float:
         return sum(self._index[side[row]][1] for row in rows for side in keys)
 
     def _prepare(self) -> None:
@@ -303,7 +293,7 @@ class ReferenceStore:
                     if time.time() - path.stat().st_mtime > STALE_S:
                         path.unlink()
 
-    def _write(self, shard: "_Shard", usage: Usage) -> "_Shard":
+    def _write(self, shard: Shard, usage: Usage) -> Shard:
         """Stores what was computed and returns an empty shard."""
         usage.computed_s += shard.seconds
         if shard.keys:
@@ -314,7 +304,7 @@ class ReferenceStore:
                 write_bytes(self.folder / name, packed)
             self._seen.add(name)
             self._add(content)
-        return _Shard()
+        return Shard()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -326,84 +316,6 @@ class ReferenceStore:
                 f"{self.folder}: reference log-probs cannot be stored here ({error.strerror or error}). Free space or "
                 "name another folder in reference.path, or set reference=live to compute them in every step."
             ) from error
-
-
-@dataclass
-class _Shard:
-    """Records that are not on disk yet."""
-
-    keys: list[bytes] = field(default_factory=list)
-    records: list[Array] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def take(self, keys: tuple[list[bytes], list[bytes]], rows: Rows, logps: PairLogps) -> None:
-        """Adds the records of both sides of `rows`.
-
-        Raises:
-            UserError: A log-prob is not finite.
-        """
-        _require_finite(rows, logps)
-        for place, row in enumerate(rows):
-            self.keys += [keys[0][row], keys[1][row]]
-            self.records += [logps.chosen[place], logps.rejected[place]]
-
-    def content(self) -> dict[str, Array]:
-        rows = Ragged.of(self.records, np.float32)
-        return {
-            "keys": np.frombuffer(b"".join(self.keys), dtype=np.uint8).reshape(-1, KEY_BYTES),
-            "lengths": rows.lengths.astype(np.int32),
-            "logps": rows.values,
-            "seconds": np.array([self.seconds]),
-        }
-
-
-def _keys(table: PairTable) -> tuple[list[bytes], list[bytes]]:
-    """Digests of (prompt, completion), for the chosen and the rejected completions."""
-    sides: tuple[list[bytes], list[bytes]] = ([], [])
-    for row in range(len(table)):
-        prompt = hashlib.sha256(np.int64(len(table.prompt[row])).tobytes() + table.prompt[row].tobytes())
-        for side, completions in zip(sides, (table.chosen, table.rejected), strict=True):
-            digest = prompt.copy()
-            digest.update(completions[row].tobytes())
-            side.append(digest.digest()[:KEY_BYTES])
-    return sides
-
-
-def _read_sound(path: Path) -> dict[str, Array] | None:
-    """Reads a shard; a damaged one is set aside with a warning, and its records are computed again."""
-    reason = ""
-    for _ in range(2):  # a network file system may hand out a part of a file at first
-        try:
-            packed = path.read_bytes()
-        except FileNotFoundError:
-            return None  # set aside by another process
-        except OSError as error:
-            logger.warning("reference: %s cannot be read (%s) and is left out", path, error.strerror)
-            return None
-        if hashlib.sha256(packed).hexdigest() != path.name.removesuffix(SHARD):
-            reason = "its content does not match its name"
-            continue
-        try:
-            content: dict[str, Array] = load(packed)
-            return content
-        except SafetensorError as error:
-            reason = str(error)
-    logger.warning("reference: %s is damaged (%s); what it held is computed again", path, reason)
-    try:
-        path.rename(path.with_name(path.name + DAMAGED))
-    except OSError as error:
-        logger.warning("reference: %s cannot be set aside (%s)", path, error)
-    return None
-
-
-def _require_finite(rows: Rows, logps: PairLogps) -> None:
-    for side in (logps.chosen, logps.rejected):
-        bad = [int(row) for place, row in enumerate(rows) if not np.isfinite(side[place]).all()]
-        if bad:
-            raise UserError(
-                f"the reference gives log-probs that are not finite, first for pair {min(bad)} (counted from 0). "
-                "Check the model's weights, or set trainer.precision=fp32."
-            )
 
 
 def _require_lengths(logps: PairLogps, table: PairTable) -> None:

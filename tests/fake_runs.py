@@ -11,6 +11,7 @@ from typing import Any
 from prefopt.config import load_config, to_yaml
 from prefopt.evaluation.statistics import wilson
 from prefopt.schema import TrainConfig
+from prefopt.sweeps.folder import FORMAT
 
 NUM_HELD_OUT = 132
 
@@ -98,6 +99,7 @@ def write_fake_sweep(folder: Path, points: dict[str, dict[str, Any]]) -> Path:
     """Writes `folder/sweep.json` with these points (run name -> changed settings) and returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     plan = {
+        "format": FORMAT,
         "name": folder.name,
         "points": [
             {"index": i, "name": name, "changes": changes, "overrides": [f"{k}={v}" for k, v in changes.items()]}

@@ -73,7 +73,7 @@ def test_points_of_a_sweep_that_have_not_begun_are_listed_in_its_order(tmp_path:
     )
     write_fake_run(sweep / "a")
     write_fake_run(sweep / "stray")
-    for name in ("slurm", "reference", "reference-2", ".hidden", "folder"):
+    for name in ("reference", "reference-2", ".hidden", "folder"):
         (sweep / name).mkdir()
         (sweep / name / "status.json").write_text("{}") if name != "folder" else None
     records = RunReader().read(find_places([sweep]))
@@ -109,11 +109,18 @@ def test_a_folder_without_runs_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "plan", ["", "[]", '{"points": 3}', '{"points": [{"index": 0}]}', '{"points": [{"name": "a", "changes": 3}]}']
+    ("plan", "expected"),
+    [
+        ("", "damaged"),
+        ("[]", "of another version"),
+        ('{"format": 1, "points": 3}', "damaged"),
+        ('{"format": 1, "points": [{"index": 0}]}', "damaged"),
+        ('{"format": 1, "points": [{"name": "a", "changes": 3}]}', "damaged"),
+    ],
 )
-def test_a_damaged_plan_of_a_sweep_is_refused_with_its_path(plan: str, tmp_path: Path) -> None:
+def test_a_damaged_plan_of_a_sweep_is_refused_with_its_path(plan: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(plan)
-    with pytest.raises(UserError, match=r"sweep\.json: not the plan of a sweep"):
+    with pytest.raises(UserError, match=rf"sweep\.json: {expected}"):
         find_places([tmp_path])
 
 

@@ -80,7 +80,7 @@ def test_trials_that_use_other_data_or_models_share_no_reference(plan):
         (["algorithm.loss_type=choice(sigmoid,sigmid)"], "unknown loss 'sigmid'"),
         (["trainer.eval_every=null"], "set trainer.eval_every, or set sweep.search.prune=false"),
         (["logger.project=choice(a,b)"], "what differs changes no result"),
-        (["run.name=choice(a,b)"], "what differs changes no result"),
+        (["run.name=choice(a,b)"], "run.name with a sweep"),
         (["sweep.search.metric=acuracy"], "Allowed here: preference_accuracy, mean_margin, reward_accuracy"),
         (["sweep.search.metric=loss"], "metric=loss: no held-out metric that the reports"),
         (["sweep.search.metric=mean_margin"], "measures it at the end alone"),

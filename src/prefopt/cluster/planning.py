@@ -19,13 +19,11 @@ from prefopt.files import read_lines
 from prefopt.paths import resolve
 from prefopt.run_directory import RunDirectory, State
 from prefopt.schema import TrainConfig
-from prefopt.sweeps.folder import SEARCH, SweepFolder, is_done, is_over
+from prefopt.sweeps.folder import REFERENCE, SEARCH, SweepFolder, is_done, is_over
 from prefopt.sweeps.points import Axes, Plan, assign, place_in, plan_points, read_axes, sets
 from prefopt.sweeps.search_plan import plan_search
 
 TRAIN, PREPARE = "prefopt.train", "prefopt.prepare"
-REFERENCE = "reference"
-"""Folder, in a sweep's, of the run that computes what the points share."""
 
 
 def _nothing(command: str) -> None:

@@ -1,7 +1,5 @@
 """Where runs lie: single run folders, sweeps with their plan, and folders that hold runs."""
 
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +7,10 @@ from typing import Any
 
 from prefopt.comparison.settings import from_typed
 from prefopt.errors import UserError
+from prefopt.sweeps.folder import FILE, IS_REFERENCE, SweepFolder, is_run, list_runs
 
-PLAN = "sweep.json"
-"""In a sweep's folder: its points, so that those that have not begun are known too."""
-NOT_RUN = re.compile(r"slurm|reference(-\d+)?", re.ASCII)
-"""Beside the runs of a sweep: its jobs, and the reference log-probs that were computed first."""
-TRACES = ("config.yaml", "status.json", "metrics.jsonl")
-"""Any of these makes a folder a run, even one that was killed as it began."""
+BEGUN = ("config.yaml", "status.json", "metrics.jsonl")
+"""Any of these tells that a run has begun, even one that was killed as it did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +23,7 @@ class Place:
 
     @property
     def has_begun(self) -> bool:
-        return _is_run(self.path)
+        return any((self.path / file).is_file() for file in BEGUN)
 
 
 def find_places(targets: Sequence[Path]) -> list[Place]:
@@ -42,7 +37,7 @@ def find_places(targets: Sequence[Path]) -> list[Place]:
         found = list(_find(target))
         if not found:
             raise UserError(
-                f"{target}: holds no runs (no config.yaml in it or in its folders, no {PLAN}). "
+                f"{target}: holds no runs (no config.yaml in it or in its folders, no {FILE}). "
                 "Give run folders, sweep folders, or a W&B group as entity/project/group."
             )
         for place in found:
@@ -62,50 +57,25 @@ def _find(target: Path) -> Iterator[Place]:
         raise UserError(
             f"{target}: no such folder. Give run folders, sweep folders, or a W&B group as entity/project/group."
         )
-    if _is_run(target):
+    if SweepFolder(target).exists():
+        yield from _members(SweepFolder(target))
+    elif is_run(target):
         yield Place(target, target.resolve().name, {})
-        return
-    yield from _members(target)
-    for child in _folders(target):
-        if (child / PLAN).is_file():
-            yield from _members(child)
+    else:
+        runs, sweeps = list_runs(target)
+        yield from (Place(run, run.name, {}) for run in runs)
+        for sweep in sweeps:
+            yield from _members(SweepFolder(sweep))
 
 
-def _members(folder: Path) -> Iterator[Place]:
-    """The points of a sweep in their order, then other runs beside them."""
-    planned = _read_plan(folder / PLAN) if (folder / PLAN).is_file() else {}
+def _members(sweep: SweepFolder) -> Iterator[Place]:
+    """The points of a sweep in their order, then other runs beside them, but not those whose work the points share."""
+    planned = sweep.read_changes()
     for name, changes in planned.items():
-        yield Place(folder / name, name, changes)
-    for child in _folders(folder):
-        if child.name not in planned and _is_run(child):
-            yield Place(child, child.name, {})
-
-
-def _read_plan(path: Path) -> dict[str, Mapping[str, Any]]:
-    try:
-        points = json.loads(path.read_text(encoding="utf-8"))["points"]
-        planned: dict[str, Mapping[str, Any]] = {
-            str(point["name"]): {key: from_typed(value) for key, value in (point.get("changes") or {}).items()}
-            for point in points
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f'{path}: not the plan of a sweep ({type(error).__name__}: {error}). It holds {{"points": [{{"name": ..., '
-            f'"changes": {{...}}}}]}}. Give the run folders one by one, or start the sweep again to write it.'
-        ) from error
-    strays = [name for name in planned if Path(name).name != name]
-    if strays:
-        raise UserError(f"{path}: {strays[0]!r} is no plain folder name, so it cannot be a run of this sweep.")
-    return planned
-
-
-def _folders(folder: Path) -> list[Path]:
-    children = (child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-    return sorted(child for child in children if not NOT_RUN.fullmatch(child.name))
-
-
-def _is_run(folder: Path) -> bool:
-    return any((folder / trace).is_file() for trace in TRACES)
+        yield Place(sweep.path / name, name, {key: from_typed(value) for key, value in changes.items()})
+    for run in list_runs(sweep.path)[0]:
+        if run.name not in planned and not IS_REFERENCE.fullmatch(run.name):
+            yield Place(run, run.name, {})
 
 
 def _with_distinct_names(places: list[Place]) -> list[Place]:

@@ -1,22 +1,16 @@
 """Which runs a user means: single ones, the points of a sweep, and those that a folder holds, with their jobs."""
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prefopt.cluster.planning import REFERENCE
 from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory
 from prefopt.state.records import Group, Kind, Place, Submitted
 from prefopt.state.tail import read_objects
-from prefopt.sweeps.folder import FILE, SEARCH, SweepFolder
-
-TRACES = ("status.json", "config.yaml", "metrics.jsonl", "slurm/jobs.jsonl", "slurm/local.log")
-"""Any of these makes a folder a run, even one that was killed as it began, or that has not begun."""
-IS_REFERENCE = re.compile(rf"{REFERENCE}(-\d+)?", re.ASCII)
+from prefopt.sweeps.folder import FILE, IS_REFERENCE, REFERENCE, SEARCH, TRACES, SweepFolder, is_run, list_runs
 
 
 def find_groups(targets: Sequence[Path]) -> list[Group]:
@@ -32,7 +26,7 @@ def find_groups(targets: Sequence[Path]) -> list[Group]:
             raise UserError(f"{target}: no such folder. Give folders of runs or sweeps, or one that holds them.")
         if SweepFolder(target).exists():
             groups.append(_read_sweep(target))
-        elif _is_run(target):
+        elif is_run(target):
             single.append(_place_alone(target))
         else:
             found = list(_read_folder(target))
@@ -75,12 +69,12 @@ def _with_patterns(job: Submitted, number: str, index: str) -> Submitted:
 
 def _read_sweep(folder: Path) -> Group:
     sweep = SweepFolder(folder)
+    names = sweep.read_changes()
     content = sweep.read()
-    names = _names_of(content, folder)
     own_kind = Kind.trial if SEARCH in content else Kind.point
     jobs = read_jobs(folder)
     planned = sorted(name for name in jobs if IS_REFERENCE.fullmatch(name))  # has no folder before it begins
-    found = [child.name for child in _folders(folder) if _is_run(child)]
+    found = [child.name for child in list_runs(folder)[0]]
     others = [name for name in dict.fromkeys([*planned, *found]) if name not in names]
     places = []
     for name in (*others, *names):
@@ -90,37 +84,12 @@ def _read_sweep(folder: Path) -> Group:
     return Group(_name(folder), folder, True, places, newest.command if newest else _text(content, "command"))
 
 
-def _names_of(content: dict[str, Any], folder: Path) -> dict[str, None]:
-    """The names of a sweep's points, in their order."""
-    try:
-        names = dict.fromkeys(str(point["name"]) for point in content["points"])
-    except (KeyError, TypeError) as error:
-        problem = f"{type(error).__name__}: {error}"
-        raise UserError(f"{folder / FILE}: damaged ({problem}). Submit the sweep again.") from error
-    stray = next((name for name in names if not _is_plain(name)), None)
-    if stray is not None:
-        raise UserError(f"{folder / FILE}: {stray!r} is no plain folder name, so it cannot be a run of this sweep.")
-    return names
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a name can be that of a folder in the sweep's."""
-    try:
-        return Path(name).name == name and b"\0" not in os.fsencode(name) and name not in ("", "..")
-    except UnicodeEncodeError:
-        return False
-
-
 def _read_folder(folder: Path) -> Iterator[Group]:
     """The runs of a folder as one group, and each of its sweeps."""
-    runs, sweeps = [], []
-    for child in _folders(folder):
-        if (child / FILE).is_file():
-            sweeps.append(child)
-        elif _is_run(child):
-            runs.append(Place(RunDirectory(child), child.name, Kind.run, _newest({}, child)))
+    runs, sweeps = list_runs(folder)
     if runs:
-        yield Group(_name(folder), folder, False, runs)
+        places = [Place(RunDirectory(run), run.name, Kind.run, _newest({}, run)) for run in runs]
+        yield Group(_name(folder), folder, False, places)
     for sweep in sweeps:
         yield _read_sweep(sweep)
 
@@ -139,19 +108,6 @@ def _newest(jobs: dict[str, Submitted], run: Path) -> Submitted | None:
     name = run.name or run.resolve().name
     own = read_jobs(run).values() if os.path.exists(f"{run}/slurm/jobs.jsonl") else ()
     return max([*own, *filter(None, [jobs.get(name)])], key=lambda job: job.time, default=None)
-
-
-def _is_run(folder: Path) -> bool:
-    return any(os.path.isfile(f"{folder}/{trace}") for trace in TRACES)
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror}).") from error
-    return [folder / name for name in sorted(names)]
 
 
 def _name(folder: Path) -> str:

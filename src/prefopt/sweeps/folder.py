@@ -1,6 +1,8 @@
-"""A sweep's folder: `sweep.json` says which runs it has; they lie beside it, each in the folder of its point."""
+"""Folders with runs: a sweep's, where `sweep.json` says which points it has, and others that hold runs and sweeps."""
 
 import json
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +17,11 @@ FILE = "sweep.json"
 FORMAT = 1
 SEARCH = "search"
 """Entry of a sweep whose points are drawn."""
+REFERENCE = "reference"
+"""Folder, in a sweep's, of the run that computes what the points share; of several with a number behind it."""
+IS_REFERENCE = re.compile(rf"{REFERENCE}(-\d+)?", re.ASCII)
+TRACES = ("status.json", "config.yaml", "metrics.jsonl", "slurm/jobs.jsonl", "slurm/local.log")
+"""Any of these makes a folder a run, even one that was killed as it began, or that has not begun."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +69,32 @@ class SweepFolder:
             content: dict[str, Any] = json.loads((self.path / FILE).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise UserError(f"{self.path}: no sweep here (no {FILE}).") from error
-        except json.JSONDecodeError as error:
-            raise UserError(f"{self.path / FILE}: damaged ({error}). Submit the sweep again.") from error
-        if content.get("format") != FORMAT:
-            raise UserError(f"{self.path / FILE}: of another version of prefopt (format {content.get('format')}).")
+        except ValueError as error:
+            raise self._damaged(error) from error
+        version = content.get("format") if isinstance(content, dict) else None
+        if version != FORMAT:
+            raise UserError(f"{self.path / FILE}: of another version of prefopt (format {version}).")
         return content
+
+    def read_changes(self) -> dict[str, dict[str, Any]]:
+        """The points in their order: name of the run's folder -> the swept settings as one would type them.
+
+        Raises:
+            UserError: As `read`, or a name that leads out of this folder.
+        """
+        try:
+            changes = {str(point["name"]): dict(point.get("changes") or {}) for point in self.read()["points"]}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._damaged(error) from error
+        stray = next((name for name in changes if not _is_plain(name)), None)
+        if stray is not None:
+            raise UserError(
+                f"{self.path / FILE}: {stray!r} is no plain folder name, so it cannot be a run of this sweep."
+            )
+        return changes
+
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(f"{self.path / FILE}: damaged ({type(error).__name__}: {error}). Submit the sweep again.")
 
     def points(self) -> list[Point]:
         """The points in their order."""
@@ -90,3 +118,37 @@ def is_done(run: RunDirectory) -> bool:
 def is_over(run: RunDirectory) -> bool:
     """True if nothing is left to do for a trial of a search: its run is done, was pruned, or diverged."""
     return is_done(run) or run.read_status().get("state") in (State.pruned.value, State.diverged.value)
+
+
+def is_run(folder: Path) -> bool:
+    """True if a run has begun in a folder, or was submitted there."""
+    return any(os.path.isfile(f"{folder}/{trace}") for trace in TRACES)
+
+
+def list_runs(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The runs and the sweeps in a folder, by name; hidden ones are left out.
+
+    Raises:
+        UserError: The folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}).") from error
+    runs: list[Path] = []
+    sweeps: list[Path] = []
+    for child in (folder / name for name in names):
+        if SweepFolder(child).exists():
+            sweeps.append(child)
+        elif is_run(child):
+            runs.append(child)
+    return runs, sweeps
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name can be that of a folder in the sweep's."""
+    try:
+        return Path(name).name == name and b"\0" not in os.fsencode(name) and name not in ("", "..")
+    except UnicodeEncodeError:
+        return False

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from prefopt.distributed.native_ops import load_communication
+from prefopt.distributed.native_ops import leave_out_shared_memory
 from prefopt.modeling.shared_prefix import LAYOUT, PairLayout, SharedPrefix, find_obstacle
 
 CASES = [(1, "full"), (2, "full"), (3, "full"), (3, "lora")]
@@ -98,7 +98,7 @@ def train(model_path: str, rows: str, output: Path, *, stage: int, method: str, 
 
 
 def main(model_path: str, rows: str, result: str) -> None:
-    load_communication()
+    leave_out_shared_memory()
     state = PartialState(backend="gloo")
     found = {
         f"{stage}-{method}-{engine}": train(

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from prefopt.distributed import weights
-from prefopt.distributed.native_ops import load_communication
+from prefopt.distributed.native_ops import leave_out_shared_memory
 
 
 @dataclass
@@ -169,7 +169,7 @@ def save(name: str, root: Path) -> dict[str, Any]:
 
 
 def main(root: str) -> None:
-    load_communication()
+    leave_out_shared_memory()
     state = PartialState(backend="gloo")
     deepspeed.init_distributed("gloo", dist_init_required=False)
     found = {name: save(name, Path(root)) for name in CASES}

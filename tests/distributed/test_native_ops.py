@@ -10,16 +10,16 @@ from tests.conftest import REPOSITORY
 
 pytest.importorskip("deepspeed")
 
-LOAD = "from prefopt.distributed.native_ops import load_communication; load_communication()"
+LOAD = "from prefopt.distributed.native_ops import load_adam; load_adam()"
 BROKEN_BUILD = f"""
 import os
-from deepspeed.ops.op_builder import ShareMemCommBuilder
+from deepspeed.ops.op_builder import CPUAdamBuilder
 def killed(self, verbose):
     folder = os.environ["TORCH_EXTENSIONS_DIR"] + "/" + self.name
     os.mkdir(folder)
     open(folder + "/lock", "w").close()
     os._exit(9)
-ShareMemCommBuilder.load = killed
+CPUAdamBuilder.load = killed
 {LOAD}
 """
 
@@ -44,18 +44,18 @@ def test_after_a_killed_build_and_a_killed_load_the_next_process_loads(tmp_path)
     rebuilt = python(LOAD, tmp_path)
     assert rebuilt.returncode == 0, rebuilt.stderr
     assert "killed while it built an operation; removed" in rebuilt.stderr
-    assert [path.name for path in versions.iterdir() if path.is_dir()] == ["deepspeed_shm_comm"]
+    assert [path.name for path in versions.iterdir() if path.is_dir()] == ["cpu_adam"]
 
-    (versions / "deepspeed_shm_comm" / "lock").touch()
+    (versions / "cpu_adam" / "lock").touch()
     loaded = python(LOAD, tmp_path)
     assert loaded.returncode == 0, loaded.stderr
     assert "removed" in loaded.stderr
-    assert not (versions / "deepspeed_shm_comm" / "lock").exists()
+    assert not (versions / "cpu_adam" / "lock").exists()
 
 
 def test_without_a_compiler_the_message_says_what_to_install(tmp_path):
     code = f"import os; os.environ['CXX'] = '/nowhere/c++'; os.environ['CC'] = '/nowhere/cc'\n{LOAD}"
     failed = python(code, tmp_path)
     assert failed.returncode == 1
-    assert "UserError: ZeRO on CPUs needs DeepSpeed's shared memory communication" in failed.stderr
-    assert "Install a C++ compiler and ninja, or choose deepspeed=none." in failed.stderr
+    assert "UserError: deepspeed.offload_optimizer=cpu needs DeepSpeed's CPU Adam" in failed.stderr
+    assert "Install a C++ compiler and ninja, or choose a deepspeed option without offload." in failed.stderr

@@ -35,7 +35,9 @@ def write_head(folder: Path, name: str, number: int) -> Path:
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen:
+    """On a machine without a compiler, and where nothing was compiled before."""
     environment = {key: value for key, value in os.environ.items() if key != "ACCELERATE_USE_CPU"}
+    environment |= {"CXX": "/nowhere/c++", "CC": "/nowhere/cc", "TORCH_EXTENSIONS_DIR": str(log.with_name("compiled"))}
     with log.open("a") as output:
         return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
@@ -83,6 +85,7 @@ def test_after_sigterm_to_torchrun_the_ranks_have_saved_and_the_same_command_goe
     assert len(rows) == len(set(rows)) == 80
     assert json.loads((run / "report" / "report.json").read_text())["held_out"]["n"] == 6
     assert log.read_text().count("Report: ") == 1  # rank 0 alone talks
+    assert not (tmp_path / "compiled").exists()
 
 
 def wait_for_step(step: int, run: Path, process: subprocess.Popen, log: Path) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar, cast
 
-from prefopt.distributed.native_ops import load_communication
+from prefopt.distributed.native_ops import leave_out_shared_memory
 from prefopt.distributed.ranks import is_main, rank, world_size
 from prefopt.errors import ToldByRank0, UserError
 from prefopt.schema import TrainConfig
@@ -61,7 +61,7 @@ def start(config: TrainConfig) -> None:
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
         if not with_cuda:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-            load_communication()
+            leave_out_shared_memory()
     backend = {} if with_cuda else {"backend": "gloo"}
     PartialState(cpu=not with_cuda and not with_deepspeed, timeout=timeout, **backend)
     _prompt = dist.new_group(backend="gloo", timeout=timeout)

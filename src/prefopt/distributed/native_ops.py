@@ -1,4 +1,4 @@
-"""DeepSpeed's compiled parts, built once per machine and safe from builds that were killed.
+"""DeepSpeed's compiled parts: what is needed is built once per machine, and safe from builds that were killed.
 
 torch guards a build by a lock file, which a killed process leaves behind and every later process waits for without
 end. Here the guard is the kernel's, which ends with its process, and a build becomes visible when it is whole.
@@ -22,21 +22,15 @@ logger = logging.getLogger(__name__)
 VARIABLE = "TORCH_EXTENSIONS_DIR"
 
 
-def load_communication() -> None:
-    """Loads what DeepSpeed's ranks on the CPUs of one machine talk through, before its own start asks for it.
+def leave_out_shared_memory() -> None:
+    """Keeps DeepSpeed from compiling its shared memory communication, half a minute on a new machine.
 
-    Raises:
-        UserError: It cannot be compiled here.
+    Ranks on CPUs do so when they start, but only tensor-parallel inference talks through it: ZeRO uses Gloo (0.19).
     """
     import deepspeed.ops
     from deepspeed.ops.op_builder import ShareMemCommBuilder
 
-    if deepspeed.ops.__compatible_ops__.get(ShareMemCommBuilder.NAME, False):
-        _load(
-            ShareMemCommBuilder(),
-            "ZeRO on CPUs needs DeepSpeed's shared memory communication",
-            "choose deepspeed=none",
-        )
+    deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
 
 
 def load_adam() -> None:
@@ -47,17 +41,13 @@ def load_adam() -> None:
     """
     from deepspeed.ops.op_builder import CPUAdamBuilder
 
-    need = "deepspeed.offload_optimizer=cpu needs DeepSpeed's CPU Adam"
-    _load(CPUAdamBuilder(), need, "choose a deepspeed option without offload")
-
-
-def _load(builder: Any, need: str, otherwise: str) -> None:
     try:
-        _build(builder)
+        _build(CPUAdamBuilder())
     except Exception as error:  # compilers fail in many ways, and the user can mend all of them
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"{need}, which cannot be built here ({lines[0]}). Install a C++ compiler and ninja, or {otherwise}."
+            f"deepspeed.offload_optimizer=cpu needs DeepSpeed's CPU Adam, which cannot be built here ({lines[0]}). "
+            "Install a C++ compiler and ninja, or choose a deepspeed option without offload."
         ) from error
 
 

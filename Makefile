@@ -25,10 +25,8 @@ $(STAMP): pyproject.toml constraints.txt
 train: install
 	$(RUN) -m prefopt.train +experiment=dpo_brand_voice
 
-# Two at a time, but for the tests that start several ranks themselves.
 test: install
-	$(RUN) -m pytest --numprocesses 2 --dist loadgroup --ignore tests/distributed --ignore tests/faults
-	$(RUN) -m pytest tests/distributed tests/faults
+	$(RUN) -m pytest --numprocesses 2 --dist loadgroup
 
 lint: install
 	$(RUN) -m ruff check .

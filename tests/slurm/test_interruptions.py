@@ -113,6 +113,7 @@ def test_a_run_that_crashes_at_the_same_step_again_and_again_is_left_alone(clust
 
 
 def test_a_bad_node_is_named_and_left_out_when_the_job_is_queued_again(cluster, workplace):
+    cluster.until(lambda: set(cluster.node_states().values()) == {"idle"}, 60)  # then Slurm takes the first
     job = submit(
         cluster, workplace, "bad_node", "cluster.preflight=true", "trainer.max_steps=2", FAULT_FULL_DISK="pf1"
     )

@@ -25,8 +25,10 @@ $(STAMP): pyproject.toml constraints.txt
 train: install
 	$(RUN) -m prefopt.train +experiment=dpo_brand_voice
 
+# Two at a time, but for the tests that start several ranks themselves.
 test: install
-	$(RUN) -m pytest --numprocesses 2 --dist loadgroup
+	$(RUN) -m pytest --numprocesses 2 --dist loadgroup --ignore tests/distributed --ignore tests/faults
+	$(RUN) -m pytest tests/distributed tests/faults
 
 lint: install
 	$(RUN) -m ruff check .

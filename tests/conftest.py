@@ -1,6 +1,7 @@
 """Small models, small data and a quiet, offline environment for every test."""
 
 import json
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ REPOSITORY = Path(__file__).parents[1]
 STUDY = REPOSITORY / "experiments" / "brand_voice"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run side by side, those of a file stay together, and so do all that share the Slurm cluster."""
     for item in items:
@@ -42,6 +44,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["PREFOPT_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def package_log() -> Iterator[None]:
+    """An entry point that a test calls sets up logging for its process; the next test finds it as before."""
+    package = logging.getLogger("prefopt")
+    handlers, level, propagate = package.handlers, package.level, package.propagate
+    yield
+    package.handlers, package.level, package.propagate = handlers, level, propagate
 
 
 SHARED_DATA = Path(os.environ.get("PREFOPT_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))

@@ -1,7 +1,6 @@
 """A search's trials: asked for once, told once, whatever is killed and whoever asks at the same time."""
 
 import json
-import logging
 import subprocess
 import sys
 from dataclasses import replace
@@ -341,6 +340,5 @@ def test_what_goes_wrong_with_the_journal_does_not_end_training(folder, caplog, 
     else:
         monkeypatch.setitem(sys.modules, "prefopt.sweeps.study", None)
         monkeypatch.delattr("prefopt.sweeps.study")
-    monkeypatch.setattr(logging.getLogger("prefopt"), "propagate", True)
     evaluate(PruningCallback(RunDirectory(task.run)), 4, 0.1)
     assert "its journal cannot be used, so this run goes on unpruned" in caplog.text

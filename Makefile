@@ -25,10 +25,11 @@ $(STAMP): pyproject.toml constraints.txt
 train: install
 	$(RUN) -m prefopt.train +experiment=dpo_brand_voice
 
-# Two at a time, but for the tests that start several ranks themselves.
+# Two files at a time, but for the tests that start several ranks or a cluster themselves.
+ALONE := tests/distributed tests/faults tests/slurm
 test: install
-	$(RUN) -m pytest --numprocesses 2 --dist loadgroup --ignore tests/distributed --ignore tests/faults
-	$(RUN) -m pytest tests/distributed tests/faults
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
+	$(RUN) -m pytest $(ALONE)
 
 lint: install
 	$(RUN) -m ruff check .

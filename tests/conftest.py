@@ -30,14 +30,6 @@ REPOSITORY = Path(__file__).parents[1]
 STUDY = REPOSITORY / "experiments" / "brand_voice"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, those of a file stay together, and so do all that share the Slurm cluster."""
-    for item in items:
-        with_cluster = "slurm" in item.path.relative_to(REPOSITORY).parts
-        item.add_marker(pytest.mark.xdist_group("slurm" if with_cluster else str(item.path)))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What runs share lies in a folder of the test session, not of the user."""

@@ -20,7 +20,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from prefopt.distributed.native_ops import load_communication
+from prefopt.distributed.native_ops import leave_out_shared_memory
 from prefopt.distributed.universal import SeparateSteps, load_universal, make_universal
 
 CASES = [(stage, method) for stage in (1, 2, 3) for method in ("full", "lora")]
@@ -142,7 +142,7 @@ def train(
 
 
 def main(model_path: str, rows: str, folder: str, source: str = "") -> None:
-    load_communication()
+    leave_out_shared_memory()
     state = PartialState(backend="gloo")
     work, ranks = Path(folder), state.num_processes
     found = {}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from trl.trainer.utils import add_fused_lm_head
 
@@ -15,6 +16,7 @@ from prefopt.choices import Precision
 from prefopt.data.collate import PairCollator
 from prefopt.data.ragged import PairLogps, PairTable, Ragged
 from prefopt.evaluation.statistics import Floats
+from prefopt.modeling import load
 from prefopt.modeling.shared_prefix import share_prompts
 from prefopt.schema import DPOAlgorithmConfig, TrainConfig
 
@@ -89,9 +91,8 @@ class Scorer:
             pad_token_id: Of the tokenizer.
         """
         model.eval().requires_grad_(False)
-        quantised = getattr(model, "is_quantized", False)
-        if torch.cuda.is_available() and not quantised:
-            model.to("cuda")
+        if not getattr(model, "is_quantized", False):  # a quantised one was loaded to where it computes
+            model.to(load.choose_device())
         add_fused_lm_head(model.get_base_model() if hasattr(model, "peft_config") else model)
         engine = None
         if isinstance(config.algorithm, DPOAlgorithmConfig):
@@ -146,11 +147,11 @@ class Scorer:
                 batch_rows = order[: self.batch_size]
             batch = collate(table.examples(batch_rows))
             scored = batch.pop("completion_mask")[:, 1:].bool()
-            batch = {name: value.to(self.device) for name, value in batch.items()}
             labels = torch.full_like(batch["input_ids"], IGNORED)
-            labels[:, 1:] = batch["input_ids"][:, 1:].masked_fill(~scored.to(self.device), IGNORED)
+            labels[:, 1:] = batch["input_ids"][:, 1:].masked_fill(~scored, IGNORED)
+            batch = send_to_device({**batch, "labels": labels}, self.device)
             with torch.no_grad(), self.autocast():
-                out = self.model(**batch, labels=labels, use_cache=False, fused_lm_head=True)
+                out = self.model(**batch, use_cache=False, fused_lm_head=True)
             logps = out.log_probs.float().cpu()
             sides = [
                 Ragged.of([row[mask].numpy() for row, mask in zip(*side, strict=True)], np.float32)
@@ -174,8 +175,10 @@ class Scorer:
             input_ids[row, :length] = torch.tensor(sequence.input_ids)
             labels[row, :length] = torch.tensor(sequence.labels)
             attention_mask[row, :length] = 1
-        batch = {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+        batch: dict[str, torch.Tensor] = send_to_device(
+            {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}, self.device
+        )
+        return batch
 
 
 def completion(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> ScoredSequence:

@@ -49,6 +49,11 @@ def has_bf16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def choose_device() -> torch.device:
+    """The device that this process computes on; with several ranks, each has made one GPU its current one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_tokenizer(config: ModelConfig) -> Any:
     """Loads the tokenizer, with the configured chat template in place of its own where one is given."""
     tokenizer = _from_pretrained(AutoTokenizer, config, config.path)

@@ -92,13 +92,6 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         self._num_pairs = self.rows_after(step + 1) - self.rows_after(step)
         return samples, num_items
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Moves a batch to the device; transformers would also cast its log-probs to DeepSpeed's type, bf16 maybe."""
-        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
-        if REFERENCE in inputs:
-            prepared[REFERENCE] = inputs[REFERENCE].to(self.args.device)
-        return prepared
-
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, with the reference log-probs of the batch from the store; in training, as its pairs weigh."""
         if self.precompute_ref_logps and "ref_chosen_logps" not in inputs:

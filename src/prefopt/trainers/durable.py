@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 from transformers import set_seed
 
@@ -241,6 +242,11 @@ class DurableTrainer:
         collected = self._metrics[mode]  # type: ignore[attr-defined]
         metrics.update({name: values[-1] for name, values in collected.items() if name != "num_tokens"})
         collected.clear()
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Moves a batch to the device whole; transformers moves tensors alone, and casts them to DeepSpeed's type."""
+        moved: dict[str, Any] = send_to_device(inputs, self.args.device, non_blocking=True)
+        return moved
 
     def iterate_held_out(self) -> Iterator[EvaluationBatch]:
         """This rank's share of the held-out batches; all ranks make the same number of rounds.

@@ -15,7 +15,6 @@ from prefopt.trainers.durable import DurableTrainer
 from tests.conftest import STUDY
 from tests.second_device import Away, LeftBehindError, second_device
 
-
 SFT = ["algorithm=sft", f"data.train={STUDY / 'sft_train.jsonl'}", f"data.held_out={STUDY / 'sft_held_out.jsonl'}"]
 
 

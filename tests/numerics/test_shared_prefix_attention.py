@@ -1,10 +1,14 @@
 """Both attention forms against a dense one whose mask is written out token by token, in float64."""
 
+from inspect import signature
+
 import pytest
 import torch
+import torch.nn.attention.varlen
 
-from prefopt.modeling.shared_prefix import PairLayout
+from prefopt.modeling.shared_prefix import PairLayout, attention
 from prefopt.modeling.shared_prefix.attention import choose_form, split_attention, varlen_attention
+from prefopt.modeling.shared_prefix.layout import VarlenIndices
 
 LENGTHS = [(5, 3, 4), (0, 2, 1), (9, 1, 7), (1, 1, 1), (3, 8, 2)]
 LAYOUT = PairLayout.build(LENGTHS, width=16)
@@ -163,3 +167,75 @@ def test_under_autocast_a_kernel_gets_tensors_of_one_type():
     with torch.autocast("cpu", torch.bfloat16):
         varlen_attention(query, key, value.bfloat16(), layout, kernel=kernel)
     assert seen == [torch.bfloat16] * 3
+
+
+def kernel_of_torch_2_11(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
+):
+    """`torch/nn/attention/varlen.py` of the wheel of torch 2.11.0."""
+    indices = VarlenIndices(cu_seq_q, cu_seq_k, max_q, max_k, None)
+    assert window_size[1] == 0, "causal"
+    return slow_kernel(query, key, value, indices, scale, None if window_size[0] < 0 else window_size[0] + 1)
+
+
+def kernel_of_torch_2_13(
+    query,
+    key,
+    value,
+    cu_seq_q,
+    cu_seq_k,
+    max_q,
+    max_k,
+    *,
+    return_aux=None,
+    scale=None,
+    window_size=(-1, -1),
+    enable_gqa=False,
+    seqused_k=None,
+    block_table=None,
+    num_splits=None,
+):
+    """The same file of the wheels of torch 2.12.0 and 2.13.0."""
+    if not enable_gqa and query.size(1) != key.size(1):
+        raise ValueError("Expect query and key/value to have the same number of heads")
+    return kernel_of_torch_2_11(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size
+    )
+
+
+KERNELS = pytest.mark.parametrize("kernel", [kernel_of_torch_2_11, kernel_of_torch_2_13], ids=lambda k: k.__name__)
+
+
+@KERNELS
+@HEADS
+@pytest.mark.parametrize("case", [{}, {"scaling": 0.7}, {"window": 1}, {"window": 4}], ids=str)
+def test_the_call_of_the_kernel_follows_the_installed_torch(monkeypatch, kernel, case, heads):
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
+    tensors = random_tensors(heads)
+    found = with_gradients(lambda *qkv, **how: varlen_attention(*qkv, LAYOUT, **how), tensors, **case)
+    torch.testing.assert_close(found, with_gradients(dense, tensors, **case), **EXACT)
+
+
+def test_the_installed_kernel_has_one_of_the_known_signatures():
+    known = {tuple(signature(kernel).parameters) for kernel in (kernel_of_torch_2_11, kernel_of_torch_2_13)}
+    assert tuple(signature(torch.nn.attention.varlen.varlen_attn).parameters) in known
+
+
+@KERNELS
+def test_a_device_with_the_kernel_computes_with_it(monkeypatch, kernel):
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "HAS_KERNEL", {"cpu"})
+    form, reason = choose_form(torch.device("cpu"), torch.bfloat16, 64, (4, 2))
+    assert form == "varlen", reason
+
+
+def test_a_kernel_that_aligns_its_mask_to_the_first_key_is_not_trusted(monkeypatch):
+    def top_left(query, key, value, cu_seq_q, cu_seq_k, *lengths, **how):
+        rolled = torch.cat([key[cu_seq_k[i] : cu_seq_k[i + 1]].flip(0) for i in range(len(cu_seq_k) - 1)])
+        return kernel_of_torch_2_11(query, rolled, value, cu_seq_q, cu_seq_k, *lengths, **how)
+
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", top_left)
+    monkeypatch.setattr(attention, "HAS_KERNEL", {"cpu"})
+    form, reason = choose_form(torch.device("cpu"), torch.bfloat16, 64, (4, 4))
+    assert form == "split"
+    assert "is off by" in reason

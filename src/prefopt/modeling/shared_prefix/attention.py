@@ -11,6 +11,8 @@ No form builds a mask over the whole row.
 
 import sys
 from collections.abc import Callable
+from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ Kernel = Callable[..., torch.Tensor]
 PREFIX = "prefopt_"
 INDEX_DRIVEN = ("s_aux", "position_bias", "alibi")
 """Arguments of attention that depend on a token's place in the row, or add keys: the row is not a sequence."""
+HAS_KERNEL = {"cuda"}
+"""Kinds of devices with a variable-length kernel."""
 NO_MASK = (1, 1, 1, 1)
 """Shape of the mask that a packed call carries. Its four dimensions say that it is finished: none is built."""
 
@@ -149,9 +153,9 @@ def varlen_attention(
         query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
     indices = layout.varlen
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-    out = (kernel or _torch_varlen)(
-        q, _gather(k, indices.keys, indices.copies), _gather(v, indices.keys, indices.copies), indices, scaling, window
-    )
+    if indices.keys is not None:
+        k, v = k.index_select(0, indices.keys), v.index_select(0, indices.keys)
+    out = (kernel or _torch_varlen)(q, k, v, indices, scaling, window)
     return out.transpose(0, 1).unsqueeze(0)
 
 
@@ -166,7 +170,7 @@ def choose_form(device: torch.device, dtype: torch.dtype, head_size: int, heads:
         head_size: Of query, key and value.
         heads: Number of query heads and of key heads.
     """
-    if device.type != "cuda":
+    if device.type not in HAS_KERNEL:
         return "split", f"{device.type} has no variable-length kernel"
     if dtype not in (torch.bfloat16, torch.float16):
         return "split", f"the variable-length kernel does not compute in {dtype}"
@@ -188,29 +192,6 @@ def choose_form(device: torch.device, dtype: torch.dtype, head_size: int, heads:
     return "varlen", f"agrees with the split form within {largest:.1g}"
 
 
-class _Gather(torch.autograd.Function):
-    """Copies rows of (T, ...) to the keys' places; the gradient adds the copies up in a fixed order."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, places: torch.Tensor, copies: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(copies)
-        return rows.index_select(0, places)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (copies,) = ctx.saved_tensors
-        padded = torch.cat([grad, grad.new_zeros(1, *grad.shape[1:])])
-        total = padded.index_select(0, copies[:, 0])
-        for column in range(1, copies.shape[1]):
-            total = total + padded.index_select(0, copies[:, column])
-        return total, None, None
-
-
-def _gather(rows: torch.Tensor, places: torch.Tensor, copies: torch.Tensor) -> torch.Tensor:
-    gathered: torch.Tensor = _Gather.apply(rows, places, copies)  # type: ignore[no-untyped-call]
-    return gathered
-
-
 def _torch_varlen(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -219,14 +200,21 @@ def _torch_varlen(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
+    """Calls torch's kernel as the installed version wants it (torch 2.11 to 2.13 differ in the keywords)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    groups = query.shape[1] // key.shape[1]
     lengths = (indices.cu_seqlens_q, indices.cu_seqlens_k, indices.max_q, indices.max_k)
     span = (-1 if window is None else window - 1, 0)
-    out = varlen_attn(query, key, value, *lengths, window_size=span, scale=scaling, enable_gqa=groups > 1)
+    grouped = {"enable_gqa": True} if query.shape[1] != key.shape[1] and _must_be_told(varlen_attn) else {}
+    out = varlen_attn(query, key, value, *lengths, scale=scaling, window_size=span, **grouped)
     assert isinstance(out, torch.Tensor), "only the output was asked for"
     return out
+
+
+@cache
+def _must_be_told(kernel: Kernel) -> bool:
+    """True if a kernel wants to be told that several query heads share a key head."""
+    return "enable_gqa" in signature(kernel).parameters
 
 
 def _bottom_right(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor | None:

@@ -148,21 +148,22 @@ def _pack(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str
         return None
     input_ids, device = kwargs["input_ids"], kwargs["input_ids"].device
     assert input_ids.shape == (2 * layout.num_pairs, layout.width), "the layout belongs to another batch"
-    row = input_ids.reshape(-1)[layout.source][None]
+    row = input_ids.reshape(-1).index_select(0, layout.source)[None]
     return args, {
         **kwargs,
         "input_ids": row,
         "position_ids": layout.position_ids,
-        "attention_mask": torch.zeros(NO_MASK, device=device),
+        "attention_mask": torch.empty(NO_MASK, device=device),  # nobody reads it
         "labels": None,
-        "shift_labels": row[:, layout.targets],
+        "shift_labels": row.index_select(1, layout.targets),
     }
 
 
 def _keep_predictors(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
     layout: PairLayout | None = kwargs.get(LAYOUT)
     if layout is not None:
-        output.last_hidden_state = output.last_hidden_state[:, layout.predictors]
+        # Its backward adds up; that of advanced indexing sorts the indices first, on a GPU.
+        output.last_hidden_state = output.last_hidden_state.index_select(1, layout.predictors)
     return output
 
 
@@ -175,7 +176,7 @@ def _spread(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         values = getattr(output, name)
         if values is not None:
             flat = values.new_zeros(shape[0] * shape[1])
-            setattr(output, name, flat.index_copy(0, layout.scored, values.reshape(-1)).view(shape))
+            setattr(output, name, flat.index_copy_(0, layout.scored, values.reshape(-1)).view(shape))
     return output
 
 

@@ -5,7 +5,7 @@ the lengths of a pair's three segments. A prompt too short to be worth sharing s
 instead: its first segment is empty then.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -24,24 +24,25 @@ Indices = NDArray[np.int64]
 
 
 class VarlenIndices(NamedTuple):
-    """What a variable-length attention kernel needs. Queries: P, C, R of each pair; keys: P, P + C, P + R.
+    """What a variable-length attention kernel needs, which computes one causal sequence after the other.
+
+    Of a pair `[prompt | chosen | rejected]` the first two are a sequence as they stand, of P + C tokens. The other one
+    has the R tokens of rejected as queries, and P + R keys.
 
     Attributes:
-        cu_seqlens_q: Cumulative query lengths, int32, shape (3 B + 1,).
-        cu_seqlens_k: Cumulative key lengths, int32, shape (3 B + 1,).
-        max_q: Longest query segment, in tokens.
-        max_k: Longest key segment, in tokens.
-        keys: For each key its place in the row, shape (Σ 3 P + C + R,).
-        copies: For each token of the row the places of its copies among the keys, shape (T, 3); the number of keys
-            stands where there is no further copy.
+        cu_seqlens_q: Cumulative query lengths, int32, shape (2 B + 1,).
+        cu_seqlens_k: Cumulative key lengths, int32, shape (2 B + 1,).
+        max_q: Longest query sequence, in tokens.
+        max_k: Longest key sequence, in tokens.
+        keys: For each key its place in the row, shape (Σ 2 P + C + R,); None where the row itself is the keys. A place
+            occurs at most twice, so the sum of its gradients is the same in either order.
     """
 
     cu_seqlens_q: torch.Tensor
     cu_seqlens_k: torch.Tensor
     max_q: int
     max_k: int
-    keys: torch.Tensor
-    copies: torch.Tensor
+    keys: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class PairLayout:
             prompt is there twice: it predicts the first token of both completions.
         targets: For each scored token its place in the row, shape (N,).
         scored: For each scored token its place in the flattened (2 B, width - 1) output, shape (N,).
+        varlen: For a variable-length kernel. Made here, on the CPU, and not in a forward, which would wait for a GPU.
     """
 
     segments: tuple[tuple[int, int, int], ...]
@@ -66,6 +68,7 @@ class PairLayout:
     predictors: torch.Tensor
     targets: torch.Tensor
     scored: torch.Tensor
+    varlen: VarlenIndices
 
     @classmethod
     def build(cls, lengths: Sequence[tuple[int, int, int]], width: int, share_from: int = 0) -> "PairLayout":
@@ -100,6 +103,7 @@ class PairLayout:
             predictors=torch.from_numpy(before[is_scored]),
             targets=torch.from_numpy(token[is_scored]),
             scored=torch.from_numpy((row * (width - 1) + position - 1)[is_scored]),
+            varlen=_index_sequences(segments),
         )
 
     @property
@@ -121,30 +125,6 @@ class PairLayout:
         """Masks of completions, one per shape; all layers of a forward use the same."""
         return {}
 
-    @cached_property
-    def varlen(self) -> VarlenIndices:
-        """Indices for a variable-length kernel, on the device of the layout."""
-        device = self.source.device
-        segment_lengths = np.array(self.segments, dtype=np.int64).reshape(-1)
-        starts = np.cumsum(segment_lengths) - segment_lengths
-        prompt_length = np.repeat(segment_lengths[0::SEGMENTS], SEGMENTS)
-        prompt_length[0::SEGMENTS] = 0
-        prompt_start = np.repeat(starts[0::SEGMENTS], SEGMENTS)
-        key_lengths = prompt_length + segment_lengths
-        segment = np.repeat(np.arange(len(key_lengths)), key_lengths)
-        within = np.arange(len(segment)) - (np.cumsum(key_lengths) - key_lengths)[segment]
-        in_prompt = within < prompt_length[segment]
-        own = starts[segment] + within - prompt_length[segment]
-        keys = np.where(in_prompt, prompt_start[segment] + within, own)
-        return VarlenIndices(
-            cu_seqlens_q=_cumulative(segment_lengths, device),
-            cu_seqlens_k=_cumulative(key_lengths, device),
-            max_q=int(segment_lengths.max()),
-            max_k=int(key_lengths.max()),
-            keys=torch.from_numpy(keys).to(device, non_blocking=True),
-            copies=torch.from_numpy(_copies(keys, self.num_tokens)).to(device, non_blocking=True),
-        )
-
     def to(self, device: Any, non_blocking: bool = False) -> "PairLayout":
         """Moves the tensors; called by accelerate for whatever a batch holds."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -153,9 +133,12 @@ class PairLayout:
         """Pins the tensors; called by torch's data loader for whatever a batch holds."""
         return self._map(torch.Tensor.pin_memory)
 
-    def _map(self, change: Any) -> "PairLayout":
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return PairLayout(**{k: change(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PairLayout":
+        def changed(value: Any) -> Any:
+            return change(value) if isinstance(value, torch.Tensor) else value
+
+        values = {field.name: changed(getattr(self, field.name)) for field in fields(self)}
+        return PairLayout(**{**values, "varlen": VarlenIndices(*map(changed, self.varlen))})
 
 
 def to_segments(lengths: Indices, share_from: int = SHARE_FROM) -> Indices:
@@ -166,16 +149,31 @@ def to_segments(lengths: Indices, share_from: int = SHARE_FROM) -> Indices:
     return segments
 
 
-def _cumulative(lengths: Indices, device: torch.device) -> torch.Tensor:
-    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return torch.from_numpy(ends).to(device, non_blocking=True)
+def _index_sequences(segments: Indices) -> VarlenIndices:
+    """Two sequences for each pair, from the tokens of its segments, shape (pairs, 3)."""
+    prompts, rejected = segments[:, 0], segments[:, 2]
+    queries = np.stack([segments[:, :2].sum(axis=1), rejected], axis=1).reshape(-1)
+    keys = np.stack([queries[0::2], prompts + rejected], axis=1).reshape(-1)
+    return VarlenIndices(
+        cu_seqlens_q=_cumulative(queries),
+        cu_seqlens_k=_cumulative(keys),
+        max_q=int(queries.max()),
+        max_k=int(keys.max()),
+        keys=torch.from_numpy(_places_of_keys(queries, keys, prompts)) if prompts.any() else None,
+    )
 
 
-def _copies(keys: Indices, num_tokens: int) -> Indices:
-    order = np.argsort(keys, kind="stable")
-    counts = np.bincount(keys, minlength=num_tokens)
-    first = np.cumsum(counts) - counts
-    places = np.arange(len(keys)) - first[keys[order]]
-    copies = np.full((num_tokens, SEGMENTS), len(keys))
-    copies[keys[order], places] = order
-    return copies
+def _places_of_keys(queries: Indices, keys: Indices, prompts: Indices) -> Indices:
+    """For each key of each sequence its place in the row: of the second of a pair, first those of the prompt."""
+    starts = np.cumsum(queries) - queries
+    sequence = np.repeat(np.arange(len(keys)), keys)
+    within = np.arange(len(sequence)) - (np.cumsum(keys) - keys)[sequence]
+    repeated = np.where(sequence % 2, prompts[sequence // 2], 0)
+    own = starts[sequence] + within - repeated
+    of_prompt = starts[sequence - sequence % 2] + within
+    places: Indices = np.where(within < repeated, of_prompt, own)
+    return places
+
+
+def _cumulative(lengths: Indices) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))

@@ -27,6 +27,7 @@ from trl.trainer import utils as trl_utils
 from benchmarks.shapes import COLUMNS, Batches, Row
 from prefopt.data.collate import REFERENCE_COLUMNS, PairCollator
 from prefopt.data.ragged import PairTable
+from prefopt.data.steps import TokenCounts
 from prefopt.evaluation.scoring import Scorer
 from prefopt.modeling.reference import ReferenceStore, Usage
 from prefopt.modeling.shared_prefix import SharedPrefix
@@ -220,6 +221,7 @@ class Contest:
             processing_class=self._tokenizer,
         )
         trainer.window = MetricsWindow()  # a run makes it when it begins to train
+        trainer.counts = TokenCounts(0, (1, 1))
         trainer.num_rows = 1  # of one in the step: a forward is a whole step here, and its loss has the weight 1
         return trainer
 

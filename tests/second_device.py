@@ -20,6 +20,8 @@ DEVICE = torch.device("meta")
 """The one kind of device that torch knows everywhere and that nothing else uses here."""
 aten = torch.ops.aten
 MOVES = {aten._to_copy, aten.copy_, aten.to}
+READS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten.item}
+"""Operations whose result the host waits for."""
 
 
 class LeftBehindError(AssertionError):
@@ -53,14 +55,34 @@ class Away(torch.Tensor):
         raise TypeError("a tensor of the second device has no numpy array")
 
 
-class _Mode(TorchDispatchMode):
+class Host(TorchDispatchMode):
+    """The side of the host.
+
+    Attributes:
+        num_waits: How often it waited for the device: it read a value, or asked how many there are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_waits = 0
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        leaves = tree_leaves((args, kwargs or {}))
+        if any(isinstance(leaf, Away) for leaf in leaves):
+            self.num_waits += func.overloadpacket in READS or _has_mask(func, leaves) or _comes_back(func, leaves)
         return _compute(func, args, kwargs or {})
 
 
-def is_away(tensor: torch.Tensor) -> bool:
-    """True for a tensor on the second device."""
-    return isinstance(tensor.data if isinstance(tensor, torch.nn.Parameter) else tensor, Away)
+def _has_mask(func: Any, leaves: list[Any]) -> bool:
+    indices = leaves[1:] if func.overloadpacket in (aten.index, aten.index_put, aten.index_put_) else []
+    return any(isinstance(index, torch.Tensor) and index.dtype is torch.bool for index in indices)
+
+
+def _comes_back(func: Any, leaves: list[Any]) -> bool:
+    if func.overloadpacket is aten.copy_:
+        return not isinstance(leaves[0], Away)
+    devices = [leaf for leaf in leaves if isinstance(leaf, torch.device)]
+    return func.overloadpacket in MOVES and any(device.type == "cpu" for device in devices)
 
 
 class _Autocast(torch.autocast):
@@ -75,7 +97,7 @@ def _type_here(device_type: str) -> str:
 
 
 @contextmanager
-def second_device() -> Iterator[None]:
+def second_device() -> Iterator[Host]:
     """Everything that a run moves to its device goes to the second one."""
     initialise, make = PartialState.__init__, torch.tensor
 
@@ -103,9 +125,9 @@ def second_device() -> Iterator[None]:
         mock.patch.object(torch, "autocast", _Autocast),
         mock.patch.object(torch, "is_autocast_enabled", of_cpu(torch.is_autocast_enabled)),
         mock.patch.object(torch, "get_autocast_dtype", of_cpu(torch.get_autocast_dtype)),
-        _Mode(),
+        Host() as host,
     ):
-        yield
+        yield host
 
 
 def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

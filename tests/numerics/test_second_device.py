@@ -1,6 +1,7 @@
 """Nothing of a batch is left off the device that computes: what a GPU would refuse is refused on a CPU too."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
@@ -46,6 +47,36 @@ def test_a_run_mixes_no_devices_and_computes_what_it_computes_on_the_cpu(overrid
     with second_device():
         found = run("away")
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)  # the optimizer sums up in another order
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_waits"),
+    [
+        ([], 1),
+        (["peft=lora", "trainer.gradient_accumulation_steps=2"], 1),
+        (["algorithm.loss_type=[sigmoid_norm,apo_zero]", "algorithm.ld_alpha=0.5"], 1),
+        (["reference=live"], 1),
+        (["engine=trl"], 1 + 5),  # the padding mask of transformers, and TRL's head, which selects positions
+        (SFT, 1 + 5),
+    ],
+    ids=lambda value: str(value[0] if isinstance(value, list) and value else ""),
+)
+def test_in_a_step_that_is_not_logged_the_host_waits_to_see_whether_the_gradient_is_finite_and_for_nothing_else(
+    overrides, monkeypatch, changes, num_waits
+):
+    waits = []
+    end_step = DurableTrainer.end_step
+
+    def end(self: Any, control: Any) -> None:
+        end_step(self, control)
+        waits.append(host.num_waits)
+
+    monkeypatch.setattr(DurableTrainer, "end_step", end)
+    # On a GPU TRL's head selects the positions that it scores.
+    monkeypatch.setattr("trl.trainer.utils._use_triton", lambda device: device.type == "meta")
+    with second_device() as host:
+        train([*overrides, *changes, "trainer.log_every=100", "trainer.save_every=100"])
+    assert [after - before for before, after in itertools.pairwise(waits)] == [num_waits] * 5
 
 
 def test_a_batch_is_moved_whole_where_training_and_evaluation_take_it():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from prefopt.data.steps import IGNORED, NO_ROW, ROWS, NumberedRows, NumberingCollator, StepBatches
+from prefopt.data.steps import COUNTS, IGNORED, NO_ROW, ROWS, NumberedRows, NumberingCollator, StepBatches, TokenCounts
 
 Plan = list[list[int]]
 
@@ -208,7 +208,8 @@ def test_rows_know_their_index_and_filling_has_none() -> None:
 def test_a_batch_names_its_rows_and_filling_loses_its_labels() -> None:
     def collate(examples: Any) -> dict[str, Any]:
         assert all(set(example) == {"labels"} for example in examples), "the collator must not see the numbers"
-        return {"labels": torch.tensor([example["labels"] for example in examples]), "other": 1}
+        labels = torch.tensor([example["labels"] for example in examples])
+        return {"labels": labels, "attention_mask": torch.ones_like(labels), "other": 1}
 
     batch = NumberingCollator(collate)(
         [{"labels": [1, 2], ROWS: 5}, {"labels": [3, 4], ROWS: NO_ROW}, {"labels": [6, IGNORED], ROWS: 0}]
@@ -216,18 +217,27 @@ def test_a_batch_names_its_rows_and_filling_loses_its_labels() -> None:
     assert batch[ROWS] == [5, NO_ROW, 0]
     assert batch["labels"].tolist() == [[1, 2], [IGNORED, IGNORED], [6, IGNORED]]
     assert batch["other"] == 1
+    assert batch[COUNTS] == TokenCounts(real=6, scored=(1,)), "filling has no labels, and a first token no predictor"
 
 
-def test_a_batch_without_labels_is_only_numbered() -> None:
-    batch = NumberingCollator(lambda examples: {"ids": torch.zeros(len(examples))})([{ROWS: NO_ROW}, {ROWS: 3}])
-    assert set(batch) == {"ids", ROWS}
+def test_a_batch_of_pairs_is_numbered_and_its_tokens_are_counted() -> None:
+    completions = torch.tensor([[0, 1, 1], [1, 1, 0], [0, 0, 1], [0, 1, 0]])
+    masks = {"completion_mask": completions, "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]).repeat(2, 1)}
+    batch = NumberingCollator(lambda examples: masks)([{ROWS: NO_ROW}, {ROWS: 3}])
+    assert set(batch) == {*masks, ROWS, COUNTS}
     assert batch[ROWS] == [NO_ROW, 3]
+    assert batch[COUNTS] == TokenCounts(real=10, scored=(3, 2))
 
 
 def test_filling_reaches_a_rank_through_the_loader_as_a_row_without_number() -> None:
     data = NumberedRows(Dataset.from_dict({"labels": [[10], [11], [12]]}))
     batches = StepBatches(3, seed=0, batch_size=1, accumulation=1, num_ranks=2)
-    collate = NumberingCollator(lambda examples: {"labels": torch.tensor([e["labels"] for e in examples])})
+
+    def pad(examples: Any) -> dict[str, Any]:
+        labels = torch.tensor([example["labels"] for example in examples])
+        return {"labels": labels, "attention_mask": torch.ones_like(labels)}
+
+    collate = NumberingCollator(pad)
     loader: DataLoader[Any] = DataLoader(data, batch_sampler=batches, collate_fn=collate)  # type: ignore[arg-type]
     seen = list(loader)
     assert sorted(batch[ROWS][0] for batch in seen) == [NO_ROW, 0, 1, 2]

@@ -205,3 +205,28 @@ def test_zero_uses_no_gradient_whose_norm_is_not_finite_and_reports_the_norm():
         "            if is_invalid_grad_norm(scaled_global_grad_norm):\n                self.overflow = True" in source
     )
     assert 'self._global_grad_norm = float("inf")' in source
+
+
+LOSS_FUNCTIONS = pytest.mark.parametrize("function", [trl.DPOTrainer._compute_loss, trl.SFTTrainer.compute_loss])
+
+
+@LOSS_FUNCTIONS
+def test_what_trl_reads_from_the_device_for_its_metrics_is_known(function):
+    source = inspect.getsource(function)
+    assert re.findall(r"\.(?:tolist|cpu|numpy)\(", source) == []
+    counts = {"total_tokens", "total_sum", "total_chosen_tokens", "total_rejected_tokens", "num_valid"}
+    assert set(re.findall(r"if (\w+) > 0 else 0\.0", source)) <= counts, "each is answered by yes"
+    assert "self._total_train_tokens += num_tokens_in_batch // self._tp_size" in source
+
+
+def test_what_dpo_picks_by_a_mask_it_sums_up_or_takes_the_gradient_of():
+    source = inspect.getsource(trl.DPOTrainer._compute_loss)
+    picked = re.findall(r"(\w+)\[\w+_mask\.bool\(\)\]\.(\w+)\(\)", source)
+    metrics = [("chosen_mean_logits", "sum"), ("rejected_mean_logits", "sum")]
+    assert sorted(picked) == [metrics[0], ("chosen_per_token_logps", "mean"), metrics[1]]
+
+
+def test_the_head_selects_positions_where_one_name_says_so():
+    source = inspect.getsource(add_fused_lm_head)
+    assert "compact = _use_triton(hidden_states.device)" in source
+    assert source.count("_use_triton(") == 1

@@ -1,6 +1,7 @@
 """How rows become the batches of optimizer steps, so that a step sees the same rows on any number of ranks."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,31 @@ from numpy.typing import NDArray
 ROWS = "rows"
 """In a batch: a list of the index of each row in the training data, -1 for filling."""
 NO_ROW = -1
+COUNTS = "counts"
+"""In a batch: its `TokenCounts`."""
 IGNORED = -100
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Tokens of a batch, counted before it is moved: to read a count from a GPU, the host would wait for it.
+
+    Attributes:
+        real: All but padding.
+        scored: Those that the loss looks at: of chosen and of rejected for pairs, of all for demonstrations.
+    """
+
+    real: int
+    scored: tuple[int, ...]
+
+    @classmethod
+    def of(cls, batch: dict[str, Any]) -> "TokenCounts":
+        """Counts the tokens of a padded batch. The first token of a row is never scored, since nothing predicts it."""
+        if "labels" in batch:
+            scored: tuple[torch.Tensor, ...] = (batch["labels"][:, 1:] != IGNORED,)
+        else:
+            scored = batch["completion_mask"][:, 1:].chunk(2)
+        return cls(int(batch["attention_mask"].sum()), tuple(int(mask.sum()) for mask in scored))
 
 
 class StepBatches:
@@ -88,7 +113,7 @@ class NumberedRows:
 
 
 class NumberingCollator:
-    """Adds to a collator's batch which rows it holds, and takes the labels of filling away."""
+    """Adds to a collator's batch which rows and how many tokens it holds, and takes the labels of filling away."""
 
     def __init__(self, collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]) -> None:
         self._collate = collate
@@ -99,4 +124,4 @@ class NumberingCollator:
         if "labels" in batch:
             is_filling = torch.tensor(rows) == NO_ROW
             batch["labels"] = batch["labels"].masked_fill(is_filling[:, None], IGNORED)
-        return {**batch, ROWS: rows}
+        return {**batch, ROWS: rows, COUNTS: TokenCounts.of(batch)}

@@ -26,6 +26,7 @@ from prefopt.modeling.reference import ReferenceStore, Usage, check_independence
 from prefopt.modeling.shared_prefix import SharedPrefix, share_prompts
 from prefopt.schema import TrainConfig
 from prefopt.tracking.console import progress_bar
+from prefopt.tracking.deferred import Deferred, Number
 from prefopt.trainers.batches import plan_batches
 from prefopt.trainers.durable import DurableTrainer
 
@@ -38,6 +39,8 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
     TRL's own evaluation averages over batches, so its accuracies and margins change with the batch size
     (huggingface/trl#7010). The loss comes from TRL's code, weighted so that a step is a mean over its pairs.
     """
+
+    trl_loss_function = trl.DPOTrainer._compute_loss
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.ld_alpha: float | None
@@ -92,29 +95,30 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         self._num_pairs = self.rows_after(step + 1) - self.rows_after(step)
         return samples, num_items
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], **kwargs: Any) -> Any:
         """TRL's loss, with the reference log-probs of the batch from the store; in training, as its pairs weigh."""
         if self.precompute_ref_logps and "ref_chosen_logps" not in inputs:
             chosen, rejected = self.compute_ref_log_probs(None, inputs)
             inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-        with self._local_metrics() as metrics:
-            loss = super().compute_loss(model, {k: v for k, v in inputs.items() if k != REFERENCE}, *args, **kwargs)
+        for_trl = {k: v for k, v in inputs.items() if k != REFERENCE}
+        loss, metrics = self._compute_trl_loss(model, for_trl, **kwargs)
         if not self.model.training:
             return loss
-        self._note_metrics(loss.detach(), metrics, inputs)
-        return loss * (self.num_rows * self._num_forwards / self._num_pairs)
+        self._note_metrics(loss, metrics)
+        weight = self.num_rows * self._num_forwards / self._num_pairs
+        return loss if weight == 1 else loss * weight
 
-    def _note_metrics(self, loss: torch.Tensor, metrics: dict[str, float], inputs: dict[str, Any]) -> None:
+    def _note_metrics(self, loss: torch.Tensor, metrics: dict[str, Number]) -> None:
         """Adds TRL's means over this batch to the window, each with the number of what it is a mean of."""
         if not self.num_rows:
             return
-        chosen, rejected = (int(mask[:, 1:].sum()) for mask in inputs["completion_mask"].chunk(2))
+        chosen, rejected = self.counts.scored
         counts = {"entropy": chosen + rejected, "logits/chosen": chosen, "logits/rejected": rejected}
         counts["mean_token_accuracy"] = chosen
-        for name, value in {"loss": loss.item(), **metrics}.items():
+        for name, value in {"loss": Deferred.of(loss), **metrics}.items():
             count = counts.get(name, self.num_rows)
             self.window.add(name, value * count, count)
-        self.window.add_tokens(int(inputs["attention_mask"].sum()))
+        self.window.add_tokens(self.counts.real)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Reference log-probs of a batch, shape (pairs,) each, as the loss takes them: stored, zero, or computed."""

@@ -5,8 +5,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import set_seed
 
 from prefopt.config import fingerprint
-from prefopt.data.steps import NO_ROW, ROWS, NumberedRows, NumberingCollator
+from prefopt.data.steps import COUNTS, NO_ROW, ROWS, NumberedRows, NumberingCollator, TokenCounts
 from prefopt.distributed.checkpoint import CheckpointFacts
 from prefopt.distributed.group import agree, during, gather, on_main
 from prefopt.distributed.preemption import Preempted, StopRequest
@@ -27,6 +26,7 @@ from prefopt.distributed.saving import CheckpointSaver
 from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory, RunTakenOverError, State
 from prefopt.schema import TrainConfig
+from prefopt.tracking.deferred import Number, deferred_reads
 from prefopt.tracking.window import MetricsWindow
 from prefopt.trainers.batches import Batches, count_examples
 from prefopt.trainers.guards import StepGuard
@@ -70,11 +70,16 @@ class DurableTrainer:
         window: Metrics since the last log line.
         best: The best value of `trainer.keep_best` and its step.
         evaluation_due: The evaluation of this step was interrupted.
+        num_rows: Examples of the current forward; filling is none.
+        counts: Its tokens.
         num_tokens: Tokens (without padding) up to the last record, over all ranks; a pair counts its prompt twice.
         has_other_ranks: Another number of ranks wrote the checkpoint that this run goes on from.
         to_remove: A folder that is of no use once training has begun.
         stop_reason: Why training ended before its last step; None if it did not.
+        trl_loss_function: Where TRL computes loss and metrics.
     """
+
+    trl_loss_function: Callable[..., Any]
 
     batches: Batches
     model: Any
@@ -84,6 +89,8 @@ class DurableTrainer:
     control: Any
     accelerator: Any
     is_deepspeed_enabled: bool
+    num_rows: int
+    counts: TokenCounts
     optimizer_cls_and_kwargs: tuple[type[Any], dict[str, Any]] | None
 
     def attach(self, config: TrainConfig, run: RunDirectory, stop: StopRequest) -> None:
@@ -136,14 +143,17 @@ class DurableTrainer:
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward; under DeepSpeed, of the last forward of a step, also the optimizer step."""
         rows = [row for row in inputs.pop(ROWS) if row != NO_ROW]
-        self.num_rows = len(rows)
+        self.num_rows, self.counts = len(rows), inputs.pop(COUNTS)
         with during(f"step {self.state.global_step + 1}"):
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         self._guard.note_forward(loss, rows)
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The gradient norm of a step; the optimizer has not used the gradient, and will not if it is not finite."""
+        """The gradient norm of a step; the optimizer has not used the gradient, and will not if it is not finite.
+
+        Here alone does a step wait for the device.
+        """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
         self._guard.check_gradient(norm, self.state.global_step + 1)
         return norm
@@ -229,19 +239,31 @@ class DurableTrainer:
             self._guard.note_loss(logs["loss"], self.state.global_step)
         super().log(logs, start_time)  # type: ignore[misc]
 
-    @contextmanager
-    def _local_metrics(self) -> Iterator[dict[str, float]]:
-        """Keeps TRL from gathering its metrics, forward by forward; the dict holds this rank's when the block ends."""
-        metrics: dict[str, float] = {}
-        accelerator, mode = self.accelerator, "train" if self.model.training else "eval"
+    def _compute_trl_loss(self, model: Any, inputs: dict[str, Any], **kwargs: Any) -> tuple[Any, dict[str, Number]]:
+        """TRL's loss of a forward, and its metrics on this rank: gathered and read when a line is logged, not here.
+
+        Args:
+            model: Called once, with the keyword arguments that TRL gives it.
+            inputs: The batch, as TRL takes it.
+            kwargs: Further ones of TRL's `compute_loss`.
+        """
+        mode, accelerator = "train" if self.model.training else "eval", self.accelerator
         self.accelerator = OnThisRank(accelerator)
         try:
-            yield metrics
+            with deferred_reads(self.trl_loss_function) as reads:
+
+                def call(**model_inputs: Any) -> Any:
+                    with reads.suspended():
+                        return model(**model_inputs)
+
+                loss = super().compute_loss(call, inputs, **kwargs)  # type: ignore[misc]
         finally:
             self.accelerator = accelerator
         collected = self._metrics[mode]  # type: ignore[attr-defined]
-        metrics.update({name: values[-1] for name, values in collected.items() if name != "num_tokens"})
+        metrics = {name: values[-1] for name, values in collected.items() if name != "num_tokens"}
         collected.clear()
+        self._total_train_tokens = 0  # ours are counted in `window`
+        return loss, metrics
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Moves a batch to the device whole; transformers moves tensors alone, and casts them to DeepSpeed's type."""
@@ -267,7 +289,7 @@ class DurableTrainer:
             place = index if counts else 0
             rows = range(place * size, min(len(data), (place + 1) * size))
             batch = self.data_collator(data.__getitems__(list(rows)))  # type: ignore[attr-defined]
-            yield EvaluationBatch(index, self._prepare_inputs(batch), counts)  # type: ignore[attr-defined]
+            yield EvaluationBatch(index, self._prepare_inputs(batch), counts)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

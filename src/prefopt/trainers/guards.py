@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from prefopt.distributed.group import gather
+from prefopt.tracking.deferred import Deferred, Number, read
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +57,13 @@ class StepGuard:
 
     def __init__(self, sources: Sequence[str]) -> None:
         self._sources = sources
-        self._forwards: list[tuple[torch.Tensor, list[int]]] = []
+        self._forwards: list[tuple[Number, list[int]]] = []
         self._gradients = Spikes("grad_norm")
         self._losses = Spikes("loss")
 
     def note_forward(self, loss: torch.Tensor, rows: list[int]) -> None:
         """Takes the loss of one forward, a scalar, and the indices of its rows."""
-        self._forwards.append((loss, rows))
+        self._forwards.append((Deferred.of(loss), rows))
 
     @property
     def rows(self) -> list[int]:
@@ -71,7 +72,7 @@ class StepGuard:
 
     def has_bad_loss(self) -> bool:
         """True if a loss of this rank since the last `end_step` is not finite."""
-        return any(not math.isfinite(loss.item()) for loss, _ in self._forwards)
+        return any(not math.isfinite(loss) for loss in self._read_with_losses())
 
     def check_gradient(self, norm: Any, step: int) -> None:
         """Looks at the gradient norm of a step, the same on all ranks, before the optimizer uses the gradient.
@@ -79,7 +80,7 @@ class StepGuard:
         Raises:
             DivergedError: On all ranks, if it is not finite.
         """
-        value = float(norm)
+        value, *_ = self._read_with_losses(Deferred.of(norm) if isinstance(norm, torch.Tensor) else float(norm))
         if not math.isfinite(value) or value < 0:  # DeepSpeed writes -1 for a norm that is not finite
             raise DivergedError(self._describe(f"step {step}: the gradient is not finite, and was not used"))
         self._gradients.note(value, step)
@@ -95,8 +96,17 @@ class StepGuard:
     def end_step(self) -> None:
         self._forwards.clear()
 
+    def _read_with_losses(self, *others: Number) -> list[float]:
+        """The values of `others` and of the step's losses; the device is waited for once, whoever asks first."""
+        values = read([*others, *(loss for loss, _ in self._forwards)])
+        losses = values[len(others) :]
+        self._forwards = [(loss, rows) for loss, (_, rows) in zip(losses, self._forwards, strict=True)]
+        return values
+
     def _describe(self, what: str) -> str:
-        bad = [row for loss, rows in self._forwards if not math.isfinite(loss.item()) for row in rows]
+        losses = self._read_with_losses()
+        forwards = zip(losses, self._forwards, strict=True)
+        bad = [row for loss, (_, rows) in forwards if not math.isfinite(loss) for row in rows]
         found = sorted(row for rows in gather(bad) for row in rows)
         where = "among these rows" if found else "in this step, which saw"
         rows = found or sorted(row for rows in gather(self.rows) for row in rows)

@@ -11,6 +11,7 @@ from prefopt.distributed.group import gather
 from prefopt.examples import Examples
 from prefopt.modeling.load import build_peft_config, load_model
 from prefopt.schema import TrainConfig
+from prefopt.tracking.deferred import Deferred, Number
 from prefopt.trainers.batches import plan_batches
 from prefopt.trainers.durable import DurableTrainer
 
@@ -18,33 +19,33 @@ from prefopt.trainers.durable import DurableTrainer
 class SFTTrainer(DurableTrainer, trl.SFTTrainer):  # type: ignore[misc]
     """TRL's SFTTrainer with log lines and held-out metrics that are means over tokens, whatever the batch size."""
 
+    trl_loss_function = trl.SFTTrainer.compute_loss
+
     def prepare(self, console: Console) -> None:
         """Nothing comes before the first step."""
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], **kwargs: Any) -> Any:
         """TRL's loss, a mean over the trained tokens of the step."""
-        with self._local_metrics() as metrics:
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
+        loss, metrics = self._compute_trl_loss(model, inputs, **kwargs)
         if self.model.training:
-            self._note_metrics(loss.detach(), metrics, inputs, kwargs.get("num_items_in_batch"))
+            self._note_metrics(loss, metrics, kwargs["num_items_in_batch"])
         return loss
 
-    def _note_metrics(self, loss: torch.Tensor, metrics: dict[str, float], inputs: dict[str, Any], step: Any) -> None:
+    def _note_metrics(self, loss: torch.Tensor, metrics: dict[str, Number], step: torch.Tensor) -> None:
         """Adds TRL's numbers of this batch to the window, each with its tokens.
 
         Args:
             loss: The batch's part of the step's loss, times the number of ranks.
             metrics: Means over the batch.
-            inputs: The batch.
             step: Trained tokens of the whole step.
         """
         if self.num_rows:
-            self.window.add_tokens(int(inputs["attention_mask"].sum()))
-        trained = int((inputs["labels"][:, 1:] != IGNORED).sum())
+            self.window.add_tokens(self.counts.real)
+        (trained,) = self.counts.scored
         if not trained:
             return
-        per_batch = {"loss": loss.item() * float(step) / self.accelerator.num_processes / trained}
-        for name, value in {**metrics, **per_batch}.items():
+        per_batch = Deferred.of(loss) * Deferred.of(step) / self.accelerator.num_processes / trained
+        for name, value in {**metrics, "loss": per_batch}.items():
             self.window.add(name, value * trained, trained)
 
     def measure_held_out(self) -> dict[str, float]:

@@ -205,8 +205,10 @@ def _torch_varlen(
 
     lengths = (indices.cu_seqlens_q, indices.cu_seqlens_k, indices.max_q, indices.max_k)
     span = (-1 if window is None else window - 1, 0)
-    grouped = {"enable_gqa": True} if query.shape[1] != key.shape[1] and _must_be_told(varlen_attn) else {}
-    out = varlen_attn(query, key, value, *lengths, scale=scaling, window_size=span, **grouped)
+    how: dict[str, Any] = {"scale": scaling, "window_size": span}
+    if query.shape[1] != key.shape[1] and _must_be_told(varlen_attn):
+        how["enable_gqa"] = True
+    out = varlen_attn(query, key, value, *lengths, **how)
     assert isinstance(out, torch.Tensor), "only the output was asked for"
     return out
 

@@ -3,15 +3,17 @@
 TRL calls the model on a padded batch `[chosen; rejected]` with `labels` and `fused_lm_head=True`. Three forward hooks,
 each a public feature of torch modules, turn that call into one over the packed row and its result back into the padded
 layout: before the model (pack), after the backbone (keep the predicting positions), after the model (spread the
-per-token results). TRL's head, losses and metrics, PEFT, autocast, DDP and DeepSpeed are above or between, unchanged.
-A call without `pair_layout` passes untouched.
+per-token results). TRL's head, losses and metrics, PEFT, autocast, DDP and DeepSpeed are above or between, unchanged;
+but for that the head scores all positions that reach it without asking which are labelled. A call without
+`pair_layout` passes untouched.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from trl.trainer import utils as trl_utils
 
 from prefopt.modeling.shared_prefix.attention import NO_MASK, PREFIX, choose_form, register
 from prefopt.modeling.shared_prefix.layout import PairLayout
@@ -101,6 +103,7 @@ class SharedPrefix:
             model.register_forward_pre_hook(_pack, with_kwargs=True, prepend=True),
             causal.base_model.register_forward_hook(_keep_predictors, with_kwargs=True),
             model.register_forward_hook(_spread, with_kwargs=True),
+            model.register_forward_hook(_end_packed_call, with_kwargs=True, always_call=True),
         ]
         self._base = base
 
@@ -142,12 +145,28 @@ def _in_eval(model: Any) -> Iterator[None]:
         model.train(was_training)
 
 
+_head_selects: list[Callable[[torch.device], bool]] = []
+"""TRL's decision whether its head selects the labelled positions, while a packed call takes it over."""
+
+
+def _select_no_positions(device: torch.device) -> bool:
+    """All positions that reach the head are labelled; to find that out by a mask, the host would wait for a GPU."""
+    return False
+
+
+def _end_packed_call(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    if LAYOUT in kwargs and _head_selects:
+        trl_utils._use_triton = _head_selects.pop()
+
+
 def _pack(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
     layout: PairLayout | None = kwargs.get(LAYOUT)
     if layout is None:
         return None
     input_ids, device = kwargs["input_ids"], kwargs["input_ids"].device
     assert input_ids.shape == (2 * layout.num_pairs, layout.width), "the layout belongs to another batch"
+    _head_selects.append(trl_utils._use_triton)
+    trl_utils._use_triton = _select_no_positions
     row = input_ids.reshape(-1).index_select(0, layout.source)[None]
     return args, {
         **kwargs,

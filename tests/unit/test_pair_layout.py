@@ -30,10 +30,9 @@ def width_of(lengths: Lengths, spare: int = 0) -> int:
 
 def test_a_pair_is_laid_out_as_written_down_by_hand():
     layout = PairLayout.build([(2, 1, 2), (0, 2, 1)], width=5)
-    assert layout.source.tolist() == [0, 1, 2, 12, 13, 5, 6, 15]
+    assert layout.source.tolist() == [0, 1, 2, 12, 13, 5, 6, 15, 2, 12, 13, 6]
     assert layout.position_ids.tolist() == [[0, 1, 2, 2, 3, 0, 1, 0]]
     assert layout.predictors.tolist() == [1, 1, 3, 5]
-    assert layout.targets.tolist() == [2, 3, 4, 6]
     assert layout.scored.tolist() == [1, 9, 10, 4]
 
 
@@ -42,7 +41,7 @@ def test_the_row_holds_every_prompt_once_and_no_padding(lengths, spare):
     width = width_of(lengths, spare)
     layout, row = PairLayout.build(lengths, width), slow_row(lengths)
     place = [(pair + len(lengths) * (segment == 2)) * width + position for pair, segment, position in row]
-    assert layout.source.tolist() == place
+    assert layout.source[: layout.num_tokens].tolist() == place
     assert layout.position_ids.tolist() == [[position for _, _, position in row]]
     assert layout.num_tokens == len(row) == sum(layout.split)
     assert layout.num_pairs == len(lengths)
@@ -62,17 +61,18 @@ def test_every_completion_token_is_predicted_by_the_token_before_it(lengths, spa
         targets.append(target)
         scored.append((pair + len(lengths) * (segment == 2)) * (width - 1) + position - 1)
     assert layout.predictors.tolist() == predictors
-    assert layout.targets.tolist() == targets
+    row_sources, of_targets = layout.source.split([layout.num_tokens, len(targets)])
+    assert of_targets.tolist() == row_sources[targets].tolist()
     assert layout.scored.tolist() == scored
 
 
 def test_a_prompt_too_short_to_be_shared_stands_before_both_completions():
     layout = PairLayout.build([(2, 1, 2), (4, 1, 1)], width=5, share_from=3)
     assert layout.segments == ((0, 3, 4), (4, 1, 1))
-    assert layout.source.tolist() == [0, 1, 2, 10, 11, 12, 13, 5, 6, 7, 8, 9, 19]
+    assert layout.source[:13].tolist() == [0, 1, 2, 10, 11, 12, 13, 5, 6, 7, 8, 9, 19]
+    assert layout.source[13:].tolist() == [2, 12, 13, 9, 19]
     assert layout.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3, 4, 4]]
     assert layout.predictors.tolist() == [1, 4, 5, 10, 10]
-    assert layout.targets.tolist() == [2, 5, 6, 11, 12]
     assert layout.scored.tolist() == [1, 9, 10, 7, 15]
 
 
@@ -126,7 +126,6 @@ def test_accelerate_moves_a_layout_with_its_batch():
         moved.source,
         moved.position_ids,
         moved.predictors,
-        moved.targets,
         moved.scored,
         *moved.varlen[:2],
         moved.varlen.keys,

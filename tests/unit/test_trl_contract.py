@@ -8,7 +8,7 @@ import pytest
 import trl
 from transformers import Trainer
 from trl.trainer import dpo_trainer
-from trl.trainer.utils import add_fused_lm_head
+from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 
 def test_version_is_the_one_that_was_read():
@@ -224,6 +224,11 @@ def test_what_dpo_picks_by_a_mask_it_sums_up_or_takes_the_gradient_of():
     picked = re.findall(r"(\w+)\[\w+_mask\.bool\(\)\]\.(\w+)\(\)", source)
     metrics = [("chosen_mean_logits", "sum"), ("rejected_mean_logits", "sum")]
     assert sorted(picked) == [metrics[0], ("chosen_per_token_logps", "mean"), metrics[1]]
+
+
+def test_per_token_results_are_zero_outside_of_the_completions():
+    described = " ".join(inspect.getdoc(FusedCausalLMOutput).split())
+    assert "Every per-token field is zero where the label is `-100`" in described
 
 
 def test_the_head_selects_positions_where_one_name_says_so():

@@ -79,8 +79,9 @@ def read(numbers: Iterable[Number]) -> list[float]:
 def deferred_reads(function: Callable[..., Any]) -> Iterator["Reads"]:
     """In this block `function` gets a `Deferred` where it reads a number from a tensor.
 
-    What it does itself is meant, not what it calls. Besides, a question for a count above zero is answered with yes,
-    and values without gradient that it picks by a mask, to sum them up, are multiplied by the mask.
+    What it does itself is meant, not what it calls. Two more of its habits would make the host wait. A question for a
+    count above zero is answered with yes. Values without gradient that it picks by a mask, to sum them up, are not
+    picked: TRL's per-token results are zero outside of the completions.
     """
     with Reads(function.__code__) as reads:
         yield reads
@@ -101,7 +102,7 @@ class Reads(TorchFunctionMode):
                 return True
             values, index = args
             if isinstance(index, torch.Tensor) and index.dtype is torch.bool and not values.requires_grad:
-                return values * index
+                return values
         return func(*args, **kwargs or {})
 
     def _is_asked(self) -> bool:

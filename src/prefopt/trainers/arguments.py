@@ -102,6 +102,11 @@ def _build(kind: type[Any], config: TrainConfig, run: RunDirectory, size: StepSi
         raise UserError(f"{kind.__name__} refuses these settings: {error}") from error
 
 
+def choose_implementation(optimizer: str, *, on_cuda: bool) -> str:
+    """The optimizer under the name that transformers gives its fastest implementation here; it computes the same."""
+    return "adamw_torch_fused" if on_cuda and optimizer == "adamw_torch" else optimizer
+
+
 def _common(config: TrainConfig, run: RunDirectory, size: StepSize) -> dict[str, Any]:
     trainer, optim = config.trainer, config.optim
     return {
@@ -115,7 +120,7 @@ def _common(config: TrainConfig, run: RunDirectory, size: StepSize) -> dict[str,
         "bf16": trainer.precision is Precision.bf16,
         "use_cpu": not torch.cuda.is_available() and config.deepspeed.stage is None,
         "gradient_checkpointing": trainer.gradient_checkpointing,
-        "optim": optim.name,
+        "optim": choose_implementation(optim.name, on_cuda=torch.cuda.is_available()),
         "learning_rate": optim.learning_rate,
         "lr_scheduler_type": optim.scheduler,
         "warmup_steps": optim.warmup_ratio,  # below 1 it is a share of all steps
@@ -132,7 +137,10 @@ def _common(config: TrainConfig, run: RunDirectory, size: StepSize) -> dict[str,
         "save_steps": trainer.save_every,
         "save_total_limit": None,  # complete checkpoints are counted, not folders: see CheckpointSaver
         "deepspeed": build_deepspeed(config.deepspeed),
-        "accelerator_config": {"use_configured_state": True} if is_launched() else {},  # that of prefopt.distributed
+        "accelerator_config": {
+            "use_configured_state": is_launched(),  # that of prefopt.distributed
+            "non_blocking": torch.cuda.is_available(),  # else the host waits for a batch to move
+        },
         # Else DDP regroups gradients after its first step, and a resumed run of three ranks sums in another order.
         "ddp_find_unused_parameters": True,
         "dataloader_pin_memory": torch.cuda.is_available(),

@@ -154,7 +154,7 @@ def varlen_attention(
     indices = layout.varlen
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     if indices.keys is not None:
-        k, v = k.index_select(0, indices.keys), v.index_select(0, indices.keys)
+        k, v = torch.cat([k, v], dim=1).index_select(0, indices.keys).chunk(2, dim=1)
     out = (kernel or _torch_varlen)(q, k, v, indices, scaling, window)
     return out.transpose(0, 1).unsqueeze(0)
 

@@ -23,8 +23,8 @@ LAYOUT = "pair_layout"
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 BASES = ("sdpa", "eager")
 """Attention implementations that ours replaces in pair batches; others look at their own name."""
-PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask")
-"""Results of TRL's head that have one value per token."""
+PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+"""Results of TRL's head that have one value per token, but for its mask: DPO knows the completions from its batch."""
 
 
 def find_obstacle(model: Any) -> str | None:
@@ -163,19 +163,22 @@ def _pack(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str
     layout: PairLayout | None = kwargs.get(LAYOUT)
     if layout is None:
         return None
-    input_ids, device = kwargs["input_ids"], kwargs["input_ids"].device
+    input_ids = kwargs["input_ids"]
     assert input_ids.shape == (2 * layout.num_pairs, layout.width), "the layout belongs to another batch"
     _head_selects.append(trl_utils._use_triton)
     trl_utils._use_triton = _select_no_positions
-    row = input_ids.reshape(-1).index_select(0, layout.source)[None]
-    return args, {
-        **kwargs,
-        "input_ids": row,
-        "position_ids": layout.position_ids,
-        "attention_mask": torch.empty(NO_MASK, device=device),  # nobody reads it
-        "labels": None,
-        "shift_labels": row.index_select(1, layout.targets),
-    }
+    taken = input_ids.reshape(1, -1).index_select(1, layout.source)
+    return (
+        args,
+        {
+            **kwargs,
+            "input_ids": taken[:, : layout.num_tokens],
+            "position_ids": layout.position_ids,
+            "attention_mask": taken[:, :1].view(NO_MASK),  # nobody reads it
+            "labels": None,
+            "shift_labels": taken[:, layout.num_tokens :],
+        },
+    )
 
 
 def _keep_predictors(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
@@ -191,6 +194,7 @@ def _spread(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
     if layout is None:
         return output
     shape = (2 * layout.num_pairs, layout.width - 1)
+    output.label_mask = None
     for name in PER_TOKEN:
         values = getattr(output, name)
         if values is not None:

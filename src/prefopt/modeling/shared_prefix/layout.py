@@ -52,11 +52,11 @@ class PairLayout:
     Attributes:
         segments: Tokens of each pair's three segments in the row.
         width: Width of the padded batch.
-        source: For each token of the row its place in the flattened padded batch, shape (T,).
+        source: For each token of the row, and then for each scored token, its place in the flattened padded batch,
+            shape (T + N,).
         position_ids: Positions, which restart after the prompt for the rejected completion, shape (1, T).
         predictors: For each scored token the place in the row of the token before it, shape (N,). The last token of a
             prompt is there twice: it predicts the first token of both completions.
-        targets: For each scored token its place in the row, shape (N,).
         scored: For each scored token its place in the flattened (2 B, width - 1) output, shape (N,).
         varlen: For a variable-length kernel. Made here, on the CPU, and not in a forward, which would wait for a GPU.
     """
@@ -66,7 +66,6 @@ class PairLayout:
     source: torch.Tensor
     position_ids: torch.Tensor
     predictors: torch.Tensor
-    targets: torch.Tensor
     scored: torch.Tensor
     varlen: VarlenIndices
 
@@ -94,14 +93,14 @@ class PairLayout:
         row = pair + np.where(kind == 2, pairs, 0)
         last_of_prompt = (starts[0::SEGMENTS] + segment_lengths[0::SEGMENTS] - 1)[pair]
         before = np.where(within == 0, last_of_prompt, token - 1)
+        source = row * width + position
         is_scored = (kind > 0) & (position >= np.maximum(prompts, 1)[pair])
         return cls(
             segments=tuple((prompt, chosen, rejected) for prompt, chosen, rejected in segments.tolist()),
             width=width,
-            source=torch.from_numpy(row * width + position),
+            source=torch.from_numpy(np.concatenate([source, source[is_scored]])),
             position_ids=torch.from_numpy(position[None]),
             predictors=torch.from_numpy(before[is_scored]),
-            targets=torch.from_numpy(token[is_scored]),
             scored=torch.from_numpy((row * (width - 1) + position - 1)[is_scored]),
             varlen=_index_sequences(segments),
         )
@@ -113,7 +112,7 @@ class PairLayout:
     @property
     def num_tokens(self) -> int:
         """Tokens that are computed, T."""
-        return self.source.numel()
+        return self.position_ids.numel()
 
     @cached_property
     def split(self) -> list[int]:

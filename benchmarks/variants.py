@@ -1,4 +1,4 @@
-"""One optimizer step of DPO, computed by plain TRL and by prefopt from the same weights, and whether they agree.
+"""One optimizer step of DPO, computed by plain TRL and by prefopt from the same weights.
 
 TRL off CUDA scores every position with its head, prompts and padding included; on CUDA it scores completions only. So
 that nobody takes a CPU's head for a gain of prefopt, the `proxy` variants make TRL's head on the CPU do what it does
@@ -10,46 +10,44 @@ import copy
 import math
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 import trl
 from accelerate.utils import send_to_device
 from datasets import Dataset
+from peft import get_peft_model
+from peft.tuners.lora import LoraLayer
 from transformers import AutoTokenizer
+from transformers.models.llama import modeling_llama
 from trl.trainer import utils as trl_utils
 
 from benchmarks.shapes import COLUMNS, Batches, Row
+from prefopt.choices import PeftMethod
 from prefopt.data.collate import REFERENCE_COLUMNS, PairCollator
 from prefopt.data.ragged import PairTable
 from prefopt.data.steps import TokenCounts
 from prefopt.evaluation.scoring import Scorer
+from prefopt.modeling.load import build_peft_config
 from prefopt.modeling.reference import ReferenceStore, Usage
 from prefopt.modeling.shared_prefix import SharedPrefix
 from prefopt.paths import shipped
+from prefopt.schema import ModelConfig, PeftConfig
 from prefopt.tracking.window import MetricsWindow
 from prefopt.trainers.dpo import DPOTrainer
 
-BASELINE = "trl"
+BASELINE, PRECOMPUTE = "trl", "trl_precompute"
 OURS = "prefopt"
-LIMITS = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-2, 5e-2)}
-"""Relative difference of loss and of gradient from TRL's, above which no time is printed; see `Contest.limits`.
-
-In bf16 rounding alone moves the gradient of 24 layers by 1e-2."""
+FUSED = "_liger"
+"""Ends the name of a variant with fused layers."""
 SIDES = ("chosen", "rejected")
-ALIKE = 1e-3
-"""A loss this close to ln 2 means that policy and reference are equal, and a wrong reference would not be seen."""
 NOISE = 0.1
 """The policy is the reference plus noise of this share of each weight's standard deviation."""
-
-
-class DisagreementError(SystemExit):
-    """A variant does not compute what TRL computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +59,8 @@ class Variant:
         is_live: The reference runs in every step; else its log-probs are columns of the batch.
         has_engine: Prompts are shared, by the engine of `prefopt`.
         has_compact_head: TRL's head scores completions only, as it does on CUDA.
+        has_fused_layers: Norms, rotary embeddings and MLPs run Liger's kernels.
+        autocast: The type that is computed in, where weights have several types.
     """
 
     name: str
@@ -68,29 +68,71 @@ class Variant:
     is_live: bool
     has_engine: bool = False
     has_compact_head: bool = False
+    has_fused_layers: bool = False
+    autocast: torch.dtype | None = None
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Makes the policy compute this variant's way; outside of it the policy is plain."""
-        if self.has_engine:
-            engine = SharedPrefix(self.trainer.model)
-            try:
-                yield
-            finally:
-                engine.remove()
-        elif self.has_compact_head:
-            with mock.patch.object(trl_utils, "_use_triton", return_value=True):
-                yield
-        else:
+        """Makes the models compute this variant's way; outside of it they are plain."""
+        with ExitStack() as stack:
+            if self.has_fused_layers:
+                models = [model for model in (self.trainer.model, self.trainer.ref_model) if model is not None]
+                for model in models:
+                    stack.enter_context(fused_layers(model))
+            if self.has_compact_head:
+                stack.enter_context(mock.patch.object(trl_utils, "_use_triton", return_value=True))
+            if self.has_engine:
+                stack.callback(SharedPrefix(self.trainer.model).remove)
             yield
+
+    def compute_loss(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The loss of a batch."""
+        device = self.trainer.accelerator.device
+        inputs = send_to_device(batch, device)  # as the data loader does
+        with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
+            loss: torch.Tensor = self.trainer.compute_loss(self.trainer.model, inputs)
+        return loss
 
     def differentiate(self, batch: dict[str, Any]) -> torch.Tensor:
         """Adds the gradient of a batch to the policy's, and returns the loss."""
-        inputs = send_to_device(batch, self.trainer.accelerator.device)  # as the data loader does
-        with self.trainer.compute_loss_context_manager():
-            loss: torch.Tensor = self.trainer.compute_loss(self.trainer.model, inputs)
+        loss = self.compute_loss(batch)
         self.trainer.accelerator.backward(loss)
         return loss.detach()
+
+
+@contextmanager
+def fused_layers(model: Any) -> Iterator[None]:
+    """Puts Liger's norms, rotary embedding and MLP into a Llama, and takes them out again.
+
+    Liger replaces names of transformers' module and methods of the layers that exist; what it changed, and nothing
+    else, is put back.
+    """
+    from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+    causal = model.get_base_model() if hasattr(model, "peft_config") else model
+    places = [vars(modeling_llama), *(vars(module) for module in causal.modules())]
+    before = [dict(place) for place in places]
+    apply_liger_kernel_to_llama(
+        rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False, model=causal
+    )
+    changed = [
+        [name for name in place if name not in old or place[name] is not old[name]]
+        for place, old in zip(places, before, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for place, old, names in zip(places, before, changed, strict=True):
+            for name in names:
+                if name in old:
+                    place[name] = old[name]
+                else:
+                    del place[name]
+
+
+def has_fused_layers(model: Any) -> bool:
+    """True where Liger is installed and its kernels run: on CUDA, in a Llama."""
+    return model.device.type == "cuda" and model.config.model_type == "llama" and find_spec("liger_kernel") is not None
 
 
 class Contest:
@@ -98,40 +140,80 @@ class Contest:
 
     Attributes:
         policy: Trained by every variant; the learning rate is 0, so that it stays what it is.
-        reference: What the policy was before noise was added to it.
+        reference: What the policy was before noise was added to it; None where the policy has an adapter, whose base
+            it is.
+        trained: The policy's parameters that have a gradient.
+        dtype: Of the weights; with an adapter those of its base.
         variants: By name, `trl` first.
     """
 
-    def __init__(self, model: Any, folder: str, tokenizer: Any = None) -> None:
+    def __init__(self, model: Any, folder: str, tokenizer: Any = None, method: PeftMethod = PeftMethod.none) -> None:
         """Builds the trainers.
 
         Args:
             model: Becomes the policy; on the device to measure on.
             folder: For what trainers write.
             tokenizer: Of the model; default: the shipped one, of which random weights need only the padding.
+            method: What is trained: all weights, or adapters.
         """
-        self.reference = copy.deepcopy(model)
-        self.policy = _with_noise(model)
+        has_adapter = method is not PeftMethod.none
+        self.dtype: torch.dtype = model.dtype
+        self.reference = None if has_adapter else copy.deepcopy(model)
+        self.policy = _with_adapter(model, method) if has_adapter else _with_noise(model)
         self._tokenizer = tokenizer or AutoTokenizer.from_pretrained(shipped("assets/base_model"))
         self._folder = folder
-        live, precomputed = self._build_plain(), self._build_plain()
+        # An adapter is in float32 above a base in half precision, so its layers run under autocast, as in training.
+        self._autocast = self.dtype if has_adapter and self.dtype is not torch.float32 else None
+        self.variants = {variant.name: variant for variant in self._build_variants()}
+        self.trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        is_cuda = self.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(self.trained, lr=0.0, weight_decay=0.0, fused=is_cuda)
+
+    def _build_variants(self) -> list[Variant]:
+        live, precomputed, ours = self._build_plain(), self._build_plain(), self._build_ours()
         precomputed.precompute_ref_logps = True
-        variants = [Variant(BASELINE, live, True), Variant("trl_precompute", precomputed, False)]
+        plain = {BASELINE: (live, True), PRECOMPUTE: (precomputed, False)}
+        kept = {"autocast": self._autocast}
+        variants = [Variant(name, *how, **kept) for name, how in plain.items()]
         if self.device.type == "cpu":
-            variants += [
-                Variant("trl_proxy", live, True, has_compact_head=True),
-                Variant("trl_proxy_precompute", precomputed, False, has_compact_head=True),
-            ]
-        variants.append(Variant(OURS, self._build_ours(), False, has_engine=True))
-        self.variants = {variant.name: variant for variant in variants}
-        self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=0.0, weight_decay=0.0, fused=self.device.type == "cuda"
-        )
+            names = {BASELINE: "trl_proxy", PRECOMPUTE: "trl_proxy_precompute"}
+            variants += [Variant(names[name], *how, has_compact_head=True, **kept) for name, how in plain.items()]
+        variants.append(Variant(OURS, ours, False, has_engine=True, **kept))
+        if has_fused_layers(self.policy):
+            kept["has_fused_layers"] = True
+            variants += [Variant(name + FUSED, *how, **kept) for name, how in plain.items()]
+            variants.append(Variant(OURS + FUSED, ours, False, has_engine=True, **kept))
+        return variants
 
     @property
     def device(self) -> torch.device:
         device: torch.device = self.policy.device
         return device
+
+    @property
+    def beta(self) -> float:
+        """Of the loss."""
+        beta: float = self.variants[BASELINE].trainer.beta
+        return beta
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the policy, of its gradients, and of the optimizer's states once it has made a step."""
+        states = [value for state in self.optimizer.state.values() for value in state.values()]
+        gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
+        return sum(
+            tensor.numel() * tensor.element_size() for tensor in [*self.policy.parameters(), *gradients, *states]
+        )
+
+    @property
+    def reference_bytes(self) -> int:
+        """Bytes of the weights of a reference that is not the policy's own base."""
+        parameters = [] if self.reference is None else self.reference.parameters()
+        return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+    def release_optimizer(self) -> None:
+        """Drops the optimizer's states, which come back with its next step."""
+        self.optimizer.state.clear()
 
     def collate(self, name: str, rows: list[Row]) -> dict[str, Any]:
         """The batch of a variant, made by its own collator."""
@@ -141,88 +223,43 @@ class Contest:
     def add_reference(self, batches: Batches) -> tuple[dict[str, Batches], Usage]:
         """Returns each variant's rows with the reference log-probs that it reads, and what filling our store took."""
         stored, usage = self._store_reference(batches)
-        computed = [self._compute_reference(rows) for rows in batches]
+        computed = [self.compute_reference(rows, self._autocast) for rows in batches]
         sources = {True: stored, False: computed}
         return {
             name: batches if variant.is_live else sources[variant.has_engine]
             for name, variant in self.variants.items()
         }, usage
 
-    def compare(self, collated: dict[str, list[dict[str, Any]]]) -> tuple[dict[str, tuple[float, float]], float]:
-        """Returns each variant's largest relative difference of loss and of gradient from TRL's, and TRL's loss.
-
-        Raises:
-            DisagreementError: A difference is above the limit, or the loss is ln 2.
-        """
-        differences = dict.fromkeys(self.variants, (0.0, 0.0))
-        losses = []
-        for index in range(len(collated[BASELINE])):
-            expected, gradients = 0.0, []
-            for name, variant in self.variants.items():
-                self.policy.zero_grad()
-                with variant.active():
-                    loss = variant.differentiate(collated[name][index]).item()
-                if name == BASELINE:
-                    expected, gradients = loss, [p.grad.cpu().clone() for p in self.policy.parameters()]
-                    losses.append(loss)
-                found = abs(loss - expected) / expected, self._gradient_difference(gradients)
-                differences[name] = (_larger(differences[name][0], found[0]), _larger(differences[name][1], found[1]))
-        self.policy.zero_grad()
-        self._require_equal(differences, losses, self.limits(collated))
-        return differences, sum(losses) / len(losses)
-
-    def limits(self, collated: dict[str, list[dict[str, Any]]]) -> tuple[float, float]:
-        """Limits for loss and gradient: at least what the rounding of one log-prob sum in float32 does to them.
-
-        A sum near -700 is good to 6e-5, one near -7,000 to 5e-4; loss and gradient see beta times that.
-        """
-        batches = collated["trl_precompute"]
-        largest = max(float(batch[f"ref_{side}_logps"].abs().max()) for batch in batches for side in SIDES)
-        rounding = self.variants[BASELINE].trainer.beta * float(np.spacing(np.float32(largest)))
-        loss, gradient = LIMITS[self.policy.dtype]
-        return max(loss, rounding), max(gradient, rounding)
-
-    def _require_equal(
-        self, differences: dict[str, tuple[float, float]], losses: list[float], at_most: tuple[float, float]
-    ) -> None:
-        for name, (loss, gradient) in differences.items():
-            if not (loss <= at_most[0] and gradient <= at_most[1]):
-                raise DisagreementError(
-                    f"{name} differs from {BASELINE}: loss by {loss:.1e} (relative, at most {at_most[0]:g}), "
-                    f"gradient by {gradient:.1e} (at most {at_most[1]:g}). Nothing is timed."
-                )
-        if min(abs(loss - math.log(2)) for loss in losses) < ALIKE:
-            raise DisagreementError("the loss is ln 2: policy and reference are too alike for a comparison")
-
-    def _gradient_difference(self, expected: list[torch.Tensor]) -> float:
-        difference = norm = 0.0
-        for parameter, gradient in zip(self.policy.parameters(), expected, strict=True):
-            gradient = gradient.to(parameter.device)
-            difference += (parameter.grad - gradient).float().square().sum().item()
-            norm += gradient.float().square().sum().item()
-        return math.sqrt(difference / norm)
-
     def _build_plain(self) -> Any:
         rows = Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}])
-        return trl.DPOTrainer(
-            model=self.policy,
+        return self._build(
+            trl.DPOTrainer,
             ref_model=self.reference,
             args=self._arguments(precompute_ref_log_probs=False),
             train_dataset=rows,
-            processing_class=self._tokenizer,
         )
 
     def _build_ours(self) -> Any:
-        trainer = DPOTrainer(
-            model=self.policy,
+        trainer = self._build(
+            DPOTrainer,
             args=self._arguments(precompute_ref_log_probs=True),
             data_collator=PairCollator(self._tokenizer.pad_token_id, with_layout=True),
             train_dataset=Dataset.from_list([{name: [0] for name in COLUMNS}]),
-            processing_class=self._tokenizer,
         )
         trainer.window = MetricsWindow()  # a run makes it when it begins to train
         trainer.counts = TokenCounts(0, (1, 1))
         trainer.num_rows = 1  # of one in the step: a forward is a whole step here, and its loss has the weight 1
+        return trainer
+
+    def _build(self, kind: type[Any], **arguments: Any) -> Any:
+        """A trainer on the common policy.
+
+        TRL takes an adapter that it did not make for one that was trained before, and adds a copy of it as the
+        reference. Without that copy the reference is the base, as it is for an adapter that TRL made.
+        """
+        trainer = kind(model=self.policy, processing_class=self._tokenizer, **arguments)
+        if "ref" in getattr(self.policy, "peft_config", {}):
+            self.policy.delete_adapter("ref")
         return trainer
 
     def _arguments(self, **specific: Any) -> Any:
@@ -237,32 +274,31 @@ class Contest:
             **specific,
         )
 
-    def _compute_reference(self, rows: list[Row]) -> list[Row]:
+    def compute_reference(self, rows: list[Row], autocast: torch.dtype | None) -> list[Row]:
         """TRL's columns, by its own method."""
         trainer = self.variants[BASELINE].trainer
         batch = send_to_device(trainer.data_collator(rows), self.device)
-        chosen, rejected = trainer.compute_ref_log_probs(self.reference, batch)
+        with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
+            chosen, rejected = trainer.compute_ref_log_probs(self.reference or self.policy, batch)
         return _with_columns(rows, {"ref_chosen_logps": chosen.tolist(), "ref_rejected_logps": rejected.tolist()})
 
     def _store_reference(self, batches: Batches) -> tuple[Batches, Usage]:
         """Our columns, as a store gives them that was empty before."""
         rows = [row for batch in batches for row in batch]
         table = PairTable.of(Dataset.from_list([{name: row[name] for name in COLUMNS} for row in rows]))
-        engine = SharedPrefix(self.reference)
-        assert engine is not None, "engine=shared_prefix refuses or installs"
-        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+        with ExitStack() as stack:
+            if self.reference is None:
+                stack.enter_context(self.policy.disable_adapter())
+            model = self.reference or self.policy
+            stack.callback(SharedPrefix(model).remove)
+            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=self._folder))
             store = ReferenceStore.open(Path(folder), {"benchmark": "dpo_step"})
-            scorer = Scorer(self.reference, self._tokenizer.pad_token_id, len(batches[0]), shares_prompts=True)
+            is_bf16 = self._autocast is torch.bfloat16
+            scorer = Scorer(model, self._tokenizer.pad_token_id, len(batches[0]), is_bf16, shares_prompts=True)
             logps, usage = store.complete(table, scorer.iterate_pairs)
-        engine.remove()
         sides = [[side[place] for place in range(len(rows))] for side in (logps.chosen, logps.rejected)]
         extended = iter(_with_columns(rows, dict(zip(REFERENCE_COLUMNS, sides, strict=True))))
         return [[next(extended) for _ in batch] for batch in batches], usage
-
-
-def _larger(old: float, new: float) -> float:
-    """The larger of two differences; what is not a number is larger than any."""
-    return old if new <= old else new
 
 
 def _with_columns(rows: list[Row], columns: dict[str, list[Any]]) -> list[Row]:
@@ -278,3 +314,18 @@ def _with_noise(model: Any) -> Any:
         noise = torch.randn(parameter.shape, generator=generator, device=parameter.device, dtype=parameter.dtype)
         parameter.add_(noise * scale)
     return model
+
+
+@torch.no_grad()
+def _with_adapter(model: Any, method: PeftMethod) -> Any:
+    """A model with adapters as prefopt makes them by default, moved as far from their base as `_with_noise` moves."""
+    policy = get_peft_model(model, build_peft_config(PeftConfig(method=method), ModelConfig(path="random")))
+    generator = torch.Generator(policy.device).manual_seed(1)
+    for module in policy.modules():
+        if isinstance(module, LoraLayer):
+            inner, outer = (getattr(module, f"lora_{side}")["default"].weight for side in "AB")
+            added = module.scaling["default"] * math.sqrt(len(inner)) * inner.std()  # of a weight, if `outer` were 1
+            scale = NOISE * module.get_base_layer().weight.float().std() / added
+            noise = torch.randn(outer.shape, generator=generator, device=outer.device, dtype=outer.dtype)
+            outer.copy_(noise * scale)
+    return policy

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import cost, dpo_step, results
-from benchmarks.variants import DisagreementError
+from benchmarks.gate import DisagreementError
 from prefopt.data import collate
 from prefopt.modeling.shared_prefix import PairLayout
 
@@ -26,15 +26,37 @@ def test_a_quick_run_writes_every_variant_with_its_costs(tmp_path, monkeypatch, 
         assert list(variants) == ["trl", "trl_precompute", "trl_proxy", "trl_proxy_precompute", "prefopt"]
         ours, plain = variants["prefopt"], variants["trl"]
         assert ours["times_min"] == ours["times_flops"] == 1
-        assert plain["loss_difference"] == plain["gradient_difference"] == 0
-        assert 0 < ours["gradient_difference"] <= 1e-5
+        assert plain["loss_error"] == plain["gradient_error"] == 0
+        assert 0 < ours["gradient_error"] <= result["gradient_limit"] == pytest.approx(1e-5)
+        assert result["compared_with"] == "trl"
         assert ours["tokens_computed"] == result["tokens_shared"] < plain["tokens_computed"] == result["tokens_padded"]
         assert variants["trl_proxy"]["flops"] < plain["flops"]
         assert variants["trl_precompute"]["flops"] < plain["flops"]
         assert plain["reference_bytes"] > 0 == ours["reference_bytes"]
+        weights, batch_pairs = plain["reference_bytes"], result["batches"] * result["batch_pairs"]
+        assert plain["total_bytes"] > plain["peak_bytes"] + weights * 5  # policy, gradients, two of AdamW; reference
+        assert ours["pairs_per_s"] == pytest.approx(batch_pairs / ours["min_s"])
+        assert ours["tokens_per_s"] == pytest.approx(result["tokens_real"] / ours["min_s"])
+        assert ours["host_s"] is ours["host_calls"] is ours["mfu"] is None
         assert all(math.isfinite(row[name]) for row in variants.values() for name in ("min_s", "cpu_s", "peak_bytes"))
     assert mixed["padding_share"] > fixed["padding_share"]
     assert "prefopt" in capsys.readouterr().out
+
+
+def test_a_run_in_half_precision_tells_trls_error_and_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    arguments = ["--quick", "--rounds", "1", "--device", "cpu", "--write", "--pairs", "quick"]
+    dpo_step.main([*arguments, "--dtype", "bf16", "--peft", "none", "lora"])
+    (path,) = tmp_path.glob("*/dpo_step.json")
+    full, lora = json.loads(path.read_text(encoding="utf-8"))["results"]
+    for result, trained in ((full, "none"), (lora, "lora")):
+        assert (result["trained"], result["compared_with"]) == (trained, "float32")
+        errors = {row["variant"]: row["gradient_error"] for row in result["variants"]}
+        assert 0 < errors["prefopt"] <= 1.5 * errors["trl"] == result["gradient_limit"]
+    assert lora["variants"][0]["reference_bytes"] == 0, "the base is the reference"
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "errors against float32: loss trl" in printed
+    assert f"gradient trl {errors['trl']:.1e}, prefopt {errors['prefopt']:.1e}" in printed
 
 
 def test_no_time_is_printed_for_an_engine_with_wrong_positions(monkeypatch, capsys):

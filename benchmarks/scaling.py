@@ -16,6 +16,7 @@ from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
+from benchmarks import one_card
 from benchmarks.scaling_choices import (
     ALL,
     BATCH,
@@ -87,6 +88,46 @@ NETWORK_NOTES = (
     " `zero2`: nothing runs beside it, so pairs per step for which it adds a tenth. Without checkpointing, which adds"
     " a third to the computation.",
 )
+
+
+ONE_CARD_NOTES = (
+    "Without sharding: tokens per forward (`trainer.tokens_per_device`) that fit into"
+    f" {one_card.USABLE:.0%} of a card, in steps of {one_card.LONGEST:,}, the longest pair of"
+    f" `data.max_length={MAX_LENGTH}`, at most {one_card.MOST:,}. *c*: with `trainer.gradient_checkpointing=true`,"
+    f" where fewer than {one_card.ENOUGH:,} fit without; *-*: not one pair. All of it is computed.",
+    "",
+    "Full fine-tuning computes in bf16 from weights in fp32: 16 bytes per parameter with AdamW, 10 with"
+    " `optim.name=adamw_bnb_8bit` (bitsandbytes; 16 still for embeddings). Weights in bf16 would take 6, but a step of"
+    " 1e-6 is lost in them: prefopt refuses `model.dtype=bf16` with `peft=none`, and that row only says what it takes.",
+)
+
+
+def describe_first_measurement() -> list[str]:
+    """The formulas beside the only step whose memory was measured on a GPU."""
+    told = []
+    for has_fused_layers, layers in ((False, ""), (True, " with Liger's layers")):
+        above, whole = one_card.predict_first_measurement(has_fused_layers=has_fused_layers)
+        told.append(f"{above / 1e9:.1f} GB above the states and {whole / 2**30:.1f} GiB in all{layers}")
+    return [
+        "Against the one step that was measured on a GPU ([which](gpu.md#before-the-current-code): 1B, weights and"
+        f" optimizer in bf16, 4 pairs of 1024/256) the formulas say {' and '.join(told)}; measured were 12.8 GB and"
+        " 21.2 GiB, and 18.1 GiB."
+    ]
+
+
+def list_commands(card: int) -> list[str]:
+    """What is typed for each model on one card."""
+    rows = [[f"`{model}`", name, f"`{line}`"] for model, name, line in one_card.list_commands(card)]
+    on_card, in_host = max(one_card.offload_bytes(shape, one_card.TYPED) for shape in one_card.SHAPES.values())
+    files = "data=files data.train=pairs.jsonl"
+    return [
+        f"What is typed on one card of {card} GB after `python -m prefopt.train {files}`. *Offloaded* goes after"
+        f" `torchrun --nproc-per-node 1 -m prefopt.train {files}`, and keeps 16 bytes per parameter in the memory of"
+        f" the host (8B: {in_host / 1e9:.0f} GB, and at most {on_card / 1e9:.0f} GB on the card). A budget is a step's"
+        f" size too, so no line asks for more than {one_card.TYPED:,}.",
+        "",
+        *_table(["model", "training", "overrides"], rows),
+    ]
 
 
 def tabulate_choices(has_adapter: bool) -> list[str]:
@@ -272,6 +313,13 @@ def render() -> str:
         ["", *CHOICE_NOTES, ""],
         tabulate_commands(),
         ["", "8B, all weights, on two nodes (the same line on each):", "", *show_command()],
+        ["", "## One card", "", *ONE_CARD_NOTES, ""],
+        _table(
+            ["model", "training", "GB of states", *(f"{card} GB" for card in one_card.CARDS)],
+            one_card.tabulate_recipes(),
+        ),
+        ["", *describe_first_measurement(), ""],
+        list_commands(80),
         ["", "## Memory", "", f"Model states; bold: more than the {USABLE / 1e9:.0f} GB of a plan.", ""],
         tabulate_states(),
         ["", "Activations under DeepSpeed, full fine-tuning; they come on top, as do the head's buffers:", ""],

@@ -150,15 +150,20 @@ def state_bytes(stage: Stage, ranks: int, *, bf16: bool) -> dict[str, float]:
     }
 
 
-def layer_bytes(shape: ModelShape, *, has_adapter: bool, has_autocast: bool) -> float:
+def layer_bytes(shape: ModelShape, *, has_adapter: bool, has_autocast: bool, has_fused_layers: bool = False) -> float:
     """Bytes per token that a layer keeps for its backward.
 
     Exact for transformers' Llama with flash attention: two inputs of a norm in fp32, their results, the inputs of the
     linear layers, query, key, value and result of attention, four tensors of the MLP. Frozen norms keep no result.
-    Under autocast the residual is fp32, and every linear layer casts its input for itself.
+    Under autocast the residual is fp32, and every linear layer casts its input for itself. Liger's norms keep their
+    input as it is and nothing else, its MLP three tensors (read in liger-kernel 0.8.5).
     """
     h, q, kv = shape.hidden, shape.heads * shape.head_size, shape.key_heads * shape.head_size
     inner = 4 * q + 4 * kv + 4 * shape.heads + 8 * shape.intermediate + 8
+    if has_fused_layers:
+        assert not has_adapter, "counted for full fine-tuning without autocast alone"
+        assert not has_autocast, "counted for full fine-tuning without autocast alone"
+        return inner - 2 * shape.intermediate + 8 * h
     if not has_adapter:
         return inner + (26 if has_autocast else 16) * h
     return inner + 12 * h + 14 * LORA_RANK + (6 * h + 2 * q if has_autocast else 0)
@@ -212,26 +217,37 @@ def compute_states(plan: Plan, *, is_quantised: bool = False) -> float:
 
 def compute_memory(plan: Plan, *, max_length: int) -> Memory:
     """Memory of a rank at its largest, if all pairs have the most tokens there can be: 2 x `max_length`, no prompt."""
-    shape, trained = plan.shape, plan.trained
+    trained = plan.trained
     tokens = 2 * max_length * plan.pairs
-    mode = {"has_adapter": plan.has_adapter, "has_autocast": plan.has_autocast}
-    layer = layer_bytes(shape, **mode)
+    stored, backward = activation_bytes(plan, tokens)
+    share = trained / plan.ranks
+    return Memory(
+        states=compute_states(plan),
+        buckets=4 * trained if plan.stage is None else 2 * 2 * BUCKET,
+        stored=stored,
+        backward=backward,
+        gathered=2 * min(count_parameters(plan.shape), LIVE + PREFETCH) if plan.stage == 3 else 0,
+        update={None: 4 * trained, 3: 8 * min(share, LIVE)}.get(plan.stage, 6 * share),
+    )
+
+
+def activation_bytes(plan: Plan, tokens: int, *, has_fused_layers: bool = False) -> tuple[float, float]:
+    """Bytes for `tokens` in a forward: what is stored at its end, and what the backward adds at most."""
+    shape, mode = plan.shape, {"has_adapter": plan.has_adapter, "has_autocast": plan.has_autocast}
+    layer = layer_bytes(shape, **mode, has_fused_layers=has_fused_layers)
     stored = tokens * shape.layers * (checkpoint_input_bytes(shape, **mode) if plan.checkpointing else layer)
     is_full = not plan.has_adapter
     if is_full and plan.has_autocast:
         stored += 2 * count_block_linear(shape)
     head = 6 * shape.hidden * tokens + 2 * HEAD_TILE  # hidden states in bf16, their gradient in fp32
     if is_full:  # the gradient of the head in fp32, then in the type of the weights
-        head += (4 if plan.stage is None else 6) * shape.vocabulary * shape.hidden
-    share = trained / plan.ranks
-    return Memory(
-        states=compute_states(plan),
-        buckets=4 * trained if plan.stage is None else 2 * 2 * BUCKET,
-        stored=stored,
-        backward=max(head, BACKWARD_LAYERS[plan.checkpointing] * layer * tokens),
-        gathered=2 * min(count_parameters(shape), LIVE + PREFETCH) if plan.stage == 3 else 0,
-        update={None: 4 * trained, 3: 8 * min(share, LIVE)}.get(plan.stage, 6 * share),
-    )
+        head += (4 if plan.has_autocast else 6) * shape.vocabulary * shape.hidden
+    return stored, max(head, BACKWARD_LAYERS[plan.checkpointing] * layer * tokens)
+
+
+def gathered_keys_bytes(shape: ModelShape, prompt_tokens: int) -> float:
+    """Bytes that the variable-length form keeps besides: keys and values of a prompt, once for each completion."""
+    return shape.layers * 2 * 4 * shape.key_heads * shape.head_size * prompt_tokens
 
 
 def forward_flops(shape: ModelShape, pair: Pair) -> Mapping[str, float]:

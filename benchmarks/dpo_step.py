@@ -9,7 +9,8 @@ A step is the trainer's `compute_loss`, the backward pass, and AdamW with a lear
 collated before the clock starts, and collating is timed apart. Rounds take the variants in turns in one process, after
 a round that does not count. Gradient checkpointing is off and attention is SDPA; fp32 on a CPU, bf16 weights on CUDA.
 With `--peft lora` adapters are trained on a frozen base, which is the reference too. In half precision all variants
-are first compared with plain TRL in float32 (`benchmarks.gate`).
+are first compared with plain TRL in float32 (`benchmarks.gate`). Where a variant disagrees nothing is timed, and the
+command fails after the other shapes; what does not fit into memory is told.
 
   trl                   TRL's trainer, the reference model runs in every step (its default)
   trl_precompute        TRL's trainer, reference log-probs in the batch (precompute_ref_log_probs)
@@ -42,6 +43,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.gate import DisagreementError
 from benchmarks.results import write_results
 from benchmarks.shapes import MODELS, PAIRS, Batches, ModelShape, read_pairs
 from benchmarks.step_timing import Comparison, compare
@@ -49,6 +51,7 @@ from benchmarks.variants import BASELINE, OURS, Contest
 from prefopt.choices import PeftMethod
 from prefopt.paths import resolve
 
+BENCHMARK = "dpo_step"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT_MODELS = {"cpu": ["small"], "cuda": ["0.5B", "1B", "3B", "8B"]}
@@ -139,8 +142,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--model-folder", nargs="+", default=[], help="models for --data, with their tokenizers")
     parser.add_argument("--max-length", type=int, help="tokens of prompt + answer in --data; default: at most 1024")
     parser.add_argument("--quick", action="store_true", help="a tiny model and short pairs: does it run at all?")
-    parser.add_argument("--write", action="store_true", help="write results/<machine>/dpo_step.json")
+    parser.add_argument(
+        "--write",
+        nargs="?",
+        const=BENCHMARK,
+        metavar="NAME",
+        help=f"write results/<machine>/NAME.json, which begins with {BENCHMARK}; default: {BENCHMARK}",
+    )
     args = parser.parse_args(argv)
+    if args.write and not args.write.startswith(BENCHMARK):
+        parser.error(f"--write {args.write}: the name begins with {BENCHMARK}, by which results are found")
     if bool(args.data) != bool(args.model_folder):
         parser.error("--data and --model-folder go together")
     _quiet()
@@ -148,7 +159,7 @@ def main(argv: list[str]) -> None:
     device = torch.device(args.device)
     dtype = DTYPES[args.dtype or ("bf16" if args.device == "cuda" else "fp32")]
     console.print(f"{args.device}, {dtype}, {torch.get_num_threads()} threads, {os.cpu_count()} CPUs", highlight=False)
-    results = []
+    results, refused = [], None
     with tempfile.TemporaryDirectory() as folder:
         asked = _contests(args, device, dtype, folder, console)
         for (model, build, shapes), trained in product(asked, args.peft):
@@ -158,18 +169,24 @@ def main(argv: list[str]) -> None:
                     result = compare(contest, model, trained, pairs, batches, args.rounds)
                     print_comparison(result, args.rounds, console)
                     results.append(asdict(result))
-                    if args.write:
-                        path = write(results, args, argv, dtype, device)
-                except torch.OutOfMemoryError:
-                    console.print(f"{model}, {pairs}: out of memory", highlight=False)
-                    results.append({"model": model, "trained": trained, "pairs": pairs, "error": "out of memory"})
+                except (torch.OutOfMemoryError, DisagreementError) as error:
+                    is_memory = isinstance(error, torch.OutOfMemoryError)
+                    reason = "out of memory" if is_memory else str(error)
+                    refused = refused if is_memory else error.with_traceback(None)  # whose frames hold models
+                    console.print(f"{model}, {trained}, {pairs}: {reason}", highlight=False)
+                    results.append({"model": model, "trained": trained, "pairs": pairs, "error": reason})
                     contest.policy.zero_grad()
+                    contest.release_optimizer()
+                if args.write:
+                    path = write(results, args, argv, dtype, device)
             del contest
             gc.collect()  # trainers hold each other; the next model needs the room
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     if args.write:
         console.print(f"written: {path}")
+    if refused is not None:
+        raise refused
 
 
 def write(results: list[dict[str, Any]], args: Any, argv: list[str], dtype: torch.dtype, device: torch.device) -> Path:
@@ -177,7 +194,7 @@ def write(results: list[dict[str, Any]], args: Any, argv: list[str], dtype: torc
     content = {"dtype": str(dtype), "threads": torch.get_num_threads(), "rounds": args.rounds, "results": results}
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     packages = (*PACKAGES, "liger-kernel") if find_spec("liger_kernel") else PACKAGES
-    return write_results("dpo_step", content, packages=packages, argv=argv, gpu=gpu)
+    return write_results(args.write, content, packages=packages, argv=argv, gpu=gpu, module="benchmarks.dpo_step")
 
 
 def _contests(

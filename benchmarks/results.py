@@ -31,7 +31,7 @@ def write_results(
         gpu: Name of the CUDA device that was measured; None: the CPU.
         module: The module that measured, if it lies elsewhere.
     """
-    machine = _machine(gpu)
+    machine = name_machine(gpu)
     path = RESULTS / machine / f"{benchmark}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     arguments = [Path(argument).name if Path(argument).exists() else argument for argument in argv]
@@ -50,7 +50,7 @@ def write_results(
     return path
 
 
-def _machine(gpu: str | None) -> str:
+def name_machine(gpu: str | None) -> str:
     """Folder of a machine's results: its CPU architecture and number of CPUs, or its GPU."""
     if gpu is None:
         return f"{platform.machine()}-{os.cpu_count()}cpu"

@@ -98,7 +98,7 @@ ONE_CARD_NOTES = (
     "",
     "Full fine-tuning computes in bf16 from weights in fp32: 16 bytes per parameter with AdamW, 10 with"
     " `optim.name=adamw_bnb_8bit` (bitsandbytes; 16 still for embeddings). Weights in bf16 would take 6, but a step of"
-    " 1e-6 is lost in them: prefopt refuses `model.dtype=bf16` with `peft=none`, and that row only says what it takes.",
+    " 1e-6 is lost in them: prefopt refuses `model.dtype=bf16` with `peft=none`, and that row says what it takes.",
 )
 
 

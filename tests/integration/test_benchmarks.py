@@ -59,7 +59,7 @@ def test_a_run_in_half_precision_tells_trls_error_and_its_own(tmp_path, monkeypa
     assert f"gradient trl {errors['trl']:.1e}, prefopt {errors['prefopt']:.1e}" in printed
 
 
-def test_no_time_is_printed_for_an_engine_with_wrong_positions(monkeypatch, capsys):
+def test_no_time_is_printed_for_an_engine_with_wrong_positions(tmp_path, monkeypatch, capsys):
     class WrongLayout(PairLayout):
         @classmethod
         def build(cls, lengths, width, *rest):
@@ -67,10 +67,21 @@ def test_no_time_is_printed_for_an_engine_with_wrong_positions(monkeypatch, caps
             layout.position_ids[0] = torch.arange(layout.num_tokens)  # without a restart after the prompt
             return layout
 
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
     monkeypatch.setattr(collate, "PairLayout", WrongLayout)
     with pytest.raises(DisagreementError, match="prefopt differs from trl"):
-        dpo_step.main(["--quick", "--rounds", "1", "--device", "cpu", "--pairs", "quick"])
+        dpo_step.main(["--quick", "--rounds", "1", "--device", "cpu", "--write", "dpo_step_wrong"])
     assert "min s" not in capsys.readouterr().out
+    (path,) = tmp_path.glob("*/dpo_step_wrong.json")
+    rows = json.loads(path.read_text(encoding="utf-8"))["results"]
+    assert [row["pairs"] for row in rows] == ["quick", "quick mixed"], "the other shapes follow"
+    assert all("prefopt differs from trl" in row["error"] for row in rows)
+
+
+def test_results_are_written_under_a_name_by_which_they_are_found(capsys):
+    with pytest.raises(SystemExit):
+        dpo_step.main(["--quick", "--write", "mine"])
+    assert "--write mine: the name begins with dpo_step" in capsys.readouterr().err
 
 
 def test_peak_memory_counts_what_is_alive_at_once():

@@ -126,8 +126,8 @@ def describe_errors(result: Comparison) -> str:
     return f"errors against {result.compared_with}: {'; '.join(told)}"
 
 
-def main(argv: list[str]) -> None:
-    """Measures, prints, and writes if asked to."""
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=DEFAULT_MODELS)
@@ -154,6 +154,12 @@ def main(argv: list[str]) -> None:
         parser.error(f"--write {args.write}: the name begins with {BENCHMARK}, by which results are found")
     if bool(args.data) != bool(args.model_folder):
         parser.error("--data and --model-folder go together")
+    return args
+
+
+def main(argv: list[str]) -> None:
+    """Measures, prints, and writes if asked to."""
+    args = parse(argv)
     _quiet()
     console = Console(soft_wrap=True)
     device = torch.device(args.device)

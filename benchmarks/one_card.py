@@ -168,10 +168,29 @@ def predict_first_measurement(*, has_fused_layers: bool) -> tuple[float, float]:
     shape = MODELS["1B"]
     pairs = [row for batch in PAIRS["1024/256"].build(shape.vocabulary) for row in batch]
     tokens = sum(len(row[name]) for row in pairs for name in COLUMNS)
-    plan = Plan(shape, False, 1, 1)  # bf16 weights without autocast
-    gathered = gathered_keys_bytes(shape, sum(len(row["prompt_ids"]) for row in pairs))
-    above = sum(activation_bytes(plan, tokens, has_fused_layers=has_fused_layers)) + gathered
-    return above, above + 8 * count_parameters(shape)
+    prompt_tokens = sum(len(row["prompt_ids"]) for row in pairs)
+    whole = predict_step(shape, tokens, prompt_tokens, has_adapter=False, has_fused_layers=has_fused_layers)
+    return whole - 8 * count_parameters(shape), whole
+
+
+def predict_step(
+    shape: ModelShape, tokens: int, prompt_tokens: int, *, has_adapter: bool, has_fused_layers: bool
+) -> float:
+    """Bytes of a step of `benchmarks.dpo_step` on CUDA, variable-length form: bf16, and AdamW's states in bf16.
+
+    With adapters these are in fp32 and computed under autocast.
+
+    Args:
+        shape: Of the model.
+        tokens: In a forward, prompts once.
+        prompt_tokens: Of these, the prompts'.
+        has_adapter: LoRA, else all weights.
+        has_fused_layers: Liger's; counted for full fine-tuning alone.
+    """
+    plan = Plan(shape, has_adapter, None if has_adapter else 1, 1)
+    states = compute_states(plan) if has_adapter else 8 * count_parameters(shape)
+    activations = sum(activation_bytes(plan, tokens, has_fused_layers=has_fused_layers))
+    return states + activations + gathered_keys_bytes(shape, prompt_tokens)
 
 
 def list_commands(card: int) -> list[tuple[str, str, str]]:

@@ -28,7 +28,7 @@ cd "$(dirname "$0")/../.." || exit
 export WORK=${WORK:-${TMPDIR:-/tmp}/prefopt-gpu} PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=true
 export OUT=${OUT:-$WORK/out}
 ALL=(smoke tests bench e2e zero qlora kernels memory)
-declare -A LIMIT_S=([smoke]=60 [tests]=100 [bench]=100 [e2e]=100 [zero]=70 [qlora]=40 [kernels]=40 [memory]=80)
+declare -A LIMIT_S=([smoke]=55 [tests]=100 [bench]=95 [e2e]=140 [zero]=65 [qlora]=40 [kernels]=30 [memory]=70)
 PRINTS=${PRINTS:-}
 
 # Runs a command, or prints it with --print.

@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: install train test lint bench faults data base_model clean
+.PHONY: install train test test-lowest lint bench faults data base_model clean
 
 install: $(STAMP)
 
@@ -30,6 +30,13 @@ ALONE := tests/distributed tests/faults tests/slurm
 test: install
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
 	$(RUN) -m pytest $(ALONE)
+
+# Numbers and units on the oldest transformers and PEFT that pyproject.toml admits, laid over the installed ones.
+LOWEST := transformers==5.17.0 peft==0.21.0 huggingface_hub==1.33.0
+test-lowest: install
+	test -e $(VENV)/lowest/.installed || { $(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/lowest $(LOWEST) \
+		&& touch $(VENV)/lowest/.installed; }
+	PYTHONPATH=$(VENV)/lowest PREFOPT_TEST_VERSIONS="$(LOWEST)" $(RUN) -m pytest --numprocesses 2 --dist loadfile tests/numerics tests/unit
 
 lint: install
 	$(RUN) -m ruff check .

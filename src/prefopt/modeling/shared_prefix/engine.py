@@ -24,7 +24,7 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 BASES = ("sdpa", "eager")
 """Attention implementations that ours replaces in pair batches; others look at their own name."""
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-"""Results of TRL's head that have one value per token, but for its mask: DPO knows the completions from its batch."""
+"""Results of TRL's head that have one value per token, but for its mask: the batch tells where completions are."""
 
 
 def find_obstacle(model: Any) -> str | None:

@@ -1,6 +1,5 @@
 """The console script: `prefopt <command> ...` is `python -m prefopt.<command> ...`."""
 
-import sys
 from importlib import import_module
 
 from prefopt import __version__
@@ -36,4 +35,4 @@ def dispatch(argv: list[str]) -> None:
 
 
 def main() -> None:
-    run_entry(dispatch, sys.argv[1:])
+    run_entry(dispatch)

@@ -12,6 +12,7 @@ from prefopt.distributed.preemption import EXIT_CODE, Preempted
 from prefopt.distributed.ranks import is_main
 from prefopt.errors import ToldByRank0, UserError
 from prefopt.files import write_text
+from prefopt.tracking import phases
 
 USER_ERROR = 2
 """Exit code of a `UserError`."""
@@ -27,6 +28,8 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) 
     Exit codes: 2 for a `UserError`, 75 for a run that stopped on request and goes on with the same command, 130 for a
     second Ctrl-C; other errors keep their traceback.
     """
+    if argv is None:
+        phases.count_from_process_start()
     try:
         main(sys.argv[1:] if argv is None else argv)
     except UserError as error:

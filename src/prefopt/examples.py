@@ -12,6 +12,7 @@ from prefopt.distributed.group import keep_on_main, on_main
 from prefopt.distributed.ranks import is_main
 from prefopt.paths import cache_folder
 from prefopt.schema import SFTAlgorithmConfig, TrainConfig
+from prefopt.tracking import phases
 
 logger = logging.getLogger(__name__)
 
@@ -53,25 +54,28 @@ def load_examples(config: TrainConfig) -> Examples:
     def read() -> Splits:
         return read_splits(config.data, kind=kind, seed=config.run.seed)
 
-    records = keep_on_main(read)
+    with phases.of("reading"):
+        records = keep_on_main(read)
 
     # torch and transformers take seconds to import; bad rows are answered before that.
-    from prefopt.data.cache import fetch_cached, open_cached
-    from prefopt.modeling.load import check_hardware, load_tokenizer
+    with phases.of("imports"):
+        from prefopt.data.cache import fetch_cached, open_cached
+        from prefopt.modeling.load import check_hardware, load_tokenizer
 
     check_hardware(config)
-    tokenizer = load_tokenizer(config.model)
     loss_on = config.algorithm.loss_on if isinstance(config.algorithm, SFTAlgorithmConfig) else LossOn.completions
-    stored = keep_on_main(
-        lambda: fetch_cached(records, tokenizer, config.data, loss_on=loss_on, root=cache_folder() / "tokens")
-    )
-    folder = on_main(lambda: stored.folder)
-    if is_main():
-        tokenized = stored.tokenized
-    elif folder is not None:
-        tokenized = open_cached(folder)
-    else:
-        tokenized = load_tokenized(read(), tokenizer, config.data, loss_on=loss_on)
+    with phases.of("tokenising"):
+        tokenizer = load_tokenizer(config.model)
+        stored = keep_on_main(
+            lambda: fetch_cached(records, tokenizer, config.data, loss_on=loss_on, root=cache_folder() / "tokens")
+        )
+        folder = on_main(lambda: stored.folder)
+        if is_main():
+            tokenized = stored.tokenized
+        elif folder is not None:
+            tokenized = open_cached(folder)
+        else:
+            tokenized = load_tokenized(read(), tokenizer, config.data, loss_on=loss_on)
     for line in tokenized.notes.lines():
         logger.info("data: %s", line)
     return Examples(records, tokenized, tokenizer)

@@ -13,6 +13,7 @@ from prefopt.entry import run_entry
 from prefopt.examples import load_examples
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
+from prefopt.tracking import phases
 from prefopt.tracking.console import build_console
 
 HELP = """Tokenise the data and compute the reference log-probs of a run, without training.
@@ -32,9 +33,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("overrides", nargs="*", help="as for prefopt.train")
     parser.add_argument("--config-dir", help="a folder with your own config groups")
     options = parser.parse_intermixed_args(argv)
-    config = load_config(options.overrides, options.config_dir)
+    phases.begin()
+    with phases.of("configuration"):
+        config = load_config(options.overrides, options.config_dir)
     if is_launched():
-        group.start(config)
+        with phases.of("imports"):
+            group.start(config)
     limit, end = parse_time_limit(config.run.time_limit), scheduler_end()
     with StopRequest.install(time_limit_s=limit, scheduler_end=end) as stop:
         execute(config, stop, argv)
@@ -47,7 +51,8 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
         console.print(f"[bold]{run.path}[/]  reference of {config.model.path} on {config.data.train}", highlight=False)
         examples = load_examples(config)
 
-        from prefopt.runner import compute_reference  # TRL, a matter of seconds
+        with phases.of("imports"):
+            from prefopt.runner import compute_reference  # TRL, a matter of seconds
 
         compute_reference(config, run, examples, stop, console, argv)
 

@@ -85,7 +85,7 @@ class RunDirectory:
 
     @property
     def work(self) -> Path:
-        """Which engine trained, and what the reference store saved."""
+        """Which engine trained, what the reference store saved, and where the seconds went."""
         return self.path / "work.json"
 
     @property
@@ -268,6 +268,10 @@ class RunDirectory:
         """work.json, or an empty dict where there is none."""
         work: dict[str, Any] = json.loads(self.work.read_text(encoding="utf-8")) if self.work.exists() else {}
         return work
+
+    def add_work(self, **parts: Any) -> None:
+        """Sets parts of work.json. Rank 0 only."""
+        write_json(self.work, {**self.read_work(), **parts})
 
     def set_state(self, state: State, **fields: Any) -> None:
         """Updates status.json: `state`, and any of step, attempts, message. Rank 0 only."""

@@ -24,6 +24,7 @@ from prefopt.report.console import print_report
 from prefopt.run_directory import RunDirectory, RunTakenOverError, State
 from prefopt.schema import TrainConfig
 from prefopt.sweeps.pruning import PrunedError, end_pruned
+from prefopt.tracking import phases
 from prefopt.tracking.code_state import CodeState
 from prefopt.tracking.metrics import MetricsLog
 from prefopt.tracking.provenance import collect, command_line
@@ -56,7 +57,8 @@ def train_and_report(
         UserError: Settings that TRL or PEFT refuse; the run directory is not touched then.
         Preempted: A stop was asked for; the same command goes on.
     """
-    material = keep_on_main(lambda: build_material(config, examples))
+    with phases.of("set_up"):
+        material = keep_on_main(lambda: build_material(config, examples))
     set_seed(config.run.seed)
     is_fresh = on_main(lambda: config.run.overwrite and not run.is_overwriting(config))
     kept = None if is_fresh else on_main(run.read_step_size)
@@ -68,8 +70,10 @@ def train_and_report(
         provenance = collect(config, data, command_line("prefopt.train", argv))
         run.start(config, {**provenance, "step_size": kept or asdict(size)})
         CodeState.read().write_diff(run.diff)
+        phases.keep(run)
 
-    on_main(start)
+    with phases.of("set_up"):
+        on_main(start)
     with ExitStack() as after, recorded_end(run):
         mirror = start_wandb(config, run) if is_main() else None
         if mirror is not None:
@@ -91,6 +95,8 @@ def train_and_report(
         print_report(report, run.report / "report.html", console)
         if mirror is not None:
             mirror.finish(report)
+        phases.save()
+        console.print(phases.describe(run.read_work()["phases"]), highlight=False)
         run.set_state(State.done, step=report["run"]["steps"], message="")
 
 
@@ -112,21 +118,25 @@ def compute_reference(
     trainer = build_trainer(config, run, examples, StepSize.of(config, None))
     provenance = collect(config, {"sha256": examples.fingerprints()}, command_line("prefopt.prepare", argv))
     on_main(lambda: run.start(config, provenance))
+    on_main(lambda: phases.keep(run))
     with ExitStack() as after, recorded_end(run):
         mirror = start_wandb(config, run, job_type="reference") if is_main() else None
         if mirror is not None:
             after.push(mirror)
         trainer.attach(config, run, stop)
         trainer.eval_dataset = examples.tokenized.held_out  # for the report, be there no evaluation on the way
-        trainer.prepare(console)
+        with phases.of("reference"):
+            trainer.prepare(console)
         if mirror is not None:
             work = run.read_work().get("reference", {})
             mirror.summarise({f"reference/{key}": value for key, value in work.items()})
             mirror.close(0)
         if is_main():
+            phases.save()
             run.set_state(State.done, message="")
 
 
+@phases.of("set_up")
 def build_trainer(config: TrainConfig, run: RunDirectory, examples: Examples, size: StepSize) -> Any:
     """Loads the models and returns TRL's trainer; what TRL and PEFT refuse is the user's to mend."""
     build_arguments, build = ALGORITHMS[config.algorithm.name]
@@ -166,4 +176,5 @@ def recorded_end(run: RunDirectory) -> Iterator[None]:
 
 def _record(run: RunDirectory, state: State, message: str) -> None:
     if is_main() and os.path.isdir(run.path):
+        phases.save()
         run.set_state(state, message=message)

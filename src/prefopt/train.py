@@ -13,6 +13,7 @@ from prefopt.errors import UserError
 from prefopt.examples import load_examples
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
+from prefopt.tracking import phases
 from prefopt.tracking.console import build_console
 
 HELP = """Tune a model and report whether it became better.
@@ -43,12 +44,15 @@ def main(argv: list[str]) -> None:
     if options.multirun:
         _run_several(options.overrides, options.config_dir)
         return
-    config = load_config(options.overrides, options.config_dir)
+    phases.begin()
+    with phases.of("configuration"):
+        config = load_config(options.overrides, options.config_dir)
     if options.cfg:
         print(to_yaml(config), end="")
         return
     if is_launched():
-        group.start(config)
+        with phases.of("imports"):  # torch, and waiting for the other ranks to have it
+            group.start(config)
     limit, end = parse_time_limit(config.run.time_limit), scheduler_end()
     with StopRequest.install(time_limit_s=limit, scheduler_end=end) as stop:
         execute(config, stop, argv)
@@ -78,7 +82,8 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
         console.print(f"[bold]{run.path}[/]  {describe(config)}", highlight=False)
         examples = load_examples(config)
 
-        from prefopt.runner import train_and_report  # TRL, a matter of seconds
+        with phases.of("imports"):
+            from prefopt.runner import train_and_report  # TRL, a matter of seconds
 
         train_and_report(config, run, examples, stop, console, argv)
 

@@ -321,7 +321,9 @@ def _weights(model: Path) -> dict[str, bytes]:
 
 def _report(run: Path) -> dict[str, Any]:
     return {
-        k: v for k, v in read_json(run / "report" / "report.json").items() if k not in ("throughput", "provenance")
+        k: v
+        for k, v in read_json(run / "report" / "report.json").items()
+        if k not in ("throughput", "phases", "provenance")
     }
 
 

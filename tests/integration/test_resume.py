@@ -34,7 +34,7 @@ def weights_equal(a: Path, b: Path) -> bool:
 
 def report_without_times(run: Path) -> dict:
     report = json.loads((run / "report" / "report.json").read_text())
-    for key in ("throughput", "provenance"):
+    for key in ("throughput", "phases", "provenance"):
         del report[key]
     del report["run"]["name"]
     return report

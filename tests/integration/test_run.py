@@ -1,6 +1,9 @@
 """Whole runs through the entry points: what they leave, what a second command does."""
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -164,3 +167,25 @@ def test_the_last_step_is_always_logged_so_that_the_report_counts_every_step(ove
     assert training[-1]["pairs"] == 22
     assert read_report(run)["run"]["steps"] == 6
     assert json.loads((run / "status.json").read_text())["step"] == 6
+
+
+def test_the_parts_of_a_run_sum_up_to_the_wall_time_of_its_command(overrides, tmp_path):
+    command = [sys.executable, "-m", "prefopt.train", *overrides, "trainer.eval_every=3"]
+    begun = time.monotonic()
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    wall_s = time.monotonic() - begun
+    work, report = (json.loads((tmp_path / "runs/test" / f).read_text()) for f in ("work.json", "report/report.json"))
+    seconds = work["phases"]
+    assert sum(seconds.values()) == pytest.approx(wall_s, abs=2.5)  # Python's end is not in it
+    assert seconds["other"] < 0.5
+    assert {
+        "imports", "configuration", "reading", "tokenising", "model_load", "set_up", "reference", "first_step",
+        "training", "held_out_evaluation", "checkpoints", "final_model", "evaluation/model_load",
+        "evaluation/held_out", "evaluation/train", "evaluation/neutral_texts", "evaluation/sampling", "report",
+    } <= set(seconds)  # fmt: skip
+    assert work["checkpoints"]["num"] == 3
+    assert work["checkpoints"]["bytes"] > 0
+    assert report["throughput"]["checkpoints"] == work["checkpoints"]
+    assert "phases" not in report["throughput"]
+    assert set(report["phases"]) == set(seconds)
+    assert shown.count("\ntime: ") == 1

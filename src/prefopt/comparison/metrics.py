@@ -10,12 +10,14 @@ from typing import Any
 from prefopt.comparison.records import Measure
 from prefopt.errors import UserError
 from prefopt.report.numbers import CHANGE, NUMBER, PERCENT, POINTS, RATIO, Cell, Unit, cell, duration
+from prefopt.tracking.phases import outside_training
 
 SPLIT, HELD_OUT = "split", "held_out"
 SFT = "sft"
 RELATIVE = Unit(scale=100, decimals=0, suffix=" %", signed=True)
 ACCURACY, LOSS, KL = "preference_accuracy", "loss", "kl_per_token"
 BASE_ACCURACY = "base_preference_accuracy"
+OUTSIDE = "outside_training_s"
 
 
 class Better(Enum):
@@ -49,7 +51,7 @@ class Metric:
     @property
     def is_speed(self) -> bool:
         """Time or throughput: the machine's as much as the run's."""
-        return self.path[:1] == ("throughput",)
+        return self.path[:1] == ("throughput",) or self.key == OUTSIDE
 
     def badness(self, value: float) -> float:
         """A number that is smaller for the better of two values."""
@@ -103,13 +105,14 @@ METRICS = (
         "pairs_per_s", "pairs/s", "Pairs (SFT: rows) per second", NUMBER, Better.higher, ("throughput", "pairs_per_s")
     ),
     Metric("tokens_per_s", "tokens/s", "Tokens per second", NUMBER, Better.higher, ("throughput", "tokens_per_s")),
+    Metric(OUTSIDE, "outside", "Time outside training steps: start, evaluation, saving, report", Unit(), Better.lower),
     Metric(
         BASE_ACCURACY, "base accuracy", "Held-out preference accuracy of the base", PERCENT, Better.higher,
         ("held_out", "base", ACCURACY),
     ),
 )  # fmt: skip
 BY_KEY = {metric.key: metric for metric in METRICS}
-SHOWN = (ACCURACY, LOSS, "mean_margin", KL, "length_change", "chosen_change", "train_time_s", "pairs_per_s")
+SHOWN = (ACCURACY, LOSS, "mean_margin", KL, "length_change", "chosen_change", "train_time_s", OUTSIDE, "pairs_per_s")
 """The columns of the table, where any run has them."""
 
 
@@ -129,6 +132,7 @@ def find_metric(key: str) -> Metric:
 def from_report(report: Mapping[str, Any]) -> dict[str, Measure]:
     """The metrics that report.json holds; what it does not hold, or not as a finite number, is absent."""
     found = {metric.key: _measure(_at(report, metric.path)) for metric in METRICS if metric.path}
+    found[OUTSIDE] = _outside(report.get("phases"))
     base, tuned = (_measure(_at(report, ("drift", "response_length", model))) for model in ("base", "tuned"))
     return _with_length({key: value for key, value in found.items() if value is not None}, base, tuned)
 
@@ -136,6 +140,7 @@ def from_report(report: Mapping[str, Any]) -> dict[str, Measure]:
 def from_summary(summary: Mapping[str, Any]) -> dict[str, Measure]:
     """The metrics of W&B's summary, which has values without intervals."""
     found = {metric.key: _measure(summary.get("/".join(metric.path))) for metric in METRICS if metric.path}
+    found[OUTSIDE] = _measure(summary.get(OUTSIDE))
     base, tuned = (_measure(summary.get(f"drift/response_length/{model}")) for model in ("base", "tuned"))
     return _with_length({key: value for key, value in found.items() if value is not None}, base, tuned)
 
@@ -158,7 +163,7 @@ def speed_of(line: Mapping[str, Any]) -> dict[str, Measure]:
 
 def as_text(metric: Metric, measure: Measure) -> Cell:
     """Value with unit, interval and n, ready to print."""
-    if metric.key == "train_time_s":
+    if metric.key in ("train_time_s", OUTSIDE):
         return Cell(duration(measure.value))
     return cell({"value": measure.value, "ci95": (measure.low, measure.high), "n": measure.n}, metric.unit)
 
@@ -173,6 +178,12 @@ def _with_length(found: dict[str, Measure], base: Measure | None, tuned: Measure
     if base is not None and tuned is not None and base.value > 0:
         found["length_change"] = Measure(tuned.value / base.value - 1, n=tuned.n)
     return found
+
+
+def _outside(seconds: Any) -> Measure | None:
+    if not isinstance(seconds, Mapping) or not seconds or not all(map(is_finite, seconds.values())):
+        return None
+    return Measure(outside_training(seconds))
 
 
 def _at(report: Any, path: tuple[str, ...]) -> Any:

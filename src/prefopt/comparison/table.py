@@ -39,7 +39,8 @@ DECISION_STYLES = {"ship": "green", "do not ship": "red", "undecided": "yellow"}
 VERDICT_STYLES = {"best": "bold green", WITHIN_NOISE: "green", "worse": "dim"}
 STATE_STYLES = {DONE: "green", RUNNING: "blue", "failed": "red", "diverged": "red", "preempted": "yellow"}
 EXPENDABLE = (
-    "pairs_per_s", "train_time_s", "message", "chosen_change", "length_change", "mean_margin", "name", "decision",
+    "outside_training_s", "pairs_per_s", "train_time_s", "message", "chosen_change", "length_change", "mean_margin",
+    "name", "decision",
 )  # fmt: skip
 """Columns that a narrow terminal goes without, first to last."""
 

@@ -22,6 +22,7 @@ from prefopt.distributed.universal import LATEST
 from prefopt.distributed.weights import save_partitioned
 from prefopt.errors import UserError
 from prefopt.files import write_text
+from prefopt.tracking import phases
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class CheckpointSaver:
         self._folder = folder
         self._keep = keep
 
+    @phases.of(phases.CHECKPOINTS)
     def save(self, trainer: Any, facts: Callable[[], CheckpointFacts]) -> bool:
         """Writes `step-<n>`; says in the log why not, where that fails. Returns whether there is a checkpoint.
 
@@ -85,6 +87,7 @@ class CheckpointSaver:
                     problem,
                 )
             barrier()
+        phases.save()
         return problem is None
 
     def _write(self, trainer: Any, folder: Path) -> str | None:
@@ -130,7 +133,9 @@ class CheckpointSaver:
             return problem
         with problems.kept():
             if is_main():
-                on_disk.seal(folder, facts, {name: entry for share in shares for name, entry in share.items()})
+                digests = {name: entry for share in shares for name, entry in share.items()}
+                on_disk.seal(folder, facts, digests)
+                phases.count_checkpoint(sum(entry["size"] for entry in digests.values()))
         problem = problems.agreed()
         if problem is None and is_main():
             try:

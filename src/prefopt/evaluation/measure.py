@@ -21,6 +21,7 @@ from prefopt.modeling.load import load_model, load_tuned
 from prefopt.modeling.reference import ReferenceStore, open_store
 from prefopt.paths import resolve
 from prefopt.schema import EvaluationConfig, TrainConfig
+from prefopt.tracking import phases
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def compare_models(config: TrainConfig, model_folder: Path, tokenizer: Any, mate
     logger.info("evaluation: the tuned model")
     tuned = measure(scorer, tokenizer, material, config)
     own = [completion(p, a.ids) for p, a in zip(material.prompts, tuned.samples, strict=True)]
-    by_tuned = scorer.score(own) if own else None
+    by_tuned = score_own(scorer, own)
     is_adapter = hasattr(model, "disable_adapter")
     if not is_adapter:
         del model, scorer
@@ -100,8 +101,14 @@ def compare_models(config: TrainConfig, model_folder: Path, tokenizer: Any, mate
     with scorer.model.disable_adapter() if is_adapter else nullcontext():
         has_pairs = material.held_out.pairs is not None or material.train.pairs is not None
         base = measure(scorer, tokenizer, material, config, open_store(config) if has_pairs else None)
-        by_base = scorer.score(own) if own else None
+        by_base = score_own(scorer, own)
     return Comparison(base, tuned, by_base, by_tuned)
+
+
+@phases.of("scoring_of_samples")
+def score_own(scorer: Scorer, own: list[ScoredSequence]) -> Scores | None:
+    """Scores the tuned model's own answers, if there are any."""
+    return scorer.score(own) if own else None
 
 
 def release_memory() -> None:
@@ -130,19 +137,22 @@ def measure(
         logger.info("evaluation: %s", usage)
         return PairScores.of(logps)
 
+    def score_rows(rows: Sequence[ScoredSequence] | None) -> Scores | None:
+        return None if rows is None else scorer.score(rows)
+
     settings = config.evaluation
     limit = {"max_new_tokens": settings.max_new_tokens}
     shown = material.prompts[: settings.num_shown_samples]
-    held_out, train = material.held_out, material.train
-    return Measured(
-        held_out_pairs=score_pairs(held_out.pairs),
-        train_pairs=score_pairs(train.pairs),
-        held_out_rows=scorer.score(held_out.rows) if held_out.rows is not None else None,
-        train_rows=scorer.score(train.rows) if train.rows is not None else None,
-        neutral=scorer.score(material.neutral) if material.neutral else None,
-        samples=generate(scorer, tokenizer, material.prompts, seed=config.run.seed, **limit),
-        shown=generate(scorer, tokenizer, shown, seed=None, **limit),
-    )
+    with phases.of("held_out"):
+        held_out = score_pairs(material.held_out.pairs), score_rows(material.held_out.rows)
+    with phases.of("train"):
+        train = score_pairs(material.train.pairs), score_rows(material.train.rows)
+    with phases.of("neutral_texts"):
+        neutral = score_rows(material.neutral or None)
+    with phases.of("sampling"):
+        samples = generate(scorer, tokenizer, material.prompts, seed=config.run.seed, **limit)
+        answers = generate(scorer, tokenizer, shown, seed=None, **limit)
+    return Measured(held_out[0], train[0], held_out[1], train[1], neutral, samples, answers)
 
 
 def read_neutral_texts(settings: EvaluationConfig, tokenizer: Any) -> list[ScoredSequence]:

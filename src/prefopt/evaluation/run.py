@@ -29,6 +29,7 @@ from prefopt.files import read_lines, write_text
 from prefopt.report.render import render_report
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import DPOAlgorithmConfig, TrainConfig
+from prefopt.tracking import phases
 
 FORMAT = 1
 """Version of report.json; raised when a key changes its meaning."""
@@ -41,7 +42,8 @@ def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, mat
     """Measures `model/` of a run against its base, writes `report/`, and returns what report.json holds."""
     started = time.monotonic()
     tokenizer, data = examples.tokenizer, examples.tokenized
-    comparison = compare_models(config, run.model, tokenizer, material)
+    with phases.group("evaluation"):
+        comparison = compare_models(config, run.model, tokenizer, material)
     algorithm = config.algorithm
     summary = Summary(
         comparison,
@@ -57,16 +59,30 @@ def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, mat
         "overfitting": summary.overfitting(),
         "drift": summary.drift(),
         "likelihood": summary.likelihood(),
-        "throughput": {**throughput(metrics), "evaluation_time_s": time.monotonic() - started, **run.read_work()},
+        "throughput": {**throughput(metrics), "evaluation_time_s": time.monotonic() - started, **read_work(run)},
         "data": {"notes": data.notes.lines(), "counts": data.notes.to_dict()},
         "samples": describe_samples(comparison, material, tokenizer),
         "provenance": json.loads(run.provenance.read_text(encoding="utf-8")),
     }
     report["decision"], report["verdict"] = judge(report)
     pairs = summary.per_pair()
-    render_report(report, metrics, pairs, run.report)
-    write_text(run.report / PAIRS, "".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    with phases.of("report"):
+        render_report(report, metrics, pairs, run.report, lambda: read_phases(run))
+        write_text(run.report / PAIRS, "".join(f"{json.dumps(pair)}\n" for pair in pairs))
     return report
+
+
+def read_work(run: RunDirectory) -> dict[str, Any]:
+    """What work.json holds about the run's speed, beside its phases."""
+    phases.save()
+    return {part: found for part, found in run.read_work().items() if part != "phases"}
+
+
+def read_phases(run: RunDirectory) -> dict[str, float]:
+    """Seconds of the run by part until now; of a run that is evaluated once more, those of its own command."""
+    phases.save()
+    found: dict[str, float] = run.read_work().get("phases", {})
+    return found
 
 
 def build_material(config: TrainConfig, examples: Examples) -> Material:

@@ -13,6 +13,7 @@ from prefopt.files import write_json
 from prefopt.modeling.load import ADAPTER_FILE
 from prefopt.paths import SCHEME, cache_folder, resolve
 from prefopt.schema import ModelConfig
+from prefopt.tracking import phases
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ ANNOUNCE_BYTES = 2**30
 """Files from this size on take seconds."""
 
 
+@phases.of("hashing")
 def fingerprint_weights(config: ModelConfig) -> str:
     """SHA-256 (hex) over the names and contents of the files that `config.path` names, an adapter's base included.
 

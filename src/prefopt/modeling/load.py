@@ -13,6 +13,7 @@ from prefopt.choices import PeftMethod, Precision, WeightsDtype
 from prefopt.errors import UserError
 from prefopt.paths import SCHEME, resolve
 from prefopt.schema import ModelConfig, PeftConfig, TrainConfig
+from prefopt.tracking import phases
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
+@phases.of("model_load")
 def load_model(config: ModelConfig, peft: PeftMethod = PeftMethod.none) -> Any:
     """Loads the model before training; a folder that holds an adapter is loaded with the adapter merged in.
 
@@ -88,6 +90,7 @@ def load_model(config: ModelConfig, peft: PeftMethod = PeftMethod.none) -> Any:
     return _from_pretrained(AutoModelForCausalLM, config, config.path, **_weights(config, peft))
 
 
+@phases.of("model_load")
 def load_tuned(config: TrainConfig, folder: Path) -> Any:
     """Loads what a run saved: the full model, or the base with its adapter (a PeftModel)."""
     if not (folder / ADAPTER_FILE).is_file():

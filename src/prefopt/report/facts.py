@@ -29,6 +29,7 @@ THROUGHPUT: dict[str, tuple[str, Callable[[Any], str]]] = {
     "evaluation_time_s": ("Evaluation time", duration),
     "engine": ("Engine", str),
     "reference": ("Reference log-probs", lambda usage: reference_text(usage)),
+    "checkpoints": ("Checkpoints", lambda written: checkpoints_text(written)),
     "mfu": ("Model FLOP utilisation", lambda share: cell({"value": share}, PERCENT).value),
 }
 
@@ -37,6 +38,12 @@ def reference_text(usage: Block) -> str:
     """What the reference store saved, in one line."""
     stored = f"{usage['hit_rate']:.0%} of {count(usage['num_pairs'])} pairs from the store"
     return f"{stored}, {duration(usage['saved_s'])} saved, {duration(usage['computed_s'])} spent"
+
+
+def checkpoints_text(written: Block) -> str:
+    """How many were written, and how fast."""
+    speed = f" at {number(written['gb_per_s'])} GB/s" if written["gb_per_s"] else ""
+    return f"{count(written['num'])} written, {number(written['bytes'] / 1e9)} GB{speed}"
 
 
 def subtitle(report: Block) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from prefopt.files import write_json, write_text
 from prefopt.report import facts, sections
 from prefopt.report.figures import curve_note, result_figures, training_figures
 from prefopt.report.glossary import terms_for
+from prefopt.report.time import time_block
 
 LEVELS = {"good": "Good", "info": "Note", "warning": "Warning", "bad": "Bad"}
 """Level of a finding -> the word beside its icon."""
@@ -22,7 +24,11 @@ REPLACEMENT = "\ufffd"
 
 
 def render_report(
-    report: dict[str, Any], metrics: list[dict[str, Any]], pairs: list[dict[str, Any]], folder: Path
+    report: dict[str, Any],
+    metrics: list[dict[str, Any]],
+    pairs: list[dict[str, Any]],
+    folder: Path,
+    read_phases: Callable[[], dict[str, float]] | None = None,
 ) -> Path:
     """Writes the report's three files into `folder`, each one completely or not at all.
 
@@ -31,22 +37,21 @@ def render_report(
         metrics: The lines of metrics.jsonl.
         pairs: Margins per held-out pair: `base_margin`, `tuned_margin`, `reward_margin`.
         folder: Made if absent.
+        read_phases: Returns the report's `phases`; asked when all charts are drawn, which is most of the work here.
 
     Returns:
         The path of report.html.
     """
-    report, metrics, pairs = _json_ready(report), _json_ready(metrics), _json_ready(pairs)
-    content = _content(report)
+    ready, metrics, pairs = _json_ready(report), _json_ready(metrics), _json_ready(pairs)
+    charts = {"result_figures": result_figures(ready, pairs), "training_figures": training_figures(metrics, pairs)}
+    if read_phases is not None:
+        report["phases"] = ready["phases"] = read_phases()
+    content = _content(ready)
     environment = _environment()
-    html = environment.get_template("report.html.j2").render(
-        content,
-        result_figures=result_figures(report, pairs),
-        training_figures=training_figures(metrics, pairs),
-        curve_note=curve_note(metrics),
-    )
+    html = environment.get_template("report.html.j2").render(content, **charts, curve_note=curve_note(metrics))
     markdown = environment.get_template("report.md.j2").render(content)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "report.json", report)
+    write_json(folder / "report.json", ready)
     write_text(folder / "report.md", markdown)
     write_text(folder / "report.html", html)
     return folder / "report.html"
@@ -66,6 +71,7 @@ def _content(report: dict[str, Any]) -> dict[str, Any]:
         "samples": report.get("samples") or [],
         "data_notes": sections.block(report, "data").get("notes") or [],
         "throughput": facts.throughput_facts(report),
+        "time": time_block(report),
         "terms": terms_for(report),
         "run": facts.run_facts(report),
         "provenance": facts.provenance_facts(report),

@@ -11,6 +11,7 @@ from typing import Any
 from prefopt.distributed.ranks import world_size
 from prefopt.paths import resolve
 from prefopt.schema import TrainConfig
+from prefopt.tracking import phases
 from prefopt.tracking.code_state import CodeState
 
 PACKAGES = (
@@ -67,6 +68,7 @@ def _hardware() -> str:
     return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
 
 
+@phases.of("hashing")
 def _model(config: TrainConfig) -> dict[str, Any]:
     """Path and revision of the base; for a local folder the digests of its weights too."""
     found: dict[str, Any] = {"path": config.model.path, "revision": config.model.revision}

@@ -20,6 +20,7 @@ from prefopt.distributed.preemption import EXIT_CODE, Preempted
 from prefopt.files import write_text
 from prefopt.run_directory import RunDirectory, RunTakenOverError
 from prefopt.schema import TrainConfig
+from prefopt.tracking import phases
 from prefopt.tracking.artifacts import build_data, build_model
 from prefopt.tracking.credentials import has_api_key
 from prefopt.tracking.lineage import Parent, find_parent
@@ -53,6 +54,7 @@ SHOWN_OF_SLURM = {
 """W&B's client records every variable of this prefix; the rest, such as the credentials in SLURM_JWT, stay here."""
 
 
+@phases.of("wandb")
 def start_wandb(config: TrainConfig, run: RunDirectory, *, job_type: str | None = None) -> "WandbMirror | None":
     """Opens the run's W&B run, the same one on every attempt; None with logger=none. Rank 0 only.
 
@@ -243,6 +245,7 @@ class WandbMirror:
                 # As an input of the run. The public way, use_artifact, waits for the server and refuses offline runs.
                 self._session._log_artifact(artifact, use_after_commit=True)
 
+    @phases.of("wandb")
     def log(self, record: dict[str, Any]) -> None:
         """Sends a line of metrics.jsonl."""
         prefix = "eval" if "split" in record else "train"
@@ -255,12 +258,14 @@ class WandbMirror:
         with self._guarded("the summary"):
             self._session.summary.update(values)
 
+    @phases.of("wandb")
     def finish(self, report: dict[str, Any], *, with_model: bool = True) -> None:
         """Adds the report's numbers to the summary, its samples as a table and the model, and ends the session."""
         import wandb
 
         summary = {"decision": report["decision"], **_values(report["held_out"], "held_out")}
         summary |= _values(report.get("drift") or {}, "drift")
+        summary |= {"outside_training_s": phases.outside_training(report["phases"])} if report.get("phases") else {}
         self.summarise(summary)
         columns: list[str | int] = ["prompt", "base", "tuned", "chosen"]
         rows: list[Any] = [[sample.get(column) for column in columns] for sample in report.get("samples") or []]
@@ -275,6 +280,7 @@ class WandbMirror:
                     logged.wait(UPLOAD_TIMEOUT_S)
         self.close(0)
 
+    @phases.of("wandb")
     def close(self, exit_code: int) -> None:
         """Ends the session with the exit code that W&B shows. What is not uploaded in time stays on disk."""
         problems: list[Exception] = []

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from prefopt.distributed.ranks import is_main
+from prefopt.tracking import phases
 from prefopt.tracking.metrics import MetricsLog
 
 EVAL_PREFIX = "eval_"
@@ -24,6 +25,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.begin()
+        phases.turn_into("first_step")
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """On several ranks a resumed epoch does not reach the batches through accelerate."""
@@ -31,6 +33,7 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.end_step(control)
+        phases.turn_into("training")
 
 
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]

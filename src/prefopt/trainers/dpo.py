@@ -20,7 +20,6 @@ from prefopt.distributed.preemption import Preempted
 from prefopt.distributed.ranks import is_main, rank, world_size
 from prefopt.evaluation.scoring import Scorer
 from prefopt.examples import Examples
-from prefopt.files import write_json
 from prefopt.modeling.load import build_peft_config, load_model
 from prefopt.modeling.reference import ReferenceStore, Usage, check_independence, open_store
 from prefopt.modeling.shared_prefix import SharedPrefix, share_prompts
@@ -60,8 +59,8 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         if self.store is not None:
             work["reference"] = self._look_up_reference(self.store, console).to_dict()
             self._release_reference()
-        if is_main() and not self._run.work.exists():
-            write_json(self._run.work, work)
+        if is_main() and "engine" not in self._run.read_work():  # later attempts find what the first one stored
+            self._run.add_work(**work)
 
     def _release_reference(self) -> None:
         """Takes the hooks of the pass off the policy: under ZeRO-3 they would follow the forwards of training too."""

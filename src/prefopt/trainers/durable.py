@@ -26,6 +26,7 @@ from prefopt.distributed.saving import CheckpointSaver
 from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory, RunTakenOverError, State
 from prefopt.schema import TrainConfig
+from prefopt.tracking import phases
 from prefopt.tracking.deferred import Number, deferred_reads
 from prefopt.tracking.window import MetricsWindow
 from prefopt.trainers.batches import Batches, count_examples
@@ -291,6 +292,7 @@ class DurableTrainer:
             batch = self.data_collator(data.__getitems__(list(rows)))  # type: ignore[attr-defined]
             yield EvaluationBatch(index, self._prepare_inputs(batch), counts)
 
+    @phases.of("held_out_evaluation")
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:

@@ -19,6 +19,7 @@ from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
 from prefopt.sweeps.pruning import build_pruning
+from prefopt.tracking import phases
 from prefopt.tracking.metrics import MetricsLog
 from prefopt.trainers.callbacks import ConsoleCallback, MetricsCallback, StepCallback
 from prefopt.trainers.durable import NothingLeftError
@@ -64,14 +65,16 @@ def train(
     start = None if checkpoint is None else take_up(trainer, checkpoint, run)
     if is_main():
         run.cut_records_after(0 if facts is None else facts.step, evaluation_due=evaluation_due)
-    trainer.prepare(console)
+    with phases.of("reference"):
+        trainer.prepare(console)
     show = ConsoleCallback(console)
     trainer.remove_callback(PrinterCallback)
     callbacks = (show, MetricsCallback(trainer, log, show), *build_pruning(run))
     for callback in (*callbacks, StepCallback(trainer)):  # the last one may evaluate
         trainer.add_callback(callback)
     try:
-        trainer.train(resume_from_checkpoint=None if start is None else str(start))
+        with phases.of("set_up"):
+            trainer.train(resume_from_checkpoint=None if start is None else str(start))
     except NothingLeftError:
         logger.info("resume: the last step was done, and now its evaluation")
     finally:
@@ -110,6 +113,7 @@ def _reshard(trainer: Any, checkpoint: Path, facts: CheckpointFacts) -> Path:
     return folder
 
 
+@phases.of("final_model")
 def copy_model(checkpoint: Path, run: RunDirectory) -> None:
     """Makes `model/` from a checkpoint of the last step, as `save_model` would have. Rank 0 only."""
     aside = run.path / "model.partial"
@@ -122,6 +126,7 @@ def copy_model(checkpoint: Path, run: RunDirectory) -> None:
     aside.rename(run.model)
 
 
+@phases.of("final_model")
 def save_model(trainer: Any, run: RunDirectory) -> None:
     """Writes the final model or adapter aside and moves it to `model/` when it is whole. All ranks call it.
 

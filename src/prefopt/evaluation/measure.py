@@ -3,7 +3,7 @@
 import gc
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from prefopt.data.ragged import PairTable
 from prefopt.errors import UserError
-from prefopt.evaluation.sampling import Answer, generate
+from prefopt.evaluation.sampling import Answer, Question, generate
 from prefopt.evaluation.scoring import IGNORED, PairScores, ScoredSequence, Scorer, Scores, completion
 from prefopt.modeling.load import load_model, load_tuned
 from prefopt.modeling.reference import ReferenceStore, open_store
@@ -140,9 +140,6 @@ def measure(
     def score_rows(rows: Sequence[ScoredSequence] | None) -> Scores | None:
         return None if rows is None else scorer.score(rows)
 
-    settings = config.evaluation
-    limit = {"max_new_tokens": settings.max_new_tokens}
-    shown = material.prompts[: settings.num_shown_samples]
     with phases.of("held_out"):
         held_out = score_pairs(material.held_out.pairs), score_rows(material.held_out.rows)
     with phases.of("train"):
@@ -150,9 +147,26 @@ def measure(
     with phases.of("neutral_texts"):
         neutral = score_rows(material.neutral or None)
     with phases.of("sampling"):
-        samples = generate(scorer, tokenizer, material.prompts, seed=config.run.seed, **limit)
-        answers = generate(scorer, tokenizer, shown, seed=None, **limit)
-    return Measured(held_out[0], train[0], held_out[1], train[1], neutral, samples, answers)
+        samples, shown = answer(scorer, tokenizer, material.prompts, config)
+    return Measured(held_out[0], train[0], held_out[1], train[1], neutral, samples, shown)
+
+
+def answer(
+    scorer: Scorer, tokenizer: Any, prompts: Sequence[Sequence[int]], config: TrainConfig
+) -> tuple[list[Answer], list[Answer]]:
+    """A sampled answer to every prompt, for numbers, and greedy ones to the first prompts, for people."""
+    settings = config.evaluation
+    sampled = [Question(prompt, seed) for seed, prompt in zip(seeds(config.run.seed), prompts, strict=False)]
+    greedy = [Question(prompt) for prompt in prompts[: settings.num_shown_samples]]
+    answers = generate(scorer, tokenizer, [*sampled, *greedy], max_new_tokens=settings.max_new_tokens)
+    return answers[: len(sampled)], answers[len(sampled) :]
+
+
+def seeds(seed: int) -> Iterator[int]:
+    """A seed for each prompt, the same for both models, so that their answers differ by the models alone."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield int(rng.integers(2**63))
 
 
 def read_neutral_texts(settings: EvaluationConfig, tokenizer: Any) -> list[ScoredSequence]:

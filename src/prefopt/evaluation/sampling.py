@@ -1,16 +1,16 @@
 """Answers of a model to prompts: sampled for drift, greedy for people to read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from prefopt.evaluation.scoring import Scorer
 
-PROMPTS_PER_BATCH = 16
-"""Fixed, because the random numbers of a sample depend on its batch."""
+TOKENS_PER_BATCH = 2**15
+"""Prompts and answers of a batch, with padding, at most: in Llama 3.1 8B 4 GiB of keys and values."""
 
 
 @dataclass(frozen=True)
@@ -27,34 +27,82 @@ class Answer:
         return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
+@dataclass(frozen=True)
+class Question:
+    """A prompt to answer, as token ids: greedily, or with a seed at temperature 1 from the whole distribution."""
+
+    prompt: Sequence[int]
+    seed: int | None = None
+
+
 def generate(
     scorer: Scorer,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
+    questions: Sequence[Question],
     *,
     max_new_tokens: int,
-    seed: int | None,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> list[Answer]:
-    """Answers every prompt (token ids): at temperature 1 from the whole distribution, or greedily without a seed."""
+    """Answers every question, in their order; an answer does not depend on what else is asked, or on the batches.
+
+    Args:
+        scorer: Holds the model.
+        tokenizer: Knows a token that ends answers.
+        questions: Sampled and greedy ones share batches, as do prompts of like length.
+        max_new_tokens: Limit of an answer.
+        tokens_per_batch: Budget of prompts, answers and padding.
+    """
     ends = _end_ids(scorer.model, tokenizer)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(ends),
         pad_token_id=scorer.pad_token_id,
-        do_sample=seed is not None,
+        do_sample=False,
         repetition_penalty=1.0,
-        **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if seed is not None else {}),
+        use_cache=True,
     )
-    answers: list[Answer] = []
-    with torch.random.fork_rng(), torch.inference_mode(), scorer.autocast():
-        if seed is not None:
-            torch.manual_seed(seed)
-        for start in range(0, len(prompts), PROMPTS_PER_BATCH):
-            batch = _left_pad(prompts[start : start + PROMPTS_PER_BATCH], scorer.pad_token_id)
+    answers: dict[int, Answer] = {}
+    with torch.inference_mode(), scorer.autocast():
+        for rows in _batches(questions, max_new_tokens, tokens_per_batch):
+            asked = [questions[row] for row in rows]
+            batch = _left_pad([question.prompt for question in asked], scorer.pad_token_id)
             batch = {name: tensor.to(scorer.device) for name, tensor in batch.items()}
-            out = scorer.model.generate(**batch, generation_config=settings)
-            answers += [_cut(row.tolist(), ends) for row in out[:, batch["input_ids"].shape[1] :]]
-    return answers
+            noise = LogitsProcessorList([GumbelNoise([question.seed for question in asked], scorer.device)])
+            out = scorer.model.generate(**batch, generation_config=settings, logits_processor=noise)
+            new = out[:, batch["input_ids"].shape[1] :].tolist()
+            answers |= {row: _cut(ids, ends) for row, ids in zip(rows, new, strict=True)}
+    return [answers[row] for row in range(len(questions))]
+
+
+class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
+    """Adds noise to logits whose largest one then is a sample of their softmax (Gumbel 1954; Maddison et al. 2014).
+
+    Each row draws from a generator of its own, so its sample is the same in any batch; a row without a seed gets no
+    noise. A change of the logits in their last digits changes a sample only where the two largest sums nearly tie.
+    """
+
+    def __init__(self, seeds: Sequence[int | None], device: torch.device) -> None:
+        self._generators = {
+            row: torch.Generator(device).manual_seed(seed) for row, seed in enumerate(seeds) if seed is not None
+        }
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Returns noisy logits of shape (rows, vocabulary) in float64, whose uniform numbers are fine enough."""
+        noisy = scores.to(torch.float64, copy=True)
+        waits = torch.empty_like(noisy[0])
+        for row, generator in self._generators.items():
+            noisy[row] -= waits.exponential_(generator=generator).log_()
+        return noisy
+
+
+def _batches(questions: Sequence[Question], max_new_tokens: int, budget: int) -> Iterator[list[int]]:
+    """Rows of each batch, the longest prompts first: the largest batch comes first."""
+    order = sorted(range(len(questions)), key=lambda row: -len(questions[row].prompt))
+    start = 0
+    while start < len(order):
+        size = max(1, budget // (len(questions[order[start]].prompt) + max_new_tokens))
+        yield order[start : start + size]
+        start += size
 
 
 def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:

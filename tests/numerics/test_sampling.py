@@ -1,0 +1,108 @@
+"""Generation: an answer depends on prompt, seed and model alone, and a sample follows the model's distribution."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from prefopt.evaluation.measure import seeds
+from prefopt.evaluation.sampling import GumbelNoise, Question, generate
+from prefopt.evaluation.scoring import Scorer
+
+NEW = 12
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_model: Path) -> Scorer:
+    return Scorer(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval(), 0, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> object:
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[Question]:
+    """Sampled and greedy ones, of many lengths, one prompt twice."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, 2000, length).tolist() for length in (5, 1, 12, 3, 31, 2, 17)]
+    return [
+        *(Question(prompt, seed) for prompt, seed in zip([*prompts, prompts[0]], seeds(0), strict=False)),
+        *map(Question, prompts[:3]),
+    ]
+
+
+def slow_answer(model: torch.nn.Module, question: Question, ends: set[int]) -> list[int]:
+    """Token by token, without padding, batch or cache; a sample is the first arrival of exponential clocks."""
+    generator = None if question.seed is None else torch.Generator().manual_seed(question.seed)
+    ids: list[int] = []
+    while len(ids) < NEW and not (ids and ids[-1] in ends):
+        with torch.no_grad():
+            probabilities = model(torch.tensor([[*question.prompt, *ids]])).logits[0, -1].double().softmax(-1)
+        if generator is not None:
+            probabilities = probabilities / torch.empty_like(probabilities).exponential_(generator=generator)
+        ids.append(int(probabilities.argmax()))
+    return ids
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 70, 2**15], ids=["one by one", "a few", "all at once"])
+def test_answers_equal_the_slow_reference_in_any_batches(scorer, tokenizer, questions, tokens_per_batch):
+    found = generate(scorer, tokenizer, questions, max_new_tokens=NEW, tokens_per_batch=tokens_per_batch)
+    ends = {tokenizer.eos_token_id}
+    assert [answer.ids for answer in found] == [slow_answer(scorer.model, question, ends) for question in questions]
+    assert [answer.finished for answer in found] == [answer.ids[-1] in ends for answer in found]
+
+
+def test_an_answer_does_not_depend_on_what_else_is_asked(scorer, tokenizer, questions):
+    together = generate(scorer, tokenizer, questions, max_new_tokens=NEW)
+    reversed_ = generate(scorer, tokenizer, questions[::-1], max_new_tokens=NEW)[::-1]
+    alone = generate(scorer, tokenizer, questions[2:3], max_new_tokens=NEW)
+    assert together == reversed_
+    assert together[2] == alone[0]
+
+
+def test_one_prompt_with_two_seeds_has_two_answers(scorer, tokenizer, questions):
+    found = generate(scorer, tokenizer, questions, max_new_tokens=NEW)
+    assert questions[0].prompt == questions[7].prompt
+    assert found[0] != found[7]
+
+
+def test_greedy_answers_are_those_of_transformers(scorer, tokenizer, questions):
+    settings = GenerationConfig(
+        max_new_tokens=NEW, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=0
+    )
+    for question, answer in zip(questions, generate(scorer, tokenizer, questions, max_new_tokens=NEW), strict=True):
+        if question.seed is None:
+            out = scorer.model.generate(torch.tensor([question.prompt]), generation_config=settings)
+            assert out[0, len(question.prompt) :].tolist() == answer.ids
+
+
+def test_answers_leave_the_random_state_as_it_was(scorer, tokenizer, questions):
+    before = torch.get_rng_state()
+    generate(scorer, tokenizer, questions, max_new_tokens=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_questions_have_no_answers(scorer, tokenizer):
+    assert generate(scorer, tokenizer, [], max_new_tokens=NEW) == []
+
+
+def test_samples_follow_the_softmax():
+    """100,000 draws from five tokens; 5 standard deviations of a count, with the least one far from zero."""
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -3.0])
+    draws = 100_000
+    noise = GumbelNoise([1], torch.device("cpu"))
+    noisy = torch.stack([noise(None, logits[None])[0] for _ in range(draws)])
+    counts = torch.bincount(noisy.argmax(-1), minlength=5)
+    expected = draws * logits.double().softmax(-1)
+    assert ((counts - expected).abs() < 5 * expected.sqrt()).all(), counts
+
+
+def test_an_impossible_token_is_never_sampled():
+    noise = GumbelNoise([1], torch.device("cpu"))
+    logits = torch.tensor([[0.0, -torch.inf]], dtype=torch.float64)
+    assert all(noise(None, logits).argmax() == 0 for _ in range(100))
+    assert logits[0, 0] == 0, "the logits of the model stay as they were"

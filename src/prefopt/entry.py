@@ -1,5 +1,6 @@
 """How an entry point ends: what is shown, and the exit code."""
 
+import gc
 import os
 import sys
 import traceback
@@ -51,6 +52,9 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) 
             raise
         traceback.print_exc()
         _exit(1)
+    finally:
+        if argv is None:
+            gc.freeze()  # what is left goes with the process; to look through it for garbage first takes a second
 
 
 def _note_refusal(message: str) -> None:

@@ -10,6 +10,7 @@ from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_s
 from prefopt.data.records import Kind
 from prefopt.distributed.group import keep_on_main, on_main
 from prefopt.distributed.ranks import is_main
+from prefopt.imports import importing
 from prefopt.paths import cache_folder
 from prefopt.schema import SFTAlgorithmConfig, TrainConfig
 from prefopt.tracking import phases
@@ -58,7 +59,7 @@ def load_examples(config: TrainConfig) -> Examples:
         records = keep_on_main(read)
 
     # torch and transformers take seconds to import; bad rows are answered before that.
-    with phases.of("imports"):
+    with importing():
         from prefopt.data.cache import fetch_cached, open_cached
         from prefopt.modeling.load import check_hardware, load_tokenizer
 

@@ -11,6 +11,7 @@ from prefopt.distributed.preemption import StopRequest, parse_time_limit, schedu
 from prefopt.distributed.ranks import is_launched
 from prefopt.entry import run_entry
 from prefopt.examples import load_examples
+from prefopt.imports import importing
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
 from prefopt.tracking import phases
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
     with phases.of("configuration"):
         config = load_config(options.overrides, options.config_dir)
     if is_launched():
-        with phases.of("imports"):
+        with importing():
             group.start(config)
     limit, end = parse_time_limit(config.run.time_limit), scheduler_end()
     with StopRequest.install(time_limit_s=limit, scheduler_end=end) as stop:
@@ -51,7 +52,7 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
         console.print(f"[bold]{run.path}[/]  reference of {config.model.path} on {config.data.train}", highlight=False)
         examples = load_examples(config)
 
-        with phases.of("imports"):
+        with importing():
             from prefopt.runner import compute_reference  # TRL, a matter of seconds
 
         compute_reference(config, run, examples, stop, console, argv)

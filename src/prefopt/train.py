@@ -11,6 +11,7 @@ from prefopt.distributed.ranks import is_launched
 from prefopt.entry import run_entry
 from prefopt.errors import UserError
 from prefopt.examples import load_examples
+from prefopt.imports import importing
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
 from prefopt.tracking import phases
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> None:
         print(to_yaml(config), end="")
         return
     if is_launched():
-        with phases.of("imports"):  # torch, and waiting for the other ranks to have it
+        with importing():  # torch, and waiting for the other ranks to have it
             group.start(config)
     limit, end = parse_time_limit(config.run.time_limit), scheduler_end()
     with StopRequest.install(time_limit_s=limit, scheduler_end=end) as stop:
@@ -82,7 +83,7 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
         console.print(f"[bold]{run.path}[/]  {describe(config)}", highlight=False)
         examples = load_examples(config)
 
-        with phases.of("imports"):
+        with importing():
             from prefopt.runner import train_and_report  # TRL, a matter of seconds
 
         train_and_report(config, run, examples, stop, console, argv)

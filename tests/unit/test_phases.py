@@ -1,5 +1,6 @@
 """The seconds of a command: every moment belongs to one part, whatever nests, fails or goes on later."""
 
+import gc
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from prefopt.comparison.metrics import OUTSIDE, from_report, from_summary
+from prefopt.imports import importing
 from prefopt.report.render import render_report
 from prefopt.report.time import GROUPS, time_block
 from prefopt.run_directory import RunDirectory
@@ -267,3 +269,39 @@ def test_a_comparison_reads_the_seconds_outside_training() -> None:
     assert from_summary({OUTSIDE: 11.0})[OUTSIDE].value == 11.0
     for damaged in ({}, {"phases": None}, {"phases": []}, {"phases": {"training": "x"}}):
         assert OUTSIDE not in from_report(damaged)
+
+
+def test_the_collector_rests_during_imports_and_works_again_after(clock: FakeTime, run: RunDirectory) -> None:
+    phases.keep(run)
+    with importing():
+        assert not gc.isenabled()
+        clock.passes(1)
+    assert gc.isenabled()
+    assert seconds(run) == {"imports": 1}
+
+
+def test_only_a_process_of_its_own_keeps_what_lives_from_the_collector() -> None:
+    """In somebody's notebook a dead model must still be found."""
+    frozen = gc.get_freeze_count()
+    with importing():
+        pass
+    assert gc.get_freeze_count() == frozen
+
+
+def test_a_run_without_wandb_does_not_import_it() -> None:
+    code = (
+        "import sys; from prefopt.imports import importing\n"
+        "with importing():\n    import prefopt.runner\n"
+        "print([name for name in sys.modules if name.partition('.')[0] == 'wandb'])\n"
+        "import wandb; print(wandb.__name__)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert out.stdout.split("\n")[:2] == ["[]", "wandb"]
+
+
+def test_a_package_that_is_imported_stays_so() -> None:
+    import wandb
+
+    with importing():
+        assert sys.modules["wandb"] is wandb
+    assert sys.modules["wandb"] is wandb

@@ -94,12 +94,18 @@ def _sum(earlier: Mapping[str, float], now: Mapping[str, float]) -> dict[str, fl
 
 _clock = Clock(time.monotonic())
 _process_begun: float | None = None
+_owns_process = False
 
 
 def count_from_process_start() -> None:
     """Lets the clock of the next `begin` count from the start of this process, so that imports are in it."""
-    global _process_begun
-    _process_begun = time.monotonic() - _age_s()
+    global _process_begun, _owns_process
+    _process_begun, _owns_process = time.monotonic() - _age_s(), True
+
+
+def owns_process() -> bool:
+    """True if this process runs one command and nothing else."""
+    return _owns_process
 
 
 def begin() -> None:

@@ -99,7 +99,7 @@ TARGETS: tuple[tuple[Any, str, str], ...] = (
     (DurableTrainer, "_describe", "describe"),
     (saving, "save_weights", "weights"),
     (CheckpointSaver, "_seal", "seal"),
-    (on_disk, "_fsync", "fsync"),
+    (on_disk, "bring_to_disk", "fsync"),
     (on_disk, "hash_file", "hash"),
     (on_disk, "seal", "manifest"),
     (on_disk, "keep_newest", "rotate"),

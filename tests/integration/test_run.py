@@ -1,15 +1,18 @@
 """Whole runs through the entry points: what they leave, what a second command does."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 
 import pytest
 
+from prefopt.distributed.checkpoint import find_damage, read_manifest
 from prefopt.evaluate import main as evaluate
-from prefopt.files import read_lines
+from prefopt.files import copy_file, read_lines
 from prefopt.train import main as train
+from prefopt.trainers import training
 
 
 def read_report(run):
@@ -189,3 +192,41 @@ def test_the_parts_of_a_run_sum_up_to_the_wall_time_of_its_command(overrides, tm
     assert "phases" not in report["throughput"]
     assert set(report["phases"]) == set(seconds)
     assert shown.count("\ntime: ") == 1
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_final_model_is_the_checkpoint_of_the_last_step_and_not_written_again(overrides, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "save_weights", lambda *_: pytest.fail("the final model was written again"))
+    train(overrides)
+    model, checkpoint = tmp_path / "runs/test/model", tmp_path / "runs/test/checkpoints/step-6"
+    assert files_of(model).items() <= files_of(checkpoint).items()
+    for path in model.iterdir():
+        path.write_bytes(b"changed")  # in place
+    digests = read_manifest(checkpoint)[1]
+    assert find_damage(checkpoint, digests) is None
+
+
+@pytest.mark.parametrize("peft", ["none", "lora"])
+def test_a_final_model_without_a_checkpoint_of_the_last_step_is_the_same(overrides, tmp_path, monkeypatch, peft):
+    train([*overrides, f"peft={peft}"])
+    monkeypatch.setattr(training, "_checkpoint_of_last_step", lambda *_: None)
+    train([*overrides, f"peft={peft}", "run.name=written"])
+    assert files_of(tmp_path / "runs/test/model") == files_of(tmp_path / "runs/written/model")
+
+
+@pytest.mark.parametrize("system", ["copies", "ends early", "refuses", "lacks it"])
+def test_a_copied_file_is_whole_on_any_file_system(tmp_path, monkeypatch, system):
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(bytes(range(256)) * 100)
+    target.write_bytes(b"x" * 10**6)
+    if system == "ends early":
+        monkeypatch.setattr(os, "copy_file_range", lambda *_: 0)
+    elif system == "refuses":
+        monkeypatch.setattr(os, "copy_file_range", lambda *_: os.open(tmp_path / "absent" / "x", os.O_RDONLY))
+    elif system == "lacks it":
+        monkeypatch.delattr(os, "copy_file_range")
+    copy_file(source, target)
+    assert target.read_bytes() == source.read_bytes()

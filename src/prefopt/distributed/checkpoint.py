@@ -77,7 +77,7 @@ def digest(folder: Path, names: Iterable[str]) -> Digests:
     found = {}
     for name in names:
         path = folder / name
-        _fsync(path)
+        bring_to_disk(path)
         found[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
     return found
 
@@ -87,11 +87,11 @@ def seal(partial: Path, facts: CheckpointFacts, digests: Digests) -> Path:
     write_json(partial / MANIFEST, {"run": asdict(facts), "files": dict(sorted(digests.items()))})
     write_text(partial / COMPLETE, hash_file(partial / MANIFEST) + "\n")
     for folder in {partial / name for name in digests}:
-        _fsync(folder.parent)
+        bring_to_disk(folder.parent)
     final = partial.with_name(f"{PREFIX}{facts.step}")
     earlier = _doom(final) if final.exists() else None
     partial.rename(final)
-    _fsync(final.parent)
+    bring_to_disk(final.parent)
     if earlier is not None:
         shutil.rmtree(earlier)
     return final
@@ -189,7 +189,8 @@ def _doom(checkpoint: Path) -> Path:
     return doomed
 
 
-def _fsync(path: Path) -> None:
+def bring_to_disk(path: Path) -> None:
+    """Returns when what was written to a file, or the names in a folder, would survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,6 +16,7 @@ from transformers.trainer import SCHEDULER_NAME, TRAINING_ARGS_NAME
 
 from prefopt.distributed import checkpoint as on_disk
 from prefopt.distributed.checkpoint import PARTIAL_PREFIX, TRAINER_STATE, CheckpointFacts
+from prefopt.distributed.digests import Digester
 from prefopt.distributed.group import agree, barrier, during, gather, on_main
 from prefopt.distributed.ranks import is_main, rank, world_size
 from prefopt.distributed.universal import LATEST
@@ -77,7 +78,8 @@ class CheckpointSaver:
         step = trainer.state.global_step
         folder = self._folder / f"{PARTIAL_PREFIX}{step}"
         with during(f"the checkpoint of step {step}", may_take_long=True):
-            problem = self._write(trainer, folder) or self._seal(folder, facts())
+            with Digester(folder) as digester:
+                problem = self._write(trainer, folder, digester) or self._seal(folder, facts(), digester)
             if problem is not None:
                 if is_main():
                     shutil.rmtree(folder, ignore_errors=True)
@@ -90,7 +92,7 @@ class CheckpointSaver:
         phases.save()
         return problem is None
 
-    def _write(self, trainer: Any, folder: Path) -> str | None:
+    def _write(self, trainer: Any, folder: Path, digester: Digester) -> str | None:
         problems = Problems()
         with problems.kept():
             if is_main():
@@ -105,6 +107,15 @@ class CheckpointSaver:
         problem = problems.agreed()
         if problem is not None:
             return problem
+        if is_main():
+            digester.begin(on_disk.list_files(folder))  # the weights, while the state of the optimizer is written
+        with digester.watching():
+            self._write_state(trainer, folder, problems)
+        barrier()
+        return problems.agreed()
+
+    def _write_state(self, trainer: Any, folder: Path, problems: Problems) -> None:
+        """What training goes on from beside the weights."""
         if trainer.is_deepspeed_enabled:
             _save_engine(trainer, folder, problems)
         else:
@@ -115,17 +126,19 @@ class CheckpointSaver:
             trainer._save_rng_state(str(folder))
             if is_main():
                 trainer.state.save_to_json(str(folder / TRAINER_STATE))
-        barrier()
-        return problems.agreed()
 
-    def _seal(self, folder: Path, facts: CheckpointFacts) -> str | None:
-        """Digests the files, each rank its share, and lets rank 0 make the folder a checkpoint."""
+    def _seal(self, folder: Path, facts: CheckpointFacts, digester: Digester) -> str | None:
+        """Digests what no rank has digested yet, each rank its share, and lets rank 0 make the folder a checkpoint."""
         problems = Problems()
-        seen = gather(on_disk.list_files(folder))  # of all ranks: a shared file system may show files late
-        names = sorted({name: size for listed in seen for name, size in listed.items()}.items(), key=_largest_first)
         mine: on_disk.Digests = {}
         with problems.kept():
-            mine = on_disk.digest(folder, [name for name, _ in names[rank() :: world_size()]])
+            mine = digester.finish()
+        seen = gather((on_disk.list_files(folder), set(mine)))  # a shared file system may show files late
+        known = {name for _, digested in seen for name in digested}
+        sizes = {name: size for listed, _ in seen for name, size in listed.items() if name not in known}
+        names = sorted(sizes.items(), key=_largest_first)
+        with problems.kept():
+            mine |= on_disk.digest(folder, [name for name, _ in names[rank() :: world_size()]])
         barrier()
         shares = gather(mine)
         problem = problems.agreed()

@@ -16,6 +16,7 @@ from prefopt.distributed.preemption import Preempted, StopRequest
 from prefopt.distributed.ranks import is_main, world_size
 from prefopt.distributed.saving import Problems, find_newest, save_weights
 from prefopt.errors import UserError
+from prefopt.files import copy_file
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
 from prefopt.sweeps.pruning import build_pruning
@@ -60,7 +61,7 @@ def train(
     if checkpoint is not None and on_disk.is_finished(checkpoint, trainer.total_steps()) and not evaluation_due:
         logger.info("resume: the last step was done (%s); its weights become the model", checkpoint)
         on_main(lambda: trainer.saver.rotate(facts))
-        on_main(lambda: copy_model(checkpoint, run))
+        finish_model(trainer, run)
         return
     start = None if checkpoint is None else take_up(trainer, checkpoint, run)
     if is_main():
@@ -81,7 +82,7 @@ def train(
         show.close()
     if trainer.stop_reason is not None:
         raise Preempted(trainer.stop_reason)
-    save_model(trainer, run)
+    finish_model(trainer, run)
 
 
 def take_up(trainer: Any, checkpoint: Path, run: RunDirectory) -> Path:
@@ -114,30 +115,25 @@ def _reshard(trainer: Any, checkpoint: Path, facts: CheckpointFacts) -> Path:
 
 
 @phases.of("final_model")
-def copy_model(checkpoint: Path, run: RunDirectory) -> None:
-    """Makes `model/` from a checkpoint of the last step, as `save_model` would have. Rank 0 only."""
-    aside = run.path / "model.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    _, files = on_disk.read_manifest(checkpoint)  # what else lies there is not ours
-    for name in files:
-        if not any(fnmatch(Path(name).parts[0], pattern) for pattern in STATE_FILES):
-            (aside / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(checkpoint / name, aside / name)
-    aside.rename(run.model)
+def finish_model(trainer: Any, run: RunDirectory) -> None:
+    """Makes the final model or adapter aside and moves it to `model/` when it is whole. All ranks call it.
 
-
-@phases.of("final_model")
-def save_model(trainer: Any, run: RunDirectory) -> None:
-    """Writes the final model or adapter aside and moves it to `model/` when it is whole. All ranks call it.
+    The checkpoint of the last step holds its files; only where that could not be saved are they written once more.
+    They are copied and not linked: what anybody does to `model/` later must not reach into a sealed checkpoint.
 
     Raises:
         UserError: It cannot be written; the last checkpoint holds the same weights.
     """
     aside = run.path / "model.partial"
     on_main(lambda: shutil.rmtree(aside, ignore_errors=True))
+    checkpoint = on_main(lambda: _checkpoint_of_last_step(trainer, run))
     problems = Problems()
     with during("saving the final model", may_take_long=True):
-        save_weights(trainer, aside, problems)
+        if checkpoint is None:
+            save_weights(trainer, aside, problems)
+        elif is_main():
+            with problems.kept():
+                copy_model(checkpoint, aside)
         problem = problems.agreed()
     if problem is not None:
         on_main(lambda: shutil.rmtree(aside, ignore_errors=True))
@@ -147,3 +143,17 @@ def save_model(trainer: Any, run: RunDirectory) -> None:
         )
     on_main(lambda: aside.rename(run.model) and None)
     barrier()
+
+
+def _checkpoint_of_last_step(trainer: Any, run: RunDirectory) -> Path | None:
+    complete = on_disk.list_complete(run.checkpoints)
+    return complete[-1] if complete and on_disk.is_finished(complete[-1], trainer.total_steps()) else None
+
+
+def copy_model(checkpoint: Path, folder: Path) -> None:
+    """Copies the model out of a checkpoint."""
+    _, files = on_disk.read_manifest(checkpoint)  # what else lies there is not ours
+    for name in files:
+        if not any(fnmatch(Path(name).parts[0], pattern) for pattern in STATE_FILES):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            copy_file(checkpoint / name, folder / name)

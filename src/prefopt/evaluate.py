@@ -11,6 +11,7 @@ from prefopt.config import TRAIN, from_dict, read_config
 from prefopt.distributed.ranks import Launch
 from prefopt.entry import run_entry
 from prefopt.errors import UserError
+from prefopt.imports import importing
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
 
@@ -46,9 +47,10 @@ def main(argv: list[str]) -> None:
     console = build_console()
     examples = load_examples(config)
 
-    from prefopt.evaluation.run import build_material, evaluate_run  # TRL, a matter of seconds
-    from prefopt.report.console import print_report
-    from prefopt.tracking.wandb import record_evaluation
+    with importing():
+        from prefopt.evaluation.run import build_material, evaluate_run  # TRL, a matter of seconds
+        from prefopt.report.console import print_report
+        from prefopt.tracking.wandb import record_evaluation
 
     report = evaluate_run(config, run, examples, build_material(config, examples))
     print_report(report, run.report / "report.html", console)

@@ -65,8 +65,9 @@ def load_examples(config: TrainConfig) -> Examples:
 
     check_hardware(config)
     loss_on = config.algorithm.loss_on if isinstance(config.algorithm, SFTAlgorithmConfig) else LossOn.completions
-    with phases.of("tokenising"):
+    with importing():  # the first tokenizer makes transformers import what it then needs for models too
         tokenizer = load_tokenizer(config.model)
+    with phases.of("tokenising"):
         stored = keep_on_main(
             lambda: fetch_cached(records, tokenizer, config.data, loss_on=loss_on, root=cache_folder() / "tokens")
         )

@@ -129,6 +129,19 @@ def test_a_run_that_goes_on_adds_to_the_seconds_and_checkpoints_of_earlier_attem
     }
 
 
+def test_a_run_goes_on_from_an_attempt_without_a_checkpoint(clock: FakeTime, run: RunDirectory) -> None:
+    for written in (0, 10**9):
+        phases.begin()
+        phases.keep(run)
+        with phases.of("checkpoints"):
+            clock.passes(1)
+            if written:
+                phases.count_checkpoint(written)
+        phases.save()
+        found = run.read_work()["checkpoints"]
+        assert found == {"num": int(written > 0), "bytes": written, "gb_per_s": 0.5 if written else None}
+
+
 def test_the_rest_of_work_json_stays(clock: FakeTime, run: RunDirectory) -> None:
     run.add_work(engine="trl")
     phases.keep(run)

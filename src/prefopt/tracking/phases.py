@@ -72,24 +72,21 @@ class Clock:
     def seconds(self) -> dict[str, float]:
         """Seconds by part over all attempts, in the order in which the parts were first seen."""
         self._settle()
-        return _sum(self._saved.get("phases") or {}, self._seconds)
+        earlier = self._saved.get("phases", {})
+        return {part: earlier.get(part, 0.0) + self._seconds.get(part, 0.0) for part in {**earlier, **self._seconds}}
 
     def checkpoints(self) -> dict[str, Any]:
         """Number and bytes of the checkpoints of all attempts, and at which speed they were written."""
-        total = _sum(self._saved.get(CHECKPOINTS) or {}, self._checkpoints)
+        earlier = self._saved.get(CHECKPOINTS, {})
+        counts: dict[str, Any] = {name: earlier.get(name, 0) + new for name, new in self._checkpoints.items()}
         seconds = self.seconds().get(CHECKPOINTS, 0.0)
-        counts: dict[str, Any] = {name: int(total[name]) for name in self._checkpoints}
-        return {**counts, "gb_per_s": counts["bytes"] / 1e9 / seconds if seconds else None}
+        return {**counts, "gb_per_s": counts["bytes"] / 1e9 / seconds if counts["bytes"] and seconds else None}
 
     def _settle(self) -> None:
         now = time.monotonic()
         part = self._open[-1]
         self._seconds[part] = self._seconds.get(part, 0.0) + now - self._last
         self._last = now
-
-
-def _sum(earlier: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
-    return {part: earlier.get(part, 0.0) + now.get(part, 0.0) for part in {**earlier, **now}}
 
 
 _clock = Clock(time.monotonic())

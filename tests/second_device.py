@@ -99,7 +99,7 @@ def _type_here(device_type: str) -> str:
 @contextmanager
 def second_device() -> Iterator[Host]:
     """Everything that a run moves to its device goes to the second one."""
-    initialise, make = PartialState.__init__, torch.tensor
+    initialise, make, make_generator = PartialState.__init__, torch.tensor, torch.Generator
 
     def with_device(self: Any, *args: Any, **kwargs: Any) -> None:
         initialise(self, *args, **kwargs)
@@ -114,6 +114,9 @@ def second_device() -> Iterator[Host]:
         made = make(*args, **kwargs)
         return made if wanted is None else made.to(wanted)
 
+    def generator(device: Any = "cpu") -> torch.Generator:
+        return make_generator(_type_here(torch.device(device).type))
+
     def of_cpu(ask: Any) -> Any:
         return lambda device_type="cuda": ask(_type_here(device_type))
 
@@ -122,6 +125,7 @@ def second_device() -> Iterator[Host]:
         mock.patch.object(torch, "tensor", tensor),
         mock.patch.object(TrainingArguments, "device", property(device)),
         mock.patch("prefopt.modeling.load.choose_device", return_value=DEVICE),
+        mock.patch.object(torch, "Generator", generator),
         mock.patch.object(torch, "autocast", _Autocast),
         mock.patch.object(torch, "is_autocast_enabled", of_cpu(torch.is_autocast_enabled)),
         mock.patch.object(torch, "get_autocast_dtype", of_cpu(torch.get_autocast_dtype)),

@@ -2,7 +2,8 @@
 
 Importing torch, TRL and DeepSpeed takes a process ten seconds and more, and the tests of many ranks start hundreds of
 processes. Those are real ones, with ranks, groups and signals of their own; only the launcher is not torchrun (the
-tests of `test_torchrun.py` use that).
+tests of `test_torchrun.py` use that). Like torchrun it keeps the store where ranks meet, on a port that nobody else
+can have taken in between, and ends all ranks once one has failed.
 
 Run as `python -m tests.zygote`: reads a JSON object per line (`argv`, `environments`, `log`, `hooks`), forks a child
 per environment, and answers with their process ids; a line {"pid": n} waits for one and answers with its exit code.
@@ -13,17 +14,20 @@ import json
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.conftest import REPOSITORY
 
-DEADLINE_S = 300.0
+DEADLINE_S = 600.0
+"""After which something hangs, however busy the machine is."""
+GRACE_S = 30.0
+"""Between SIGTERM and SIGKILL to the other ranks when one has failed, as torchrun has it."""
 
 
 @dataclass
@@ -38,6 +42,7 @@ class Ranks:
     pids: list[int]
     log: Path
     _zygote: "Zygote" = field(repr=False)
+    _store: Any = field(repr=False)
     codes: dict[int, int] = field(default_factory=dict)
 
     def kill(self, number: int = signal.SIGKILL, *, only: int | None = None) -> None:
@@ -52,10 +57,10 @@ class Ranks:
             self._collect(rank, wait=False)
         return len(self.codes) == len(self.pids)
 
-    def wait(self, timeout_s: float = DEADLINE_S) -> list[int]:
+    def wait(self, timeout_s: float = DEADLINE_S, *, grace_s: float = GRACE_S) -> list[int]:
         """Waits for all ranks and returns their exit codes, negative for a signal.
 
-        When one fails, the others get SIGTERM 10 s later and SIGKILL after that, as torchrun does.
+        When one fails, the others get SIGTERM at once and SIGKILL `grace_s` later, as torchrun does.
         """
         deadline, grace = time.monotonic() + timeout_s, None
         while not self.poll():
@@ -64,7 +69,7 @@ class Ranks:
                 self.kill()
                 raise TimeoutError(f"the ranks did not end in {timeout_s} s:\n{self.output()}")
             if grace is None and any(code != 0 for code in self.codes.values()):
-                grace = now + 10
+                grace = now + grace_s
                 self.kill(signal.SIGTERM)
             elif grace is not None and now > grace:
                 self.kill()
@@ -113,10 +118,9 @@ class Zygote:
             hooks: A module that is imported first, such as one that injects faults; it reads `environment`.
             environment: Further environment variables.
         """
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+        store = _start_store() if ranks else None
+        common = {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": str(ranks), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        common |= {"MASTER_PORT": str(store.port)} if store is not None else {}
         launched = [
             {**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)}
             for rank in range(ranks)
@@ -124,7 +128,7 @@ class Zygote:
         environments = [environment | own for own in launched or [{}]]
         log.parent.mkdir(parents=True, exist_ok=True)
         pids = self.ask({"argv": argv, "environments": environments, "log": str(log), "hooks": hooks})
-        return Ranks(pids, log, self)
+        return Ranks(pids, log, self, store)
 
     def run(self, argv: list[str], *, ranks: int, log: Path, expect: int = 0, **rest: Any) -> Ranks:
         """Runs `prefopt.train` to its end, which must have the exit code `expect` on every rank."""
@@ -141,6 +145,12 @@ class Zygote:
         answer = self._process.stdout.readline()
         assert answer, "the zygote has died"
         return json.loads(answer)
+
+
+def _start_store() -> Any:
+    from torch.distributed import TCPStore
+
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 def _serve() -> None:
@@ -162,7 +172,8 @@ def _serve() -> None:
 
 
 def _load_what_children_need() -> None:
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 (with it torch's inductor)
+    with suppress(ImportError):
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 (with it torch's inductor)
     import matplotlib.figure  # noqa: F401
 
     import prefopt.evaluation.run

@@ -2,7 +2,9 @@
 
 import gc
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +23,8 @@ ATTEMPT = "PREFOPT_ATTEMPT"
 """Environment variable of a job's ranks: the folder of this attempt."""
 REFUSED = "refused.txt"
 """In that folder: what the user must mend. torchrun turns every exit code of its ranks into 1."""
+WORD_S = 10.0
+"""How long ranks that are not connected yet leave it to rank 0 to say what all of them have found."""
 
 
 def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
@@ -34,7 +38,7 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) 
     try:
         main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        if not isinstance(error, ToldByRank0) and group.is_first_to_say(str(error)):
+        if _is_ours_to_say(error):
             print(f"error: {error}", file=sys.stderr, flush=True)
         _note_refusal(str(error))
         _exit(USER_ERROR)
@@ -55,6 +59,24 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) 
     finally:
         if argv is None:
             gc.freeze()  # what is left goes with the process; to look through it for garbage first takes a second
+
+
+def _is_ours_to_say(error: UserError) -> bool:
+    if isinstance(error, ToldByRank0):
+        return False
+    if group.num_ranks() == 1 and not is_main():
+        _leave_word_to_rank_0()
+        return True
+    return group.is_first_to_say(str(error))
+
+
+def _leave_word_to_rank_0() -> None:
+    """Waits to be ended by the launcher, which ends all ranks once one has ended: before rank 0 has spoken, too.
+
+    Returns if rank 0 has not found what this rank has.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(USER_ERROR))
+    time.sleep(WORD_S)
 
 
 def _note_refusal(message: str) -> None:

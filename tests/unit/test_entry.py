@@ -1,7 +1,12 @@
 """How an entry point ends: one message, no traceback, and an exit code that a script can act on."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
+from prefopt import entry
 from prefopt.distributed.preemption import EXIT_CODE, Preempted
 from prefopt.entry import run_entry
 from prefopt.errors import ToldByRank0, UserError
@@ -38,6 +43,43 @@ def test_a_users_mistake_is_one_message_and_2(capsys):
 def test_what_rank_0_has_told_is_not_told_again(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert end(capsys, ToldByRank0("data.train: no such file.")) == (2, "")
+
+
+def test_another_rank_says_what_rank_0_has_not_found(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(entry, "WORD_S", 0.0)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert end(capsys, UserError("data.train: no such file.")) == (2, "error: data.train: no such file.\n")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+LEAVES_WORD = """
+import time
+from prefopt import entry
+from prefopt.errors import UserError
+
+def sleep(seconds):
+    print("waits", flush=True)
+    whole(60 * seconds)
+
+def main(argv):
+    raise UserError("data.train: no such file.")
+
+whole, time.sleep = time.sleep, sleep
+entry.run_entry(main, [])
+"""
+
+
+def test_another_rank_that_is_ended_after_rank_0_has_spoken_says_nothing(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    command = [sys.executable, "-c", LEAVES_WORD]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "waits\n"
+        process.terminate()
+        assert process.communicate() == ("", "")
+    assert process.returncode == 2
 
 
 def test_a_run_that_stopped_on_request_ends_with_75_and_says_that_it_goes_on(capsys):

@@ -78,6 +78,14 @@ def test_earlier_handlers_come_back():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_rank_that_is_on_its_way_out_is_not_ended_by_its_launcher(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with install() as stop:
+        pass
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.requested == "SIGTERM"
+
+
 def test_a_second_ctrl_c_ends_a_process_without_launcher_at_once(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with install() as stop:
@@ -308,6 +316,6 @@ def test_a_process_that_is_told_to_stop_ends_on_its_own_terms():
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=300)
     assert output == "SIGTERM False\n"
     assert process.returncode == 75

@@ -72,7 +72,9 @@ class StopRequest:
     ) -> Iterator["StopRequest"]:
         """Listens to signals and clocks until the block ends, then puts the earlier signal handlers back.
 
-        Outside the main thread Python allows no signal handlers: only the clocks work there.
+        A rank keeps listening: its launcher terminates all ranks as soon as one has ended, and must change neither
+        how the others end nor what they say. Outside the main thread Python allows no signal handlers: only the
+        clocks work there.
 
         Args:
             time_limit_s: Seconds from now; None for no limit.
@@ -93,7 +95,7 @@ class StopRequest:
         try:
             yield request
         finally:
-            for number, handler in earlier.items():
+            for number, handler in earlier.items() if not request._has_launcher else ():
                 signal.signal(number, handler)
 
     @property

@@ -217,16 +217,13 @@ class RunLock:
 
     def _show_life(self, own: "_Holder", *, was_silent: bool) -> str | None:
         """Touches the lock if it is this process's; otherwise returns whose it is."""
-        found = _read(self.path)
+        found = _read(self.path, touch_if=own.content)
         if found is None and was_silent:
             return "a process that has ended since"
         if found is None:
             _create(self.path, own.content)  # removed by hand; the run is in use all the same
             return None
-        if found.content != own.content:
-            return found.who
-        os.utime(self.path)
-        return None
+        return None if found.content == own.content else found.who
 
     def _remove_half_made(self, own: "_Holder") -> None:
         """Removes locks that a process was about to put in place when it was killed; nobody else has their names."""
@@ -370,11 +367,17 @@ def _create_in_place(path: Path, content: bytes) -> bool:
     return True
 
 
-def _read(path: Path) -> _Found | None:
-    """The file as it is now; None if there is none. `fstat` on the open file, because NFS caches `stat`."""
+def _read(path: Path, *, touch_if: bytes | None = None) -> _Found | None:
+    """The file as it is now; None if there is none. `fstat` on the open file, because NFS caches `stat`.
+
+    With the content `touch_if` it is touched: on the open file again, since another may have taken its place.
+    """
     try:
         with path.open("rb") as file:
-            return _Found(file.read(), os.fstat(file.fileno()).st_mtime)
+            found = _Found(file.read(), os.fstat(file.fileno()).st_mtime)
+            if found.content == touch_if:
+                os.utime(file.fileno())
+            return found
     except FileNotFoundError:
         return None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from tests.zygote import Zygote
@@ -24,9 +25,14 @@ os.environ.update(
 for launcher in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "WANDB_API_KEY"):
     os.environ.pop(launcher, None)
 
+settings.register_profile("on any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("on any machine")
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, such as CI, ignore it
 
 REPOSITORY = Path(__file__).parents[1]
+SITE = REPOSITORY / "tests" / "site"
+"""For PYTHONPATH of processes that are to meet faults."""
 STUDY = REPOSITORY / "experiments" / "brand_voice"
 
 

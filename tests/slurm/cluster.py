@@ -4,7 +4,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,11 @@ from getpass import getuser
 from pathlib import Path
 from typing import Any
 
+from tests.ports import find_free_ports
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
+DEADLINE_S = 600.0
+"""After which something hangs, however busy the machine is."""
 KILL_WAIT_S = 10
 """Between TERM and KILL, when a job is cancelled or queued again; sites leave it at 30."""
 GRACE_S = 20
@@ -84,7 +87,7 @@ class Cluster:
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o600)
         text = CONFIGURATION.format(
-            user=getuser(), root=self.root, ports=_free_ports(3), kill_wait=KILL_WAIT_S, grace=GRACE_S
+            user=getuser(), root=self.root, ports=find_free_ports(3), kill_wait=KILL_WAIT_S, grace=GRACE_S
         )
         (self.root / "slurm.conf").write_text(text)
         try:
@@ -93,11 +96,11 @@ class Cluster:
             ]
             files += [f"--socket={self.root}/munge.sock", f"--log-file={self.root}/log/munged.log"]
             self._start("munged", ["munged", "--foreground", "--force", "--num-threads=2", *files])
-            self.until(lambda: (self.root / "munge.sock").exists(), 10)
+            self.until(lambda: (self.root / "munge.sock").exists())
             self._start("slurmctld", ["slurmctld", "-D", "-f", str(self.root / "slurm.conf")])
             for node in ("pf1", "pf2"):
                 self.start_node(node)
-            self.until(lambda: self.node_states() == {"pf1": "idle", "pf2": "idle"}, 20)
+            self.until(lambda: self.node_states() == {"pf1": "idle", "pf2": "idle"})
         except BaseException:
             self.__exit__()
             raise
@@ -145,7 +148,7 @@ class Cluster:
                     found |= {int(folder.name)} | ({parent} if is_daemon else set())
         return found
 
-    def run(self, *command: str, check: bool = True, timeout_s: float = 120, **environment: str) -> str:
+    def run(self, *command: str, check: bool = True, timeout_s: float = DEADLINE_S, **environment: str) -> str:
         """Runs a command that talks to the cluster and returns what it prints."""
         done = subprocess.run(
             command, env=self.environment | environment, capture_output=True, text=True, timeout=timeout_s, check=False
@@ -171,7 +174,13 @@ class Cluster:
         text = self.run("scontrol", "show", "job", "-o", number, check=False)
         return dict(part.split("=", 1) for part in text.split() if "=" in part)
 
-    def wait_for_job(self, number: str, *states: str, timeout_s: float = 150) -> dict[str, str]:
+    def set_time_limit(self, number: str, *, at_least_s: int) -> None:
+        """Gives a job that long from now, and up to a minute more: Slurm counts in whole minutes."""
+        hours, minutes, seconds = (int(part) for part in self.job(number)["RunTime"].split(":"))
+        limit = -(-(hours * 3600 + minutes * 60 + seconds + at_least_s) // 60)
+        self.run("scontrol", "update", f"JobId={number}", f"TimeLimit={limit}")
+
+    def wait_for_job(self, number: str, *states: str) -> dict[str, str]:
         """Waits until a job is in one of some states; a wait after a requeue is cut short."""
 
         def look() -> dict[str, str] | None:
@@ -182,10 +191,10 @@ class Cluster:
                 self.run("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
             return None
 
-        found: dict[str, str] = self.until(look, timeout_s)
+        found: dict[str, str] = self.until(look)
         return found
 
-    def until(self, look: Callable[[], Any], timeout_s: float) -> Any:
+    def until(self, look: Callable[[], Any], timeout_s: float = DEADLINE_S) -> Any:
         """Waits until something holds, and returns it."""
         deadline = time.monotonic() + timeout_s
         while not (found := look()):
@@ -208,14 +217,3 @@ class Cluster:
             command, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
         )
         log.close()
-
-
-def _free_ports(number: int) -> list[int]:
-    probes = [socket.socket() for _ in range(number)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()

@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import build_tiny_model, quick_run, write_pair_files
+from tests.conftest import SITE, build_tiny_model, quick_run, write_pair_files
 from tests.slurm.cluster import Cluster, missing_program
-
-SITE = Path(__file__).parent / "site"
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +37,7 @@ class Workplace:
         self.cluster = ["cluster=slurm_cpu", "cluster.min_free_gib=0.5", "cluster.preflight=false"]
 
     def environment(self, **faults: str) -> str:
-        """The override of an environment file that sets faults; see tests/slurm/site."""
+        """The override of an environment file that sets faults; see tests/site."""
         name = "-".join(f"{key}{value}" for key, value in faults.items()) or "plain"
         path = self.root / f"environment-{name}.sh"
         lines = [f"export {key}={value}" for key, value in {"PYTHONPATH": str(SITE), **faults}.items()]

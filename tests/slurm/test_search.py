@@ -20,7 +20,7 @@ def test_every_task_of_a_search_has_one_trial_and_keeps_it_when_it_is_queued_aga
         "submit",
         *quick,
         *workplace.cluster,
-        workplace.environment(FAULT_SLEEP_S="0.5"),
+        workplace.environment(FAULT_HOLD_AT="3", FAULT_HOLD_TASK="0"),
         "reference=live",
         "trainer.eval_every=2",
         "sweep.name=searched",
@@ -30,10 +30,10 @@ def test_every_task_of_a_search_has_one_trial_and_keeps_it_when_it_is_queued_aga
         "optim.learning_rate=tag(log, interval(1e-5, 1e-2))",
     )
     array = job_of(said)
-    cluster.until(lambda: workplace.status("searched", "trial-000").get("state") == "running", 240)
+    cluster.until(lambda: workplace.status("searched", "trial-000").get("state") == "running")
     cluster.run("scontrol", "requeue", f"{array}_0")
     for index in range(3):
-        found = cluster.wait_for_job(f"{array}_{index}", "COMPLETED", "FAILED", "CANCELLED", timeout_s=300)
+        found = cluster.wait_for_job(f"{array}_{index}", "COMPLETED", "FAILED", "CANCELLED")
         assert found["JobState"] == "COMPLETED", workplace.log("searched")
 
     folder = SweepFolder(workplace.runs / "searched")

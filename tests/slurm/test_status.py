@@ -11,9 +11,9 @@ from tests.run_states import leave_lock, submit, words_of, write_run, write_swee
 pytestmark = pytest.mark.slow
 
 SCRIPT = """#!/bin/bash
-#SBATCH --array=0-3%2 --output="{folder}/slurm/train-%A_%a.log" --time=00:05:00 --requeue
+#SBATCH --array=0-3%2 --output="{folder}/slurm/train-%A_%a.log" --time=02:00:00 --requeue
 [ "$SLURM_ARRAY_TASK_ID" != 0 ] || {{ echo "error: data.train: no such file"; exit 2; }}
-sleep 120
+sleep 3600
 """
 
 
@@ -29,7 +29,9 @@ def test_an_array_is_told_apart_task_by_task_and_a_killed_point_from_one_that_ru
     leave_lock(sweep / "trains", host="elsewhere", job=job)
 
     begun = {"refused": "failed", "trains": "running", "starts": "running", "waits": "queued"}
-    cluster.until(lambda: words_of(look(find_groups([sweep]))) == begun, 60)
+    cluster.until(lambda: words_of(look(find_groups([sweep]))) == begun)
+    reasons = ("squeue", "-h", "-r", "-j", job, "-t", "PD", "-o", "%r")
+    cluster.until(lambda: cluster.run(*reasons).split() == ["JobArrayTaskLimit"])
     found = json.loads(cluster.prefopt("status", "--json", str(sweep), check=False))
     refused, trains, starts, waits = found["groups"][0]["runs"]
     assert refused["why"] == f"job {job}_0: FAILED, error: data.train: no such file"
@@ -39,7 +41,7 @@ def test_an_array_is_told_apart_task_by_task_and_a_killed_point_from_one_that_ru
 
     cluster.run("scancel", job)
     ended = {"refused": "failed", "trains": "killed", "starts": "not begun", "waits": "not begun"}
-    cluster.until(lambda: words_of(look(find_groups([sweep]))) == ended, 60)
+    cluster.until(lambda: words_of(look(find_groups([sweep]))) == ended)
     said = cluster.prefopt("status", str(sweep), check=False)
     assert f"job {job}_1: CANCELLED; process" in said
 

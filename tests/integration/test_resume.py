@@ -1,12 +1,9 @@
 """A run that was killed ends as if nothing had happened: same records, same weights, same report."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from safetensors.torch import load_file
 from prefopt.files import read_lines
 from prefopt.train import main as train
 from tests.conftest import read_rows, write_rows
+from tests.zygote import Zygote
 
 
 def deterministic(run: Path) -> list[dict]:
@@ -40,16 +38,16 @@ def report_without_times(run: Path) -> dict:
     return report
 
 
-def kill_after(argv: list[str], run: Path, step: int) -> None:
-    """Starts the command in a process of its own and kills it -9 once the checkpoint of `step` is complete."""
-    process = subprocess.Popen([sys.executable, "-m", "prefopt.train", *argv], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (run / "checkpoints" / f"step-{step}").exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline, "no checkpoint"
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+@pytest.fixture
+def kill_in(zygote: Zygote, tmp_path: Path) -> Callable[[int, list[str]], None]:
+    """Runs the command in a process of its own, which dies at the end of a step, before that is logged or saved."""
+
+    def run(step: int, argv: list[str]) -> None:
+        where = {"KILL_IN_STEP": str(step), "KILL_AT": "end"}
+        started = zygote.start(argv, ranks=0, log=tmp_path / "log", hooks="tests.distributed.interrupt", **where)
+        assert started.wait() == [-signal.SIGKILL], started.output()
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -69,16 +67,17 @@ def kill_after(argv: list[str], run: Path, step: int) -> None:
         pytest.param(["trainer.batch_order=length_grouped"], id="length_grouped"),
     ],
 )
-def test_a_killed_run_resumes_and_ends_bitwise_like_an_undisturbed_one(overrides, tmp_path, changes):
-    steps = ["trainer.max_steps=40", "trainer.save_every=4", "trainer.log_every=3", "trainer.eval_every=7"]
+def test_a_killed_run_resumes_and_ends_bitwise_like_an_undisturbed_one(overrides, tmp_path, kill_in, changes):
+    steps = ["trainer.max_steps=16", "trainer.save_every=4", "trainer.log_every=3", "trainer.eval_every=7"]
     argv = [*overrides, *changes, *steps]
     train([*argv, "run.name=whole"])
     whole, broken = tmp_path / "runs" / "whole", tmp_path / "runs" / "broken"
-    kill_after([*argv, "run.name=broken"], broken, 8)
+    kill_in(10, [*argv, "run.name=broken"])
+    assert {path.name for path in (broken / "checkpoints").iterdir()} == {"step-4", "step-8"}
     assert json.loads((broken / "status.json").read_text())["state"] == "running"
     train([*argv, "run.name=broken"])
     status = json.loads((broken / "status.json").read_text())
-    assert (status["state"], status["attempts"], status["step"]) == ("done", 2, 40)
+    assert (status["state"], status["attempts"], status["step"]) == ("done", 2, 16)
     assert deterministic(broken) == deterministic(whole)
     assert weights_equal(broken / "model", whole / "model")
     assert report_without_times(broken) == report_without_times(whole)
@@ -168,7 +167,7 @@ def test_a_run_that_is_done_trains_on_when_its_length_is_raised(overrides, tmp_p
     assert "this run is done" in capsys.readouterr().out
 
 
-def test_the_rows_of_every_step_are_written_and_cut_with_the_metrics(overrides, tmp_path):
+def test_the_rows_of_every_step_are_written_and_cut_with_the_metrics(overrides, tmp_path, kill_in):
     argv = [*overrides, "trainer.log_rows=true", "trainer.gradient_accumulation_steps=2", "trainer.save_every=4"]
     train([*argv, "run.name=whole"])
     whole, broken = tmp_path / "runs" / "whole", tmp_path / "runs" / "broken"
@@ -176,7 +175,8 @@ def test_the_rows_of_every_step_are_written_and_cut_with_the_metrics(overrides, 
     assert [record["step"] for record in written] == [1, 2, 3, 4, 5, 6]
     for epoch in (written[:3], written[3:]):
         assert sorted(row for record in epoch for row in record["rows"]) == list(range(22))
-    kill_after([*argv, "run.name=broken"], broken, 4)
+    kill_in(6, [*argv, "run.name=broken"])
+    assert [record["step"] for record in read_lines(broken / "rows.jsonl")] == [1, 2, 3, 4, 5]
     train([*argv, "run.name=broken"])
     assert (broken / "rows.jsonl").read_text() == (whole / "rows.jsonl").read_text()
 

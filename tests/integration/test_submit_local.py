@@ -15,7 +15,7 @@ from tests.conftest import quick_run, write_rows
 
 pytestmark = pytest.mark.slow
 
-DEADLINE_S = 120.0
+DEADLINE_S = 600.0
 SHORT = ["trainer.max_steps=2", "trainer.save_every=1", "evaluation.num_samples=0", "evaluation.neutral_texts=null"]
 
 

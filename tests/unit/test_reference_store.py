@@ -146,7 +146,7 @@ def test_processes_that_write_at_the_same_time_end_with_one_sound_store(tmp_path
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(600)
         assert process.exitcode == 0
     model = Model()
     found, _ = ReferenceStore.open(tmp_path, KEY).complete(build_table(120), model)

@@ -129,7 +129,7 @@ def test_workers_at_the_same_time_get_distinct_trials(folder):
         subprocess.Popen([sys.executable, "-c", asking, folder.path, *map(str, range(first, 40, 4))])
         for first in range(4)
     ]
-    assert [worker.wait(120) for worker in workers] == [0] * 4
+    assert [worker.wait(600) for worker in workers] == [0] * 4
     found = trials(folder)
     assert sorted(trial.user_attrs[study.TASK] for trial in found) == list(range(40))
     assert len({trial.params["algorithm.beta"] for trial in found}) == 40

@@ -75,7 +75,7 @@ def test_a_bystander_of_a_lock_writes_nothing(tmp_path):
     before = sorted(tmp_path.rglob("*")), tmp_path.stat().st_mtime_ns
     seen = look_at_lock(run)
     assert (seen.life, seen.job) == (Life.alive, "12")
-    assert 100 <= seen.silent_s < 110
+    assert 100 <= seen.silent_s < 400
     assert (sorted(tmp_path.rglob("*")), tmp_path.stat().st_mtime_ns) == before
     leave_lock(run, **ELSEWHERE)
     assert look_at_lock(run).life is Life.unknown

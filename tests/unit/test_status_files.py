@@ -126,7 +126,7 @@ def test_a_running_run_shows_steps_time_left_and_loss_and_a_killed_one_no_time_l
         15.0,
         "attempt 2",
     )
-    assert running.eta_s == pytest.approx(35, abs=2)
+    assert 0 < running.eta_s <= 35, "less what has passed since that line"
     assert (killed.step, killed.total, killed.eta_s) == (30, 100, None)
 
 

@@ -743,7 +743,7 @@ def test_writers_at_the_same_time_agree(tmp_path):
     processes = [context.Process(target=_fetch_at_once, args=(str(tmp_path), barrier, results)) for _ in range(2)]
     for process in processes:
         process.start()
-    found = [results.get(timeout=120) for _ in processes]
+    found = [results.get(timeout=600) for _ in processes]
     for process in processes:
         process.join()
     assert found[0] == found[1]

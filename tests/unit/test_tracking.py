@@ -240,14 +240,15 @@ def test_an_early_end_closes_the_session_unless_the_run_is_another_process_now(m
 
 def test_services_that_a_process_has_left_running_are_found_and_killed(tmp_path):
     program = shutil.copy("/bin/sleep", tmp_path / service.NAME)
-    parent = subprocess.Popen(["sh", "-c", f"{program} 60 & wait"])
+    parent = subprocess.Popen(["sh", "-c", f"{program} 3600 & wait"])
     try:
-        deadline = time.monotonic() + 10
-        while not service.find_services(parent.pid) and time.monotonic() < deadline:
+        deadline = time.monotonic() + 60
+        while not service.find_services(parent.pid):
+            assert time.monotonic() < deadline, "it does not start"
             time.sleep(0.02)
         assert service.find_services(os.getpid()) == []
         assert service.kill_services(parent.pid) == 1
-        parent.wait(10)
+        parent.wait(60)
     finally:
         service.kill_services(parent.pid)
         parent.kill()

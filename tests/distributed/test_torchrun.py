@@ -39,7 +39,8 @@ def start(command: list[str], log: Path, **faults: str) -> subprocess.Popen:
     """On a machine without a compiler, and where nothing was compiled before; `faults` are those of tests/site."""
     environment = {key: value for key, value in os.environ.items() if key != "ACCELERATE_USE_CPU"}
     environment |= {"CXX": "/nowhere/c++", "CC": "/nowhere/cc", "TORCH_EXTENSIONS_DIR": str(log.with_name("compiled"))}
-    environment |= {"PYTHONPATH": os.pathsep.join([str(SITE), os.environ.get("PYTHONPATH", "")]), **faults}
+    python_path = filter(None, [str(SITE), os.environ.get("PYTHONPATH")])
+    environment |= {"PYTHONPATH": os.pathsep.join(python_path), **faults}
     with log.open("a") as output:
         return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
 

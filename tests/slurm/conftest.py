@@ -40,7 +40,8 @@ class Workplace:
         """The override of an environment file that sets faults; see tests/site."""
         name = "-".join(f"{key}{value}" for key, value in faults.items()) or "plain"
         path = self.root / f"environment-{name}.sh"
-        lines = [f"export {key}={value}" for key, value in {"PYTHONPATH": str(SITE), **faults}.items()]
+        python_path = f"{SITE}${{PYTHONPATH:+:$PYTHONPATH}}"
+        lines = [f"export {key}={value}" for key, value in {"PYTHONPATH": python_path, **faults}.items()]
         path.write_text("".join(f"{line}\n" for line in lines))
         return f"cluster.environment={path}"
 

@@ -7,6 +7,7 @@ import torch
 
 from prefopt.choices import EngineName, Precision
 from prefopt.errors import UserError
+from prefopt.modeling.shared_prefix import flash
 from prefopt.modeling.shared_prefix.attention import UnsupportedAttentionError
 from prefopt.modeling.shared_prefix.engine import LAYOUT, SharedPrefix, find_obstacle, verify
 from prefopt.modeling.shared_prefix.layout import PairLayout
@@ -42,14 +43,42 @@ def share_prompts(
         logger.log(level, "engine: trl")
         return None
     obstacle = find_obstacle(model) or _find_obstacle_in_settings(config)
-    for form in FORMS if obstacle is None else ():
+    engine = _install_on_flash(model, config.trainer.precision, device, level) if obstacle is None else None
+    for form in FORMS if obstacle is None and engine is None else ():
         engine, obstacle = _install(model, config.trainer.precision, device, form)
         if engine is not None:
-            logger.log(level, "engine: shared_prefix, %s", engine)
-            return engine
+            break
+    if engine is not None:
+        logger.log(level, "engine: shared_prefix, %s", engine)
+        return engine
     if config.engine.name is EngineName.shared_prefix and is_strict:
         raise UserError(f"engine=shared_prefix: {obstacle}. Set engine=trl, or engine=auto to let prefopt decide.")
     logger.log(logging.WARNING if level >= logging.INFO else level, "engine: trl, because %s", obstacle)
+    return None
+
+
+def _install_on_flash(model: Any, precision: Precision, device: torch.device, level: int) -> SharedPrefix | None:
+    """Installs the variable-length form on FlashAttention 3 or 4, where one of them is installed and agrees."""
+    for name in flash.installed(device):
+        engine = None
+        try:
+            flash.activate(name)
+            with flash.independent():
+                reason = flash.differs_with_window(device)
+                if reason is None:
+                    engine, reason = _install(model, precision, device, None)
+        except torch.OutOfMemoryError:
+            raise
+        except (ImportError, RuntimeError, ValueError, AttributeError, OSError) as error:
+            reason = str(error).splitlines()[0]
+        if engine is not None and engine.form == "varlen":
+            engine.reason = f"{name}; {engine.reason}"
+            return engine
+        if engine is not None:
+            engine.remove()
+            reason = engine.reason
+        flash.activate(None)
+        logger.log(level, "engine: %s is installed and not used, because %s", name, reason)
     return None
 
 

@@ -85,6 +85,12 @@ class EngineName(Enum):
     trl = "trl"
 
 
+class Kernels(Enum):
+    auto = "auto"
+    liger = "liger"
+    none = "none"
+
+
 class ReferenceMode(Enum):
     store = "store"
     live = "live"

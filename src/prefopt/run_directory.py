@@ -85,7 +85,7 @@ class RunDirectory:
 
     @property
     def work(self) -> Path:
-        """Which engine trained, what the reference store saved, and where the seconds went."""
+        """Which engine and kernels trained, what the reference store saved, and where the seconds went."""
         return self.path / "work.json"
 
     @property

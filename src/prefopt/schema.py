@@ -17,6 +17,7 @@ from prefopt.choices import (
     DataFormat,
     EngineName,
     FDivergence,
+    Kernels,
     LogArtifacts,
     LoggerName,
     LossOn,
@@ -223,10 +224,12 @@ class DPOAlgorithmConfig(AlgorithmConfig):
 
 @dataclass(kw_only=True)
 class EngineConfig:
-    """Who runs the forward of preference pairs; the numbers are the same."""
+    """Who runs the forward of preference pairs, and on which layers; the numbers are the same."""
 
     name: EngineName = EngineName.auto
     """shared_prefix: every prompt once, no padding. trl: TRL's forward. auto: shared_prefix where the model allows."""
+    kernels: Kernels = Kernels.auto
+    """liger: fused RMSNorm, rotary embedding, MLP (CUDA, `prefopt[gpu]`). auto: where they can be had. none: off."""
 
 
 @dataclass(kw_only=True)

@@ -63,3 +63,48 @@ def test_held_out_metrics_do_not_depend_on_engine_or_reference_on_cuda(overrides
     assert fast == pytest.approx(plain, abs=1e-3 if precision == "fp32" else 5e-2)
     form = json.loads((tmp_path / "runs" / "fast" / "work.json").read_text())["engine"]
     assert form == ("shared_prefix (varlen)" if precision == "bf16" else "shared_prefix (split)")
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-4), ("bf16", 0.1)])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo3"])
+def test_fused_layers_have_the_losses_and_gradients_of_the_models_own(name, precision, limit):
+    pytest.importorskip("liger_kernel")
+    from prefopt.config import load_config
+    from prefopt.modeling.kernels import fuse_layers
+    from tests.tiny_models import RAGGED, SUPPORTED, build, pair_batch, without_layout
+
+    model = build(SUPPORTED[name]).to("cuda")
+    batch = {key: value.to("cuda") for key, value in without_layout(pair_batch(RAGGED)).items()}
+    config = load_config(["engine.kernels=liger", f"trainer.precision={precision}"])
+
+    def step() -> tuple[torch.Tensor, torch.Tensor]:
+        model.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+            loss = -model(**batch, use_cache=False, fused_lm_head=True).log_probs.float().mean()
+        loss.backward()
+        return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    expected = step()
+    layers = fuse_layers(model, config, torch.device("cuda"))
+    found = step()
+    layers.remove()
+    assert (found[0] - expected[0]).abs() / expected[0].abs() < limit / 10
+    assert (found[1] - expected[1]).norm() / expected[1].norm() < limit
+
+
+def test_flash_kernels_that_are_installed_agree_with_windows_and_without():
+    from prefopt.modeling.shared_prefix import flash
+    from prefopt.modeling.shared_prefix.attention import choose_form
+
+    device = torch.device("cuda")
+    names = flash.installed(device)
+    if not names:
+        pytest.skip("needs torch 2.13 or later with FlashAttention 3 or 4 installed")
+    try:
+        for name in names:
+            flash.activate(name)
+            with flash.independent():
+                assert flash.differs_with_window(device) is None
+                assert choose_form(device, torch.bfloat16, 128, (8, 2))[0] == "varlen"
+    finally:
+        flash.activate(None)

@@ -17,6 +17,7 @@ from prefopt.data.collate import PairCollator
 from prefopt.data.ragged import PairLogps, PairTable, Ragged
 from prefopt.evaluation.statistics import Floats
 from prefopt.modeling import load
+from prefopt.modeling.kernels import fuse_layers
 from prefopt.modeling.shared_prefix import share_prompts
 from prefopt.schema import DPOAlgorithmConfig, TrainConfig
 
@@ -94,6 +95,7 @@ class Scorer:
         if not getattr(model, "is_quantized", False):  # a quantised one was loaded to where it computes
             model.to(load.choose_device())
         add_fused_lm_head(model.get_base_model() if hasattr(model, "peft_config") else model)
+        fuse_layers(model, config, model.device, level=logging.DEBUG, is_strict=False)
         engine = None
         if isinstance(config.algorithm, DPOAlgorithmConfig):
             engine = share_prompts(model, config, model.device, level=logging.DEBUG, is_strict=False)

@@ -11,6 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from prefopt.choices import PeftMethod, Precision, WeightsDtype
 from prefopt.errors import UserError
+from prefopt.modeling.kernels import check_kernels
 from prefopt.paths import SCHEME, resolve
 from prefopt.schema import ModelConfig, PeftConfig, TrainConfig
 from prefopt.tracking import phases
@@ -21,8 +22,9 @@ ADAPTER_FILE = "adapter_config.json"
 
 
 def check_hardware(config: TrainConfig) -> None:
-    """Refuses a precision or a quantisation that this machine cannot run, before anything is loaded."""
+    """Refuses a precision, a quantisation or kernels that this machine cannot run, before anything is loaded."""
     disable_progress_bar()
+    check_kernels(config)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to find out
     if config.peft.method is PeftMethod.qlora:

@@ -28,6 +28,7 @@ THROUGHPUT: dict[str, tuple[str, Callable[[Any], str]]] = {
     "train_time_s": ("Training time", duration),
     "evaluation_time_s": ("Evaluation time", duration),
     "engine": ("Engine", str),
+    "kernels": ("Fused layers", str),
     "reference": ("Reference log-probs", lambda usage: reference_text(usage)),
     "checkpoints": ("Checkpoints", lambda written: checkpoints_text(written)),
     "mfu": ("Model FLOP utilisation", lambda share: cell({"value": share}, PERCENT).value),

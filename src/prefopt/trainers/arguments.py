@@ -36,6 +36,7 @@ REFUSED = {
     "ignore_data_skip": "a resumed run would see rows again",
     "save_on_each_node": "all ranks see one run directory",
     "auto_find_batch_size": "batches are planned before the first step",
+    "use_liger_kernel": "it is not tried beforehand; engine.kernels=liger installs the same layers, and tries them",
     "save_only_model": "such a checkpoint cannot be resumed",
     "dataloader_drop_last": "rows would be dropped without being counted",
     **dict.fromkeys(PREPARATION, "prefopt tokenises, so TRL would ignore it (see data, algorithm.loss_on)"),

@@ -20,6 +20,7 @@ from prefopt.distributed.preemption import Preempted
 from prefopt.distributed.ranks import is_main, rank, world_size
 from prefopt.evaluation.scoring import Scorer
 from prefopt.examples import Examples
+from prefopt.modeling.kernels import FusedLayers, fuse_layers
 from prefopt.modeling.load import build_peft_config, load_model
 from prefopt.modeling.reference import ReferenceStore, Usage, check_independence, open_store
 from prefopt.modeling.shared_prefix import SharedPrefix, share_prompts
@@ -45,6 +46,7 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         self.ld_alpha: float | None
         self.precompute_ref_logps: bool
         self.engine: SharedPrefix | None = None
+        self.layers: FusedLayers | None = None
         self.store: ReferenceStore | None = None
         self.has_reference = True
         with _without_weights_hash():
@@ -56,6 +58,8 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
     def prepare(self, console: Console) -> None:
         """Gets the reference log-probs; the policy still is the reference, since no checkpoint is loaded yet."""
         work: dict[str, Any] = {"engine": "trl" if self.engine is None else f"shared_prefix ({self.engine.form})"}
+        if self.layers is not None:
+            work["kernels"] = str(self.layers)
         if self.store is not None:
             work["reference"] = self._look_up_reference(self.store, console).to_dict()
             self._release_reference()
@@ -277,14 +281,17 @@ def build(config: TrainConfig, arguments: Any, examples: Examples) -> DPOTrainer
     if trainer.store is not None:
         check_independence(trainer.model.config, config.data.max_length)
         trainer.store.check(PairTable.of(data) for data in (trainer.train_dataset, trainer.eval_dataset) if data)
+    trainer.layers = fuse_layers(trainer.model, config, trainer.args.device)
     trainer.engine = share_prompts(trainer.model, config, trainer.args.device)
     trainer.batches = plan_batches(trainer, config)
+    reference = None if trainer.ref_model is None else trainer.accelerator.unwrap_model(trainer.ref_model)
+    if reference is not None and trainer.layers is not None:  # else the two would differ by rounding at the start
+        fuse_layers(reference, config, trainer.args.device, level=logging.DEBUG)
     if trainer.engine is not None:
         trainer.data_collator.with_layout = True
         if config.trainer.tokens_per_device is not None:
             trainer.data_collator.min_saving = 0.0  # the budget counts the tokens of the layout
-        if trainer.ref_model is not None:
-            reference = trainer.accelerator.unwrap_model(trainer.ref_model)
+        if reference is not None:
             share_prompts(reference, config, trainer.args.device, level=logging.DEBUG)
     return trainer
 

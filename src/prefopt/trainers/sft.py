@@ -9,6 +9,7 @@ from rich.console import Console
 from prefopt.data.steps import IGNORED
 from prefopt.distributed.group import gather
 from prefopt.examples import Examples
+from prefopt.modeling.kernels import fuse_layers
 from prefopt.modeling.load import build_peft_config, load_model
 from prefopt.schema import TrainConfig
 from prefopt.tracking.deferred import Deferred, Number
@@ -73,5 +74,6 @@ def build(config: TrainConfig, arguments: Any, examples: Examples) -> SFTTrainer
         processing_class=examples.tokenizer,
         peft_config=build_peft_config(config.peft, config.model),
     )
+    fuse_layers(trainer.model, config, trainer.args.device)
     trainer.batches = plan_batches(trainer, config)
     return trainer

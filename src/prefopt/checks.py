@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from prefopt.choices import (
+    AUTO,
     HELD_OUT_METRICS,
     WHOLE_BATCH_LOSSES,
     FDivergence,
@@ -67,6 +68,12 @@ def _check_deepspeed(config: TrainConfig) -> None:
     deepspeed, extra = config.deepspeed, config.trainer.extra
     if deepspeed.stage is None:
         return
+    for name in ("tokens_per_device", "gradient_checkpointing"):
+        require(
+            getattr(config.trainer, name) != AUTO,
+            f"trainer.{name}=auto with deepspeed.stage={deepspeed.stage}: DeepSpeed places the weights when training "
+            f"begins, so nothing can be tried before. Set trainer.{name} to a value (docs/scaling.md has some).",
+        )
     require(
         find_spec("deepspeed") is not None,
         f"deepspeed.stage={deepspeed.stage}: DeepSpeed is not installed. Install it after torch: "

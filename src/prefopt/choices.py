@@ -16,6 +16,9 @@ F_DIVERGENCE_LOSS_TYPES = frozenset(
 WHOLE_BATCH_LOSSES = frozenset({"sft", "aot", "aot_unpaired"})
 """Losses that look at the pairs of a forward as a whole, so that dividing a step otherwise changes them."""
 
+AUTO = "auto"
+"""Value of settings that are else a number or a truth: prefopt finds out."""
+
 
 class Precision(Enum):
     fp32 = "fp32"

@@ -154,6 +154,11 @@ class RunDirectory:
         size: dict[str, int] | None = self.read_provenance().get("step_size")
         return size
 
+    def read_fit(self) -> dict[str, Any] | None:
+        """What the first attempt found to fit on the device (`Fit`), None where nothing was tried."""
+        fit: dict[str, Any] | None = self.read_provenance().get("fit")
+        return fit
+
     def read_wandb_id(self) -> str | None:
         """The run's id in Weights & Biases, None without."""
         return self.wandb_id.read_text(encoding="utf-8").strip() if self.wandb_id.exists() else None

@@ -32,6 +32,7 @@ from prefopt.tracking.wandb import start_wandb
 from prefopt.trainers import dpo, sft
 from prefopt.trainers.arguments import build_dpo_arguments, build_sft_arguments
 from prefopt.trainers.batches import StepSize
+from prefopt.trainers.fit import Fit, is_tried, without_trial
 from prefopt.trainers.guards import DivergedError
 from prefopt.trainers.training import train
 
@@ -63,12 +64,14 @@ def train_and_report(
     is_fresh = on_main(lambda: config.run.overwrite and not run.is_overwriting(config))
     kept = None if is_fresh else on_main(run.read_step_size)
     size = StepSize.of(config, StepSize(**kept) if kept else None)
-    trainer = build_trainer(config, run, examples, size)
+    kept_fit = None if is_fresh else on_main(run.read_fit)
+    trainer = build_trainer(config, run, examples, size, Fit(**kept_fit) if kept_fit else None)
+    found = {"fit": asdict(trainer.fit)} if is_tried(config) else {}
 
     def start() -> None:
         data = {"sha256": examples.fingerprints(), **examples.tokenized.notes.to_dict()}
         provenance = collect(config, data, command_line("prefopt.train", argv))
-        run.start(config, {**provenance, "step_size": kept or asdict(size)})
+        run.start(config, {**provenance, "step_size": kept or asdict(size), **found})
         CodeState.read().write_diff(run.diff)
         phases.keep(run)
 
@@ -115,7 +118,7 @@ def compute_reference(
         Preempted: A stop was asked for; the same command goes on.
     """
     set_seed(config.run.seed)
-    trainer = build_trainer(config, run, examples, StepSize.of(config, None))
+    trainer = build_trainer(without_trial(config), run, examples, StepSize.of(config, None))
     provenance = collect(config, {"sha256": examples.fingerprints()}, command_line("prefopt.prepare", argv))
     on_main(lambda: run.start(config, provenance))
     on_main(lambda: phases.keep(run))
@@ -137,12 +140,14 @@ def compute_reference(
 
 
 @phases.of("set_up")
-def build_trainer(config: TrainConfig, run: RunDirectory, examples: Examples, size: StepSize) -> Any:
+def build_trainer(
+    config: TrainConfig, run: RunDirectory, examples: Examples, size: StepSize, fit: Fit | None = None
+) -> Any:
     """Loads the models and returns TRL's trainer; what TRL and PEFT refuse is the user's to mend."""
     build_arguments, build = ALGORITHMS[config.algorithm.name]
     arguments = build_arguments(config, run, size)
     try:
-        trainer = build(config, arguments, examples)
+        trainer = build(config, arguments, examples, fit)
         trainer.optimizer_cls_and_kwargs = choose_optimizer(config.deepspeed, config.optim)
         return trainer
     except UserError:

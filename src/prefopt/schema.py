@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from prefopt.choices import (
+    AUTO,
     F_DIVERGENCE_LOSS_TYPES,
     LOSS_TYPES,
     AlgorithmName,
@@ -303,8 +304,9 @@ class TrainerConfig:
     """Passes over the training data, > 0."""
     per_device_batch_size: int = 8
     """Pairs (DPO: two sequences each) or rows (SFT) per device and forward."""
-    tokens_per_device: int | None = None
-    """DPO: instead of a fixed number, as many pairs per device and forward as fit this many computed tokens."""
+    tokens_per_device: Any = None
+    """DPO: instead of a fixed number, as many pairs per device and forward as fit this many computed tokens; auto:
+    the largest budget that fits on the device, found by trial. A run keeps it."""
     batch_order: BatchOrder = BatchOrder.random
     """DPO: random, or length_grouped: pairs of like length share a batch, which differ from epoch to epoch."""
     gradient_accumulation_steps: int = 1
@@ -313,8 +315,9 @@ class TrainerConfig:
     """Pairs or rows per optimizer step over all ranks, instead of `gradient_accumulation_steps`. A run keeps it."""
     precision: Precision = Precision.fp32
     """fp32, or bf16 mixed precision where the hardware has it."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    gradient_checkpointing: Any = False
+    """Recompute activations in the backward pass: less memory, about a third more compute. auto: only where the
+    longest examples do not fit without, found by trial. A run keeps it."""
     log_every: int = 5
     """Optimizer steps between two lines of metrics."""
     eval_every: int | None = None
@@ -339,9 +342,19 @@ class TrainerConfig:
             "keep_checkpoints",
         ):
             require(getattr(self, name) >= 1, f"trainer.{name}: must be >= 1, found {getattr(self, name)}.")
-        for name in ("max_steps", "eval_every", "tokens_per_device", "batch_size"):
+        for name in ("max_steps", "eval_every", "batch_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"trainer.{name}: must be >= 1 or null, found {value}.")
+        budget, checkpointing = self.tokens_per_device, self.gradient_checkpointing
+        is_count = isinstance(budget, int) and not isinstance(budget, bool) and budget >= 1
+        require(
+            budget is None or budget == AUTO or is_count,
+            f"trainer.tokens_per_device: must be a whole number >= 1, auto or null, found {budget}.",
+        )
+        require(
+            checkpointing == AUTO or isinstance(checkpointing, bool),
+            f"trainer.gradient_checkpointing: must be true, false or auto, found {checkpointing}.",
+        )
         require(self.num_epochs > 0, f"trainer.num_epochs: must be > 0, found {self.num_epochs}.")
 
 

@@ -108,3 +108,33 @@ def test_flash_kernels_that_are_installed_agree_with_windows_and_without():
                 assert choose_form(device, torch.bfloat16, 128, (8, 2))[0] == "varlen"
     finally:
         flash.activate(None)
+
+
+@pytest.mark.parametrize("changes", [[], ["peft=lora", "trainer.precision=bf16"]])
+def test_what_fits_is_found_on_the_card_and_trains(overrides, tmp_path, changes, capsys):
+    train([*overrides, *changes, "trainer.tokens_per_device=auto", "trainer.gradient_checkpointing=auto"])
+    fit = json.loads((tmp_path / "runs" / "test" / "provenance.json").read_text())["fit"]
+    assert fit["tokens"] > 0
+    assert fit["checkpointing"] is False
+    assert "of which 10% are left free" in capsys.readouterr().out
+
+
+def test_a_card_that_is_nearly_full_gets_a_smaller_budget(overrides, monkeypatch):
+    from prefopt.config import load_config
+    from prefopt.trainers import fit
+    from tests.numerics.test_dpo_trainer import build
+
+    config = load_config([*overrides, "trainer.tokens_per_device=auto"])
+    trainer = build(config)
+    work = fit.Workload.of(trainer)
+    with fit.DeviceTrial(trainer) as trial:
+        assert trial(work.costliest(work.most), False)
+        peak = trial._peak
+    held = torch.cuda.memory_allocated()
+    total = torch.cuda.mem_get_info()[1]
+    monkeypatch.setattr(fit, "HEADROOM", 1 - (held + 0.6 * (peak - held) + 2**21) / total)
+    with fit.DeviceTrial(trainer) as trial:
+        found = fit.find_fit(work, trial, config)
+    assert found.tokens < work.most
+    assert torch.cuda.memory_allocated() <= held + 2**21
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())

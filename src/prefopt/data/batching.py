@@ -92,7 +92,7 @@ class PairBatches:
                 f"data.train: {len(lengths)} pairs for {num_ranks} ranks: every rank needs at least one pair; "
                 "add data or start fewer processes"
             )
-        self._tokens = _pair_tokens(lengths, padded=padded)
+        self._tokens = pair_tokens(lengths, padded=padded)
         self._order, self._seed, self._num_ranks = order, seed, num_ranks
         self._pairs, self._budget, self._padded, self._num_epochs = pairs, tokens, padded, num_epochs
         self._epoch = 0
@@ -213,11 +213,16 @@ class PairBatches:
             )
 
 
-def _pair_tokens(lengths: NDArray[np.int64], *, padded: bool) -> NDArray[np.int64]:
+def pair_tokens(lengths: NDArray[np.int64], *, padded: bool) -> NDArray[np.int64]:
     """Returns what a pair costs in a batch of its own, shape (num_pairs,)."""
     prompt, chosen, rejected = lengths.astype(np.int64).T
     tokens: NDArray[np.int64] = 2 * (prompt + np.maximum(chosen, rejected)) if padded else prompt + chosen + rejected
     return tokens
+
+
+def fill(tokens: NDArray[np.int64], *, budget: int, padded: bool) -> int:
+    """Returns how many of the first pairs share a batch within a budget; `tokens` as of `pair_tokens`."""
+    return int(_cut_by_budget(tokens, budget=budget, padded=padded)[1])
 
 
 def _cut_by_budget(tokens: NDArray[np.int64], *, budget: int, padded: bool) -> NDArray[np.int64]:

@@ -120,7 +120,7 @@ def _common(config: TrainConfig, run: RunDirectory, size: StepSize) -> dict[str,
         "max_steps": trainer.max_steps or -1,
         "bf16": trainer.precision is Precision.bf16,
         "use_cpu": not torch.cuda.is_available() and config.deepspeed.stage is None,
-        "gradient_checkpointing": trainer.gradient_checkpointing,
+        "gradient_checkpointing": trainer.gradient_checkpointing is True,  # for auto see Fit
         "optim": choose_implementation(optim.name, on_cuda=torch.cuda.is_available()),
         "learning_rate": optim.learning_rate,
         "lr_scheduler_type": optim.scheduler,

@@ -84,13 +84,13 @@ def _require_divisible_losses(config: TrainConfig, kept: StepSize, divided: Step
 
 
 def plan_batches(trainer: Any, config: TrainConfig) -> Batches:
-    """The batches of the run.
+    """The batches of the run, whose `Fit` is known.
 
     Raises:
         UserError: Fewer examples than ranks, or a pair above the budget of tokens.
     """
     settings, pairs, args = config.trainer, trainer.train_dataset, trainer.args
-    budget = settings.tokens_per_device
+    budget = trainer.fit.tokens
     if len(pairs) < world_size():
         raise UserError(f"data.train: {len(pairs)} rows for {world_size()} ranks. Start fewer ranks, or add data.")
     if budget is None and settings.batch_order is BatchOrder.random:

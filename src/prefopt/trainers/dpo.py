@@ -29,6 +29,7 @@ from prefopt.tracking.console import progress_bar
 from prefopt.tracking.deferred import Deferred, Number
 from prefopt.trainers.batches import plan_batches
 from prefopt.trainers.durable import DurableTrainer
+from prefopt.trainers.fit import Fit
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,14 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         self._note_metrics(loss, metrics)
         weight = self.num_rows * self._num_forwards / self._num_pairs
         return loss if weight == 1 else loss * weight
+
+    def compute_trial_loss(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The loss of a batch whose reference log-probs are not known yet, which takes as much memory."""
+        if self.precompute_ref_logps:
+            zeros = torch.zeros(len(batch["input_ids"]) // 2, device=batch["input_ids"].device)
+            batch = {**batch, "ref_chosen_logps": zeros, "ref_rejected_logps": zeros}
+        loss, _ = self._compute_trl_loss(self.model, batch)
+        return loss
 
     def _note_metrics(self, loss: torch.Tensor, metrics: dict[str, Number]) -> None:
         """Adds TRL's means over this batch to the window, each with the number of what it is a mean of."""
@@ -258,8 +267,14 @@ class Recorder:
         return outputs
 
 
-def build(config: TrainConfig, arguments: Any, examples: Examples) -> DPOTrainer:
+def build(config: TrainConfig, arguments: Any, examples: Examples, kept: Fit | None = None) -> DPOTrainer:
     """Loads policy and, where it is needed in every step, reference; returns the trainer.
+
+    Args:
+        config: The settings.
+        arguments: What `build_dpo_arguments` returned.
+        examples: The data.
+        kept: What an earlier attempt of this run found to fit.
 
     Raises:
         UserError: The model does not allow what the configuration asks for.
@@ -283,7 +298,6 @@ def build(config: TrainConfig, arguments: Any, examples: Examples) -> DPOTrainer
         trainer.store.check(PairTable.of(data) for data in (trainer.train_dataset, trainer.eval_dataset) if data)
     trainer.layers = fuse_layers(trainer.model, config, trainer.args.device)
     trainer.engine = share_prompts(trainer.model, config, trainer.args.device)
-    trainer.batches = plan_batches(trainer, config)
     reference = None if trainer.ref_model is None else trainer.accelerator.unwrap_model(trainer.ref_model)
     if reference is not None and trainer.layers is not None:  # else the two would differ by rounding at the start
         fuse_layers(reference, config, trainer.args.device, level=logging.DEBUG)
@@ -293,6 +307,8 @@ def build(config: TrainConfig, arguments: Any, examples: Examples) -> DPOTrainer
             trainer.data_collator.min_saving = 0.0  # the budget counts the tokens of the layout
         if reference is not None:
             share_prompts(reference, config, trainer.args.device, level=logging.DEBUG)
+    trainer.fit = Fit.of(trainer, config, kept)
+    trainer.batches = plan_batches(trainer, config)
     return trainer
 
 

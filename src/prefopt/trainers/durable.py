@@ -30,6 +30,7 @@ from prefopt.tracking import phases
 from prefopt.tracking.deferred import Number, deferred_reads
 from prefopt.tracking.window import MetricsWindow
 from prefopt.trainers.batches import Batches, count_examples
+from prefopt.trainers.fit import Fit
 from prefopt.trainers.guards import StepGuard
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class DurableTrainer:
     ranks, and a run that goes on from a checkpoint goes on as if nothing had happened.
 
     Attributes:
+        fit: What is computed at once.
         batches: The batches of an epoch over all ranks.
         window: Metrics since the last log line.
         best: The best value of `trainer.keep_best` and its step.
@@ -81,7 +83,7 @@ class DurableTrainer:
     """
 
     trl_loss_function: Callable[..., Any]
-
+    fit: Fit
     batches: Batches
     model: Any
     model_wrapped: Any
@@ -140,6 +142,14 @@ class DurableTrainer:
             prefetch_factor=args.dataloader_prefetch_factor,
         )
         return self.accelerator.prepare(loader)
+
+    def try_rows(self, rows: list[int]) -> None:
+        """One forward and backward of some training examples, for the memory that they take; leaves gradients."""
+        batch = self.data_collator(self.train_dataset.__getitems__(rows))  # type: ignore[attr-defined]
+        inputs = self._prepare_inputs(batch)
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
+            loss: torch.Tensor = self.compute_trial_loss(inputs)  # type: ignore[attr-defined]
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward; under DeepSpeed, of the last forward of a step, also the optimizer step."""
@@ -240,7 +250,9 @@ class DurableTrainer:
             self._guard.note_loss(logs["loss"], self.state.global_step)
         super().log(logs, start_time)  # type: ignore[misc]
 
-    def _compute_trl_loss(self, model: Any, inputs: dict[str, Any], **kwargs: Any) -> tuple[Any, dict[str, Number]]:
+    def _compute_trl_loss(
+        self, model: Any, inputs: dict[str, Any], **kwargs: Any
+    ) -> tuple[torch.Tensor, dict[str, Number]]:
         """TRL's loss of a forward, and its metrics on this rank: gathered and read when a line is logged, not here.
 
         Args:

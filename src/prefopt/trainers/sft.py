@@ -15,6 +15,7 @@ from prefopt.schema import TrainConfig
 from prefopt.tracking.deferred import Deferred, Number
 from prefopt.trainers.batches import plan_batches
 from prefopt.trainers.durable import DurableTrainer
+from prefopt.trainers.fit import Fit
 
 
 class SFTTrainer(DurableTrainer, trl.SFTTrainer):  # type: ignore[misc]
@@ -30,6 +31,12 @@ class SFTTrainer(DurableTrainer, trl.SFTTrainer):  # type: ignore[misc]
         loss, metrics = self._compute_trl_loss(model, inputs, **kwargs)
         if self.model.training:
             self._note_metrics(loss, metrics, kwargs["num_items_in_batch"])
+        return loss
+
+    def compute_trial_loss(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The loss of a batch, for the memory that it takes."""
+        trained = (batch["labels"][:, 1:] != IGNORED).sum()
+        loss, _ = self._compute_trl_loss(self.model, batch, num_items_in_batch=trained)
         return loss
 
     def _note_metrics(self, loss: torch.Tensor, metrics: dict[str, Number], step: torch.Tensor) -> None:
@@ -64,8 +71,18 @@ class SFTTrainer(DurableTrainer, trl.SFTTrainer):  # type: ignore[misc]
         return {"loss": -logps / tokens, "mean_token_accuracy": hits / tokens}
 
 
-def build(config: TrainConfig, arguments: Any, examples: Examples) -> SFTTrainer:
-    """Loads the policy and returns the trainer; `arguments` is what `build_sft_arguments` returned."""
+def build(config: TrainConfig, arguments: Any, examples: Examples, kept: Fit | None = None) -> SFTTrainer:
+    """Loads the policy and returns the trainer.
+
+    Args:
+        config: The settings.
+        arguments: What `build_sft_arguments` returned.
+        examples: The data.
+        kept: What an earlier attempt of this run found to fit.
+
+    Raises:
+        UserError: The model does not allow what the configuration asks for.
+    """
     trainer = SFTTrainer(
         model=load_model(config.model, config.peft.method),
         args=arguments,
@@ -75,5 +92,6 @@ def build(config: TrainConfig, arguments: Any, examples: Examples) -> SFTTrainer
         peft_config=build_peft_config(config.peft, config.model),
     )
     fuse_layers(trainer.model, config, trainer.args.device)
+    trainer.fit = Fit.of(trainer, config, kept)
     trainer.batches = plan_batches(trainer, config)
     return trainer

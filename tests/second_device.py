@@ -126,6 +126,7 @@ def second_device() -> Iterator[Host]:
         mock.patch.object(TrainingArguments, "device", property(device)),
         mock.patch("prefopt.modeling.load.choose_device", return_value=DEVICE),
         mock.patch.object(torch, "Generator", generator),
+        mock.patch.object(torch, "inference_mode", torch.no_grad),  # such tensors cannot be wrapped once more
         mock.patch.object(torch, "autocast", _Autocast),
         mock.patch.object(torch, "is_autocast_enabled", of_cpu(torch.is_autocast_enabled)),
         mock.patch.object(torch, "get_autocast_dtype", of_cpu(torch.get_autocast_dtype)),

@@ -24,7 +24,6 @@ from datasets import Dataset
 from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoTokenizer
-from transformers.models.llama import modeling_llama
 from trl.trainer import utils as trl_utils
 
 from benchmarks.shapes import COLUMNS, Batches, Row
@@ -33,6 +32,7 @@ from prefopt.data.collate import REFERENCE_COLUMNS, PairCollator
 from prefopt.data.ragged import PairTable
 from prefopt.data.steps import TokenCounts
 from prefopt.evaluation.scoring import Scorer
+from prefopt.modeling.kernels import FusedLayers
 from prefopt.modeling.load import build_peft_config
 from prefopt.modeling.reference import ReferenceStore, Usage
 from prefopt.modeling.shared_prefix import SharedPrefix
@@ -102,32 +102,13 @@ class Variant:
 
 @contextmanager
 def fused_layers(model: Any) -> Iterator[None]:
-    """Puts Liger's norms, rotary embedding and MLP into a Llama, and takes them out again.
-
-    Liger replaces names of transformers' module and methods of the layers that exist; what it changed, and nothing
-    else, is put back.
-    """
-    from liger_kernel.transformers import apply_liger_kernel_to_llama
-
-    causal = model.get_base_model() if hasattr(model, "peft_config") else model
-    places = [vars(modeling_llama), *(vars(module) for module in causal.modules())]
-    before = [dict(place) for place in places]
-    apply_liger_kernel_to_llama(
-        rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False, model=causal
-    )
-    changed = [
-        [name for name in place if name not in old or place[name] is not old[name]]
-        for place, old in zip(places, before, strict=True)
-    ]
+    """Puts Liger's layers into a model, as `engine.kernels=liger` does, and takes them out again."""
+    layers = FusedLayers(model, model.device)
+    assert layers.problem is None, layers.problem
     try:
         yield
     finally:
-        for place, old, names in zip(places, before, changed, strict=True):
-            for name in names:
-                if name in old:
-                    place[name] = old[name]
-                else:
-                    del place[name]
+        layers.remove()
 
 
 def has_fused_layers(model: Any) -> bool:

@@ -1,6 +1,8 @@
 """What only a CUDA device can show."""
 
+import itertools
 import json
+import warnings
 
 import pytest
 import torch
@@ -138,3 +140,25 @@ def test_a_card_that_is_nearly_full_gets_a_smaller_budget(overrides, monkeypatch
     assert found.tokens < work.most
     assert torch.cuda.memory_allocated() <= held + 2**21
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def test_a_step_that_is_not_logged_waits_for_the_device_twice_at_most(overrides, monkeypatch):
+    from prefopt.trainers.durable import DurableTrainer
+
+    waits, end_step = [], DurableTrainer.end_step
+
+    def end(self, control):
+        end_step(self, control)
+        waits.append(sum("synchronizing CUDA operation" in str(warning.message) for warning in caught))
+
+    monkeypatch.setattr(DurableTrainer, "end_step", end)
+    steps = ["trainer.precision=bf16", "trainer.max_steps=8", "trainer.log_every=100", "trainer.save_every=100"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            train([*overrides, *steps])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    per_step = [after - before for before, after in itertools.pairwise(waits)][2:-1]  # the first ones warm up
+    assert max(per_step) <= 2

@@ -76,7 +76,8 @@ def _leave_word_to_rank_0() -> None:
     Returns if rank 0 has not found what this rank has.
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(USER_ERROR))
-    time.sleep(WORD_S)
+    with suppress(KeyboardInterrupt):
+        time.sleep(WORD_S)
 
 
 def _note_refusal(message: str) -> None:

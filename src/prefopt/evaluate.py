@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from prefopt.checks import check
+from prefopt.choices import Kernels
 from prefopt.composition import as_dict
 from prefopt.config import TRAIN, from_dict, read_config
 from prefopt.distributed.ranks import Launch
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> None:
     if not run.model.is_dir():
         raise UserError(f"run={run.path}: has no final model yet. Finish it with the command that started it.")
     config = override(read_config(run.config), overrides)
+    config.engine.kernels = Kernels.auto  # those of the machine that measures, and not of the one that trained
 
     from prefopt.examples import load_examples
     from prefopt.tracking.console import build_console

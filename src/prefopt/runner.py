@@ -99,7 +99,7 @@ def train_and_report(
         if mirror is not None:
             mirror.finish(report)
         phases.save()
-        console.print(phases.describe(run.read_work()["phases"]), highlight=False)
+        console.print(phases.describe(phases.seconds()), highlight=False)
         run.set_state(State.done, step=report["run"]["steps"], message="")
 
 

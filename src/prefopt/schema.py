@@ -7,7 +7,8 @@ own; `prefopt.checks` holds what spans groups.
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, BooleanNode, IntegerNode
+from omegaconf.errors import ValidationError
 
 from prefopt.choices import (
     AUTO,
@@ -40,6 +41,17 @@ def require(condition: bool, message: str) -> None:
     """Raises a `UserError` with `message` unless `condition` holds."""
     if not condition:
         raise UserError(message)
+
+
+def _or_auto(name: str, value: Any, kind: Any) -> Any:
+    """The value of a setting that is `auto` or of a type, converted to that type as OmegaConf converts others."""
+    if value == AUTO:
+        return AUTO
+    try:
+        return (BooleanNode if kind is bool else IntegerNode)().validate_and_convert(value)
+    except ValidationError as error:
+        allowed = "true, false" if kind is bool else "a whole number, null"
+        raise UserError(f"{name}: must be {allowed} or auto, found {value!r}.") from error
 
 
 @dataclass(kw_only=True)
@@ -345,15 +357,15 @@ class TrainerConfig:
         for name in ("max_steps", "eval_every", "batch_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"trainer.{name}: must be >= 1 or null, found {value}.")
-        budget, checkpointing = self.tokens_per_device, self.gradient_checkpointing
-        is_count = isinstance(budget, int) and not isinstance(budget, bool) and budget >= 1
+        self.tokens_per_device = _or_auto("trainer.tokens_per_device", self.tokens_per_device, int)
+        self.gradient_checkpointing = _or_auto("trainer.gradient_checkpointing", self.gradient_checkpointing, bool)
         require(
-            budget is None or budget == AUTO or is_count,
-            f"trainer.tokens_per_device: must be a whole number >= 1, auto or null, found {budget}.",
+            self.gradient_checkpointing is not None, "trainer.gradient_checkpointing: must be true, false or auto."
         )
+        budget = self.tokens_per_device
         require(
-            checkpointing == AUTO or isinstance(checkpointing, bool),
-            f"trainer.gradient_checkpointing: must be true, false or auto, found {checkpointing}.",
+            budget is None or budget == AUTO or budget >= 1,
+            f"trainer.tokens_per_device: must be >= 1, auto or null, found {budget}.",
         )
         require(self.num_epochs > 0, f"trainer.num_epochs: must be > 0, found {self.num_epochs}.")
 

@@ -14,7 +14,7 @@ from trl.trainer.utils import add_fused_lm_head
 from prefopt.choices import LOSS_TYPES
 from prefopt.config import load_config
 from prefopt.data.ragged import PairTable
-from prefopt.data.steps import ROWS
+from prefopt.data.steps import COUNTS, ROWS
 from prefopt.distributed.preemption import StopRequest
 from prefopt.evaluation.scoring import PairScores, Scorer
 from prefopt.examples import load_examples
@@ -62,7 +62,8 @@ def build_plain(config, tiny_model, pair_files) -> trl.DPOTrainer:
 def first_batch(trainer) -> dict:
     """The first batch of the first epoch, as `compute_loss` takes it."""
     batch = dict(next(iter(trainer.get_train_dataloader())))
-    batch.pop(ROWS, None)
+    for name in (ROWS, COUNTS):
+        batch.pop(name, None)
     return batch
 
 
@@ -103,6 +104,21 @@ def test_every_loss_of_the_schema_reaches_trl(overrides, tiny_model, pair_files,
         assert trainer.beta == 0.3
     assert values[0] == values[1]
     assert values[0][1] > 0
+
+
+@pytest.mark.parametrize("how", [PLAIN, ["engine=shared_prefix"]], ids=["plain", "engine"])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_the_held_out_loss_of_every_loss_is_trls(overrides, tiny_model, pair_files, loss_type, how):
+    smoothing = ["algorithm.label_smoothing=0.1"] if loss_type in ("exo_pair", "robust") else []
+    loss = [f"algorithm.loss_type={loss_type}", "evaluation.batch_size=7", *smoothing]
+    ours = build(load_config([*overrides, *how, *loss]))
+    plain = build_plain(load_config([*overrides, *PLAIN, *loss]), tiny_model, pair_files)
+    for trainer in (ours, plain):
+        move(trainer.model)
+        trainer.model.eval()
+    with torch.no_grad():
+        expected = plain.compute_loss(plain.model, dict(next(iter(plain.get_eval_dataloader())))).item()
+        assert ours.measure_held_out()["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("how", [PLAIN, ["engine=shared_prefix"], ["reference=live"], ["peft=lora"]])

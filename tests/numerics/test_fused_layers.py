@@ -7,6 +7,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from transformers.activations import ACT2FN
 from transformers.models.llama import modeling_llama
 
 from prefopt.config import load_config
@@ -189,6 +190,12 @@ def does_nothing(model: Any, **wanted: Any) -> None:
     pass
 
 
+def swaps_modules(model: Any, **wanted: Any) -> None:
+    """As Liger does to Nemotron."""
+    model.model.layers[0].mlp.act_fn = torch.nn.ReLU()
+    ACT2FN["silu"] = torch.nn.ReLU
+
+
 @pytest.mark.parametrize(
     ("apply", "reason"),
     [
@@ -197,12 +204,13 @@ def does_nothing(model: Any, **wanted: Any) -> None:
         (fails, "fails on LlamaForCausalLM (KeyError: 'out of shared memory')"),
         (replaces_the_head, "replaces the model's own forward"),
         (does_nothing, "replaces no layer of LlamaForCausalLM"),
+        (swaps_modules, "puts other modules in the place of the model's own"),
     ],
 )
 def test_a_kernel_that_cannot_be_trusted_is_taken_off_with_a_warning_or_refused(apply, reason, stub, caplog):
     stub(apply)
     model = build(SUPPORTED["llama"])
-    before, expected = attributes(model), step(model)
+    before, expected, activation = attributes(model), step(model), type(ACT2FN["silu"])
     with caplog.at_level(logging.INFO):
         assert fuse_layers(model, load_config([]), CPU) is None
     (record,) = caplog.records
@@ -213,6 +221,7 @@ def test_a_kernel_that_cannot_be_trusted_is_taken_off_with_a_warning_or_refused(
         fuse_layers(model, load_config(["engine.kernels=liger"]), CPU)
     assert reason in str(refused.value)
     assert in_file() == PLAIN
+    assert type(ACT2FN["silu"]) is activation
     assert [vars_.keys() for vars_ in attributes(model)] == [vars_.keys() for vars_ in before]
     assert all(torch.equal(a, b) for a, b in zip(step(model), expected, strict=True))
 
@@ -287,6 +296,16 @@ def test_a_machine_without_cuda_is_told_before_anything_is_loaded(overrides, tmp
     assert not (tmp_path / "runs" / "test").exists()
     train(overrides)
     assert capsys.readouterr().out.count("kernels: none, because there is no CUDA device, and cpu") == 1
+
+
+def test_a_model_with_code_of_its_own_is_left_alone(stub, monkeypatch, caplog):
+    stub(liger.apply_to_llama)
+    model = build(SUPPORTED["llama"])
+    monkeypatch.setattr(type(model), "__module__", "transformers_modules.modeling_mine")
+    with caplog.at_level(logging.INFO):
+        assert fuse_layers(model, load_config([]), CPU) is None
+    assert "comes with its own code" in caplog.text
+    assert in_file() == PLAIN
 
 
 def test_a_machine_without_liger_is_told_how_to_install_it(monkeypatch):

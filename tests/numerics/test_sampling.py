@@ -106,3 +106,35 @@ def test_an_impossible_token_is_never_sampled():
     logits = torch.tensor([[0.0, -torch.inf]], dtype=torch.float64)
     assert all(noise(None, logits).argmax() == 0 for _ in range(100))
     assert logits[0, 0] == 0, "the logits of the model stay as they were"
+
+
+def test_a_model_that_would_search_by_beams_answers_as_any_other(scorer, tokenizer, questions, monkeypatch):
+    expected = generate(scorer, tokenizer, questions, max_new_tokens=NEW)
+    for name, value in (("num_beams", 2), ("num_return_sequences", 2), ("no_repeat_ngram_size", 1)):
+        monkeypatch.setattr(scorer.model.generation_config, name, value)
+    assert generate(scorer, tokenizer, questions, max_new_tokens=NEW) == expected
+
+
+def test_where_memory_ends_batches_are_halved_and_answers_stay(scorer, tokenizer, questions, monkeypatch, caplog):
+    expected, sizes = generate(scorer, tokenizer, questions, max_new_tokens=NEW), []
+    plain = type(scorer.model).generate
+
+    def with_little_memory(self, input_ids, **inputs):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return plain(self, input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(type(scorer.model), "generate", with_little_memory)
+    assert generate(scorer, tokenizer, questions, max_new_tokens=NEW) == expected
+    assert max(sizes) == len(questions)
+    assert "out of memory; goes on with" in caplog.text
+
+
+def test_memory_that_is_too_small_for_one_answer_is_an_error(scorer, tokenizer, questions, monkeypatch):
+    def without_memory(self, **inputs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(type(scorer.model), "generate", without_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        generate(scorer, tokenizer, questions, max_new_tokens=NEW)

@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from torch.nn.functional import logsigmoid
+from trl.trainer import utils as trl_utils
 
 from prefopt.modeling.shared_prefix import SharedPrefix, find_obstacle, verify
 from tests.tiny_models import FUSED, RAGGED, SUPPORTED, VOCABULARY, build, pair_batch, without_layout
@@ -129,6 +130,23 @@ def test_hooks_can_be_installed_again():
     assert_equal(step(model, batch), expected)
     engine.remove()
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+def test_a_call_that_ends_early_leaves_trls_head_as_it_was_for_the_next(kind, monkeypatch):
+    model, batch = build(SUPPORTED["llama"]), pair_batch(RAGGED)
+    SharedPrefix(model)
+    plain = trl_utils._use_triton
+
+    def end_early(*_):
+        raise kind
+
+    handle = model.model.layers[0].register_forward_hook(end_early)
+    with pytest.raises(kind):
+        step(model, batch)
+    handle.remove()
+    step(model, without_layout(batch))
+    assert trl_utils._use_triton is plain
 
 
 @pytest.mark.parametrize("name", ["llama", "llama_eager", "mistral", "gemma2", "gpt2"])

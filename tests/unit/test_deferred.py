@@ -75,17 +75,19 @@ def test_only_the_function_itself_defers_and_not_what_it_calls():
     assert isinstance(own, Deferred)
 
 
-def test_a_suspended_block_reads_at_once():
-    def function(values):
-        with reads.suspended():
-            now = values.sum().item()
-        return now, values.sum().item()
+def test_a_suspended_function_reads_at_once_and_an_error_in_it_changes_nothing():
+    def read_sum(values):
+        return values.sum().item()
 
-    with deferred_reads(function) as reads:
-        now, later = function(VALUES)
-    assert now == -0.5
-    assert isinstance(later, Deferred)
-    assert VALUES.sum().item() == -0.5, "the block has ended"
+    def fail(values):
+        raise KeyboardInterrupt
+
+    with deferred_reads(read_sum) as reads:
+        assert reads.suspended(read_sum)(VALUES) == -0.5
+        with pytest.raises(KeyboardInterrupt):
+            reads.suspended(fail)(VALUES)
+        assert isinstance(read_sum(VALUES), Deferred)
+    assert read_sum(VALUES) == -0.5, "the block has ended"
 
 
 def test_what_has_a_gradient_is_picked_as_ever():

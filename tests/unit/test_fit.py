@@ -104,8 +104,13 @@ def test_a_given_size_is_tried_on_the_longest_examples_that_share_a_forward(sett
     ("settings", "remedies"),
     [
         (["trainer.tokens_per_device=auto"], "trainer.gradient_checkpointing=true, or peft=lora"),
-        (BOTH, "Set peft=lora, or data.max_length below 512; or shard with deepspeed=zero3"),
-        (["trainer.gradient_checkpointing=auto"], "Set fewer examples per forward, or peft=lora"),
+        (
+            BOTH,
+            "Set peft=lora, or data.max_length=175; or on several GPUs trainer.tokens_per_device=null "
+            "trainer.gradient_checkpointing=true deepspeed=zero3.",
+        ),
+        (["trainer.gradient_checkpointing=auto"], "Set trainer.per_device_batch_size=2, or peft=lora"),
+        ([*BOTH, "peft=lora"], "Set data.max_length=175; or on several GPUs"),
     ],
 )
 def test_a_longest_example_that_does_not_fit_is_named_with_remedies(settings, remedies):
@@ -177,14 +182,32 @@ def test_a_cpu_has_a_fixed_budget_that_holds_the_longest_example_and_leaves_step
 
 
 @pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("trainer.tokens_per_device='4096'", 4096),
+        ("trainer.tokens_per_device=${oc.env:SIZE}", 512),
+        ("trainer.gradient_checkpointing=yes", True),
+        ("trainer.gradient_checkpointing=0", False),
+        ("trainer.gradient_checkpointing=${oc.env:CHECKPOINTING}", True),
+    ],
+)
+def test_values_are_converted_as_those_of_other_settings(setting, expected, monkeypatch):
+    monkeypatch.setenv("SIZE", "512")
+    monkeypatch.setenv("CHECKPOINTING", "true")
+    name = setting.partition("=")[0].removeprefix("trainer.")
+    found = getattr(load_config([setting]).trainer, name)
+    assert (type(found), found) == (type(expected), expected)
+
+
+@pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("trainer.tokens_per_device=automatic", "a whole number >= 1, auto or null, found automatic"),
-        ("trainer.tokens_per_device=0", "a whole number >= 1, auto or null, found 0"),
-        ("trainer.tokens_per_device=true", "a whole number >= 1, auto or null, found True"),
-        ("trainer.tokens_per_device=1.5", "a whole number >= 1, auto or null, found 1.5"),
-        ("trainer.gradient_checkpointing=yes", "must be true, false or auto, found yes"),
-        ("trainer.gradient_checkpointing=null", "must be true, false or auto, found None"),
+        ("trainer.tokens_per_device=automatic", "must be a whole number, null or auto, found 'automatic'"),
+        ("trainer.tokens_per_device=0", "must be >= 1, auto or null, found 0"),
+        ("trainer.tokens_per_device=true", "must be a whole number, null or auto, found True"),
+        ("trainer.tokens_per_device=1.5", "must be a whole number, null or auto, found 1.5"),
+        ("trainer.gradient_checkpointing=maybe", "must be true, false or auto, found 'maybe'"),
+        ("trainer.gradient_checkpointing=null", "must be true, false or auto"),
         ("algorithm.loss_type=aot", "look at a micro-batch as a whole"),
         ("trainer.batch_size=8", "a number of pairs or a budget of tokens"),
     ],

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -56,18 +56,18 @@ class Digester:
         """Lets `torch.save` of the block, whoever calls it, hash what it writes to the folder on its way there."""
         original = torch.save
 
-        def save(value: Any, file: Any, *args: Any, **kwargs: Any) -> None:
-            path = Path(file) if isinstance(file, str | os.PathLike) else None
+        def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
+            path = Path(f) if isinstance(f, str | os.PathLike) else None
             if path is None or not path.is_relative_to(self._folder):
-                original(value, file, *args, **kwargs)
+                original(obj, f, *args, **kwargs)
                 return
             with path.open("wb") as opened:
                 stream = HashingStream(opened, self._of_blocks)
-                original(value, stream, *args, **kwargs)  # type: ignore[arg-type]
+                original(obj, cast(Any, stream), *args, **kwargs)
             name = str(path.relative_to(self._folder))
             self._begun[name] = self._of_files.submit(self._complete, name, stream)
 
-        torch.save = save  # type: ignore[assignment]
+        torch.save = save
         try:
             yield
         finally:

@@ -107,8 +107,9 @@ class CheckpointSaver:
         problem = problems.agreed()
         if problem is not None:
             return problem
-        if is_main():
-            digester.begin(on_disk.list_files(folder))  # the weights, while the state of the optimizer is written
+        with problems.kept():
+            if is_main():
+                digester.begin(on_disk.list_files(folder))  # the weights, while the state of the optimizer is written
         with digester.watching():
             self._write_state(trainer, folder, problems)
         barrier()

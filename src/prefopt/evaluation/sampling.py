@@ -1,5 +1,6 @@
 """Answers of a model to prompts: sampled for drift, greedy for people to read."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,12 @@ from prefopt.evaluation.scoring import Scorer
 
 TOKENS_PER_BATCH = 2**15
 """Prompts and answers of a batch, with padding, at most: in Llama 3.1 8B 4 GiB of keys and values."""
+
+
+PLAIN = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+"""What a model's own generation settings may say otherwise."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,20 +65,36 @@ def generate(
         eos_token_id=sorted(ends),
         pad_token_id=scorer.pad_token_id,
         do_sample=False,
-        repetition_penalty=1.0,
         use_cache=True,
+        **PLAIN,
     )
     answers: dict[int, Answer] = {}
-    with torch.inference_mode(), scorer.autocast():
-        for rows in _batches(questions, max_new_tokens, tokens_per_batch):
-            asked = [questions[row] for row in rows]
-            batch = _left_pad([question.prompt for question in asked], scorer.pad_token_id)
-            batch = {name: tensor.to(scorer.device) for name, tensor in batch.items()}
-            noise = LogitsProcessorList([GumbelNoise([question.seed for question in asked], scorer.device)])
-            out = scorer.model.generate(**batch, generation_config=settings, logits_processor=noise)
-            new = out[:, batch["input_ids"].shape[1] :].tolist()
-            answers |= {row: _cut(ids, ends) for row, ids in zip(rows, new, strict=True)}
+    while len(answers) < len(questions):
+        left = [row for row in range(len(questions)) if row not in answers]
+        try:
+            with torch.inference_mode(), scorer.autocast():
+                for rows in _batches(questions, left, max_new_tokens, tokens_per_batch):
+                    new = _answer(scorer, [questions[row] for row in rows], settings)
+                    answers |= {row: _cut(ids, ends) for row, ids in zip(rows, new, strict=True)}
+        except torch.OutOfMemoryError:
+            if tokens_per_batch <= 2 * max_new_tokens:
+                raise
+        else:
+            break
+        tokens_per_batch //= 2  # answers do not depend on the batches
+        logger.warning("evaluation: out of memory; goes on with %d tokens per batch of answers", tokens_per_batch)
+        torch.cuda.empty_cache()
     return [answers[row] for row in range(len(questions))]
+
+
+def _answer(scorer: Scorer, asked: Sequence[Question], settings: GenerationConfig) -> list[list[int]]:
+    """Token ids of the answers of one batch, with what follows an end."""
+    batch = _left_pad([question.prompt for question in asked], scorer.pad_token_id)
+    batch = {name: tensor.to(scorer.device) for name, tensor in batch.items()}
+    noise = LogitsProcessorList([GumbelNoise([question.seed for question in asked], scorer.device)])
+    out = scorer.model.generate(**batch, generation_config=settings, logits_processor=noise)
+    new: list[list[int]] = out[:, batch["input_ids"].shape[1] :].tolist()
+    return new
 
 
 class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
@@ -82,12 +105,14 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
     """
 
     def __init__(self, seeds: Sequence[int | None], device: torch.device) -> None:
+        self._num_rows = len(seeds)
         self._generators = {
             row: torch.Generator(device).manual_seed(seed) for row, seed in enumerate(seeds) if seed is not None
         }
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Returns noisy logits of shape (rows, vocabulary) in float64, whose uniform numbers are fine enough."""
+        assert len(scores) == self._num_rows, "each question has one row"
         noisy = scores.to(torch.float64, copy=True)
         waits = torch.empty_like(noisy[0])
         for row, generator in self._generators.items():
@@ -95,9 +120,11 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         return noisy
 
 
-def _batches(questions: Sequence[Question], max_new_tokens: int, budget: int) -> Iterator[list[int]]:
-    """Rows of each batch, the longest prompts first: the largest batch comes first."""
-    order = sorted(range(len(questions)), key=lambda row: -len(questions[row].prompt))
+def _batches(
+    questions: Sequence[Question], rows: Sequence[int], max_new_tokens: int, budget: int
+) -> Iterator[list[int]]:
+    """Batches of the given rows, the longest prompts first: the largest batch comes first."""
+    order = sorted(rows, key=lambda row: -len(questions[row].prompt))
     start = 0
     while start < len(order):
         size = max(1, budget // (len(questions[order[start]].prompt) + max_new_tokens))

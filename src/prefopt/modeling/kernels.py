@@ -14,6 +14,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
+from transformers.activations import ACT2FN
 
 from prefopt.choices import Kernels, Precision
 from prefopt.errors import UserError
@@ -56,6 +57,8 @@ class FusedLayers:
         causal = _causal(model)
         modules = [(module, dict(vars(module))) for module in causal.modules()]
         files = [(file, dict(vars(file))) for file in _files(causal)]
+        children = [(module, dict(module._modules)) for module in causal.modules()]
+        activations = dict(ACT2FN.items())  # its `[]` would make one of each
         try:
             _apply_liger_kernel_to_instance(causal, **WITHOUT_LOSSES)
         except BaseException:
@@ -63,6 +66,12 @@ class FusedLayers:
                 for change in _changes(owner, before):
                     change.undo()
             raise
+        finally:
+            has_swapped = any(module._modules != before for module, before in children)
+            has_swapped |= dict(ACT2FN.items()) != activations
+            for module, before in children:
+                module._modules.update(before)
+            ACT2FN.update(activations)
         self._attributes = [change for module, before in modules for change in _changes(module, before)]
         self._globals = [change for file, before in files for change in _changes(file, before)]
         for change in self._globals:
@@ -73,6 +82,8 @@ class FusedLayers:
         self.problem: str | None = None
         if any(change.owner is causal for change in self._attributes):
             self.problem = "liger-kernel replaces the model's own forward, on which TRL's head depends"
+        elif has_swapped:
+            self.problem = "liger-kernel puts other modules in the place of the model's own, which was undone"
         elif not self.num_modules:
             self.problem = f"liger-kernel replaces no layer of {type(causal).__name__}"
 
@@ -189,6 +200,8 @@ def _find_obstacle(model: Any) -> str | None:
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     causal = _causal(model)
+    if not type(causal).__module__.startswith("transformers.models."):
+        return f"{type(causal).__name__} comes with its own code, and liger-kernel knows that of transformers"
     if causal.config.get_text_config() is not causal.config:
         return f"{type(causal).__name__} is not a text-only decoder"
     if causal.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:

@@ -81,7 +81,8 @@ def deferred_reads(function: Callable[..., Any]) -> Iterator["Reads"]:
 
     What it does itself is meant, not what it calls. Two more of its habits would make the host wait. A question for a
     count above zero is answered with yes. Values without gradient that it picks by a mask, to sum them up, are not
-    picked: TRL's per-token results are zero outside of the completions.
+    picked: TRL's per-token results are zero outside of the completions. So this is for training alone, where what a
+    loss is computed from has a gradient: the mean over picked values would be another one.
     """
     with Reads(function.__code__) as reads:
         yield reads
@@ -108,11 +109,14 @@ class Reads(TorchFunctionMode):
     def _is_asked(self) -> bool:
         return sys._getframe(2).f_code is self._code
 
-    @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """In this block nothing is deferred, and nothing slowed down by asking."""
-        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        try:
-            yield
-        finally:
-            self.__enter__()  # type: ignore[no-untyped-call]
+    def suspended(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, in which nothing is deferred, and nothing slowed down by asking whether it is."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.__enter__()  # type: ignore[no-untyped-call]
+
+        return call

@@ -161,6 +161,11 @@ def save() -> None:
             logger.warning("%s: the time of its parts cannot be written (%s)", _clock.run.work, error)
 
 
+def seconds() -> dict[str, float]:
+    """Seconds by part so far, over all attempts of the run."""
+    return _clock.seconds()
+
+
 def describe(seconds: Mapping[str, float]) -> str:
     """One line: the whole, and its largest parts in seconds."""
     total = sum(seconds.values())

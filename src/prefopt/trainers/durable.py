@@ -24,6 +24,7 @@ from prefopt.distributed.preemption import Preempted, StopRequest
 from prefopt.distributed.ranks import is_main, rank, world_size
 from prefopt.distributed.saving import CheckpointSaver
 from prefopt.errors import UserError
+from prefopt.modeling.kernels import FusedLayers
 from prefopt.run_directory import RunDirectory, RunTakenOverError, State
 from prefopt.schema import TrainConfig
 from prefopt.tracking import phases
@@ -69,6 +70,7 @@ class DurableTrainer:
 
     Attributes:
         fit: What is computed at once.
+        layers: The fused layers of the model, if it has some.
         batches: The batches of an epoch over all ranks.
         window: Metrics since the last log line.
         best: The best value of `trainer.keep_best` and its step.
@@ -84,6 +86,7 @@ class DurableTrainer:
 
     trl_loss_function: Callable[..., Any]
     fit: Fit
+    layers: FusedLayers | None = None
     batches: Batches
     model: Any
     model_wrapped: Any
@@ -263,13 +266,11 @@ class DurableTrainer:
         mode, accelerator = "train" if self.model.training else "eval", self.accelerator
         self.accelerator = OnThisRank(accelerator)
         try:
-            with deferred_reads(self.trl_loss_function) as reads:
-
-                def call(**model_inputs: Any) -> Any:
-                    with reads.suspended():
-                        return model(**model_inputs)
-
-                loss = super().compute_loss(call, inputs, **kwargs)  # type: ignore[misc]
+            if self.model.training:
+                with deferred_reads(self.trl_loss_function) as reads:
+                    loss = super().compute_loss(reads.suspended(model), inputs, **kwargs)  # type: ignore[misc]
+            else:
+                loss = super().compute_loss(model, inputs, **kwargs)  # type: ignore[misc]
         finally:
             self.accelerator = accelerator
         collected = self._metrics[mode]  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prefopt.choices import AUTO
+from prefopt.choices import AUTO, PeftMethod
 from prefopt.data.batching import fill, pair_tokens
 from prefopt.data.ragged import PairTable
 from prefopt.distributed.group import agree
@@ -27,6 +27,8 @@ RESOLUTION = 16
 """A budget that was found is at most 1 / this below the largest one that fits."""
 MIN_STEPS = 20
 """A budget that is found leaves this many optimizer steps in an epoch, since a larger step also trains otherwise."""
+OTHERWISE = {"tokens_per_device": "null", "gradient_checkpointing": "true"}
+"""What to set instead of `auto` where nothing can be tried."""
 CPU_TOKENS = 4096
 """The budget on a CPU, which larger batches do not make faster, and whose memory ends a process without an error."""
 
@@ -305,12 +307,15 @@ def _require_fit(is_fitting: bool, work: Workload, rows: list[int], config: Trai
     what = " and ".join(f"trainer.{name}=auto" for name in which)
     where = f"{work.sources[rows[0]]} ({work.tokens[rows[0]]} tokens)"
     others = f" with {len(rows) - 1} more" if len(rows) > 1 else " alone"
-    remedies = ["peft=lora", f"data.max_length below {config.data.max_length}"]
+    remedies = [f"data.max_length={max(int(work.tokens[rows[0]]) // 2, 2)}"]
+    if config.peft.method is PeftMethod.none:
+        remedies.insert(0, "peft=lora")
     if settings.gradient_checkpointing is False:
         remedies.insert(0, "trainer.gradient_checkpointing=true")
     if len(rows) > 1:
-        remedies.insert(0, "fewer examples per forward")
+        remedies.insert(0, f"trainer.per_device_batch_size={len(rows) // 2}")
+    sharded = " ".join([*(f"trainer.{name}={OTHERWISE[name]}" for name in which), "deepspeed=zero3"])
     raise UserError(
         f"{what}: the longest example, {where},{others} does not fit on a device with {HEADROOM:.0%} left free, "
-        f"beside weights, gradients and optimizer states. Set {', or '.join(remedies)}; or shard with deepspeed=zero3."
+        f"beside weights, gradients and optimizer states. Set {', or '.join(remedies)}; or on several GPUs {sharded}."
     )

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from prefopt.data.steps import IGNORED
 from prefopt.distributed.group import gather
+from prefopt.distributed.ranks import is_main
 from prefopt.examples import Examples
 from prefopt.modeling.kernels import fuse_layers
 from prefopt.modeling.load import build_peft_config, load_model
@@ -24,7 +25,9 @@ class SFTTrainer(DurableTrainer, trl.SFTTrainer):  # type: ignore[misc]
     trl_loss_function = trl.SFTTrainer.compute_loss
 
     def prepare(self, console: Console) -> None:
-        """Nothing comes before the first step."""
+        """Notes what computes; nothing else comes before the first step."""
+        if is_main() and self.layers is not None:
+            self._run.add_work(kernels=str(self.layers))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], **kwargs: Any) -> Any:
         """TRL's loss, a mean over the trained tokens of the step."""
@@ -91,7 +94,7 @@ def build(config: TrainConfig, arguments: Any, examples: Examples, kept: Fit | N
         processing_class=examples.tokenizer,
         peft_config=build_peft_config(config.peft, config.model),
     )
-    fuse_layers(trainer.model, config, trainer.args.device)
+    trainer.layers = fuse_layers(trainer.model, config, trainer.args.device)
     trainer.fit = Fit.of(trainer, config, kept)
     trainer.batches = plan_batches(trainer, config)
     return trainer

@@ -138,8 +138,8 @@ def finish_model(trainer: Any, run: RunDirectory) -> None:
     if problem is not None:
         on_main(lambda: shutil.rmtree(aside, ignore_errors=True))
         raise UserError(
-            f"{run.model}: cannot be written ({problem}). Free space and run the same command: the last checkpoint "
-            "holds the weights."
+            f"{run.model}: cannot be written ({problem}). Free space, if that is the cause, and run the same command: "
+            "it goes on from the newest checkpoint that is whole."
         )
     on_main(lambda: aside.rename(run.model) and None)
     barrier()
@@ -151,9 +151,16 @@ def _checkpoint_of_last_step(trainer: Any, run: RunDirectory) -> Path | None:
 
 
 def copy_model(checkpoint: Path, folder: Path) -> None:
-    """Copies the model out of a checkpoint."""
+    """Copies the model out of a checkpoint.
+
+    Raises:
+        OSError: A file cannot be copied, or the copy is not what was sealed.
+    """
     _, files = on_disk.read_manifest(checkpoint)  # what else lies there is not ours
-    for name in files:
-        if not any(fnmatch(Path(name).parts[0], pattern) for pattern in STATE_FILES):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            copy_file(checkpoint / name, folder / name)
+    wanted = [n for n in files if not any(fnmatch(Path(n).parts[0], pattern) for pattern in STATE_FILES)]
+    for name in wanted:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        copy_file(checkpoint / name, folder / name)
+    damaged = [name for name, found in on_disk.digest(folder, wanted).items() if found != files[name]]
+    if damaged:
+        raise OSError(f"{checkpoint / damaged[0]} is damaged")

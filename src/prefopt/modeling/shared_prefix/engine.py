@@ -8,11 +8,12 @@ but for that the head scores all positions that reach it without asking which ar
 `pair_layout` passes untouched.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 
 from prefopt.modeling.shared_prefix.attention import NO_MASK, PREFIX, choose_form, register
@@ -145,18 +146,14 @@ def _in_eval(model: Any) -> Iterator[None]:
         model.train(was_training)
 
 
-_head_selects: list[Callable[[torch.device], bool]] = []
-"""TRL's decision whether its head selects the labelled positions, while a packed call takes it over."""
-
-
 def _select_no_positions(device: torch.device) -> bool:
     """All positions that reach the head are labelled; to find that out by a mask, the host would wait for a GPU."""
     return False
 
 
 def _end_packed_call(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-    if LAYOUT in kwargs and _head_selects:
-        trl_utils._use_triton = _head_selects.pop()
+    if trl_utils._use_triton is _select_no_positions:  # of this call, or of one that a signal ended
+        trl_utils._use_triton = chunked_logprob._use_triton
 
 
 def _pack(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
@@ -165,7 +162,6 @@ def _pack(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str
         return None
     input_ids = kwargs["input_ids"]
     assert input_ids.shape == (2 * layout.num_pairs, layout.width), "the layout belongs to another batch"
-    _head_selects.append(trl_utils._use_triton)
     trl_utils._use_triton = _select_no_positions
     taken = input_ids.reshape(1, -1).index_select(1, layout.source)
     return (

@@ -1,6 +1,7 @@
 """Nothing of a batch is left off the device that computes: what a GPU would refuse is refused on a CPU too."""
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.attention.varlen
 
 from prefopt.data.collate import PairCollator
+from prefopt.modeling.shared_prefix import attention
 from prefopt.train import main as train
 from prefopt.trainers.durable import DurableTrainer
 from tests.conftest import STUDY
+from tests.numerics.test_shared_prefix_attention import kernel_of_torch_2_13
 from tests.second_device import Away, LeftBehindError, second_device
 
 SFT = ["algorithm=sft", f"data.train={STUDY / 'sft_train.jsonl'}", f"data.held_out={STUDY / 'sft_held_out.jsonl'}"]
@@ -77,6 +81,27 @@ def test_in_a_step_that_is_not_logged_the_host_waits_to_see_whether_the_gradient
     with second_device() as host:
         train([*overrides, *changes, "trainer.log_every=100", "trainer.save_every=100"])
     assert [after - before for before, after in itertools.pairwise(waits)] == [num_waits] * 5
+
+
+@functools.wraps(kernel_of_torch_2_13)
+def kernel_there(query, key, value, cu_seq_q, cu_seq_k, *lengths, **how):
+    tensors = (query, key, value, cu_seq_q, cu_seq_k)
+    assert all(isinstance(tensor, Away) for tensor in tensors), "a kernel takes no tensor from elsewhere"
+    return kernel_of_torch_2_13(*(tensor.cpu() for tensor in tensors), *lengths, **how).to(query.device)
+
+
+def test_a_run_on_the_variable_length_kernel_mixes_no_devices(overrides, tmp_path, monkeypatch):
+    monkeypatch.setattr(attention, "HAS_KERNEL", {"meta"})
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel_there)
+    monkeypatch.setattr("prefopt.modeling.load.has_bf16", lambda: True)
+    # Torch casts nothing by itself on the second device, so the weights are in bf16.
+    small = ["model.dtype=bf16", "peft=lora", "trainer.precision=bf16", "trainer.eval_every=2", "trainer.max_steps=2"]
+    with second_device():
+        train([*overrides, *small, "evaluation.num_samples=0", "evaluation.neutral_texts=null"])
+    work = json.loads((tmp_path / "runs" / "test" / "work.json").read_text())
+    assert work["engine"] == "shared_prefix (varlen)"
+    lines = (tmp_path / "runs" / "test" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 2]
 
 
 def test_a_batch_is_moved_whole_where_training_and_evaluation_take_it():

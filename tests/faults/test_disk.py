@@ -22,7 +22,7 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(arena, mount):
             return attempt.wait()
 
         second_save = Injection(f"{SAVER}.save", call=2, rank=0)
-        messages = ("checkpoint: step 4 could not be saved", "as on a full disk", GOES_ON)
+        messages = ("checkpoint: step 4 could not be saved", "No space left on device", GOES_ON)
         full = Fault("a full disk", strike, second_save, frozenset({0}), "done", messages)
         arena.survive(MODES["zero2"], full, folder=folder)
 

@@ -1,6 +1,8 @@
 """Checksums computed while a checkpoint is written: of what was written, and of nothing else."""
 
+import errno
 import io
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -103,3 +105,16 @@ class FullDisk(io.BytesIO):
 def test_a_block_that_cannot_be_written_is_the_writers_error(size: int) -> None:
     with ThreadPoolExecutor(1) as pool, pytest.raises(OSError, match="No space left"):
         HashingStream(FullDisk(), pool).write(bytes(size))
+
+
+@pytest.mark.parametrize("num_values", [10, 2**20])
+def test_a_full_disk_is_told_in_the_words_of_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_values: int
+) -> None:
+    class Full(io.BytesIO):
+        def write(self, block: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "open", lambda *_: Full())
+    with Digester(tmp_path) as digester, digester.watching(), pytest.raises(OSError, match="No space left on device"):
+        torch.save({"values": torch.zeros(num_values)}, tmp_path / "state.pt")

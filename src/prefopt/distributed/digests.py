@@ -63,7 +63,10 @@ class Digester:
                 return
             with path.open("wb") as opened:
                 stream = HashingStream(opened, self._of_blocks)
-                original(obj, cast(Any, stream), *args, **kwargs)
+                try:
+                    original(obj, cast(Any, stream), *args, **kwargs)
+                except RuntimeError as error:  # torch does not say what the file system said
+                    raise stream.error or error from error
             name = str(path.relative_to(self._folder))
             self._begun[name] = self._of_files.submit(self._complete, name, stream)
 
@@ -92,21 +95,30 @@ class HashingStream:
         self._file, self._pool = file, pool
         self._sha256 = hashlib.sha256()
         self.num_bytes = 0
+        self.error: OSError | None = None
+        """Why the file could not be written; None while it can be."""
 
     def write(self, block: Any) -> int:
         """Writes all of a block; returns its size."""
         view = memoryview(block).cast("B")
-        if view.nbytes < BLOCK_BYTES:
-            self._sha256.update(view)
-            self._file.write(view)
-        else:
-            hashed = self._pool.submit(self._sha256.update, view)
-            try:
+        try:
+            if view.nbytes < BLOCK_BYTES:
+                self._sha256.update(view)
                 self._file.write(view)
-            finally:
-                hashed.result()  # the block is its owner's again
+            else:
+                self._write_large(view)
+        except OSError as error:
+            self.error = error
+            raise
         self.num_bytes += view.nbytes
         return view.nbytes
+
+    def _write_large(self, view: memoryview) -> None:
+        hashed = self._pool.submit(self._sha256.update, view)
+        try:
+            self._file.write(view)
+        finally:
+            hashed.result()  # the block is its owner's again
 
     def flush(self) -> None:
         self._file.flush()

@@ -1,6 +1,7 @@
 """Entry point: a finished run → its report, measured again. `python -m prefopt.evaluate --help` shows the use."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
@@ -9,17 +10,19 @@ from prefopt.checks import check
 from prefopt.choices import Kernels
 from prefopt.composition import as_dict
 from prefopt.config import TRAIN, from_dict, read_config
-from prefopt.distributed.ranks import Launch
+from prefopt.distributed import group
+from prefopt.distributed.ranks import Launch, is_launched
 from prefopt.entry import run_entry
 from prefopt.errors import UserError
 from prefopt.imports import importing
 from prefopt.run_directory import RunDirectory
-from prefopt.schema import TrainConfig
+from prefopt.schema import DeepSpeedConfig, TrainConfig
 
 HELP = """Measure a finished run again and rebuild its report.
 
   python -m prefopt.evaluate run=runs/<name>
   python -m prefopt.evaluate run=runs/<name> evaluation.batch_size=1 data.held_out=other_pairs.jsonl
+  torchrun --nproc-per-node 8 -m prefopt.evaluate run=runs/<name>
 
 Settings of `evaluation` and `data.held_out` may be changed; everything else is as in the run's config.yaml."""
 
@@ -46,6 +49,9 @@ def main(argv: list[str]) -> None:
     from prefopt.examples import load_examples
     from prefopt.tracking.console import build_console
 
+    if is_launched():
+        with importing():
+            group.start(config)
     console = build_console()
     examples = load_examples(config)
 
@@ -54,14 +60,16 @@ def main(argv: list[str]) -> None:
         from prefopt.report.console import print_report
         from prefopt.tracking.wandb import record_evaluation
 
-    report = evaluate_run(config, run, examples, build_material(config, examples))
-    print_report(report, run.report / "report.html", console)
-    record_evaluation(config, run, report)
+    report = evaluate_run(config, run, examples, group.on_main(lambda: build_material(config, examples)))
+    if report is not None:
+        print_report(report, run.report / "report.html", console)
+        record_evaluation(config, run, report)
 
 
 def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
     """Returns `config` with the given settings changed."""
     values = as_dict(config)
+    values["deepspeed"] = asdict(DeepSpeedConfig())  # training's; each rank of an evaluation has a whole model
     for key, value in overrides.items():
         if key not in TRAIN.setting_names():
             raise UserError(TRAIN.unknown(key))

@@ -13,7 +13,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from prefopt.choices import AlgorithmName
 from prefopt.distributed import group
 from prefopt.distributed.deepspeed import choose_optimizer
-from prefopt.distributed.group import keep_on_main, on_main
+from prefopt.distributed.group import on_main
 from prefopt.distributed.preemption import Preempted, StopRequest
 from prefopt.distributed.ranks import is_main
 from prefopt.errors import UserError
@@ -52,14 +52,14 @@ def train_and_report(
 ) -> None:
     """Trains, evaluates and leaves the run `done`; any other end is in status.json with its reason.
 
-    All ranks train; rank 0 alone evaluates.
+    All ranks train and evaluate; rank 0 alone writes the report.
 
     Raises:
         UserError: Settings that TRL or PEFT refuse; the run directory is not touched then.
         Preempted: A stop was asked for; the same command goes on.
     """
     with phases.of("set_up"):
-        material = keep_on_main(lambda: build_material(config, examples))
+        material = on_main(lambda: build_material(config, examples))
     set_seed(config.run.seed)
     is_fresh = on_main(lambda: config.run.overwrite and not run.is_overwriting(config))
     kept = None if is_fresh else on_main(run.read_step_size)
@@ -90,11 +90,13 @@ def train_and_report(
         del trainer  # its models, before the evaluation loads its own, whole ones
         release_memory()
         unset_hf_deepspeed_config()
-        group.stop()
-        if not is_main():
-            return
+        asked = [reason for reason in group.gather(stop.requested) if reason is not None]
+        if asked:  # on one rank or all: either all stop here, or none
+            raise Preempted(asked[0])
         with stop.raise_at_once():
             report = evaluate_run(config, run, examples, material)
+        if report is None:
+            return
         print_report(report, run.report / "report.html", console)
         if mirror is not None:
             mirror.finish(report)

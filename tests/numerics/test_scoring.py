@@ -7,6 +7,8 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from prefopt.evaluation.scoring import Scorer, completion
+from prefopt.modeling import load
+from prefopt.schema import ModelConfig
 
 
 def slow_score(model, prompt: list[int], answer: list[int]) -> float:
@@ -51,3 +53,17 @@ def test_prompt_tokens_are_not_scored(tiny_model):
     whole = scorer.score([completion([], [5, 6, 7, 8])]).logps[0]
     parts = scorer.score([completion([], [5, 6]), completion([5, 6], [7, 8])]).logps
     assert whole == pytest.approx(parts.sum(), rel=1e-6)
+
+
+def test_weights_that_are_read_onto_the_device_are_those_that_are_moved_there(tiny_model, monkeypatch):
+    config = ModelConfig(path=str(tiny_model))
+    assert load.straight_to_device() == {}
+    monkeypatch.setattr(load, "choose_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert load.straight_to_device() == {"device_map": {"": "cuda:3"}}
+    straight = load.load_model(config, placement={"device_map": {"": "cpu"}})
+    moved = load.load_model(config)
+    assert not any(hasattr(module, "_hf_hook") for module in straight.modules())
+    for (name, weight), (other, expected) in zip(straight.named_parameters(), moved.named_parameters(), strict=True):
+        assert name == other
+        assert torch.equal(weight, expected)

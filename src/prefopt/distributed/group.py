@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar, cast
@@ -20,6 +20,7 @@ from prefopt.errors import ToldByRank0, UserError
 from prefopt.schema import TrainConfig
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 WATCH_S = 1.0
 GRACE_S = 15.0
@@ -85,6 +86,11 @@ def num_ranks() -> int:
     return world_size() if _prompt is not None else 1
 
 
+def place() -> tuple[int, int]:
+    """Index of this process among those that are connected, and their number: (0, 1) where none are."""
+    return (rank(), num_ranks()) if num_ranks() > 1 else (0, 1)
+
+
 def agree(*values: float) -> list[float]:
     """The largest of each value over all ranks; all ranks call it at the same point."""
     if num_ranks() == 1:
@@ -114,6 +120,26 @@ def barrier() -> None:
         import torch.distributed as dist
 
         dist.barrier(group=_patient)
+
+
+def raise_on_all(problem: UserError | None) -> None:
+    """Raises on every rank what any of them could not do; all ranks call it at the same point."""
+    found = next((text for text in gather(None if problem is None else str(problem)) if text is not None), None)
+    if found is not None:
+        raise UserError(found) from problem
+
+
+def pool(value: T) -> list[T]:
+    """`gather` of what the ranks worked on by themselves, however much longer one of them worked than another."""
+    barrier()
+    return gather(value)
+
+
+def share_out(items: Sequence[T], compute: Callable[[T], R]) -> list[R]:
+    """`compute` of every item, in their order, on every rank; of several ranks each computes every n-th item."""
+    index, count = place()
+    shares = pool([compute(item) for item in items[index::count]])
+    return [shares[number % count][number // count] for number in range(len(items))]
 
 
 def on_main(function: Callable[[], T]) -> T:

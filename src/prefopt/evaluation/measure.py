@@ -17,7 +17,7 @@ from prefopt.data.ragged import PairTable
 from prefopt.errors import UserError
 from prefopt.evaluation.sampling import Answer, Question, generate
 from prefopt.evaluation.scoring import IGNORED, PairScores, ScoredSequence, Scorer, Scores, completion
-from prefopt.modeling.load import load_model, load_tuned
+from prefopt.modeling.load import load_model, load_tuned, straight_to_device
 from prefopt.modeling.reference import ReferenceStore, open_store
 from prefopt.paths import resolve
 from prefopt.schema import EvaluationConfig, TrainConfig
@@ -96,7 +96,9 @@ def compare_models(config: TrainConfig, model_folder: Path, tokenizer: Any, mate
     if not is_adapter:
         del model, scorer
         release_memory()
-        scorer = Scorer.of(load_model(config.model, config.peft.method), config, tokenizer.pad_token_id)
+        scorer = Scorer.of(
+            load_model(config.model, config.peft.method, straight_to_device()), config, tokenizer.pad_token_id
+        )
     logger.info("evaluation: the base model")
     with scorer.model.disable_adapter() if is_adapter else nullcontext():
         has_pairs = material.held_out.pairs is not None or material.train.pairs is not None

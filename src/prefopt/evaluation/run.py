@@ -9,6 +9,8 @@ from prefopt.choices import DataFormat
 from prefopt.data.loading import TokenizedSplits, load_tokenized, read_splits
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.data.split import find_overlap
+from prefopt.distributed import group
+from prefopt.distributed.ranks import is_main
 from prefopt.errors import UserError
 from prefopt.evaluation.measure import (
     Comparison,
@@ -38,12 +40,20 @@ PAIRS = "pairs.jsonl"
 """In `report/`: a line per held-out pair, by which `prefopt compare` compares runs pair by pair."""
 
 
-def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, material: Material) -> dict[str, Any]:
-    """Measures `model/` of a run against its base, writes `report/`, and returns what report.json holds."""
+def evaluate_run(
+    config: TrainConfig, run: RunDirectory, examples: Examples, material: Material
+) -> dict[str, Any] | None:
+    """Measures `model/` of a run against its base, writes `report/`, and returns what report.json holds.
+
+    All ranks measure, disconnect, and are free then; rank 0 alone goes on to the report, and the others get None.
+    """
     started = time.monotonic()
     tokenizer, data = examples.tokenizer, examples.tokenized
-    with phases.group("evaluation"):
+    with phases.group("evaluation"), group.during("the final evaluation", may_take_long=True):
         comparison = compare_models(config, run.model, tokenizer, material)
+    group.stop()
+    if not is_main():
+        return None
     algorithm = config.algorithm
     summary = Summary(
         comparison,

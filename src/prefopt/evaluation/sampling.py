@@ -1,13 +1,15 @@
 """Answers of a model to prompts: sampled for drift, greedy for people to read."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
+from prefopt.distributed.group import place, pool
 from prefopt.evaluation.scoring import Scorer
 
 TOKENS_PER_BATCH = 2**15
@@ -52,6 +54,8 @@ def generate(
 ) -> list[Answer]:
     """Answers every question, in their order; an answer does not depend on what else is asked, or on the batches.
 
+    Connected ranks share the questions, and all know the answers.
+
     Args:
         scorer: Holds the model.
         tokenizer: Knows a token that ends answers.
@@ -68,9 +72,11 @@ def generate(
         use_cache=True,
         **PLAIN,
     )
+    rank, num_ranks = place()
+    mine = _by_length(questions, range(len(questions)))[rank::num_ranks]
     answers: dict[int, Answer] = {}
-    while len(answers) < len(questions):
-        left = [row for row in range(len(questions)) if row not in answers]
+    while len(answers) < len(mine):
+        left = [row for row in mine if row not in answers]
         try:
             with torch.inference_mode(), scorer.autocast():
                 for rows in _batches(questions, left, max_new_tokens, tokens_per_batch):
@@ -84,7 +90,8 @@ def generate(
         tokens_per_batch //= 2  # answers do not depend on the batches
         logger.warning("evaluation: out of memory; goes on with %d tokens per batch of answers", tokens_per_batch)
         torch.cuda.empty_cache()
-    return [answers[row] for row in range(len(questions))]
+    everyone = ChainMap(*pool(answers))
+    return [everyone[row] for row in range(len(questions))]
 
 
 def _answer(scorer: Scorer, asked: Sequence[Question], settings: GenerationConfig) -> list[list[int]]:
@@ -124,12 +131,17 @@ def _batches(
     questions: Sequence[Question], rows: Sequence[int], max_new_tokens: int, budget: int
 ) -> Iterator[list[int]]:
     """Batches of the given rows, the longest prompts first: the largest batch comes first."""
-    order = sorted(rows, key=lambda row: -len(questions[row].prompt))
+    order = _by_length(questions, rows)
     start = 0
     while start < len(order):
         size = max(1, budget // (len(questions[order[start]].prompt) + max_new_tokens))
         yield order[start : start + size]
         start += size
+
+
+def _by_length(questions: Sequence[Question], rows: Iterable[int]) -> list[int]:
+    """Rows, those of long prompts first."""
+    return sorted(rows, key=lambda row: -len(questions[row].prompt))
 
 
 def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:

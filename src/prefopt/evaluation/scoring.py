@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from trl.trainer.utils import add_fused_lm_head
 from prefopt.choices import Precision
 from prefopt.data.collate import PairCollator
 from prefopt.data.ragged import PairLogps, PairTable, Ragged
+from prefopt.distributed.group import place, pool, share_out
 from prefopt.evaluation.statistics import Floats
 from prefopt.modeling import load
 from prefopt.modeling.kernels import fuse_layers
@@ -66,7 +68,7 @@ class PairScores:
 
 @dataclass(frozen=True)
 class Scorer:
-    """A model ready to be scored.
+    """A model ready to be scored; connected ranks, each with a whole model, share the batches and all know the result.
 
     Attributes:
         model: A causal language model, or a PeftModel.
@@ -112,35 +114,40 @@ class Scorer:
 
     def score(self, sequences: Sequence[ScoredSequence]) -> Scores:
         """Scores every sequence; batches hold sequences of like length, results keep the order of the input."""
-        logps = np.zeros(len(sequences))
-        lengths = np.zeros(len(sequences))
+        scores = Scores(np.zeros(len(sequences)), np.zeros(len(sequences)))
+
+        def score_batch(rows: NDArray[np.int64]) -> Scores:
+            batch = self._collate([sequences[row] for row in rows])
+            out = self.model(**batch, use_cache=False, fused_lm_head=True)
+            lengths = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
+            return Scores(out.log_probs.double().sum(dim=1).cpu().numpy(), lengths.cpu().numpy())
+
+        batches = list(self._batches(sequences))
         with torch.no_grad(), self.autocast():
-            for rows in self._batches(sequences):
-                batch = self._collate([sequences[row] for row in rows])
-                out = self.model(**batch, use_cache=False, fused_lm_head=True)
-                logps[rows] = out.log_probs.double().sum(dim=1).cpu().numpy()
-                lengths[rows] = (batch["labels"][:, 1:] != IGNORED).sum(dim=1).cpu().numpy()
-        return Scores(logps, lengths)
+            for rows, scored in zip(batches, share_out(batches, score_batch), strict=True):
+                scores.logps[rows], scores.lengths[rows] = scored.logps, scored.lengths
+        return scores
 
     def score_pairs(self, table: PairTable) -> PairLogps:
         """Log-probs of all completions' tokens, in the order of the table."""
         chosen: list[Any] = [None] * len(table)
         rejected: list[Any] = [None] * len(table)
-        for rows, logps in self.iterate_pairs(table, np.arange(len(table))):
-            for place, row in enumerate(rows):
-                chosen[row], rejected[row] = logps.chosen[place], logps.rejected[place]
+        for rows, logps in chain(*pool(list(self.iterate_pairs(table, np.arange(len(table)))))):
+            for number, row in enumerate(rows):
+                chosen[row], rejected[row] = logps.chosen[number], logps.rejected[number]
         return PairLogps(Ragged.of(chosen, np.float32), Ragged.of(rejected, np.float32))
 
     def iterate_pairs(
-        self, table: PairTable, rows: NDArray[np.int64], *, rank: int = 0, num_ranks: int = 1
+        self, table: PairTable, rows: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.int64], PairLogps]]:
         """Yields batches of `rows`, longest pairs first, each with the log-probs of its completions' tokens.
 
-        With several ranks each gets every `num_ranks`-th batch, and all compute as many: where none is left for a
-        rank, it computes the first one and yields no rows of it.
+        Of n connected ranks each gets every n-th batch, and all compute as many, as a model that is spread over them
+        needs: where none is left for a rank, it computes the first one and yields no rows of it.
         """
         collate = PairCollator(self.pad_token_id, with_layout=self.shares_prompts)
         order = rows[np.argsort(-table.lengths[rows].sum(axis=1), kind="stable")]
+        rank, num_ranks = place()
         step = self.batch_size * num_ranks
         for start in range(rank * self.batch_size, -(-len(order) // step) * step, step):
             batch_rows = order[start : start + self.batch_size]

@@ -79,28 +79,42 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 
 @phases.of("model_load")
-def load_model(config: ModelConfig, peft: PeftMethod = PeftMethod.none) -> Any:
+def load_model(
+    config: ModelConfig, peft: PeftMethod = PeftMethod.none, placement: dict[str, Any] | None = None
+) -> Any:
     """Loads the model before training; a folder that holds an adapter is loaded with the adapter merged in.
 
     Args:
         config: Path, revision, data type, attention.
         peft: With `qlora` the weights are quantised to 4-bit NF4.
+        placement: `straight_to_device()`, or nothing: into host memory, from where a trainer moves or shards it.
     """
     path = resolve(config.path)
+    arguments = _weights(config, peft) | (placement or {})
     if (path / ADAPTER_FILE).is_file():
-        return _load_merged(config, path, peft)
-    return _from_pretrained(AutoModelForCausalLM, config, config.path, **_weights(config, peft))
+        return _load_merged(config, path, peft, arguments)
+    return _from_pretrained(AutoModelForCausalLM, config, config.path, **arguments)
+
+
+def straight_to_device() -> dict[str, Any]:
+    """Has a model read onto the GPU tensor by tensor: the ranks of a node need no host memory for copies of it.
+
+    The GPU is named by its number, since what is current is known to one thread, and several read.
+    """
+    if choose_device().type != "cuda":
+        return {}
+    return {"device_map": {"": f"cuda:{torch.cuda.current_device()}"}}
 
 
 @phases.of("model_load")
 def load_tuned(config: TrainConfig, folder: Path) -> Any:
-    """Loads what a run saved: the full model, or the base with its adapter (a PeftModel)."""
+    """Loads what a run saved, onto the device that measures it: the full model, or the base with a PEFT adapter."""
     if not (folder / ADAPTER_FILE).is_file():
         tuned = ModelConfig(**{**vars(config.model), "path": str(folder), "revision": None})
-        return load_model(tuned)
+        return load_model(tuned, placement=straight_to_device())
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(load_model(config.model, config.peft.method), folder)
+    return PeftModel.from_pretrained(load_model(config.model, config.peft.method, straight_to_device()), folder)
 
 
 def build_peft_config(peft: PeftConfig, model: ModelConfig) -> Any:
@@ -134,7 +148,7 @@ def _weights(config: ModelConfig, peft: PeftMethod) -> dict[str, Any]:
     return arguments
 
 
-def _load_merged(config: ModelConfig, path: Path, peft: PeftMethod) -> Any:
+def _load_merged(config: ModelConfig, path: Path, peft: PeftMethod, arguments: dict[str, Any]) -> Any:
     if peft is not PeftMethod.none:
         raise UserError(
             f"model.path={config.path}: holds an adapter, and one trained on top would name the base below both. "
@@ -142,7 +156,7 @@ def _load_merged(config: ModelConfig, path: Path, peft: PeftMethod) -> Any:
         )
     from peft import AutoPeftModelForCausalLM
 
-    merged = AutoPeftModelForCausalLM.from_pretrained(path, **_weights(config, peft)).merge_and_unload()
+    merged = AutoPeftModelForCausalLM.from_pretrained(path, **arguments).merge_and_unload()
     merged.requires_grad_(True)  # PEFT froze the base
     merged.config._name_or_path = str(path)
     logger.info("model: the adapter in %s is merged into its base", path)

@@ -25,7 +25,7 @@ from safetensors.numpy import save
 
 from prefopt.choices import PeftMethod, ReferenceMode
 from prefopt.data.ragged import Array, PairLogps, PairTable, Ragged
-from prefopt.distributed.group import gather, num_ranks, on_main
+from prefopt.distributed.group import gather, num_ranks, on_main, raise_on_all
 from prefopt.errors import UserError
 from prefopt.files import PARTIAL, write_bytes, write_json
 from prefopt.modeling.fingerprint import fingerprint_weights
@@ -176,7 +176,7 @@ class ReferenceStore:
         usage = Usage(num_pairs=len(table), num_stored=len(table) - len(missing))
         usage.saved_s = self._seconds(keys, np.setdiff1d(np.arange(len(table)), missing))
         if len(missing):
-            self._prepare()
+            raise_on_all(_problem_of(self._prepare))
             self._fill(table, keys, missing, compute, usage, on_progress)
             self._share(usage)
         logps = PairLogps(*(Ragged.of([self._record(key) for key in side], np.float32) for side in keys))
@@ -214,6 +214,7 @@ class ReferenceStore:
         """Computes chunk by chunk, each process from another one on, and skips what others stored meanwhile.
 
         Chunks are cut from the whole table, so a pair shares its batch with the same others after a kill as before.
+        Ranks compute a chunk together: what one of them cannot write is told to all when the chunk is done.
         """
         order = np.argsort(-table.lengths.sum(axis=1), kind="stable")
         chunks = [order[start : start + CHUNK_PAIRS] for start in range(0, len(order), CHUNK_PAIRS)]
@@ -222,6 +223,15 @@ class ReferenceStore:
         chunks = [chunk for chunk in chunks if is_missing[chunk].any()]
         first = on_main(lambda: random.SystemRandom().randrange(len(chunks)))
         shard = Shard()
+        problem: UserError | None = None
+
+        def flush() -> None:
+            nonlocal shard, problem
+            try:
+                shard = shard if problem else self._write(shard, usage)
+            except UserError as error:
+                problem = error
+
         try:
             for chunk in chunks[first:] + chunks[:first]:
                 begun = time.monotonic()
@@ -230,12 +240,14 @@ class ReferenceStore:
                     usage.num_computed += len(rows)
                     shard.seconds += time.monotonic() - begun
                     if shard.seconds > FLUSH_S:
-                        shard = self._write(shard, usage)
+                        flush()
                     if on_progress is not None:
                         on_progress(min(usage.num_computed * num_ranks(), len(missing)), len(missing))
                     begun = time.monotonic()
+                raise_on_all(problem)
         finally:
-            self._write(shard, usage)
+            flush()
+        raise_on_all(problem)
 
     def _share(self, usage: Usage) -> None:
         """Waits for the other ranks, reads what they have stored, and counts it."""
@@ -316,6 +328,14 @@ class ReferenceStore:
                 f"{self.folder}: reference log-probs cannot be stored here ({error.strerror or error}). Free space or "
                 "name another folder in reference.path, or set reference=live to compute them in every step."
             ) from error
+
+
+def _problem_of(action: Callable[[], None]) -> UserError | None:
+    try:
+        action()
+    except UserError as error:
+        return error
+    return None
 
 
 def _require_lengths(logps: PairLogps, table: PairTable) -> None:

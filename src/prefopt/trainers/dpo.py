@@ -17,7 +17,7 @@ from prefopt.data.collate import REFERENCE, REFERENCE_COLUMNS, PairCollator
 from prefopt.data.ragged import PairLogps, PairTable
 from prefopt.distributed.group import agree, during, gather
 from prefopt.distributed.preemption import Preempted
-from prefopt.distributed.ranks import is_main, rank, world_size
+from prefopt.distributed.ranks import is_main, world_size
 from prefopt.evaluation.scoring import Scorer
 from prefopt.examples import Examples
 from prefopt.modeling.kernels import FusedLayers, fuse_layers
@@ -162,7 +162,7 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         self.model.eval()
         try:
             with without_adapter:
-                for scored in scorer.iterate_pairs(table, rows, rank=rank(), num_ranks=world_size()):
+                for scored in scorer.iterate_pairs(table, rows):
                     with during("the reference pass"):
                         (is_asked,) = agree(self._stop.requested is not None)
                     yield scored

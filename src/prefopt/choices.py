@@ -42,12 +42,19 @@ class OnLongCompletion(Enum):
     truncate = "truncate"
 
 
+class OnControlToken(Enum):
+    keep = "keep"
+    strip = "strip"
+    refuse = "refuse"
+
+
 class DataFormat(Enum):
     auto = "auto"
     trl = "trl"
     sharegpt = "sharegpt"
     alpaca = "alpaca"
     openai = "openai"
+    bedrock = "bedrock"
 
 
 class AlgorithmName(Enum):

@@ -25,6 +25,7 @@ from prefopt.choices import (
     LossOn,
     OffloadDevice,
     OnBadRow,
+    OnControlToken,
     OnLongCompletion,
     PeftMethod,
     Precision,
@@ -114,6 +115,8 @@ class DataConfig:
     """Share of prompts set apart when `held_out` is unset, in [0, 1). All rows of a prompt go to one side."""
     format: DataFormat = DataFormat.auto
     """Row format; `auto` recognises it from the keys of the first row and holds every row to it."""
+    as_chat: bool = False
+    """Make plain prompts a user's message and plain completions the assistant's, without blanks around them."""
     max_length: int = 1024
     """Tokens of prompt + completion, >= 2; a longer completion is handled by `on_long_completion`."""
     on_identical: OnBadRow = OnBadRow.refuse
@@ -126,6 +129,8 @@ class DataConfig:
     """A completion cut by `max_length` loses its end-of-sequence: truncate and count, skip and count, or refuse."""
     on_extra_eos: OnBadRow = OnBadRow.refuse
     """A completion whose text holds the end-of-sequence token: refuse the file, or skip the row and count it."""
+    on_control_token: OnControlToken = OnControlToken.keep
+    """A message whose text holds a control token (`<|im_end|>`): keep or strip it, and count; or refuse the file."""
     on_overlap: OnBadRow = OnBadRow.refuse
     """A training prompt that is also in `held_out`: refuse, or skip the training row and count it."""
 

@@ -22,7 +22,7 @@ from prefopt.run_directory import RunDirectory
 from prefopt.trainers import dpo
 from prefopt.trainers.arguments import build_dpo_arguments
 from prefopt.trainers.batches import StepSize
-from tests.conftest import read_rows
+from tests.conftest import read_rows, write_rows
 
 PLAIN = ["engine=trl", "reference=live"]
 """TRL's own forward and reference, with which equality is bitwise."""
@@ -181,6 +181,70 @@ def test_discounted_losses_start_at_ln_2_too(overrides, how):
     found = trainer.evaluate()
     assert found["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert found["eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.fixture
+def mixed(tmp_path, overrides):
+    """Overrides of a run on pairs, every second of which has a user's turn inside a completion."""
+
+    def write(name, first, count):
+        rows = []
+        for number in range(first, first + count):
+            answer, other = ({"role": "assistant", "content": f"{word} {number}"} for word in ("Yes", "No"))
+            asked = {"role": "user", "content": f"Why is it {number}? Tell me all about it."}
+            more = [asked, {"role": "assistant", "content": "Because."}] if number % 2 else []
+            prompt = [{"role": "user", "content": f"Is it {number}, and not any other number that you know of?"}]
+            rows.append({"prompt": prompt, "chosen": [answer, *more], "rejected": [other]})
+        return write_rows(tmp_path / name, rows)
+
+    files = [f"data.train={write('train.jsonl', 0, 12)}", f"data.held_out={write('held_out.jsonl', 20, 7)}"]
+    return [*overrides, *files, "algorithm.loss_type=[sigmoid,ipo,sft]"]
+
+
+def test_a_users_turn_inside_a_completion_counts_for_nothing(mixed, tiny_model):
+    """The oracle: one pair, one forward of plain transformers, and the sum over the assistant's tokens."""
+    trainer = build(load_config([*mixed, *PLAIN]))
+    move(trainer.model)
+    row = next(row for row in trainer.train_dataset if row["chosen_context"])
+    ids = torch.tensor([row["prompt_ids"] + row["chosen_ids"]])
+    with torch.no_grad():
+        logps = load(tiny_model)(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+    start, end = row["chosen_context"]
+    kept = [*range(start), *range(end, len(row["chosen_ids"]))]
+    assert "Why is it" in trainer.processing_class.decode(row["chosen_ids"][start:end])
+    table = PairTable.of(Dataset.from_list([row]))
+    model = load(tiny_model)
+    add_fused_lm_head(model)
+    found = PairScores.of(table.trained(Scorer(model, 0, 1).score_pairs(table))).chosen
+    assert found.logps[0] == pytest.approx(logps[len(row["prompt_ids"]) - 1 :][kept].sum().item(), rel=1e-5)
+    assert found.lengths[0] == len(kept)
+
+
+def test_loss_gradients_and_metrics_with_a_users_turn_are_the_same_whoever_computes(mixed):
+    found = []
+    for how in (PLAIN, ["engine=shared_prefix", "reference=store"]):
+        trainer = build(load_config([*mixed, *how]))
+        batch = first_batch(trainer)
+        move(trainer.model)
+        loss = trainer.compute_loss(trainer.model, batch)
+        loss.backward()
+        gradients = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+        found.append((loss.item(), gradients, trainer.evaluate()))
+    (loss, gradients, metrics), (expected, their_gradients, their_metrics) = found
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert (gradients - their_gradients).norm() <= 1e-5 * their_gradients.norm()
+    for name in ("eval_loss", "eval_preference_accuracy", "eval_logps/chosen", "eval_rewards/margins"):
+        assert metrics[name] == pytest.approx(their_metrics[name], rel=1e-4, abs=1e-5)
+
+
+def test_the_metrics_on_the_way_are_those_of_the_report_with_a_users_turn(mixed, tiny_model):
+    trainer = build(load_config([*mixed, "engine=shared_prefix"]))
+    move(trainer.model)
+    table = PairTable.of(trainer.eval_dataset)
+    scores = PairScores.of(table.trained(Scorer(trainer.model, 0, 3).score_pairs(table)))
+    found = trainer.evaluate()
+    assert found["eval_logps/chosen"] == pytest.approx(scores.chosen.logps.mean(), rel=1e-5)
+    assert found["eval_preference_accuracy"] == pytest.approx((scores.margins > 0).mean(), abs=1e-12)
 
 
 def test_trls_own_evaluation_depends_on_the_batch_size(overrides, tiny_model, pair_files):

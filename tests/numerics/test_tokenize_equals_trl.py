@@ -16,6 +16,7 @@ from trl import DPOTrainer, SFTTrainer
 from prefopt.choices import LossOn, OnBadRow, OnLongCompletion
 from prefopt.data.records import build_record
 from prefopt.data.tokenize import tokenize_pairs, tokenize_sft
+from prefopt.errors import UserError
 
 CHATML = (
     "{% if tools %}<|im_start|>system\nTools: {% for t in tools %}{{ t | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
@@ -26,7 +27,8 @@ CHATML = (
 )
 LLAMA3 = (
     "{{ bos_token }}{% if tools %}{{ tools | tojson }}<|eot|>{% endif %}"
-    "{% for m in messages %}<|header|>{{ m.role }}<|/header|>\n\n{{ m.content | trim }}<|eot|>"
+    "{% for m in messages %}<|header|>{{ m.role }}<|/header|>\n\n{{ m.content | trim }}"
+    "{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}<|eot|>"
     "{% endfor %}{% if add_generation_prompt %}<|header|>assistant<|/header|>\n\n{% endif %}"
 )
 MARKED = (
@@ -208,8 +210,13 @@ def test_pairs_have_the_ids_of_trl(kind: str, tokenizer: str) -> None:
 @pytest.mark.parametrize("kind", ["messages", "implicit messages"])
 def test_pairs_of_a_tokenizer_without_rust_backend_have_the_ids_of_trl(kind: str) -> None:
     # In text this tokenizer ends the prompt in an EOS too, and the completion in two: refused.
-    tokenizer = build_bytes()
-    assert our_pairs(PAIRS[kind], tokenizer) == trl_pairs(PAIRS[kind], tokenizer)
+    tokenizer, rows = build_bytes(), PAIRS[kind][:1]
+    assert our_pairs(rows, tokenizer) == trl_pairs(rows, tokenizer)
+
+
+def test_a_tokenizer_without_rust_backend_cannot_leave_a_users_turn_out_of_a_completion() -> None:
+    with pytest.raises(UserError, match="cannot tell which characters a token covers"):
+        our_pairs(PAIRS["messages"], build_bytes())
 
 
 TEXT = st.text(st.sampled_from("abcdefg ?\n\té日\U0001f600"), min_size=1, max_size=12)
@@ -281,7 +288,14 @@ def completions_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_prompt_and_completion_have_the_ids_and_labels_of_trl(kind: str, tokenizer: str, loss_on: LossOn) -> None:
     rows = completions_of(PAIRS[kind])
     expected = trl_sft(rows, TOKENIZERS[tokenizer], completion_only_loss=loss_on is LossOn.completions)
-    assert our_sft(rows, TOKENIZERS[tokenizer], loss_on) == expected
+    ours = our_sft(rows, TOKENIZERS[tokenizer], loss_on)
+    if kind == "tool calls" and loss_on is LossOn.completions:  # TRL trains the tools' answers too
+        assert [row["input_ids"] for row in ours] == [row["input_ids"] for row in expected]
+        for row, theirs in zip(ours, expected, strict=True):
+            assert all(label in (-100, their) for label, their in zip(row["labels"], theirs["labels"], strict=True))
+            assert row["labels"].count(-100) > theirs["labels"].count(-100)
+    else:
+        assert ours == expected
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)

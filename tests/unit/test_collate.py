@@ -43,3 +43,23 @@ def test_a_batch_without_anything_to_save_goes_without_layout():
     assert LAYOUT in collate(build_rows([(1, 50, 50), (1, 10, 10)]))
     assert LAYOUT in collate(build_rows([(50, 50, 50)]))
     assert LAYOUT not in PairCollator(0)(build_rows([(50, 50, 50)]))
+
+
+def test_context_inside_a_completion_is_in_the_batch_and_never_scored():
+    rows = build_rows([(40, 6, 4), (40, 2, 3)])
+    for row in rows:
+        row |= {"chosen_context": [], "rejected_context": []}
+        for side in ("chosen", "rejected"):
+            row[f"ref_{side}_per_token"] = [-float(token) for token in row[f"{side}_ids"]]
+    whole = PairCollator(0)(rows)
+    rows[0] |= {"chosen_context": [1, 3, 5, 6], "rejected_context": [0, 2]}
+    batch = PairCollator(0, with_layout=True)(rows)
+    mask = whole["completion_mask"].clone()
+    mask[0, [41, 42, 45]] = 0
+    mask[2, [40, 41]] = 0
+    assert torch.equal(batch["completion_mask"], mask)
+    assert torch.equal(batch["input_ids"], whole["input_ids"])
+    assert torch.equal(batch[REFERENCE], whole[REFERENCE] * mask[:, 1:])
+    scored = torch.zeros_like(mask[:, 1:])
+    scored.view(-1)[batch[LAYOUT].scored] = 1
+    assert torch.equal(scored, mask[:, 1:])

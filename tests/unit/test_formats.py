@@ -6,6 +6,7 @@ import pytest
 
 from prefopt.choices import DataFormat
 from prefopt.data.formats import (
+    convert,
     convert_alpaca_example,
     convert_alpaca_pair,
     convert_openai_pair,
@@ -83,6 +84,19 @@ def test_alpaca_pairs_and_history() -> None:
         "chosen": [turn("assistant", "3")],
         "rejected": [turn("assistant", "4")],
     }
+
+
+def test_bedrock_conversations_keep_their_system_prompt_and_hold_no_pairs() -> None:
+    row = {
+        "schemaVersion": "bedrock-conversation-2024",
+        "system": [{"text": "Be "}, {"text": "brief."}],
+        "messages": [{"role": "user", "content": [{"text": "Hi?"}]}],
+    }
+    assert detect_format(row, "sft") is DataFormat.bedrock
+    assert convert(row, DataFormat.bedrock, "sft") == {"messages": [turn("system", "Be brief."), row["messages"][0]]}
+    assert unread_columns(row, DataFormat.bedrock, "sft", ("messages",)) == []
+    with pytest.raises(RowError, match=r"hold no pairs. Set algorithm=sft"):
+        convert(row, DataFormat.bedrock, "preference")
 
 
 def test_openai_pairs_keep_messages_and_tools() -> None:

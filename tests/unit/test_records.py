@@ -1,6 +1,7 @@
 """Reading: what a row becomes, and what an error says about a row that cannot be read."""
 
 import gzip
+import inspect
 import json
 import subprocess
 import sys
@@ -12,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
 from trl.data_utils import extract_prompt
 
 from prefopt.choices import DataFormat, OnBadRow
 from prefopt.data.defects import drop_defects
-from prefopt.data.messages import split_common_prompt
+from prefopt.data.messages import RESERVED_KWARGS, split_common_prompt, trained_turns
 from prefopt.data.records import PreferencePair, ReadNotes, ReadResult, read_records
 from prefopt.errors import UserError
 
@@ -169,6 +171,30 @@ def test_null_keys_of_messages_are_left_out(tmp_path: Path) -> None:
     assert read(str(write_jsonl(tmp_path / "rows.jsonl", row))).records[0].chosen == [HI]
 
 
+@pytest.mark.parametrize(("key", "value"), [("weight", 0), ("weight", 0.0), ("train", False), ("loss", False)])
+def test_a_mark_on_an_answer_says_that_its_turn_is_not_trained(tmp_path: Path, key: str, value: Any) -> None:
+    row = {"messages": [USER, {**NO, key: value}, {**USER, "weight": 0}, {**HI, key: not value}]}
+    record: Any = read(str(write_jsonl(tmp_path / "rows.jsonl", row)), "sft").records[0]
+    assert record.messages == [USER, {**NO, "train": False}, USER, HI]
+    assert trained_turns(record.messages) == [3]
+
+
+def test_content_in_parts_of_text_is_their_text(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Say "}, {"text": "hi."}]
+    row = {**CHAT_PAIR, "prompt": [{"role": "user", "content": parts}]}
+    assert read(str(write_jsonl(tmp_path / "rows.jsonl", row))).records[0].prompt == [USER]
+
+
+def test_a_row_may_pass_variables_to_the_template_and_nothing_else(tmp_path: Path) -> None:
+    row = {**CHAT_PAIR, "chat_template_kwargs": {"enable_thinking": False, "documents": []}}
+    kwargs = read(str(write_jsonl(tmp_path / "rows.jsonl", row))).records[0].chat_template_kwargs
+    assert kwargs == row["chat_template_kwargs"]
+    parameters = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
+    special = set(PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES)
+    own = parameters - {"self", "documents", "kwargs"} | special - {"additional_special_tokens"}
+    assert own <= RESERVED_KWARGS
+
+
 def test_unread_columns_are_counted_where_they_hold_a_value(tmp_path: Path) -> None:
     rows = [{**PAIR, "score": 1, "tag": None}, {**PAIR, "score": 2}, {**PAIR, "tag": "x"}]
     assert read(str(write_jsonl(tmp_path / "rows.jsonl", *rows))).notes.ignored_columns == {"score": 2, "tag": 1}
@@ -203,6 +229,17 @@ def test_demonstrations_keep_the_fields_they_come_in(tmp_path: Path, row: Any, f
         ({**CHAT_PAIR, "tools": "{"}, ["'tools' is not valid JSON"]),
         ({**CHAT_PAIR, "tools": {"a": 1}}, ["'tools' must be a list"]),
         ({**CHAT_PAIR, "chat_template_kwargs": "x"}, ["'chat_template_kwargs' must be an object"]),
+        (
+            {**CHAT_PAIR, "chat_template_kwargs": {"chat_template": "x"}},
+            ["'chat_template_kwargs' may not hold 'chat_template'", "set model.chat_template"],
+        ),
+        (
+            {**CHAT_PAIR, "chosen": [{"role": "assistant", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            ["'chosen[0].content[0]' must be a part {type: text, text}, found an object"],
+        ),
+        ({**CHAT_PAIR, "chosen": [{**HI, "weight": 0.5}]}, ["'chosen[0].weight' must be 0 or 1", "(0.5)"]),
+        ({**CHAT_PAIR, "prompt": [{**USER, "train": True}]}, ["'prompt[0].train' asks to train", "loss_on=all"]),
+        ({**CHAT_PAIR, "chosen": [{**HI, "loss": False}]}, ["every assistant turn of 'chosen' is marked"]),
         ({**CHAT_PAIR, "chosen": []}, ["'chosen' is an empty list"]),
         ({**CHAT_PAIR, "chosen": [{"role": "bot", "content": "x"}]}, ["'chosen[0].role' must be one of system"]),
         ({**CHAT_PAIR, "chosen": [{"from": "gpt", "value": "x"}]}, ["set data.format=sharegpt"]),
@@ -230,6 +267,7 @@ def test_a_bad_row_is_refused_by_its_place_and_what_is_wrong(tmp_path: Path, row
         ({"messages": [USER]}, "has one message"),
         ({"messages": [USER, HI, USER]}, "must end with an assistant message, found role 'user'"),
         ({"text": 1}, "'text' must be text"),
+        ({"messages": [USER, {**HI, "weight": 0}]}, "every assistant turn of 'messages' is marked as not trained"),
     ],
 )
 def test_a_bad_demonstration_is_refused(tmp_path: Path, row: Any, part: str) -> None:

@@ -88,6 +88,33 @@ def test_conversations_with_one_opening_stay_together() -> None:
     assert prompt_key(short) == prompt_key(long)
 
 
+def say(role: str, content: str, **marks: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **marks}
+
+
+def test_the_prompt_of_a_conversation_is_all_before_its_first_trained_turn() -> None:
+    def key(*messages: dict[str, Any]) -> bytes:
+        return prompt_key(SFTExample(messages=list(messages), source="x"))
+
+    def greeted(question: str) -> bytes:
+        return key(say("assistant", "Welcome!"), say("user", question), say("assistant", "Yes."))
+
+    assert greeted("Late?") == greeted("Late? ")
+    assert greeted("Late?") != greeted("Lost?")
+    system = say("system", "Be brief.")
+    assert key(system, say("assistant", "Hi."), say("user", "a"), say("assistant", "b")) != key(
+        system, say("assistant", "Hi."), say("user", "c"), say("assistant", "b")
+    )
+    marked = [say("user", "2+2?"), say("assistant", "5", train=False)]
+    again, well = [say("user", "Again."), say("assistant", "4")], [say("user", "Well?"), say("assistant", "4")]
+    assert key(*marked, *again) != key(*marked, *well)
+    unmarked = [say("user", "2+2?"), say("assistant", "5")]
+    assert key(*unmarked, *again) == key(*unmarked, *well)
+    assert key(*marked, *again) == prompt_key(
+        SFTExample(prompt=[*unmarked, again[0]], completion=again[1:], source="y")
+    )
+
+
 def test_overlap_names_both_rows() -> None:
     train = [pair("a", "1"), pair("b", "2"), pair("c ", "3")]
     held_out = [pair("c", "4"), pair("c", "5"), pair("a", "6")]

@@ -45,7 +45,7 @@ HASHED_ROWS = 1000
 """Records that are turned into bytes together."""
 
 READING_SETTINGS = frozenset(
-    {"train", "held_out", "held_out_fraction", "format", "on_identical", "on_empty", "on_overlap"}
+    {"train", "held_out", "held_out_fraction", "format", "as_chat", "on_identical", "on_empty", "on_overlap"}
 )
 """Settings that have had their effect once there are records; every other one, also one to come, is in the key."""
 TOKENIZER_SETTINGS = ("chat_template", "split_special_tokens", "add_bos_token", "add_eos_token", "padding_side")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from prefopt.data.ragged import CONTEXT_COLUMNS
 from prefopt.modeling.shared_prefix import LAYOUT, PairLayout
 from prefopt.modeling.shared_prefix.layout import SHARE_FROM
 
@@ -19,6 +20,9 @@ REFERENCE = "ref_log_probs"
 @dataclass
 class PairCollator:
     """Pads pairs on the right to `[chosen; rejected]`, with the tensors of TRL's DataCollatorForPreference.
+
+    `completion_mask` leaves out what `CONTEXT_COLUMNS` name, where there are such columns: turns inside a completion
+    that are not trained.
 
     Attributes:
         pad_token_id: Fills rows; it is masked.
@@ -53,8 +57,21 @@ class PairCollator:
                 [row[name] for name in REFERENCE_COLUMNS for row in examples]
             )
             batch[REFERENCE] = torch.from_numpy(logps)
+        if CONTEXT_COLUMNS[0] in examples[0]:
+            _leave_out_contexts(examples, batch)
         if self.with_layout:
-            layout = PairLayout.build(lengths, width, SHARE_FROM)
+            layout = PairLayout.build(lengths, width, SHARE_FROM, completion_mask)
             if layout.num_tokens <= (1 - self.min_saving) * input_ids.size:
                 batch[LAYOUT] = layout
         return batch
+
+
+def _leave_out_contexts(examples: Sequence[dict[str, Any]], batch: dict[str, Any]) -> None:
+    """Takes what is not trained out of a batch's completion mask, and its reference log-probs."""
+    for index, row in enumerate(examples):
+        first = len(row["prompt_ids"])
+        for lane, name in zip((index, index + len(examples)), CONTEXT_COLUMNS, strict=True):
+            for start, end in zip(row[name][::2], row[name][1::2], strict=True):
+                batch["completion_mask"][lane, first + start : first + end] = 0
+    if REFERENCE in batch:
+        batch[REFERENCE] *= batch["completion_mask"][:, 1:]

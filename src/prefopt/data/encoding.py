@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from prefopt.choices import OnBadRow, OnLongCompletion
 from prefopt.data.records import Record
-from prefopt.data.rendering import common_prefix_length
+from prefopt.data.rendering import Chat, common_prefix_length, render_chats, require_chat_template
 from prefopt.errors import UserError
 
 CHUNK_ROWS = 1000
@@ -47,6 +47,22 @@ class TokenizeNotes:
     """Rows whose prompt ends in tokens that the prompt followed by its completion does not have."""
     num_prompt_tokens_cut: int = 0
     """Tokens, summed over these rows."""
+    num_context_turns: int = 0
+    """Turns of users and tools inside completions, and turns there that are marked as not trained."""
+    num_marked_turns: int = 0
+    """Turns of the assistant in `messages` that are marked as not trained."""
+    num_greetings: int = 0
+    """Messages of the assistant in `messages` before anybody else has spoken: they answer nothing."""
+    num_rendered_before: int = 0
+    """Rows of text that hold chats whose turns end in the end-of-sequence token."""
+    num_control_tokens: int = 0
+    """Rows of messages with a control token of the tokenizer in their text."""
+    first_control_token: str = ""
+    """The first of them, as `path:line`, and its token."""
+    num_plain: int = 0
+    """Rows of plain text, though the tokenizer has a chat template."""
+    unread_keys: dict[str, int] = field(default_factory=dict)
+    """Key of messages that the chat template does not read: in how many rows it occurs."""
 
 
 class SpecialTokens(NamedTuple):
@@ -110,8 +126,9 @@ class Gate:
             source, count = self.extra_eos[0]
             raise UserError(
                 f"{source}: a completion has the end-of-sequence token {self.special.eos} {count} times, more than it "
-                f"has messages{_others(self.extra_eos)}. Remove it from the text, or set data.on_extra_eos=skip; "
-                "if the text has none, the tokenizer or its chat template adds it twice."
+                f"has messages{_others(self.extra_eos)}. If it ends the turns of a chat that was rendered before, "
+                "give the row as 'messages'; else remove it from the text, or set data.on_extra_eos=skip. If the text "
+                "has none, the tokenizer or its chat template adds it twice."
             )
         if self.long_prompts:
             source, length = self.long_prompts[0]
@@ -156,6 +173,39 @@ def encode(tokenizer: Any, texts: list[str], *, are_chats: bool) -> list[list[in
     tokenizer("", verbose=False)
     encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
     return [encoding.ids for encoding in encodings]
+
+
+def encode_parts(
+    tokenizer: Any, eos: str, parts: Sequence[tuple[Any, ...]], records: Sequence[Record]
+) -> list[list[list[int]]]:
+    """Returns, for each record, the ids of its prompt and of the prompt followed by each completion."""
+    if isinstance(parts[0][0], str):
+        texts = [
+            text
+            for prompt, *completions in parts
+            for text in (prompt, *(prompt + with_eos(completion, eos) for completion in completions))
+        ]
+        sequences = iter(encode(tokenizer, texts, are_chats=False))
+        return [list(islice(sequences, len(part))) for part in parts]
+    require_chat_template(tokenizer, records[0].source)
+    chats = [
+        Chat(prompt + completion, record.tools, record.chat_template_kwargs, not completion, record.source)
+        for (prompt, *completions), record in zip(parts, records, strict=True)
+        for completion in ([], *completions)
+    ]
+    rendered = iter(render_chats(tokenizer, chats))
+    return encode_chat_groups(tokenizer, [list(islice(rendered, len(part))) for part in parts])
+
+
+def split_prompt(sequences: list[list[int]], special: SpecialTokens, notes: TokenizeNotes) -> int:
+    """Returns how many tokens the prompt, the first sequence, has in common with all others."""
+    drop_double_bos(sequences, special, notes)
+    prompt, *others = sequences
+    length = min(common_prefix_length(prompt, ids) for ids in others)
+    if length < len(prompt):
+        notes.num_prompt_cut += 1
+        notes.num_prompt_tokens_cut += len(prompt) - length
+    return length
 
 
 def encode_chat_groups(tokenizer: Any, groups: Sequence[list[str]]) -> list[list[list[int]]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from prefopt.choices import DataFormat
-from prefopt.data.messages import Message, RowError, check_text, check_tools, describe
+from prefopt.data.messages import Message, RowError, check_text, check_tools, describe, join_parts
 
 Row = dict[str, Any]
 
@@ -25,8 +25,12 @@ COLUMNS: dict[DataFormat, tuple[str, ...]] = {
     DataFormat.sharegpt: ("conversations", "system"),
     DataFormat.alpaca: ("instruction", "input", "system", "history"),
     DataFormat.openai: ("input", "preferred_output", "non_preferred_output"),
+    DataFormat.bedrock: ("schemaVersion", "system", "messages"),
 }
 """What the converters read, beside the completions (`chosen`, `rejected`, `output`) and `PASSED_ON`."""
+
+
+BEDROCK_SCHEMA = "bedrock-conversation"
 
 
 def detect_format(row: Row, kind: str) -> DataFormat:
@@ -37,6 +41,8 @@ def detect_format(row: Row, kind: str) -> DataFormat:
         return DataFormat.alpaca
     if "preferred_output" in row or "non_preferred_output" in row:
         return DataFormat.openai
+    if str(row.get("schemaVersion", "")).startswith(BEDROCK_SCHEMA):
+        return DataFormat.bedrock
     return DataFormat.trl
 
 
@@ -56,6 +62,8 @@ def convert(row: Row, format: DataFormat, kind: str) -> Row:
         (DataFormat.alpaca, "preference"): convert_alpaca_pair,
         (DataFormat.alpaca, "sft"): convert_alpaca_example,
         (DataFormat.openai, "preference"): convert_openai_pair,
+        (DataFormat.bedrock, "preference"): convert_bedrock_pair,
+        (DataFormat.bedrock, "sft"): convert_bedrock_example,
     }
     converted = converters[format, kind](row)
     return converted | {key: row[key] for key in PASSED_ON if key in row and key not in converted}
@@ -116,6 +124,20 @@ def convert_openai_pair(row: Row) -> Row:
         "rejected": _get(row, "non_preferred_output"),
         "tools": source.get("tools"),
     }
+
+
+def convert_bedrock_example(row: Row) -> Row:
+    """Returns a Bedrock conversation, whose system prompt is a column of parts, as `messages`."""
+    messages = _get(row, "messages")
+    if not isinstance(messages, list):
+        raise RowError(f"'messages' must be a list of messages {{role, content}}, found {describe(messages)}.")
+    system = join_parts(row.get("system") or [], "system")
+    return {"messages": _system_messages({"system": system}) + messages}
+
+
+def convert_bedrock_pair(row: Row) -> Row:
+    """Refuses a Bedrock conversation where pairs are wanted."""
+    raise RowError("Bedrock conversations are demonstrations and hold no pairs. Set algorithm=sft.")
 
 
 def _get(row: Row, name: str) -> Any:

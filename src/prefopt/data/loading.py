@@ -1,17 +1,21 @@
 """The way from a data configuration to records, and on to token ids."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prefopt.choices import LossOn, OnBadRow
+from prefopt.data.control_tokens import treat_control_tokens
 from prefopt.data.defects import drop_defects
 from prefopt.data.notes import DataNotes, SplitName
-from prefopt.data.records import Kind, Record, read_records
+from prefopt.data.records import Kind, Record, read_records, to_chat
 from prefopt.data.split import find_overlap, split_by_prompt
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
 from prefopt.errors import UserError
 from prefopt.schema import DataConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +83,13 @@ def load_tokenized(
 def _read(spec: Any, config: DataConfig, kind: Kind, notes: DataNotes, split: SplitName) -> list[Record]:
     result = read_records(spec, format=config.format, kind=kind)
     notes.read[split] = result.notes
-    return drop_defects(result.records, on_empty=config.on_empty, on_identical=config.on_identical, notes=result.notes)
+    records = result.records
+    if config.as_chat:
+        records = [to_chat(record) for record in records]
+        result.notes.num_as_chat = sum(new is not old for new, old in zip(records, result.records, strict=True))
+        if not result.notes.num_as_chat:
+            logger.warning("data.as_chat=true changes nothing: the rows of data.%s are messages already", split)
+    return drop_defects(records, on_empty=config.on_empty, on_identical=config.on_identical, notes=result.notes)
 
 
 def _without_overlap(
@@ -120,10 +130,12 @@ def _tokenize(
         "on_extra_eos": config.on_extra_eos,
     }
     tokenized: Tokenized
+    treated = treat_control_tokens(records, tokenizer, config.on_control_token)
     if splits.kind == "preference":
-        tokenized = tokenize_pairs(records, tokenizer, **limits)
+        tokenized = tokenize_pairs(treated.records, tokenizer, **limits)
     else:
-        tokenized = tokenize_sft(records, tokenizer, loss_on=loss_on, **limits)
+        tokenized = tokenize_sft(treated.records, tokenizer, loss_on=loss_on, **limits)
+    tokenized.notes.num_control_tokens, tokenized.notes.first_control_token = treated.num_rows, treated.first
     splits.notes.tokenized[split] = tokenized.notes
     if not tokenized.notes.num_kept:
         raise UserError(f"data.{split}: no rows are left after tokenizing. {_reasons(splits.notes)}")

@@ -1,6 +1,7 @@
 """Checks on the values of one row: text, message lists, tools. No file or format is known here."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 Message = dict[str, Any]
@@ -10,6 +11,25 @@ Content = str | list[Message]
 """A prompt or completion: plain text, or messages for a chat template."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+
+MARKS = ("weight", "train", "training", "loss")
+"""Keys of an assistant message that say whether it is trained: 0 or false, 1 or true."""
+
+UNTRAINED = "train"
+"""Key that a checked message has, with the value False, where one of its marks says so. Templates never see it."""
+
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of a content's parts that are text."""
+
+RESERVED_KWARGS = frozenset(
+    {
+        "messages", "conversation", "conversations", "tools", "chat_template", "add_generation_prompt",
+        "continue_final_message", "tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length",
+        "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+        "bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token",
+    }
+)  # fmt: skip
+"""Names in a row's `chat_template_kwargs` that would replace the template, what it renders, or how it is called."""
 
 
 class RowError(ValueError):
@@ -69,10 +89,62 @@ def _check_message(value: Any, field: str) -> Message:
     if calls is not None and (not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls)):
         raise RowError(f"'{field}.tool_calls' must be a list of objects, found {describe(calls)}.")
     if "content" in message:
-        check_text(message["content"], f"{field}.content")
+        message["content"] = check_text(join_parts(message["content"], f"{field}.content"), f"{field}.content")
     elif not (role == "assistant" and calls):
         raise RowError(f"'{field}.content' is missing. Only an assistant message with tool_calls may go without.")
+    _read_marks(message, field)
     return message
+
+
+def join_parts(value: Any, field: str) -> Any:
+    """Returns the text of content that is given as parts, one after another; other content as it is."""
+    if not isinstance(value, list):
+        return value
+    texts = []
+    for index, part in enumerate(value):
+        text = part.get("text") if isinstance(part, dict) and part.get("type", "text") in TEXT_PARTS else None
+        if not isinstance(text, str):
+            raise RowError(
+                f"'{field}[{index}]' must be a part {{type: text, text}}, found {describe(part)}. prefopt trains text "
+                "models: remove other parts, or these rows."
+            )
+        texts.append(text)
+    return "".join(texts)
+
+
+def _read_marks(message: Message, field: str) -> None:
+    """Replaces the marks of a message by `UNTRAINED`, where they say that its turn is not trained."""
+    marks = {key: message.pop(key) for key in MARKS if key in message}
+    for key, value in marks.items():
+        if not isinstance(value, (bool, int, float)) or value not in (0, 1):
+            raise RowError(
+                f"'{field}.{key}' must be 0 or 1, or false or true, found {describe(value)}: a turn is trained or not."
+            )
+        if value and message["role"] != "assistant":
+            raise RowError(
+                f"'{field}.{key}' asks to train a message of role '{message['role']}', but only the assistant's are "
+                f"trained. Remove '{key}' there; to train every token of SFT rows, set algorithm.loss_on=all."
+            )
+    if message["role"] == "assistant" and not all(marks.values()):
+        message[UNTRAINED] = False
+
+
+def is_trained(message: Message) -> bool:
+    """Returns whether a message is one of the assistant's that no mark exempts from training."""
+    return message["role"] == "assistant" and UNTRAINED not in message
+
+
+def trained_turns(messages: Sequence[Message], num_prompt: int | None = None) -> list[int]:
+    """Returns which messages are trained: those of the assistant that answer something and are not marked otherwise.
+
+    Args:
+        messages: A whole conversation.
+        num_prompt: Messages at its beginning that are the prompt. Unset: what comes before the first answer, so that
+            a greeting, which answers nothing, is not trained.
+    """
+    if num_prompt is None:
+        num_prompt = 1 + next((at for at, message in enumerate(messages) if message["role"] in ("user", "tool")), 0)
+    return [at for at, message in enumerate(messages) if at >= num_prompt and is_trained(message)]
 
 
 def check_completion(messages: list[Message], field: str) -> None:
@@ -113,6 +185,12 @@ def check_template_kwargs(value: Any) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise RowError(f"'chat_template_kwargs' must be an object, found {describe(value)}.")
+    reserved = sorted(RESERVED_KWARGS & value.keys())
+    if reserved:
+        raise RowError(
+            f"'chat_template_kwargs' may not hold '{reserved[0]}': a row passes variables to the chat template, and "
+            "replaces neither it nor what it renders. Remove the key; for another template, set model.chat_template."
+        )
     return value
 
 

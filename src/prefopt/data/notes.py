@@ -12,6 +12,7 @@ READ_SENTENCES = {
     "num_empty_skipped": "{n} rows with an empty completion skipped (data.on_empty=skip)",
     "num_identical_skipped": "{n} pairs with chosen equal to rejected skipped (data.on_identical=skip)",
     "num_duplicates": "{n} rows repeat an earlier row; kept",
+    "num_as_chat": "{n} rows of plain text made chats: a user's question, an assistant's answer (data.as_chat=true)",
 }
 
 TOKENIZE_SENTENCES = {
@@ -25,6 +26,13 @@ TOKENIZE_SENTENCES = {
     "num_double_bos": "{n} rows began with two begin-of-sequence tokens; one removed",
     "num_prompt_cut": "{n} rows lose the end of their prompt, which is tokenized differently before a completion",
     "num_prompt_tokens_cut": "{n} prompt tokens lost there in total",
+    "num_context_turns": "{n} turns inside completions are context and not trained (of users, of tools, or marked so)",
+    "num_marked_turns": "{n} assistant turns are marked as not trained (weight, train, training or loss)",
+    "num_greetings": "{n} greetings are not trained: no question is before them",
+    "num_rendered_before": "{n} rows of text are chats that were rendered before; every token of them is trained (to "
+    "train the assistant's turns alone, give the rows as 'messages')",
+    "num_plain": "{n} rows are plain text, though the model has a chat template: it will be tuned without turns. To "
+    "render them as chats, set data.as_chat=true",
 }
 
 
@@ -53,6 +61,15 @@ class DataNotes:
             lines.append(f"train: {count} rows skipped: their prompt is held out (data.on_overlap=skip)")
         for split, tokenized in self.tokenized.items():
             lines += _sentences(split, tokenized, TOKENIZE_SENTENCES)
+            if tokenized.num_control_tokens:
+                lines.append(
+                    f"{split}: {tokenized.num_control_tokens} rows have a control token in a message, first "
+                    f"{tokenized.first_control_token} (data.on_control_token)"
+                )
+            lines += [
+                f"{split}: key '{key}' of messages, in {count} rows, is not read by the chat template and is ignored"
+                for key, count in tokenized.unread_keys.items()
+            ]
         final = {split: notes.num_kept for split, notes in self.tokenized.items()} or self.num_records
         return [*lines, *(f"{split}: {count} rows used" for split, count in final.items() if count)]
 

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+CONTEXT_COLUMNS = ("chosen_context", "rejected_context")
+"""Columns of pairs: ranges of a completion's tokens that are not trained, as [start, end, start, end, ...]."""
+
 
 @dataclass(frozen=True)
 class Ragged:
@@ -40,6 +43,15 @@ class Ragged:
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.offsets)
 
+    def without(self, ranges: "Ragged") -> "Ragged":
+        """Leaves out of each row the items in some ranges of it, half-open, as [start, end, start, end, ...]."""
+        is_kept = np.ones(len(self.values), dtype=bool)
+        for row in np.flatnonzero(ranges.lengths).tolist():
+            for start, end in self.offsets[row] + ranges[row].reshape(-1, 2):
+                is_kept[start:end] = False
+        num_kept = np.concatenate([[0], np.cumsum(is_kept, dtype=np.int64)])
+        return Ragged(self.values[is_kept], num_kept[self.offsets])
+
     def to_arrow(self) -> Any:
         """The rows as a pyarrow array of lists."""
         import pyarrow as pa
@@ -57,17 +69,25 @@ class Ragged:
 
 @dataclass(frozen=True)
 class PairTable:
-    """Token ids (int32) of preference pairs."""
+    """Token ids (int32) of preference pairs.
+
+    Attributes:
+        contexts: Ranges of chosen's and of rejected's tokens that are not trained; None where all are.
+    """
 
     prompt: Ragged
     chosen: Ragged
     rejected: Ragged
+    contexts: tuple[Ragged, Ragged] | None = None
 
     @classmethod
     def of(cls, dataset: Any) -> "PairTable":
         """Reads a `datasets.Dataset` with the columns prompt_ids, chosen_ids and rejected_ids."""
         table = dataset.with_format("arrow")[:]
-        return cls(*(_read(table.column(f"{name}_ids")) for name in ("prompt", "chosen", "rejected")))
+        prompt, chosen, rejected = (_read(table.column(f"{name}_ids")) for name in ("prompt", "chosen", "rejected"))
+        has_contexts = set(CONTEXT_COLUMNS) <= set(table.column_names)
+        contexts = [_read(table.column(name)) for name in CONTEXT_COLUMNS] if has_contexts else None
+        return cls(prompt, chosen, rejected, None if contexts is None else (contexts[0], contexts[1]))
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -77,8 +97,15 @@ class PairTable:
         """Tokens of prompt, chosen and rejected, shape (pairs, 3)."""
         return np.stack([self.prompt.lengths, self.chosen.lengths, self.rejected.lengths], axis=1)
 
+    def trained(self, logps: "PairLogps") -> "PairLogps":
+        """Returns the log-probs of the completions' trained tokens alone."""
+        if self.contexts is None:
+            return logps
+        chosen, rejected = self.contexts
+        return PairLogps(logps.chosen.without(chosen), logps.rejected.without(rejected))
+
     def examples(self, rows: Iterable[int]) -> list[dict[str, Array]]:
-        """Rows as a collator takes them."""
+        """Rows as a collator takes them, whose completions count as a whole."""
         parts = {"prompt_ids": self.prompt, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
         return [{name: part[row] for name, part in parts.items()} for row in rows]
 

@@ -3,7 +3,7 @@
 import difflib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from prefopt.choices import DataFormat
@@ -21,7 +21,9 @@ from prefopt.data.messages import (
     check_text,
     check_tools,
     describe,
+    is_trained,
     split_common_prompt,
+    trained_turns,
 )
 from prefopt.errors import UserError
 
@@ -57,6 +59,13 @@ class SFTExample:
 Record = PreferencePair | SFTExample
 
 
+def message_fields(record: Record) -> dict[str, list[Message]]:
+    """Returns the fields of a record that hold messages; none for a record of text."""
+    is_pair = isinstance(record, PreferencePair)
+    names = ("prompt", "chosen", "rejected") if is_pair else ("prompt", "completion", "messages")
+    return {name: value for name in names if isinstance(value := getattr(record, name), list)}
+
+
 @dataclass(kw_only=True)
 class ReadNotes:
     """What happened while rows were read."""
@@ -65,6 +74,8 @@ class ReadNotes:
     """Rows in the files."""
     num_identical_skipped: int = 0
     num_empty_skipped: int = 0
+    num_as_chat: int = 0
+    """Rows of plain text that were made chats."""
     num_duplicates: int = 0
     """Rows equal to an earlier row in prompt, completions and tools; they are kept."""
     ignored_columns: dict[str, int] = field(default_factory=dict)
@@ -187,6 +198,8 @@ def _build_example(row: dict[str, Any], source: str) -> tuple[SFTExample, Shape]
                 f"'messages' must end with an assistant message, found role '{messages[-1]['role']}'. "
                 "Drop the turns that nothing answers."
             )
+        if not trained_turns(messages):
+            raise RowError("every assistant turn of 'messages' is marked as not trained. Drop the row or a mark.")
         fields = {"messages": messages}
     elif "text" in row:
         fields = {"text": check_text(row["text"], "text")}
@@ -240,3 +253,28 @@ def _check_turns(prompt: list[Message], completions: dict[str, Content]) -> None
         if completion[: len(prompt)] == prompt:
             raise RowError(f"'{name}' repeats the messages of 'prompt'. Remove them there, or remove 'prompt'.")
         check_completion(completion, name)
+        if not any(map(is_trained, completion)):
+            raise RowError(f"every assistant turn of '{name}' is marked as not trained. Drop the row or a mark.")
+
+
+def to_chat(record: Record) -> Record:
+    """Returns a record of plain text as a chat: the prompt is a user's message, a completion the assistant's.
+
+    Raises:
+        UserError: A demonstration is one text, of which nobody knows where a question ends.
+    """
+
+    def say(role: str, text: Content) -> list[Message]:
+        assert isinstance(text, str), "records of messages are chats already"
+        return [{"role": role, "content": text.strip()}]
+
+    if isinstance(record.prompt, list) or (isinstance(record, SFTExample) and record.messages is not None):
+        return record
+    if record.prompt is None:
+        raise UserError(
+            f"{record.source}: data.as_chat=true needs rows with 'prompt', and this one is a whole 'text'. Give the "
+            "rows as 'prompt' and 'completion', or as 'messages', or leave data.as_chat out."
+        )
+    names = ("chosen", "rejected") if isinstance(record, PreferencePair) else ("completion",)
+    answers: dict[str, Any] = {name: say("assistant", getattr(record, name)) for name in names}
+    return replace(record, prompt=say("user", record.prompt), **answers)

@@ -1,14 +1,25 @@
 """Chats rendered to text by the tokenizer's chat template, and where the assistant's turns lie in that text."""
 
 import json
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import re
+import signal
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jinja2
 
-from prefopt.data.messages import Message
+from prefopt.data.messages import UNTRAINED, Message
 from prefopt.errors import UserError
+
+RENDER_LIMIT_S = 10.0
+"""Seconds that a chat template may take, and so much more for each chat that it is given at once:"""
+RENDER_SHARE_S = 0.02
+
+CONTENT_TAIL = 20
+"""Characters from the end of a message by which it is known in the rendered text."""
 
 
 class Chat(NamedTuple):
@@ -51,7 +62,7 @@ def render_chats(tokenizer: Any, chats: Sequence[Chat]) -> list[str]:
     Chats that share tools and template arguments are rendered in one call, which sets up the template once.
 
     Raises:
-        UserError: The template refuses a chat, or leaves its tools out; the chat is named.
+        UserError: The template refuses a chat, or leaves out its tools or all that is said; the chat is named.
     """
     _require_tools_rendered(tokenizer, chats)
     groups: dict[tuple[bool, str], list[int]] = defaultdict(list)
@@ -62,7 +73,19 @@ def render_chats(tokenizer: Any, chats: Sequence[Chat]) -> list[str]:
     for indices in groups.values():
         for index, text in zip(indices, _render_alike(tokenizer, [chats[index] for index in indices]), strict=True):
             texts[index] = text
+    for chat, text in zip(chats, texts, strict=True):
+        _require_content_rendered(chat, text)
     return texts
+
+
+def _require_content_rendered(chat: Chat, text: str) -> None:
+    """Refuses a template that leaves out all that is said, as those do that expect content as parts."""
+    said = [content for message in chat.messages if (content := message.get("content", "").strip())]
+    if said and not any(content in text for content in said):
+        raise UserError(
+            f"{chat.source}: the chat template leaves out what the messages say (it may expect content as parts, for "
+            "images). Set another model.chat_template."
+        )
 
 
 def _has_context(chat: Chat) -> bool:
@@ -72,22 +95,50 @@ def _has_context(chat: Chat) -> bool:
 def _render_alike(tokenizer: Any, chats: Sequence[Chat]) -> list[str]:
     first = chats[0]
     try:
-        texts: list[str] = tokenizer.apply_chat_template(
-            [chat.messages for chat in chats],
-            tools=first.tools,
-            add_generation_prompt=first.add_generation_prompt,
-            tokenize=False,
-            **first.template_kwargs,
-        )
-    except (jinja2.TemplateError, TypeError) as error:
+        with _time_limit(RENDER_LIMIT_S + RENDER_SHARE_S * len(chats)):
+            texts: list[str] = tokenizer.apply_chat_template(
+                [_without_marks(chat.messages) for chat in chats],
+                tools=first.tools,
+                add_generation_prompt=first.add_generation_prompt,
+                tokenize=False,
+                **first.template_kwargs,
+            )
+    except Exception as error:  # a template is a program, and any of its operations may fail
         if len(chats) > 1:
             return [text for chat in chats for text in _render_alike(tokenizer, [chat])]
         calls = any("tool_calls" in message or message["role"] == "tool" for message in first.messages)
         hint = "It does not know tool calls: set" if calls else "Change the row's roles, or set"
+        reason = error if isinstance(error, jinja2.TemplateError | TypeError) else f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{first.source}: the chat template refuses this row: {error}. {hint} another model.chat_template."
+            f"{first.source}: the chat template refuses this row: {reason}. {hint} another model.chat_template."
         ) from error
     return texts
+
+
+def _without_marks(messages: list[Message]) -> list[Message]:
+    return [
+        {key: value for key, value in message.items() if key != UNTRAINED} if UNTRAINED in message else message
+        for message in messages
+    ]
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raises a `TimeoutError` in its block after some seconds; only the main thread can be told to."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"it takes more than {seconds:.0f} s")
+
+    earlier = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
 
 
 def _require_tools_rendered(tokenizer: Any, chats: Sequence[Chat]) -> None:
@@ -103,61 +154,107 @@ def _require_tools_rendered(tokenizer: Any, chats: Sequence[Chat]) -> None:
         )
 
 
-def render_turns(tokenizer: Any, chats: Sequence[Chat]) -> tuple[list[str], list[list[Span]]]:
-    """Returns the text of each chat, and the characters of its assistant turns from header's end to end of turn.
+def unread_keys(tokenizer: Any, chats: Iterable[tuple[str, Iterable[Message]]]) -> Counter[str]:
+    """Returns keys of messages that the chat template never mentions, each with the number of chats that have it.
+
+    Args:
+        tokenizer: Has the chat template.
+        chats: Where each one stands, and its messages.
+
+    Raises:
+        UserError: The template leaves out tool calls, so that turns would be trained without what they do.
+    """
+    template = tokenizer.chat_template
+    source = "\n".join(template.values()) if isinstance(template, dict) else template
+    mentioned = {*re.findall(r"\w+", source), "role", "content", UNTRAINED}
+    unread: Counter[str] = Counter()
+    for place, messages in chats:
+        keys = {key for message in messages for key in message.keys() - mentioned}
+        if "tool_calls" in keys:
+            raise UserError(
+                f"{place}: the row has tool calls, but the chat template leaves them out. Set a model.chat_template "
+                "that renders them, or remove these rows."
+            )
+        unread.update(keys)
+    return unread
+
+
+def render_turns(
+    tokenizer: Any, chats: Sequence[Chat], turns: Sequence[Sequence[int]]
+) -> tuple[list[str], list[list[Span]]]:
+    """Returns the text of each chat, and the characters of some of its turns, from header's end to end of turn.
 
     Turns are found by rendering the chat up to them. For `[user, assistant]` in a ChatML template::
 
         <|im_start|>user\\nhi<|im_end|>\\n<|im_start|>assistant\\n   the chat before the turn, with generation prompt
         <|im_start|>user\\nhi<|im_end|>\\n<|im_start|>assistant\\nhello<|im_end|>\\n   the chat up to and with the turn
 
-    An assistant message that opens the chat answers nothing and is not among the turns.
+    Args:
+        tokenizer: Has the chat template.
+        chats: Whole chats, without a generation prompt.
+        turns: For each chat the indices of assistant messages, rising.
 
     Raises:
-        UserError: The template renders the beginning of a chat differently when more messages follow.
+        UserError: The template renders the beginning of a chat so differently when more messages follow that a turn
+            cannot be told apart.
     """
     requests: list[Chat] = []
-    for chat in chats:
+    for chat, indices in zip(chats, turns, strict=True):
         requests.append(chat)
-        for turn in _turns(chat):
+        for turn in indices:
             requests.append(chat._replace(messages=chat.messages[:turn], add_generation_prompt=True))
-            requests.append(chat._replace(messages=chat.messages[: turn + 1]))
+            if turn + 1 < len(chat.messages):
+                requests.append(chat._replace(messages=chat.messages[: turn + 1]))
     rendered = iter(render_chats(tokenizer, requests))
-    texts, spans = [], []
-    for chat in chats:
+    texts: list[str] = []
+    spans: list[list[Span]] = []
+    for chat, indices in zip(chats, turns, strict=True):
         text = next(rendered)
         texts.append(text)
-        spans.append(
-            [_turn_span(tokenizer, chat, text, turn, next(rendered), next(rendered)) for turn in _turns(chat)]
-        )
+        spans.append([])
+        for turn in indices:
+            before = next(rendered)
+            after = next(rendered) if turn + 1 < len(chat.messages) else text
+            spans[-1].append(_turn_span(tokenizer, chat, text, turn, before, after))
     return texts, spans
-
-
-def _turns(chat: Chat) -> list[int]:
-    return [index for index, message in enumerate(chat.messages) if index and message["role"] == "assistant"]
 
 
 def _turn_span(tokenizer: Any, chat: Chat, text: str, turn: int, before: str, after: str) -> Span:
     start = common_prefix_length(before, text)
-    is_prefix = start == len(before)
-    if not is_prefix:
-        # The generation prompt may hold more than the turn's header (an empty thought, say); the messages may not.
-        is_prefix = text.startswith(render_chats(tokenizer, [chat._replace(messages=chat.messages[:turn])])[0])
-    end = len(after) if text.startswith(after) else _end_at_eos(tokenizer, text, after, start)
-    if not is_prefix or end is None or end <= start:
+    # The generation prompt may hold more than the turn's header (an empty thought, say); the messages may not.
+    is_told_apart = start == len(before) or text.startswith(
+        render_chats(tokenizer, [chat._replace(messages=chat.messages[:turn])])[0]
+    )
+    if text.startswith(after):
+        end = len(after)
+    else:
+        end = _end_of_turn(text, after, start)
+        is_told_apart &= chat.messages[turn].get("content", "").rstrip()[-CONTENT_TAIL:] in text[start:end]
+    if not is_told_apart or end <= start:
         raise UserError(
             f"{chat.source}: the chat template renders the messages before or in an assistant turn differently once "
-            "more follow, so the turn's tokens cannot be told apart. Set algorithm.loss_on=all, or another "
-            "model.chat_template, or give the rows as 'prompt' and 'completion'."
+            "more follow, so the turn's tokens cannot be told apart. Set another model.chat_template, or give rows "
+            "whose 'prompt' is all but the last answer; for SFT, algorithm.loss_on=all trains every token."
         )
     return Span(start, end)
 
 
-def _end_at_eos(tokenizer: Any, text: str, after: str, start: int) -> int | None:
-    """Returns the end of a turn that the template renders differently when it is the last one, as Qwen3 does."""
-    eos = tokenizer.eos_token
-    found = text.find(eos, start)
-    return found + len(eos) if found >= 0 and after.rstrip().endswith(eos) else None
+def _end_of_turn(text: str, after: str, start: int) -> int:
+    """Returns where in `text` a turn ends that the template renders differently when it is the chat's last one.
+
+    Such a turn has another end then, which is no part of it where more follows (Phi-3, gpt-oss), or another beginning
+    (Qwen3, whose last turn alone has a thought)::
+
+        <|user|>hi<|end|><|assistant|>hello<|end|><|user|>...              the chat
+        <|user|>hi<|end|><|assistant|>hello<|end|></s>                     up to the turn: ends where the two part
+        <|user|>hi<|end|><|assistant|><think></think>hello<|end|>          ends where the second does
+
+    Only what stands in `after`, which no later message is part of, belongs to the turn.
+    """
+    parted = common_prefix_length(after, text)
+    tails = (after[at:] for at in range(min(parted, start), len(after)))
+    length = next((len(tail) for tail in tails if text.startswith(tail, start)), 0)
+    return max(parted, start + length)
 
 
 def locate_tokens(
@@ -169,8 +266,9 @@ def locate_tokens(
     """
     if not tokenizer.is_fast:
         raise UserError(
-            "algorithm.loss_on=completions: this tokenizer cannot tell which characters a token covers. "
-            "Set algorithm.loss_on=all, or give the rows as 'prompt' and 'completion'."
+            "model.path: this tokenizer cannot tell which characters a token covers, so that the assistant's turns "
+            "cannot be told from the others'. Give rows whose 'prompt' is all but the last answer; for SFT, "
+            "algorithm.loss_on=all trains every token."
         )
     batch = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
     for index, (text, characters) in enumerate(zip(texts, spans, strict=True)):

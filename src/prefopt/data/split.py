@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from prefopt.data.messages import Content, Message
+from prefopt.data.messages import UNTRAINED, Content, Message, trained_turns
 from prefopt.data.records import PreferencePair, Record
 
 
@@ -20,7 +20,8 @@ def prompt_key(record: Record) -> bytes:
     """Returns a digest of the record's prompt; records with equal keys must stay on one side of a split.
 
     Runs of whitespace count as one blank. The system prompt and the tools are part of the prompt. Of a conversation
-    (`messages`) it is the opening, up to the first assistant turn, since every later turn is trained too.
+    (`messages`) it is all before the first turn that is trained, also a greeting and turns that are marked as not
+    trained.
     """
     tools = json.dumps(record.tools, sort_keys=True, default=str) if record.tools else ""
     return hashlib.sha256(json.dumps([_normalise(_prompt(record)), tools]).encode()).digest()
@@ -59,8 +60,7 @@ def _prompt(record: Record) -> Content:
     if isinstance(record, PreferencePair):
         return record.prompt
     if record.messages is not None:
-        turns = (index for index, message in enumerate(record.messages) if message["role"] == "assistant")
-        return record.messages[: next(turns)]
+        return record.messages[: trained_turns(record.messages)[0]]
     prompt = record.text if record.prompt is None else record.prompt
     assert prompt is not None, "a demonstration has a prompt, messages or text"
     return prompt
@@ -73,6 +73,7 @@ def _normalise(content: Content) -> str | list[Message]:
         {
             key: " ".join(value.split()) if isinstance(value, str) else repr(value)
             for key, value in sorted(message.items())
+            if key != UNTRAINED
         }
         for message in content
     ]

@@ -1,15 +1,18 @@
 """Token ids of pairs and demonstrations: those that TRL 1.16 makes, in batches, with its known defects mended.
 
 Where ids differ from TRL's: a completion of messages that the chat template leaves without an end-of-sequence token
-gets one; of two begin-of-sequence tokens one is removed; `tools: []` means no tools.
+gets one; of two begin-of-sequence tokens one is removed; `tools: []` means no tools. What is trained differs where a
+completion holds turns of users or tools: TRL trains them.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from typing import Any, NamedTuple
 
 from prefopt.choices import LossOn, OnBadRow, OnLongCompletion
+from prefopt.data.control_tokens import ControlTokens
+from prefopt.data.demonstrations import ExampleIds, encode_examples
 from prefopt.data.encoding import (
     IGNORED_LABEL,
     Gate,
@@ -17,21 +20,13 @@ from prefopt.data.encoding import (
     SpecialTokens,
     TokenizeNotes,
     chunks,
-    drop_double_bos,
-    encode,
-    encode_chat_groups,
-    with_eos,
+    encode_parts,
+    split_prompt,
 )
-from prefopt.data.records import PreferencePair, SFTExample
-from prefopt.data.rendering import (
-    Chat,
-    Span,
-    common_prefix_length,
-    locate_tokens,
-    render_chats,
-    render_turns,
-    require_chat_template,
-)
+from prefopt.data.messages import UNTRAINED, is_trained, trained_turns
+from prefopt.data.ragged import CONTEXT_COLUMNS
+from prefopt.data.records import PreferencePair, Record, SFTExample, message_fields
+from prefopt.data.rendering import Chat, Span, locate_tokens, render_turns, unread_keys
 from prefopt.errors import UserError
 
 
@@ -39,8 +34,8 @@ from prefopt.errors import UserError
 class Tokenized:
     """A `datasets.Dataset` of int32 lists, and what happened on the way.
 
-    Columns: `prompt_ids`, `chosen_ids`, `rejected_ids`, `source` for pairs; `input_ids`, `labels`, `source` for
-    demonstrations (a label of -100 has no loss).
+    Columns: `prompt_ids`, `chosen_ids`, `rejected_ids`, `source` for pairs, and `CONTEXT_COLUMNS` if some completion
+    has turns that are not trained; `input_ids`, `labels`, `source` for demonstrations (a label of -100 has no loss).
     """
 
     dataset: Any
@@ -58,7 +53,9 @@ def tokenize_pairs(
 ) -> Tokenized:
     """Returns prompt, chosen and rejected ids, with prompt + completion at most `max_length` tokens.
 
-    The prompt is the common beginning of the tokenized prompt and both tokenized conversations, as in TRL.
+    The prompt is the common beginning of the tokenized prompt and both tokenized conversations, as in TRL. Turns of
+    users and tools inside a completion, and turns marked as not trained, are context: they are in its ids, and
+    `CONTEXT_COLUMNS` say where.
 
     Args:
         pairs: What `prefopt.data.records` read.
@@ -74,13 +71,17 @@ def tokenize_pairs(
     notes = TokenizeNotes(num_rows=len(pairs))
     special = SpecialTokens.of(tokenizer)
     gate = Gate(max_length, on_long_prompt, on_long_completion, on_extra_eos, special)
-    table = IdTable(("prompt_ids", "chosen_ids", "rejected_ids"))
+    notes.num_plain = _count_plain(tokenizer, pairs)
+    notes.unread_keys = _unread_keys(tokenizer, pairs)
+    context_columns = CONTEXT_COLUMNS if any(map(_has_context, pairs)) else ()
+    table = IdTable(("prompt_ids", "chosen_ids", "rejected_ids", *context_columns))
     for chunk in chunks(pairs, kind=lambda pair: isinstance(pair.prompt, list)):
         parts = [(pair.prompt, pair.chosen, pair.rejected) for pair in chunk]
-        for pair, sequences in zip(chunk, _encode_parts(tokenizer, special.eos, parts, chunk), strict=True):
-            row = _pair_row(pair, sequences, gate, notes)
+        located = _locate_turns_of_pairs(tokenizer, [pair for pair in chunk if _has_context(pair)], notes)
+        for pair, sequences in zip(chunk, encode_parts(tokenizer, special.eos, parts, chunk), strict=True):
+            row = _pair_row(pair, sequences, next(located) if _has_context(pair) else None, gate, notes)
             if row is not None:
-                table.add(row, pair.source)
+                table.add(row[: 3 + len(context_columns)], pair.source)
         table.flush()
     gate.raise_refused()
     notes.num_kept = table.num_rows
@@ -99,8 +100,8 @@ def tokenize_sft(
 ) -> Tokenized:
     """Returns input ids and labels, at most `max_length` tokens each.
 
-    With `loss_on=completions`, loss is on the completion, or on every assistant turn of `messages` including what ends
-    the turn; with `all`, and for `text`, it is on every token.
+    With `loss_on=completions`, loss is on the assistant's turns in the completion, or in `messages`, with what ends a
+    turn, but not on turns that are marked as not trained; with `all`, and for `text`, it is on every token.
 
     Args:
         examples: What `prefopt.data.records` read.
@@ -117,9 +118,13 @@ def tokenize_sft(
     notes = TokenizeNotes(num_rows=len(examples))
     special = SpecialTokens.of(tokenizer)
     gate = Gate(max_length, on_long_prompt, on_long_completion, on_extra_eos, special)
+    if loss_on is LossOn.all:
+        _require_no_marks(examples)
+    notes.num_plain = _count_plain(tokenizer, examples)
+    notes.unread_keys = _unread_keys(tokenizer, examples)
     table = IdTable(("input_ids", "labels"))
-    for chunk in chunks(examples, kind=lambda example: (example.text is None, type(example.prompt))):
-        for example, ids in zip(chunk, _encode_examples(tokenizer, special, chunk, loss_on, notes), strict=True):
+    for chunk in chunks(examples, kind=lambda example: type(example.prompt)):
+        for example, ids in zip(chunk, encode_examples(tokenizer, special, chunk, loss_on, notes), strict=True):
             row = _example_row(example, ids, loss_on, gate, notes)
             if row is not None:
                 table.add(row, example.source)
@@ -129,62 +134,83 @@ def tokenize_sft(
     return Tokenized(table.to_dataset(), notes)
 
 
-def _encode_parts(
-    tokenizer: Any, eos: str, parts: Sequence[tuple[Any, ...]], records: Sequence[PreferencePair | SFTExample]
-) -> list[list[list[int]]]:
-    """Returns, for each record, the ids of its prompt and of the prompt followed by each completion."""
-    if isinstance(parts[0][0], str):
-        texts = [
-            text
-            for prompt, *completions in parts
-            for text in (prompt, *(prompt + with_eos(completion, eos) for completion in completions))
-        ]
-        sequences = iter(encode(tokenizer, texts, are_chats=False))
-        return [list(islice(sequences, len(part))) for part in parts]
-    require_chat_template(tokenizer, records[0].source)
-    chats = [
-        Chat(prompt + completion, record.tools, record.chat_template_kwargs, not completion, record.source)
-        for (prompt, *completions), record in zip(parts, records, strict=True)
-        for completion in ([], *completions)
-    ]
-    rendered = iter(render_chats(tokenizer, chats))
-    return encode_chat_groups(tokenizer, [list(islice(rendered, len(part))) for part in parts])
+def _count_plain(tokenizer: Any, records: Sequence[Record]) -> int:
+    """Returns how many prompts are plain text, and no chat that was rendered before, though there is a template."""
+    if not tokenizer.chat_template:
+        return 0
+    control = ControlTokens(tokenizer)
+    return sum(isinstance(record.prompt, str) and not control.find(record.prompt) for record in records)
 
 
-def _split_prompt(sequences: list[list[int]], special: SpecialTokens, notes: TokenizeNotes) -> int:
-    """Returns how many tokens the prompt, the first sequence, has in common with all others."""
-    drop_double_bos(sequences, special, notes)
-    prompt, *others = sequences
-    length = min(common_prefix_length(prompt, ids) for ids in others)
-    if length < len(prompt):
-        notes.num_prompt_cut += 1
-        notes.num_prompt_tokens_cut += len(prompt) - length
-    return length
+def _unread_keys(tokenizer: Any, records: Sequence[Record]) -> dict[str, int]:
+    """Returns the keys of messages that the chat template does not read, and in how many rows they are."""
+    if not tokenizer.chat_template:
+        return {}
+    chats = ((record.source, chain.from_iterable(message_fields(record).values())) for record in records)
+    return dict(sorted(unread_keys(tokenizer, chats).items()))
+
+
+def _has_context(pair: PreferencePair) -> bool:
+    """Returns whether a completion holds turns that are not trained."""
+    return not all(isinstance(side, str) or all(map(is_trained, side)) for side in (pair.chosen, pair.rejected))
+
+
+class _Turns(NamedTuple):
+    """Length of a tokenized conversation, and which of its tokens are trained."""
+
+    length: int
+    spans: list[Span]
+
+
+def _locate_turns_of_pairs(
+    tokenizer: Any, pairs: Sequence[PreferencePair], notes: TokenizeNotes
+) -> Iterator[tuple[_Turns, _Turns]]:
+    """Yields for each pair the trained tokens of the prompt followed by chosen, and by rejected."""
+    if not pairs:
+        return
+    chats, turns = [], []
+    for pair in pairs:
+        for completion in (pair.chosen, pair.rejected):
+            messages = [*pair.prompt, *completion]
+            chats.append(Chat(messages, pair.tools, pair.chat_template_kwargs, False, pair.source))
+            turns.append(trained_turns(messages, len(pair.prompt)))
+            notes.num_context_turns += len(completion) - len(turns[-1])
+    texts, characters = render_turns(tokenizer, chats, turns)
+    located = (_Turns(len(ids), spans) for ids, spans in locate_tokens(tokenizer, texts, characters))
+    yield from zip(located, located, strict=True)
 
 
 def _pair_row(
-    pair: PreferencePair, sequences: list[list[int]], gate: Gate, notes: TokenizeNotes
+    pair: PreferencePair,
+    sequences: list[list[int]],
+    turns: tuple[_Turns, _Turns] | None,
+    gate: Gate,
+    notes: TokenizeNotes,
 ) -> tuple[list[int], ...] | None:
-    """Returns the three columns of one pair, or None where it is skipped."""
+    """Returns the five columns of one pair, or None where it is skipped."""
     special = gate.special
-    prompt_length = _split_prompt(sequences, special, notes)
+    prompt_length = split_prompt(sequences, special, notes)
     if prompt_length == 0:
         raise UserError(
             f"{pair.source}: the prompt has no token, so nothing predicts the completion's first one. "
             "Give a prompt; an empty one needs a tokenizer that adds a begin-of-sequence token."
         )
     prompt, *completions = sequences[0][:prompt_length], *(ids[prompt_length:] for ids in sequences[1:])
+    contexts = [[], []] if turns is None else [_context(*pair) for pair in zip(turns, completions, strict=True)]
     num_eos = [ids.count(special.eos_id) for ids in completions]
     is_chat = isinstance(pair.chosen, list)
     allowed = [len(content) if is_chat else 1 for content in (pair.chosen, pair.rejected)]
     if not gate.admits_eos(pair.source, num_eos, allowed, notes):
         return None
-    for ids, count in zip(completions, num_eos, strict=True):
+    for ids, context, count in zip(completions, contexts, num_eos, strict=True):
         if count == 0 and is_chat:
+            if context[-1:] == [len(ids)]:
+                context[-1] += 1
             ids.append(special.eos_id)
             notes.num_eos_appended += 1
     longest = prompt_length + max(len(ids) for ids in completions)
-    if not gate.admits(pair.source, prompt_length=prompt_length, length=longest, notes=notes):
+    first_trained = prompt_length + max(context[1] if context[:1] == [0] else 0 for context in contexts)
+    if not gate.admits(pair.source, prompt_length=first_trained, length=longest, notes=notes):
         return None
     room = gate.max_length - prompt_length
     chosen, rejected = (ids[:room] for ids in completions)
@@ -194,64 +220,28 @@ def _pair_row(
     if longest > gate.max_length:
         notes.num_truncated += 1
         notes.num_eos_lost += sum(special.eos_id in ids[room:] for ids in completions)
-    return prompt, chosen, rejected
+    return prompt, chosen, rejected, *([min(bound, room) for bound in context] for context in contexts)
 
 
-class _ExampleIds(NamedTuple):
-    """Ids of a whole demonstration, and the tokens that its assistant (or, for text, its author) wrote."""
-
-    ids: list[int]
-    spans: list[Span]
-
-
-def _encode_examples(
-    tokenizer: Any, special: SpecialTokens, examples: Sequence[SFTExample], loss_on: LossOn, notes: TokenizeNotes
-) -> Iterator[_ExampleIds]:
-    """Yields the ids of each example; all examples have the same fields."""
-    if examples[0].messages is not None:
-        yield from _encode_conversations(tokenizer, special, examples, loss_on, notes)
-    elif examples[0].text is not None:
-        texts = [with_eos(example.text or "", special.eos) for example in examples]
-        for ids in encode(tokenizer, texts, are_chats=False):
-            drop_double_bos([ids], special, notes)
-            yield _ExampleIds(ids, [Span(0, len(ids))])
-    else:
-        parts = [(example.prompt, example.completion) for example in examples]
-        for sequences in _encode_parts(tokenizer, special.eos, parts, examples):
-            start = _split_prompt(sequences, special, notes)
-            yield _ExampleIds(sequences[1], [Span(start, len(sequences[1]))])
-
-
-def _encode_conversations(
-    tokenizer: Any, special: SpecialTokens, examples: Sequence[SFTExample], loss_on: LossOn, notes: TokenizeNotes
-) -> Iterator[_ExampleIds]:
-    require_chat_template(tokenizer, examples[0].source)
-    chats = [
-        Chat(example.messages or [], example.tools, example.chat_template_kwargs, False, example.source)
-        for example in examples
-    ]
-    if loss_on is LossOn.all:
-        for ids in encode(tokenizer, render_chats(tokenizer, chats), are_chats=True):
-            drop_double_bos([ids], special, notes)
-            yield _ExampleIds(ids, [Span(0, len(ids))])
-        return
-    texts, turns = render_turns(tokenizer, chats)
-    for ids, spans in locate_tokens(tokenizer, texts, turns):
-        if drop_double_bos([ids], special, notes):
-            spans = [Span(span.start - 1, span.end - 1) for span in spans]
-        yield _ExampleIds(ids, spans)
+def _context(turns: _Turns, completion: list[int]) -> list[int]:
+    """Returns the ranges of a completion's tokens before, between and after the trained ones."""
+    start = turns.length - len(completion)
+    bounds = [0, *(max(bound - start, 0) for span in turns.spans for bound in span), len(completion)]
+    ranges = zip(bounds[::2], bounds[1::2], strict=True)
+    return [bound for begin, end in ranges if begin < end for bound in (begin, end)]
 
 
 def _example_row(
-    example: SFTExample, encoded: _ExampleIds, loss_on: LossOn, gate: Gate, notes: TokenizeNotes
+    example: SFTExample, encoded: ExampleIds, loss_on: LossOn, gate: Gate, notes: TokenizeNotes
 ) -> tuple[list[int], list[int]] | None:
     """Returns ids and labels of one demonstration, or None where it is skipped."""
-    ids, spans = encoded
+    ids, spans, num_ends = encoded
     special = gate.special
     num_eos = [ids[start:end].count(special.eos_id) for start, end in spans]
-    if not gate.admits_eos(example.source, num_eos, _allowed_eos(example, encoded, loss_on, special), notes):
+    if not gate.admits_eos(example.source, num_eos, num_ends, notes):
         return None
-    if num_eos[-1] == 0 and (example.messages or isinstance(example.completion, list)):
+    is_chat = example.messages is not None or isinstance(example.completion, list)
+    if num_eos[-1] == 0 and is_chat and spans[-1].end == len(ids):
         ids.append(special.eos_id)
         spans[-1] = Span(spans[-1].start, len(ids))
         notes.num_eos_appended += 1
@@ -268,13 +258,12 @@ def _example_row(
     return ids[: gate.max_length], labels[: gate.max_length]
 
 
-def _allowed_eos(example: SFTExample, encoded: _ExampleIds, loss_on: LossOn, special: SpecialTokens) -> list[int]:
-    """Returns how many end-of-sequence tokens each span may have: one for each message in it."""
-    if example.text is not None:
-        # Some tokenizers begin a text with the token that others end it with (OPT).
-        return [1 + (encoded.ids[:1] == [special.bos_id] == [special.eos_id])]
-    if isinstance(example.completion, list):
-        return [len(example.completion)]
-    if example.messages is not None and loss_on is LossOn.all:
-        return [len(example.messages) + 1]  # the template may add a system message
-    return [1] * len(encoded.spans)
+def _require_no_marks(examples: Sequence[SFTExample]) -> None:
+    """Refuses marks on turns where every token is trained."""
+    for example in examples:
+        for content in (example.messages, example.completion):
+            if isinstance(content, list) and any(UNTRAINED in message for message in content):
+                raise UserError(
+                    f"{example.source}: a turn is marked as not trained, but algorithm.loss_on=all trains every "
+                    "token. Set algorithm.loss_on=completions, or remove the mark."
+                )

@@ -130,14 +130,14 @@ def measure(
             return None
         table = PairTable.of(pairs)
         if store is None:
-            return PairScores.of(scorer.score_pairs(table))
+            return PairScores.of(table.trained(scorer.score_pairs(table)))
         try:
             logps, usage = store.complete(table, scorer.iterate_pairs)
         except UserError as error:
             logger.warning("evaluation: goes on without the store. %s", error)
-            return PairScores.of(scorer.score_pairs(table))
+            return PairScores.of(table.trained(scorer.score_pairs(table)))
         logger.info("evaluation: %s", usage)
-        return PairScores.of(logps)
+        return PairScores.of(table.trained(logps))
 
     def score_rows(rows: Sequence[ScoredSequence] | None) -> Scores | None:
         return None if rows is None else scorer.score(rows)

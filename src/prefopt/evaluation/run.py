@@ -7,6 +7,7 @@ from typing import Any
 
 from prefopt.choices import DataFormat
 from prefopt.data.loading import TokenizedSplits, load_tokenized, read_splits
+from prefopt.data.messages import trained_turns
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.data.split import find_overlap
 from prefopt.distributed import group
@@ -190,7 +191,8 @@ def _texts(record: PreferencePair | SFTExample) -> tuple[str, str | None]:
     if record.text is not None:
         return record.text, None
     if record.messages is not None:
-        return _plain(record.messages[:-1]), _plain(record.messages[-1:])
+        first = trained_turns(record.messages)[0]
+        return _plain(record.messages[:first]), _plain(record.messages[first : first + 1])
     return _plain(record.prompt or ""), _plain(record.completion or "")
 
 

@@ -70,7 +70,13 @@ class PairLayout:
     varlen: VarlenIndices
 
     @classmethod
-    def build(cls, lengths: Sequence[tuple[int, int, int]], width: int, share_from: int = 0) -> "PairLayout":
+    def build(
+        cls,
+        lengths: Sequence[tuple[int, int, int]],
+        width: int,
+        share_from: int = 0,
+        completion_mask: Indices | None = None,
+    ) -> "PairLayout":
         """Lays out pairs.
 
         Without a prompt (P = 0) nothing predicts a completion's first token, which then is not scored, as in TRL.
@@ -79,6 +85,7 @@ class PairLayout:
             lengths: Tokens of prompt, chosen and rejected of each pair; completions have at least one.
             width: Of the padded batch.
             share_from: A prompt of fewer tokens is computed with each completion.
+            completion_mask: Which tokens of the completions are scored, 1 or 0, shape (2 B, width). Unset: all.
         """
         pairs = len(lengths)
         prompts = np.array([prompt for prompt, *_ in lengths], dtype=np.int64)
@@ -95,6 +102,8 @@ class PairLayout:
         before = np.where(within == 0, last_of_prompt, token - 1)
         source = row * width + position
         is_scored = (kind > 0) & (position >= np.maximum(prompts, 1)[pair])
+        if completion_mask is not None:
+            is_scored &= completion_mask[row, position] == 1
         return cls(
             segments=tuple((prompt, chosen, rejected) for prompt, chosen, rejected in segments.tolist()),
             width=width,

@@ -21,14 +21,16 @@ from prefopt.schema import DeepSpeedConfig, TrainConfig
 HELP = """Measure a finished run again and rebuild its report.
 
   python -m prefopt.evaluate run=runs/<name>
-  python -m prefopt.evaluate run=runs/<name> evaluation.batch_size=1 data.held_out=other_pairs.jsonl
+  python -m prefopt.evaluate run=runs/<name> evaluation.num_samples=128
+  python -m prefopt.evaluate run=runs/<name> data.held_out=other_pairs.jsonl
   torchrun --nproc-per-node 8 -m prefopt.evaluate run=runs/<name>
 
-Settings of `evaluation` and `data.held_out` may be changed; everything else is as in the run's config.yaml."""
+Settings of `evaluation` and `data.held_out` may be changed; everything else is as in the run's config.yaml.
+A report on other data goes to a folder of its own beside the run's, runs/<name>/report-<file>-<digest>."""
 
 
 def main(argv: list[str]) -> None:
-    """Rebuilds `report/` of a run.
+    """Rebuilds `report/` of a run, or writes a report on other data beside it.
 
     Raises:
         UserError: No such run, no final model in it, or a setting that may not change.
@@ -43,7 +45,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"run={run.path}: no run of prefopt here (no config.yaml).")
     if not run.model.is_dir():
         raise UserError(f"run={run.path}: has no final model yet. Finish it with the command that started it.")
-    config = override(read_config(run.config), overrides)
+    trained = read_config(run.config)
+    config = override(trained, overrides)
     config.engine.kernels = Kernels.auto  # those of the machine that measures, and not of the one that trained
 
     from prefopt.examples import load_examples
@@ -53,16 +56,19 @@ def main(argv: list[str]) -> None:
         with importing():
             group.start(config)
     console = build_console()
-    examples = load_examples(config)
+    is_other = config.data.held_out != trained.data.held_out
+    examples = load_examples(trained, measured=config.data.held_out if is_other else None)
 
     with importing():
-        from prefopt.evaluation.run import build_material, evaluate_run  # TRL, a matter of seconds
+        from prefopt.evaluation.run import build_material, choose_folder, evaluate_run  # TRL, a matter of seconds
         from prefopt.report.console import print_report
         from prefopt.tracking.wandb import record_evaluation
 
-    report = evaluate_run(config, run, examples, group.on_main(lambda: build_material(config, examples)))
+    material = group.on_main(lambda: build_material(config, examples))
+    folder = group.on_main(lambda: choose_folder(config, run, examples, material))
+    report = evaluate_run(config, run, examples, material, folder)
     if report is not None:
-        print_report(report, run.report / "report.html", console)
+        print_report(report, folder / "report.html", console)
         record_evaluation(config, run, report)
 
 
@@ -74,6 +80,8 @@ def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
         if key not in TRAIN.setting_names():
             raise UserError(TRAIN.unknown(key))
         group, name = key.split(".", 1)
+        if key == "data.held_out" and value in ("", "null"):
+            raise UserError("data.held_out: name the data to measure on, or leave it out to measure on the run's own.")
         if group != "evaluation" and key != "data.held_out":
             raise UserError(f"{key}: an evaluation cannot change it. Allowed: evaluation.*, data.held_out.")
         try:

@@ -30,10 +30,11 @@ class Examples:
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 (hex) of each split's token ids, row for row."""
         splits = {"train": self.tokenized.train, "held_out": self.tokenized.held_out}
-        return {name: _hash_table(dataset) for name, dataset in splits.items() if dataset is not None}
+        return {name: hash_rows(dataset) for name, dataset in splits.items() if dataset is not None}
 
 
-def _hash_table(dataset: Any) -> str:
+def hash_rows(dataset: Any) -> str:
+    """SHA-256 (hex) of a tokenised split's ids, row for row, wherever the rows stood."""
     digest = hashlib.sha256()
     for name in sorted(set(dataset.column_names) - {"source"}):
         column = dataset.data.column(name).combine_chunks()
@@ -42,10 +43,14 @@ def _hash_table(dataset: Any) -> str:
     return digest.hexdigest()
 
 
-def load_examples(config: TrainConfig) -> Examples:
+def load_examples(config: TrainConfig, *, measured: Any = None) -> Examples:
     """Reads and tokenises what `config.data` names, and logs what happened to it.
 
     Of several ranks only the first one reads and tokenises, however long it takes; the others open what it has stored.
+
+    Args:
+        config: Of the run.
+        measured: Other data, named like `data.held_out`, in place of the run's held-out ones.
 
     Raises:
         UserError: Rows, a precision or a tokenizer that cannot be used. Nothing has been written then.
@@ -53,7 +58,7 @@ def load_examples(config: TrainConfig) -> Examples:
     kind: Kind = "preference" if config.algorithm.name is AlgorithmName.dpo else "sft"
 
     def read() -> Splits:
-        return read_splits(config.data, kind=kind, seed=config.run.seed)
+        return read_splits(config.data, kind=kind, seed=config.run.seed, measured=measured)
 
     with phases.of("reading"):
         records = keep_on_main(read)

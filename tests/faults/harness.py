@@ -327,7 +327,7 @@ def _report(run: Path) -> dict[str, Any]:
     return {
         k: v
         for k, v in read_json(run / "report" / "report.json").items()
-        if k not in ("throughput", "phases", "provenance")
+        if k not in ("date", "throughput", "phases", "provenance")
     }
 
 

@@ -1,7 +1,7 @@
 """Where runs lie: single run folders, sweeps with their plan, and folders that hold runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +9,36 @@ from prefopt.comparison.settings import from_typed
 from prefopt.errors import UserError
 from prefopt.sweeps.folder import FILE, IS_REFERENCE, SweepFolder, is_run, list_runs
 
+REPORT = "report"
 BEGUN = ("config.yaml", "status.json", "metrics.jsonl")
 """Any of these tells that a run has begun, even one that was killed as it did."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A run to read. `changes` are the settings of its point in a sweep, by dotted name."""
+    """A run to read.
+
+    Attributes:
+        path: Its folder.
+        name: What it is called; unique in a comparison.
+        changes: The settings of its point in a sweep, by dotted name.
+        evaluation: Name of the folder in it that holds the report: another one than `report` is of a later
+            evaluation on other data.
+    """
 
     path: Path
     name: str
     changes: Mapping[str, Any]
+    evaluation: str = REPORT
+
+    @property
+    def report(self) -> Path:
+        return self.path / self.evaluation
+
+    @property
+    def is_later(self) -> bool:
+        """The report is of other data than the run's own."""
+        return self.evaluation != REPORT
 
     @property
     def has_begun(self) -> bool:
@@ -41,7 +60,7 @@ def find_places(targets: Sequence[Path]) -> list[Place]:
                 "Give run folders, sweep folders, or a W&B group as entity/project/group."
             )
         for place in found:
-            places.setdefault(place.path.resolve(), place)
+            places.setdefault(place.report.resolve(), place)
     return _with_distinct_names(list(places.values()))
 
 
@@ -61,6 +80,10 @@ def _find(target: Path) -> Iterator[Place]:
         yield from _members(SweepFolder(target))
     elif is_run(target):
         yield Place(target, target.resolve().name, {})
+    elif (target / "report.json").is_file() and is_run(target.resolve().parent):
+        run = target.resolve().parent
+        name = run.name if target.resolve().name == REPORT else f"{run.name}/{target.resolve().name}"
+        yield Place(run, name, {}, target.resolve().name)
     else:
         runs, sweeps = list_runs(target)
         yield from (Place(run, run.name, {}) for run in runs)
@@ -92,4 +115,4 @@ def _with_distinct_names(places: list[Place]) -> list[Place]:
             (*parts[-depth:], place.name) if counts[name] > 1 else name
             for name, parts, place in zip(named, parents, places, strict=True)
         ]
-    return [Place(place.path, "/".join(name), place.changes) for place, name in zip(places, named, strict=True)]
+    return [replace(place, name="/".join(name)) for place, name in zip(places, named, strict=True)]

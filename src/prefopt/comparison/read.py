@@ -23,10 +23,11 @@ from prefopt.comparison.settings import read_settings
 from prefopt.distributed.lock import SILENT_AFTER_S, Life, look_at
 from prefopt.run_directory import RunDirectory, State
 from prefopt.state.facts import read_decision
+from prefopt.tracking.provenance import MEASURED
 
 UNKNOWN = "unknown"
 ENDED_EARLY = (State.preempted.value, State.failed.value)
-FILES = ("status.json", "config.yaml", "metrics.jsonl", "report/report.json", f"report/{PAIRS}")
+FILES, REPORT = ("status.json", "config.yaml", "metrics.jsonl"), "report.json"
 """A run whose files have the same times and sizes is not read again."""
 MIN_FOR_POOL = 48
 """Runs from which on more processes pay."""
@@ -39,16 +40,17 @@ class RunReader:
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[Signature, RunRecord]] = {}
+        """By the folder of the report: of a run that was measured on other data too there are several."""
 
     def read(self, places: Sequence[Place]) -> list[RunRecord]:
         """One record per place, in their order."""
         max_points = points_for(len(places))
-        signatures = {place.path: (*_signature(place), max_points) for place in places}
+        signatures = {place.report: (*_signature(place), max_points) for place in places}
         known = self._known
-        stale = [p for p in places if p.path not in known or known[p.path][0] != signatures[p.path]]
+        stale = [p for p in places if p.report not in known or known[p.report][0] != signatures[p.report]]
         for place, record in zip(stale, _read_all(stale, max_points), strict=True):
-            known[place.path] = (signatures[place.path], record)
-        return [_with_life(known[place.path][1], place) for place in places]
+            known[place.report] = (signatures[place.report], record)
+        return [_with_life(known[place.report][1], place) for place in places]
 
 
 def _read_all(places: Sequence[Place], max_points: int) -> list[RunRecord]:
@@ -67,7 +69,11 @@ def _begin_reader() -> None:
 
 
 def _signature(place: Place) -> Signature:
-    return place.name, str(place.changes), *(_stamp(place.path / file) for file in FILES)
+    return place.name, str(place.changes), *map(_stamp, _files(place))
+
+
+def _files(place: Place) -> list[Path]:
+    return [*(place.path / file for file in FILES), place.report / REPORT, place.report / PAIRS]
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -87,7 +93,9 @@ def read_run(place: Place, max_points: int) -> RunRecord:
     settings = _read_config(place, problems)
     log = _read_log(place.path / "metrics.jsonl", problems)
     state = str(status.get("state", UNKNOWN))
-    report = _read_json(place.path / "report" / "report.json", problems) if state == DONE else {}
+    report = _read_json(place.report / REPORT, problems) if state == DONE or place.is_later else {}
+    if place.is_later:
+        state, settings = DONE if report else state, {**settings, **_measured_data(report)}
     metrics, measured_at = (from_report(report), None) if report else from_log(log, settings.get("algorithm.name"))
     held_out_data = _held_out_data(report)
     return RunRecord(
@@ -126,7 +134,7 @@ def _read_log(path: Path, problems: list[str]) -> Log:
 
 def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     """The object in a file; empty, with a problem noted, where there is none."""
-    name = f"{path.parent.name}/{path.name}" if path.parent.name == "report" else path.name
+    name = f"{path.parent.name}/{path.name}" if path.name == REPORT else path.name
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -151,9 +159,9 @@ def _read_config(place: Place, problems: list[str]) -> dict[str, Any]:
 
 def _read_outcomes(place: Place, held_out_data: str | None, problems: list[str]) -> Any:
     try:
-        return read_outcomes(place.path / "report", held_out_data)
+        return read_outcomes(place.report, held_out_data)
     except (OSError, ValueError) as error:
-        problems.append(f"report/{error}")
+        problems.append(f"{place.report.name}/{error}")
         return None
 
 
@@ -165,10 +173,20 @@ def from_log(log: Log, algorithm: str | None) -> tuple[dict[str, Measure], int |
 
 
 def _held_out_data(report: Mapping[str, Any]) -> str | None:
+    """Digests of the rows that were measured, and of an SFT run's pairs."""
     found: Any = report
-    for key in ("provenance", "data", "sha256", "held_out"):
+    for key in ("provenance", "data", "sha256"):
         found = found.get(key) if isinstance(found, Mapping) else None
-    return _text(found)
+    digests = [_text(found.get(key)) for key in MEASURED] if isinstance(found, Mapping) else []
+    return " ".join(filter(None, digests)) or None
+
+
+def _measured_data(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that name the data of a later evaluation, which stand in its report alone."""
+    run = report.get("run")
+    data = run.get("data") if isinstance(run, Mapping) else None
+    named = {"data.held_out": "held_out", "evaluation.pairs": "pairs"}
+    return {setting: data[key] for setting, key in named.items() if key in data} if isinstance(data, Mapping) else {}
 
 
 def _reason(report: Mapping[str, Any]) -> str | None:
@@ -210,6 +228,6 @@ def _with_life(record: RunRecord, place: Place) -> RunRecord:
     sighting = look_at(place.path)
     if sighting is not None:
         return replace(record, is_abandoned=sighting.life is Life.dead)
-    stamps = [stamp[0] for file in FILES if (stamp := _stamp(place.path / file))]  # without a lock: does it write?
+    stamps = [stamp[0] for file in _files(place) if (stamp := _stamp(file))]  # without a lock: does it write?
     silent_s = time.time() - max(stamps, default=0) / 1e9
     return replace(record, is_abandoned=silent_s > SILENT_AFTER_S)

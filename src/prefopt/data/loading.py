@@ -39,8 +39,14 @@ class TokenizedSplits:
     notes: DataNotes
 
 
-def read_splits(config: DataConfig, *, kind: Kind, seed: int) -> Splits:
+def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: Any = None) -> Splits:
     """Reads `config.train`, and takes the held-out records from `config.held_out` or sets them apart by prompt.
+
+    Args:
+        config: What is read, and what happens to rows that cannot be used.
+        kind: What the rows are.
+        seed: Chooses the prompts that are set apart.
+        measured: Other data in place of the held-out records; the training records stay those of `config`.
 
     Raises:
         UserError: A row, an overlap or an empty side, as the settings of `config` decide.
@@ -55,6 +61,9 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int) -> Splits:
         train, held_out = split_by_prompt(train, fraction=config.held_out_fraction, seed=seed)
     else:
         held_out = None
+    if measured is not None:
+        held_out = _read(measured, config, kind, notes, "held_out")
+        refuse_trained(train, held_out, "data.held_out")
     _require_records(train, held_out, notes)
     return Splits(kind=kind, train=train, held_out=held_out, notes=notes)
 
@@ -78,6 +87,21 @@ def load_tokenized(
     if splits.held_out is not None:
         held_out = _tokenize(splits, "held_out", splits.held_out, tokenizer, config, loss_on)
     return TokenizedSplits(kind=splits.kind, train=train, held_out=held_out, notes=splits.notes)
+
+
+def refuse_trained(train: Sequence[Record], measured: Sequence[Record], setting: str) -> None:
+    """Refuses data that a run is to be measured on and that hold prompts of its training.
+
+    Raises:
+        UserError: Naming the first such row; `setting` is where the data were named.
+    """
+    overlap = find_overlap(train, measured)
+    if overlap:
+        first = overlap[0]
+        raise UserError(
+            f"{setting}: {len(overlap)} training prompts are among them, first {first.train.source} in "
+            f"{first.held_out.source}, so they are not held out. Drop them from one side."
+        )
 
 
 def _read(spec: Any, config: DataConfig, kind: Kind, notes: DataNotes, split: SplitName) -> list[Record]:

@@ -1,18 +1,22 @@
 """A finished run → its report."""
 
 import dataclasses
+import hashlib
 import json
+import logging
+import re
 import time
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from prefopt.choices import DataFormat
-from prefopt.data.loading import TokenizedSplits, load_tokenized, read_splits
+from prefopt.config import read_config
+from prefopt.data.loading import TokenizedSplits, load_tokenized, read_splits, refuse_trained
 from prefopt.data.messages import trained_turns
 from prefopt.data.records import PreferencePair, SFTExample
-from prefopt.data.split import find_overlap
 from prefopt.distributed import group
 from prefopt.distributed.ranks import is_main
-from prefopt.errors import UserError
 from prefopt.evaluation.measure import (
     Comparison,
     Material,
@@ -27,12 +31,15 @@ from prefopt.evaluation.measure import (
 from prefopt.evaluation.statistics import Bootstrap
 from prefopt.evaluation.summary import Summary
 from prefopt.evaluation.verdict import judge
-from prefopt.examples import Examples
+from prefopt.examples import Examples, hash_rows
 from prefopt.files import read_lines, write_text
 from prefopt.report.render import render_report
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import DPOAlgorithmConfig, TrainConfig
 from prefopt.tracking import phases
+from prefopt.tracking.provenance import MEASURED
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of report.json; raised when a key changes its meaning."""
@@ -42,12 +49,20 @@ PAIRS = "pairs.jsonl"
 
 
 def evaluate_run(
-    config: TrainConfig, run: RunDirectory, examples: Examples, material: Material
+    config: TrainConfig, run: RunDirectory, examples: Examples, material: Material, folder: Path | None = None
 ) -> dict[str, Any] | None:
-    """Measures `model/` of a run against its base, writes `report/`, and returns what report.json holds.
+    """Measures `model/` of a run against its base, writes a report, and returns what report.json holds.
 
     All ranks measure, disconnect, and are free then; rank 0 alone goes on to the report, and the others get None.
+
+    Args:
+        config: Of the run, with the settings of this evaluation.
+        run: Its folder.
+        examples: What `material` was chosen from.
+        material: What is measured.
+        folder: Where the report goes; unset: `report/` of the run.
     """
+    folder = folder or run.report
     started = time.monotonic()
     tokenizer, data = examples.tokenizer, examples.tokenized
     with phases.group("evaluation"), group.during("the final evaluation", may_take_long=True):
@@ -65,6 +80,7 @@ def evaluate_run(
     metrics = list(read_lines(run.metrics)) if run.metrics.exists() else []
     report: dict[str, Any] = {
         "format": FORMAT,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "run": describe_run(config, data, metrics),
         "held_out": summary.held_out(),
         "overfitting": summary.overfitting(),
@@ -73,13 +89,13 @@ def evaluate_run(
         "throughput": {**throughput(metrics), "evaluation_time_s": time.monotonic() - started, **read_work(run)},
         "data": {"notes": data.notes.lines(), "counts": data.notes.to_dict()},
         "samples": describe_samples(comparison, material, tokenizer),
-        "provenance": json.loads(run.provenance.read_text(encoding="utf-8")),
+        "provenance": {**run.read_provenance(), "data": describe_data(examples, material)},
     }
     report["decision"], report["verdict"] = judge(report)
     pairs = summary.per_pair()
     with phases.of("report"):
-        render_report(report, metrics, pairs, run.report, lambda: read_phases(run))
-        write_text(run.report / PAIRS, "".join(f"{json.dumps(pair)}\n" for pair in pairs))
+        render_report(report, metrics, pairs, folder, lambda: read_phases(run))
+        write_text(folder / PAIRS, "".join(f"{json.dumps(pair)}\n" for pair in pairs))
     return report
 
 
@@ -128,14 +144,42 @@ def _read_pairs(config: TrainConfig, examples: Examples) -> Any:
     whole = {"train": config.evaluation.pairs, "held_out": None, "held_out_fraction": 0.0, "format": DataFormat.auto}
     source = dataclasses.replace(config.data, **whole)
     splits = read_splits(source, kind="preference", seed=config.run.seed)
-    overlap = find_overlap(examples.records.train, splits.train)
-    if overlap:
-        first = overlap[0]
-        raise UserError(
-            f"evaluation.pairs: {len(overlap)} training prompts are among them, first {first.train.source} in "
-            f"{first.held_out.source}, so they are not held out. Drop them from one side."
-        )
+    refuse_trained(examples.records.train, splits.train, "evaluation.pairs")
     return load_tokenized(splits, examples.tokenizer, source).train
+
+
+def describe_data(examples: Examples, material: Material) -> dict[str, Any]:
+    """Digests and counts of what was measured, as provenance.json has them of what was trained on."""
+    digests = examples.fingerprints()
+    if examples.tokenized.kind == "sft" and material.held_out.pairs is not None:
+        digests["pairs"] = hash_rows(material.held_out.pairs)
+    return {"sha256": digests, **examples.tokenized.notes.to_dict()}
+
+
+def choose_folder(config: TrainConfig, run: RunDirectory, examples: Examples, material: Material) -> Path:
+    """Where the report of a later evaluation goes: to `report/` if it is on the run's own data, else beside it.
+
+    What counts are the rows that were measured: a held-out file that has changed since holds other data.
+    """
+    measured = describe_data(examples, material)["sha256"]
+    own = run.read_provenance().get("data", {}).get("sha256", {})
+    if measured["train"] != own.get("train"):
+        logger.warning("evaluation: the training data have changed since the run, so the gap to them is of other rows")
+    trained = read_config(run.config)
+    if measured.get("held_out") == own.get("held_out") and config.evaluation.pairs == trained.evaluation.pairs:
+        return run.report
+    name = _short_name(config.data.held_out if config.evaluation.pairs is None else config.evaluation.pairs)
+    digest = hashlib.sha256(json.dumps([measured.get(part) for part in MEASURED]).encode()).hexdigest()
+    folder = run.path / f"{run.report.name}-{name}-{digest[:8]}"
+    logger.info("evaluation: not the held-out data of the run, so its report stays and this one goes to %s", folder)
+    return folder
+
+
+def _short_name(data: Any) -> str:
+    """Part of a folder's name that reminds of where data came from."""
+    first = data[0] if isinstance(data, list) and data else data
+    stem = Path(str(first or "held_out")).name.split(".")[0]
+    return re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-")[:40] or "data"
 
 
 def describe_run(config: TrainConfig, data: TokenizedSplits, metrics: list[dict[str, Any]]) -> dict[str, Any]:
@@ -150,6 +194,7 @@ def describe_run(config: TrainConfig, data: TokenizedSplits, metrics: list[dict[
             "held_out": str(config.data.held_out or f"{config.data.held_out_fraction:.0%} of the training prompts"),
             "num_train": len(data.train),
             "num_held_out": len(data.held_out) if data.held_out is not None else 0,
+            **({} if config.evaluation.pairs is None else {"pairs": str(config.evaluation.pairs)}),
         },
         "seed": config.run.seed,
         "steps": max((record["step"] for record in metrics), default=0),

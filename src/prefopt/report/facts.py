@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from prefopt.report.numbers import NOT_MEASURED, PERCENT, cell, count, duration, number
+from prefopt.report.numbers import NOT_MEASURED, PERCENT, cell, count, duration, moment, number
 
 Block = dict[str, Any]
 Facts = list[tuple[str, str]]
@@ -19,7 +19,11 @@ RUN_LABELS = {
     "steps": "Steps",
     "seed": "Seed",
 }
-DATA_LABELS = {"train": ("Training data", "num_train"), "held_out": ("Held-out data", "num_held_out")}
+DATA_LABELS = {
+    "train": ("Training data", "num_train"),
+    "held_out": ("Held-out data", "num_held_out"),
+    "pairs": ("Preference pairs", "num_pairs"),
+}
 """Key of the path -> (label, key of the count)."""
 
 THROUGHPUT: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -48,14 +52,15 @@ def checkpoints_text(written: Block) -> str:
 
 
 def subtitle(report: Block) -> str:
-    """What was trained on how much, in one line."""
+    """What was trained on how much, and when it was measured, in one line."""
     run = report.get("run") or {}
     data = run.get("data") or {}
     sizes = {"num_train": "for training", "num_held_out": "held out"}
     rows = "pairs" if run.get("algorithm") == "dpo" else "examples"
     parts = [f"{count(data[key])} {rows} {words}" for key, words in sizes.items() if data.get(key) is not None]
     of = f" of {run['model']}" if run.get("model") else ""
-    return ", ".join([f"{run.get('algorithm', 'tuning').upper()}{of}", *parts])
+    when = [f"measured on {moment(report['date'])}"] if report.get("date") else []
+    return ", ".join([f"{run.get('algorithm', 'tuning').upper()}{of}", *parts, *when])
 
 
 def run_facts(report: Block) -> Facts:

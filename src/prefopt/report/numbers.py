@@ -97,6 +97,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def moment(iso: str) -> str:
+    """A time of ISO 8601 in UTC, to the minute: `2026-11-26 09:30 UTC`."""
+    return f"{iso[:16].replace('T', ' ')} UTC"
+
+
 def _is_finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 

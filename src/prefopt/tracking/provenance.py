@@ -27,6 +27,9 @@ PACKAGES = (
     "wandb",
 )
 
+MEASURED = ("held_out", "pairs")
+"""The digests of a report's `provenance.data.sha256` that say on which rows a model was measured."""
+
 
 def collect(config: TrainConfig, data: dict[str, Any], command: str) -> dict[str, Any]:
     """Everything needed to say what ran. `data`: the fingerprints and counts of the loaded examples."""

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefopt.files import read_lines
+from prefopt.tracking.metrics import TIMES
 
 SHORT_REPORT = [
     "evaluation.num_samples=0",
@@ -25,7 +26,7 @@ Record = dict[str, Any]
 def metrics(run: Path) -> list[Record]:
     """metrics.jsonl without what a clock decides."""
     return [
-        {key: value for key, value in record.items() if key != "time_s"}
+        {key: value for key, value in record.items() if key not in TIMES}
         for record in read_lines(run / "metrics.jsonl")
     ]
 

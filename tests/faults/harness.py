@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.files import read_lines
+from prefopt.tracking.metrics import TIMES
 from tests.faults.hooks import Injection
 from tests.zygote import Ranks, Zygote
 
@@ -307,7 +308,7 @@ def check_equal(run: Path, expected: Path, output: str = "") -> None:
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Lines without what a clock decides."""
-    return [{key: value for key, value in record.items() if key != "time_s"} for record in read_lines(path)]
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in read_lines(path)]
 
 
 def _check_epochs(rows: list[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from prefopt.files import read_lines
+from prefopt.tracking.metrics import TIMES
 from prefopt.train import main as train
 from tests.conftest import read_rows, write_rows
 from tests.zygote import Zygote
@@ -17,7 +18,7 @@ from tests.zygote import Zygote
 
 def deterministic(run: Path) -> list[dict]:
     """The metrics without what a clock decides."""
-    return [{k: v for k, v in record.items() if k != "time_s"} for record in read_lines(run / "metrics.jsonl")]
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in read_lines(run / "metrics.jsonl")]
 
 
 def weights_equal(a: Path, b: Path) -> bool:
@@ -32,7 +33,7 @@ def weights_equal(a: Path, b: Path) -> bool:
 
 def report_without_times(run: Path) -> dict:
     report = json.loads((run / "report" / "report.json").read_text())
-    for key in ("throughput", "phases", "provenance"):
+    for key in ("date", "throughput", "phases", "provenance"):
         del report[key]
     del report["run"]["name"]
     return report

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -192,6 +193,44 @@ def test_the_parts_of_a_run_sum_up_to_the_wall_time_of_its_command(overrides, tm
     assert "phases" not in report["throughput"]
     assert set(report["phases"]) == set(seconds)
     assert shown.count("\ntime: ") == 1
+
+
+def test_throughput_leaves_evaluations_and_checkpoints_out(overrides, tmp_path, monkeypatch, capsys):
+    """Each takes a second here; a step takes milliseconds."""
+    from prefopt.distributed.saving import CheckpointSaver
+    from prefopt.trainers.dpo import DPOTrainer
+
+    def after_a_second(cls, name):
+        plain = getattr(cls, name)
+
+        def slow(*args, **kwargs):
+            time.sleep(1)
+            return plain(*args, **kwargs)
+
+        monkeypatch.setattr(cls, name, slow)
+
+    after_a_second(DPOTrainer, "measure_held_out")
+    after_a_second(CheckpointSaver, "_write")
+    train([*overrides, "trainer.eval_every=2"])
+    run = tmp_path / "runs" / "test"
+    *_, line, last = read_lines(run / "metrics.jsonl")
+    assert last["time_s"] >= 5, "three evaluations and, before the last line, two checkpoints"
+    assert last["training_s"] <= last["time_s"] - 5
+    speed = read_report(run)["throughput"]
+    assert speed["train_time_s"] == last["training_s"]
+    assert speed["pairs_per_s"] == pytest.approx(22 / last["training_s"])
+    phases = json.loads((run / "work.json").read_text())["phases"]
+    assert last["training_s"] == pytest.approx(phases["first_step"] + phases["training"], abs=0.1)
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")][-1]
+    assert f"{22 / line['training_s']:.1f} examples/s" in shown
+
+    shutil.rmtree(run / "model")
+    (run / "status.json").write_text(json.dumps({"state": "failed", "attempts": 1}))
+    shutil.rmtree(run / "checkpoints" / "step-6")
+    train([*overrides, "trainer.eval_every=2"])
+    again = list(read_lines(run / "metrics.jsonl"))
+    at = {record["step"]: record["training_s"] for record in again}
+    assert at[6] > at[4] > 0, "a run that goes on counts on"
 
 
 def files_of(folder):

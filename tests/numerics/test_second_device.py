@@ -14,6 +14,7 @@ import torch.nn.attention.varlen
 
 from prefopt.data.collate import PairCollator
 from prefopt.modeling.shared_prefix import attention
+from prefopt.tracking.metrics import TIMES
 from prefopt.train import main as train
 from prefopt.trainers.durable import DurableTrainer
 from tests.conftest import STUDY
@@ -133,7 +134,7 @@ def _numbers(tree: Any, path: str = "") -> Iterator[tuple[str, float]]:
         return
     if isinstance(tree, Mapping):
         for key, value in tree.items():
-            if key != "time_s":
+            if key not in TIMES:
                 yield from _numbers(value, f"{path}.{key}")
     elif isinstance(tree, Sequence):
         for index, value in enumerate(tree):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from prefopt.tracking.metrics import TIMES
 from tests.conftest import SITE, build_tiny_model, quick_run, write_pair_files
 from tests.slurm.cluster import Cluster, missing_program
 
@@ -53,7 +54,7 @@ class Workplace:
     def metrics(self, *parts: str) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl without what the clock says."""
         lines = self.runs.joinpath(*parts, "metrics.jsonl").read_text().splitlines()
-        return [{k: v for k, v in json.loads(line).items() if k != "time_s"} for line in lines]
+        return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
     def attempts(self, *parts: str) -> list[dict[str, Any]]:
         """What was decided after each attempt at a run."""

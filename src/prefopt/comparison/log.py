@@ -13,7 +13,7 @@ from prefopt.comparison.curves import CURVES
 from prefopt.comparison.metrics import HELD_OUT, METRICS, SPLIT, is_finite
 from prefopt.evaluation.statistics import Floats
 
-PROGRESS = ("step", "time_s", "pairs", "tokens")
+PROGRESS = ("step", "time_s", "training_s", "pairs", "tokens")
 NUMBERS = tuple(
     dict.fromkeys([*PROGRESS, *(kind.name for kind in CURVES), *(m.logged for m in METRICS if m.logged is not None)])
 )

@@ -100,7 +100,7 @@ METRICS = (
         "overfitting_gap", "gap", "Accuracy, train - held-out", POINTS, Better.near_zero,
         ("overfitting", ACCURACY, "gap"),
     ),
-    Metric("train_time_s", "time", "Training time", Unit(), Better.lower, ("throughput", "train_time_s")),
+    Metric("train_time_s", "time", "Time of training steps", Unit(), Better.lower, ("throughput", "train_time_s")),
     Metric(
         "pairs_per_s", "pairs/s", "Pairs (SFT: rows) per second", NUMBER, Better.higher, ("throughput", "pairs_per_s")
     ),
@@ -153,7 +153,7 @@ def from_line(line: Mapping[str, Any], algorithm: str | None) -> dict[str, Measu
 
 def speed_of(line: Mapping[str, Any]) -> dict[str, Measure]:
     """Time and throughput by the last line of metrics.jsonl."""
-    seconds = _measure(line.get("time_s"))
+    seconds = _measure(line.get("training_s", line.get("time_s")))
     if seconds is None:
         return {}
     rates = {f"{name}_per_s": _measure(line.get(name)) for name in ("pairs", "tokens")}

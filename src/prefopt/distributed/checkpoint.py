@@ -47,7 +47,8 @@ class CheckpointFacts:
         config: SHA-256 of the identity of the configuration.
         wandb_id: Of the run in Weights & Biases, None without.
         windows: For each rank, the state of its `MetricsWindow`.
-        time_s: Seconds of training so far, over all attempts.
+        time_s: Seconds of training so far, over all attempts, with evaluations and checkpoints.
+        training_s: Those of optimizer steps alone; None in a checkpoint of a version that did not count them.
         evaluation_due: The held-out evaluation of this step was interrupted.
         best: The best value of the watched held-out metric and its step, None if none is watched or seen.
         format: Version of the manifest.
@@ -63,6 +64,7 @@ class CheckpointFacts:
     time_s: float
     evaluation_due: bool = False
     best: tuple[float, int] | None = None
+    training_s: float | None = None
     format: int = FORMAT
 
 

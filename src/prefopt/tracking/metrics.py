@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
+TIMES = ("time_s", "training_s")
+"""The keys of a record that no two runs have in common."""
+
 
 class Mirror(Protocol):
     """Something that is told every record as well, such as W&B."""
@@ -16,8 +19,9 @@ class Mirror(Protocol):
 class MetricsLog:
     """Appends records, each a line that is on disk before `write` returns. Rank 0 only.
 
-    A record has `step`, `time_s` (training time over all attempts), `pairs` and `tokens` seen so far, and TRL's
-    metric names; evaluation records carry `split` as well. A value that is not finite is written as null.
+    A record has `step`, `time_s` (training time over all attempts, with evaluations and checkpoints), `training_s`
+    (that of optimizer steps alone), `pairs` and `tokens` seen so far, and TRL's metric names; evaluation records carry
+    `split` as well. A value that is not finite is written as null.
     """
 
     def __init__(self, path: Path, mirror: Mirror | None = None) -> None:

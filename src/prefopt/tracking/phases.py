@@ -75,6 +75,11 @@ class Clock:
         earlier = self._saved.get("phases", {})
         return {part: earlier.get(part, 0.0) + self._seconds.get(part, 0.0) for part in {**earlier, **self._seconds}}
 
+    def trained(self) -> float:
+        """Seconds of this attempt in which weights moved."""
+        self._settle()
+        return sum(self._seconds.get(part, 0.0) for part in TRAINING)
+
     def checkpoints(self) -> dict[str, Any]:
         """Number and bytes of the checkpoints of all attempts, and at which speed they were written."""
         earlier = self._saved.get(CHECKPOINTS, {})
@@ -164,6 +169,11 @@ def save() -> None:
 def seconds() -> dict[str, float]:
     """Seconds by part so far, over all attempts of the run."""
     return _clock.seconds()
+
+
+def trained() -> float:
+    """Seconds so far in which weights moved: neither evaluations nor checkpoints, and no earlier attempt."""
+    return _clock.trained()
 
 
 def describe(seconds: Mapping[str, float]) -> str:

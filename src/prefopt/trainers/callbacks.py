@@ -14,7 +14,7 @@ from prefopt.tracking.metrics import MetricsLog
 EVAL_PREFIX = "eval_"
 OMITTED = {"epoch", "num_tokens", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 OMITTED |= {"train_loss"}
-"""Logged by transformers; ours are exact across resumes: time_s, pairs, tokens."""
+"""Logged by transformers; ours are exact across resumes: time_s, training_s, pairs, tokens."""
 
 
 class StepCallback(TrainerCallback):  # type: ignore[misc]
@@ -51,6 +51,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         record = {
             "step": state.global_step,
             "time_s": round(self._trainer.seconds, 3),
+            "training_s": round(self._trainer.training_seconds, 3),
             "pairs": self._trainer.rows_after(state.global_step),
             "tokens": self._trainer.num_tokens,
             **({"split": "held_out"} if is_evaluation else {}),
@@ -113,7 +114,7 @@ class ConsoleCallback(TrainerCallback):  # type: ignore[misc]
         seconds, steps = time.monotonic() - started, record["step"] - first_step
         if steps <= 0:
             return "", "?"
-        per_s = steps * record["pairs"] / max(record["step"], 1) / seconds
+        per_s = record["pairs"] / max(record["training_s"], 1e-3)
         left = int((max_steps - record["step"]) * seconds / steps)
         return f"{per_s:.1f} examples/s", f"{left // 60}:{left % 60:02d}"
 

@@ -111,8 +111,8 @@ class DurableTrainer:
         self.has_other_ranks = False
         self.to_remove: Path | None = None
         self.num_tokens = 0
-        self.time_before_s = 0.0
-        self._started = time.monotonic()
+        self.time_before_s = self.training_before_s = 0.0
+        self._started, self._trained_s = time.monotonic(), phases.trained()
         self._step_started = time.monotonic()
         self._guard = StepGuard(self.train_dataset["source"])  # type: ignore[attr-defined]
 
@@ -120,6 +120,7 @@ class DurableTrainer:
         """Takes from a checkpoint what transformers does not keep."""
         self.window.load(facts.windows, rank=rank(), num_ranks=world_size())
         self.best, self.evaluation_due, self.time_before_s = facts.best, facts.evaluation_due, facts.time_s
+        self.training_before_s = facts.time_s if facts.training_s is None else facts.training_s
         self.num_tokens = sum(window["tokens"] for window in facts.windows)
         self.has_other_ranks = facts.num_ranks != world_size()
 
@@ -127,6 +128,11 @@ class DurableTrainer:
     def seconds(self) -> float:
         """Seconds of training over all attempts, evaluations and checkpoints included."""
         return self.time_before_s + time.monotonic() - self._started
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of optimizer steps alone over all attempts: what throughput is a rate of."""
+        return self.training_before_s + phases.trained() - self._trained_s
 
     def rows_after(self, step: int) -> int:
         """Examples seen after `step` optimizer steps, over all ranks."""
@@ -181,6 +187,7 @@ class DurableTrainer:
     def begin(self) -> None:
         """Starts the clock, makes sure that DeepSpeed is there if it was asked for, and makes up for an evaluation."""
         self._started = self._step_started = time.monotonic()
+        self._trained_s = phases.trained()
         self.state.compute_steps(self.args, self.state.max_steps)  # a checkpoint brings the cadences of its attempt
         stage = self._config.deepspeed.stage
         found = self.model_wrapped.zero_optimization_stage() if self.is_deepspeed_enabled else None
@@ -366,6 +373,7 @@ class DurableTrainer:
             wandb_id=self._run.read_wandb_id() if is_main() else None,
             windows=gather(self.window.state()),
             time_s=self.seconds,
+            training_s=self.training_seconds,
             evaluation_due=self.evaluation_due,
             best=self.best,
         )

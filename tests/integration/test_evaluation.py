@@ -100,6 +100,14 @@ def test_prompts_of_the_training_are_not_measured_as_held_out(run, trained, fail
     assert "name the data" in fails(evaluate, [f"run={run}", "data.held_out=null"])
 
 
+def test_a_kl_per_response_counts_the_answers_that_were_cut(run):
+    drift = read_report(run / "report")["drift"]
+    kl, finished = drift["kl_per_response"], drift["finished"]["tuned"]
+    assert kl["num_cut"] == round((1 - finished["value"]) * finished["n"]) > 0
+    assert kl["cut_at"] == 6
+    assert f"KL per response, {kl['num_cut']} cut" in (run / "report" / "report.md").read_text()
+
+
 def test_a_report_has_a_date(run):
     assert read_report(run / "report")["date"][:2] == "20"
     assert read_report(run / "report")["date"][:10] in (run / "report" / "report.html").read_text()

@@ -383,6 +383,18 @@ def test_values_that_are_not_finite_become_null_and_not_measured(tmp_path: Path)
     assert not re.search(r"\b(nan|inf)\b", shown)
 
 
+def test_a_kl_per_response_says_how_many_answers_were_cut_and_where(tmp_path: Path) -> None:
+    report = dpo_report()
+    report["drift"]["kl_per_response"] |= {"num_cut": 15, "cut_at": 128}
+    shown = visible(render_report(report, [], [], tmp_path).read_text())
+    assert "KL per response, 15 cut" in shown
+    assert "15 of 132 were cut at 128 tokens: whole, more" in shown
+    print_report(report, tmp_path, Console(file=(output := io.StringIO()), width=100))
+    assert "KL per response, 15 cut" in output.getvalue()
+    report["drift"]["kl_per_response"] |= {"num_cut": 0, "cut_at": None}
+    assert "cut at 128 tokens" not in visible(render_report(report, [], [], tmp_path).read_text())
+
+
 def test_text_that_utf8_cannot_hold_does_not_lose_the_report(tmp_path: Path) -> None:
     report = dpo_report()
     report["samples"][0]["base"] = "broken \udce2 half"

@@ -80,8 +80,8 @@ METRICS = (
     Metric(LOSS, "loss", "Held-out loss, nats per token", NUMBER, Better.lower, _tuned(LOSS), "loss"),
     Metric(KL, "KL", "KL to the base, nats per token", NUMBER, Better.lower, ("drift", KL)),
     Metric(
-        "kl_per_response", "KL/response", "KL to the base per response", NUMBER, Better.lower,
-        ("drift", "kl_per_response"),
+        "kl_per_response", "KL/response", "KL to the base per response, of cut ones their beginnings", NUMBER,
+        Better.lower, ("drift", "kl_per_response"),
     ),
     Metric(
         "neutral_ratio", "neutral", "Perplexity of neutral text, tuned / base", RATIO, Better.lower,

@@ -76,7 +76,7 @@ class Summary:
         if by_base is not None and by_tuned is not None:
             log_ratios = by_tuned.logps - by_base.logps
             block["kl_per_token"] = self.bootstrap.ratio(log_ratios, by_tuned.lengths).to_dict()
-            block["kl_per_response"] = self._mean(log_ratios)
+            block["kl_per_response"] = {**self._mean(log_ratios), **_count_cut(self.tuned.samples)}
             block["response_length"] = self._of_answers(lambda answer: len(answer.ids))
             block["finished"] = self._of_answers(lambda answer: answer.finished)
             block["repetition"] = self._of_answers(lambda answer: answer.repetition)
@@ -171,6 +171,12 @@ class Summary:
             return np.array([float(measure(answer)) for answer in answers])
 
         return self._mean(values(model.samples))
+
+
+def _count_cut(answers: list[Answer]) -> Block:
+    """How many answers were cut at the limit of tokens, and where: sums over them are of their beginnings alone."""
+    cut = [len(answer.ids) for answer in answers if not answer.finished]
+    return {"num_cut": len(cut), "cut_at": max(cut, default=None)}
 
 
 def _rewards(base: PairScores, tuned: PairScores, beta: float) -> Floats:

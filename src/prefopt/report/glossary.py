@@ -56,7 +56,8 @@ TERMS = (
         "KL from base",
         "How far the tuned model's own responses are from what base would have written, in nats. 0 = same model. "
         "Per response grows with length; per token does not.",
-        "Accuracy and win rate can look excellent while the model is ruined; KL and perplexity show it.",
+        "Accuracy and win rate can look excellent while the model is ruined; KL and perplexity show it. Per response, "
+        "answers that were cut at evaluation.max_new_tokens count only as far as they go: whole ones would have more.",
         ("drift.kl_per_token", "drift.kl_per_response"),
     ),
     Term(

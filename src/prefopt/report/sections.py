@@ -223,13 +223,18 @@ def _gap_row(values: Block, metric: Metric) -> Row:
 def drift_table(report: Block) -> Table | None:
     """How far the tuned model moved from the base, or None if it was not measured."""
     drift = block(report, "drift")
-    rows = [
-        Row(metric.label, [NOT_APPLICABLE, cell(drift[metric.key], NUMBER), NOT_APPLICABLE], metric.hint)
-        for metric in DIVERGENCE
-        if drift.get(metric.key) is not None
-    ]
+    rows = [_divergence_row(drift[metric.key], metric) for metric in DIVERGENCE if drift.get(metric.key) is not None]
     rows += [_drift_row(block(drift, metric.key), metric) for metric in DRIFT if drift.get(metric.key)]
     return _without_empty_columns(Table(["Base", "Tuned", "Change"], rows)) if rows else None
+
+
+def _divergence_row(values: Block, metric: Metric) -> Row:
+    """The row says how many answers were cut: what they hold beyond the limit is not in a sum over them."""
+    label, hint, num_cut = metric.label, metric.hint, values.get("num_cut")
+    if num_cut:
+        label += f", {count(num_cut)} cut"
+        hint += f"; {count(num_cut)} of {count(values['n'])} were cut at {count(values['cut_at'])} tokens: whole, more"
+    return Row(label, [NOT_APPLICABLE, cell(values, NUMBER), NOT_APPLICABLE], hint)
 
 
 def _without_empty_columns(table: Table) -> Table:

@@ -21,6 +21,7 @@ from prefopt.comparison.table import print_table, render_table
 from prefopt.comparison.wandb_source import WandbGroup, distinct, parse_group, read_group
 from prefopt.entry import run_entry
 from prefopt.errors import UserError
+from prefopt.terminal import Terminal
 
 HELP = f"""Compare runs: a table, compare.html with curves and charts, and compare.csv.
 
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> None:
     targets = sort_targets(options.targets)
     output = Output(choose_folder(options.output, targets.folders), has_page=not options.no_html)
     compare = _comparer(targets, metric)
-    console = Console()
+    console = Terminal()
     if options.watch is None:
         comparison = compare()
         print_table(comparison, console, limit=options.rows)
@@ -168,7 +169,7 @@ def _comparer(targets: Targets, metric: Metric | None) -> Callable[[], Compariso
 
 def _say_written(paths: list[Path], console: Console) -> None:
     if paths:
-        console.print(f"Written: {', '.join(map(str, paths))}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True)
 
 
 def _require(condition: bool, message: str) -> None:

@@ -15,6 +15,7 @@ from prefopt.distributed.preemption import EXIT_CODE, Preempted
 from prefopt.distributed.ranks import is_main
 from prefopt.errors import ToldByRank0, UserError
 from prefopt.files import write_text
+from prefopt.terminal import printable
 from prefopt.tracking import phases
 
 USER_ERROR = 2
@@ -39,7 +40,7 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) 
         main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         if _is_ours_to_say(error):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(printable(f"error: {error}"), file=sys.stderr, flush=True)
         _note_refusal(str(error))
         _exit(USER_ERROR)
     except Preempted as error:

@@ -5,6 +5,8 @@
 
 import argparse
 
+from rich.text import Text
+
 from prefopt.config import load_config
 from prefopt.distributed import group
 from prefopt.distributed.preemption import StopRequest, parse_time_limit, scheduler_end
@@ -49,7 +51,8 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
     """Loads and checks the examples, then computes what the store lacks."""
     console = build_console()
     with RunDirectory.of(config).claimed(config) as run:
-        console.print(f"[bold]{run.path}[/]  reference of {config.model.path} on {config.data.train}", highlight=False)
+        of = f"  reference of {config.model.path} on {config.data.train}"
+        console.print(Text.assemble((str(run.path), "bold"), of))
         examples = load_examples(config)
 
         with importing():

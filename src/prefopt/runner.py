@@ -101,7 +101,7 @@ def train_and_report(
         if mirror is not None:
             mirror.finish(report)
         phases.save()
-        console.print(phases.describe(phases.seconds()), highlight=False)
+        console.print(phases.describe(phases.seconds()))
         run.set_state(State.done, step=report["run"]["steps"], message="")
 
 

@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from prefopt.entry import run_entry
 from prefopt.state.advice import advise
 from prefopt.state.look import View, look
 from prefopt.state.places import find_groups
 from prefopt.state.records import Group, Kind, RunStatus
 from prefopt.state.show import LIMIT, MANY, count_words, print_view
+from prefopt.terminal import Terminal
 
 HELP = f"""Show the state of runs (done, running and how long still, waiting, failed and why) and what to do next.
 
@@ -47,7 +46,7 @@ def main(argv: list[str]) -> None:
         if options.json:
             print(json.dumps(to_dict(view), indent=2, allow_nan=False))
         else:
-            print_view(view, advise(view), Console(highlight=False), everything=options.all)
+            print_view(view, advise(view), Terminal(), everything=options.all)
         sys.stdout.flush()
     except BrokenPipeError:  # such as by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

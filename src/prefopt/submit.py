@@ -4,12 +4,11 @@
 """
 
 import argparse
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 
-from rich.markup import escape
+from rich.text import Text
 
 from prefopt.choices import ClusterKind
 from prefopt.cluster.local import list_commands, run_here
@@ -20,6 +19,7 @@ from prefopt.cluster.slurm import cancel, require_sbatch, submit
 from prefopt.composition import parse
 from prefopt.entry import run_entry
 from prefopt.files import append_line, write_text
+from prefopt.terminal import quote
 from prefopt.tracking.console import build_console
 from prefopt.tracking.provenance import command_line
 
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     submission = plan_submission(config, runs, given.config_dir)
     command = command_line("prefopt.submit", argv)
     if not submission.jobs:
-        build_console().print(submission.answer, highlight=False, markup=False)
+        build_console().print(submission.answer)
         return
     if config.submit.dry_run:
         print("\n".join(_preview(submission.jobs, config.cluster)), end="")
@@ -105,13 +105,13 @@ def _submit(submission: Submission, config: SubmitConfig, command: str) -> None:
         raise
     for job, number in zip(submission.jobs, ids, strict=True):
         log = job.log.with_name(job.log.name.replace("%j", number).replace("%A", number).replace("%a", "*"))
-        console.print(f"submitted [bold]{number}[/]  {escape(job.title)}", highlight=False, soft_wrap=True)
-        console.print(f"  log     {escape(str(log))}", highlight=False, soft_wrap=True)
-    place = escape(shlex.quote(str(submission.folder)))
-    console.print(f"  state   prefopt status {place}", highlight=False, soft_wrap=True)
+        console.print(Text.assemble("submitted ", (number, "bold"), f"  {job.title}"))
+        console.print(f"  log     {log}")
+    place = quote(submission.folder)
+    console.print(f"  state   prefopt status {place}")
     if submission.is_sweep:
-        console.print(f"  compare prefopt compare {place}", highlight=False, soft_wrap=True)
-    console.print(f"  stop    scancel {' '.join(ids)}  (each run saves first)", highlight=False, soft_wrap=True)
+        console.print(f"  compare prefopt compare {place}")
+    console.print(f"  stop    scancel {' '.join(ids)}  (each run saves first)")
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def sync_runs(runs: Sequence[Path], *, jobs: int, timeout_s: float, console: Con
             for number, task in enumerate(as_completed(tasks), start=1):
                 result = results[tasks[task]] = task.result()
                 if result.state is not SyncState.unchanged:
-                    console.print(f"{number}/{len(runs)}  {result.run}: {_words(result)}", highlight=False)
+                    console.print(f"{number}/{len(runs)}  {result.run}: {_words(result)}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -210,12 +210,12 @@ def show(results: Sequence[RunSync], console: Console) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        console.print(line.rstrip(), markup=False, highlight=False)
+        console.print(line.rstrip())
     for result in results:
         if result.detail:
-            console.print(f"{result.run}: {_words(result)}", style=_style(result.state), markup=False, highlight=False)
+            console.print(f"{result.run}: {_words(result)}", style=_style(result.state))
     counts = {state: sum(result.state is state for result in results) for state in SyncState}
-    console.print(", ".join(f"{number} {state.value}" for state, number in counts.items() if number), highlight=False)
+    console.print(", ".join(f"{number} {state.value}" for state, number in counts.items() if number))
 
 
 def _words(result: RunSync) -> str:

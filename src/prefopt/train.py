@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from rich.text import Text
+
 from prefopt.config import load_config, to_yaml
 from prefopt.distributed import group
 from prefopt.distributed.group import on_main
@@ -77,10 +79,10 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
             return
         pruned = on_main(lambda: None if config.run.overwrite else run.why_pruned())
         if pruned is not None:
-            console.print(f"{run.path}: {pruned}", highlight=False)
+            console.print(f"{run.path}: {pruned}")
             console.print("Start it afresh with run.overwrite=true, or start another with run.name=<name>.")
             return
-        console.print(f"[bold]{run.path}[/]  {describe(config)}", highlight=False)
+        console.print(Text.assemble((str(run.path), "bold"), f"  {describe(config)}"))
         examples = load_examples(config)
 
         with importing():

@@ -99,6 +99,24 @@ def test_a_run_directory_that_cannot_be_written_is_refused(overrides, tmp_path, 
     assert "cannot be written" in fails(train, [*overrides, f"run.root={tmp_path / 'file' / 'runs'}"])
 
 
+def test_a_path_and_a_row_that_hold_markup_and_escape_sequences_are_shown_as_text(overrides, tmp_path, fails, capsys):
+    folder = tmp_path / "[/] [red] \x1b[31m"
+    folder.mkdir(parents=True)
+    path = folder / "train.jsonl"
+    rows = [pair(n, **{"\x1b]0;key [/b]": 1}) for n in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    named = "data.train='" + str(path) + "'"
+    train([*overrides, named, "data.held_out=null", "trainer.max_steps=1", f"run.root='{folder}'"])
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert f"{folder}/test".replace("\x1b", "\ufffd") in said
+    assert "column '\ufffd]0;key [/b]' has a value in" in said
+    path.write_text('{"prompt": "\x1b[31m"}\n')
+    message = fails(train, [*overrides, named])
+    assert "[/] [red] \ufffd[31m/train.jsonl" in message
+    assert "\x1b" not in message
+
+
 def test_pairs_that_were_trained_on_are_no_evaluation(overrides, tmp_path, fails):
     rows = [{"messages": pair(n)["prompt"] + PAIR["chosen"]} for n in range(4)]
     (tmp_path / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

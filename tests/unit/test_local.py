@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from prefopt.choices import ClusterKind
 from prefopt.cluster import local
 from prefopt.cluster.local import LOG, run_here
 from prefopt.cluster.schema import ClusterConfig
 from prefopt.cluster.script import Job, Task
+from prefopt.terminal import Terminal
 
 LOCAL = ClusterConfig(kind=ClusterKind.local)
 DEADLINE_S = 300.0
@@ -66,7 +66,7 @@ class Machine:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.console = Console(record=True, width=200, soft_wrap=True, force_terminal=False, quiet=False)
+        self.console = Terminal(record=True, width=200, soft_wrap=True, force_terminal=False)
 
     def job(self, **runs: str) -> Job:
         """An array with one task per name; its lines in a string."""

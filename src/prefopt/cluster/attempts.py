@@ -15,6 +15,7 @@ from typing import Any
 from prefopt.entry import REFUSED, USER_ERROR, run_entry
 from prefopt.files import append_line, read_lines
 from prefopt.run_directory import RunDirectory, State
+from prefopt.terminal import printable
 
 FILE = "attempts.jsonl"
 MAX_STALLED = 2
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> None:
         status = {"step": status.get("step")}
     attempt = judge(status, earlier, options.job, code, options.max_attempts, options.max_crashes)
     append_line(run.slurm / FILE, asdict(attempt))
-    print(f"{run.path}: {attempt.why}", file=sys.stderr)
+    print(printable(f"{run.path}: {attempt.why}"), file=sys.stderr)
     print(attempt.next)
 
 

@@ -1,7 +1,6 @@
 """Jobs on this machine: in their order, the tasks of each so many at a time, every run in processes of its own."""
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from prefopt.cluster.schema import ClusterConfig
 from prefopt.cluster.script import Job, Task
@@ -22,6 +21,7 @@ from prefopt.distributed.preemption import EXIT_CODE as STOPPED
 from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory, State
 from prefopt.sweeps.folder import SweepFolder
+from prefopt.terminal import quote
 from prefopt.tracking.console import build_console
 
 POLL_S = 0.1
@@ -103,7 +103,7 @@ def run_here(jobs: Sequence[Job], cluster: ClusterConfig, console: Console | Non
             if failed and not stop.requested:
                 for task, log in failed:
                     where = "" if shows else f", see {log}"
-                    console.print(f"failed: {escape(f'{task.run}{where}')}", highlight=False, soft_wrap=True)
+                    console.print(f"failed: {task.run}{where}")
                 return 1
             if stop.requested or stop.has_stopped:
                 console.print("stopped on request; the same command goes on (a sweep: with sweep.resume=true)")
@@ -115,7 +115,7 @@ def list_commands(job: Job, cluster: ClusterConfig) -> list[str]:
     """What `run_here` would execute for a job, for people; of a search, whose settings are drawn later, a remark."""
     if job.is_search:
         return [f"# {len(job.tasks)} trials, each with settings that are drawn when it starts"]
-    return [shlex.join(_command(job, task, cluster)) for task in job.tasks.values()]
+    return [" ".join(map(quote, _command(job, task, cluster))) for task in job.tasks.values()]
 
 
 def _run_job(job: Job, cluster: ClusterConfig, console: Console, stop: _Stop, shows: bool) -> list[tuple[Task, Path]]:
@@ -144,7 +144,7 @@ def _run_job(job: Job, cluster: ClusterConfig, console: Console, stop: _Stop, sh
             if not shows:
                 _tell(console, item, f"{done}/{total}")
             if job.is_search:
-                console.print(f"{'':>9}  {escape(_end_trial(job, item))}", highlight=False, soft_wrap=True)
+                console.print(f"{'':>9}  {_end_trial(job, item)}")
     return failed
 
 
@@ -211,6 +211,7 @@ def _count_attempts(status: dict[str, Any]) -> int:
 def _tell(console: Console, item: _Process, place: str) -> None:
     run = RunDirectory(item.task.run)
     code, state = item.process.returncode, run.read_status().get("state", State.failed.value)
-    word = f"[bold]failed[/] (exit code {code})" if item.has_failed else state if code == 0 else "stopped"
+    word = f"failed (exit code {code})" if item.has_failed else state if code == 0 else "stopped"
     seconds = time.monotonic() - item.begun
-    console.print(f"{place:>9}  {escape(run.path.name)}  {word}  {seconds:.0f} s", highlight=False, soft_wrap=True)
+    style = "bold" if item.has_failed else ""
+    console.print(Text.assemble(f"{place:>9}  {run.path.name}  ", (word, style), f"  {seconds:.0f} s"))

@@ -21,6 +21,7 @@ from typing import Any
 
 from prefopt.entry import run_entry
 from prefopt.files import write_json
+from prefopt.terminal import printable
 
 SUFFIX = ".node.json"
 TIMEOUT_S = 60.0
@@ -61,11 +62,11 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if options.action == "look":
         finding = look(options.folder, options.nodes, options.gpus, options.min_free_gib)
-        print(f"preflight: {_describe(finding)}", flush=True)
+        print(printable(f"preflight: {_describe(finding)}"), flush=True)
         sys.exit(1 if finding.problems or finding.folder_problems else 0)
     bad, problems = judge(options.folder, options.nodes)
     for problem in problems:
-        print(f"preflight: {problem}", file=sys.stderr, flush=True)
+        print(printable(f"preflight: {problem}"), file=sys.stderr, flush=True)
     if bad:
         print(",".join(bad))
     sys.exit(1 if problems else 0)

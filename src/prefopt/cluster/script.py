@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from prefopt.cluster.schema import ClusterConfig
 from prefopt.errors import UserError
 from prefopt.paths import shipped
+from prefopt.terminal import quote
 
 TEMPLATE = "slurm/job.sh.j2"
 MAX_BAD_NODES = 3
@@ -220,7 +220,7 @@ def _in_option(path: Path, folder: Path) -> str:
 def _quote(value: object) -> str:
     text = str(value)
     _require_one_line(text)
-    return shlex.quote(text)
+    return quote(text)
 
 
 def _require_one_line(text: str) -> None:

@@ -27,6 +27,7 @@ from prefopt.comparison.wording import (
     state_text,
     summary_text,
 )
+from prefopt.terminal import Terminal
 
 NAME_WIDTH, SETTING_WIDTH, MESSAGE_WIDTH = 40, 28, 60
 PADDING = 2
@@ -101,7 +102,7 @@ def print_table(comparison: Comparison, console: Console, *, limit: int) -> None
     if console.is_terminal:
         console.print(render_table(comparison, width=console.width, limit=limit))
     else:
-        wide = Console(file=console.file, width=WHOLE, color_system=None)
+        wide = Terminal(file=console.file, width=WHOLE, color_system=None)
         wide.print(render_table(comparison, width=None, limit=limit), crop=False)
 
 

@@ -9,7 +9,7 @@ from prefopt.comparison.ranking import Comparison, Row, count_states
 from prefopt.comparison.records import Measure, RunRecord
 from prefopt.comparison.settings import MISSING, shown
 from prefopt.report.numbers import PERCENT, POINTS, Cell
-from prefopt.report.render import CONTROL_CHARACTERS, REPLACEMENT, SURROGATES
+from prefopt.terminal import REPLACEMENT, UNPRINTABLE
 
 DECISIONS = {"ship": "ship", "do_not_ship": "do not ship", "undecided": "undecided"}
 OTHER_DATA = "*"
@@ -17,7 +17,7 @@ OTHER_DATA = "*"
 
 def clean(text: str) -> str:
     """`text` on one line, without characters that act on a terminal or that UTF-8 cannot hold."""
-    return SURROGATES.sub(REPLACEMENT, CONTROL_CHARACTERS.sub(REPLACEMENT, text)).replace("\n", " ")
+    return UNPRINTABLE.sub(REPLACEMENT, text.replace("\n", " ").replace("\t", " "))
 
 
 def summary_text(comparison: Comparison) -> str:

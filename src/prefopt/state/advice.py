@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefopt.state.look import View
 from prefopt.state.records import Group, Kind, RunStatus, Word
-from prefopt.state.wording import quote
+from prefopt.terminal import quote
 from prefopt.tracking.sessions import find_sessions
 
 RESUME = "sweep.resume=true"

@@ -11,7 +11,8 @@ from rich.text import Text
 from prefopt.state.advice import Advice
 from prefopt.state.look import View
 from prefopt.state.records import OVER, Group, Kind, RunStatus, Word
-from prefopt.state.wording import clean, clean_name, describe_time, quote
+from prefopt.state.wording import clean, clean_name, describe_time
+from prefopt.terminal import quote
 
 MANY = 20
 """Runs of a group above which those that are over are only counted."""

@@ -91,7 +91,7 @@ def end_pruned(error: PrunedError, run: RunDirectory, mirror: WandbMirror | None
     group.stop()
     if is_main():
         run.set_state(State.pruned, step=error.step, message=str(error))
-        console.print(f"{run.path}: {error}", highlight=False, soft_wrap=True)
+        console.print(f"{run.path}: {error}")
         if mirror is not None:
             mirror.summarise({"state": State.pruned.value})
             mirror.close(0)

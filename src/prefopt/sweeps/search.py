@@ -24,6 +24,7 @@ from prefopt.sweeps import study
 from prefopt.sweeps.definition import TRIAL, Search, name_of
 from prefopt.sweeps.folder import SweepFolder
 from prefopt.sweeps.points import place_in
+from prefopt.terminal import printable
 
 STOP = "stop"
 """What `prefopt.cluster.attempts` says of a run that is not tried again."""
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
         write_tasks(Job(folder.name, folder.path, "prefopt.train", {options.index: task}, is_array=True))
     else:
         words = tell(folder, options.index, has_failed=options.next == STOP)
-    print(words, flush=True)
+    print(printable(words), flush=True)
 
 
 def ask(folder: SweepFolder, index: int) -> tuple[Task, str]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from prefopt.distributed.ranks import is_main
+from prefopt.terminal import Terminal
 
 QUIET = ("datasets", "filelock", "httpx", "urllib3", "fsspec", "torch.distributed")
 
@@ -27,14 +28,14 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else None
-        self._console.print(record.getMessage(), style=style, markup=False, highlight=False)
+        self._console.print(record.getMessage(), style=style)
 
 
 def build_console() -> Console:
     """Sets up logging once and returns the console of rank 0; other ranks' consoles are silent."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    console = Console(quiet=not is_main(), soft_wrap=True)
+    console = Terminal(quiet=not is_main(), soft_wrap=True)
     package = logging.getLogger("prefopt")
     package.handlers = [ConsoleHandler(console)]
     package.setLevel(logging.INFO)
@@ -58,7 +59,7 @@ def progress_bar(console: Console, what: str) -> Iterator[Callable[[int, int], N
         bar.update(task, completed=done, total=total)
         if not console.is_terminal and time.monotonic() - last > LINE_EVERY_S:
             last = time.monotonic()
-            console.print(f"{what}: {done}/{total}", highlight=False)
+            console.print(f"{what}: {done}/{total}")
 
     with bar:
         yield update

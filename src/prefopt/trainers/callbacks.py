@@ -100,13 +100,11 @@ class ConsoleCallback(TrainerCallback):  # type: ignore[misc]
         speed, eta = self._speed(record, max_steps)
         numbers = _numbers(record)
         if "split" in record:
-            self._console.print(f"held-out {record['step']:>5}/{max_steps}  {numbers}", highlight=False)
+            self._console.print(f"held-out {record['step']:>5}/{max_steps}  {numbers}")
         elif self._progress is not None:
             self._progress.update(self._task, completed=record["step"], numbers=f"{numbers}  {speed}")
         else:
-            self._console.print(
-                f"step {record['step']:>9}/{max_steps}  {numbers}  {speed}  ETA {eta}", highlight=False
-            )
+            self._console.print(f"step {record['step']:>9}/{max_steps}  {numbers}  {speed}  ETA {eta}")
 
     def _speed(self, record: dict[str, Any], max_steps: int) -> tuple[str, str]:
         assert self._first is not None, "records come after the start of training"

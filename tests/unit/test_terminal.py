@@ -1,0 +1,81 @@
+"""Nothing in a path, in data or in another program's words acts on the terminal that shows it."""
+
+import io
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+from rich.text import Text
+
+import prefopt
+from prefopt.terminal import Terminal, printable, quote
+from prefopt.tracking.console import build_console, progress_bar
+
+HOSTILE = "[/] [bold red]x[/bold red] [link=u]y[/link] :smile: \x1b[31mred\x1b]0;title \u202egnp \udcff"
+SHOWN = "[/] [bold red]x[/bold red] [link=u]y[/link] :smile: \ufffd[31mred\ufffd]0;title \ufffdgnp \ufffd"
+
+
+def shown(what: object) -> str:
+    output = io.StringIO()
+    Terminal(file=output, width=200, force_terminal=True, color_system="truecolor").print(what)
+    return output.getvalue()
+
+
+def in_table(text: str) -> Table:
+    table = Table(box=None)
+    table.add_column(min_width=120)
+    table.add_row(Text(text))
+    return table
+
+
+@pytest.mark.parametrize("as_", [str, Text, in_table], ids=["text", "Text", "table"])
+def test_markup_and_escape_sequences_in_a_text_are_shown_as_text(as_):
+    found = shown(as_(HOSTILE))
+    assert SHOWN in found
+    assert "\x1b[31m" not in found
+    assert "\x1b]" not in found
+
+
+def test_our_own_styles_still_act():
+    assert shown(Text.assemble(("bold", "bold"), " \x1b[31m")) == "\x1b[1mbold\x1b[0m \ufffd[31m\n"
+
+
+def test_a_line_of_progress_is_cleaned_too():
+    console = Terminal(file=(output := io.StringIO()), width=80)
+    with progress_bar(console, "read \x1b[2J") as update:
+        update(1, 2)
+    assert "\x1b[2J" not in output.getvalue()
+
+
+def test_log_lines_go_through_the_same_place(capsys):
+    import logging
+
+    build_console()
+    logging.getLogger("prefopt.test").warning("rows of %s [/]", "a\x1b[31m.jsonl")
+    assert capsys.readouterr().out == "rows of a\ufffd[31m.jsonl [/]\n"
+
+
+def test_lines_and_tabs_stay_and_all_else_that_acts_goes():
+    assert printable("a\tb\nc\rd\x00e\x7f") == "a\tb\nc\ufffdd\ufffde\ufffd"
+
+
+@pytest.mark.parametrize("word", ["plain", "two words", "it's", "a\x1b[31m", "line\nbreak", "\u202e", "-n"])
+def test_a_quoted_word_reaches_a_program_as_it_was_and_holds_nothing_that_acts(word):
+    quoted = quote(word)
+    assert printable(quoted) == quoted
+    assert "\n" not in quoted
+    found = subprocess.run(
+        ["bash", "-c", f"printf %s {quoted}"] if word != "-n" else ["printf", "%s", word],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == word
+
+
+def test_every_console_of_the_package_is_a_terminal():
+    package = Path(prefopt.__file__).parent
+    made = [path.name for path in package.rglob("*.py") if re.search(r"(?<!\w)Console\((?!\):)", path.read_text())]
+    assert made == ["terminal.py"]

@@ -274,6 +274,14 @@ class RunDirectory:
         work: dict[str, Any] = json.loads(self.work.read_text(encoding="utf-8")) if self.work.exists() else {}
         return work
 
+    def read_report(self) -> dict[str, Any]:
+        """report.json, or an empty dict where there is none that can be read."""
+        try:
+            report = json.loads((self.report / "report.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return report if isinstance(report, dict) else {}
+
     def add_work(self, **parts: Any) -> None:
         """Sets parts of work.json. Rank 0 only."""
         write_json(self.work, {**self.read_work(), **parts})

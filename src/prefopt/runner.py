@@ -115,6 +115,8 @@ def compute_reference(
 ) -> None:
     """Fills the reference store for runs like this one, and leaves this one `done` without training.
 
+    W&B hears nothing of it: a run without a metric is nothing that somebody would upload or look for.
+
     Raises:
         UserError: Settings that TRL or PEFT refuse.
         Preempted: A stop was asked for; the same command goes on.
@@ -124,21 +126,15 @@ def compute_reference(
     provenance = collect(config, {"sha256": examples.fingerprints()}, command_line("prefopt.prepare", argv))
     on_main(lambda: run.start(config, provenance))
     on_main(lambda: phases.keep(run))
-    with ExitStack() as after, recorded_end(run):
-        mirror = start_wandb(config, run, job_type="reference") if is_main() else None
-        if mirror is not None:
-            after.push(mirror)
+    with recorded_end(run):
         trainer.attach(config, run, stop)
         trainer.eval_dataset = examples.tokenized.held_out  # for the report, be there no evaluation on the way
         with phases.of("reference"):
             trainer.prepare(console)
-        if mirror is not None:
-            work = run.read_work().get("reference", {})
-            mirror.summarise({f"reference/{key}": value for key, value in work.items()})
-            mirror.close(0)
         if is_main():
             phases.save()
             run.set_state(State.done, message="")
+            console.print("prepared: runs with this model and these data find their tokens and reference log-probs")
 
 
 @phases.of("set_up")

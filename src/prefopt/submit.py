@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from rich.text import Text
 
 from prefopt.choices import ClusterKind
-from prefopt.cluster.local import list_commands, run_here
+from prefopt.cluster.local import LOG, list_commands, run_here
 from prefopt.cluster.planning import Submission, plan_submission
 from prefopt.cluster.schema import GROUPS, SUBMIT, ClusterConfig, SubmitConfig
 from prefopt.cluster.script import Job, render, write_tasks
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         print("\n".join(_preview(submission.jobs, config.cluster)), end="")
     elif config.cluster.kind is ClusterKind.local:
         submission.write(command)
-        sys.exit(run_here(submission.jobs, config.cluster))
+        sys.exit(_run_here(submission, config))
     else:
         _submit(submission, config, command)
 
@@ -79,6 +79,21 @@ def _preview(jobs: Sequence[Job], cluster: ClusterConfig) -> Iterator[str]:
     for job in jobs:
         yield render(job.with_ids(ids), cluster)
         ids.append(f"<id of {job.name}>")
+
+
+def _run_here(submission: Submission, config: SubmitConfig) -> int:
+    """Runs everything on this machine; of several runs it says where they are, and how to compare them."""
+    console = build_console()
+    if submission.is_sweep:
+        num, place = len(submission.jobs[-1].tasks), quote(submission.folder)
+        console.print(Text.assemble(f"{num} {'run' if num == 1 else 'runs'} in ", (str(submission.folder), "bold")))
+        console.print(f"  log     {submission.folder}/<run>/slurm/{LOG}")
+        console.print(f"  state   prefopt status {place}")
+        console.print("  stop    Ctrl-C  (each run saves first)")
+    code = run_here(submission.jobs, config.cluster, console)
+    if submission.is_sweep:
+        console.print(f"  compare prefopt compare {place}")
+    return code
 
 
 def _submit(submission: Submission, config: SubmitConfig, command: str) -> None:

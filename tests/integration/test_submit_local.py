@@ -49,7 +49,7 @@ def read(path: Path) -> dict:
 def test_points_share_their_reference_and_one_that_fails_leaves_the_others_alone(quick, runs, tmp_path):
     broken = write_rows(tmp_path / "broken.jsonl", [{"prompt": "p", "chosen": "c"}])
     points = f"[['algorithm.beta=0.05'],['data.train=\"{broken}\"'],['algorithm.beta=0.3']]"
-    sweep_of_three = [f"sweep.points={points}", "sweep.name=three", "cluster.max_parallel=3"]
+    sweep_of_three = [f"sweep.points={points}", "sweep.name=three", "cluster.max_parallel=3", "logger=wandb"]
     submitted = start("prefopt.submit", "cluster=local", *quick, *sweep_of_three)
     said, _ = submitted.communicate(timeout=DEADLINE_S)
     assert submitted.returncode == 1, said
@@ -66,7 +66,15 @@ def test_points_share_their_reference_and_one_that_fails_leaves_the_others_alone
     log = sweep / names[1] / "slurm" / "local.log"
     assert f"failed: {sweep / names[1]}, see {log}" in said
     assert "broken.jsonl:1" in log.read_text()
-    assert said.index("reference") < said.index("beta-0.05")
+    lines = said.splitlines()
+    assert lines[0] == f"3 runs in {sweep}"
+    assert lines[-1].split(" ", 3)[-1].endswith(f"prefopt compare '{sweep}'")
+    ended = [number for number, line in enumerate(lines) if "  beta-0." in line and "  done  " in line]
+    assert len(ended) == 2
+    for number in ended:
+        assert "Tuned prefers the chosen answer on" in lines[number + 1]
+    assert not list((sweep / "reference").glob("wandb*")), "nothing that asks to be uploaded"
+    assert lines.index(next(line for line in lines if "  reference  done" in line)) < ended[0]
 
 
 def test_ctrl_c_lets_the_runs_of_a_sweep_save_and_starts_no_other(quick, runs):

@@ -15,10 +15,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from prefopt.cluster.planning import TRAIN
 from prefopt.cluster.schema import ClusterConfig
 from prefopt.cluster.script import Job, Task
 from prefopt.distributed.preemption import EXIT_CODE as STOPPED
 from prefopt.errors import UserError
+from prefopt.report.sections import headline
 from prefopt.run_directory import RunDirectory, State
 from prefopt.sweeps.folder import SweepFolder
 from prefopt.terminal import quote
@@ -142,7 +144,7 @@ def _run_job(job: Job, cluster: ClusterConfig, console: Console, stop: _Stop, sh
             elif item.process.returncode != 0:
                 stop.has_stopped = True
             if not shows:
-                _tell(console, item, f"{done}/{total}")
+                _tell(console, job, item, f"{done}/{total}")
             if job.is_search:
                 console.print(f"{'':>9}  {_end_trial(job, item)}")
     return failed
@@ -208,10 +210,22 @@ def _count_attempts(status: dict[str, Any]) -> int:
     return int(status.get("attempts", 0))
 
 
-def _tell(console: Console, item: _Process, place: str) -> None:
+def _tell(console: Console, job: Job, item: _Process, place: str) -> None:
     run = RunDirectory(item.task.run)
     code, state = item.process.returncode, run.read_status().get("state", State.failed.value)
     word = f"failed (exit code {code})" if item.has_failed else state if code == 0 else "stopped"
     seconds = time.monotonic() - item.begun
     style = "bold" if item.has_failed else ""
     console.print(Text.assemble(f"{place:>9}  {run.path.name}  ", (word, style), f"  {seconds:.0f} s"))
+    result = _result(run, item) if job.module == TRAIN and not job.is_search else None
+    if result:
+        console.print(f"{'':>9}  {result}")
+
+
+def _result(run: RunDirectory, item: _Process) -> str | None:
+    """What a run came to in one line: its report's decision and decisive number, or why it ended early."""
+    if item.process.returncode != 0:
+        status = run.read_status()
+        return str(status.get("message", "")) if _count_attempts(status) > item.num_attempts else None
+    report = run.read_report()
+    return f"{headline(report).decision}: {headline(report).sentence}" if report else None

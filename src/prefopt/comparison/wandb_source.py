@@ -29,7 +29,7 @@ STATES = {
 }
 """W&B's word -> ours where they differ; `finished` is done if the run left its report."""
 NOT_TRAINING = ("reference", "eval")
-"""Job types of what runs share, and of an evaluation made later: W&B runs of their own."""
+"""Job types of what runs share (earlier versions), and of an evaluation made later: W&B runs of their own."""
 CONFIG_GROUPS = frozenset(f.name for f in dataclasses.fields(TrainConfig))
 
 

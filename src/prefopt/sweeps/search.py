@@ -4,7 +4,6 @@ Called by the job script before and after the ranks. Optuna is loaded here, and 
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -137,19 +136,10 @@ def _tell_ended(opened: optuna.Study, folder: SweepFolder, search: Search) -> No
         if state == State.pruned.value:
             study.end_trial(opened, trial, TrialState.PRUNED)
         elif state == State.done.value:
-            report = _read_report(run)
+            report = run.read_report()
             value = _find_value(report, search.metric)
             end = TrialState.FAIL if value is None else TrialState.COMPLETE
             study.end_trial(opened, trial, end, value, report.get("decision"))
-
-
-def _read_report(run: RunDirectory) -> dict[str, Any]:
-    """report.json, or an empty dict where there is none."""
-    try:
-        report: dict[str, Any] = json.loads((run.report / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return report
 
 
 def _find_value(report: dict[str, Any], metric: str) -> float | None:

@@ -55,14 +55,8 @@ SHOWN_OF_SLURM = {
 
 
 @phases.of("wandb")
-def start_wandb(config: TrainConfig, run: RunDirectory, *, job_type: str | None = None) -> "WandbMirror | None":
-    """Opens the run's W&B run, the same one on every attempt; None with logger=none. Rank 0 only.
-
-    Args:
-        config: Of the run.
-        run: Its folder, with provenance.json.
-        job_type: Where `logger.job_type` is unset; None for the algorithm's name.
-    """
+def start_wandb(config: TrainConfig, run: RunDirectory) -> "WandbMirror | None":
+    """Opens the run's W&B run, the same one on every attempt; None with logger=none. Rank 0 only."""
     if config.logger.name is LoggerName.none or is_disabled():
         return None
     if not run.wandb_id.exists():
@@ -73,7 +67,7 @@ def start_wandb(config: TrainConfig, run: RunDirectory, *, job_type: str | None 
         run,
         id=run.read_wandb_id(),
         name=config.run.name,
-        job_type=config.logger.job_type or job_type or config.algorithm.name.value,
+        job_type=config.logger.job_type or config.algorithm.name.value,
         parent=find_parent(config),
     )
     if mirror is not None:

@@ -8,6 +8,7 @@ from prefopt.errors import UserError
 
 COMMANDS = {
     "train": "tune a model and report whether it became better",
+    "list": "show what can be chosen: models, experiments, sweeps, clusters, ...",
     "submit": "queue a run, a sweep or a chain on a cluster, or run it here",
     "prepare": "compute what several runs share: tokens and reference log-probs",
     "evaluate": "measure a finished run again and rebuild its report",

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -19,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from prefopt.catalog import find_folder
 from prefopt.errors import UserError
 from prefopt.paths import shipped
 
@@ -46,7 +46,7 @@ class Tree:
 
         Args:
             overrides: Hydra overrides, as on the command line.
-            config_dir: A folder of the user's own config groups, searched before the shipped ones.
+            config_dir: A folder of the user's own config groups.
 
         Raises:
             UserError: An unknown, mistyped, missing or contradictory setting.
@@ -58,10 +58,7 @@ class Tree:
             for name, schema in schemas.items():
                 store.store(group=group, name=f"base_{name}", node=schema)
         if config_dir is not None:
-            folder = Path(config_dir).expanduser().resolve()
-            if not folder.is_dir():
-                raise UserError(f"--config-dir {config_dir}: no such folder.")
-            lines.append(f"hydra.searchpath=[{quote(f'file://{folder}')}]")
+            lines.append(f"hydra.searchpath=[{quote(f'file://{find_folder(config_dir)}')}]")
         try:
             with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
                 config = compose(self.primary, lines, return_hydra_config=True)

@@ -42,7 +42,7 @@ def load_config(overrides: Sequence[str], config_dir: str | None = None, launch:
 
     Args:
         overrides: Hydra overrides, as on the command line.
-        config_dir: A folder of the user's own config groups, searched before the shipped ones.
+        config_dir: A folder of the user's own config groups.
         launch: How it will be started; unset: as this process was.
 
     Raises:

@@ -1,0 +1,94 @@
+"""Entry point: what can be chosen. `python -m prefopt.list --help` shows the use."""
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields
+
+from rich.text import Text
+
+from prefopt.catalog import EXPERIMENT, Option, read_defaults, read_options
+from prefopt.cluster.schema import SUBMIT
+from prefopt.config import TRAIN
+from prefopt.entry import run_entry
+from prefopt.errors import UserError
+from prefopt.terminal import Terminal
+
+HELP = """List what can be chosen: models, experiments, sweeps, clusters, and the options of every other config group.
+
+  prefopt list
+  prefopt list models
+  prefopt list experiments --config-dir mine
+
+Every single setting with its default: docs/settings.md, and `prefopt train --cfg job` for the values of a run."""
+ABOUT = {EXPERIMENT: "Whole studies: data, model and the settings that differ from the defaults."}
+
+
+def main(argv: list[str]) -> None:
+    """Lists the config groups, or the options of one.
+
+    Raises:
+        UserError: No such group, or no such folder.
+    """
+    parser = argparse.ArgumentParser("prefopt.list", None, HELP, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("group", nargs="?", help="a config group, such as models; all of them without")
+    parser.add_argument("--config-dir", help="a folder with your own config groups: its options are listed too")
+    options = parser.parse_args(argv)
+    found = read_options(options.config_dir)
+    console = Terminal(soft_wrap=True)
+    if options.group is None:
+        _print_groups(found, console)
+    else:
+        group = find_group(options.group, list(found))
+        _print_options(group, found[group], console)
+
+
+def find_group(asked: str, groups: Sequence[str]) -> str:
+    """The group of this name, in the singular or the plural.
+
+    Raises:
+        UserError: There is none, with the nearest one.
+    """
+    for group in groups:
+        if asked in (group, f"{group}s", f"{group}es"):
+            return group
+    near = difflib.get_close_matches(asked, groups, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise UserError(f"list {asked}: no such config group. {hint}Groups: {', '.join(groups)}.")
+
+
+def _print_groups(found: dict[str, list[Option]], console: Terminal) -> None:
+    """A line per group: how it is chosen, and from what."""
+    groups = dict.fromkeys([EXPERIMENT, *read_defaults("train"), *read_defaults("submit"), *found])
+    width = max(map(len, map(_choice, groups)))
+    for group in (group for group in groups if group in found):
+        names = ", ".join(option.name for option in found[group])
+        console.print(Text.assemble((f"{_choice(group):<{width}}  ", "bold"), names))
+    console.print("\nprefopt list <group> describes each one.")
+
+
+def _print_options(group: str, options: Sequence[Option], console: Terminal) -> None:
+    """A line per option: its name and what its file says of it."""
+    command = " of prefopt.submit" if group in read_defaults("submit") else ""
+    console.print(Text.assemble((f"{_choice(group)}<name>", "bold"), f"{command}  {_about(group)}"))
+    width = max(len(option.name) for option in options)
+    for option in options:
+        marks = [mark for mark, holds in (("default", option.is_default), (str(option.path), option.is_own)) if holds]
+        words = option.description or "(begin the file with a comment, and it is shown here)"
+        console.print(f"  {option.name:<{width}}  {words}" + (f"  ({', '.join(marks)})" if marks else ""))
+
+
+def _choice(group: str) -> str:
+    """What is typed before the name of an option."""
+    return f"+{group}=" if group == EXPERIMENT else f"{group}="
+
+
+def _about(group: str) -> str:
+    """The first sentence of the group's schema."""
+    schemas = {field.name: field.type for tree in (TRAIN, SUBMIT) for field in fields(tree.root)}
+    words = getattr(schemas.get(group), "__doc__", None) or ABOUT.get(group, "")
+    return str(words).strip().splitlines()[0] if words else ""
+
+
+if __name__ == "__main__":
+    run_entry(main)

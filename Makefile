@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: install train test test-lowest lint bench faults data base_model clean
+.PHONY: install train test test-lowest lint docs bench faults data base_model clean
 
 install: $(STAMP)
 
@@ -42,6 +42,10 @@ lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+# The pages that are written from the code.
+docs: install
+	$(RUN) -m prefopt.setting_docs > docs/settings.md
 
 bench: install
 	$(RUN) -m benchmarks.tokenize

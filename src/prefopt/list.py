@@ -12,15 +12,18 @@ from prefopt.cluster.schema import SUBMIT
 from prefopt.config import TRAIN
 from prefopt.entry import run_entry
 from prefopt.errors import UserError
+from prefopt.setting_docs import read_sections
 from prefopt.terminal import Terminal
 
-HELP = """List what can be chosen: models, experiments, sweeps, clusters, and the options of every other config group.
+HELP = """List what can be chosen: models, experiments, sweeps, clusters, options of all other groups, single settings.
 
   prefopt list
   prefopt list models
   prefopt list experiments --config-dir mine
+  prefopt list settings learning            every single setting whose name or meaning holds a word
 
-Every single setting with its default: docs/settings.md, and `prefopt train --cfg job` for the values of a run."""
+What would run: prefopt train <overrides> --cfg job. The same list of settings on one page: docs/settings.md."""
+SETTINGS = ("settings", "setting")
 ABOUT = {EXPERIMENT: "Whole studies: data, model and the settings that differ from the defaults."}
 
 
@@ -31,11 +34,17 @@ def main(argv: list[str]) -> None:
         UserError: No such group, or no such folder.
     """
     parser = argparse.ArgumentParser("prefopt.list", None, HELP, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("group", nargs="?", help="a config group, such as models; all of them without")
+    parser.add_argument("group", nargs="?", help="a config group, such as models, or settings; all groups without")
+    parser.add_argument("word", nargs="?", default="", help="with settings: those whose name or meaning holds it")
     parser.add_argument("--config-dir", help="a folder with your own config groups: its options are listed too")
-    options = parser.parse_args(argv)
-    found = read_options(options.config_dir)
+    options = parser.parse_intermixed_args(argv)
     console = Terminal(soft_wrap=True)
+    if options.group in SETTINGS:
+        _print_settings(options.word, console)
+        return
+    if options.word:
+        raise UserError(f"list {options.group} {options.word}: only settings are searched for a word.")
+    found = read_options(options.config_dir)
     if options.group is None:
         _print_groups(found, console)
     else:
@@ -65,6 +74,18 @@ def _print_groups(found: dict[str, list[Option]], console: Terminal) -> None:
         names = ", ".join(option.name for option in found[group])
         console.print(Text.assemble((f"{_choice(group):<{width}}  ", "bold"), names))
     console.print("\nprefopt list <group> describes each one.")
+
+
+def _print_settings(word: str, console: Terminal) -> None:
+    """Two lines per setting: what is typed with its default, and what it does."""
+    settings = [setting for tree in (TRAIN, SUBMIT) for section in read_sections(tree) for setting in section.settings]
+    shown = {s.name: s for s in settings if word.lower() in f"{s.name} {s.meaning}".lower()}
+    if not shown:
+        raise UserError(f"list settings {word}: no setting has it in its name or meaning. All: prefopt list settings.")
+    for setting in shown.values():
+        kind, default = (text.replace("`", "") for text in (setting.kind, setting.default))
+        console.print(Text.assemble((setting.name, "bold"), f"={default}  ({kind})"))
+        console.print(f"    {setting.meaning}")
 
 
 def _print_options(group: str, options: Sequence[Option], console: Terminal) -> None:

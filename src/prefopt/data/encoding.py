@@ -55,10 +55,12 @@ class TokenizeNotes:
     """Messages of the assistant in `messages` before anybody else has spoken: they answer nothing."""
     num_rendered_before: int = 0
     """Rows of text that hold chats whose turns end in the end-of-sequence token."""
-    num_control_tokens: int = 0
+    num_control_kept: int = 0
     """Rows of messages with a control token of the tokenizer in their text."""
+    num_control_stripped: int = 0
+    """The same, where it was taken out."""
     first_control_token: str = ""
-    """The first of them, as `path:line`, and its token."""
+    """The first of them, as `path:line: token`."""
     num_plain: int = 0
     """Rows of plain text, though the tokenizer has a chat template."""
     unread_keys: dict[str, int] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefopt.choices import LossOn, OnBadRow
+from prefopt.choices import LossOn, OnBadRow, OnControlToken
 from prefopt.data.control_tokens import treat_control_tokens
 from prefopt.data.defects import drop_defects
 from prefopt.data.notes import DataNotes, SplitName
@@ -159,9 +159,13 @@ def _tokenize(
         tokenized = tokenize_pairs(treated.records, tokenizer, **limits)
     else:
         tokenized = tokenize_sft(treated.records, tokenizer, loss_on=loss_on, **limits)
-    tokenized.notes.num_control_tokens, tokenized.notes.first_control_token = treated.num_rows, treated.first
-    splits.notes.tokenized[split] = tokenized.notes
-    if not tokenized.notes.num_kept:
+    notes = splits.notes.tokenized[split] = tokenized.notes
+    notes.first_control_token = treated.first
+    if config.on_control_token is OnControlToken.strip:
+        notes.num_control_stripped = treated.num_rows
+    else:
+        notes.num_control_kept = treated.num_rows
+    if not notes.num_kept:
         raise UserError(f"data.{split}: no rows are left after tokenizing. {_reasons(splits.notes)}")
     return tokenized.dataset
 

@@ -29,6 +29,10 @@ TOKENIZE_SENTENCES = {
     "num_context_turns": "{n} turns inside completions are context and not trained (of users, of tools, or marked so)",
     "num_marked_turns": "{n} assistant turns are marked as not trained (weight, train, training or loss)",
     "num_greetings": "{n} greetings are not trained: no question is before them",
+    "num_control_kept": "{n} rows have a control token in a message, first {first_control_token}; to the model it "
+    "begins or ends a turn (data.on_control_token=keep)",
+    "num_control_stripped": "{n} rows had a control token in a message, first {first_control_token}; stripped "
+    "(data.on_control_token=strip)",
     "num_rendered_before": "{n} rows of text are chats that were rendered before; every token of them is trained (to "
     "train the assistant's turns alone, give the rows as 'messages')",
     "num_plain": "{n} rows are plain text, though the model has a chat template: it will be tuned without turns. To "
@@ -61,11 +65,6 @@ class DataNotes:
             lines.append(f"train: {count} rows skipped: their prompt is held out (data.on_overlap=skip)")
         for split, tokenized in self.tokenized.items():
             lines += _sentences(split, tokenized, TOKENIZE_SENTENCES)
-            if tokenized.num_control_tokens:
-                lines.append(
-                    f"{split}: {tokenized.num_control_tokens} rows have a control token in a message, first "
-                    f"{tokenized.first_control_token} (data.on_control_token)"
-                )
             lines += [
                 f"{split}: key '{key}' of messages, in {count} rows, is not read by the chat template and is ignored"
                 for key, count in tokenized.unread_keys.items()
@@ -80,4 +79,4 @@ class DataNotes:
 
 def _sentences(split: str, notes: ReadNotes | TokenizeNotes, sentences: dict[str, str]) -> list[str]:
     counts = {name: getattr(notes, name) for name in sentences}
-    return [f"{split}: {sentences[name].format(n=count)}" for name, count in counts.items() if count]
+    return [f"{split}: {sentences[name].format(n=count, **vars(notes))}" for name, count in counts.items() if count]

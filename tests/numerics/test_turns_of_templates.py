@@ -160,10 +160,12 @@ def test_what_a_template_cannot_render_is_refused_by_its_place(name: str, kind: 
 
 
 def test_templates_that_end_a_chat_otherwise_than_a_turn_train_no_question() -> None:
-    tokenizer = load_tokenizer("phi3_5")
-    assert loss_texts(tokenize(tokenizer, {"messages": TALK}), tokenizer) == [
-        "An apple.<|end|>\nA carrot.<|end|>\nFor now.<|end|>\n</s>"
-    ]
+    for knows_marks in (True, False):
+        tokenizer = load_tokenizer("phi3_5", knows_marks=knows_marks)
+        tokenizer.chat_template = TEMPLATES["phi3_5"].replace("eos_token", "'<|endoftext|>'")
+        assert loss_texts(tokenize(tokenizer, {"messages": TALK}), tokenizer) == [
+            "An apple.<|end|>\nA carrot.<|end|>\nFor now.<|end|>\n<|endoftext|></s>"
+        ]
     tokenizer = load_tokenizer("gptoss")
     begin = "<|channel|>final<|message|>"
     assert loss_texts(tokenize(tokenizer, {"messages": TALK}), tokenizer) == [

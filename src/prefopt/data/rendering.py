@@ -21,6 +21,9 @@ RENDER_SHARE_S = 0.02
 CONTENT_TAIL = 20
 """Characters from the end of a message by which it is known in the rendered text."""
 
+BEGUN_MARK = re.compile(r"[<\[][^<>\[\]\s]*\Z")
+"""The beginning of a mark such as `<|user|>` or `[INST]` at the end of a text."""
+
 
 class Chat(NamedTuple):
     """Messages to render, with all that their rendering depends on."""
@@ -228,8 +231,9 @@ def _turn_span(tokenizer: Any, chat: Chat, text: str, turn: int, before: str, af
     if text.startswith(after):
         end = len(after)
     else:
-        end = _end_of_turn(text, after, start)
-        is_told_apart &= chat.messages[turn].get("content", "").rstrip()[-CONTENT_TAIL:] in text[start:end]
+        said = chat.messages[turn].get("content", "").rstrip()[-CONTENT_TAIL:]
+        end = _end_of_turn(text, after, start, said)
+        is_told_apart &= said in text[start:end]
     if not is_told_apart or end <= start:
         raise UserError(
             f"{chat.source}: the chat template renders the messages before or in an assistant turn differently once "
@@ -239,7 +243,7 @@ def _turn_span(tokenizer: Any, chat: Chat, text: str, turn: int, before: str, af
     return Span(start, end)
 
 
-def _end_of_turn(text: str, after: str, start: int) -> int:
+def _end_of_turn(text: str, after: str, start: int, said: str) -> int:
     """Returns where in `text` a turn ends that the template renders differently when it is the chat's last one.
 
     Such a turn has another end then, which is no part of it where more follows (Phi-3, gpt-oss), or another beginning
@@ -250,8 +254,16 @@ def _end_of_turn(text: str, after: str, start: int) -> int:
         <|user|>hi<|end|><|assistant|><think></think>hello<|end|>          ends where the second does
 
     Only what stands in `after`, which no later message is part of, belongs to the turn.
+
+    Args:
+        text: The whole chat.
+        after: The chat up to and with the turn.
+        start: Where the turn begins in `text`.
+        said: The end of what the turn says.
     """
     parted = common_prefix_length(after, text)
+    if begun := BEGUN_MARK.search(text, start, parted):  # `<|` of both `<|user|>` and `<|endoftext|>`
+        parted = max(begun.start(), text.rfind(said, start, parted) + len(said))
     tails = (after[at:] for at in range(min(parted, start), len(after)))
     length = next((len(tail) for tail in tails if text.startswith(tail, start)), 0)
     return max(parted, start + length)

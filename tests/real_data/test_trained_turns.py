@@ -82,7 +82,7 @@ def test_chats_that_were_rendered_before_are_text_with_all_their_turns() -> None
     tokenizer, row, lines = load("20_prerendered.jsonl", "sft")
     turns = ["user\nhello 0", "assistant\nhi", "user\nmore", "assistant\nok"]
     assert trained(tokenizer, row) == "".join(f"<|im_start|>{turn}{END}" for turn in turns) + tokenizer.eos_token
-    assert any("12 rows of text are chats that were rendered before" in line for line in lines)
+    assert any(line.startswith("train: 12 rows of text hold control tokens") for line in lines)
 
 
 def test_plain_text_on_a_model_of_chats_is_said_and_made_chats_on_demand() -> None:

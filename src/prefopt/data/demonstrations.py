@@ -77,12 +77,11 @@ def _encode_texts(
     control = ControlTokens(tokenizer)
     for text, ids in zip(texts, encode(tokenizer, texts, are_chats=False), strict=True):
         drop_double_bos([ids], special, notes)
-        num_ends = ids.count(special.eos_id)
-        if num_ends > 1 and control.find(text.replace(special.eos, "")):
-            notes.num_rendered_before += 1  # a chat, whose turns end as it says
-        else:
-            # Some tokenizers begin a text with the token that others end it with (OPT).
-            num_ends = 1 + (ids[:1] == [special.bos_id] == [special.eos_id])
+        # Some tokenizers begin a text with the token that others end it with (OPT).
+        num_ends = 1 + (ids[:1] == [special.bos_id] == [special.eos_id])
+        if control.find(text.replace(special.eos, "")):
+            notes.num_rendered_before += 1
+            num_ends = ids.count(special.eos_id)  # its turns end where it says
         yield ExampleIds(ids, [Span(0, len(ids))], [num_ends])
 
 

@@ -54,7 +54,7 @@ class TokenizeNotes:
     num_greetings: int = 0
     """Messages of the assistant in `messages` before anybody else has spoken: they answer nothing."""
     num_rendered_before: int = 0
-    """Rows of text that hold chats whose turns end in the end-of-sequence token."""
+    """Rows of text with control tokens beside the end-of-sequence token, as chats have that were rendered before."""
     num_control_kept: int = 0
     """Rows of messages with a control token of the tokenizer in their text."""
     num_control_stripped: int = 0

@@ -33,8 +33,8 @@ TOKENIZE_SENTENCES = {
     "begins or ends a turn (data.on_control_token=keep)",
     "num_control_stripped": "{n} rows had a control token in a message, first {first_control_token}; stripped "
     "(data.on_control_token=strip)",
-    "num_rendered_before": "{n} rows of text are chats that were rendered before; every token of them is trained (to "
-    "train the assistant's turns alone, give the rows as 'messages')",
+    "num_rendered_before": "{n} rows of text hold control tokens, as chats do that were rendered before: read as they "
+    "are, and every token is trained (to train the assistant's turns alone, give the rows as 'messages')",
     "num_plain": "{n} rows are plain text, though the model has a chat template: it will be tuned without turns. To "
     "render them as chats, set data.as_chat=true",
 }

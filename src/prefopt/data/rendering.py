@@ -263,7 +263,8 @@ def _end_of_turn(text: str, after: str, start: int, said: str) -> int:
     """
     parted = common_prefix_length(after, text)
     if begun := BEGUN_MARK.search(text, start, parted):  # `<|` of both `<|user|>` and `<|endoftext|>`
-        parted = max(begun.start(), text.rfind(said, start, parted) + len(said))
+        is_after = said in text[start : begun.start()]
+        parted = begun.start() if is_after else text.rfind(said, start, parted) + len(said)
     tails = (after[at:] for at in range(min(parted, start), len(after)))
     length = next((len(tail) for tail in tails if text.startswith(tail, start)), 0)
     return max(parted, start + length)

@@ -55,6 +55,7 @@ class DataFormat(Enum):
     alpaca = "alpaca"
     openai = "openai"
     bedrock = "bedrock"
+    swift = "swift"
 
 
 class AlgorithmName(Enum):

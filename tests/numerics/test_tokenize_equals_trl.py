@@ -143,7 +143,7 @@ PAIRS: dict[str, list[dict[str, Any]]] = {
     ],
     "implicit text": [
         {"chosen": "Question? Answer one", "rejected": "Question? Answer two"},
-        {"chosen": "Question? Yes", "rejected": "Question? Yes and no"},
+        {"chosen": "Question? Yes", "rejected": "Question? Never"},
         {"chosen": "日本語 a b", "rejected": "日本語 a c"},
     ],
     "messages": [

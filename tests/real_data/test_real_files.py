@@ -148,7 +148,12 @@ def test_alpaca_demonstrations_train_the_answer_alone(shared_file, small, tmp_pa
     train([*small, "algorithm=sft", f"data.train={shared_file(ALPACA)}", "data.max_length=512"])
     report, metrics = finished(tmp_path)
     assert counts(report)["read"]["train"] == {
+        "num_marked_prompts": 0,
+        "num_word_prompts": 0,
+        "num_shortened_prompts": 0,
+        "num_further_turns": 0,
         "num_rows": 999,
+        "num_parsed": 0,
         "num_identical_skipped": 0,
         "num_empty_skipped": 0,
         "num_duplicates": 14,

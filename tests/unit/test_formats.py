@@ -12,10 +12,11 @@ from prefopt.data.formats import (
     convert_openai_pair,
     convert_sharegpt_example,
     convert_sharegpt_pair,
+    convert_swift_pair,
     detect_format,
     unread_columns,
 )
-from prefopt.data.messages import RowError
+from prefopt.data.values import RowError
 
 SYSTEM = {"from": "system", "value": "Be brief."}
 HUMAN = {"from": "human", "value": "Hi?"}
@@ -116,6 +117,29 @@ def test_openai_pairs_keep_messages_and_tools() -> None:
     assert unread_columns(row, DataFormat.openai, "preference", fields) == ["id", "input.parallel_tool_calls"]
 
 
+def test_llama_factorys_messages_are_read_in_the_place_of_sharegpt_turns() -> None:
+    row = {"messages": [turn("user", "Hi?")], "chosen": turn("assistant", "Hi!"), "rejected": turn("assistant", "No.")}
+    converted = convert_sharegpt_pair(row)
+    assert [converted[name] for name in ("prompt", "chosen", "rejected")] == [
+        [turn("user", "Hi?")],
+        [turn("assistant", "Hi!")],
+        [turn("assistant", "No.")],
+    ]
+    assert unread_columns(row, DataFormat.sharegpt, "preference", ("prompt", "chosen", "rejected")) == []
+
+
+def test_swift_pairs_hold_another_last_answer_or_another_conversation() -> None:
+    messages = [turn("user", "Hi?"), turn("assistant", "Hi!")]
+    assert convert_swift_pair({"messages": messages, "rejected_response": "No."}) == {
+        "prompt": [turn("user", "Hi?")],
+        "chosen": [turn("assistant", "Hi!")],
+        "rejected": [turn("assistant", "No.")],
+        "system": None,
+    }
+    other = [turn("user", "Hi?"), turn("assistant", "No.")]
+    assert convert_swift_pair({"messages": messages, "rejected_messages": other})["rejected"] == other
+
+
 @pytest.mark.parametrize(
     ("row", "kind", "expected"),
     [
@@ -125,6 +149,10 @@ def test_openai_pairs_keep_messages_and_tools() -> None:
         ({"input": {}, "preferred_output": []}, "preference", DataFormat.openai),
         ({"prompt": "", "chosen": "", "rejected": ""}, "preference", DataFormat.trl),
         ({"messages": []}, "sft", DataFormat.trl),
+        ({"messages": [], "chosen": {}, "rejected": {}}, "preference", DataFormat.sharegpt),
+        ({"messages": [], "prompt": "", "chosen": [], "rejected": []}, "preference", DataFormat.trl),
+        ({"messages": [], "rejected_response": ""}, "preference", DataFormat.swift),
+        ({"messages": [], "rejected_response": ""}, "sft", DataFormat.trl),
     ],
 )
 def test_a_format_is_known_by_its_keys(row: dict[str, Any], kind: str, expected: DataFormat) -> None:
@@ -137,6 +165,7 @@ def test_a_format_is_known_by_its_keys(row: dict[str, Any], kind: str, expected:
         ([], "must be a list of turns"),
         ([{"role": "user"}], "must be a turn"),
         ([{"from": "robot", "value": "x"}], "must be one of system, human"),
+        ([{"from": ["human"], "value": "x"}], "must be one of system, human"),
         ([HUMAN, {"from": "function_call", "value": "{"}], "not valid JSON"),
         ([HUMAN, {"from": "function_call", "value": '{"name": "x"}'}], "must be a call"),
         ([{"from": "human", "value": 3}], "conversations[0].value' must be text"),

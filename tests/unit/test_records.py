@@ -18,7 +18,8 @@ from trl.data_utils import extract_prompt
 
 from prefopt.choices import DataFormat, OnBadRow
 from prefopt.data.defects import drop_defects
-from prefopt.data.messages import RESERVED_KWARGS, split_common_prompt, trained_turns
+from prefopt.data.implicit_prompts import split_common_prompt
+from prefopt.data.messages import RESERVED_KWARGS, trained_turns
 from prefopt.data.records import PreferencePair, ReadNotes, ReadResult, read_records
 from prefopt.errors import UserError
 
@@ -59,7 +60,9 @@ def test_blank_lines_count_as_lines_but_not_as_rows(tmp_path: Path) -> None:
     assert [record.source for record in read(str(path)).records] == [f"{path}:2", f"{path}:4"]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.gz", "a.csv", "a.csv.gz", "a.parquet"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.gz", "a.csv", "a.csv.gz", "a.tsv", "a.parquet"]
+)
 def test_every_file_type_holds_the_same_rows(tmp_path: Path, name: str) -> None:
     rows = [PAIR, {"prompt": 'Tell, "twice"\nplease é', "chosen": "ja", "rejected": "nein"}]
     path = tmp_path / name
@@ -70,6 +73,8 @@ def test_every_file_type_holds_the_same_rows(tmp_path: Path, name: str) -> None:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         elif ".json" in name:
             text = json.dumps(rows)
+        elif ".tsv" in name:
+            text = 'prompt\tchosen\trejected\nSay hi.\tHi!\tNo.\n"Tell, ""twice""\nplease é"\tja\tnein\n'
         else:
             text = 'prompt,chosen,rejected\nSay hi.,Hi!,No.\n"Tell, ""twice""\nplease é",ja,nein\n'
         path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
@@ -137,16 +142,6 @@ def test_a_text_prompt_beside_whole_conversations_is_left_aside(tmp_path: Path) 
     result = read(str(write_jsonl(tmp_path / "rows.jsonl", row)))
     assert result.records[0].prompt == [USER]
     assert result.notes.ignored_columns == {"prompt": 1}
-
-
-@given(st.text("ab ", min_size=1, max_size=6), st.text("ab ", min_size=1, max_size=6))
-def test_the_common_prompt_of_texts_is_that_of_trl(chosen: str, rejected: str) -> None:
-    expected = extract_prompt({"chosen": chosen, "rejected": rejected})
-    if chosen[0] != rejected[0]:
-        # TRL looks at the last character here, and may cut it off: with no common beginning there is no prompt.
-        expected = {"prompt": "", "chosen": chosen, "rejected": rejected}
-    names = ("prompt", "chosen", "rejected")
-    assert dict(zip(names, split_common_prompt(chosen, rejected), strict=True)) == expected
 
 
 MESSAGES = st.lists(st.sampled_from([USER, HI, NO]), min_size=1, max_size=4)
@@ -294,8 +289,8 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     assert "holds no rows" in message_of(str(tmp_path / "none.json"))
     (tmp_path / "a.txt").write_text("x")
     assert "unsupported file type. Allowed: .jsonl" in message_of(str(tmp_path / "a.txt"))
-    (tmp_path / "lines.json").write_text('{"a": 1}\n{"a": 2}\n')
-    assert "lines.json:2: invalid JSON: Extra data" in message_of(str(tmp_path / "lines.json"))
+    (tmp_path / "object.json").write_text('{\n"data": []}')
+    assert "or the file one list of them" in message_of(str(tmp_path / "object.json"))
     (tmp_path / "bad.jsonl").write_bytes(json.dumps(PAIR).encode() + b'\n{"a": "\xff"}\n')
     assert "bad.jsonl:2: not valid UTF-8: byte 0xff at position 7" in message_of(str(tmp_path / "bad.jsonl"))
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(json.dumps(PAIR).encode())[:-9])

@@ -155,12 +155,22 @@ def test_overlap_with_the_held_out_file_is_refused_or_skipped(tmp_path: Path) ->
 
 def test_an_empty_side_is_refused(tmp_path: Path) -> None:
     one = write(tmp_path / "a.jsonl", ["a"])
-    with pytest.raises(UserError, match=r"data.train: no rows are left"):
-        read_splits(DataConfig(train=one), kind="preference", seed=0)
     bad = write(tmp_path / "b.jsonl", ["b"], rejected="good")
     config = DataConfig(train=one, held_out=bad, on_identical=OnBadRow.skip)
     with pytest.raises(UserError, match=r"data.held_out: no rows are left.*1 pairs with chosen equal to rejected"):
         read_splits(config, kind="preference", seed=0)
+
+
+def test_rows_of_one_prompt_cannot_be_split_and_the_message_says_so(tmp_path: Path) -> None:
+    same = write(tmp_path / "a.jsonl", ["a"] * 60)
+    with pytest.raises(
+        UserError, match=r"data.train: all 60 rows have the same prompt \(first .*a.jsonl:1\), so none"
+    ) as e:
+        read_splits(DataConfig(train=same), kind="preference", seed=0)
+    assert "set data.held_out_fraction=0" in str(e.value)
+    one = write(tmp_path / "b.jsonl", ["a"])
+    with pytest.raises(UserError, match=r"data.train: there is one row \(first "):
+        read_splits(DataConfig(train=one), kind="preference", seed=0)
 
 
 def test_notes_say_only_what_happened(tmp_path: Path) -> None:

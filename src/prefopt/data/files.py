@@ -5,19 +5,39 @@ import difflib
 import glob
 import gzip
 import io
-import json
-import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
-from prefopt.data.messages import describe
-from prefopt.errors import UserError
+from prefopt.data.arrow import folder_rows, hub_rows, parquet_rows
+from prefopt.data.strict_json import JSONError, parse, parse_items
+from prefopt.data.values import describe, show_name
+from prefopt.errors import UserError, explained
 from prefopt.paths import resolve
 
 HUB = "hub:"
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
+MAX_LINE_BYTES = 64 * 2**20
+"""Of a text file, at most: a line is read into memory whole."""
+GZIP = b"\x1f\x8b"
+FOREIGN = {
+    b"version https://git-lfs": "a Git LFS pointer, not the data. Fetch them with: git lfs pull",
+    b"PAR1": "Parquet data. Name the file .parquet",
+    b"ARROW1": "Arrow data. Save them with datasets' save_to_disk, or as Parquet",
+    b"PK\x03\x04": "a zip archive. Unpack it",
+    b"\x28\xb5\x2f\xfd": "packed with zstd. Unpack it with: unzstd",
+    b"BZh": "packed with bzip2. Unpack it with: bunzip2",
+    b"\xfd7zXZ\x00": "packed with xz. Unpack it with: unxz",
+    b"\xff\xfe": "text in UTF-16. Save the file as UTF-8",
+    b"\xfe\xff": "text in UTF-16. Save the file as UTF-8",
+    b"<!DOCTYPE": "a web page, not the data. Download the file itself",
+    b"<html": "a web page, not the data. Download the file itself",
+}
+"""What files begin with whose name promises something else."""
+DELIMITERS = (",", "\t", ";", "|")
+"""Between the cells of a table: the first of them that the header holds."""
 
 Row = dict[str, Any]
 
@@ -39,7 +59,7 @@ def iter_rows(spec: Any) -> Iterator[tuple[Row, str]]:
             raise UserError(f"a data file must be given by its path, found {describe(item)}.")
         text = str(item)
         if text.startswith(HUB):
-            yield from _require_rows(_hub_rows(text), text)
+            yield from _require_rows(hub_rows(text, text.removeprefix(HUB)), text)
             continue
         for path in find_files(text):
             yield from _require_rows(_path_rows(path), str(path))
@@ -49,58 +69,82 @@ def find_files(spec: str) -> list[Path]:
     """Returns the path of `spec`, or those that match it as a glob, sorted.
 
     Raises:
-        UserError: Nothing is there.
+        UserError: Nothing is there, or it may not be looked at.
     """
     path = resolve(spec)
-    if path.exists():
-        return [path]
-    if glob.has_magic(spec):
-        paths = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        if not paths:
-            raise UserError(f"{spec}: no file matches this pattern in {Path.cwd()}.")
-        return paths
-    siblings = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
+    with explained(path):
+        str(path).encode()  # every row's place is UTF-8, in memory and in reports
+        if path.exists():
+            return [path]
+        if glob.has_magic(spec):
+            paths = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+            if not paths:
+                raise UserError(f"{spec}: no file matches this pattern in {Path.cwd()}.")
+            return paths
+        siblings = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f" Did you mean {path.parent / near[0]}?" if near else ""
     raise UserError(f"{spec}: no such file (looked for {path.absolute()}).{hint}")
 
 
 def _require_rows(rows: Iterator[tuple[Row, str]], name: str) -> Iterator[tuple[Row, str]]:
+    """Yields `rows`, of which there must be some; what the system raises on the way is told with `name`."""
     is_empty = True
-    for row, source in rows:
-        is_empty = False
-        if not isinstance(row, dict):
-            raise UserError(f"{source}: a row must be an object with named fields, found {describe(row)}.")
-        yield row, source
+    with explained(name):
+        for row, source in rows:
+            is_empty = False
+            if not isinstance(row, dict):
+                raise UserError(f"{source}: a row must be an object with named fields, found {describe(row)}.")
+            yield row, source
     if is_empty:
         raise UserError(f"{name}: holds no rows. Give a file with at least one.")
 
 
 def _path_rows(path: Path) -> Iterator[tuple[Row, str]]:
     if path.is_dir():
-        return _folder_rows(path)
-    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+        yield from folder_rows(path)
+        return
+    readers = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".tsv": _csv_rows}
     name = path.name.lower()
-    stem = name.removesuffix(".gz")
-    suffix = Path(stem).suffix
-    if suffix not in readers or (suffix == ".parquet" and stem != name):
-        raise UserError(f"{path}: unsupported file type. Allowed: {' '.join(SUFFIXES)}, or a `datasets` folder.")
+    suffix = Path(name.removesuffix(".gz")).suffix
+    if suffix not in readers and not name.endswith(".parquet"):
+        allowed = f"{' '.join(readers)} (also .gz) .parquet"
+        raise UserError(f"{path}: unsupported file type. Allowed: {allowed}, or a `datasets` folder.")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty (0 bytes).")
-    return readers[suffix](path)
+    with path.open("rb") as file:
+        _refuse_foreign(file.read(64), path)
+    yield from readers.get(suffix, parquet_rows)(path)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+def _refuse_foreign(start: bytes, path: Path) -> None:
+    """Refuses what some program or web server has put where the data should be."""
+    is_parquet = path.name.lower().endswith(".parquet")
+    for mark, what in FOREIGN.items():
+        if start.lstrip().startswith(mark) and not (is_parquet and mark == b"PAR1"):
+            raise UserError(f"{path}: holds {what}.")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yields the lines of a text file, packed with gzip or not, whatever its name says."""
+    with path.open("rb") as file:
+        is_packed = file.read(2) == GZIP
+        file.seek(0)
+        lines = cast(IO[bytes], gzip.GzipFile(fileobj=file)) if is_packed else file
+        number = 0
         try:
-            yield from file
+            while raw := lines.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(raw) > MAX_LINE_BYTES:
+                    raise UserError(f"{path}:{number}: this line has more than {MAX_LINE_BYTES >> 20} MiB. Split it.")
+                yield _decode(raw, f"{path}:{number}")
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(f"{path}: not a complete gzip file: {error}. Write or copy it again.") from error
 
 
 def _decode(raw: bytes, place: str) -> str:
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig" if raw.startswith(b"\xef\xbb\xbf") else "utf-8")
     except UnicodeDecodeError as error:
         found = raw[error.start : error.start + 1].hex()
         raise UserError(
@@ -108,85 +152,59 @@ def _decode(raw: bytes, place: str) -> str:
         ) from error
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[Row, str]]:
-    for number, raw in enumerate(_lines(path), start=1):
-        source = f"{path}:{number}"
-        line = _decode(raw, source)
-        if not line.strip():
+def _json_rows(path: Path) -> Iterator[tuple[Row, str]]:
+    """Yields the objects of a file with one in each line, or with one list of them; its first line tells which."""
+    is_first = True
+    lines = _lines(path)
+    for number, line in enumerate(lines, start=1):
+        if line.isspace():
             continue
+        if is_first and line.lstrip().startswith("["):
+            yield from _list_rows(path, "\n" * (number - 1) + line + "".join(lines))
+            return
+        is_first = False
+        source = f"{path}:{number}"
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = parse(line)
+        except JSONError as error:
             raise UserError(
-                f"{source}: invalid JSON: {error.msg} at column {error.colno}. Each line must hold one JSON object."
+                f"{source}: {error}. Each line must hold one JSON object, or the file one list of them."
             ) from error
         yield row, source
 
 
-def _json_rows(path: Path) -> Iterator[tuple[Row, str]]:
-    text = "".join(_decode(raw, f"{path}:{number}") for number, raw in enumerate(_lines(path), start=1))
+def _list_rows(path: Path, text: str) -> Iterator[tuple[Row, str]]:
+    number = 0
     try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = " One object per line? Name the file .jsonl." if error.msg == "Extra data" else ""
-        raise UserError(f"{path}:{error.lineno}: invalid JSON: {error.msg} at column {error.colno}.{hint}") from error
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: a .json file must hold a list of objects, found {describe(rows)}.")
-    for number, row in enumerate(rows, start=1):
-        yield row, f"{path}:row {number}"
+        for number, row in enumerate(parse_items(text), start=1):
+            yield row, f"{path}:row {number}"
+    except JSONError as error:
+        raise UserError(f"{path}:{error.line}: {error}, in row {number + 1} of the list.") from error
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[Row, str]]:
-    csv.field_size_limit(sys.maxsize)  # the default refuses a completion of more than 128 KiB
-    text = "".join(_decode(raw, f"{path}:{number}") for number, raw in enumerate(_lines(path), start=1))
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    csv.field_size_limit(MAX_LINE_BYTES)  # the default refuses a completion of more than 128 KiB
+    lines = _csv_lines(path)
+    header = next(lines, "")
+    delimiter = next((mark for mark in DELIMITERS if mark in header), ",")
+    reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
     number = 0
     try:
-        for number, row in enumerate(reader, start=1):
-            if None in row or None in row.values():
-                columns = len(reader.fieldnames or [])
-                raise UserError(f"{path}:row {number}: the header has {columns} columns, this row has another number.")
-            yield row, f"{path}:row {number}"
+        columns = next(reader, [])
+        repeated = next((column for column, count in Counter(columns).items() if count > 1), None)
+        if repeated is not None:
+            raise UserError(f"{path}:1: the header names '{show_name(repeated)}' twice. Rename or remove one column.")
+        for number, cells in enumerate(filter(None, reader), start=1):
+            if len(cells) != len(columns):
+                raise UserError(
+                    f"{path}:row {number}: the header has {len(columns)} columns, this row has {len(cells)}."
+                )
+            yield dict(zip(columns, cells, strict=True)), f"{path}:row {number}"
     except csv.Error as error:
         raise UserError(f"{path}:row {number + 1}: invalid CSV: {error}.") from error
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[Row, str]]:
-    # Imported here because only this file type needs it and it is slow to import.
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a readable Parquet file: {error}.") from error
-    number = 0
-    with file:
-        for batch in file.iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield row, f"{path}:row {number}"
-
-
-def _folder_rows(path: Path) -> Iterator[tuple[Row, str]]:
-    if (path / "dataset_dict.json").exists():
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        raise UserError(f"{path}: holds several splits. Name one: {', '.join(str(path / split) for split in splits)}.")
-    if not (path / "state.json").exists():
-        raise UserError(f"{path}: a folder, but not one of `datasets`. For its files, give a glob: {path}/*.jsonl.")
-    import datasets  # slow to import
-
-    for number, row in enumerate(datasets.load_from_disk(str(path)), start=1):
-        yield dict(row), f"{path}:row {number}"
-
-
-def _hub_rows(spec: str) -> Iterator[tuple[Row, str]]:
-    import datasets  # slow to import
-
-    name, _, split = spec.removeprefix(HUB).partition(":")
-    try:
-        rows = datasets.load_dataset(name, split=split or "train")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{spec}: the hub has no such data set or split, or cannot be reached: {error}") from error
-    for number, row in enumerate(rows, start=1):
-        yield dict(row), f"{spec}:row {number}"
+def _csv_lines(path: Path) -> Iterator[str]:
+    """Yields lines that end as those of any system may, in `\\r` too."""
+    for line in _lines(path):
+        yield from io.StringIO(line, newline="") if "\r" in line else (line,)

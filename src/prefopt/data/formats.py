@@ -1,11 +1,14 @@
 """Rows of other systems, turned into rows of TRL's formats by pure functions."""
 
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 from prefopt.choices import DataFormat
-from prefopt.data.messages import Message, RowError, check_text, check_tools, describe, join_parts
+from prefopt.data.messages import Message, join_parts
+from prefopt.data.strict_json import JSONError, parse
+from prefopt.data.tool_calls import wrap_tools
+from prefopt.data.values import RowError, check_text, describe, show_names
 
 Row = dict[str, Any]
 
@@ -21,11 +24,15 @@ SHAREGPT_ROLES = {
 
 PASSED_ON = ("tools", "chat_template_kwargs")
 
+LABELS = ("label", "kto_tag")
+"""Columns in which KTO's rows say whether an answer is wanted."""
+
 COLUMNS: dict[DataFormat, tuple[str, ...]] = {
     DataFormat.sharegpt: ("conversations", "system"),
     DataFormat.alpaca: ("instruction", "input", "system", "history"),
     DataFormat.openai: ("input", "preferred_output", "non_preferred_output"),
     DataFormat.bedrock: ("schemaVersion", "system", "messages"),
+    DataFormat.swift: ("messages", "rejected_response", "rejected_messages", "system"),
 }
 """What the converters read, beside the completions (`chosen`, `rejected`, `output`) and `PASSED_ON`."""
 
@@ -35,7 +42,7 @@ BEDROCK_SCHEMA = "bedrock-conversation"
 
 def detect_format(row: Row, kind: str) -> DataFormat:
     """Returns the format that the keys of `row` show; TRL's own if none other does."""
-    if "conversations" in row:
+    if "conversations" in row or ("messages" in row and isinstance(row.get("chosen"), dict)):
         return DataFormat.sharegpt
     if "instruction" in row and ("output" in row if kind == "sft" else "chosen" in row):
         return DataFormat.alpaca
@@ -43,6 +50,8 @@ def detect_format(row: Row, kind: str) -> DataFormat:
         return DataFormat.openai
     if str(row.get("schemaVersion", "")).startswith(BEDROCK_SCHEMA):
         return DataFormat.bedrock
+    if kind == "preference" and ("rejected_response" in row or "rejected_messages" in row):
+        return DataFormat.swift
     return DataFormat.trl
 
 
@@ -50,23 +59,45 @@ def convert(row: Row, format: DataFormat, kind: str) -> Row:
     """Returns `row` as TRL writes it; a row of TRL's format is returned as it is.
 
     Raises:
-        RowError: The row lacks what its format needs.
+        RowError: The row lacks what its format needs, or says that it is not to be trained.
     """
-    if format is DataFormat.trl:
-        return row
-    if format is DataFormat.openai and kind == "sft":
-        return row  # OpenAI's demonstrations are `messages`, as TRL's
-    converters = {
-        (DataFormat.sharegpt, "preference"): convert_sharegpt_pair,
-        (DataFormat.sharegpt, "sft"): convert_sharegpt_example,
-        (DataFormat.alpaca, "preference"): convert_alpaca_pair,
-        (DataFormat.alpaca, "sft"): convert_alpaca_example,
-        (DataFormat.openai, "preference"): convert_openai_pair,
-        (DataFormat.bedrock, "preference"): convert_bedrock_pair,
-        (DataFormat.bedrock, "sft"): convert_bedrock_example,
-    }
-    converted = converters[format, kind](row)
-    return converted | {key: row[key] for key in PASSED_ON if key in row and key not in converted}
+    if kind == "sft":
+        _refuse_unwanted(row)
+    converter = None if format is DataFormat.trl else CONVERTERS.get((format, kind))
+    if converter is not None:
+        converted = converter(row)
+        return converted | {key: row[key] for key in PASSED_ON if key in row and key not in converted}
+    # OpenAI's and Swift's demonstrations are `messages`, as TRL's; OpenAI once called tools functions.
+    return {**row, "tools": wrap_tools(row["functions"])} if _has_functions(row) else row
+
+
+def _has_functions(row: Row) -> bool:
+    return row.get("functions") is not None and row.get("tools") is None
+
+
+def _refuse_unwanted(row: Row) -> None:
+    """Refuses KTO's rows of answers that a model shall avoid."""
+    for column in LABELS:
+        value = row.get(column)
+        if value is False or (isinstance(value, str) and value.lower() == "false"):
+            raise RowError(
+                f"'{column}' is false: in KTO's format this answer is one to avoid, and SFT would train it. "
+                f"Drop the rows with {column}=false, or remove the column if it means something else."
+            )
+
+
+def other_kind(row: Row, kind: str) -> str:
+    """Returns the sentence for a row that is of no use for `kind`, but for another one; empty if it is for none."""
+    if kind == "sft":
+        return " These are pairs: set algorithm=dpo." if "chosen" in row and "rejected" in row else ""
+    if any(label in row for label in LABELS):
+        return (
+            " These are KTO's rows, single answers with a label; DPO needs two answers to each prompt. "
+            "Join them to pairs, or train the wanted ones alone with algorithm=sft."
+        )
+    if any(name in row for name in ("messages", "conversations", "completion", "output", "text")):
+        return " These are demonstrations: set algorithm=sft."
+    return ""
 
 
 def unread_columns(row: Row, format: DataFormat, kind: str, fields: Iterable[str]) -> list[str]:
@@ -78,28 +109,38 @@ def unread_columns(row: Row, format: DataFormat, kind: str, fields: Iterable[str
         kind: `preference` or `sft`.
         fields: The fields of TRL's format that its record was made from.
     """
-    read = {*PASSED_ON, *COLUMNS.get(format, ())}
-    if format is DataFormat.alpaca and kind == "sft":
-        read.add("output")
-    if format is DataFormat.trl or kind == "preference":
-        read.update(fields)
-    if format is DataFormat.openai and kind == "sft":
-        read = {*PASSED_ON, *fields}
+    read = _read_columns(format.value, kind, tuple(fields))
     unread = [key for key, value in row.items() if key not in read and value is not None]
+    if unread and _has_functions(row):
+        unread.remove("functions")
+    if unread and format is DataFormat.sharegpt and "conversations" not in row:
+        unread.remove("messages")
     if format is DataFormat.openai and isinstance(row.get("input"), dict):
         unread += [f"input.{key}" for key in row["input"] if key not in ("messages", "tools")]
     return unread
 
 
+@cache
+def _read_columns(format: str, kind: str, fields: tuple[str, ...]) -> frozenset[str]:
+    if format == "trl" or (kind == "sft" and format in ("openai", "swift")):
+        return frozenset((*PASSED_ON, "system", *fields))
+    read = {*PASSED_ON, *COLUMNS[DataFormat(format)]}
+    if kind == "preference":
+        read.update(fields)
+    elif format == "alpaca":
+        read.add("output")
+    return frozenset(read)
+
+
 def convert_sharegpt_pair(row: Row) -> Row:
     """Returns ShareGPT `conversations`, `chosen` and `rejected` as prompt and completions of messages."""
     completions = {name: [_sharegpt_message(_get(row, name), name)] for name in ("chosen", "rejected")}
-    return {"prompt": _sharegpt_turns(row), **completions, "tools": _wrap_tools(row.get("tools"))}
+    return {"prompt": _sharegpt_turns(row), **completions, "tools": wrap_tools(row.get("tools"))}
 
 
 def convert_sharegpt_example(row: Row) -> Row:
     """Returns ShareGPT `conversations`, also with function calls, as `messages`."""
-    return {"messages": _sharegpt_turns(row), "tools": _wrap_tools(row.get("tools"))}
+    return {"messages": _sharegpt_turns(row), "tools": wrap_tools(row.get("tools"))}
 
 
 def convert_alpaca_example(row: Row) -> Row:
@@ -140,28 +181,54 @@ def convert_bedrock_pair(row: Row) -> Row:
     raise RowError("Bedrock conversations are demonstrations and hold no pairs. Set algorithm=sft.")
 
 
+def convert_swift_pair(row: Row) -> Row:
+    """Returns Swift's `messages` beside another last answer, or beside another whole conversation, as completions."""
+    messages = _get(row, "messages")
+    if not isinstance(messages, list) or not messages:
+        raise RowError(f"'messages' must be a list of messages {{role, content}}, found {describe(messages)}.")
+    system = {"system": row.get("system")}
+    if row.get("rejected_messages") is not None:
+        return {"chosen": messages, "rejected": row["rejected_messages"], **system}
+    rejected = {"role": "assistant", "content": check_text(_get(row, "rejected_response"), "rejected_response")}
+    return {"prompt": messages[:-1], "chosen": messages[-1:], "rejected": [rejected], **system}
+
+
+CONVERTERS: dict[tuple[DataFormat, str], Callable[[Row], Row]] = {
+    (DataFormat.sharegpt, "preference"): convert_sharegpt_pair,
+    (DataFormat.sharegpt, "sft"): convert_sharegpt_example,
+    (DataFormat.alpaca, "preference"): convert_alpaca_pair,
+    (DataFormat.alpaca, "sft"): convert_alpaca_example,
+    (DataFormat.openai, "preference"): convert_openai_pair,
+    (DataFormat.swift, "preference"): convert_swift_pair,
+    (DataFormat.bedrock, "preference"): convert_bedrock_pair,
+    (DataFormat.bedrock, "sft"): convert_bedrock_example,
+}
+
+
 def _get(row: Row, name: str) -> Any:
     if row.get(name) is None:
-        found = ", ".join(f"'{key}'" for key in row)
-        raise RowError(f"field '{name}' is missing; found {found}.")
+        raise RowError(f"field '{name}' is missing; found {show_names(row)}.")
     return row[name]
 
 
 def _sharegpt_turns(row: Row) -> list[Message]:
-    turns = _get(row, "conversations")
+    name = "conversations" if "conversations" in row else "messages"
+    turns = _get(row, name)
     if not isinstance(turns, list) or not turns:
-        raise RowError(f"'conversations' must be a list of turns {{from, value}}, found {describe(turns)}.")
-    messages = [_sharegpt_message(turn, f"conversations[{index}]") for index, turn in enumerate(turns)]
+        raise RowError(f"'{name}' must be a list of turns {{from, value}}, found {describe(turns)}.")
+    messages = [_sharegpt_message(turn, f"{name}[{index}]") for index, turn in enumerate(turns)]
     return _system_messages(row) + messages
 
 
 def _sharegpt_message(turn: Any, field: str) -> Message:
+    if isinstance(turn, dict) and "role" in turn and not turn.keys().isdisjoint(("content", "tool_calls")):
+        return turn  # LLaMA-Factory reads turns with OpenAI's keys in these columns too
     if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
         raise RowError(f"'{field}' must be a turn {{from, value}}, found {describe(turn)}.")
     speaker, value = turn["from"], check_text(turn["value"], f"{field}.value")
     if speaker == "function_call":
         return {"role": "assistant", "tool_calls": _tool_calls(value, f"{field}.value")}
-    if speaker not in SHAREGPT_ROLES:
+    if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
         allowed = ", ".join([*SHAREGPT_ROLES, "function_call"])
         raise RowError(f"'{field}.from' must be one of {allowed}, found {describe(speaker)}.")
     return {"role": SHAREGPT_ROLES[speaker], "content": value}
@@ -169,25 +236,14 @@ def _sharegpt_message(turn: Any, field: str) -> Message:
 
 def _tool_calls(text: str, field: str) -> list[Row]:
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        value = parse(text)
+    except JSONError as error:
         raise RowError(f"'{field}' of a function_call is not valid JSON: {error}.") from error
     calls = value if isinstance(value, list) else [value]
     for call in calls:
         if not isinstance(call, dict) or not {"name", "arguments"} <= call.keys():
             raise RowError(f"'{field}' must be a call {{name, arguments}} or a list of them, found {describe(call)}.")
     return [{"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}} for call in calls]
-
-
-def _wrap_tools(value: Any) -> list[Any] | None:
-    """Returns tools as transformers' templates expect them: `{type: function, function: {...}}`."""
-    tools = check_tools(value)
-    if tools is None:
-        return None
-    for tool in tools:
-        if not isinstance(tool, dict):
-            raise RowError(f"'tools' must be a list of objects, found {describe(tool)} in it.")
-    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
 def _alpaca_prompt(row: Row) -> list[Message]:

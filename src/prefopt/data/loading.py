@@ -58,7 +58,7 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: Any = No
         held_out = _read(config.held_out, config, kind, notes, "held_out")
         train = _without_overlap(train, held_out, config, notes)
     elif config.held_out_fraction > 0:
-        train, held_out = split_by_prompt(train, fraction=config.held_out_fraction, seed=seed)
+        train, held_out = _set_apart(train, config, seed)
     else:
         held_out = None
     if measured is not None:
@@ -114,6 +114,18 @@ def _read(spec: Any, config: DataConfig, kind: Kind, notes: DataNotes, split: Sp
         if not result.notes.num_as_chat:
             logger.warning("data.as_chat=true changes nothing: the rows of data.%s are messages already", split)
     return drop_defects(records, on_empty=config.on_empty, on_identical=config.on_identical, notes=result.notes)
+
+
+def _set_apart(records: list[Record], config: DataConfig, seed: int) -> tuple[list[Record], list[Record]]:
+    train, held_out = split_by_prompt(records, fraction=config.held_out_fraction, seed=seed)
+    if held_out and not train:
+        same = "there is one row" if len(records) == 1 else f"all {len(records)} rows have the same prompt"
+        raise UserError(
+            f"data.train: {same} (first {records[0].source}), so none is left to train on once a prompt's rows are "
+            f"set apart (data.held_out_fraction={config.held_out_fraction}). A prompt is all that comes before the "
+            "answer that is trained. Name a file in data.held_out, or set data.held_out_fraction=0 to train on all."
+        )
+    return train, held_out
 
 
 def _without_overlap(

@@ -1,8 +1,10 @@
-"""Checks on the values of one row: text, message lists, tools. No file or format is known here."""
+"""Checks on the message lists of one row. No file or format is known here."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
+
+from prefopt.data.tool_calls import read_calls
+from prefopt.data.values import RowError, check_nested, check_text, describe
 
 Message = dict[str, Any]
 """`role` and `content`, and whatever else a chat template reads (`tool_calls`, `name`, ...)."""
@@ -32,33 +34,6 @@ RESERVED_KWARGS = frozenset(
 """Names in a row's `chat_template_kwargs` that would replace the template, what it renders, or how it is called."""
 
 
-class RowError(ValueError):
-    """What is wrong with one row; the reader puts the row's place in front of it."""
-
-
-def describe(value: Any) -> str:
-    """Returns the JSON type of `value` and its beginning, for error texts."""
-    names = {bool: "a boolean", str: "text", list: "a list", dict: "an object", int: "a number", float: "a number"}
-    if value is None:
-        return "null"
-    shown = json.dumps(value, ensure_ascii=False, default=str)
-    return f"{names.get(type(value), type(value).__name__)} ({shown if len(shown) <= 60 else shown[:57] + '...'})"
-
-
-def check_text(value: Any, field: str) -> str:
-    """Returns `value` if it is text that a tokenizer can encode."""
-    if not isinstance(value, str):
-        raise RowError(f"'{field}' must be text, found {describe(value)}.")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise RowError(
-                f"'{field}' holds half of a UTF-16 pair at character {error.start}. Write the whole character."
-            ) from error
-    return value
-
-
 def check_content(value: Any, field: str) -> Content:
     """Returns `value` as text or as a checked list of messages."""
     if isinstance(value, str):
@@ -82,17 +57,24 @@ def _check_message(value: Any, field: str) -> Message:
         raise RowError(f"'{field}' must be a message {{role, content}}, found {describe(value)}.")
     message = {key: item for key, item in value.items() if item is not None}
     role = message.get("role")
+    if role == "function":  # OpenAI's older name
+        role = message["role"] = "tool"
     if role not in ROLES:
         hint = " These are ShareGPT keys: set data.format=sharegpt." if {"from", "value"} <= message.keys() else ""
         raise RowError(f"'{field}.role' must be one of {', '.join(ROLES)}, found {describe(role)}.{hint}")
-    calls = message.get("tool_calls")
-    if calls is not None and (not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls)):
-        raise RowError(f"'{field}.tool_calls' must be a list of objects, found {describe(calls)}.")
+    if "tool_calls" in message or "function_call" in message:
+        read_calls(message, field)
     if "content" in message:
-        message["content"] = check_text(join_parts(message["content"], f"{field}.content"), f"{field}.content")
-    elif not (role == "assistant" and calls):
+        if isinstance(message["content"], list):
+            message["content"] = join_parts(message["content"], f"{field}.content")
+        check_text(message["content"], f"{field}.content")
+    elif not (role == "assistant" and message.get("tool_calls")):
         raise RowError(f"'{field}.content' is missing. Only an assistant message with tool_calls may go without.")
     _read_marks(message, field)
+    if len(message) > 2:
+        for key, item in message.items():
+            if key != "content":
+                check_nested(item, f"{field}.{key}")
     return message
 
 
@@ -147,6 +129,28 @@ def trained_turns(messages: Sequence[Message], num_prompt: int | None = None) ->
     return [at for at, message in enumerate(messages) if at >= num_prompt and is_trained(message)]
 
 
+def add_system(prompt: Content, system: Any, field: str = "prompt") -> Content:
+    """Returns a prompt of messages with the row's column 'system' in front.
+
+    Raises:
+        RowError: The prompt is text, or has another system message.
+    """
+    text = check_text(join_parts(system, "system"), "system")
+    if not text:
+        return prompt
+    if isinstance(prompt, str):
+        raise RowError(
+            f"'system' is a system prompt, but '{field}' is text, in which nothing marks it. Give '{field}' and the "
+            "answers as messages {role, content}, or write 'system' into the text and remove the column."
+        )
+    first = prompt[0] if prompt and prompt[0]["role"] in ("system", "developer") else None
+    if first is None:
+        return [{"role": "system", "content": text}, *prompt]
+    if first.get("content") != text:
+        raise RowError(f"'system' differs from the system message of '{field}'. Remove one of them.")
+    return prompt
+
+
 def check_completion(messages: list[Message], field: str) -> None:
     """Refuses a completion that does not begin and end with the assistant."""
     for position, message in (("begin", messages[0]), ("end", messages[-1])):
@@ -165,20 +169,6 @@ def check_prompt(messages: list[Message], field: str = "prompt") -> None:
         )
 
 
-def check_tools(value: Any) -> list[Any] | None:
-    """Returns the tools of a row, given as a list or as JSON text; none and an empty list are None."""
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise RowError(f"'tools' is not valid JSON: {error}.") from error
-    if value is None or value in ("", []) or (isinstance(value, str) and not value.strip()):
-        return None
-    if not isinstance(value, list):
-        raise RowError(f"'tools' must be a list of tools or its JSON text, found {describe(value)}.")
-    return value
-
-
 def check_template_kwargs(value: Any) -> dict[str, Any]:
     """Returns the arguments that a row passes to the chat template."""
     if value is None:
@@ -191,20 +181,5 @@ def check_template_kwargs(value: Any) -> dict[str, Any]:
             f"'chat_template_kwargs' may not hold '{reserved[0]}': a row passes variables to the chat template, and "
             "replaces neither it nor what it renders. Remove the key; for another template, set model.chat_template."
         )
+    check_nested(value, "chat_template_kwargs")
     return value
-
-
-def split_common_prompt(chosen: Content, rejected: Content) -> tuple[Content, Content, Content]:
-    """Returns prompt, chosen and rejected of a row whose prompt is the common beginning of both completions.
-
-    The same rule as `trl.data_utils.extract_prompt`, for text and for messages: a space before the first difference
-    goes to the completions, and the last item never belongs to the prompt. Unlike TRL's, an index of 0 stays 0 where
-    TRL looks at the last character.
-    """
-    shorter = min(len(chosen), len(rejected))
-    index = next((i for i in range(shorter) if chosen[i] != rejected[i]), None)
-    if index is None:
-        index = max(shorter - 1, 0)
-    elif index > 0 and chosen[index - 1] == " ":
-        index -= 1
-    return chosen[:index], chosen[index:], rejected[index:]

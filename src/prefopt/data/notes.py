@@ -9,6 +9,11 @@ from prefopt.data.records import ReadNotes
 SplitName = Literal["train", "held_out"]
 
 READ_SENTENCES = {
+    "num_marked_prompts": "{n} rows have no 'prompt'; it is their common beginning up to the assistant's last mark",
+    "num_word_prompts": "{n} rows have no 'prompt' and no such mark; it is the words with which both answers begin",
+    "num_shortened_prompts": "{n} of these prompts end where the shorter one of another row does",
+    "num_further_turns": "{n} rows have completions with further turns, which are trained like the rest of the text",
+    "num_parsed": "{n} rows hold their messages as text; read as messages",
     "num_empty_skipped": "{n} rows with an empty completion skipped (data.on_empty=skip)",
     "num_identical_skipped": "{n} pairs with chosen equal to rejected skipped (data.on_identical=skip)",
     "num_duplicates": "{n} rows repeat an earlier row; kept",

@@ -1,33 +1,37 @@
 """Records: what one row of training data means, and how rows become records."""
 
 import difflib
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from prefopt.choices import DataFormat
+from prefopt.data.cells import parse_cells
 from prefopt.data.files import iter_rows
-from prefopt.data.formats import convert, detect_format, unread_columns
+from prefopt.data.formats import convert, detect_format, other_kind, unread_columns
+from prefopt.data.implicit_prompts import ImplicitNotes, agree_on_prompts, split_common_prompt
 from prefopt.data.messages import (
     Content,
     Message,
-    RowError,
+    add_system,
     check_completion,
     check_content,
     check_messages,
     check_prompt,
     check_template_kwargs,
-    check_text,
-    check_tools,
-    describe,
     is_trained,
-    split_common_prompt,
     trained_turns,
 )
+from prefopt.data.tool_calls import check_tools
+from prefopt.data.values import RowError, check_text, describe, show_name, show_names
 from prefopt.errors import UserError
 
 Kind = Literal["preference", "sft"]
+
+MAX_CHARACTERS = 8_000_000
+"""Of a row, at most: about two million tokens, more than any model reads. A tokenizer takes some 80 bytes for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +71,13 @@ def message_fields(record: Record) -> dict[str, list[Message]]:
 
 
 @dataclass(kw_only=True)
-class ReadNotes:
+class ReadNotes(ImplicitNotes):
     """What happened while rows were read."""
 
     num_rows: int = 0
     """Rows in the files."""
+    num_parsed: int = 0
+    """Rows whose messages stood as text in a cell."""
     num_identical_skipped: int = 0
     num_empty_skipped: int = 0
     num_as_chat: int = 0
@@ -101,6 +107,9 @@ class Shape:
         return f"{' + '.join(self.fields)} as {self.content}"
 
 
+IMPLICIT_TEXT = Shape(("chosen", "rejected"), "text")
+
+
 def read_records(spec: Any, *, format: DataFormat, kind: Kind) -> ReadResult:
     """Reads and checks every row of `spec`.
 
@@ -117,11 +126,14 @@ def read_records(spec: Any, *, format: DataFormat, kind: Kind) -> ReadResult:
     records: list[Record] = []
     ignored: Counter[str] = Counter()
     first: tuple[str, DataFormat, Shape] | None = None
+    num_parsed = 0
     for row, source in iter_rows(spec):
         try:
-            row_format = detect_format(row, kind) if format is DataFormat.auto else format
-            record, shape = build_record(convert(row, row_format, kind), kind, source)
-            ignored.update(unread_columns(row, row_format, kind, shape.fields))
+            parsed = parse_cells(row)
+            num_parsed += parsed is not row
+            row_format = detect_format(parsed, kind) if format is DataFormat.auto else format
+            record, shape = build_record(convert(parsed, row_format, kind), kind, source)
+            ignored.update(unread_columns(parsed, row_format, kind, shape.fields))
         except RowError as error:
             read_as = "" if first is None or format is not DataFormat.auto else f" (The rows before: {first[2]}.)"
             raise UserError(f"{source}: {error}{read_as}") from error
@@ -132,8 +144,12 @@ def read_records(spec: Any, *, format: DataFormat, kind: Kind) -> ReadResult:
                 f"{first[2]}. All rows of a data set must have one format: convert or drop the others."
             )
         records.append(record)
-    notes = ReadNotes(num_rows=len(records), ignored_columns=dict(sorted(ignored.items())))
-    return ReadResult(records, notes)
+    notes = ImplicitNotes()
+    if first is not None and first[2] == IMPLICIT_TEXT:
+        records, notes = agree_on_prompts(records)
+    names = {show_name(name): count for name, count in sorted(ignored.items())}
+    read = ReadNotes(num_rows=len(records), num_parsed=num_parsed, ignored_columns=names, **vars(notes))
+    return ReadResult(records, read)
 
 
 def build_record(row: dict[str, Any], kind: Kind, source: str) -> tuple[Record, Shape]:
@@ -150,25 +166,30 @@ def build_record(row: dict[str, Any], kind: Kind, source: str) -> tuple[Record, 
 
 
 def _build_pair(row: dict[str, Any], source: str) -> tuple[PreferencePair, Shape]:
-    _require_fields(row, ("chosen", "rejected"))
+    _require_fields(row, ("chosen", "rejected"), "preference")
     chosen = check_content(row["chosen"], "chosen")
     rejected = check_content(row["rejected"], "rejected")
-    _require_same_content({"chosen": chosen, "rejected": rejected})
-    # UltraFeedback's shape: the prompt's text beside message lists that repeat it.
-    is_implicit = "prompt" not in row or (isinstance(row["prompt"], str) and isinstance(chosen, list))
-    if is_implicit:
+    fields: tuple[str, ...] = ("prompt", "chosen", "rejected")
+    if "prompt" not in row or (isinstance(row["prompt"], str) and isinstance(chosen, list)):
+        # UltraFeedback's shape has the prompt's text, too, beside message lists that begin with it.
+        _require_same_content({"chosen": chosen, "rejected": rejected})
         prompt, chosen, rejected = split_common_prompt(chosen, rejected)
+        asked = _ask(prompt, row.get("prompt", ""))
+        fields = fields if asked is not prompt else fields[1:]
+        prompt = asked
         if not prompt and chosen and rejected:
             raise RowError(
-                "'chosen' and 'rejected' have no common beginning, so this row has no prompt. "
+                "'chosen' and 'rejected' have no common beginning before the answers, so this row has no prompt. "
                 "Add a 'prompt' of the same type as 'chosen'."
             )
     else:
         prompt = check_content(row["prompt"], "prompt")
         _require_same_content({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    if "system" in row:
+        prompt = add_system(prompt, row["system"])
     if isinstance(prompt, list):
         _check_turns(prompt, {"chosen": chosen, "rejected": rejected})
-    shape = _shape(("chosen", "rejected") if is_implicit else ("prompt", "chosen", "rejected"), chosen)
+    _require_short((prompt, chosen, rejected))
     pair = PreferencePair(
         prompt=prompt,
         chosen=chosen,
@@ -177,38 +198,51 @@ def _build_pair(row: dict[str, Any], source: str) -> tuple[PreferencePair, Shape
         chat_template_kwargs=check_template_kwargs(row.get("chat_template_kwargs")),
         source=source,
     )
-    return pair, shape
+    return pair, _shape(fields, chosen)
+
+
+def _ask(prompt: Content, text: str) -> Content:
+    """Returns the messages with which both completions begin, and the text prompt beside them if they lack it.
+
+    Raises:
+        RowError: They hold another question.
+    """
+    if not text.strip() or isinstance(prompt, str) or _occurs(text, prompt):
+        return prompt
+    if any(message["role"] == "user" for message in prompt):
+        raise RowError(
+            f"'prompt' ({describe(text)}) does not occur in the messages with which 'chosen' and 'rejected' begin. "
+            "Remove the column, or correct the row."
+        )
+    return [*prompt, {"role": "user", "content": check_text(text, "prompt")}]
+
+
+def _occurs(text: str, messages: list[Message]) -> bool:
+    contents = [message.get("content", "") for message in messages]
+    return text in contents or any(" ".join(text.split()) in " ".join(content.split()) for content in contents)
 
 
 def _build_example(row: dict[str, Any], source: str) -> tuple[SFTExample, Shape]:
     fields: dict[str, Any]
-    if "prompt" in row or "completion" in row:
-        _require_fields(row, ("prompt", "completion"))
+    if "completion" in row or ("prompt" in row and "messages" not in row):
+        _require_fields(row, ("prompt", "completion"), "sft")
         prompt, completion = (check_content(row[name], name) for name in ("prompt", "completion"))
         _require_same_content({"prompt": prompt, "completion": completion})
+        prompt = add_system(prompt, row.get("system", ""))
         if isinstance(prompt, list):
             _check_turns(prompt, {"completion": completion})
         fields = {"prompt": prompt, "completion": completion}
     elif "messages" in row:
-        messages = check_messages(row["messages"], "messages")
-        if len(messages) < 2:
-            raise RowError("'messages' has one message. It needs a turn that the assistant answers.")
-        if messages[-1]["role"] != "assistant":
-            raise RowError(
-                f"'messages' must end with an assistant message, found role '{messages[-1]['role']}'. "
-                "Drop the turns that nothing answers."
-            )
-        if not trained_turns(messages):
-            raise RowError("every assistant turn of 'messages' is marked as not trained. Drop the row or a mark.")
-        fields = {"messages": messages}
+        fields = {"messages": _check_conversation(row)}
     elif "text" in row:
-        fields = {"text": check_text(row["text"], "text")}
+        fields = {"text": add_system(check_text(row["text"], "text"), row.get("system", ""), "text")}
     else:
         wanted = ("messages", "prompt", "completion", "text")
         raise RowError(
             "a demonstration needs 'messages', or 'prompt' and 'completion', or 'text'; "
-            f"found {_found(row)}.{_did_you_mean(wanted, row)}"
+            f"found {_found(row)}.{other_kind(row, 'sft') or _did_you_mean(wanted, row)}"
         )
+    _require_short(fields.values())
     example = SFTExample(
         **fields,
         tools=check_tools(row.get("tools")),
@@ -218,18 +252,53 @@ def _build_example(row: dict[str, Any], source: str) -> tuple[SFTExample, Shape]
     return example, _shape(tuple(fields), next(iter(fields.values())))
 
 
+def _check_conversation(row: dict[str, Any]) -> Content:
+    messages = check_messages(row["messages"], "messages")
+    if len(messages) < 2:
+        raise RowError("'messages' has one message. It needs a turn that the assistant answers.")
+    if messages[-1]["role"] != "assistant":
+        raise RowError(
+            f"'messages' must end with an assistant message, found role '{messages[-1]['role']}'. "
+            "Drop the turns that nothing answers."
+        )
+    if not trained_turns(messages):
+        raise RowError("every assistant turn of 'messages' is marked as not trained. Drop the row or a mark.")
+    prompt = row.get("prompt", "")
+    if isinstance(prompt, str) and not _occurs(prompt, messages):
+        raise RowError(
+            f"'prompt' ({describe(prompt)}) does not occur in 'messages'. Remove the column, or correct it."
+        )
+    return add_system(messages, row.get("system", ""), "messages")
+
+
+def _require_short(contents: Iterable[Content]) -> None:
+    """Refuses a row of which the tokenizer alone would fill the memory."""
+    length = 0
+    for content in contents:
+        if isinstance(content, str):
+            length += len(content)
+            continue
+        for message in content:
+            length += len(message.get("content", "") if len(message) == 2 else json.dumps(message, default=str))
+    if length > MAX_CHARACTERS:
+        raise RowError(
+            f"the row has {length:,} characters, and at most {MAX_CHARACTERS:,} are tokenised. Split it, or drop it."
+        )
+
+
 def _shape(fields: tuple[str, ...], content: Content) -> Shape:
     return Shape(fields, "messages" if isinstance(content, list) else "text")
 
 
-def _require_fields(row: dict[str, Any], names: tuple[str, ...]) -> None:
+def _require_fields(row: dict[str, Any], names: tuple[str, ...], kind: Kind) -> None:
     for name in names:
         if name not in row:
-            raise RowError(f"field '{name}' is missing; found {_found(row)}.{_did_you_mean((name,), row)}")
+            hint = _did_you_mean((name,), row) or other_kind(row, kind)
+            raise RowError(f"field '{name}' is missing; found {_found(row)}.{hint}")
 
 
 def _found(row: dict[str, Any]) -> str:
-    return ", ".join(f"'{key}'" for key in row) or "no field with a value"
+    return show_names(row) or "no field with a value"
 
 
 def _did_you_mean(wanted: Iterable[str], row: dict[str, Any]) -> str:

@@ -1,0 +1,127 @@
+"""Rows of Arrow tables: Parquet files, `datasets` folders and data sets of the hub."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefopt.data.values import show_name
+from prefopt.errors import UserError, first_line
+
+BATCH_ROWS = 1000
+"""Rows of a Parquet file that become Python objects together."""
+
+Row = dict[str, Any]
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[Row, str]]:
+    """Yields the rows of a Parquet file, each with its place.
+
+    Raises:
+        UserError: The file is damaged, or holds a column twice.
+    """
+    # Imported here because only this file type needs it and it is slow to import.
+    import pyarrow.parquet as pq
+
+    number = 0
+    with _foreign_code(f"{path}: not a readable Parquet file"), pq.ParquetFile(path) as file:
+        strip = _row_stripper(file.schema_arrow, str(path))
+        for batch in file.iter_batches(BATCH_ROWS):
+            with _foreign_code(f"{path}:rows {number + 1} to {number + len(batch)}: not readable"):
+                rows = batch.to_pylist()
+            for row in rows:
+                number += 1
+                yield strip(row), f"{path}:row {number}"
+
+
+def folder_rows(path: Path) -> Iterator[tuple[Row, str]]:
+    """Yields the rows of a folder that `datasets` has saved, each with its place.
+
+    Raises:
+        UserError: The folder is none of `datasets`, is damaged, or holds several splits.
+    """
+    not_readable = f"{path}: not a readable folder of `datasets`"
+    if (path / "dataset_dict.json").exists():
+        with _foreign_code(not_readable):
+            splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            named = ", ".join(str(path / split) for split in splits)
+        raise UserError(f"{path}: holds several splits. Name one: {named}.")
+    if not (path / "state.json").exists():
+        raise UserError(f"{path}: a folder, but not one of `datasets`. For its files, give a glob: {path}/*.jsonl.")
+    with _foreign_code(not_readable):
+        import datasets  # slow to import
+
+        yield from _dataset_rows(datasets.load_from_disk(str(path)), str(path))
+
+
+def hub_rows(spec: str, address: str) -> Iterator[tuple[Row, str]]:
+    """Yields the rows of a data set of the hub, each with its place.
+
+    Args:
+        spec: What the user wrote, for places and errors.
+        address: `<id>` or `<id>:<split>`.
+
+    Raises:
+        UserError: There is no such data set or split, or it cannot be loaded.
+    """
+    import datasets  # slow to import
+
+    name, _, split = address.partition(":")
+    with _foreign_code(f"{spec}: the hub has no such data set or split, or cannot be reached"):
+        rows = datasets.load_dataset(name, split=split or "train")
+    with _foreign_code(f"{spec}: not readable"):
+        yield from _dataset_rows(rows, spec)
+
+
+def _dataset_rows(dataset: Any, name: str) -> Iterator[tuple[Row, str]]:
+    strip = _row_stripper(dataset.features.arrow_schema, name)
+    for number, row in enumerate(dataset, start=1):
+        yield strip(row), f"{name}:row {number}"
+
+
+@contextmanager
+def _foreign_code(what: str) -> Iterator[None]:
+    """Tells what Arrow and `datasets` raise, which is of any kind where a file is damaged, after the words `what`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what}: {first_line(error)}") from error
+
+
+Strip = Callable[[Any], Any]
+
+
+def _row_stripper(schema: Any, name: str) -> Callable[[Row], Row]:
+    """Returns what takes Arrow's padding out of rows with this schema.
+
+    Arrow gives all objects of a column the same keys: `{"a": 1}` beside `{"b": 2}` comes back as
+    `{"a": 1, "b": None}`. Such a key is taken out, at every depth; what stands in lists stays.
+    """
+    repeated = next((column for column, count in Counter(schema.names).items() if count > 1), None)
+    if repeated is not None:
+        raise UserError(f"{name}: the column '{show_name(repeated)}' is there twice. Rename or remove one.")
+    strips = {field.name: strip for field in schema if (strip := _stripper(field.type)) is not None}
+    if not strips:
+        return lambda row: row
+    return lambda row: {key: strips[key](value) if key in strips else value for key, value in row.items()}
+
+
+def _stripper(type: Any) -> Strip | None:
+    """Returns what takes the padding out of a value of an Arrow type, or None where it can hold none."""
+    import pyarrow.types as kinds
+
+    if kinds.is_struct(type):
+        fields = {field.name: _stripper(field.type) or _same for field in type}
+        return lambda value: value and {key: fields[key](item) for key, item in value.items() if item is not None}
+    if any(is_list(type) for is_list in (kinds.is_list, kinds.is_large_list, kinds.is_fixed_size_list)):
+        strip = _stripper(type.value_type)
+        return None if strip is None else lambda value: value and [strip(item) for item in value]
+    return None
+
+
+def _same(value: Any) -> Any:
+    return value

@@ -1,0 +1,63 @@
+"""Message lists that a table's cell holds as text, in JSON or as Python prints them."""
+
+import re
+from typing import Any
+
+from prefopt.data.strict_json import JSONError, parse_structure
+from prefopt.data.values import RowError
+
+BRACKETS = frozenset("[{")
+CELLS = frozenset(
+    (
+        "prompt",
+        "chosen",
+        "rejected",
+        "completion",
+        "messages",
+        "conversations",
+        "input",
+        "preferred_output",
+        "non_preferred_output",
+        "rejected_messages",
+    )
+)
+"""Columns that may hold messages."""
+_BEGINNING = re.compile(r"""\[?\s*\{\s*(["'])(?:role|content|from|value|messages)\1\s*:""")
+
+
+def parse_cells(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns `row` with lists in the place of texts that hold lists of messages; without any, `row` itself.
+
+    Raises:
+        RowError: A text begins as a list of messages does, but cannot be read as one.
+    """
+    parsed = {}
+    for name, text in row.items():
+        if isinstance(text, str) and text[:1] in BRACKETS and name in CELLS and _BEGINNING.match(text):
+            value = _parse(text, name)
+            if _is_messages(value):
+                parsed[name] = value
+    return {**row, **parsed} if parsed else row
+
+
+def _parse(text: str, name: str) -> Any:
+    try:
+        return parse_structure(text)
+    except JSONError as error:
+        if text.startswith("{"):
+            return None
+        raise RowError(
+            f"'{name}' is text that begins as a list of messages, but is neither JSON nor a Python list: {error}. "
+            "Write the table as JSON lines; pandas does it with to_json(path, orient='records', lines=True)."
+        ) from error
+
+
+def _is_messages(value: Any) -> bool:
+    """Returns whether a value is a list of messages, one turn of ShareGPT, or OpenAI's `input`; other JSON is text."""
+    if isinstance(value, dict):
+        return {"from", "value"} <= value.keys() or isinstance(value.get("messages"), list)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and ("role" in turn or {"from", "value"} <= turn.keys()) for turn in value)
+    )

@@ -1,0 +1,72 @@
+"""Single values of a row: what an error says about them, text that can be encoded, nesting that can be followed."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+MAX_DEPTH = 64
+"""Lists and objects inside each other, at most."""
+MAX_SHOWN = 12
+"""Names of fields in an error text, at most."""
+
+
+class RowError(ValueError):
+    """What is wrong with one row; the reader puts the row's place in front of it."""
+
+
+def describe(value: Any) -> str:
+    """Returns the JSON type of `value` and its beginning, for error texts."""
+    names = {bool: "a boolean", str: "text", list: "a list", dict: "an object", int: "a number", float: "a number"}
+    if value is None:
+        return "null"
+    try:
+        shown = json.dumps(value[:60] if isinstance(value, str) else value, ensure_ascii=False, default=str)
+    except (RecursionError, TypeError, ValueError):
+        shown = "..."
+    shown = shown.encode(errors="backslashreplace").decode()
+    return f"{names.get(type(value), type(value).__name__)} ({shown if len(shown) <= 60 else shown[:57] + '...'})"
+
+
+def show_name(name: str) -> str:
+    """Returns the name of a field as it can be printed and written."""
+    return name[:60] if name[:60].isprintable() else ascii(name[:60])[1:-1]
+
+
+def show_names(names: Iterable[str]) -> str:
+    """Returns names of fields in quotes, for error texts."""
+    shown = [f"'{show_name(str(name))}'" for name in names]
+    more = f" and {len(shown) - MAX_SHOWN} more" if len(shown) > MAX_SHOWN else ""
+    return ", ".join(shown[:MAX_SHOWN]) + more
+
+
+def check_text(value: Any, field: str) -> str:
+    """Returns `value` if it is text that a tokenizer can encode."""
+    if not isinstance(value, str):
+        raise RowError(f"'{field}' must be text, found {describe(value)}.")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise RowError(
+                f"'{field}' holds half of a UTF-16 pair at character {error.start}. Write the whole character."
+            ) from error
+    return value
+
+
+def check_nested(value: Any, field: str) -> None:
+    """Refuses a value with text that no tokenizer can encode, or with more than `MAX_DEPTH` levels."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                check_text(item, field)
+            elif isinstance(item, dict):
+                below += item
+                below += item.values()
+            elif isinstance(item, list):
+                below += item
+        if not below:
+            return
+        level = below
+    raise RowError(f"'{field}' has more than {MAX_DEPTH} lists and objects inside each other. Write it flatter.")

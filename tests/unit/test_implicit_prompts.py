@@ -1,0 +1,138 @@
+"""The prompt of a pair that has none: where two texts part is not where the answer begins."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefopt.choices import DataFormat
+from prefopt.data.implicit_prompts import agree_on_prompts, split_common_prompt
+from prefopt.data.loading import read_splits
+from prefopt.data.records import PreferencePair, read_records
+from prefopt.data.values import RowError
+from prefopt.schema import DataConfig
+
+MARKS = [
+    "\n\nHuman: How?\n\nAssistant:",
+    "USER: How? ASSISTANT:",
+    "<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n",
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "<start_of_turn>user\nHow?<end_of_turn>\n<start_of_turn>model\n",
+    "<s>[INST] How? [/INST]",
+    "### Instruction:\nHow?\n\n### Response:",
+    "A long story.\n\nTL;DR:",
+]
+
+
+@pytest.mark.parametrize("prompt", MARKS)
+def test_a_transcript_is_cut_behind_the_last_mark_of_an_assistants_turn(prompt: str) -> None:
+    chosen, rejected = f"{prompt} I think the answer is yes.", f"{prompt} I think the answer may be no."
+    assert split_common_prompt(chosen, rejected) == (prompt, chosen[len(prompt) :], rejected[len(prompt) :])
+
+
+def test_of_several_turns_the_prompt_holds_those_that_both_share() -> None:
+    shared = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+    assert split_common_prompt(f"{shared} yes", f"{shared} yet")[0] == shared
+
+
+def test_a_mark_of_an_answer_inside_an_assistants_answer_is_no_end_of_the_prompt() -> None:
+    prompt, chosen, _ = split_common_prompt("\n\nAssistant: So.\nAnswer: 4", "\n\nAssistant: So.\nAnswer: 5")
+    assert (prompt, chosen) == ("\n\nAssistant:", " So.\nAnswer: 4")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("Which one? It is red.", "Which one? In short, blue.", "Which one?"),
+        ("Which one? It is red.", "Which one? It is blue.", "Which one? It is"),
+        ("Which one?\nRed.", "Which one?\nRose.", "Which one?\n"),
+        ("Which one? Yes", "Which one? Yes and no", "Which one?"),
+        ("Which one? Yes", "Which one?\nNo", "Which one?"),
+        ("你喜欢什么颜色？我喜欢红色", "你喜欢什么颜色？我喜欢蓝色", "你喜欢什么颜色？"),  # noqa: RUF001
+    ],
+)
+def test_text_without_marks_is_cut_where_a_word_ends(chosen: str, rejected: str, prompt: str) -> None:
+    assert split_common_prompt(chosen, rejected) == (prompt, chosen[len(prompt) :], rejected[len(prompt) :])
+
+
+@given(st.text("ab \n", min_size=1, max_size=8), st.text("ab \n", min_size=1, max_size=8))
+def test_a_prompt_ends_with_a_word_and_nothing_of_a_text_is_lost(chosen: str, rejected: str) -> None:
+    prompt, better, worse = split_common_prompt(chosen, rejected)
+    assert (prompt + better, prompt + worse) == (chosen, rejected)
+    assert not prompt or prompt[-1].isspace() or all(text[:1].isspace() for text in (better, worse))
+
+
+def test_transcripts_of_different_questions_are_refused() -> None:
+    with pytest.raises(RowError, match=r"differ at character 15, before the assistant's first turn"):
+        split_common_prompt("\n\nHuman: Which red?\n\nAssistant: a", "\n\nHuman: Which one?\n\nAssistant: b")
+
+
+def pair(chosen: str, rejected: str) -> PreferencePair:
+    return PreferencePair(*split_common_prompt(chosen, rejected), tools=None, chat_template_kwargs={}, source="x")
+
+
+def test_pairs_of_one_prompt_are_cut_at_one_place() -> None:
+    answers = ["I think the answer is yes.", "I think it is no.", "It is blue.", "Perhaps."]
+    pairs = [pair(f"Which {n}? {a}", f"Which {n}? {b}") for n in range(3) for a in answers for b in answers if a != b]
+    agreed, notes = agree_on_prompts(pairs)
+    assert {record.prompt for record in agreed} == {"Which 0?", "Which 1?", "Which 2?"}
+    assert [record.prompt + record.chosen for record in agreed] == [record.prompt + record.chosen for record in pairs]
+    assert [record.prompt + record.rejected for record in agreed] == [r.prompt + r.rejected for r in pairs]
+    assert (notes.num_word_prompts, notes.num_shortened_prompts, notes.num_marked_prompts) == (36, 6, 0)
+
+
+def test_a_prompt_is_not_cut_inside_a_word_of_its_own() -> None:
+    agreed, _ = agree_on_prompts([pair("Which a", "Which b"), pair("Whichever a", "Whichever b")])
+    assert [record.prompt for record in agreed] == ["Which", "Whichever"]
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def transcripts() -> list[dict[str, str]]:
+    """Ten prompts with five pairs each, in any order."""
+    rng = random.Random(0)
+    answers = [
+        "I think the answer is yes.",
+        "I think it is no.",
+        "I thought of it: maybe.",
+        "It is blue.",
+        "In short.",
+    ]
+    rows = [
+        {name: f"\n\nHuman: Which {n}?\n\nAssistant: {a}" for name, a in zip(("chosen", "rejected"), two, strict=True)}
+        for n in range(10)
+        for two in (rng.sample(answers, 2) for _ in range(5))
+    ]
+    return rng.sample(rows, len(rows))
+
+
+def test_no_prompt_of_transcripts_is_on_both_sides_of_a_split(tmp_path: Path) -> None:
+    config = DataConfig(train=write(tmp_path / "a.jsonl", transcripts()), held_out_fraction=0.2)
+    splits = read_splits(config, kind="preference", seed=0)
+    train, held_out = ({record.prompt for record in side} for side in (splits.train, splits.held_out or []))
+    assert (len(train), len(held_out), train & held_out) == (8, 2, set())
+    assert all(prompt.endswith("?\n\nAssistant:") for prompt in train | held_out)
+
+
+def test_the_notes_say_how_prompts_were_found(tmp_path: Path) -> None:
+    rows = [
+        {"chosen": "Q\n\nAssistant: a\n\nHuman: b\n\nAssistant: c", "rejected": "Q\n\nAssistant: d"},
+        {"chosen": "Which one? It is red.", "rejected": "Which one? In short, blue."},
+        {"chosen": "Which one? It is red.", "rejected": "Which one? It is blue."},
+    ]
+    result = read_records(write(tmp_path / "a.jsonl", rows), format=DataFormat.auto, kind="preference")
+    notes = result.notes
+    assert [record.prompt for record in result.records] == ["Q\n\nAssistant:", "Which one?", "Which one?"]
+    assert (notes.num_marked_prompts, notes.num_word_prompts, notes.num_shortened_prompts) == (1, 2, 1)
+    assert notes.num_further_turns == 1
+    config = DataConfig(train=str(tmp_path / "a.jsonl"), held_out_fraction=0)
+    lines = read_splits(config, kind="preference", seed=0).notes.lines()
+    assert "train: 1 rows have no 'prompt'; it is their common beginning up to the assistant's last mark" in lines
+    assert "train: 1 of these prompts end where the shorter one of another row does" in lines

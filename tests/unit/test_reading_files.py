@@ -1,0 +1,189 @@
+"""Files: read whatever their name promises, or refused by what they are, in one sentence with the place."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prefopt.data.files import iter_rows
+from prefopt.errors import UserError
+
+ROWS = [{"prompt": f"a {n}", "chosen": "y", "rejected": "n"} for n in range(3)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+TABLE = "prompt,chosen,rejected\na 0,y,n\na 1,y,n\na 2,y,n\n"
+
+
+def put(path: Path, content: str | bytes) -> str:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def read(spec: str) -> list[Any]:
+    return [row for row, _ in iter_rows(spec)]
+
+
+def refusal(spec: str) -> str:
+    with pytest.raises(UserError) as caught:
+        read(spec)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("gzip_without_gz.jsonl", gzip.compress(LINES.encode())),
+        ("unpacked.jsonl.gz", LINES),
+        ("array.jsonl", json.dumps(ROWS)),
+        ("indented.jsonl", "\n" + json.dumps(ROWS, indent=2)),
+        ("lines.json", LINES),
+        ("bom.jsonl", b"\xef\xbb\xbf" + LINES.encode()),
+        ("semicolon.csv", TABLE.replace(",", ";")),
+        ("pipe.csv", TABLE.replace(",", "|")),
+        ("tabs.csv", TABLE.replace(",", "\t")),
+        ("tabs.tsv", TABLE.replace(",", "\t")),
+        ("windows.csv", TABLE.replace("\n", "\r\n")),
+        ("mac.csv", TABLE.replace("\n", "\r")),
+        ("blank_lines.csv", TABLE.replace("\n", "\n\n")),
+    ],
+)
+def test_a_file_is_read_by_what_it_holds(tmp_path: Path, name: str, content: str | bytes) -> None:
+    assert read(put(tmp_path / name, content)) == ROWS
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("a.jsonl", LFS, ["a.jsonl: holds a Git LFS pointer, not the data. Fetch them with: git lfs pull"]),
+        ("a.parquet", LFS, ["a.parquet: holds a Git LFS pointer"]),
+        ("a.csv", "\n<!DOCTYPE html><html>", ["a.csv: holds a web page"]),
+        ("a.jsonl", b"PK\x03\x04zip", ["a.jsonl: holds a zip archive"]),
+        ("a.jsonl", b"PAR1...PAR1", ["a.jsonl: holds Parquet data. Name the file .parquet"]),
+        ("a.jsonl", LINES.encode("utf-16"), ["a.jsonl: holds text in UTF-16"]),
+        ("a.jsonl", LINES + '{"a": 1, "b": 2, "a": 3}', ['a.jsonl:4: the key "a" stands twice in one object']),
+        ("a.jsonl", '{"x": {"a": 1, "a": 1}}', ['a.jsonl:1: the key "a" stands twice']),
+        ("a.json", '[{"a": 1},\n {"a": 1, "a": 3}]', ['a.json:2: the key "a" stands twice', "in row 2 of the list"]),
+        ("a.csv", "prompt,chosen,rejected,chosen\n", ["a.csv:1: the header names 'chosen' twice"]),
+        ("a.jsonl", LINES + '{"x":' + "[" * 100_000 + "]" * 100_000 + "}", ["a.jsonl:4: ", "nested too deeply"]),
+        ("a.json", "[" * 100_000 + "]" * 100_000, ["a.json:1: ", "nested too deeply"]),
+        ("a.jsonl", LINES + '{"x": ' + "1" * 5000 + "}", ["a.jsonl:4: a whole number has thousands of digits"]),
+        ("a.json", json.dumps(ROWS) + "\n\nx", ["a.json:3: invalid JSON: Extra data"]),
+        ("a.json", "[" + json.dumps(ROWS[0]) + ",]", ["a.json:1: invalid JSON: Expecting value"]),
+        ("a.csv", TABLE + 'a 3,"y', ["a.csv:row 4: invalid CSV: unexpected end of data"]),
+        ("a.csv", TABLE + "a 3,y\n", ["a.csv:row 4: the header has 3 columns, this row has 2"]),
+        ("a.csv", "\n\n", ["a.csv: holds no rows"]),
+        ("a.parquet", b"PAR1" + b"\0" * 100 + b"PAR1", ["a.parquet: not a readable Parquet file: "]),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_place(
+    tmp_path: Path, name: str, content: str | bytes, parts: list[str]
+) -> None:
+    message = refusal(put(tmp_path / name, content))
+    assert message.startswith(f"{tmp_path}/{name}:")
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefopt.data.files.MAX_LINE_BYTES", 2**20)
+    message = refusal(put(tmp_path / "a.jsonl.gz", gzip.compress(b" " * 2**24)))
+    assert message == f"{tmp_path}/a.jsonl.gz:1: this line has more than 1 MiB. Split it."
+
+
+def write_parquet(path: Path, table: Any) -> str:
+    pq.write_table(table, path)
+    return str(path)
+
+
+def test_a_damaged_page_and_text_that_is_no_utf8_are_told_with_the_file(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "page.parquet", pa.table({"prompt": ["q"] * 1000}))
+    content = bytearray(Path(path).read_bytes())
+    for index in range(20, 60):
+        content[index] ^= 0x5A
+    assert refusal(put(tmp_path / "page.parquet", bytes(content))).startswith(f"{path}: not a readable Parquet file: ")
+    offsets = pa.array([0, 1, 2], pa.int32()).buffers()[1]
+    broken = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"\xff\xfe")])
+    path = write_parquet(tmp_path / "utf8.parquet", pa.table({"prompt": broken}))
+    assert refusal(path).startswith(f"{path}:rows 1 to 2: not readable: 'utf-8' codec can't decode byte 0xff")
+
+
+def test_a_column_that_parquet_holds_twice_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["good"]), pa.array(["evil"])], names=["chosen", "chosen"])
+    path = write_parquet(tmp_path / "a.parquet", table)
+    assert refusal(path) == f"{path}: the column 'chosen' is there twice. Rename or remove one."
+
+
+PADDED = {
+    "tools": [
+        {"name": "add", "parameters": {"properties": {"a": {"type": "number"}, "b": {"type": "number"}}}},
+        {"name": "greet", "parameters": {"properties": {"name": {"type": "string"}}}},
+        {"name": "clock", "parameters": {"properties": {}}},
+    ],
+    "messages": [
+        {"role": "user", "content": "Hi"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1, "b": 2}}}],
+        },
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "clock", "arguments": {}}}]},
+    ],
+    "list": ["a", None],
+    "text": "x",
+}
+
+
+def test_keys_with_which_arrow_fills_up_objects_are_taken_out_at_every_depth(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    assert read(write_parquet(tmp_path / "a.parquet", pa.Table.from_pylist([PADDED]))) == [PADDED]
+    datasets.Dataset.from_list([PADDED]).save_to_disk(str(tmp_path / "folder"))
+    assert read(str(tmp_path / "folder")) == [PADDED]
+
+
+def test_nulls_that_an_author_wrote_in_json_stay(tmp_path: Path) -> None:
+    row = {"tools": [{"name": "f", "parameters": {"default": None}}]}
+    assert read(put(tmp_path / "a.jsonl", json.dumps(row))) == [row]
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_dict.json"])
+def test_a_damaged_datasets_folder_is_told_with_its_path(tmp_path: Path, name: str) -> None:
+    put(tmp_path / name, "{")
+    assert refusal(str(tmp_path)).startswith(f"{tmp_path}: not a readable folder of `datasets`: ")
+
+
+def test_a_file_cut_inside_a_datasets_folder_is_told_with_its_path(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "folder"))
+    (part,) = (tmp_path / "folder").glob("*.arrow")
+    part.write_bytes(part.read_bytes()[:100])
+    assert refusal(str(tmp_path / "folder")).startswith(f"{tmp_path}/folder: not a readable folder of `datasets`: ")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", LINES)
+    Path(path).chmod(0)
+    assert refusal(path) == f"{path}: cannot be read (Permission denied)"
+
+
+@pytest.mark.parametrize("call", ["open", "exists", "stat"])
+def test_what_the_file_system_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    path = put(tmp_path / "a.jsonl", LINES)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, call, refuse)
+    assert f"{path}: cannot be read (Permission denied)" in refusal(path)
+
+
+def test_a_name_that_is_too_long_is_told(tmp_path: Path) -> None:
+    assert "cannot be read (File name too long)" in refusal(str(tmp_path / ("x" * 300 + ".jsonl")))

@@ -1,0 +1,229 @@
+"""Rows as other systems and tables write them: the record that they mean, or a refusal that names what they are."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefopt.choices import DataFormat
+from prefopt.data.records import ReadResult, read_records
+from prefopt.errors import UserError
+
+USER = {"role": "user", "content": "Say hi."}
+HI = {"role": "assistant", "content": "Hi!"}
+NO = {"role": "assistant", "content": "No."}
+SYSTEM = {"role": "system", "content": "Be brief."}
+CALL = {"type": "function", "function": {"name": "clock", "arguments": {"zone": "UTC"}}}
+
+
+def read(tmp_path: Path, *rows: Any, kind: str = "preference") -> ReadResult:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_records(str(path), format=DataFormat.auto, kind=kind)  # type: ignore[arg-type]
+
+
+def record(tmp_path: Path, row: Any, kind: str = "preference") -> Any:
+    return read(tmp_path, row, kind=kind).records[0]
+
+
+def refusal(tmp_path: Path, *rows: Any, kind: str = "preference") -> str:
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, *rows, kind=kind)
+    return str(caught.value).removeprefix(f"{tmp_path}/")
+
+
+def calling(call: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [call]}, HI]}
+
+
+@pytest.mark.parametrize("arguments", ['{"zone": "UTC"}', {"zone": "UTC"}])
+def test_arguments_as_json_text_are_the_object_that_they_spell(tmp_path: Path, arguments: Any) -> None:
+    call = {"type": "function", "function": {"name": "clock", "arguments": arguments}}
+    assert record(tmp_path, calling(call), "sft").messages[1]["tool_calls"] == [CALL]
+    bare = record(tmp_path, calling({"name": "clock", "arguments": arguments}), "sft")
+    assert bare.messages[1]["tool_calls"] == [{"name": "clock", "arguments": {"zone": "UTC"}}]
+
+
+def test_blank_arguments_are_an_object_without_keys(tmp_path: Path) -> None:
+    assert record(tmp_path, calling({"name": "f", "arguments": ""}), "sft").messages[1]["tool_calls"] == [
+        {"name": "f", "arguments": {}}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ("zone=UTC", "is text, but not valid JSON"),
+        ("[1]", "must be an object or its JSON text"),
+        ('{"a":1,"a":2}', "twice"),
+    ],
+)
+def test_arguments_that_spell_no_object_are_refused(tmp_path: Path, arguments: str, part: str) -> None:
+    message = refusal(tmp_path, calling({"function": {"name": "f", "arguments": arguments}}), kind="sft")
+    assert message.startswith("rows.jsonl:1: 'messages[1].tool_calls[0].function.arguments' ")
+    assert part in message
+
+
+def test_openais_older_function_calls_are_tool_calls(tmp_path: Path) -> None:
+    function = {"name": "clock", "arguments": '{"zone": "UTC"}'}
+    row = {
+        "messages": [
+            USER,
+            {"role": "assistant", "content": None, "function_call": function},
+            {"role": "function", "name": "clock", "content": "5"},
+            HI,
+        ],
+        "functions": [{"name": "clock", "parameters": {}}],
+    }
+    result = read(tmp_path, row, kind="sft")
+    example: Any = result.records[0]
+    assert example.messages[1] == {"role": "assistant", "tool_calls": [CALL]}
+    assert example.messages[2] == {"role": "tool", "name": "clock", "content": "5"}
+    assert example.tools == [{"type": "function", "function": {"name": "clock", "parameters": {}}}]
+    assert result.notes.ignored_columns == {}
+
+
+def test_content_in_parts_is_their_text(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Say"}, {"text": " hi."}]
+    assert record(tmp_path, {"messages": [{"role": "user", "content": parts}, HI]}, "sft").messages == [USER, HI]
+    image = [{"type": "image_url", "image_url": {"url": "x"}}]
+    message = refusal(tmp_path, {"messages": [{"role": "user", "content": image}, HI]}, kind="sft")
+    assert "'messages[0].content[0]' must be a part {type: text, text}" in message
+
+
+@pytest.mark.parametrize("system", ["Be brief.", [{"text": "Be brief."}]])
+def test_a_system_column_is_the_first_message(tmp_path: Path, system: Any) -> None:
+    pair = {"system": system, "prompt": [USER], "chosen": [HI], "rejected": [NO]}
+    result = read(tmp_path, pair)
+    assert result.records[0].prompt == [SYSTEM, USER]  # type: ignore[union-attr]
+    assert result.notes.ignored_columns == {}
+    assert record(tmp_path, {**pair, "prompt": [SYSTEM, USER]}).prompt == [SYSTEM, USER]
+    assert record(tmp_path, {"system": system, "messages": [USER, HI]}, "sft").messages == [SYSTEM, USER, HI]
+    example = record(tmp_path, {"system": system, "prompt": [USER], "completion": [HI]}, "sft")
+    assert example.prompt == [SYSTEM, USER]
+
+
+def test_a_system_column_that_has_no_place_is_refused(tmp_path: Path) -> None:
+    text = {"system": "Be brief.", "prompt": "Say hi.", "chosen": "Hi!", "rejected": "No."}
+    assert "'system' is a system prompt, but 'prompt' is text" in refusal(tmp_path, text)
+    assert record(tmp_path, {**text, "system": ""}).prompt == "Say hi."
+    other = {"system": "Be rude.", "prompt": [SYSTEM, USER], "chosen": [HI], "rejected": [NO]}
+    assert "'system' differs from the system message of 'prompt'" in refusal(tmp_path, other)
+
+
+def test_a_text_prompt_beside_answers_that_lack_it_is_the_users_message(tmp_path: Path) -> None:
+    result = read(tmp_path, {"prompt": "Say hi.", "chosen": [SYSTEM, HI], "rejected": [SYSTEM, NO]})
+    pair: Any = result.records[0]
+    assert (pair.prompt, pair.chosen, pair.rejected) == ([SYSTEM, USER], [HI], [NO])
+    assert result.notes.ignored_columns == {}
+    assert record(tmp_path, {"prompt": "Say hi.", "chosen": [HI], "rejected": [NO]}).prompt == [USER]
+
+
+def test_a_text_prompt_beside_another_question_is_refused(tmp_path: Path) -> None:
+    message = refusal(tmp_path, {"prompt": "Say bye.", "chosen": [USER, HI], "rejected": [USER, NO]})
+    assert message.startswith("rows.jsonl:1: 'prompt' (text (\"Say bye.\")) does not occur in the messages")
+    assert "does not occur in 'messages'" in refusal(tmp_path, {"prompt": "Bye.", "messages": [USER, HI]}, kind="sft")
+
+
+def test_a_text_prompt_that_the_messages_hold_is_left_aside(tmp_path: Path) -> None:
+    result = read(tmp_path, {"prompt": "Say  hi.", "messages": [SYSTEM, USER, HI]}, kind="sft")
+    assert result.records[0].messages == [SYSTEM, USER, HI]  # type: ignore[union-attr]
+    assert result.notes.ignored_columns == {"prompt": 1}
+
+
+@pytest.mark.parametrize("label", [False, "False"])
+def test_answers_that_kto_shall_avoid_are_not_demonstrations(tmp_path: Path, label: Any) -> None:
+    wanted = {"prompt": "Say hi.", "completion": "Hi!", "label": True}
+    message = refusal(tmp_path, wanted, {**wanted, "completion": "No.", "label": label}, kind="sft")
+    assert message.startswith("rows.jsonl:2: 'label' is false: in KTO's format this answer is one to avoid")
+    assert len(read(tmp_path, wanted, kind="sft").records) == 1
+    assert "'kto_tag' is false" in refusal(tmp_path, {"messages": [USER, NO], "kto_tag": False}, kind="sft")
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "part"),
+    [
+        ({"prompt": "a", "completion": "b", "label": True}, "preference", "These are KTO's rows"),
+        ({"messages": [USER, HI]}, "preference", "These are demonstrations: set algorithm=sft."),
+        ({"prompt": "a", "completion": "b"}, "preference", "These are demonstrations: set algorithm=sft."),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "sft", "These are pairs: set algorithm=dpo."),
+        ({"chosen": [USER, HI], "rejected": [USER, NO]}, "sft", "These are pairs: set algorithm=dpo."),
+    ],
+)
+def test_rows_of_another_kind_are_named(tmp_path: Path, row: Any, kind: str, part: str) -> None:
+    assert part in refusal(tmp_path, row, kind=kind)
+
+
+def write_csv(tmp_path: Path, *rows: dict[str, Any]) -> str:
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr])
+def test_messages_that_a_cell_holds_as_text_are_messages(tmp_path: Path, write: Any) -> None:
+    tools = [{"type": "function", "function": {"name": "clock"}}]
+    row = {"prompt": write([USER]), "chosen": write([HI]), "rejected": write([NO]), "tools": write(tools)}
+    result = read_records(write_csv(tmp_path, row), format=DataFormat.auto, kind="preference")
+    pair: Any = result.records[0]
+    assert (pair.prompt, pair.chosen, pair.rejected, pair.tools) == ([USER], [HI], [NO], tools)
+    assert result.notes.num_parsed == 1
+    turns = {
+        "conversations": write([{"from": "human", "value": "Say hi."}]),
+        "chosen": write({"from": "gpt", "value": "Hi!"}),
+        "rejected": write({"from": "gpt", "value": "No."}),
+    }
+    pair = read_records(write_csv(tmp_path, turns), format=DataFormat.auto, kind="preference").records[0]
+    assert (pair.prompt, pair.chosen, pair.rejected) == ([USER], [HI], [NO])
+
+
+@pytest.mark.parametrize(
+    "answer", ['{"role": "admin"}', '[{"value": 1}]', "[{'name': 'x'}]", "[citation needed]", "{}"]
+)
+def test_an_answer_in_json_is_text_like_any_other(tmp_path: Path, answer: str) -> None:
+    assert record(tmp_path, {"prompt": "a", "completion": answer}, "sft").completion == answer
+
+
+def test_a_numpy_array_that_pandas_printed_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    printed = "[{'content': 'Say hi.', 'role': 'user'}\n {'content': 'Hi!', 'role': 'assistant'}]"
+    path = write_csv(tmp_path, {"messages": printed})
+    with pytest.raises(UserError, match=r"rows.csv:row 1: 'messages' is text that begins as a list .*to_json\(path"):
+        read_records(path, format=DataFormat.auto, kind="sft")
+
+
+def test_a_row_that_would_fill_the_memory_is_refused_before_it_is_tokenised(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("prefopt.data.records.MAX_CHARACTERS", 1000)
+    pair = {"prompt": "a", "chosen": "b" * 600, "rejected": "c" * 400}
+    message = refusal(tmp_path, pair)
+    assert (
+        message == "rows.jsonl:1: the row has 1,001 characters, and at most 1,000 are tokenised. Split it, or drop it."
+    )
+    chat = {"messages": [USER, {**HI, "tool_calls": [{"name": "f", "arguments": {"x": "y" * 1000}}]}]}
+    assert "at most 1,000 are tokenised" in refusal(tmp_path, chat, kind="sft")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"tools": [1]}, "'tools' must be a list of objects, found a number (1) in it"),
+        ({"tools": [{"a": "\ud83d"}]}, "'tools' holds half of a UTF-16 pair"),
+        ({"tools": [json.loads("[" * 80 + "]" * 80), {}]}, "'tools' must be a list of objects, found a list ([[["),
+        ({"tools": [{"a": json.loads("[" * 80 + "]" * 80)}]}, "'tools' has more than 64 lists and objects inside"),
+        ({"chat_template_kwargs": {"a": json.loads("[" * 80 + "]" * 80)}}, "'chat_template_kwargs' has more than 64"),
+        ({"chosen": [{**HI, "name": "\ud83d"}]}, "'chosen[0].name' holds half of a UTF-16 pair"),
+        ({"chosen": [{**HI, "role": ["assistant"]}]}, "'chosen[0].role' must be one of"),
+    ],
+)
+def test_values_that_nothing_could_render_are_refused(tmp_path: Path, change: Any, part: str) -> None:
+    assert part in refusal(tmp_path, {"prompt": [USER], "chosen": [HI], "rejected": [NO], **change})
+
+
+def test_names_of_fields_are_shown_so_that_they_can_be_printed(tmp_path: Path) -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "\ud83d": 1, "\x1b[31m": 2}
+    assert read(tmp_path, row).notes.ignored_columns == {"\\ud83d": 1, "\\x1b[31m": 1}
+    many = refusal(tmp_path, {f"field_{number}": 1 for number in range(40)})
+    assert "'field_11' and 28 more." in many

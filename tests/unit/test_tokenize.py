@@ -13,7 +13,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from prefopt.choices import LossOn, OnBadRow, OnControlToken, OnLongCompletion
 from prefopt.data import encoding, rendering
-from prefopt.data.encoding import CHUNK_ROWS, encode
+from prefopt.data.encoding import CHUNK_ROWS, chunks, encode
 from prefopt.data.loading import load_tokenized, read_splits
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
@@ -221,6 +221,18 @@ def test_a_prompt_without_tokens_is_refused() -> None:
     with pytest.raises(UserError, match=r"a.jsonl:1: the prompt has no token"):
         run([pair("", "yes", "no")], build_tokenizer(adds_bos=False))
     assert run([pair("", "yes", "no")], build_tokenizer()).notes.num_kept == 1
+
+
+def test_long_rows_are_tokenised_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefopt.data.encoding.MAX_CHARACTERS", 100)
+    rows = [PreferencePair("q", "a" * length, "b", None, {}, str(length)) for length in (10, 20, 90, 8, 200, 1)]
+    assert [[row.source for row in chunk] for chunk in chunks(rows, kind=type)] == [
+        ["10", "20"],
+        ["90"],
+        ["8"],
+        ["200"],
+        ["1"],
+    ]
 
 
 def test_chunks_do_not_show_in_the_result() -> None:

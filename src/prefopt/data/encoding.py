@@ -7,7 +7,7 @@ from itertools import groupby, islice
 from typing import Any, NamedTuple, TypeVar
 
 from prefopt.choices import OnBadRow, OnLongCompletion
-from prefopt.data.records import Record
+from prefopt.data.records import MAX_CHARACTERS, Record, num_characters
 from prefopt.data.rendering import Chat, common_prefix_length, render_chats, require_chat_template
 from prefopt.errors import UserError
 
@@ -288,10 +288,18 @@ def drop_double_bos(sequences: Sequence[list[int]], special: SpecialTokens, note
 
 
 def chunks(records: Sequence[AnyRecord], kind: Any) -> Iterator[list[AnyRecord]]:
-    """Yields up to `CHUNK_ROWS` neighbours at a time that have the same `kind(record)`."""
+    """Yields neighbours that have the same `kind(record)`: up to `CHUNK_ROWS` of them, fewer where they are long."""
     for _, run in groupby(records, key=kind):
-        while chunk := list(islice(run, CHUNK_ROWS)):
-            yield chunk
+        chunk: list[AnyRecord] = []
+        size = 0
+        for record in run:
+            length = num_characters(record)
+            if chunk and (len(chunk) == CHUNK_ROWS or size + length > MAX_CHARACTERS):
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(record)
+            size += length
+        yield chunk
 
 
 class IdTable:

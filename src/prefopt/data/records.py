@@ -63,6 +63,23 @@ class SFTExample:
 Record = PreferencePair | SFTExample
 
 
+def num_characters(record: Record) -> int:
+    """Returns how many characters a record has, its tools included."""
+    if isinstance(record, PreferencePair):
+        contents: tuple[Content | None, ...] = (record.prompt, record.chosen, record.rejected)
+    else:
+        contents = (record.text, record.prompt, record.completion, record.messages)
+    length = len(json.dumps(record.tools, default=str)) if record.tools else 0
+    for content in contents:
+        if isinstance(content, str):
+            length += len(content)
+        elif content is not None:
+            for message in content:
+                is_plain = len(message) == 2 and "content" in message
+                length += len(message["content"] if is_plain else json.dumps(message, default=str))
+    return length
+
+
 def message_fields(record: Record) -> dict[str, list[Message]]:
     """Returns the fields of a record that hold messages; none for a record of text."""
     is_pair = isinstance(record, PreferencePair)
@@ -162,7 +179,9 @@ def build_record(row: dict[str, Any], kind: Kind, source: str) -> tuple[Record, 
     for column in ("image", "images"):
         if row.get(column):
             raise RowError(f"'{column}' holds images; prefopt trains text models. Remove the column or these rows.")
-    return _build_pair(row, source) if kind == "preference" else _build_example(row, source)
+    record, shape = _build_pair(row, source) if kind == "preference" else _build_example(row, source)
+    _require_short(record)
+    return record, shape
 
 
 def _build_pair(row: dict[str, Any], source: str) -> tuple[PreferencePair, Shape]:
@@ -189,7 +208,6 @@ def _build_pair(row: dict[str, Any], source: str) -> tuple[PreferencePair, Shape
         prompt = add_system(prompt, row["system"])
     if isinstance(prompt, list):
         _check_turns(prompt, {"chosen": chosen, "rejected": rejected})
-    _require_short((prompt, chosen, rejected))
     pair = PreferencePair(
         prompt=prompt,
         chosen=chosen,
@@ -242,7 +260,6 @@ def _build_example(row: dict[str, Any], source: str) -> tuple[SFTExample, Shape]
             "a demonstration needs 'messages', or 'prompt' and 'completion', or 'text'; "
             f"found {_found(row)}.{other_kind(row, 'sft') or _did_you_mean(wanted, row)}"
         )
-    _require_short(fields.values())
     example = SFTExample(
         **fields,
         tools=check_tools(row.get("tools")),
@@ -271,15 +288,9 @@ def _check_conversation(row: dict[str, Any]) -> Content:
     return add_system(messages, row.get("system", ""), "messages")
 
 
-def _require_short(contents: Iterable[Content]) -> None:
+def _require_short(record: Record) -> None:
     """Refuses a row of which the tokenizer alone would fill the memory."""
-    length = 0
-    for content in contents:
-        if isinstance(content, str):
-            length += len(content)
-            continue
-        for message in content:
-            length += len(message.get("content", "") if len(message) == 2 else json.dumps(message, default=str))
+    length = num_characters(record)
     if length > MAX_CHARACTERS:
         raise RowError(
             f"the row has {length:,} characters, and at most {MAX_CHARACTERS:,} are tokenised. Split it, or drop it."

@@ -136,3 +136,9 @@ def test_the_notes_say_how_prompts_were_found(tmp_path: Path) -> None:
     lines = read_splits(config, kind="preference", seed=0).notes.lines()
     assert "train: 1 rows have no 'prompt'; it is their common beginning up to the assistant's last mark" in lines
     assert "train: 1 of these prompts end where the shorter one of another row does" in lines
+
+
+def test_a_row_with_an_empty_answer_and_no_prompt_is_left_to_the_check_of_empty_rows() -> None:
+    agreed, notes = agree_on_prompts([pair("", ""), pair("Which a", "Which b")])
+    assert [record.prompt for record in agreed] == ["", "Which"]
+    assert notes.num_word_prompts == 1

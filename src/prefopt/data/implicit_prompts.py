@@ -102,8 +102,9 @@ def agree_on_prompts(pairs: Sequence[Any]) -> tuple[list[Any], ImplicitNotes]:
     the whole prompt of another pair, it is cut there.
     """
     agreed = list(pairs)
-    words = [index for index, pair in enumerate(pairs) if not _ends_at_mark(pair.prompt)]
-    notes = ImplicitNotes(num_marked_prompts=len(pairs) - len(words), num_word_prompts=len(words))
+    asked = [index for index, pair in enumerate(pairs) if pair.prompt]  # without one, an answer is empty
+    words = [index for index in asked if not _ends_at_mark(pairs[index].prompt)]
+    notes = ImplicitNotes(num_marked_prompts=len(asked) - len(words), num_word_prompts=len(words))
     notes.num_further_turns = sum(_has_turn(pair.chosen) or _has_turn(pair.rejected) for pair in pairs)
     shorter: list[str] = []  # prompts with which the present one begins, the shortest first
     for index in sorted(words, key=lambda index: pairs[index].prompt):

@@ -30,8 +30,8 @@ from prefopt.errors import UserError
 
 Kind = Literal["preference", "sft"]
 
-MAX_CHARACTERS = 8_000_000
-"""Of a row, at most: about two million tokens, more than any model reads. A tokenizer takes some 80 bytes for each."""
+MAX_CHARACTERS = 4_000_000
+"""Of a row, at most: about a million tokens. A tokenizer takes some 100 bytes of memory for each character."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ class DataConfig:
     """Where examples come from, and what happens to rows that cannot be used."""
 
     train: Any = MISSING
-    """A file (.jsonl .json .csv, also .gz; .parquet), a list, a glob, a `datasets` folder, or `hub:<id>[:<split>]`."""
+    """A file (.jsonl .json .csv .tsv .parquet), a list, a glob, a `datasets` folder, or `hub:<id>[:<split>]`."""
     held_out: Any = None
     """Same as `train`. Unset: `held_out_fraction` of the training prompts are set apart."""
     held_out_fraction: float = 0.1

@@ -1,7 +1,6 @@
 """Measures the tuned model and its base on the same material, one model in memory at a time."""
 
 import gc
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -13,7 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prefopt.data.files import iter_rows
 from prefopt.data.ragged import PairTable
+from prefopt.data.values import RowError, check_text
 from prefopt.errors import UserError
 from prefopt.evaluation.sampling import Answer, Question, generate
 from prefopt.evaluation.scoring import IGNORED, PairScores, ScoredSequence, Scorer, Scores, completion
@@ -183,11 +184,11 @@ def read_neutral_texts(settings: EvaluationConfig, tokenizer: Any) -> list[Score
     if not path.is_file():
         raise UserError(f"evaluation.neutral_texts: no such file: {path}. Set it to null to do without.")
     sequences = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for row, source in iter_rows(path):
         try:
-            text = json.loads(line)["text"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f'{path}:{number}: must be a JSON object with a "text" field.') from error
+            text = check_text(row.get("text"), "text")
+        except RowError as error:
+            raise UserError(f"{source}: {error} Each neutral text is an object with a field 'text'.") from error
         ids = tokenizer(text)["input_ids"][:NEUTRAL_MAX_TOKENS]
         sequences.append(ScoredSequence(ids, [IGNORED, *ids[1:]]))
     return sequences

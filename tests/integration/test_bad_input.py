@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from prefopt.cli import dispatch
+from prefopt.errors import UserError
 from prefopt.evaluate import main as evaluate
 from prefopt.train import main as train
 
@@ -84,6 +85,16 @@ def test_a_tokenizer_without_chat_template_is_refused_for_chat_data(overrides, t
     (folder / "chat_template.jinja").unlink()
     assert "model.chat_template" in fails(train, [*overrides, f"model.path={folder}"])
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_line_of_the_neutral_texts_that_holds_none_is_named(tmp_path):
+    from prefopt.evaluation.measure import read_neutral_texts
+    from prefopt.schema import EvaluationConfig
+
+    path = tmp_path / "neutral.jsonl"
+    path.write_text('{"txt": "x"}\n')
+    with pytest.raises(UserError, match=r"neutral.jsonl:1: 'text' must be text, found null. Each neutral text is"):
+        read_neutral_texts(EvaluationConfig(neutral_texts=str(path)), None)
 
 
 def test_bf16_is_refused_on_hardware_without_it(overrides, tmp_path, fails, monkeypatch):

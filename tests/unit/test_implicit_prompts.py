@@ -14,6 +14,7 @@ from prefopt.data.implicit_prompts import agree_on_prompts, split_common_prompt
 from prefopt.data.loading import read_splits
 from prefopt.data.records import PreferencePair, read_records
 from prefopt.data.values import RowError
+from prefopt.errors import UserError
 from prefopt.schema import DataConfig
 
 MARKS = [
@@ -119,6 +120,15 @@ def test_no_prompt_of_transcripts_is_on_both_sides_of_a_split(tmp_path: Path) ->
     train, held_out = ({record.prompt for record in side} for side in (splits.train, splits.held_out or []))
     assert (len(train), len(held_out), train & held_out) == (8, 2, set())
     assert all(prompt.endswith("?\n\nAssistant:") for prompt in train | held_out)
+
+
+def test_a_prompt_without_marks_is_found_again_in_the_held_out_file(tmp_path: Path) -> None:
+    train = write(tmp_path / "a.jsonl", [{"chosen": "Which 0? It is red.", "rejected": "Which 0? It is blue."}])
+    held_out = write(tmp_path / "b.jsonl", [{"chosen": "Which 0? Yes.", "rejected": "Which 0? No."}])
+    with pytest.raises(
+        UserError, match=r"a.jsonl:1: this training row has the same prompt as the held-out row .*b.jsonl:1"
+    ):
+        read_splits(DataConfig(train=train, held_out=held_out), kind="preference", seed=0)
 
 
 def test_the_notes_say_how_prompts_were_found(tmp_path: Path) -> None:

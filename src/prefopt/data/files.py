@@ -167,9 +167,8 @@ def _json_rows(path: Path) -> Iterator[tuple[Row, str]]:
         try:
             row = parse(line)
         except JSONError as error:
-            raise UserError(
-                f"{source}: {error}. Each line must hold one JSON object, or the file one list of them."
-            ) from error
+            hint = " Each line must hold one JSON object, or the file one list of them." if error.is_syntax else ""
+            raise UserError(f"{source}: {error}.{hint}") from error
         yield row, source
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from prefopt.choices import LossOn, OnBadRow, OnControlToken
 from prefopt.data.control_tokens import treat_control_tokens
 from prefopt.data.defects import drop_defects
+from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.notes import DataNotes, SplitName
 from prefopt.data.records import Kind, Record, read_records, to_chat
 from prefopt.data.split import find_overlap, split_by_prompt
@@ -56,6 +57,7 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: Any = No
     train = _read(config.train, config, kind, notes, "train")
     if config.held_out is not None:
         held_out = _read(config.held_out, config, kind, notes, "held_out")
+        train, held_out = _agree_on_prompts(train, held_out, notes)
         train = _without_overlap(train, held_out, config, notes)
     elif config.held_out_fraction > 0:
         train, held_out = _set_apart(train, config, seed)
@@ -114,6 +116,17 @@ def _read(spec: Any, config: DataConfig, kind: Kind, notes: DataNotes, split: Sp
         if not result.notes.num_as_chat:
             logger.warning("data.as_chat=true changes nothing: the rows of data.%s are messages already", split)
     return drop_defects(records, on_empty=config.on_empty, on_identical=config.on_identical, notes=result.notes)
+
+
+def _agree_on_prompts(
+    train: list[Record], held_out: list[Record], notes: DataNotes
+) -> tuple[list[Record], list[Record]]:
+    """Returns both sides with the same prompt wherever they share one that was cut where a word ends."""
+    if not all(notes.read[split].num_word_prompts for split in notes.read):
+        return train, held_out
+    agreed, found = agree_on_prompts([*train, *held_out])
+    notes.read["train"].num_shortened_prompts += found.num_shortened_prompts
+    return agreed[: len(train)], agreed[len(train) :]
 
 
 def _set_apart(records: list[Record], config: DataConfig, seed: int) -> tuple[list[Record], list[Record]]:

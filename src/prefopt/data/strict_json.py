@@ -10,11 +10,12 @@ MAX_LITERAL = 1_000_000
 
 
 class JSONError(ValueError):
-    """What is wrong with a JSON text, and in which of its lines, counted from 1."""
+    """What is wrong with a JSON text, in which of its lines, counted from 1, and whether it is no JSON at all."""
 
-    def __init__(self, message: str, line: int) -> None:
+    def __init__(self, message: str, line: int, is_syntax: bool = False) -> None:
         super().__init__(message)
         self.line = line
+        self.is_syntax = is_syntax
 
 
 class _RepeatedKey(ValueError):
@@ -79,7 +80,7 @@ def parse_structure(text: str) -> Any:
     try:
         return parse(text)
     except JSONError as error:
-        if len(text) > MAX_LITERAL or not isinstance(error.__cause__, json.JSONDecodeError):
+        if len(text) > MAX_LITERAL or not error.is_syntax:
             raise
         try:
             return json.loads(json.dumps(ast.literal_eval(text.strip())))  # tuples become lists, as in JSON
@@ -96,7 +97,7 @@ def _skip_blanks(text: str, position: int) -> int:
 def _told(error: Exception, line: int) -> JSONError:
     """Returns the error in words; `line` is where it is if it does not know itself."""
     if isinstance(error, json.JSONDecodeError):
-        return JSONError(f"invalid JSON: {error.msg} at column {error.colno}", error.lineno)
+        return JSONError(f"invalid JSON: {error.msg} at column {error.colno}", error.lineno, is_syntax=True)
     if isinstance(error, _RepeatedKey):
         return JSONError(str(error), line)
     if isinstance(error, RecursionError):

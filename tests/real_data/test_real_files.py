@@ -147,18 +147,8 @@ def test_sharegpt_pairs_are_read_as_they_are_and_split_by_prompt(shared_file, sm
 def test_alpaca_demonstrations_train_the_answer_alone(shared_file, small, tmp_path):
     train([*small, "algorithm=sft", f"data.train={shared_file(ALPACA)}", "data.max_length=512"])
     report, metrics = finished(tmp_path)
-    assert counts(report)["read"]["train"] == {
-        "num_marked_prompts": 0,
-        "num_word_prompts": 0,
-        "num_shortened_prompts": 0,
-        "num_further_turns": 0,
-        "num_rows": 999,
-        "num_parsed": 0,
-        "num_identical_skipped": 0,
-        "num_empty_skipped": 0,
-        "num_duplicates": 14,
-        "ignored_columns": {},
-    }
+    read = counts(report)["read"]["train"]
+    assert {name: count for name, count in read.items() if count} == {"num_rows": 999, "num_duplicates": 14}
     # 985 prompts: a tenth of them is held out, with the repeats of each.
     records = counts(report)["num_records"]
     assert records["train"] + records["held_out"] == 999
@@ -171,7 +161,7 @@ def test_tool_calls_need_a_template_that_knows_them(shared_file, small, fails, t
     settings = [*small, "algorithm=sft", f"data.train={shared_file(TOOL_CALLS)}", "data.max_length=512"]
     # The shipped template writes the content of every message; a message that calls a tool has none.
     message = fails(train, settings)
-    assert f"{TOOL_CALLS}:row 1: the chat template refuses this row" in message
+    assert f"{TOOL_CALLS}:row 1: the row has tool calls, but the chat template leaves them out" in message
     assert "model.chat_template" in message
     assert not (tmp_path / "runs").exists()
 

@@ -62,6 +62,11 @@ def test_sharegpt_function_calls_become_tool_calls() -> None:
     }
 
 
+def test_other_keys_of_sharegpt_turns_are_kept_such_as_marks() -> None:
+    row = {"conversations": [HUMAN, {"from": "gpt", "value": "Hi!", "weight": 0}]}
+    assert convert_sharegpt_example(row)["messages"][1] == {**turn("assistant", "Hi!"), "weight": 0}
+
+
 def test_parallel_function_calls_stay_in_one_message() -> None:
     value = '[{"name": "a", "arguments": {}}, {"name": "b", "arguments": {}}]'
     row = {"conversations": [HUMAN, {"from": "function_call", "value": value}]}

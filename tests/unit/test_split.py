@@ -17,6 +17,7 @@ from prefopt.data.loading import read_splits
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.data.split import find_overlap, prompt_key, split_by_prompt
 from prefopt.errors import UserError
+from prefopt.evaluation.run import _texts
 from prefopt.schema import DataConfig
 
 
@@ -113,6 +114,13 @@ def test_the_prompt_of_a_conversation_is_all_before_its_first_trained_turn() -> 
     assert key(*marked, *again) == prompt_key(
         SFTExample(prompt=[*unmarked, again[0]], completion=again[1:], source="y")
     )
+
+
+def test_a_report_shows_the_prompt_that_the_models_answer() -> None:
+    talk = [say("user", "q"), say("assistant", "one"), say("user", "r"), say("assistant", "two")]
+    assert _texts(SFTExample(messages=talk, source="x")) == ("q", "one")
+    marked = [talk[0], {**talk[1], "train": False}, *talk[2:]]
+    assert _texts(SFTExample(messages=marked, source="x")) == ("user: q\nassistant: one\nuser: r", "two")
 
 
 def test_overlap_names_both_rows() -> None:

@@ -69,13 +69,12 @@ def treat_control_tokens(records: Sequence[Record], tokenizer: Any, setting: OnC
 def _texts(record: Record) -> Iterator[str]:
     for messages in message_fields(record).values():
         for message in messages:
-            if "content" in message:
-                yield message["content"]
+            yield from (value for value in message.values() if isinstance(value, str))
 
 
 def _strip(record: Record, control: ControlTokens) -> Record:
     def stripped(message: Message) -> Message:
-        return {**message, "content": control.strip(message["content"])} if "content" in message else message
+        return {key: control.strip(value) if isinstance(value, str) else value for key, value in message.items()}
 
     changed: dict[str, Any] = {name: [*map(stripped, value)] for name, value in message_fields(record).items()}
     return replace(record, **changed)

@@ -226,12 +226,13 @@ def _sharegpt_message(turn: Any, field: str) -> Message:
     if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
         raise RowError(f"'{field}' must be a turn {{from, value}}, found {describe(turn)}.")
     speaker, value = turn["from"], check_text(turn["value"], f"{field}.value")
+    others = {key: item for key, item in turn.items() if key not in ("from", "value")}
     if speaker == "function_call":
-        return {"role": "assistant", "tool_calls": _tool_calls(value, f"{field}.value")}
+        return {**others, "role": "assistant", "tool_calls": _tool_calls(value, f"{field}.value")}
     if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
         allowed = ", ".join([*SHAREGPT_ROLES, "function_call"])
         raise RowError(f"'{field}.from' must be one of {allowed}, found {describe(speaker)}.")
-    return {"role": SHAREGPT_ROLES[speaker], "content": value}
+    return {**others, "role": SHAREGPT_ROLES[speaker], "content": value}
 
 
 def _tool_calls(text: str, field: str) -> list[Row]:

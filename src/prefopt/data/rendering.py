@@ -16,7 +16,7 @@ from prefopt.errors import UserError
 
 RENDER_LIMIT_S = 10.0
 """Seconds that a chat template may take, and so much more for each chat that it is given at once:"""
-RENDER_SHARE_S = 0.02
+RENDER_SHARE_S = 0.005
 
 CONTENT_TAIL = 20
 """Characters from the end of a message by which it is known in the rendered text."""

@@ -33,6 +33,18 @@ def test_the_wheel_holds_configuration_study_model_and_templates(wheel):
     assert not [name for name in names if "/runs/" in name or name.endswith(".pyc")]
 
 
+def test_the_wheel_names_its_licence_and_holds_it(wheel):
+    with zipfile.ZipFile(wheel) as content:
+        (metadata,) = (name for name in content.namelist() if name.endswith(".dist-info/METADATA"))
+        folder = metadata.removesuffix("METADATA")
+        head = content.read(metadata).decode().partition("\n\n")[0].splitlines()
+        text = content.read(f"{folder}licenses/LICENSE").decode()
+    assert "License-Expression: Apache-2.0" in head
+    assert not [line for line in head if line.startswith(("Project-URL", "Home-page"))]
+    assert "Apache License" in text
+    assert "The prefopt authors" in text
+
+
 def test_an_unpacked_wheel_composes_the_same_configuration_from_anywhere(wheel, tmp_path):
     """Without the checkout on its path, the package finds its own conf/ and resolves its own files."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")

@@ -22,7 +22,8 @@ TRAIN = Tree(
     {"algorithm": {name.value: schema for name, schema in ALGORITHMS.items()}},
     open_tables=("trainer.extra",),
 )
-DEFAULT_LEARNING_RATE = {AlgorithmName.dpo: 1e-6, AlgorithmName.sft: 2e-5}
+DEFAULT_LEARNING_RATE = {AlgorithmName.dpo: (1e-6, 1e-5), AlgorithmName.sft: (2e-5, 2e-4)}
+"""For all weights, and for adapters."""
 NOT_IDENTITY = {
     "run": ("name", "root", "overwrite", "time_limit", "timeout_s"),
     "logger": None,
@@ -55,8 +56,8 @@ def complete(composed: Composed, launch: Launch | None = None) -> TrainConfig:
     """The checked configuration, with the defaults that depend on other settings."""
     config: TrainConfig = composed.build()
     if config.optim.learning_rate is None:
-        factor = 1 if config.peft.method is PeftMethod.none else 10
-        config.optim.learning_rate = DEFAULT_LEARNING_RATE[config.algorithm.name] * factor
+        for_all, for_adapters = DEFAULT_LEARNING_RATE[config.algorithm.name]
+        config.optim.learning_rate = for_all if config.peft.method is PeftMethod.none else for_adapters
     label = composed.label or config.algorithm.name.value
     if config.logger.group is None:
         config.logger.group = label

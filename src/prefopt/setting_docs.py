@@ -40,8 +40,8 @@ INTRODUCTION = """# Settings
 
 Every setting that a command line, an experiment or a file of your own may give, as `group.setting=value`: its type or
 its choices, its default and what it does. A group's options (`model=llama3_2_1b`) are files that set several of them
-at once: `prefopt list` shows them. `prefopt train ... --cfg job` prints the values of a run. `null` stands for "unset".
-A value with brackets, blanks, commas or equals signs is quoted for Hydra and for the shell:
+at once: `prefopt list` shows them. `prefopt train ... --cfg job` prints the values of a run; `null` means "unset". A
+value with brackets, blanks, commas or equals signs is quoted for Hydra and for the shell:
 `'data.train="a=b.jsonl"'`.
 
 This page is written by `make docs` from the schemas in `src/prefopt`; a test compares both.

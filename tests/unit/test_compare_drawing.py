@@ -10,7 +10,7 @@ from prefopt.comparison.drawing import path, robust_range, spread_out, steps, ti
 from prefopt.comparison.page import render_page
 from prefopt.comparison.parallel import setting_axis
 from prefopt.comparison.ranking import build_comparison
-from prefopt.comparison.records import Measure
+from prefopt.comparison.records import Curve, Measure
 from tests.unit.test_compare_statistics import record
 
 
@@ -28,6 +28,76 @@ def test_a_point_too_far_off_stands_at_the_edge_and_is_counted() -> None:
     assert max(places) == 520 - 26
     assert len(set(places)) == 61
     assert "Far-off points stand at the edge: 1." in html
+
+
+def two_runs(**changes: Any) -> str:
+    """The page of two runs with wide intervals; `changes` go to both."""
+    runs = [
+        record(
+            name,
+            value,
+            metrics={
+                "preference_accuracy": Measure(value, value - 0.2, min(value + 0.2, 1.0)),
+                "kl_per_token": Measure(kl, kl - 0.3, kl + 0.4),
+                "base_preference_accuracy": Measure(0.5),
+            },
+            settings={"algorithm.beta": kl},
+            **changes,
+        )
+        for name, value, kl in (("a", 0.9, 0.6), ("b", 0.51, 0.001))
+    ]
+    return render_page(build_comparison(runs, title="t"))
+
+
+def test_the_axes_of_few_runs_hold_their_intervals() -> None:
+    """A bar that is cut at the edge of the plot would show a narrower interval than was measured."""
+    html = two_runs()
+    bars = re.findall(r'<line x1="([^"]+)" y1="([^"]+)" x2="([^"]+)" y2="([^"]+)" class="bar"', html)
+    assert len(bars) == 4
+    for x1, y1, x2, y2 in (map(float, bar) for bar in bars):
+        assert 58 < x1 <= x2 < 520 - 26
+        assert 14 <= y2 <= y1 < 380 - 46
+    widths = [float(x2) - float(x1) for x1, y1, x2, y2 in bars if y1 == y2]
+    assert widths[0] == pytest.approx(widths[1], rel=1e-3), "both intervals are 0.7 wide"
+
+
+def test_labels_of_two_points_near_the_base_lie_on_nothing() -> None:
+    html = two_runs()
+    trade_off = html[html.index("against KL per token of") :].partition("</svg>")[0]
+    texts = re.findall(r'<text x="([^"]+)" y="([^"]+)"[^>]* class="(?:rank|tick)">(1|2|base)</text>', trade_off)
+    places = {content: (float(x), float(y)) for x, y, content in texts}
+    assert set(places) == {"1", "2", "base"}
+    assert abs(places["2"][0] - places["base"][0]) > 20 or abs(places["2"][1] - places["base"][1]) > 10
+
+
+def test_ranks_at_the_end_of_parallel_lines_stand_apart() -> None:
+    html = two_runs()
+    parallel = html[html.index("Parallel coordinates of") :].partition("</svg>")[0]
+    heights = [float(y) for y in re.findall(r'y="([^"]+)" text-anchor="start" class="rank"', parallel)]
+    assert len(heights) == 2
+    assert abs(heights[0] - heights[1]) >= 13
+
+
+def test_a_curve_needs_two_points_and_what_was_measured_once_is_named() -> None:
+    once = Curve(steps=[8.0], pairs=None, tokens=None, values=[0.5], num_logged=1)
+    twice = Curve(steps=[4.0, 8.0], pairs=None, tokens=None, values=[0.7, 0.5], num_logged=2)
+    html = two_runs(curves={"held_out:preference_accuracy": once, "train:loss": twice})
+    assert html.count('<figure class="curves">') == 1
+    assert "<b>Training loss</b>" in html
+    assert "Measured once, so there is no curve: Held-out preference accuracy." in html
+    assert "Measured once" not in two_runs(curves={"train:loss": twice})
+    assert "Learning curves" not in two_runs()
+
+
+def test_a_page_says_when_it_was_made() -> None:
+    assert re.search(r"Made on 20\d\d-\d\d-\d\d \d\d:\d\d UTC\.", two_runs())
+
+
+def test_no_style_of_the_reports_page_acts_on_the_table_of_a_comparison() -> None:
+    """The bar of a report's seconds was cut and moved the intervals in the ranking."""
+    html = two_runs()
+    assert 'class="bar best' in html
+    assert re.search(r"(^|})\s*\.bar\b", html, re.MULTILINE) is None
 
 
 def test_a_path_in_relative_steps_comes_back_to_its_points() -> None:

@@ -1,8 +1,9 @@
 """compare.html: one self-contained page with the table, the curves and the charts of a comparison."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from prefopt.comparison.wording import (
     summary_text,
 )
 from prefopt.files import write_text
+from prefopt.report.numbers import moment
 
 BAR_WIDTH, BAR_HEIGHT = 110, 16
 MIN_OPACITY, MAX_OPACITY = 0.08, 0.4
@@ -80,6 +82,8 @@ def render_page(comparison: Comparison) -> str:
             axes=AXES,
             faintness=f"{max(MIN_OPACITY, min(MAX_OPACITY, 20 / max(len(comparison.runs), 1))):.3f}",
             curves=curve_figures(comparison),
+            measured_once=measured_once(comparison),
+            made=moment(datetime.now(UTC).isoformat()),
             unranked=[
                 _unranked(run, comparison, len(comparison.rows) + i) for i, run in enumerate(comparison.unranked)
             ],
@@ -89,11 +93,30 @@ def render_page(comparison: Comparison) -> str:
 
 
 def curve_figures(comparison: Comparison) -> list[Figure]:
-    """The learning curves that any run has; a loss gets a chart per algorithm, for two cannot be compared."""
+    """The learning curves of which any run has two points."""
+    charts = _lines_by_chart(comparison)
+    return [
+        Figure(title, _caption(kind, lines), curve_chart(kind, lines))
+        for title, kind, lines in charts
+        if has_curve(lines)
+    ]
+
+
+def measured_once(comparison: Comparison) -> list[str]:
+    """Titles of what every run has measured once at most, so that there is no curve."""
+    return [title for title, _, lines in _lines_by_chart(comparison) if not has_curve(lines)]
+
+
+def has_curve(lines: Sequence[Line]) -> bool:
+    """Whether there is more to draw than points."""
+    return any(len(line.curve.values) > 1 for line in lines)
+
+
+def _lines_by_chart(comparison: Comparison) -> Iterator[tuple[str, CurveKind, list[Line]]]:
+    """Title, kind and lines of each chart; a loss gets one per algorithm, for two cannot be compared."""
     numbered = [(i, run) for i, row in enumerate(comparison.rows) for run in row.group.members]
     numbered += [(len(comparison.rows) + i, run) for i, run in enumerate(comparison.unranked)]
     algorithms = list(dict.fromkeys(run.algorithm for _, run in numbered if run.curves))
-    figures = []
     for kind in CURVES:
         for algorithm in algorithms if kind.of_algorithm else [None]:
             lines = [
@@ -101,10 +124,9 @@ def curve_figures(comparison: Comparison) -> list[Figure]:
                 for index, run in numbered
                 if kind.key in run.curves and algorithm in (None, run.algorithm)
             ]
+            of = f" ({algorithm.upper()})" if algorithm and len(algorithms) > 1 else ""
             if lines:
-                of = f" ({algorithm.upper()})" if algorithm and len(algorithms) > 1 else ""
-                figures.append(Figure(kind.title + of, _caption(kind, lines), curve_chart(kind, lines)))
-    return figures
+                yield kind.title + of, kind, lines
 
 
 def _caption(kind: CurveKind, lines: Sequence[Line]) -> str:

@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefopt.comparison.drawing import NUM_BEST, Box, Scale, line, look, svg, text, tick_text, ticks
+from prefopt.comparison.drawing import Box, Scale, line, look, spread_out, svg, text, tick_text, ticks
 from prefopt.comparison.metrics import ACCURACY, BY_KEY, KL, LOSS, Metric, is_finite
 from prefopt.comparison.ranking import Comparison, Row
 from prefopt.comparison.settings import MISSING, Settings, as_text
 
 AXIS_WIDTH = 130
-HEIGHT = 380
+MIN_WIDTH, HEIGHT = 520, 380
 LEFT, RIGHT, TOP, BOTTOM = 74, 40, 46, 30
 MAX_SETTINGS = 8
+NUM_NAMED, LABEL_GAP = 3, 13
+"""Rows whose rank stands at the end of their line, and the least distance of two such labels in pixels."""
 MAX_LEVELS = 9
 """An axis with more different numbers is a scale; with fewer every value has its own place."""
 MAX_MARKS = 12
@@ -61,10 +63,13 @@ def parallel_chart(comparison: Comparison) -> ParallelChart | None:
     found = [setting_axis(head, key, settings) for key, head in comparison.settings.items()]
     axes = [axis for axis in found if axis is not None][:MAX_SETTINGS]
     axes += [_metric_axis(metric, rows) for metric in _outcomes(comparison, rows)]
-    box = Box(LEFT + RIGHT + AXIS_WIDTH * (len(axes) - 1), HEIGHT, LEFT, RIGHT, TOP, BOTTOM)
+    width = max(MIN_WIDTH, LEFT + RIGHT + AXIS_WIDTH * (len(axes) - 1))
+    box = Box(width, HEIGHT, LEFT, RIGHT, TOP, BOTTOM)
     x = Scale(0, len(axes) - 1, box.left, box.width - box.right)
     parts = [line(x(place), TOP, x(place), HEIGHT - BOTTOM, "axis") for place in range(len(axes))]
-    parts += [_draw_line(index, axes, x, len(rows)) for index in reversed(range(len(rows)))]
+    lines = [_points(index, axes, x, len(rows)) for index in range(len(rows))]
+    parts += [_draw_line(index, lines[index]) for index in reversed(range(len(rows)))]
+    parts += _label_ranks([points[-1] for points in lines[:NUM_NAMED]])
     parts += [_label_axis(axis, x(place)) for place, axis in enumerate(axes)]
     heads = ", ".join(axis.head for axis in axes)
     chart = svg(box, parts, description=f"Parallel coordinates of {len(rows)} configurations over {heads}")
@@ -137,16 +142,30 @@ def _label_axis(axis: Axis, x: float) -> str:
     return "".join(parts)
 
 
-def _draw_line(index: int, axes: Sequence[Axis], x: Scale, num_rows: int) -> str:
+def _points(index: int, axes: Sequence[Axis], x: Scale, num_rows: int) -> list[tuple[float, float]]:
+    """Where a row's line crosses each axis."""
     points = []
     for place, axis in enumerate(axes):
         height = axis.heights[index]
         y = _y(height) if height is not None else float(HEIGHT - BOTTOM)
         fan = FAN * (index / (num_rows - 1) - 0.5) if axis.is_fanned or height is None else 0.0
-        points.append(f"{x(place):.0f} {y + fan:.1f}")
-    label = text(x(len(axes) - 1) + 8, float(points[-1].split()[1]) + 4, str(index + 1), anchor="start", style="rank")
-    rank = f'<g class="{look(index)}" data-g="{index}">{label}</g>' if index < min(NUM_BEST, 3) else ""
-    return f'<path class="{look(index)}" data-g="{index}" d="M{"L".join(points)}"/>{rank}'
+        points.append((x(place), y + fan))
+    return points
+
+
+def _draw_line(index: int, points: Sequence[tuple[float, float]]) -> str:
+    corners = "L".join(f"{x:.0f} {y:.1f}" for x, y in points)
+    return f'<path class="{look(index)}" data-g="{index}" d="M{corners}"/>'
+
+
+def _label_ranks(ends: Sequence[tuple[float, float]]) -> list[str]:
+    """The ranks of the best rows beside the ends of their lines, none upon another."""
+    heights = spread_out([y for _, y in ends], LABEL_GAP, TOP, HEIGHT - BOTTOM)
+    parts = []
+    for index, ((x, _), y) in enumerate(zip(ends, heights, strict=True)):
+        label = text(x + 8, y + 4, str(index + 1), anchor="start", style="rank")
+        parts.append(f'<g class="{look(index)}" data-g="{index}">{label}</g>')
+    return parts
 
 
 def _y(height: float) -> float:

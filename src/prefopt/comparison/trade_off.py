@@ -23,6 +23,8 @@ BOX = Box(width=520, height=380, left=58, right=26, top=14, bottom=46)
 SIDES = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
 LABEL_PLACES = tuple((12.0 * ring * dx, 12.0 * ring * dy) for ring in (1, 2, 3) for dx, dy in SIDES)
 """Where a label may stand around its point, in the order of preference."""
+NAME_WIDTH = 22.0
+"""Pixels from the base's mark to the middle of its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +41,9 @@ def trade_off_chart(rows: Sequence[Row], quality: Metric) -> TradeOffChart | Non
     if len(points) < 2:
         return None
     base = _base(rows) if quality.better is Better.higher else None
-    x_values = [kl.mean for kl, _ in points.values()] + [0.0]
-    y_values = [found.mean for _, found in points.values()] + ([base] if base is not None else [])
     is_share = quality.unit.suffix == " %"
-    low, high = robust_range(y_values)
-    x = Scale(*robust_range(x_values), BOX.left, BOX.width - BOX.right)
+    x = Scale(*_range([kl for kl, _ in points.values()], [0.0]), BOX.left, BOX.width - BOX.right)
+    low, high = _range([found for _, found in points.values()], [] if base is None else [base])
     y = Scale(low, min(high, 1.005) if is_share else high, BOX.height - BOX.bottom, BOX.top)
     front = find_front({row: (kl.mean, quality.badness(found.mean)) for row, (kl, found) in points.items()})
     ordered = sorted(points, reverse=True)
@@ -51,11 +51,11 @@ def trade_off_chart(rows: Sequence[Row], quality: Metric) -> TradeOffChart | Non
         BOX,
         [
             *_axes(x, y, quality, is_share=is_share),
-            *([_base_mark(x, y, base)] if base is not None else []),
+            *([] if base is None else [_base_mark(x, y, base)]),
             _front_line([points[row] for row in front], x, y),
             *(_bars(row, *points[row], x, y) for row in ordered if row < NUM_BEST),
             *(_dot(row, *points[row], x, y) for row in ordered),
-            *_labels(points, x, y),
+            *_labels(points, x, y, base),
         ],
         description=f"{quality.title} against KL per token of {len(points)} configurations; on the front: "
         + ", ".join(f"#{row + 1}" for row in front),
@@ -64,6 +64,12 @@ def trade_off_chart(rows: Sequence[Row], quality: Metric) -> TradeOffChart | Non
         x(kl.mean) == x.within(kl.mean) and y(found.mean) == y.within(found.mean) for kl, found in points.values()
     )
     return TradeOffChart(chart, sum(not is_inside for is_inside in shown))
+
+
+def _range(spreads: Sequence[Spread], others: Sequence[float]) -> tuple[float, float]:
+    """An axis that holds the points and the bars of those in colour, all but the far-off ones."""
+    ends = [end for spread in spreads[:NUM_BEST] for end in _ends(spread)]
+    return robust_range([*(spread.mean for spread in spreads), *ends, *others])
 
 
 def find_front(points: dict[int, tuple[float, float]]) -> list[int]:
@@ -100,8 +106,7 @@ def _axes(x: Scale, y: Scale, quality: Metric, *, is_share: bool) -> list[str]:
 
 def _base_mark(x: Scale, y: Scale, base: float) -> str:
     across, up = x(0), y(base)
-    diamond = f'<path class="base" d="M{across:.1f} {up - 6:.1f}l6 6-6 6-6-6z"/>'
-    return diamond + text(across + 10, up + 4, "base", anchor="start")
+    return f'<path class="base" d="M{across:.1f} {up - 6:.1f}l6 6-6 6-6-6z"/>'
 
 
 def _front_line(points: Sequence[tuple[Spread, Spread]], x: Scale, y: Scale) -> str:
@@ -125,22 +130,29 @@ def _bars(row: int, kl: Spread, found: Spread, x: Scale, y: Scale) -> str:
 
 def _bounds(found: Spread, scale: Scale) -> list[tuple[float, float]]:
     """The ends of a bar inside the plot; none where the uncertainty is not known."""
-    if found.single is not None:
-        low, high = found.single.low, found.single.high
-    else:
+    ends = _ends(found)
+    return [(scale.within(ends[0]), scale.within(ends[1]))] if ends else []
+
+
+def _ends(found: Spread) -> tuple[float, float] | tuple[()]:
+    """The interval of a run, or one standard deviation over seeds to each side; empty where it is not known."""
+    if found.single is None:
         assert found.sd is not None, "several seeds have a spread"
-        low, high = found.mean - found.sd, found.mean + found.sd
-    if low is None or high is None:
-        return []
-    return [(scale.within(low), scale.within(high))]
+        return found.mean - found.sd, found.mean + found.sd
+    low, high = found.single.low, found.single.high
+    return () if low is None or high is None else (low, high)
 
 
-def _labels(points: dict[int, tuple[Spread, Spread]], x: Scale, y: Scale) -> list[str]:
-    """The rank beside each of the best points, where it covers no other of them and no other label."""
+def _labels(points: dict[int, tuple[Spread, Spread]], x: Scale, y: Scale, base: float | None) -> list[str]:
+    """The rank beside each of the best points, and the base's name, where they cover no point and no other label."""
     best = {row: point for row, point in points.items() if row < NUM_BEST}
     dots = {row: (x.within(kl.mean), y.within(found.mean)) for row, (kl, found) in best.items()}
     taken = list(dots.values())
     parts = []
+    if base is not None:
+        mark = x(0), y(base)
+        parts.append(_base_name(mark, taken))
+        taken.append(mark)
     for row, (across, up) in sorted(dots.items()):
         places = [(across + dx, up + dy) for dx, dy in LABEL_PLACES]
         place = next((spot for spot in places if not any(_overlap(spot, other) for other in taken)), places[0])
@@ -148,6 +160,17 @@ def _labels(points: dict[int, tuple[Spread, Spread]], x: Scale, y: Scale) -> lis
         label = text(place[0], place[1] + 4, str(row + 1), style="rank")
         parts.append(f'<g class="{look(row)}" data-g="{row}">{label}</g>')
     return parts
+
+
+def _base_name(mark: tuple[float, float], taken: list[tuple[float, float]]) -> str:
+    """The word beside the base's mark; where it stands is taken from then on."""
+    across, up = mark
+    sides = [(across + NAME_WIDTH, up), (across - NAME_WIDTH, up), (across, up + 15), (across, up - 15)]
+    spots = {side: [(side[0] + dx, side[1]) for dx in (-11, 0, 11)] for side in sides}
+    free = (side for side in sides if not any(_overlap(s, other) for s in spots[side] for other in taken))
+    place = next(free, sides[0])
+    taken += spots[place]
+    return text(place[0], place[1] + 4, "base")
 
 
 def _overlap(spot: tuple[float, float], other: tuple[float, float]) -> bool:

@@ -142,8 +142,12 @@ def test_bf16_trains_where_the_hardware_has_it(overrides, tmp_path):
     assert read_report(tmp_path / "runs" / "test")["held_out"]["n"] == 7
 
 
-def test_wandb_records_offline_without_a_key_and_keeps_its_id(overrides, tmp_path):
+def test_wandb_records_offline_without_a_key_and_keeps_its_id(overrides, tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("WANDB_SILENT")
     train([*overrides, "logger=wandb", "trainer.max_steps=2"])
+    assert not [line for line in "".join(capfd.readouterr()).splitlines() if line.startswith("wandb:")], (
+        "our lines only"
+    )
     run = tmp_path / "runs" / "test"
     assert (run / "wandb_id").read_text()
     assert list((run / "wandb").glob("offline-run-*"))

@@ -98,6 +98,9 @@ def record_evaluation(config: TrainConfig, run: RunDirectory, report: dict[str, 
 def _start(
     config: TrainConfig, run: RunDirectory, *, parent: Parent | None, **of_session: str | None
 ) -> "WandbMirror | None":
+    os.environ.setdefault(
+        "WANDB_SILENT", "true"
+    )  # the setting `silent` leaves some of its lines; ours say what matters
     import wandb  # slow to import, and not every run wants it
 
     os.environ.setdefault(STAGING, _staging_of(run))

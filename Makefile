@@ -15,6 +15,7 @@ install: $(STAMP)
 
 # torch first and alone, so that its exact version decides what the others see; DeepSpeed builds against it.
 $(STAMP): pyproject.toml constraints.txt
+	@echo "installing into $(VENV): packages of about 2 GB, some minutes without a line; then '. $(VENV)/bin/activate'"
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip setuptools wheel
 	$(RUN) -m pip install --quiet --constraint constraints.txt torch numpy

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
         UserError: No such run, no final model in it, or a setting that may not change.
     """
     parser = argparse.ArgumentParser("prefopt.evaluate", None, HELP, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("overrides", nargs="+", help="run=<folder>, evaluation.<setting>=<value>")
+    parser.add_argument("overrides", nargs="+", help="run=<folder>, evaluation.<setting>=<value>, data.held_out=...")
     overrides = dict(_split(item) for item in parser.parse_args(argv).overrides)
     if "run" not in overrides:
         raise UserError("run: required. Give run=<folder of a run>, such as run=runs/<name>.")

@@ -32,7 +32,7 @@ HELP = """Submit a run, a sweep or a chain of runs: the overrides of prefopt.tra
   python -m prefopt.submit chain=sft_then_dpo cluster=slurm_cpu
 
 Everything is checked first; submit.dry_run=true prints the scripts and submits nothing. The same command again, with
-sweep.resume=true for a sweep, submits what is not done."""
+sweep.resume=true for a sweep, submits what is not done. What can be chosen: prefopt list clusters (sweeps, chains)."""
 
 
 def main(argv: list[str]) -> None:

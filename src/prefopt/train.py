@@ -27,7 +27,9 @@ HELP = """Tune a model and report whether it became better.
 The same command goes on where an interrupted run stopped, and says so when the run is done. Several values per setting
 make several runs, one after the other, with -m; on a cluster and with more to choose: python -m prefopt.submit.
 
-  python -m prefopt.train -m +experiment=dpo_brand_voice algorithm.beta=0.1,0.3"""
+  python -m prefopt.train -m +experiment=dpo_brand_voice algorithm.beta=0.1,0.3
+
+What can be chosen: prefopt list. Every setting with its default: prefopt list settings, docs/settings.md."""
 
 
 def main(argv: list[str]) -> None:
@@ -40,7 +42,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("overrides", nargs="*", help="group=option, group.setting=value, +experiment=name")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--cfg", choices=["job"], help="print the configuration that would run, and stop")
-    instead.add_argument("-m", "--multirun", action="store_true", help="prefopt.submit cluster=local")
+    instead.add_argument("-m", "--multirun", action="store_true", help="several runs: prefopt.submit cluster=local")
     parser.add_argument("--resolve", action="store_true", help="with --cfg: interpolations resolved (always the case)")
     parser.add_argument("--config-dir", help="a folder with your own config groups, such as experiment/mine.yaml")
     options = parser.parse_intermixed_args(argv)

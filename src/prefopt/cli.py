@@ -1,5 +1,6 @@
 """The console script: `prefopt <command> ...` is `python -m prefopt.<command> ...`."""
 
+import difflib
 from importlib import import_module
 
 from prefopt import __version__
@@ -31,7 +32,9 @@ def dispatch(argv: list[str]) -> None:
         print(__version__)
         return
     if argv[0] not in COMMANDS:
-        raise UserError(f"{argv[0]}: no such command. Commands: {', '.join(COMMANDS)}.")
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise UserError(f"{argv[0]}: no such command. {hint}Commands: {', '.join(COMMANDS)}.")
     import_module(f"prefopt.{argv[0]}").main(argv[1:])
 
 

@@ -121,7 +121,7 @@ def test_a_path_and_a_row_that_hold_markup_and_escape_sequences_are_shown_as_tex
     said = capsys.readouterr().out
     assert "\x1b" not in said
     assert f"{folder}/test".replace("\x1b", "\ufffd") in said
-    assert "column '\ufffd]0;key [/b]' has a value in" in said
+    assert "]0;key [/b]' has a value in" in said
     path.write_text('{"prompt": "\x1b[31m"}\n')
     message = fails(train, [*overrides, named])
     assert "[/] [red] \ufffd[31m/train.jsonl" in message
@@ -144,7 +144,9 @@ def test_evaluate_names_what_is_missing(tmp_path, fails):
 
 
 def test_an_unknown_command_lists_the_known_ones(fails):
-    assert "train, submit" in fails(dispatch, ["trian"])
+    message = fails(dispatch, ["trian"])
+    assert "Did you mean train?" in message
+    assert "train, list, submit" in message
 
 
 def test_skipping_is_counted_in_the_report(overrides, tmp_path):

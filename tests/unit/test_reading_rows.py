@@ -222,8 +222,8 @@ def test_values_that_nothing_could_render_are_refused(tmp_path: Path, change: An
     assert part in refusal(tmp_path, {"prompt": [USER], "chosen": [HI], "rejected": [NO], **change})
 
 
-def test_names_of_fields_are_shown_so_that_they_can_be_printed(tmp_path: Path) -> None:
-    row = {"prompt": "a", "chosen": "b", "rejected": "c", "\ud83d": 1, "\x1b[31m": 2}
-    assert read(tmp_path, row).notes.ignored_columns == {"\\ud83d": 1, "\\x1b[31m": 1}
+def test_names_of_fields_are_shown_so_that_they_can_be_written(tmp_path: Path) -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "\ud83d": 1}
+    assert read(tmp_path, row).notes.ignored_columns == {"\\ud83d": 1}
     many = refusal(tmp_path, {f"field_{number}": 1 for number in range(40)})
     assert "'field_11' and 28 more." in many

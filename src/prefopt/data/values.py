@@ -28,8 +28,8 @@ def describe(value: Any) -> str:
 
 
 def show_name(name: str) -> str:
-    """Returns the name of a field as it can be printed and written."""
-    return name[:60] if name[:60].isprintable() else ascii(name[:60])[1:-1]
+    """Returns the beginning of a field's name, in which halves of UTF-16 pairs, which nothing can write, are spelt."""
+    return name[:60].encode(errors="backslashreplace").decode()
 
 
 def show_names(names: Iterable[str]) -> str:

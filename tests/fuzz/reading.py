@@ -185,9 +185,9 @@ FORMATS: dict[str, Callable[[list[Any], Rng], bytes]] = {
     ".csv": lambda rows, rng: to_table(rows, rng.choice(",;|"), rng.choice((str, json.dumps))),
     ".tsv": lambda rows, rng: to_table(rows, "\t", rng.choice((str, json.dumps))),
     ".parquet": lambda rows, rng: to_parquet(rows),
-    ".jsonl.gz": lambda rows, rng: gzip.compress(to_lines(rows)),
-    ".json.gz": lambda rows, rng: gzip.compress(to_list(rows)),
-    ".csv.gz": lambda rows, rng: gzip.compress(to_table(rows, ",", str)),
+    ".jsonl.gz": lambda rows, rng: gzip.compress(to_lines(rows), mtime=0),
+    ".json.gz": lambda rows, rng: gzip.compress(to_list(rows), mtime=0),
+    ".csv.gz": lambda rows, rng: gzip.compress(to_table(rows, ",", str), mtime=0),
     ".txt": lambda rows, rng: to_lines(rows),
 }
 
@@ -225,7 +225,7 @@ CHANGES: list[Callable[[bytes, Rng], bytes]] = [
     insert,
     recode,
     lambda content, rng: content + content,
-    lambda content, rng: gzip.compress(content),
+    lambda content, rng: gzip.compress(content, mtime=0),
     lambda content, rng: rng.randbytes(rng.randrange(200)) + content,
     lambda content, rng: content.replace(b"\n", rng.choice((b"\r", b"\r\n", b"\n\n", b"", b"\x00"))),
     lambda content, rng: content.replace(

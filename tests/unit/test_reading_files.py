@@ -36,7 +36,7 @@ def refusal(spec: str) -> str:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("gzip_without_gz.jsonl", gzip.compress(LINES.encode())),
+        ("gzip_without_gz.jsonl", gzip.compress(LINES.encode(), mtime=0)),
         ("unpacked.jsonl.gz", LINES),
         ("array.jsonl", json.dumps(ROWS)),
         ("indented.jsonl", "\n" + json.dumps(ROWS, indent=2)),

@@ -16,7 +16,8 @@ from prefopt.choices import (
     WeightsDtype,
 )
 from prefopt.distributed.ranks import Launch
-from prefopt.schema import DPOAlgorithmConfig, TrainConfig, require
+from prefopt.ranges import require
+from prefopt.schema import DPOAlgorithmConfig, TrainConfig
 
 
 def check(config: TrainConfig, launch: Launch) -> None:

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from prefopt import schema
+import prefopt.cluster.schema
+import prefopt.schema
+import prefopt.trainers.schema
 from prefopt.choices import PeftMethod
 from prefopt.composition import as_dict
 from prefopt.config import (
@@ -210,10 +212,13 @@ def test_how_often_something_is_written_is_not_a_run_of_another_name_but_its_len
     assert fingerprint(load_config(["trainer.max_steps=9"])) != fingerprint(load_config([]))
 
 
-def test_every_setting_is_documented():
+@pytest.mark.parametrize("module", [prefopt.schema, prefopt.trainers.schema, prefopt.cluster.schema])
+def test_every_setting_is_documented(module):
     """A field without a docstring below it is a setting that nobody can look up."""
-    tree = ast.parse(inspect.getsource(schema))
-    groups = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name != "TrainConfig"]
+    tree = ast.parse(inspect.getsource(module))
+    roots = ("TrainConfig", "SubmitConfig")
+    groups = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name not in roots]
+    assert groups
     for group in groups:
         for field, below in itertools.pairwise(group.body):
             if isinstance(field, ast.AnnAssign):

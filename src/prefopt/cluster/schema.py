@@ -8,7 +8,7 @@ from omegaconf import MISSING
 
 from prefopt.choices import ClusterKind
 from prefopt.composition import Tree
-from prefopt.schema import require
+from prefopt.ranges import require
 
 WORD = re.compile(r"[\w./:@%+,=\[\]&|*()-]+", re.ASCII)
 """What may stand in an #SBATCH line without quotes."""

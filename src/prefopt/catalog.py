@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from prefopt.errors import UserError
-from prefopt.paths import shipped
+from prefopt.paths import expand, shipped
 
 EXPERIMENT = "experiment"
 PRIMARIES = ("train", "submit")
@@ -66,7 +66,7 @@ def find_folder(config_dir: str) -> Path:
     Raises:
         UserError: There is none, or a file of it has the name of a shipped option, which Hydra would take instead.
     """
-    folder = Path(config_dir).expanduser().resolve()
+    folder = expand(config_dir).resolve()
     if not folder.is_dir():
         raise UserError(f"--config-dir {config_dir}: no such folder.")
     conf = shipped("conf")

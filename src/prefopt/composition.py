@@ -7,20 +7,29 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
+from prefopt.aliases import ALIASES
 from prefopt.catalog import find_folder
-from prefopt.errors import UserError
+from prefopt.config_dir import find_fault
+from prefopt.errors import UserError, shorten
+from prefopt.overrides import parse, quote, typed
 from prefopt.paths import shipped
+from prefopt.ranges import check_usable
+
+LIKE = 0.75
+"""Likeness of two names, in [0, 1], from which on one of them is a slip of the fingers."""
+MAX_NAME = 60
+"""Letters of a name that may be such a slip."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +41,12 @@ class Tree:
         root: The schema.
         variants: Groups whose options have schemas of their own, with the schema by the option's name.
         open_tables: Settings that take any key, such as "trainer.extra".
-        schema_file: Where people look up a setting.
     """
 
     primary: str
     root: type[Any]
     variants: Mapping[str, Mapping[str, type[Any]]] = field(default_factory=dict)
     open_tables: Sequence[str] = ()
-    schema_file: str = "prefopt/schema.py"
 
     def compose(self, overrides: Sequence[str], config_dir: str | None = None) -> "Composed":
         """Composes the tree.
@@ -57,13 +64,19 @@ class Tree:
         for group, schemas in self.variants.items():
             for name, schema in schemas.items():
                 store.store(group=group, name=f"base_{name}", node=schema)
-        if config_dir is not None:
-            lines.append(f"hydra.searchpath=[{quote(f'file://{find_folder(config_dir)}')}]")
+        folder = None if config_dir is None else find_folder(config_dir)
+        if folder is not None:
+            lines.append(f"hydra.searchpath=[{quote(f'file://{folder}')}]")
         try:
             with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
                 config = compose(self.primary, lines, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise self._readable(error) from error
+        except (YAMLError, OSError, ValueError, TypeError, RecursionError) as error:
+            fault = None if folder is None else find_fault(folder)
+            if fault is None:
+                raise
+            raise fault from error
         chosen = {group: None if name is None else str(name) for group, name in config.hydra.runtime.choices.items()}
         OmegaConf.set_struct(config, False)
         del config["hydra"]
@@ -79,7 +92,7 @@ class Tree:
         except OmegaConfBaseException as error:
             raise self._readable(error) from error
         assert isinstance(config, self.root)
-        self._refuse_strays(config, "")
+        self._check_values(config, "")
         return config
 
     def build_from(self, values: dict[str, Any], variants: Mapping[str, str], where: str) -> Any:
@@ -109,9 +122,10 @@ class Tree:
         if override.is_delete():
             raise UserError(f"~{key}: a setting cannot be removed. Set it to a value (null where it allows one).")
         if override.is_sweep_override():
-            found = f"found a sweep ({override.input_line}). Quote a value that holds a comma: {key}='a,b'."
-            raise UserError(f"{key}: one run takes one value, {found}")
-        if (shipped("conf") / key).is_dir() and not isinstance(override.value(), str | list | dict):
+            value = shorten(bare.partition("=")[2])
+            quoted = f"If it is text that holds a comma, type {typed(key, value)} in a shell."
+            raise UserError(f"{key}: one run takes one value, found several ({value}). {quoted}")
+        if key in _folders() and not isinstance(override.value(), str | list | dict):
             raise UserError(f"{bare}: an option is a name, one of the files in conf/{key}.")
         if key == "experiment":
             return line
@@ -140,32 +154,47 @@ class Tree:
         return list(self._settings)
 
     @cached_property
-    def _settings(self) -> dict[str, Any]:
-        """The type of every dotted setting, of every variant."""
-        settings: dict[str, Any] = {}
+    def _settings(self) -> dict[str, "_Setting"]:
+        """Every dotted setting, of every variant."""
+        settings: dict[str, _Setting] = {}
         for root in self._roots():
             settings |= _leaves(root, "")
         return settings
 
     @cached_property
     def _text_settings(self) -> set[str]:
-        return {name for name, kind in self._settings.items() if kind in (str, str | None)}
+        return {name for name, setting in self._settings.items() if setting.kind in (str, str | None)}
 
     def unknown(self, key: str) -> str:
-        """The message for a setting that does not exist, with the nearest one that does."""
-        names = [*self.setting_names(), *self.group_names(), "experiment"]
-        near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
-        if not near:
-            last = key.rsplit(".", 1)[-1]
-            near = [name for name in names if name.rsplit(".", 1)[-1] == last][:1]
-        if near:
-            hint = f"Did you mean {near[0]}?"
-        elif key.split(".")[0] in self.group_names():
-            group = key.split(".")[0]
-            hint = f"{group} has: {', '.join(n.split('.', 1)[1] for n in names if n.startswith(group + '.'))}."
+        """The message for a setting that does not exist, with the one that was meant where that can be told."""
+        group, _, name = key.rpartition(".")
+        meant = [each for each in ALIASES.get(name.lower().replace("-", "_"), ()) if self.knows(each)]
+        meant = meant or self._nearest(group, name)
+        same = [each for each in self.setting_names() if each.rpartition(".")[2] == name] if name else []
+        groups = [*self.group_names(), "experiment"]
+        if meant or (same and group):
+            hint = f"Did you mean {' or '.join(meant or same)}?"
+        elif group in self.group_names():
+            inside = [each.partition(".")[2] for each in self.setting_names() if each.startswith(f"{group}.")]
+            hint = f"{group} has: {', '.join(inside)}."
+        elif same:
+            hint = f"There is {' and '.join(same)}; groups: {', '.join(groups)}."
         else:
-            hint = f"Groups: {', '.join(self.group_names())}."
-        return f"{key}: no such setting. {hint}"
+            hint = f"Groups: {', '.join(groups)}."
+        return f"{shorten(key)}: no such setting. {hint}"
+
+    def _nearest(self, group: str, name: str) -> list[str]:
+        """The setting or group that is meant, if the fingers slipped: group and name are each nearly the same."""
+
+        def likeness(other: str) -> float:
+            other_group, _, other_name = other.rpartition(".")
+            parts = ((group, other_group), (name, other_name))
+            return min(difflib.SequenceMatcher(None, *part).ratio() for part in parts)
+
+        if len(name) > MAX_NAME:
+            return []
+        best = max([*self.setting_names(), *self.group_names(), "experiment"], key=likeness)
+        return [best] if likeness(best) >= LIKE else []
 
     def _roots(self) -> list[Any]:
         """The schema with its defaults, once per variant."""
@@ -188,7 +217,9 @@ class Tree:
             return UserError(file + (self._of_other_variant(key) or self.unknown(key)))
         if key:
             reason = next(line for line in lines if not line.startswith("In '")).rstrip(".")
-            return UserError(f"{file}{key}: {reason}. Its meaning and range: {self.schema_file}.")
+            setting = self._settings.get(key)
+            place = f" Its meaning and range: {setting.file}." if setting else ""
+            return UserError(f"{file}{key}: {reason}.{place}")
         missing = re.search(r"Could not find '([^']+)'", str(cause))
         if missing:
             group, _, option = missing.group(1).rpartition("/")
@@ -207,8 +238,8 @@ class Tree:
         owners = [name for name, schema in schemas.items() if key in _leaves(self.root(**{group: schema()}), "")]
         return f"{key}: a setting of {group}={', '.join(owners)}, not of the chosen {group}."
 
-    def _refuse_strays(self, config: Any, prefix: str) -> None:
-        """Refuses attributes that the dataclasses do not declare (`++` can leave them behind)."""
+    def _check_values(self, config: Any, prefix: str) -> None:
+        """Refuses attributes that the dataclasses do not declare (`++` can leave them behind), and unusable values."""
         declared = {f.name for f in dataclasses.fields(config)}
         for name, value in vars(config).items():
             if name not in declared:
@@ -216,7 +247,8 @@ class Tree:
             if value == MISSING:
                 raise UserError(f"{prefix}{name}: required, and not set. Give {prefix}{name}=<value>.")
             if dataclasses.is_dataclass(value):
-                self._refuse_strays(value, f"{prefix}{name}.")
+                self._check_values(value, f"{prefix}{name}.")
+            check_usable(f"{prefix}{name}", value)
 
 
 @dataclass(frozen=True)
@@ -243,6 +275,11 @@ class Composed:
         """The dataclasses."""
         return self.tree.build(self.config)
 
+    def unresolved(self, group: str, name: str) -> Any:
+        """A setting as it is written, `${...}` included."""
+        plain: Any = OmegaConf.to_container(self.config[group], resolve=False)
+        return plain[name]
+
     def changed(self, settings: Iterable[tuple[str, Any]]) -> "Composed":
         """The same with single settings changed, as overrides after all others would: composing again is slow.
 
@@ -263,27 +300,6 @@ class Composed:
         return Composed(self.tree, config, self.choices)
 
 
-def parse(overrides: Sequence[str]) -> list[Override]:
-    """Reads overrides by Hydra's grammar.
-
-    Raises:
-        UserError: Something that is no override.
-    """
-    try:
-        return list(OverridesParser.create().parse_overrides(list(overrides)))
-    except HydraException as error:
-        raise UserError(
-            f"{str(error).splitlines()[0]} Write overrides as group=option or group.setting=value. "
-            "A value with brackets, blanks, commas or equals signs is quoted: group.setting='a=b'."
-        ) from error
-
-
-def quote(text: str) -> str:
-    """Text as one value in Hydra's grammar, whatever it holds."""
-    escaped = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
-    return f"'{escaped}'"
-
-
 def as_dict(config: Any) -> Any:
     """Turns a configuration into plain values: enums become their member names, dataclasses become dicts."""
     if dataclasses.is_dataclass(config):
@@ -297,11 +313,25 @@ def as_dict(config: Any) -> Any:
     return config
 
 
-def _leaves(config: Any, prefix: str) -> dict[str, Any]:
-    """The type of every setting below `prefix`."""
-    found: dict[str, Any] = {}
+@cache
+def _folders() -> set[str]:
+    """The groups of `conf/`, which has some that no schema knows."""
+    return {path.name for path in shipped("conf").iterdir() if path.is_dir()}
+
+
+class _Setting(NamedTuple):
+    """The type of a setting, and the file whose docstrings tell what it means."""
+
+    kind: Any
+    file: str
+
+
+def _leaves(config: Any, prefix: str) -> dict[str, _Setting]:
+    """Every setting below `prefix`."""
+    file = f"{type(config).__module__.replace('.', '/')}.py"
+    found: dict[str, _Setting] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         name = f"{prefix}{f.name}"
-        found |= _leaves(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: f.type}
+        found |= _leaves(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: _Setting(f.type, file)}
     return found

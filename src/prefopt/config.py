@@ -2,18 +2,23 @@
 
 import hashlib
 import json
+import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import ListConfig, OmegaConf
 
 from prefopt.checks import check
 from prefopt.choices import AlgorithmName, PeftMethod
 from prefopt.composition import Composed, Tree, as_dict
-from prefopt.distributed.ranks import Launch
+from prefopt.distributed.ranks import Launch, is_main
 from prefopt.errors import UserError
 from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig
+
+logger = logging.getLogger(__name__)
 
 ALGORITHMS = {AlgorithmName.dpo: DPOAlgorithmConfig, AlgorithmName.sft: SFTAlgorithmConfig}
 TRAIN = Tree(
@@ -36,6 +41,17 @@ MAY_CHANGE = ("trainer.log_every", "trainer.save_every", "trainer.eval_every")
 """Settings that may differ from one attempt at a run to the next: they change what is written, not what is trained."""
 MAY_GROW = ("trainer.max_steps", "trainer.num_epochs")
 """Settings that may be raised from one attempt to the next, to train on."""
+BESIDE_TRAIN = "beside_train"
+"""In a preset, `${beside_train:<file>}` is that file as long as `data.train` lies in its folder, and else null."""
+
+
+def _beside_train(file: str, *, _root_: Any) -> str | None:
+    train = OmegaConf.select(_root_, "data.train", default=None)
+    paths = train if isinstance(train, ListConfig) else [train]
+    return file if {str(path).rpartition("/")[0] for path in paths} == {file.rpartition("/")[0]} else None
+
+
+OmegaConf.register_new_resolver(BESIDE_TRAIN, _beside_train, replace=True)
 
 
 def load_config(overrides: Sequence[str], config_dir: str | None = None, launch: Launch | None = None) -> TrainConfig:
@@ -49,7 +65,26 @@ def load_config(overrides: Sequence[str], config_dir: str | None = None, launch:
     Raises:
         UserError: An unknown, mistyped, missing or contradictory setting.
     """
-    return complete(TRAIN.compose(overrides, config_dir), launch)
+    composed = TRAIN.compose(overrides, config_dir)
+    config = complete(composed, launch)
+    if is_main():
+        _tell_left_out(composed, config)
+    return config
+
+
+def _tell_left_out(composed: Composed, config: TrainConfig) -> None:
+    """Says which held-out files of a preset are not used, because the training data is not the preset's."""
+    for group, name in (("data", "held_out"), ("evaluation", "pairs")):
+        preset = re.fullmatch(rf"\$\{{{BESIDE_TRAIN}:(.*)\}}", str(composed.unresolved(group, name)))
+        if preset is None or getattr(getattr(config, group), name) is not None:
+            continue
+        instead = (
+            f" A share of {config.data.held_out_fraction:g} of its prompts is held out." if group == "data" else ""
+        )
+        logger.warning(
+            f"{group}.{name}: {preset[1]} is not used, because it goes with other training data than "
+            f"{config.data.train}.{instead} Set {group}.{name} to use a file."
+        )
 
 
 def complete(composed: Composed, launch: Launch | None = None) -> TrainConfig:

@@ -22,6 +22,14 @@ OF_THE_MACHINE = frozenset(
 """What a file system answers that no program can do anything about."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
+SHOWN = 100
+"""Letters of a value that a message repeats."""
+
+
+def shorten(text: str) -> str:
+    """A value as a message repeats it."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} letters)"
+
 
 class UserError(ValueError):
     """A mistake in a setting, a file or the environment.

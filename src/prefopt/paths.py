@@ -3,11 +3,13 @@
 import os
 from pathlib import Path
 
-from prefopt.errors import UserError
+from prefopt.errors import UserError, shorten
 
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parents[1]
 SCHEME = "prefopt:"
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095
+"""What Linux's file systems allow."""
 
 
 def shipped(relative: str) -> Path:
@@ -16,8 +18,8 @@ def shipped(relative: str) -> Path:
     In a wheel everything lies inside the package; in a checkout `conf/` and `experiments/` lie at the top level.
     """
     for root in (PACKAGE, CHECKOUT):
-        if (root / relative).exists():
-            return root / relative
+        if (found := expand(str(root / relative))).exists():
+            return found
     raise UserError(f"{SCHEME}{relative}: prefopt ships no such file. Looked in {PACKAGE} and {CHECKOUT}.")
 
 
@@ -25,12 +27,35 @@ def resolve(path: str) -> Path:
     """Turns a configured path into a file path: `prefopt:<path>` is shipped, anything else is the user's own."""
     if path.startswith(SCHEME):
         return shipped(path.removeprefix(SCHEME))
-    return Path(path).expanduser()
+    return expand(path)
+
+
+def expand(path: str) -> Path:
+    """The user's own path, with a home folder in place of `~`.
+
+    Raises:
+        UserError: There is no such user, or no file can have this name.
+    """
+    try:
+        expanded = Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: this machine knows no home folder of {Path(path).parts[0]}. Give the path from / on."
+        ) from error
+    longest = max(map(len, map(os.fsencode, expanded.parts)), default=0)
+    if longest > MAX_NAME_BYTES or len(os.fsencode(expanded)) > MAX_PATH_BYTES:
+        raise UserError(
+            f"{shorten(path)}: no path can be that long: a name has up to {MAX_NAME_BYTES} bytes, and a path "
+            f"{MAX_PATH_BYTES:,}. Is the value a path?"
+        )
+    if "\0" in path:
+        raise UserError(f"{path!r}: a path cannot hold a null character.")
+    return expanded
 
 
 def cache_folder() -> Path:
     """Where results are kept that runs share: `$PREFOPT_CACHE`, else `prefopt` in the user's cache folder."""
     chosen = os.environ.get("PREFOPT_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prefopt"
+        return expand(chosen)
+    return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "prefopt"

@@ -1,18 +1,44 @@
 """What the value of a setting may be, said in one way."""
 
+import math
 from typing import Any
 
 from omegaconf import BooleanNode, IntegerNode
 from omegaconf.errors import ValidationError
 
 from prefopt.choices import AUTO
-from prefopt.errors import UserError
+from prefopt.errors import UserError, shorten
 
 
 def require(condition: bool, message: str) -> None:
     """Raises a `UserError` with `message` unless `condition` holds."""
     if not condition:
         raise UserError(message)
+
+
+def check_usable(key: str, value: Any) -> None:
+    """Refuses what no setting of any kind can use: nan, inf, whole numbers beyond 64 bits, text that no file can hold.
+
+    Args:
+        key: The setting.
+        value: What it holds; items of lists and dicts are looked at too.
+    """
+    if isinstance(value, float):
+        require(math.isfinite(value), f"{key}: must be a finite number, found {value}.")
+    elif isinstance(value, int):
+        require(
+            -(2**63) <= value < 2**63,
+            f"{key}: must be a whole number of at most 64 bits, found {shorten(str(value))}.",
+        )
+    elif isinstance(value, str):
+        is_text = "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+        require(is_text, f"{key}: must be text in UTF-8 without null characters, found {shorten(repr(value))}.")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            check_usable(f"{key}.{name}", item)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            check_usable(f"{key}[{number}]", item)
 
 
 def or_auto(name: str, value: Any, kind: Any) -> Any:

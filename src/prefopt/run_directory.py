@@ -16,6 +16,7 @@ from prefopt.distributed.group import on_main
 from prefopt.distributed.lock import RunLock
 from prefopt.errors import UserError
 from prefopt.files import PARTIAL, read_lines, write_json, write_text
+from prefopt.paths import expand
 from prefopt.schema import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class RunDirectory:
     @classmethod
     def of(cls, config: TrainConfig) -> "RunDirectory":
         assert config.run.name is not None
-        return cls(Path(config.run.root).expanduser() / config.run.name)
+        return cls(expand(config.run.root) / config.run.name)
 
     @property
     def config(self) -> Path:
@@ -192,7 +193,7 @@ class RunDirectory:
         inputs = [config.model.path, config.data.train, config.data.held_out, config.evaluation.pairs]
         flat = [path for item in inputs for path in (item if isinstance(item, list) else [item]) if path is not None]
         for path in [*flat, config.model.chat_template, config.evaluation.neutral_texts]:
-            if path is not None and Path(path).expanduser().resolve().is_relative_to(self.path.resolve()):
+            if path is not None and expand(str(path)).resolve().is_relative_to(self.path.resolve()):
                 raise UserError(f"run.overwrite=true would delete {path}, which this run reads. Set another run.name.")
 
     def start(self, config: TrainConfig, provenance: dict[str, Any]) -> None:

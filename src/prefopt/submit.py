@@ -16,9 +16,9 @@ from prefopt.cluster.planning import Submission, plan_submission
 from prefopt.cluster.schema import GROUPS, SUBMIT, ClusterConfig, SubmitConfig
 from prefopt.cluster.script import Job, render, write_tasks
 from prefopt.cluster.slurm import cancel, require_sbatch, submit
-from prefopt.composition import parse
 from prefopt.entry import run_entry
 from prefopt.files import append_line, write_text
+from prefopt.overrides import parse
 from prefopt.terminal import quote
 from prefopt.tracking.console import build_console
 from prefopt.tracking.provenance import command_line

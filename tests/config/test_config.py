@@ -15,6 +15,7 @@ from prefopt.choices import PeftMethod
 from prefopt.composition import as_dict
 from prefopt.config import (
     TRAIN,
+    complete,
     differences,
     fingerprint,
     from_dict,
@@ -224,6 +225,54 @@ def test_every_setting_is_documented(module):
             if isinstance(field, ast.AnnAssign):
                 assert isinstance(below, ast.Expr), f"{group.name}.{ast.unparse(field.target)}"
     assert {"algorithm.beta", "algorithm.loss_on", "trainer.max_steps"} <= set(TRAIN.setting_names())
+
+
+STUDY = "prefopt:experiments/brand_voice"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "held_out", "pairs"),
+    [
+        ([], f"{STUDY}/held_out.jsonl", None),
+        (["data.train=mine.jsonl"], None, None),
+        (["data.train=[mine.jsonl,yours.jsonl]"], None, None),
+        (["data.train=mine.jsonl", "data.held_out=h.jsonl"], "h.jsonl", None),
+        (["data.train=mine.jsonl", f"data.held_out={STUDY}/held_out.jsonl"], f"{STUDY}/held_out.jsonl", None),
+        (["data={train: mine.jsonl, held_out: h.jsonl}"], "h.jsonl", None),
+        (["+experiment=dpo_brand_voice", "data.train=mine.jsonl"], None, None),
+        (["+experiment=sft_brand_voice"], f"{STUDY}/sft_held_out.jsonl", f"{STUDY}/held_out.jsonl"),
+        (["+experiment=sft_brand_voice", "data.train=mine.jsonl"], None, None),
+        (["+experiment=sft_brand_voice", "data=files", "data.train=mine.jsonl"], None, None),
+        (["+experiment=sft_brand_voice", "data.train=m.jsonl", "evaluation.pairs=p.jsonl"], None, "p.jsonl"),
+    ],
+)
+def test_the_held_out_set_of_a_study_goes_with_its_training_set(overrides, held_out, pairs):
+    config = load_config(overrides)
+    assert (config.data.held_out, config.evaluation.pairs) == (held_out, pairs)
+    composed = TRAIN.compose([]).changed([("data.train", "mine.jsonl")])
+    assert complete(composed).data.held_out is None, "as the points of a sweep are composed"
+
+
+def test_an_experiment_of_ones_own_may_build_on_a_study_and_name_its_files(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    for name, more in (("a", ""), ("b", "  held_out: mine_too.jsonl\n")):
+        text = f"# @package _global_\ndata:\n  train: mine.jsonl\n{more}"
+        (tmp_path / "experiment" / f"{name}.yaml").write_text(text)
+    assert load_config(["+experiment=a"], str(tmp_path)).data.held_out is None
+    assert load_config(["+experiment=b"], str(tmp_path)).data.held_out == "mine_too.jsonl"
+
+
+def test_a_held_out_set_that_is_left_out_is_said(caplog):
+    load_config(["data.held_out_fraction=0.2", "data.train=mine.jsonl"])
+    (message,) = caplog.messages
+    assert message.startswith(
+        f"data.held_out: {STUDY}/held_out.jsonl is not used, because it goes with other training"
+    )
+    assert "A share of 0.2 of its prompts is held out. Set data.held_out to use a file." in message
+    caplog.clear()
+    for overrides in ([], ["data.train=m", "data.held_out=h"], ["data=files", "data.train=m"], ["data.held_out=null"]):
+        load_config(overrides)
+    assert not caplog.messages
 
 
 DEEPSPEED = sorted(path.stem for path in (shipped("conf") / "deepspeed").glob("*.yaml"))

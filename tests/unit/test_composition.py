@@ -1,13 +1,15 @@
 """What composition refuses and accepts besides a group's settings; `tests/config` holds those."""
 
+import shlex
 import sys
 
 import pytest
 
+from prefopt.aliases import ALIASES
 from prefopt.cluster.schema import SUBMIT
-from prefopt.composition import quote
 from prefopt.config import TRAIN, load_config
 from prefopt.errors import UserError
+from prefopt.overrides import parse, quote, typed
 
 AWKWARD = [
     "a b",
@@ -52,6 +54,98 @@ def test_an_option_that_is_no_name_is_refused(value):
 
 def test_what_takes_any_key_may_be_given_as_a_whole_or_key_by_key():
     assert load_config(["trainer.extra={a:1}", "trainer.extra.b=2"]).trainer.extra == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("line", "instead"),
+    [
+        ("data.train=a=b.jsonl", "'data.train=\"a=b.jsonl\"'"),
+        ("data.train=größe.jsonl", "'data.train=\"größe.jsonl\"'"),
+        ("data.train=a#b.jsonl", "'data.train=\"a#b.jsonl\"'"),
+        ("data.train=~/pairs.jsonl", "'data.train=\"~/pairs.jsonl\"'"),
+        ("data.train=it's;.jsonl", "'data.train=\"it'\"'\"'s;.jsonl\"'"),
+        ("+model.path=a&b", "'+model.path=\"a&b\"'"),
+        ("data.train=[a=1.jsonl,b 2.jsonl]", '\'data.train=["a=1.jsonl","b 2.jsonl"]\''),
+        ("data.train=[ä.jsonl, b.jsonl]", "'data.train=[\"ä.jsonl\",b.jsonl]'"),
+        ("run.name=a,b", "'run.name=\"a,b\"'"),
+    ],
+)
+def test_a_remedy_works_as_it_is_typed_in_a_shell(line, instead):
+    message = refusal(line)
+    assert f"type {instead}" in message
+    (argument,) = shlex.split(instead)
+    (override,) = parse([argument])
+    wanted = line.partition("=")[2]
+    value = override.value()
+    assert value == wanted if isinstance(value, str) else f"[{','.join(value)}]" == wanted.replace(", ", ",")
+
+
+@pytest.mark.parametrize(
+    "value", ["a b", "a=b", 'say "so"', "it's", "ü", "", "007", None, True, 1e-5, ["a=b", "c"], {"a": "x y"}]
+)
+def test_what_is_typed_in_a_shell_arrives_as_it_was(value):
+    (argument,) = shlex.split(typed("group.setting", value))
+    assert parse([argument])[0].value() == value
+
+
+@pytest.mark.parametrize(
+    "line", ["", "=", "a", "größe=1", "a b=1", "x" * 5000, f"{'x' * 5000}=1", "a=" + 900 * "[", "a=" + 5000 * "9"]
+)
+def test_what_is_no_override_is_one_short_sentence(line):
+    message = refusal(line)
+    assert "Write overrides as group=option" in message or "no such setting" in message
+    assert len(message) < 700
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("optim.lr", "Did you mean optim.learning_rate?"),
+        ("lr", "Did you mean optim.learning_rate?"),
+        ("trainer.epochs", "Did you mean trainer.num_epochs?"),
+        ("batch_size", "Did you mean trainer.per_device_batch_size or trainer.batch_size?"),
+        ("peft.lora_r", "Did you mean peft.r?"),
+        ("max_steps", "There is trainer.max_steps; groups: run, model,"),
+        ("optim.max_steps", "Did you mean trainer.max_steps?"),
+        ("trainr.max_stps", "Did you mean trainer.max_steps?"),
+        ("modle", "Did you mean model?"),
+        ("data.max_rows", "data has: train, held_out, held_out_fraction,"),
+        ("group", "There is logger.group; groups: run, model,"),
+        ("nonsense.at_all", "Groups: run, model,"),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_answered_with_what_was_meant_or_with_what_there_is(key, expected):
+    assert refusal(f"{key}=x").startswith(f"{key}: no such setting. {expected}")
+
+
+def test_every_alias_leads_to_a_setting_and_is_none_itself():
+    for alias, meant in ALIASES.items():
+        assert all(name in TRAIN.setting_names() for name in meant), alias
+        assert not TRAIN.knows(alias)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    "key", ["algorithm.beta", "optim.max_grad_norm", "trainer.num_epochs", "trainer.extra.x", "peft.dropout"]
+)
+def test_no_number_may_be_infinite_or_none(key, value):
+    assert refusal(f"{key}={value}").startswith(f"{key}: must be ")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_no_number_of_a_submission_may_be_infinite_or_none(value):
+    with pytest.raises(UserError, match=r"cluster\.min_free_gib: must be a finite number"):
+        SUBMIT.compose(["cluster=local", f"cluster.min_free_gib={value}"]).build()
+
+
+@pytest.mark.parametrize("line", ["trainer.save_every=" + 30 * "9", "trainer.extra.a=[1,[" + 30 * "9" + "]]"])
+def test_a_number_that_no_machine_holds_is_refused(line):
+    assert "must be a whole number of at most 64 bits" in refusal(line)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "caf\udce9"])
+def test_text_that_no_file_can_hold_is_refused(text):
+    assert "must be text in UTF-8 without null characters" in refusal(f"data.train={quote(text)}")
 
 
 def in_debugger(function, *arguments):
@@ -109,8 +203,11 @@ def test_settings_can_be_changed_after_composing_and_others_are_refused():
         (["cluster=local", "cluster.nods=2"], "cluster.nods: no such setting. Did you mean cluster.nodes?"),
         (["cluster=local", "cluster.nodes=2"], "this machine is one node"),
         (["cluster=slurm_cpu", "cluster.nodes=1,2"], "one run takes one value"),
-        (["cluster=slurm_cpu", "cluster.partition=a,b"], "Quote a value that holds a comma: cluster.partition='a,b'."),
-        (["cluster=slurm_cpu", "cluster.options=[--exclude=a]"], "equals signs is quoted: group.setting='a=b'."),
+        (["cluster=slurm_cpu", "cluster.partition=a,b"], """type 'cluster.partition="a,b"' in a shell"""),
+        (
+            ["cluster=slurm_cpu", "cluster.options=[--exclude=a]"],
+            """In a shell, type 'cluster.options=["--exclude=a"]'.""",
+        ),
         (["cluster=slurm_cpu", "cluster.time=90"], "must be [D-]HH:MM:SS"),
         (["cluster=slurm_cpu", "cluster.time='٠٢:00:00'"], "must be [D-]HH:MM:SS"),
         (["cluster=slurm_cpu", "cluster.partition='a b'"], "cluster.partition: must be one word"),

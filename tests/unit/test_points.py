@@ -7,11 +7,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from prefopt.composition import as_dict, parse
+from prefopt.composition import as_dict
 from prefopt.config import complete, load_config
 from prefopt.distributed.ranks import Launch
 from prefopt.errors import UserError
-from prefopt.sweeps.points import MAX_LISTED, MAX_NAME, Axes, Composer, Plan, assign, plan_points, read_axes
+from prefopt.overrides import assign, parse
+from prefopt.sweeps.points import MAX_LISTED, MAX_NAME, Axes, Composer, Plan, plan_points, read_axes
 
 ALONE = Launch(1, False)
 BETAS = ["algorithm.beta=0.1", "algorithm.beta=0.3"]
@@ -185,6 +186,26 @@ def test_all_invalid_and_all_duplicate_points_are_listed_at_once():
         "point 6 (algorithm.beta=high, run.seed=0)",
         "point 7 (algorithm.beta=high, run.seed=1)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("run.seed=range(0,10,0)", "start and end of a range must be finite, and its steps not 0"),
+        ("algorithm.beta=range(0.1,1,0.0)", "start and end of a range must be finite, and its steps not 0"),
+        ("run.seed=range(0,10,-1)", "holds no value; a range leaves out its end"),
+        ("run.seed=range(0,100000000)", "has more values than the 10,000 points"),
+        ("algorithm.beta=range(0,inf)", "start and end of a range must be finite"),
+        ("algorithm.beta=range(nan,1)", "start and end of a range must be finite"),
+    ],
+)
+def test_a_range_that_cannot_be_listed_is_refused_at_once(line, expected):
+    assert f"{line}: {expected}" in refusal(line)
+
+
+def test_a_product_of_too_many_values_is_refused_before_it_is_made():
+    message = refusal("run.seed=range(0,5000)", "trainer.log_every=range(1,5001)")
+    assert "5,000 (run.seed) x 5,000 (trainer.log_every) = 25,000,000 points, and may have 10,000" in message
 
 
 def test_a_message_of_very_many_problems_is_cut_and_says_so():

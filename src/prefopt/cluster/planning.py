@@ -16,11 +16,12 @@ from prefopt.data.files import HUB, find_files
 from prefopt.distributed.ranks import Launch
 from prefopt.errors import UserError
 from prefopt.files import read_lines
-from prefopt.paths import resolve
+from prefopt.overrides import assign
+from prefopt.paths import expand, resolve
 from prefopt.run_directory import RunDirectory, State
 from prefopt.schema import TrainConfig
 from prefopt.sweeps.folder import REFERENCE, SEARCH, SweepFolder, is_done, is_over
-from prefopt.sweeps.points import Axes, Plan, assign, place_in, plan_points, read_axes, sets
+from prefopt.sweeps.points import Axes, Plan, place_in, plan_points, read_axes, sets
 from prefopt.sweeps.search_plan import plan_search
 
 TRAIN, PREPARE = "prefopt.train", "prefopt.prepare"
@@ -110,8 +111,8 @@ def _check_margin(cluster: ClusterConfig) -> None:
 
 def _check_environment(cluster: ClusterConfig) -> None:
     path = cluster.environment
-    if path is not None and not Path(path).expanduser().is_file():
-        raise UserError(f"cluster.environment={path}: no such file (looked for {Path(path).expanduser().absolute()}).")
+    if path is not None and not expand(path).is_file():
+        raise UserError(f"cluster.environment={path}: no such file (looked for {expand(path).absolute()}).")
 
 
 def _plan_run(
@@ -164,7 +165,7 @@ def _plan_search(config: SubmitConfig, overrides: Sequence[str], config_dir: str
     """One task per trial; what it runs is drawn when it starts."""
     if config.chain.stages:
         raise UserError("chain and sweep: a chain takes one value per setting. Submit the sweep after the chain.")
-    own_folder = None if config_dir is None else str(Path(config_dir).expanduser().absolute())
+    own_folder = None if config_dir is None else str(expand(config_dir).absolute())
     plan = plan_search(config.sweep, overrides, own_folder, launch)
     search, corners = plan.search, plan.corners
     ids = _find_after(config, Axes(search.overrides), config_dir, launch)
@@ -199,7 +200,7 @@ def _open_sweep(plan: Plan, sweep: SweepConfig) -> SweepFolder:
     for run in {_inputs_key(run): run for run in plan.configs}.values():
         check_inputs(run)
     name = sweep.name or "-".join(filter(None, (plan.label, sweep.label, plan.digest[:8])))
-    folder = SweepFolder(Path(plan.configs[0].run.root).expanduser().absolute() / name)
+    folder = SweepFolder(expand(plan.configs[0].run.root).absolute() / name)
     if folder.exists():
         _check_same(folder, plan, sweep.resume)
     elif sweep.resume:
@@ -339,8 +340,8 @@ def find_parent(after: str, axes: Axes, config_dir: str | None, launch: Launch) 
     """
     if re.fullmatch(r"\d+(_\d+)?", after):
         return [after]
-    root = Path(load_config(axes.base, config_dir, launch).run.root).expanduser()
-    for path in (Path(after).expanduser(), root / after):
+    root = expand(load_config(axes.base, config_dir, launch).run.root)
+    for path in (expand(after), root / after):
         if path.is_dir():
             break
     else:
@@ -376,4 +377,4 @@ def _refuse_queued(folder: Path) -> None:
 
 
 def _with_folder(config_dir: str | None) -> list[str]:
-    return [] if config_dir is None else ["--config-dir", str(Path(config_dir).expanduser().absolute())]
+    return [] if config_dir is None else ["--config-dir", str(expand(config_dir).absolute())]

@@ -190,6 +190,6 @@ class SubmitConfig:
     chain: ChainConfig = field(default_factory=ChainConfig)
 
 
-SUBMIT = Tree("submit", SubmitConfig, schema_file="prefopt/cluster/schema.py")
+SUBMIT = Tree("submit", SubmitConfig)
 GROUPS = ("submit", "cluster", "sweep", "chain")
 """Overrides of these go to `SubmitConfig`, all others to the runs."""

@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 
 from prefopt.cluster.schema import ClusterConfig
 from prefopt.errors import UserError
-from prefopt.paths import shipped
+from prefopt.paths import expand, shipped
 from prefopt.terminal import quote
 
 TEMPLATE = "slurm/job.sh.j2"
@@ -126,7 +126,7 @@ def render(job: Job, cluster: ClusterConfig, *, python: str = sys.executable, wo
         title=f"{job.name}: {job.module} on {describe(cluster)}",
         options=_options(job, cluster),
         workdir=workdir or Path.cwd(),
-        environment=None if cluster.environment is None else Path(cluster.environment).expanduser().absolute(),
+        environment=None if cluster.environment is None else expand(cluster.environment).absolute(),
         python=python,
         container=cluster.container,
         container_options=cluster.container_options,

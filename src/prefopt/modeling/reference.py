@@ -30,7 +30,7 @@ from prefopt.errors import UserError
 from prefopt.files import PARTIAL, write_bytes, write_json
 from prefopt.modeling.fingerprint import fingerprint_weights
 from prefopt.modeling.shards import FORMAT, SHARD, Keys, Rows, Shard, keys_of, read_sound
-from prefopt.paths import cache_folder
+from prefopt.paths import cache_folder, expand
 from prefopt.schema import TrainConfig
 
 CHUNK_PAIRS = 256
@@ -100,7 +100,7 @@ def open_store(config: TrainConfig, *, casts_weights: bool = False) -> "Referenc
         return None
     root = config.reference.path
     return ReferenceStore.open(
-        Path(root).expanduser() if root else cache_folder() / "reference",
+        expand(root) if root else cache_folder() / "reference",
         {
             "format": FORMAT,
             "weights": on_main(lambda: fingerprint_weights(config.model)),

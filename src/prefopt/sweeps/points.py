@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,21 +10,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, RangeSweep
 
-from prefopt.composition import Composed, parse, quote
+from prefopt.composition import Composed
 from prefopt.config import TRAIN, complete, fingerprint
 from prefopt.distributed.ranks import Launch
 from prefopt.errors import UserError
-from prefopt.paths import shipped
+from prefopt.overrides import assign, parse
+from prefopt.paths import expand, shipped
 from prefopt.schema import TrainConfig
 
 MAX_NAME = 80
 """Letters of a point's name; a longer one is cut and ends in a hash."""
+MAX_POINTS = 10_000
+"""Points of a sweep. Each is composed and checked before anything is submitted."""
 MAX_LISTED = 20
 """Problems that one message lists."""
-TYPED_WORDS = ("null", "true", "false", "inf", "nan")
-"""What Hydra's grammar does not take for text."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,20 @@ class Axes:
     points: list[list[str]] = field(default_factory=list)
 
     def product(self) -> list[list[str]]:
-        """The overrides of every point, without the shared ones; the last parameter changes fastest."""
-        listed = self.points or [[]]
-        grid = list(itertools.product(*self.parameters.values()))
+        """The overrides of every point, without the shared ones; the last parameter changes fastest.
 
-        return [[*point, *values] for point in listed for values in grid]
+        Raises:
+            UserError: They are too many.
+        """
+        listed = self.points or [[]]
+        lengths = {key: len(values) for key, values in self.parameters.items()}
+        total = math.prod([len(listed), *lengths.values()])
+        if total > MAX_POINTS:
+            each = " x ".join(f"{length:,} ({key})" for key, length in lengths.items())
+            raise UserError(
+                f"this sweep has {each} = {total:,} points, and may have {MAX_POINTS:,}. Sweep less at once."
+            )
+        return [[*point, *values] for point in listed for values in itertools.product(*self.parameters.values())]
 
 
 def read_axes(
@@ -204,13 +215,6 @@ def sets(overrides: Iterable[str], key: str) -> bool:
     return any(line.lstrip("+").partition("=")[0] == key for line in overrides)
 
 
-def assign(key: str, value: str) -> str:
-    """An override that sets a setting to exactly this text, quoted as Hydra's grammar wants it."""
-    is_word = re.fullmatch(r"[A-Za-z/][A-Za-z0-9_./-]*", value) and value.lower() not in TYPED_WORDS
-    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # else OmegaConf would look for another setting
-    return f"{key}={value if is_word else quote(literal)}"
-
-
 class Composer:
     """Composes runs that differ in a few settings; Hydra composes anew only for other groups."""
 
@@ -277,11 +281,25 @@ def list_values(override: Override, config_dir: str | None) -> list[str]:
         if not names:
             raise UserError(f"{override.input_line}: no option of {override.key_or_group} matches.")
         return [f"{key}={name}" for name in names]
-    return [f"{key}={text}" for text in override.sweep_string_iterator()]
+    if isinstance(value, RangeSweep) and not _can_be_listed(value):
+        raise UserError(f"{override.input_line}: start and end of a range must be finite, and its steps not 0.")
+    texts = list(itertools.islice(override.sweep_string_iterator(), MAX_POINTS + 1))
+    if not texts:
+        raise UserError(f"{override.input_line}: holds no value; a range leaves out its end.")
+    if len(texts) > MAX_POINTS:
+        raise UserError(
+            f"{override.input_line}: has more values than the {MAX_POINTS:,} points that a sweep may have."
+        )
+    return [f"{key}={text}" for text in texts]
+
+
+def _can_be_listed(sweep: RangeSweep) -> bool:
+    numbers = (sweep.start, sweep.stop, sweep.step)
+    return bool(sweep.step) and all(isinstance(number, int) or math.isfinite(number or 0) for number in numbers)
 
 
 def _options_of(group: str, config_dir: str | None) -> list[str]:
-    folders = [shipped("conf") / group, *([Path(config_dir).expanduser() / group] if config_dir else [])]
+    folders = [shipped("conf") / group, *([expand(config_dir) / group] if config_dir else [])]
     return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
 
 

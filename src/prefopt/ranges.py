@@ -1,6 +1,7 @@
 """What the value of a setting may be, said in one way."""
 
 import math
+import os
 from typing import Any
 
 from omegaconf import BooleanNode, IntegerNode
@@ -9,11 +10,24 @@ from omegaconf.errors import ValidationError
 from prefopt.choices import AUTO
 from prefopt.errors import UserError, shorten
 
+MAX_FOLDER_BYTES = 200
+"""Of the 255 that file systems allow a name."""
+
 
 def require(condition: bool, message: str) -> None:
     """Raises a `UserError` with `message` unless `condition` holds."""
     if not condition:
         raise UserError(message)
+
+
+def require_folder_name(key: str, name: str) -> None:
+    """Refuses what is no plain name of a folder, or leaves no room for the endings of files beside it."""
+    is_plain = name not in ("", ".", "..") and not set(name) & set("/\\\0")
+    require(
+        is_plain, f"{key}: must be one plain folder name, found {shorten(repr(name))}. Put its folder in run.root."
+    )
+    size = len(os.fsencode(name))
+    require(size <= MAX_FOLDER_BYTES, f"{key}: must have at most {MAX_FOLDER_BYTES} bytes, found {size}.")
 
 
 def check_usable(key: str, value: Any) -> None:

@@ -30,7 +30,7 @@ from prefopt.tracking.metrics import MetricsLog
 from prefopt.tracking.provenance import collect, command_line
 from prefopt.tracking.wandb import start_wandb
 from prefopt.trainers import dpo, sft
-from prefopt.trainers.arguments import build_dpo_arguments, build_sft_arguments
+from prefopt.trainers.arguments import build_dpo_arguments, build_sft_arguments, rehearse
 from prefopt.trainers.batches import StepSize
 from prefopt.trainers.fit import Fit, is_tried, without_trial
 from prefopt.trainers.guards import DivergedError
@@ -147,6 +147,7 @@ def build_trainer(
     try:
         trainer = build(config, arguments, examples, fit)
         trainer.optimizer_cls_and_kwargs = choose_optimizer(config.deepspeed, config.optim)
+        rehearse(trainer, config)
         return trainer
     except UserError:
         run.discard_if_empty()

@@ -23,7 +23,8 @@ from prefopt.choices import (
     WeightsDtype,
 )
 from prefopt.distributed.preemption import parse_time_limit
-from prefopt.ranges import require
+from prefopt.errors import shorten
+from prefopt.ranges import require, require_folder_name
 from prefopt.trainers.schema import (
     AlgorithmConfig,
     DeepSpeedConfig,
@@ -64,21 +65,18 @@ class RunConfig:
     overwrite: bool = False
     """Delete what an earlier run of this name left, and start afresh."""
     seed: int = 0
-    """Seeds weights, data order, the train/held-out split and sampling; >= 0."""
+    """Seeds weights, data order, the train/held-out split and sampling; >= 0 and below 2^32."""
     time_limit: str | None = None
     """Stop in time, with a checkpoint, after 90m, 2h, HH:MM:SS or D-HH:MM:SS. A scheduler's limit is found anyway."""
     timeout_s: int = 1800
     """Seconds, > 0, that a rank waits for another one in a joint operation before the run ends and names it."""
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, f"run.seed: must be >= 0, found {self.seed}.")
+        require(0 <= self.seed < 2**32, f"run.seed: must be >= 0 and below 2^32, found {shorten(str(self.seed))}.")
         require(self.timeout_s > 0, f"run.timeout_s: must be > 0, found {self.timeout_s}.")
         parse_time_limit(self.time_limit)
         if self.name is not None:
-            plain = self.name not in ("", ".", "..") and not set(self.name) & set("/\\\0")
-            require(
-                plain, f"run.name: must be one plain folder name, found {self.name!r}. Put its folder in run.root."
-            )
+            require_folder_name("run.name", self.name)
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ from omegaconf import MISSING
 
 from prefopt.choices import ClusterKind
 from prefopt.composition import Tree
-from prefopt.ranges import require
+from prefopt.ranges import require, require_folder_name
 
 WORD = re.compile(r"[\w./:@%+,=\[\]&|*()-]+", re.ASCII)
 """What may stand in an #SBATCH line without quotes."""
@@ -160,6 +160,11 @@ class SweepConfig:
     tag(log, interval(a,b)) and choice(...)."""
     resume: bool = False
     """Submit those points of an existing sweep that are not done."""
+
+    def __post_init__(self) -> None:
+        for name in ("name", "label"):
+            if getattr(self, name) is not None:
+                require_folder_name(f"sweep.{name}", getattr(self, name))
 
 
 @dataclass(kw_only=True)

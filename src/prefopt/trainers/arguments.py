@@ -1,47 +1,28 @@
-"""From the configuration to TRL's training arguments."""
+"""From the configuration to TRL's training arguments, and to the optimizer and the schedule that they name."""
 
-import dataclasses
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 from trl import DPOConfig, SFTConfig
 
 from prefopt.choices import Precision, ReferenceMode
 from prefopt.distributed.deepspeed import build_deepspeed
 from prefopt.distributed.ranks import is_launched
 from prefopt.errors import UserError
+from prefopt.overrides import typed
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig
 from prefopt.trainers.batches import StepSize
+from prefopt.trainers.extra import check_extra
 
-PREPARATION = (
-    "packing",
-    "eval_packing",
-    "completion_only_loss",
-    "assistant_only_loss",
-    "truncation_mode",
-    "eos_token",
-    "dataset_text_field",
-    "chat_template_path",
-)
-REFUSED = {
-    "enable_jit_checkpoint": "it saves mislabelled checkpoints under ZeRO and deadlocks under DDP",
-    "padding_free": "TRL falls back to padding without it taking effect",
-    "precompute_ref_log_probs": "its cache can return another setting's numbers; reference=store does the same safely",
-    "load_best_model_at_end": "it looks for checkpoints under names that transformers gives them",
-    "train_sampling_strategy": "trainer.batch_order groups pairs by length",
-    "fp16": "its loss scaling starts with gradients that are not finite, which ends a run here; use bf16",
-    "average_tokens_across_devices": "a step is a mean over the tokens of all ranks",
-    "ignore_data_skip": "a resumed run would see rows again",
-    "save_on_each_node": "all ranks see one run directory",
-    "auto_find_batch_size": "batches are planned before the first step",
-    "use_liger_kernel": "it is not tried beforehand; engine.kernels=liger installs the same layers, and tries them",
-    "save_only_model": "such a checkpoint cannot be resumed",
-    "dataloader_drop_last": "rows would be dropped without being counted",
-    **dict.fromkeys(PREPARATION, "prefopt tokenises, so TRL would ignore it (see data, algorithm.loss_on)"),
-}
-"""Fields of TRL that do not do what they say, and why."""
+HOOKING = ("layerwise", "lomo")
+"""Parts of names of optimizers that hang themselves on the model when they are built, and so are built once only."""
 
 
 def build_dpo_arguments(config: TrainConfig, run: RunDirectory, size: StepSize) -> Any:
@@ -87,20 +68,66 @@ def build_sft_arguments(config: TrainConfig, run: RunDirectory, size: StepSize) 
 
 def _build(kind: type[Any], config: TrainConfig, run: RunDirectory, size: StepSize, **specific: Any) -> Any:
     ours = {**_common(config, run, size), **specific}
-    names = [field.name for field in dataclasses.fields(kind)]
-    for name in config.trainer.extra:
-        if name in REFUSED:
-            raise UserError(f"trainer.extra.{name}: not available, because {REFUSED[name]}.")
-        if name in ours:
-            raise UserError(f"trainer.extra.{name}: prefopt sets this field itself. Use its own setting.")
+    check_extra(kind, config.trainer.extra, ours)
+    _check_names(config)
+    try:
+        arguments = kind(**ours, **config.trainer.extra)
+        DataLoader(
+            [0],  # type: ignore[arg-type]
+            num_workers=arguments.dataloader_num_workers,
+            persistent_workers=arguments.dataloader_persistent_workers,
+            prefetch_factor=arguments.dataloader_prefetch_factor,
+        )
+        return arguments
+    except (ValueError, TypeError, ImportError, OverflowError) as error:
+        reason = str(error) or type(error).__name__
+        known = [name for name in config.trainer.extra if name in reason or name.removeprefix("dataloader_") in reason]
+        where = f" (trainer.extra.{', trainer.extra.'.join(known)})" if known else ""
+        raise UserError(f"{kind.__name__} refuses these settings{where}: {reason}") from error
+
+
+def _check_names(config: TrainConfig) -> None:
+    """Refuses names that transformers does not know.
+
+    Raises:
+        UserError: With those that it knows.
+    """
+    for key, name, kind in (
+        ("optim.name", config.optim.name, OptimizerNames),
+        ("optim.scheduler", config.optim.scheduler, SchedulerType),
+    ):
+        names = [member.value for member in kind]
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"See the fields of TRL's {kind.__name__}."
-            raise UserError(f"trainer.extra.{name}: {kind.__name__} has no such field. {hint}")
+            hint = f"Did you mean {near[0]}? " if near else ""
+            raise UserError(f"{key}={name}: transformers has none of that name. {hint}Allowed: {', '.join(names)}.")
+
+
+def rehearse(trainer: Any, config: TrainConfig) -> None:
+    """Builds optimizer and schedule once and lets go of them: they are asked for only when training begins.
+
+    Raises:
+        UserError: A package is missing, or an argument is missing, unknown or out of its range.
+    """
+    optim = config.optim
+    if trainer.optimizer_cls_and_kwargs is not None or any(part in optim.name for part in HOOKING):
+        return
+    given = ", ".join(f"trainer.extra.{name}" for name in ("optim_args", "optim_target_modules"))
+    with _told(f"optim.name={optim.name}", f"Its own arguments are {given}"):
+        trainer.create_optimizer()
+    example = typed("+trainer.extra.lr_scheduler_kwargs", {"min_lr_rate": 0.1})
+    with _told(f"optim.scheduler={optim.scheduler}", f"Its own arguments are given like {example}"):
+        trainer.create_scheduler(trainer.total_steps(), trainer.optimizer)
+    trainer.optimizer = trainer.lr_scheduler = None
+
+
+@contextmanager
+def _told(setting: str, hint: str) -> Iterator[None]:
     try:
-        return kind(**ours, **config.trainer.extra)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{kind.__name__} refuses these settings: {error}") from error
+        yield
+    except (ImportError, TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
+        raise UserError(f"{setting}: cannot be built ({reason}). {hint}.") from error
 
 
 def choose_implementation(optimizer: str, *, on_cuda: bool) -> str:

@@ -386,7 +386,7 @@ class DurableTrainer:
         if (Path(checkpoint) / name).is_file() and not self.has_other_ranks:
             super()._load_rng_state(checkpoint)  # type: ignore[misc]
             return
-        set_seed(self._config.run.seed + self.state.global_step * world_size() + rank())
+        set_seed((self._config.run.seed + self.state.global_step * world_size() + rank()) % 2**32)
         logger.info("resume: the number of ranks has changed, so dropout draws afresh; the order of rows goes on")
 
     def create_model_card(self, *_: Any, **__: Any) -> None:

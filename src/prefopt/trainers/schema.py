@@ -20,6 +20,8 @@ from prefopt.choices import (
 )
 from prefopt.ranges import or_auto, require
 
+MAX_EPOCHS = 1_000_000
+
 
 @dataclass(kw_only=True)
 class AlgorithmConfig:
@@ -128,14 +130,20 @@ class PeftConfig:
     r: int = 16
     """Rank of the adapters, >= 1."""
     alpha: int = 32
-    """Adapter scale: the update is multiplied by alpha / r."""
+    """Adapter scale, >= 1: the update is multiplied by alpha / r."""
     dropout: float = 0.0
     """Dropout on the adapters' input, in [0, 1)."""
     target_modules: list[str] | None = None
-    """Names of linear modules. Default: the model's `lora_targets`."""
+    """Names of linear modules, at least one. Default: the model's `lora_targets`."""
 
     def __post_init__(self) -> None:
-        require(self.r >= 1, f"peft.r: must be >= 1, found {self.r}.")
+        for name in ("r", "alpha"):
+            require(getattr(self, name) >= 1, f"peft.{name}: must be >= 1, found {getattr(self, name)}.")
+        require(
+            self.target_modules is None or (all(self.target_modules) and bool(self.target_modules)),
+            f"peft.target_modules: must name modules, found {self.target_modules}. Leave it out for those of "
+            "model.lora_targets, which takes [] for all linear layers.",
+        )
         require(0 <= self.dropout < 1, f"peft.dropout: must be in [0, 1), found {self.dropout}.")
 
 
@@ -154,11 +162,11 @@ class OptimConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay, >= 0."""
     adam_beta1: float = 0.9
-    """Decay of the gradient's running mean."""
+    """Decay of the gradient's running mean, in [0, 1)."""
     adam_beta2: float = 0.999
-    """Decay of the squared gradient's running mean."""
+    """Decay of the squared gradient's running mean, in [0, 1)."""
     adam_epsilon: float = 1e-8
-    """Added to the denominator of Adam's update."""
+    """Added to the denominator of Adam's update, > 0."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 turns clipping off."""
 
@@ -166,6 +174,9 @@ class OptimConfig:
         rate = self.learning_rate
         require(rate is None or rate > 0, f"optim.learning_rate: must be > 0, found {rate}.")
         require(0 <= self.warmup_ratio < 1, f"optim.warmup_ratio: must be in [0, 1), found {self.warmup_ratio}.")
+        for name in ("adam_beta1", "adam_beta2"):
+            require(0 <= getattr(self, name) < 1, f"optim.{name}: must be in [0, 1), found {getattr(self, name)}.")
+        require(self.adam_epsilon > 0, f"optim.adam_epsilon: must be > 0, found {self.adam_epsilon}.")
         require(self.weight_decay >= 0, f"optim.weight_decay: must be >= 0, found {self.weight_decay}.")
         require(self.max_grad_norm >= 0, f"optim.max_grad_norm: must be >= 0, found {self.max_grad_norm}.")
 
@@ -177,7 +188,7 @@ class TrainerConfig:
     max_steps: int | None = None
     """Optimizer steps; unset: `num_epochs` decides."""
     num_epochs: float = 1.0
-    """Passes over the training data, > 0."""
+    """Passes over the training data, > 0 and at most a million; a part of a pass ends with a whole step."""
     per_device_batch_size: int = 8
     """Pairs (DPO: two sequences each) or rows (SFT) per device and forward."""
     tokens_per_device: Any = None
@@ -231,7 +242,10 @@ class TrainerConfig:
             budget is None or budget == AUTO or budget >= 1,
             f"trainer.tokens_per_device: must be >= 1, auto or null, found {budget}.",
         )
-        require(self.num_epochs > 0, f"trainer.num_epochs: must be > 0, found {self.num_epochs}.")
+        require(
+            0 < self.num_epochs <= MAX_EPOCHS,
+            f"trainer.num_epochs: must be > 0 and at most {MAX_EPOCHS:,}, found {self.num_epochs}.",
+        )
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache, cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -154,16 +154,16 @@ class Tree:
         return list(self._settings)
 
     @cached_property
-    def _settings(self) -> dict[str, "_Setting"]:
-        """Every dotted setting, of every variant."""
-        settings: dict[str, _Setting] = {}
+    def _settings(self) -> dict[str, Any]:
+        """The type of every dotted setting, of every variant."""
+        settings: dict[str, Any] = {}
         for root in self._roots():
             settings |= _leaves(root, "")
         return settings
 
     @cached_property
     def _text_settings(self) -> set[str]:
-        return {name for name, setting in self._settings.items() if setting.kind in (str, str | None)}
+        return {name for name, kind in self._settings.items() if kind in (str, str | None)}
 
     def unknown(self, key: str) -> str:
         """The message for a setting that does not exist, with the one that was meant where that can be told."""
@@ -217,9 +217,8 @@ class Tree:
             return UserError(file + (self._of_other_variant(key) or self.unknown(key)))
         if key:
             reason = next(line for line in lines if not line.startswith("In '")).rstrip(".")
-            setting = self._settings.get(key)
-            place = f" Its meaning and range: {setting.file}." if setting else ""
-            return UserError(f"{file}{key}: {reason}.{place}")
+            meaning = f" Its meaning and range: prefopt list settings {key}." if key in self._settings else ""
+            return UserError(f"{file}{key}: {reason}.{meaning}")
         missing = re.search(r"Could not find '([^']+)'", str(cause))
         if missing:
             group, _, option = missing.group(1).rpartition("/")
@@ -319,19 +318,11 @@ def _folders() -> set[str]:
     return {path.name for path in shipped("conf").iterdir() if path.is_dir()}
 
 
-class _Setting(NamedTuple):
-    """The type of a setting, and the file whose docstrings tell what it means."""
-
-    kind: Any
-    file: str
-
-
-def _leaves(config: Any, prefix: str) -> dict[str, _Setting]:
-    """Every setting below `prefix`."""
-    file = f"{type(config).__module__.replace('.', '/')}.py"
-    found: dict[str, _Setting] = {}
+def _leaves(config: Any, prefix: str) -> dict[str, Any]:
+    """The type of every setting below `prefix`."""
+    found: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         name = f"{prefix}{f.name}"
-        found |= _leaves(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: _Setting(f.type, file)}
+        found |= _leaves(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: f.type}
     return found

@@ -114,6 +114,16 @@ def test_a_users_folder_adds_experiments(tmp_path):
         ("data.held_out_fraction=0.2", "has no effect"),
         ("optim.weight_decay=-1", "must be >= 0"),
         ("optim.warmup_ratio=1", "must be in [0, 1)"),
+        ("optim.adam_beta1=5", "optim.adam_beta1: must be in [0, 1), found 5"),
+        ("optim.adam_beta2=1", "optim.adam_beta2: must be in [0, 1), found 1"),
+        ("optim.adam_epsilon=-1", "optim.adam_epsilon: must be > 0, found -1"),
+        ("run.seed=4294967296", "run.seed: must be >= 0 and below 2^32, found 4294967296"),
+        ("run.name='..'", "one plain folder name"),
+        (f"run.name={300 * 'a'}", "run.name: must have at most 200 bytes, found 300"),
+        ("trainer.num_epochs=1e9", "trainer.num_epochs: must be > 0 and at most 1,000,000"),
+        ("peft.alpha=0", "peft.alpha: must be >= 1, found 0"),
+        ("peft.target_modules=[]", "peft.target_modules: must name modules, found []"),
+        ("peft.target_modules=['']", "peft.target_modules: must name modules"),
     ],
 )
 def test_a_bad_value_says_what_is_allowed(override, expected):

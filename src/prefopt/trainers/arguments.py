@@ -98,7 +98,7 @@ def _check_names(config: TrainConfig) -> None:
     ):
         names = [member.value for member in kind]
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
+            near = [each for each in names if each.startswith(name)] or difflib.get_close_matches(name, names, n=1)
             hint = f"Did you mean {near[0]}? " if near else ""
             raise UserError(f"{key}={name}: transformers has none of that name. {hint}Allowed: {', '.join(names)}.")
 

@@ -44,6 +44,11 @@ def check(config: TrainConfig, launch: Launch) -> None:
         config.trainer.eval_every is None or config.data.held_out is not None or config.data.held_out_fraction > 0,
         "trainer.eval_every is set, but nothing is held out: set data.held_out or data.held_out_fraction > 0.",
     )
+    require(
+        config.deepspeed.stage != 3 or not config.model.resize_embeddings,
+        "model.resize_embeddings=true with deepspeed.stage=3: rows cannot be added to an embedding that is spread "
+        "over ranks. Set deepspeed=zero2, or save the model with a larger embedding first.",
+    )
     _check_precision(config)
     _check_effect(config)
 

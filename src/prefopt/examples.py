@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefopt.choices import AlgorithmName, LossOn
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_splits
@@ -14,6 +14,9 @@ from prefopt.imports import importing
 from prefopt.paths import cache_folder
 from prefopt.schema import SFTAlgorithmConfig, TrainConfig
 from prefopt.tracking import phases
+
+if TYPE_CHECKING:
+    from prefopt.modeling.limits import Limits  # with transformers, a matter of seconds
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +29,8 @@ class Examples:
     """On rank 0 alone; nothing on other ranks asks for them."""
     tokenized: TokenizedSplits
     tokenizer: Any
+    limits: "Limits | None" = None
+    """What the model takes; None where nobody has asked."""
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 (hex) of each split's token ids, row for row."""
@@ -66,12 +71,15 @@ def load_examples(config: TrainConfig, *, measured: Any = None) -> Examples:
     # torch and transformers take seconds to import; bad rows are answered before that.
     with importing():
         from prefopt.data.cache import fetch_cached, open_cached
+        from prefopt.modeling.limits import Limits
         from prefopt.modeling.load import check_hardware, load_tokenizer
 
     check_hardware(config)
     loss_on = config.algorithm.loss_on if isinstance(config.algorithm, SFTAlgorithmConfig) else LossOn.completions
     with importing():  # the first tokenizer makes transformers import what it then needs for models too
         tokenizer = load_tokenizer(config.model)
+        limits = Limits.of(config.model)
+        limits.check_tokenizer(tokenizer, config.model)
     with phases.of("tokenising"):
         stored = keep_on_main(
             lambda: fetch_cached(records, tokenizer, config.data, loss_on=loss_on, root=cache_folder() / "tokens")
@@ -85,4 +93,5 @@ def load_examples(config: TrainConfig, *, measured: Any = None) -> Examples:
             tokenized = load_tokenized(read(), tokenizer, config.data, loss_on=loss_on)
     for line in tokenized.notes.lines():
         logger.info("data: %s", line)
-    return Examples(records, tokenized, tokenizer)
+    limits.check_data(tokenized)
+    return Examples(records, tokenized, tokenizer, limits)

@@ -30,6 +30,11 @@ def resolve(path: str) -> Path:
     return expand(path)
 
 
+def is_local(path: str) -> bool:
+    """True for a folder of this machine, False for the id of a model or data set on a hub."""
+    return path.startswith((SCHEME, "/", ".", "~")) or resolve(path).exists()
+
+
 def expand(path: str) -> Path:
     """The user's own path, with a home folder in place of `~`.
 

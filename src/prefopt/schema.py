@@ -86,7 +86,7 @@ class ModelConfig:
     path: str = MISSING
     """A Hugging Face model id, a folder, or `prefopt:<path>` for what ships with the package."""
     revision: str | None = None
-    """Branch, tag or commit of a hub model."""
+    """Branch, tag or commit of a hub model; a folder has none."""
     dtype: WeightsDtype = WeightsDtype.fp32
     """Data type of the loaded weights. `auto`: as stored. With full fine-tuning, float32 keeps small updates."""
     attn_implementation: str = "sdpa"
@@ -95,8 +95,14 @@ class ModelConfig:
     """A Jinja file that replaces the tokenizer's chat template (`prefopt:<path>` allowed)."""
     lora_targets: list[str] = field(default_factory=list)
     """Linear modules that get adapters when `peft.target_modules` is unset. Empty: all linear layers but the head."""
+    resize_embeddings: bool = False
+    """Where the tokenizer has more tokens than the embedding has rows, add rows, each the mean of all others. Else
+    such a tokenizer is refused. Adapters leave the new rows as they are."""
     trust_remote_code: bool = False
     """Run Python code that the model repository ships. Off unless you have read that code."""
+
+    def __post_init__(self) -> None:
+        require(self.path != "", "model.path: must be a model id or a folder, found an empty text.")
 
 
 @dataclass(kw_only=True)

@@ -172,8 +172,13 @@ def seeds(seed: int) -> Iterator[int]:
         yield int(rng.integers(2**63))
 
 
-def read_neutral_texts(settings: EvaluationConfig, tokenizer: Any) -> list[ScoredSequence]:
-    """Tokenises the neutral texts; every token after the first is scored.
+def read_neutral_texts(settings: EvaluationConfig, tokenizer: Any, context: int | None = None) -> list[ScoredSequence]:
+    """Tokenises the beginnings of the neutral texts; every token after the first is scored.
+
+    Args:
+        settings: Names the file.
+        tokenizer: The policy's.
+        context: Tokens that the model reads at most; None without a limit.
 
     Raises:
         UserError: The file is missing, or a line of it has no `text`.
@@ -183,13 +188,14 @@ def read_neutral_texts(settings: EvaluationConfig, tokenizer: Any) -> list[Score
     path = resolve(settings.neutral_texts)
     if not path.is_file():
         raise UserError(f"evaluation.neutral_texts: no such file: {path}. Set it to null to do without.")
+    longest = min(NEUTRAL_MAX_TOKENS, context or NEUTRAL_MAX_TOKENS)
     sequences = []
     for row, source in iter_rows(path):
         try:
             text = check_text(row.get("text"), "text")
         except RowError as error:
             raise UserError(f"{source}: {error} Each neutral text is an object with a field 'text'.") from error
-        ids = tokenizer(text)["input_ids"][:NEUTRAL_MAX_TOKENS]
+        ids = tokenizer(text)["input_ids"][:longest]
         sequences.append(ScoredSequence(ids, [IGNORED, *ids[1:]]))
     return sequences
 

@@ -126,14 +126,17 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
     by_source = {record.source: record for record in examples.records.held_out or []}
     is_dpo = isinstance(config.algorithm, DPOAlgorithmConfig)
     pairs = (held_out if len(held_out) else None) if is_dpo else _read_pairs(config, examples)
+    prompts = [list(i) for i in answered["prompt_ids"]] if is_dpo else [prompt_of(row) for row in to_rows(answered)]
+    if examples.limits is not None:
+        examples.limits.check_answers(prompts, settings.max_new_tokens)
     return Material(
         held_out=Split(pairs, None if is_dpo or not len(held_out) else to_rows(held_out)),
         train=Split(pairs=train) if is_dpo else Split(rows=to_rows(train)),
         clusters=number_prompts(pairs) if pairs is not None else None,
         sources=list(pairs["source"]) if pairs is not None else [],
-        prompts=[list(i) for i in answered["prompt_ids"]] if is_dpo else [prompt_of(row) for row in to_rows(answered)],
+        prompts=prompts,
         texts=[_texts(by_source[source]) for source in answered["source"]],
-        neutral=read_neutral_texts(settings, tokenizer),
+        neutral=read_neutral_texts(settings, tokenizer, None if examples.limits is None else examples.limits.context),
     )
 
 
@@ -145,7 +148,10 @@ def _read_pairs(config: TrainConfig, examples: Examples) -> Any:
     source = dataclasses.replace(config.data, **whole)
     splits = read_splits(source, kind="preference", seed=config.run.seed)
     refuse_trained(examples.records.train, splits.train, "evaluation.pairs")
-    return load_tokenized(splits, examples.tokenizer, source).train
+    pairs = load_tokenized(splits, examples.tokenizer, source).train
+    if examples.limits is not None:
+        examples.limits.check_rows(pairs, "evaluation.pairs")
+    return pairs
 
 
 def describe_data(examples: Examples, material: Material) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from transformers.utils import cached_file
 from prefopt.errors import UserError
 from prefopt.files import write_json
 from prefopt.modeling.load import ADAPTER_FILE
-from prefopt.paths import SCHEME, cache_folder, resolve
+from prefopt.paths import cache_folder, is_local, resolve
 from prefopt.schema import ModelConfig
 from prefopt.tracking import phases
 
@@ -62,9 +62,8 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _folder(path: str, revision: str | None) -> Path:
-    local = resolve(path)
-    if path.startswith((SCHEME, "/", ".", "~")) or local.exists():
-        return local
+    if is_local(path):
+        return resolve(path)
     for name in ("config.json", ADAPTER_FILE):
         found = cached_file(path, name, revision=revision or "main", _raise_exceptions_for_missing_entries=False)
         if found is not None:

@@ -1,7 +1,10 @@
 """Loads policies, references and tokenizers as the configuration names them."""
 
+import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ from transformers.utils.logging import disable_progress_bar
 from prefopt.choices import PeftMethod, Precision, WeightsDtype
 from prefopt.errors import UserError
 from prefopt.modeling.kernels import check_kernels
-from prefopt.paths import SCHEME, resolve
+from prefopt.overrides import typed
+from prefopt.paths import is_local, resolve
 from prefopt.schema import ModelConfig, PeftConfig, TrainConfig
 from prefopt.tracking import phases
 
@@ -59,12 +63,9 @@ def choose_device() -> torch.device:
 
 def load_tokenizer(config: ModelConfig) -> Any:
     """Loads the tokenizer, with the configured chat template in place of its own where one is given."""
-    tokenizer = _from_pretrained(AutoTokenizer, config, config.path)
+    tokenizer = from_pretrained(AutoTokenizer, config)
     if config.chat_template is not None:
-        path = resolve(config.chat_template)
-        if not path.is_file():
-            raise UserError(f"model.chat_template: no such file: {path}.")
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
+        tokenizer.chat_template = _read_template(resolve(config.chat_template))
     if "strftime_now" in str(tokenizer.chat_template):
         logger.warning(
             "tokenizer: its chat template writes today's date into prompts, so another day's run sees other tokens. "
@@ -76,6 +77,20 @@ def load_tokenizer(config: ModelConfig) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
         logger.info("tokenizer: no padding token, so %r pads (padding is masked everywhere)", tokenizer.eos_token)
     return tokenizer
+
+
+def _read_template(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"model.chat_template: no such file: {path}.")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"model.chat_template: {path} is no UTF-8 ({error}). Save the file as UTF-8.") from error
+
+
+def count_tokens(tokenizer: Any) -> int:
+    """Rows that an embedding needs for every token of a tokenizer."""
+    return 1 + max(tokenizer.get_vocab().values(), default=-1)
 
 
 @phases.of("model_load")
@@ -93,7 +108,38 @@ def load_model(
     arguments = _weights(config, peft) | (placement or {})
     if (path / ADAPTER_FILE).is_file():
         return _load_merged(config, path, peft, arguments)
-    return _from_pretrained(AutoModelForCausalLM, config, config.path, **arguments)
+    model, found = from_pretrained(AutoModelForCausalLM, config, output_loading_info=True, **arguments)
+    _check_complete(config, found)
+    if config.resize_embeddings:
+        _resize_embeddings(model, config)
+    return model
+
+
+def _check_complete(config: ModelConfig, found: dict[str, Any]) -> None:
+    """Refuses a model of which transformers would have made up a part; says which stored tensors it has no use for."""
+    missing, unused = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if missing:
+        raise UserError(
+            f"model.path={config.path}: its weights lack {len(missing)} tensors that its config.json asks for, first "
+            f"{missing[0]}; training would begin with random numbers there. Get the whole model, or mend the file."
+        )
+    if unused:
+        what = f"{len(unused)} of its stored tensors have no place in its architecture, first {unused[0]}"
+        logger.warning("model: %s: %s; they are left out", config.path, what)
+
+
+def _resize_embeddings(model: Any, config: ModelConfig) -> None:
+    """Adds the rows that the tokenizer needs; each is the mean of the others, so every load makes the same model."""
+    wanted, rows = count_tokens(from_pretrained(AutoTokenizer, config)), model.get_input_embeddings().num_embeddings
+    if wanted <= rows:
+        logger.info("model.resize_embeddings: nothing to do, %d tokens have %d rows", wanted, rows)
+        return
+    model.resize_token_embeddings(wanted, mean_resizing=False)
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    with torch.no_grad():
+        for weight in {id(layer.weight): layer.weight for layer in layers if layer is not None}.values():
+            weight[rows:] = weight[:rows].mean(dim=0)
+    logger.info("model: its embedding grows from %d to %d rows (model.resize_embeddings=true)", rows, wanted)
 
 
 def straight_to_device() -> dict[str, Any]:
@@ -110,11 +156,13 @@ def straight_to_device() -> dict[str, Any]:
 def load_tuned(config: TrainConfig, folder: Path) -> Any:
     """Loads what a run saved, onto the device that measures it: the full model, or the base with a PEFT adapter."""
     if not (folder / ADAPTER_FILE).is_file():
-        tuned = ModelConfig(**{**vars(config.model), "path": str(folder), "revision": None})
-        return load_model(tuned, placement=straight_to_device())
+        own = {"path": str(folder), "revision": None, "resize_embeddings": False}
+        return load_model(ModelConfig(**{**vars(config.model), **own}), placement=straight_to_device())
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(load_model(config.model, config.peft.method, straight_to_device()), folder)
+    base = load_model(config.model, config.peft.method, straight_to_device())
+    with _readable(str(folder)):
+        return PeftModel.from_pretrained(base, folder)
 
 
 def build_peft_config(peft: PeftConfig, model: ModelConfig) -> Any:
@@ -156,26 +204,76 @@ def _load_merged(config: ModelConfig, path: Path, peft: PeftMethod, arguments: d
         )
     from peft import AutoPeftModelForCausalLM
 
-    merged = AutoPeftModelForCausalLM.from_pretrained(path, **arguments).merge_and_unload()
+    base = find_base(config)
+    assert base is not None
+    with _readable(config.path, f" (an adapter of {base.path}, as its {ADAPTER_FILE} names the base)"):
+        merged = AutoPeftModelForCausalLM.from_pretrained(path, **arguments).merge_and_unload()
     merged.requires_grad_(True)  # PEFT froze the base
     merged.config._name_or_path = str(path)
     logger.info("model: the adapter in %s is merged into its base", path)
     return merged
 
 
-def _from_pretrained(kind: Any, config: ModelConfig, path: str, **arguments: Any) -> Any:
-    local = resolve(path)
-    looks_local = path.startswith((SCHEME, "/", ".", "~")) or local.exists()
-    if looks_local and not local.is_dir():
-        raise UserError(f"model.path={path}: no such folder.")
+def find_base(config: ModelConfig) -> ModelConfig | None:
+    """The base of the adapter that a folder holds, None if it holds none.
+
+    Raises:
+        UserError: The folder does not say, or the base has moved.
+    """
+    file = resolve(config.path) / ADAPTER_FILE
+    if not file.is_file():
+        return None
     try:
+        adapter = json.loads(file.read_text(encoding="utf-8"))
+        path, revision = str(adapter["base_model_name_or_path"]), adapter.get("revision")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{file}: does not name the base of the adapter ({type(error).__name__}: {error}).") from error
+    if is_local(path) and not resolve(path).is_dir():
+        raise UserError(
+            f"{file}: the adapter's base {path} is not there any more. Write where it is now under "
+            "base_model_name_or_path in that file."
+        )
+    return ModelConfig(path=path, revision=revision, trust_remote_code=config.trust_remote_code)
+
+
+def from_pretrained(kind: Any, config: ModelConfig, **arguments: Any) -> Any:
+    """What one of transformers' Auto classes reads from the folder or the hub model that the settings name.
+
+    Raises:
+        UserError: It is not there, or damaged.
+    """
+    path, local = config.path, is_local(config.path)
+    if local and not resolve(path).is_dir():
+        raise UserError(f"model.path={path}: no such folder.")
+    if local and config.revision is not None:
+        raise UserError(
+            f"{typed('model.revision', config.revision)}: {path} is a folder, and only models of the hub "
+            "have revisions. Leave it out."
+        )
+    with _readable(path):
         return kind.from_pretrained(
-            str(local) if looks_local else path,
+            str(resolve(path)) if local else path,
             revision=config.revision or "main",
             trust_remote_code=config.trust_remote_code,
             **arguments,
         )
-    except (OSError, ValueError, ImportError) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model.path={path}: cannot be loaded{offline}. {first}") from error
+
+
+@contextmanager
+def _readable(path: str, what: str = "") -> Iterator[None]:
+    """Turns what transformers, PEFT, tokenizers or safetensors raise over a foreign file into one sentence.
+
+    A damaged file makes them raise anything, from SafetensorError to KeyError; what is no fault of the file goes on.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, UserError):
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or "no reason given"
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights have other shapes than its config.json says; the table above names them"
+        elif not isinstance(error, (OSError, ValueError, ImportError)):
+            reason = f"{type(error).__name__}: {reason}"
+        offline = " HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE") and not is_local(path) else ""
+        raise UserError(f"model.path={path}{what}: cannot be loaded: {reason}.{offline}") from error

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import save
+from transformers import AutoTokenizer
 
 from prefopt.choices import PeftMethod, ReferenceMode
 from prefopt.data.ragged import Array, PairLogps, PairTable, Ragged
@@ -29,9 +30,10 @@ from prefopt.distributed.group import gather, num_ranks, on_main, raise_on_all
 from prefopt.errors import UserError
 from prefopt.files import PARTIAL, write_bytes, write_json
 from prefopt.modeling.fingerprint import fingerprint_weights
+from prefopt.modeling.load import count_tokens, from_pretrained
 from prefopt.modeling.shards import FORMAT, SHARD, Keys, Rows, Shard, keys_of, read_sound
 from prefopt.paths import cache_folder, expand
-from prefopt.schema import TrainConfig
+from prefopt.schema import ModelConfig, TrainConfig
 
 CHUNK_PAIRS = 256
 """Pairs between two looks at what other processes have stored meanwhile."""
@@ -108,12 +110,18 @@ def open_store(config: TrainConfig, *, casts_weights: bool = False) -> "Referenc
             "precision": config.trainer.precision.value,
             "quantised": config.peft.method is PeftMethod.qlora,
             "casts_weights": casts_weights,
+            **_resized(config.model),
             "numerics": {name: config.trainer.extra[name] for name in NUMERICS if name in config.trainer.extra},
             "attention": config.model.attn_implementation,
             "device": "cuda" if torch.cuda.is_available() else "cpu",
             "transformers": ".".join(version("transformers").split(".")[:2]),
         },
     )
+
+
+def _resized(config: ModelConfig) -> dict[str, int]:
+    """What an embedding that grows adds to the key: its new rows take a part of every probability."""
+    return {"tokens": count_tokens(from_pretrained(AutoTokenizer, config))} if config.resize_embeddings else {}
 
 
 def check_independence(model_config: Any, max_length: int) -> None:

@@ -8,28 +8,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from prefopt.aliases import ALIASES
 from prefopt.catalog import find_folder
 from prefopt.config_dir import find_fault
-from prefopt.errors import UserError, shorten
+from prefopt.errors import SHOWN, UserError, shorten
 from prefopt.overrides import parse, quote, typed
 from prefopt.paths import shipped
-from prefopt.ranges import check_usable
+from prefopt.ranges import check_usable, require
 
 LIKE = 0.75
 """Likeness of two names, in [0, 1], from which on one of them is a slip of the fingers."""
-MAX_NAME = 60
-"""Letters of a name that may be such a slip."""
+MAX_NAME = 200
+"""Letters of a name of a setting, a group or an option."""
+MAX_TEXT = 4096
+"""Letters of a value on the command line: as many as a path may have."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Tree:
     def build(self, composed: DictConfig) -> Any:
         """The dataclasses of a composed config; the only place where a DictConfig becomes typed."""
         try:
+            self._refuse_other_kinds(composed)
             config = OmegaConf.to_object(composed)
         except MissingMandatoryValue as error:
             key = str(getattr(error, "full_key", None) or "a setting")
@@ -94,6 +97,14 @@ class Tree:
         assert isinstance(config, self.root)
         self._check_values(config, "")
         return config
+
+    def _refuse_other_kinds(self, composed: DictConfig) -> None:
+        """Refuses a setting that holds a list or a table, and was made to refer to one that does not."""
+        for key, kind in self._containers.items():
+            value = OmegaConf.select(composed, key)
+            if value is not None and not isinstance(value, kind):
+                what = "a list" if kind is ListConfig else "a table of keys and values"
+                raise UserError(f"{key}: must be {what}, found {shorten(repr(value))}.")
 
     def build_from(self, values: dict[str, Any], variants: Mapping[str, str], where: str) -> Any:
         """The dataclasses of plain values; `where` names their source in errors, `variants` the schema per group."""
@@ -122,19 +133,23 @@ class Tree:
         if override.is_delete():
             raise UserError(f"~{key}: a setting cannot be removed. Set it to a value (null where it allows one).")
         if override.is_sweep_override():
-            value = shorten(bare.partition("=")[2])
-            quoted = f"If it is text that holds a comma, type {typed(key, value)} in a shell."
-            raise UserError(f"{key}: one run takes one value, found several ({value}). {quoted}")
-        if key in _folders() and not isinstance(override.value(), str | list | dict):
-            raise UserError(f"{bare}: an option is a name, one of the files in conf/{key}.")
+            text = bare.partition("=")[2]
+            quoted = f" If it is text, type {typed(key, text)} in a shell." if len(text) <= SHOWN else ""
+            raise UserError(f"{key}: one run takes one value, found several ({shorten(text)}).{quoted}")
+        value = override.value()
+        if key in _folders() and not _is_option(value):
+            raise UserError(f"{shorten(bare)}: an option is a name, one of the files in conf/{key}.")
+        is_short = not isinstance(value, str) or len(value) <= MAX_TEXT
+        require(is_short, f"{key}: must have at most {MAX_TEXT:,} letters, found {shorten(str(value))}.")
         if key == "experiment":
             return line
         if self.is_in_table(key):
             return f"++{bare}"
         if not self.knows(key):
             raise UserError(self.unknown(key))
-        if key in self._text_settings and isinstance(override.value(), bool | int | float):
+        if key in self._text_settings and isinstance(value, bool | int | float):
             return f"{key}={quote(bare.partition('=')[2].strip())}"  # else 007 would be 7, and 12_3 be 123
+        check_usable(key, value)
         return bare
 
     def knows(self, key: str) -> bool:
@@ -160,6 +175,13 @@ class Tree:
         for root in self._roots():
             settings |= _leaves(root, "")
         return settings
+
+    @cached_property
+    def _containers(self) -> dict[str, type[Any]]:
+        """How OmegaConf holds each setting that is a list or a table."""
+        nodes: dict[Any, type[Any]] = {list: ListConfig, dict: DictConfig}
+        origins = {key: {get_origin(kind), *map(get_origin, get_args(kind))} for key, kind in self._settings.items()}
+        return {key: nodes[origin] for key, found in origins.items() for origin in found if origin in nodes}
 
     @cached_property
     def _text_settings(self) -> set[str]:
@@ -216,7 +238,7 @@ class Tree:
         if key and any(re.match(r"Key '[^']+' (is )?not in", line) for line in lines):
             return UserError(file + (self._of_other_variant(key) or self.unknown(key)))
         if key:
-            reason = next(line for line in lines if not line.startswith("In '")).rstrip(".")
+            reason = shorten(next(line for line in lines if not line.startswith("In '")).rstrip("."), 300)
             meaning = f" Its meaning and range: prefopt list settings {key}." if key in self._settings else ""
             return UserError(f"{file}{key}: {reason}.{meaning}")
         missing = re.search(r"Could not find '([^']+)'", str(cause))
@@ -227,7 +249,7 @@ class Tree:
             near = difflib.get_close_matches(option, options, n=1)
             hint = f"Did you mean {near[0]}? " if near else ""
             return UserError(f"{group}={option}: no such option. {hint}Available: {', '.join(options)}.")
-        return UserError(" ".join(lines))
+        return UserError(shorten(" ".join(lines), 1000))
 
     def _of_other_variant(self, key: str) -> str | None:
         if key not in self.setting_names():
@@ -310,6 +332,13 @@ def as_dict(config: Any) -> Any:
     if isinstance(config, list):
         return [as_dict(value) for value in config]
     return config
+
+
+def _is_option(value: Any) -> bool:
+    """True for a name, several names, or settings to merge into a group."""
+    names = value if isinstance(value, list) else [value]
+    are_names = all(isinstance(name, str) and len(name) <= MAX_NAME for name in names)
+    return isinstance(value, dict) or are_names
 
 
 @cache

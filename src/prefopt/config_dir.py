@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prefopt.errors import UserError, shorten
+from prefopt.ranges import check_usable
 
 FORMS = "Write one entry a line, such as `- override /data: files` or `- _self_`"
 
@@ -20,6 +21,8 @@ def find_fault(folder: Path) -> UserError | None:
     for path in sorted(folder.rglob("*.yaml")):
         try:
             values = _read(path)
+            for key, value in values.items():
+                check_usable(f"{path}: {key}", value)
             defaults[path.relative_to(folder).with_suffix("").as_posix()] = _defaults_of(path, values)
         except UserError as error:
             return error

@@ -26,9 +26,9 @@ SHOWN = 100
 """Letters of a value that a message repeats."""
 
 
-def shorten(text: str) -> str:
-    """A value as a message repeats it."""
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} letters)"
+def shorten(text: str, limit: int = SHOWN) -> str:
+    """A value, or another program's words, as a message repeats them."""
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} letters)"
 
 
 class UserError(ValueError):

@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from prefopt import terminal
 from prefopt.errors import SHOWN, UserError, shorten
 
+MAX_DEPTH = 20
 FORM = "Write overrides as group=option or group.setting=value"
 TYPED_WORDS = ("null", "true", "false", "inf", "nan")
 """What Hydra's grammar does not take for text."""
@@ -26,10 +27,21 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     parsed = []
     for line in overrides:
         try:
-            parsed += parser.parse_overrides([line])
+            (override,) = parser.parse_overrides([line])
         except (HydraException, RecursionError, ValueError) as error:  # too deep; an integer of thousands of digits
             raise _unreadable(line, error) from error
+        if not override.is_sweep_override() and _is_deeper(override.value(), MAX_DEPTH):
+            raise UserError(f"{shorten(line)}: holds lists or dicts in one another, more than {MAX_DEPTH} deep.")
+        parsed.append(override)
     return parsed
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """True for lists and dicts with more levels than that, each of which costs a call of a function everywhere."""
+    if not isinstance(value, list | dict):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in items)
 
 
 def quote(text: str) -> str:

@@ -192,7 +192,7 @@ class LoggerConfig:
         require(not bad, f"logger.tags: W&B allows 1 to 64 letters per tag, found {bad[:1]}.")
         require(
             0 < len(self.project) <= 128 and not set(self.project) & set("/\\#?%:"),
-            f"logger.project: 1 to 128 letters without / \\ # ? % :, found {self.project!r}.",
+            f"logger.project: 1 to 128 letters without / \\ # ? % :, found {shorten(repr(self.project))}.",
         )
 
 

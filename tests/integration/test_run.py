@@ -177,6 +177,17 @@ def test_the_last_step_is_always_logged_so_that_the_report_counts_every_step(ove
     assert json.loads((run / "status.json").read_text())["step"] == 6
 
 
+def test_a_part_of_an_epoch_ends_with_a_whole_step_and_says_how_many_rows_that_are(overrides, tmp_path, capsys):
+    own = [line for line in overrides if not line.startswith("trainer.max_steps")]
+    train([*own, "trainer.num_epochs=0.5"])
+    said = "training: 3 whole steps see 12 of 22 rows, 0.5455 epochs, where trainer.num_epochs=0.5"
+    assert said in capsys.readouterr().out
+    assert read_report(tmp_path / "runs" / "test")["run"]["epochs"] == 0.5455
+    train([*own, "run.name=whole"])
+    assert "whole steps see" not in capsys.readouterr().out
+    assert read_report(tmp_path / "runs" / "whole")["run"]["epochs"] == 1
+
+
 def test_the_parts_of_a_run_sum_up_to_the_wall_time_of_its_command(overrides, tmp_path):
     command = [sys.executable, "-m", "prefopt.train", *overrides, "trainer.eval_every=3"]
     begun = time.monotonic()

@@ -48,6 +48,7 @@ def refusal(**extra: object) -> str:
         ("lr_scheduler_kwargs", "[1]", "a dict or text or null"),
         ("optim_target_modules", [1], "null or text or a list of text"),
         ("liger_kernel_config", {"rope": 1}, "a dict or null"),
+        ("logging_strategy", "x", "one of no, steps, epoch"),
     ],
 )
 def test_a_further_field_takes_what_trl_declares(name, value, allowed):

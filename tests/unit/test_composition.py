@@ -222,3 +222,20 @@ def test_settings_of_a_submission_are_checked_by_the_same_rules(overrides, expec
     with pytest.raises(UserError) as error:
         SUBMIT.compose(overrides).build()
     assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("trainer.extra=${run.seed}", "trainer.extra: must be a table of keys and values, found 0"),
+        ("logger.tags=${run.seed}", "logger.tags: must be a list, found 0"),
+        ("algorithm.loss_type=5", "algorithm.loss_type: must be a loss or a list, found 5"),
+        ("algorithm.loss_type=null", "algorithm.loss_type: must be a loss or a list, found None"),
+        ("optim.learning_rate=${run.root}", "optim.learning_rate: "),
+        ("model=[1]", "model=[1]: an option is a name"),
+        ("logger.tags=" + 30 * "[" + 30 * "]", "holds lists or dicts in one another, more than 20 deep"),
+        ("optim.max_grad_norm=" + 400 * "9", "optim.max_grad_norm: must be a whole number of at most 64 bits"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(line, expected):
+    assert expected in refusal(line)

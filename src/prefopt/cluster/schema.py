@@ -8,6 +8,7 @@ from omegaconf import MISSING
 
 from prefopt.choices import ClusterKind
 from prefopt.composition import Tree
+from prefopt.errors import shorten
 from prefopt.ranges import require, require_folder_name
 
 WORD = re.compile(r"[\w./:@%+,=\[\]&|*()-]+", re.ASCII)
@@ -86,18 +87,19 @@ class ClusterConfig:
         require(self.gpus_per_node >= 0, f"cluster.gpus_per_node: must be >= 0, found {self.gpus_per_node}.")
         require(
             re.fullmatch(r"(\d+-)?\d{1,3}:[0-5]\d:[0-5]\d", self.time, re.ASCII) is not None,
-            f"cluster.time: must be [D-]HH:MM:SS, found {self.time!r}. In YAML, quote it.",
+            f"cluster.time: must be [D-]HH:MM:SS, found {shorten(repr(self.time))}. In YAML, quote it.",
         )
         for name in ("partition", "account", "qos", "constraint", "gres", "memory", "exclude"):
             value = getattr(self, name)
             require(
                 value is None or WORD.fullmatch(value) is not None,
-                f"cluster.{name}: must be one word of letters, digits and ./:@%+,=[]&|*()-, found {value!r}.",
+                f"cluster.{name}: must be one word of letters, digits and ./:@%+,=[]&|*()-, "
+                f"found {shorten(repr(value))}.",
             )
         for option in self.options:
             require(
                 option.startswith("--") and WORD.fullmatch(option) is not None,
-                f"cluster.options: each must be one option such as --reservation=name, found {option!r}.",
+                f"cluster.options: each must be one option such as --reservation=name, found {shorten(repr(option))}.",
             )
         require(
             self.kind is not ClusterKind.local or not self.gpus_per_node or (self.max_parallel or 1) == 1,

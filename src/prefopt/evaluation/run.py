@@ -204,11 +204,18 @@ def describe_run(config: TrainConfig, data: TokenizedSplits, metrics: list[dict[
         },
         "seed": config.run.seed,
         "steps": max((record["step"] for record in metrics), default=0),
-        "epochs": config.trainer.num_epochs if config.trainer.max_steps is None else None,
+        "epochs": _count_epochs(config, data, metrics),
         "beta": algorithm.beta if isinstance(algorithm, DPOAlgorithmConfig) else None,
         "learning_rate": config.optim.learning_rate,
         "method": "full" if config.peft.method.value == "none" else config.peft.method.value,
     }
+
+
+def _count_epochs(config: TrainConfig, data: TokenizedSplits, metrics: list[dict[str, Any]]) -> float | None:
+    """Passes over the training data; a part of one ends with a whole step. None where the run counts steps."""
+    if config.trainer.max_steps is not None:
+        return None
+    return round(metrics[-1]["pairs"] / len(data.train), 4) if metrics else config.trainer.num_epochs
 
 
 def throughput(metrics: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from trl import DPOConfig, SFTConfig
 from prefopt.choices import Precision, ReferenceMode
 from prefopt.distributed.deepspeed import build_deepspeed
 from prefopt.distributed.ranks import is_launched
-from prefopt.errors import UserError
+from prefopt.errors import UserError, shorten
 from prefopt.overrides import typed
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig
@@ -80,7 +80,7 @@ def _build(kind: type[Any], config: TrainConfig, run: RunDirectory, size: StepSi
         )
         return arguments
     except (ValueError, TypeError, ImportError, OverflowError) as error:
-        reason = str(error) or type(error).__name__
+        reason = shorten(str(error) or type(error).__name__, 300)
         known = [name for name in config.trainer.extra if name in reason or name.removeprefix("dataloader_") in reason]
         where = f" (trainer.extra.{', trainer.extra.'.join(known)})" if known else ""
         raise UserError(f"{kind.__name__} refuses these settings{where}: {reason}") from error

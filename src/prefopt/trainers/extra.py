@@ -126,6 +126,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (Union, UnionType):
         if isinstance(value, str) and any((get_origin(each) or each) is dict for each in inner):
             return _is_json_object(value)
+        if isinstance(value, str) and (choices := [each for each in inner if _is_enum(each)]):
+            return _fits(value, choices[0])
         return any(_fits(value, each) for each in inner)
     if origin is Literal:
         return value in inner
@@ -135,11 +137,15 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
     if hint is Any:
         return True
-    if issubclass(hint, Enum):
+    if _is_enum(hint):
         return any(value == member.value for member in hint)
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, (int, float)) if hint is float else isinstance(value, hint)
+
+
+def _is_enum(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Enum)
 
 
 def _is_json_object(text: str) -> bool:
@@ -153,11 +159,12 @@ def _describe(hint: Any) -> str:
     """The type in words."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return " or ".join(dict.fromkeys(_describe(each) for each in inner))
+        closed = [each for each in inner if _is_enum(each)]
+        return " or ".join(dict.fromkeys(_describe(each) for each in closed or inner))
     if origin is Literal:
         return " or ".join(str(each).lower() for each in inner)
     if origin is list:
         return f"a list of {_describe(inner[0])}"
-    if isinstance(hint, type) and issubclass(hint, Enum):
+    if _is_enum(hint):
         return f"one of {', '.join(str(member.value) for member in hint)}"
     return WORDS.get(origin or hint, str(hint))

@@ -18,6 +18,7 @@ from prefopt.choices import (
     Precision,
     SFTLoss,
 )
+from prefopt.errors import shorten
 from prefopt.ranges import or_auto, require
 
 MAX_EPOCHS = 1_000_000
@@ -80,10 +81,14 @@ class DPOAlgorithmConfig(AlgorithmConfig):
         return [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
 
     def __post_init__(self) -> None:
+        found = shorten(repr(self.loss_type))
+        require(
+            isinstance(self.loss_type, str | list), f"algorithm.loss_type: must be a loss or a list, found {found}."
+        )
         for loss_type in self.loss_types:
             require(
                 loss_type in LOSS_TYPES,
-                f"algorithm.loss_type: unknown loss {loss_type!r}. Allowed: {', '.join(LOSS_TYPES)}.",
+                f"algorithm.loss_type: unknown loss {shorten(repr(loss_type))}. Allowed: {', '.join(LOSS_TYPES)}.",
             )
         require(self.beta > 0, f"algorithm.beta: must be > 0, found {self.beta}.")
         require(

@@ -64,6 +64,7 @@ def train(
         finish_model(trainer, run)
         return
     start = None if checkpoint is None else take_up(trainer, checkpoint, run)
+    tell_rows(trainer, config)
     if is_main():
         run.cut_records_after(0 if facts is None else facts.step, evaluation_due=evaluation_due)
     with phases.of("reference"):
@@ -83,6 +84,17 @@ def train(
     if trainer.stop_reason is not None:
         raise Preempted(trainer.stop_reason)
     finish_model(trainer, run)
+
+
+def tell_rows(trainer: Any, config: TrainConfig) -> None:
+    """Says how many rows a part of an epoch comes to: training ends with a whole step."""
+    steps, num_rows, epochs = trainer.total_steps(), len(trainer.train_dataset), config.trainer.num_epochs
+    rows = trainer.rows_after(steps)
+    if config.trainer.max_steps is None and rows != epochs * num_rows:
+        logger.info(
+            "training: %d whole steps see %d of %d rows, %.4g epochs, where trainer.num_epochs=%g",
+            *(steps, rows, num_rows, rows / num_rows, epochs),
+        )
 
 
 def take_up(trainer: Any, checkpoint: Path, run: RunDirectory) -> Path:

@@ -183,10 +183,8 @@ def _held_out_data(report: Mapping[str, Any]) -> str | None:
 
 def _measured_data(report: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that name the data of a later evaluation, which stand in its report alone."""
-    run = report.get("run")
-    data = run.get("data") if isinstance(run, Mapping) else None
-    named = {"data.held_out": "held_out", "evaluation.pairs": "pairs"}
-    return {setting: data[key] for setting, key in named.items() if key in data} if isinstance(data, Mapping) else {}
+    found = report.get("measured_on")
+    return dict(found) if isinstance(found, Mapping) else {}
 
 
 def _reason(report: Mapping[str, Any]) -> str | None:

@@ -82,6 +82,7 @@ def evaluate_run(
         "format": FORMAT,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "run": describe_run(config, data, metrics),
+        "measured_on": {"data.held_out": config.data.held_out, "evaluation.pairs": config.evaluation.pairs},
         "held_out": summary.held_out(),
         "overfitting": summary.overfitting(),
         "drift": summary.drift(),

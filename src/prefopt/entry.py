@@ -2,24 +2,28 @@
 
 import gc
 import os
+import shlex
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import NoReturn
 
 from prefopt.distributed import group
 from prefopt.distributed.preemption import EXIT_CODE, Preempted
 from prefopt.distributed.ranks import is_main
-from prefopt.errors import ToldByRank0, UserError
+from prefopt.errors import OF_THE_MACHINE, EndedError, ToldByRank0, UserError, describe, first_line
 from prefopt.files import write_text
 from prefopt.terminal import printable
 from prefopt.tracking import phases
+from prefopt.tracking.output import lasting_output, write_traceback
 
 USER_ERROR = 2
 """Exit code of a `UserError`."""
+FAULT = 1
+"""Exit code of a run that ended badly, and of what nobody foresaw."""
 ATTEMPT = "PREFOPT_ATTEMPT"
 """Environment variable of a job's ranks: the folder of this attempt."""
 REFUSED = "refused.txt"
@@ -32,51 +36,76 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) 
     """Runs an entry point.
 
     Exit codes: 2 for a `UserError`, 75 for a run that stopped on request and goes on with the same command, 130 for a
-    second Ctrl-C; other errors keep their traceback.
+    second Ctrl-C, 1 for any other error. One that nobody foresaw is one line too; its traceback is in a file.
     """
     if argv is None:
         phases.count_from_process_start()
-    try:
-        main(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        if _is_ours_to_say(error):
-            print(printable(f"error: {error}"), file=sys.stderr, flush=True)
-        _note_refusal(str(error))
-        _exit(USER_ERROR)
-    except Preempted as error:
-        if is_main():
-            print(f"stopped on request ({error.reason}); the same command goes on", file=sys.stderr, flush=True)
-        _exit(EXIT_CODE)
-    except KeyboardInterrupt:
-        if group.num_ranks() > 1:
+    with lasting_output() if argv is None else nullcontext():
+        try:
+            main(sys.argv[1:] if argv is None else argv)
+        except UserError as error:
+            _refuse(error)
+        except Preempted as error:
+            if is_main():
+                _say(f"stopped on request ({error.reason}); the same command goes on")
+            _exit(EXIT_CODE)
+        except KeyboardInterrupt:
+            if group.num_ranks() == 1:
+                _say("interrupted; the same command goes on from the last complete checkpoint")
             _exit(130)
-        print("interrupted; the same command goes on from the last complete checkpoint", file=sys.stderr)
-        _exit(130)
-    except BaseException:
-        if group.num_ranks() == 1:
-            raise
-        traceback.print_exc()
-        _exit(1)
-    finally:
-        if argv is None:
-            gc.freeze()  # what is left goes with the process; to look through it for garbage first takes a second
+        except EndedError as error:
+            if _is_ours_to_say(error, str(error), FAULT):
+                _say(f"error: {error}")
+            _exit(FAULT)
+        except SystemExit as ended:
+            if group.num_ranks() == 1:
+                raise
+            _exit(ended.code if isinstance(ended.code, int) else FAULT)
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in OF_THE_MACHINE and error.filename is not None:
+                _refuse(UserError(f"{describe(error, doing='used')}."))
+            _report_fault(error, argv)
+            _exit(FAULT)
+        finally:
+            if argv is None:
+                gc.freeze()  # what is left goes with the process; to look through it for garbage takes a second
 
 
-def _is_ours_to_say(error: UserError) -> bool:
-    if isinstance(error, ToldByRank0):
+def _refuse(error: UserError) -> NoReturn:
+    if _is_ours_to_say(error, str(error), USER_ERROR):
+        _say(f"error: {error}")
+    _note_refusal(str(error))
+    _exit(USER_ERROR)
+
+
+def _report_fault(error: BaseException, argv: list[str] | None) -> None:
+    """Says what nobody foresaw in one line, and where the rest of it is; once, be there several ranks that met it."""
+    path = write_traceback(error, shlex.join(sys.argv if argv is None else argv))
+    told = f"{type(error).__name__}: {first_line(error)}"
+    if _is_ours_to_say(error, told, FAULT):
+        where = "Its traceback could be kept nowhere." if path is None else f"Its traceback is in {path}."
+        _say(f"error: {told}\n{where} If it is a mistake of prefopt, report it with that file and this command.")
+
+
+def _say(message: str) -> None:
+    print(printable(message), file=sys.stderr, flush=True)
+
+
+def _is_ours_to_say(error: BaseException, told: str, code: int) -> bool:
+    if isinstance(error, ToldByRank0) or told == group.FAILED:
         return False
     if group.num_ranks() == 1 and not is_main():
-        _leave_word_to_rank_0()
+        _leave_word_to_rank_0(code)
         return True
-    return group.is_first_to_say(str(error))
+    return group.is_first_to_say(told)
 
 
-def _leave_word_to_rank_0() -> None:
+def _leave_word_to_rank_0(code: int) -> None:
     """Waits to be ended by the launcher, which ends all ranks once one has ended: before rank 0 has spoken, too.
 
     Returns if rank 0 has not found what this rank has.
     """
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(USER_ERROR))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
     with suppress(KeyboardInterrupt):
         time.sleep(WORD_S)
 
@@ -89,9 +118,10 @@ def _note_refusal(message: str) -> None:
             write_text(Path(folder) / REFUSED, f"{message}\n")
 
 
-def _exit(code: int) -> None:
+def _exit(code: int) -> NoReturn:
     """Ends the process; with other ranks at once, because a rank at the end of Python waits for groups to close."""
     if group.num_ranks() == 1:
         sys.exit(code)
-    sys.stdout.flush()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
     os._exit(code)

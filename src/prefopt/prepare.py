@@ -18,6 +18,7 @@ from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
 from prefopt.tracking import phases
 from prefopt.tracking.console import build_console
+from prefopt.tracking.output import keep_in
 
 HELP = """Tokenise the data and compute the reference log-probs of a run, without training.
 
@@ -51,6 +52,7 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
     """Loads and checks the examples, then computes what the store lacks."""
     console = build_console()
     with RunDirectory.of(config).claimed(config) as run:
+        keep_in(run.path)
         of = f"  reference of {config.model.path} on {config.data.train}"
         console.print(Text.assemble((str(run.path), "bold"), of))
         examples = load_examples(config)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,14 +41,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--all", action="store_true", help="list every run")
     options = parser.parse_args(argv)
     view = look(find_groups(options.folders))
-    try:
-        if options.json:
-            print(json.dumps(to_dict(view), indent=2, allow_nan=False))
-        else:
-            print_view(view, advise(view), Terminal(), everything=options.all)
-        sys.stdout.flush()
-    except BrokenPipeError:  # such as by `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if options.json:
+        print(json.dumps(to_dict(view), indent=2, allow_nan=False))
+    else:
+        print_view(view, advise(view), Terminal(), everything=options.all)
     if any(run.needs_person for run in view.runs):
         sys.exit(NEEDS_PERSON)
 

@@ -18,6 +18,7 @@ from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
 from prefopt.tracking import phases
 from prefopt.tracking.console import build_console
+from prefopt.tracking.output import keep_in
 
 HELP = """Tune a model and report whether it became better.
 
@@ -75,7 +76,8 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
     """Loads and checks the examples, then trains and reports; the run directory appears in between."""
     console = build_console()
     with RunDirectory.of(config).claimed(config) as run:
-        if on_main(lambda: run.is_done(config) and not config.run.overwrite):
+        keep_in(run.path)
+        if on_main(lambda: not config.run.overwrite and run.is_done(config)):
             console.print(f"{run.path}: this run is done. Report: {run.report / 'report.html'}")
             console.print("Start it afresh with run.overwrite=true, or start another with run.name=<name>.")
             return

@@ -1,5 +1,6 @@
 """How an entry point ends: one message, no traceback, and an exit code that a script can act on."""
 
+import errno
 import signal
 import subprocess
 import sys
@@ -7,9 +8,11 @@ import sys
 import pytest
 
 from prefopt import entry
+from prefopt.distributed import group
 from prefopt.distributed.preemption import EXIT_CODE, Preempted
 from prefopt.entry import run_entry
-from prefopt.errors import ToldByRank0, UserError
+from prefopt.errors import EndedError, ToldByRank0, UserError
+from prefopt.tracking import output
 
 
 def end(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[object, str]:
@@ -103,9 +106,49 @@ def test_ctrl_c_ends_with_130(capsys):
     assert message.startswith("interrupted; the same command goes on")
 
 
-def test_an_error_of_ours_keeps_its_traceback():
-    def main(argv: list[str]) -> None:
-        raise RuntimeError("a bug")
+def test_what_nobody_foresaw_is_one_line_and_1_and_its_traceback_lies_in_a_file_that_is_named(capsys, cache):
+    code, message = end(capsys, RuntimeError("a bug\nin two lines"))
+    assert code == 1
+    told, how = message.splitlines()
+    assert told == "error: RuntimeError: a bug"
+    (log,) = (cache / "errors").glob("prefopt-error-*.log")
+    assert (
+        how == f"Its traceback is in {log}. If it is a mistake of prefopt, report it with that file and this command."
+    )
+    text = log.read_text()
+    log.unlink()
+    assert "Traceback (most recent call last):" in text
+    assert text.endswith("RuntimeError: a bug\nin two lines\n\n")
 
-    with pytest.raises(RuntimeError, match="a bug"):
-        run_entry(main, [])
+
+def test_the_traceback_of_a_run_is_in_its_folder(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(output, "_folder", tmp_path)
+    for _ in range(2):
+        _, message = end(capsys, ZeroDivisionError("division by zero"))
+        assert f"Its traceback is in {tmp_path / 'error.log'}." in message
+    assert (tmp_path / "error.log").read_text().count("Traceback (most recent call last):") == 2
+
+
+def test_a_traceback_that_can_be_kept_nowhere_is_said(capsys, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(output.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
+    code, message = end(capsys, RuntimeError("a bug"))
+    assert (code, message.splitlines()[1][:38]) == (1, "Its traceback could be kept nowhere. I")
+
+
+def test_a_run_that_ended_badly_for_a_known_reason_is_one_message_and_1(capsys):
+    assert end(capsys, EndedError("step 3: the loss is not finite")) == (1, "error: step 3: the loss is not finite\n")
+
+
+def test_what_rank_0_has_failed_of_is_its_to_say(capsys):
+    assert end(capsys, group.RankLostError(group.FAILED)) == (1, "")
+
+
+def test_what_a_file_system_refuses_is_the_users_to_mend(capsys):
+    error = PermissionError(errno.EACCES, "Permission denied", "/data/pairs.jsonl")
+    assert end(capsys, error) == (2, "error: /data/pairs.jsonl: cannot be used (Permission denied).\n")
+
+
+def test_an_exit_code_of_a_command_is_its_own(capsys):
+    assert end(capsys, SystemExit(1)) == (1, "")

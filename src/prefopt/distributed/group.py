@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from prefopt.distributed.native_ops import leave_out_shared_memory
 from prefopt.distributed.ranks import is_main, rank, world_size
-from prefopt.errors import ToldByRank0, UserError
+from prefopt.errors import EndedError, ToldByRank0, UserError
 from prefopt.schema import TrainConfig
 
 T = TypeVar("T")
@@ -196,7 +196,7 @@ def is_first_to_say(message: str) -> bool:
         return True
 
 
-class RankLostError(RuntimeError):
+class RankLostError(EndedError):
     """A rank did not take part in an operation of all ranks."""
 
 

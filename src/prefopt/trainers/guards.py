@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from prefopt.distributed.group import gather
+from prefopt.errors import EndedError
 from prefopt.tracking.deferred import Deferred, Number, read
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ SPIKE = 6.0
 SHOWN_ROWS = 20
 
 
-class DivergedError(RuntimeError):
+class DivergedError(EndedError):
     """The loss or the gradient is not finite; the weights of the last checkpoint are good."""
 
 

@@ -1,6 +1,7 @@
 """Entry point: W&B sessions recorded offline → the W&B server. `python -m prefopt.sync --help` shows the use."""
 
 import argparse
+import os
 import ssl
 import urllib.error
 import urllib.request
@@ -12,10 +13,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from prefopt.distributed.lock import RunLock, find_holder
+from prefopt.distributed.lock import Life, RunLock, find_holder, look_at
 from prefopt.entry import run_entry
 from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory
+from prefopt.sweeps.folder import is_closed
 from prefopt.tracking.console import build_console
 from prefopt.tracking.credentials import base_url, has_api_key
 from prefopt.tracking.sessions import Outcome, Session, find_sessions
@@ -77,8 +79,9 @@ def main(argv: list[str]) -> None:
     if options.jobs < 1 or options.timeout_s <= 0:
         raise UserError("--jobs must be >= 1 and --timeout-s > 0.")
     runs = find_runs(options.folders)
-    sessions = {run: find_sessions(run) for run in runs}
-    recorded = [run for run in runs if sessions[run]]
+    closed = {run for run in runs if is_closed(run) or is_closed(run / "wandb")}
+    sessions = {run: [] if run in closed else find_sessions(run) for run in runs}
+    recorded = [run for run in runs if sessions[run] or run in closed]
     if not recorded:
         raise UserError(
             f"{', '.join(map(str, options.folders))}: {len(runs)} runs, and W&B recorded none of them. "
@@ -112,7 +115,7 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
 
 
 def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
-    if RunDirectory(folder).config.is_file():
+    if os.path.isfile(RunDirectory(folder).config) or is_closed(folder):
         yield folder
     elif depth > 0:
         for child in sorted(folder.iterdir()):
@@ -164,22 +167,24 @@ def sync_runs(runs: Sequence[Path], *, jobs: int, timeout_s: float, console: Con
 
 def sync_run(run: Path, timeout_s: float) -> RunSync:
     """Uploads the pending sessions of one run in their order; at the first that fails the rest must wait."""
-    sessions = find_sessions(run)
+    sessions = [] if is_closed(run) else find_sessions(run)
 
     def without_upload(state: SyncState, reason: str) -> RunSync:
         return RunSync(run, (len(sessions), 0), state, reason)
 
-    holder = find_holder(run)
-    if holder is not None:
-        return without_upload(SyncState.later, f"running: in use by {holder}")
     folder = run / "wandb"
+    if is_closed(run) or is_closed(folder):
+        return without_upload(SyncState.failed, "the folder may not be entered")
     try:
+        holder = find_holder(run)
+        if holder is not None:
+            return without_upload(SyncState.later, f"running: in use by {holder}")
         with RunLock(folder):  # two uploads at once would send everything twice
             return _upload(run, find_sessions(run), timeout_s)
     except (UserError, OSError) as error:
-        holder = find_holder(folder)
-        if holder is not None:
-            return without_upload(SyncState.later, f"being uploaded by {holder}")
+        sighting = look_at(folder)
+        if sighting is not None and sighting.life is not Life.dead:
+            return without_upload(SyncState.later, f"being uploaded by {sighting.who}")
         return without_upload(SyncState.failed, str(error))
 
 

@@ -1,5 +1,6 @@
 """Where runs lie: single run folders, sweeps with their plan, and folders that hold runs."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +43,7 @@ class Place:
 
     @property
     def has_begun(self) -> bool:
-        return any((self.path / file).is_file() for file in BEGUN)
+        return any(os.path.isfile(self.path / file) for file in BEGUN)
 
 
 def find_places(targets: Sequence[Path]) -> list[Place]:

@@ -79,8 +79,14 @@ class Sighting:
 
 
 def look_at(run: Path) -> Sighting | None:
-    """The lock of a run, None if there is none. Writes nothing, so the seconds are by this machine's clock alone."""
-    found = _read(RunLock(run).path)
+    """The lock of a run, None if there is none that this user may read.
+
+    Writes nothing, so the seconds are by this machine's clock alone.
+    """
+    try:
+        found = _read(RunLock(run).path)
+    except OSError:
+        return None
     if found is None:
         return None
     own, silent_s = _Holder.of_this_process(), max(0.0, time.time() - found.modified)

@@ -1,5 +1,6 @@
 """What to do next: one line per situation, with a command to copy where there is one."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +50,14 @@ def _advise_group(group: Group, runs: Sequence[RunStatus]) -> list[Advice]:
     if by_word[Word.diverged]:
         what = "the same settings diverge again: change them, such as a lower optim.learning_rate, for a new run"
         advices.append(Advice(_count(by_word[Word.diverged], "diverged"), what))
-    if by_word[Word.damaged]:
-        first = quote(by_word[Word.damaged][0].place.run.status)
+    closed = [run for run in by_word[Word.damaged] if not os.access(run.place.run.status, os.R_OK)]
+    if closed:
+        advices.append(Advice(_count(closed, "closed"), "you may not read them: ask their owner, or leave them out"))
+    damaged = [run for run in by_word[Word.damaged] if run not in closed]
+    if damaged:
+        first = quote(damaged[0].place.run.status)
         what = "without that file the same command goes on from the last checkpoint"
-        advices.append(Advice(_count(by_word[Word.damaged], "damaged"), what, f"rm {first}"))
+        advices.append(Advice(_count(damaged, "damaged"), what, f"rm {first}"))
     advices += _resume(group, runs)
     advices += _wait(by_word)
     return [*advices, *_use(group, by_word[Word.done])]

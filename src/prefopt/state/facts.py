@@ -63,7 +63,7 @@ def read_facts(place: Place) -> Facts:
         number,
         message,
         decision=read_decision(run),
-        lock=_look_at(run.path),
+        lock=look_at(run.path),
         log=find_log(place),
     )
 
@@ -100,11 +100,4 @@ def read_decision(run: RunDirectory) -> Attempt | None:
     try:
         return Attempt(**line) if line is not None else None
     except TypeError:  # of another version
-        return None
-
-
-def _look_at(run: Path) -> Sighting | None:
-    try:
-        return look_at(run)
-    except OSError:
         return None

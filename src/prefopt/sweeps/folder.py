@@ -45,7 +45,7 @@ class SweepFolder:
 
     def exists(self) -> bool:
         """True if there is a sweep here."""
-        return (self.path / FILE).is_file()
+        return os.path.isfile(self.path / FILE)
 
     def write(self, points: Sequence[Point], digest: str, **more: Any) -> None:
         """Creates the folder.
@@ -125,8 +125,13 @@ def is_run(folder: Path) -> bool:
     return any(os.path.isfile(f"{folder}/{trace}") for trace in TRACES)
 
 
+def is_closed(folder: Path) -> bool:
+    """True if this user may not look into a folder: what is in it, nobody can say, but it must not be passed over."""
+    return os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK)
+
+
 def list_runs(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The runs and the sweeps in a folder, by name; hidden ones are left out.
+    """The runs and the sweeps in a folder, by name; hidden ones are left out. A closed folder counts as a run.
 
     Raises:
         UserError: The folder cannot be read.
@@ -141,7 +146,7 @@ def list_runs(folder: Path) -> tuple[list[Path], list[Path]]:
     for child in (folder / name for name in names):
         if SweepFolder(child).exists():
             sweeps.append(child)
-        elif is_run(child):
+        elif is_run(child) or is_closed(child):
             runs.append(child)
     return runs, sweeps
 

@@ -253,6 +253,18 @@ def test_csv_keeps_hostile_names_in_one_field(tmp_path: Path) -> None:
     assert set(read_csv(tmp_path / "x.csv")) == {'a,"b"\nc;=1+1?', "b"}
 
 
+def test_csv_cells_that_a_spreadsheet_would_compute_are_text_and_numbers_stay_numbers(tmp_path: Path) -> None:
+    formulas = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1"]
+    records = [replace(record(name), message=name, settings={"algorithm.x": "-1e-05", "n": -3}) for name in formulas]
+    write_csv(build_comparison(records, title="t"), tmp_path / "x.csv")
+    with open(tmp_path / "x.csv", encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    expected = sorted("'" + name.replace("\r", "\n") for name in formulas)
+    assert sorted(row["run"] for row in rows) == expected
+    assert sorted(row["message"] for row in rows) == expected
+    assert {(row["setting.algorithm.x"], row["setting.n"]) for row in rows} == {("-1e-05", "-3")}
+
+
 def test_the_command_writes_beside_the_sweep_and_prints_the_table(sweep: Path, capsys: pytest.CaptureFixture) -> None:
     compare.main([str(sweep)])
     assert "Written: " in capsys.readouterr().out

@@ -17,6 +17,8 @@ HEAD = (
     "run", "where", "state", "step", "rank", "against_first", "difference", "difference_low", "difference_high",
     "difference_method", "configuration", "seed", "decision", "measured_at_step", "message",
 )  # fmt: skip
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a cell begins with that a spreadsheet computes."""
 PARTS = ("", "_low", "_high", "_n")
 
 
@@ -33,10 +35,26 @@ def write_csv(comparison: Comparison, path: Path) -> None:
     writer.writeheader()
     for number, row in enumerate(comparison.rows, start=1):
         for run in row.group.members:
-            writer.writerow({**_facts(run, settings), **_judgement(row, number)})
+            writer.writerow(_inert({**_facts(run, settings), **_judgement(row, number)}))
     for run in comparison.unranked:
-        writer.writerow(_facts(run, settings))
+        writer.writerow(_inert(_facts(run, settings)))
     write_text(path, text.getvalue().encode("utf-8", "replace").decode("utf-8"))
+
+
+def _inert(row: dict[str, Any]) -> dict[str, Any]:
+    """A row none of whose cells a spreadsheet takes for a formula; numbers stay numbers."""
+    return {key: _inert_text(value) if isinstance(value, str) else value for key, value in row.items()}
+
+
+def _inert_text(text: str) -> str:
+    whole = text.replace("\r", "\n")  # which the csv module would leave without quotes, as the end of the row
+    if not text.startswith(FORMULA):
+        return whole
+    try:
+        float(text)
+    except ValueError:
+        return f"'{whole}"
+    return whole
 
 
 def _settings(comparison: Comparison) -> list[str]:

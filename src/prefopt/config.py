@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from prefopt.checks import check
 from prefopt.choices import AlgorithmName, PeftMethod
 from prefopt.composition import Composed, Tree, as_dict
 from prefopt.distributed.ranks import Launch, is_main
-from prefopt.errors import UserError
+from prefopt.errors import UserError, explained, first_line
 from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -108,8 +109,18 @@ def to_yaml(config: TrainConfig) -> str:
 
 
 def read_config(path: Path) -> TrainConfig:
-    """Reads back what `to_yaml` wrote (`config.yaml` of a run directory)."""
-    return from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    """Reads back what `to_yaml` wrote (`config.yaml` of a run directory).
+
+    Raises:
+        UserError: It cannot be read, is damaged, or is not of this version.
+    """
+    anew = f"Write it anew with the command that began the run: ... --cfg job > {shlex.quote(str(path))}"
+    try:
+        with explained(path, remedy=anew):
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is damaged ({first_line(error)}). {anew}") from error
+    return from_dict(values, str(path))
 
 
 def from_dict(values: dict[str, Any], where: str) -> TrainConfig:

@@ -17,6 +17,7 @@ from prefopt.errors import UserError
 from prefopt.imports import importing
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import DeepSpeedConfig, TrainConfig
+from prefopt.tracking.changes import find_changed_model
 
 HELP = """Measure a finished run again and rebuild its report.
 
@@ -49,13 +50,19 @@ def main(argv: list[str]) -> None:
     config = override(trained, overrides)
     config.engine.kernels = Kernels.auto  # those of the machine that measures, and not of the one that trained
 
+    from prefopt.distributed.final_model import require_sound_model
     from prefopt.examples import load_examples
     from prefopt.tracking.console import build_console
+    from prefopt.tracking.output import keep_in
 
     if is_launched():
         with importing():
             group.start(config)
     console = build_console()
+    keep_in(run.path)
+    run.read_records()  # a damaged line is told of now, and not after measuring
+    require_sound_model(run)
+    group.on_main(lambda: require_same_base(run, trained))
     is_other = config.data.held_out != trained.data.held_out
     examples = load_examples(trained, measured=config.data.held_out if is_other else None)
 
@@ -70,6 +77,20 @@ def main(argv: list[str]) -> None:
     if report is not None:
         print_report(report, folder / "report.html", console)
         record_evaluation(config, run, report)
+
+
+def require_same_base(run: RunDirectory, config: TrainConfig) -> None:
+    """Refuses a base that is not the one that was trained: the run would be compared with, or put upon, another model.
+
+    Raises:
+        UserError: With the files that have changed.
+    """
+    with importing():
+        from prefopt.tracking.provenance import describe_model
+
+    changed = find_changed_model(run.read_provenance(), {"model": describe_model(config)})
+    if changed is not None:
+        raise UserError(f"run={run.path}: {changed}. Put it back as it was, or train anew under another run.name.")
 
 
 def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:

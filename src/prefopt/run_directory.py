@@ -14,15 +14,18 @@ from typing import Any
 from prefopt.config import differences, fingerprint, has_grown, read_config, to_yaml
 from prefopt.distributed.group import on_main
 from prefopt.distributed.lock import RunLock
-from prefopt.errors import UserError
-from prefopt.files import PARTIAL, read_lines, write_json, write_text
+from prefopt.errors import FULL, OF_THE_MACHINE, EndedError, UserError, describe, explained
+from prefopt.files import PARTIAL, overwrite_in_place, write_json, write_text
 from prefopt.paths import expand
+from prefopt.run_files import PROVENANCE, STATUS, WORK, read_run_file, read_steps
 from prefopt.schema import TrainConfig
+from prefopt.tracking.changes import find_changed_input, find_changed_versions, with_earlier
+from prefopt.tracking.output import ERRORS, OUTPUT
 
 logger = logging.getLogger(__name__)
 
 
-class RunTakenOverError(RuntimeError):
+class RunTakenOverError(EndedError):
     """This process seemed to be gone for so long that another one took over its run."""
 
 
@@ -108,11 +111,12 @@ class RunDirectory:
         return self.path / "report"
 
     def read_status(self) -> dict[str, Any]:
-        """status.json, or an empty dict where there is none."""
-        if not self.status.exists():
-            return {}
-        status: dict[str, Any] = json.loads(self.status.read_text(encoding="utf-8"))
-        return status
+        """status.json, or an empty dict where there is none.
+
+        Raises:
+            UserError: It is damaged, as for `read_provenance` and `read_work`.
+        """
+        return read_run_file(self.status, STATUS)
 
     @contextmanager
     def claimed(self, config: TrainConfig) -> Iterator["RunDirectory"]:
@@ -145,10 +149,7 @@ class RunDirectory:
 
     def read_provenance(self) -> dict[str, Any]:
         """provenance.json, or an empty dict where there is none."""
-        if not self.provenance.exists():
-            return {}
-        provenance: dict[str, Any] = json.loads(self.provenance.read_text(encoding="utf-8"))
-        return provenance
+        return read_run_file(self.provenance, PROVENANCE)
 
     def read_step_size(self) -> dict[str, int] | None:
         """How the first attempt divided a step (`StepSize`), None before there was one."""
@@ -172,21 +173,33 @@ class RunDirectory:
         if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
             raise UserError(f"{self.path}: cannot be written ({ancestor} is not a writable folder). Set run.root.")
         if not self.path.exists():
+            if self.path.is_symlink():
+                raise UserError(f"{self.path}: is a link to {self.path.readlink()}, which is not there. Remove it.")
             return
         if not self.config.exists():
             found = (path for path in self.path.rglob("*") if path.is_file() and self.slurm not in path.parents)
-            if any(path.suffix != PARTIAL and path != self.status for path in found):  # else killed as it began
+            own = (self.status, self.path / OUTPUT, self.path / ERRORS)  # all that a run leaves that ends as it begins
+            if any(path.suffix != PARTIAL and path not in own for path in found):
                 raise UserError(f"{self.path}: exists and is no run of prefopt. Set run.name or run.root.")
             return
         if config.run.overwrite:
             self._keep_inputs(config)
             return
-        changed = differences(read_config(self.config), config)
+        changed = differences(self._read_earlier_config(config), config)
         if changed:
             raise UserError(
                 f"{self.path}: holds a run with other settings ({'; '.join(changed)}). "
                 "Set run.name for a new run, or run.overwrite=true to replace this one."
             )
+
+    def _read_earlier_config(self, config: TrainConfig) -> TrainConfig:
+        """The configuration of the run here; the commit that its model's name meant then may be named by now."""
+        earlier = read_config(self.config)
+        if config.model.revision is not None and config.model.path == earlier.model.path:
+            known: dict[str, Any] = self.read_provenance().get("model", {})
+            if (known.get("revision"), known.get("commit")) == (earlier.model.revision, config.model.revision):
+                earlier.model.revision = config.model.revision
+        return earlier
 
     def _keep_inputs(self, config: TrainConfig) -> None:
         """Refuses to overwrite a run that the new one reads from."""
@@ -205,39 +218,50 @@ class RunDirectory:
         if config.run.overwrite and not self.is_overwriting(config):
             self._delete()
         before = self.read_provenance()
-        for part, name in (("data", "data"), ("model", "model")):
-            old, new = (found.get(part, {}).get("sha256") for found in (before, provenance))
-            if before and old != new:
-                raise UserError(
-                    f"{self.path}: the {name} has changed since this run began. "
-                    "Set run.name for a new run, or run.overwrite=true to replace this one."
-                )
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._remove_half_written()
-        attempts = int(self.read_status().get("attempts", 0)) + 1
-        self.set_state(State.running, attempts=attempts)  # first: a kill from here on leaves an unfinished run
-        if self.config.exists() and has_grown(read_config(self.config), config):
-            shutil.rmtree(self.model, ignore_errors=True)
-            logger.info("run: its length was raised; training goes on from the last checkpoint")
-        write_text(self.config, to_yaml(config))
-        write_json(self.provenance, provenance)
+        changed = find_changed_input(before, provenance)
+        if changed is not None:
+            raise UserError(
+                f"{self.path}: {changed}. Put it back as it was, set run.name for a new run, or run.overwrite=true "
+                "to replace this one."
+            )
+        versions = find_changed_versions(before, provenance)
+        if versions:
+            logger.warning(
+                "resume: goes on with other versions (%s), so numbers may differ a little", "; ".join(versions)
+            )
+        self.read_records()  # a damaged line is told of now, and not after training
+        with explained(self.path, "written", "Free space, or set run.root."):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._remove_half_written()
+            attempts = int(self.read_status().get("attempts", 0)) + 1
+            self.set_state(State.running, attempts=attempts)  # first: a kill from here on leaves an unfinished run
+            if self.config.exists() and has_grown(read_config(self.config), config):
+                shutil.rmtree(self.model, ignore_errors=True)
+                logger.info("run: its length was raised; training goes on from the last checkpoint")
+            write_text(self.config, to_yaml(config))
+            write_json(self.provenance, with_earlier(before, provenance))
 
     def is_overwriting(self, config: TrainConfig) -> bool:
         """True if the unfinished run here was itself started by this command with `run.overwrite`: it goes on."""
         if not config.run.overwrite or not self.config.exists():
             return False
-        earlier = read_config(self.config)
-        is_unfinished = self.read_status().get("state") not in (State.done.value, State.pruned.value)
+        try:
+            earlier, state = read_config(self.config), self.read_status().get("state")
+        except UserError as error:
+            logger.warning("run: replaced although it cannot be read. %s", error)
+            return False
+        is_unfinished = state not in (State.done.value, State.pruned.value)
         return is_unfinished and earlier.run.overwrite and fingerprint(earlier) == fingerprint(config)
 
     def _delete(self) -> None:
         """Removes the run so that a kill in the midst of it leaves nothing under its name."""
         if self.path.exists():
-            doomed = self.path.with_name(f".{self.path.name}.removed")
+            folder = self.path.resolve()  # of a link, what it leads to
+            doomed = folder.with_name(f".{folder.name}.removed")
             shutil.rmtree(doomed, ignore_errors=True)
-            self.path.rename(doomed)
+            folder.rename(doomed)
+            folder.mkdir()
             if (doomed / self.slurm.name).exists():
-                self.path.mkdir()
                 (doomed / self.slurm.name).rename(self.slurm)
             shutil.rmtree(doomed)
 
@@ -259,10 +283,24 @@ class RunDirectory:
             if path.exists():
                 kept = [
                     json.dumps(record)
-                    for record in read_lines(path)
+                    for record in read_steps(path)
                     if record["step"] < step or (record["step"] == step and not (evaluation_due and "split" in record))
                 ]
                 write_text(path, "".join(f"{line}\n" for line in kept))
+
+    def read_records(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, empty where there is none.
+
+        Raises:
+            UserError: One is damaged.
+        """
+        return list(read_steps(self.metrics)) if self.metrics.exists() else []
+
+    def count_lost_records(self, records: list[dict[str, Any]]) -> int:
+        """How many lines metrics.jsonl lacks of those that it had at the last save; earlier versions did not count."""
+        status = self.read_status()
+        expected, step = status.get("records"), status.get("step", 0)
+        return 0 if expected is None else max(0, expected - sum(record["step"] <= step for record in records))
 
     def discard_if_empty(self) -> None:
         """Removes the folders that transformers made for a run that then could not begin."""
@@ -272,8 +310,7 @@ class RunDirectory:
 
     def read_work(self) -> dict[str, Any]:
         """work.json, or an empty dict where there is none."""
-        work: dict[str, Any] = json.loads(self.work.read_text(encoding="utf-8")) if self.work.exists() else {}
-        return work
+        return read_run_file(self.work, WORK)
 
     def read_report(self) -> dict[str, Any]:
         """report.json, or an empty dict where there is none that can be read."""
@@ -290,4 +327,26 @@ class RunDirectory:
     def set_state(self, state: State, **fields: Any) -> None:
         """Updates status.json: `state`, and any of step, attempts, message. Rank 0 only."""
         status = {"state": state.value, "step": 0, "attempts": 1, "message": ""}
-        write_json(self.status, {**status, **self.read_status(), "state": state.value, **fields})
+        status |= {**self.read_status(), "state": state.value, **fields}
+        try:
+            write_json(self.status, status)
+        except OSError as error:
+            if error.errno not in FULL or not self.status.exists():
+                raise
+            overwrite_in_place(self.status, json.dumps(status))
+
+
+def trouble_of(run: RunDirectory, error: BaseException) -> UserError | None:
+    """What a person can do about an error of a run that has begun; None if it is not of that kind."""
+    goes_on = "run the same command: it goes on from its newest checkpoint"
+    if not run.path.is_dir():
+        return UserError(
+            f"{run.path}: is gone, renamed or removed while the run was on. Put it back under this name, if it is "
+            f"elsewhere, and {goes_on}."
+        )
+    if not isinstance(error, OSError) or error.errno not in OF_THE_MACHINE:
+        return None
+    newest = max(run.checkpoints.glob("step-*"), key=lambda path: path.stat().st_mtime, default=None)
+    from_where = f"{goes_on}, {newest.name}" if newest else "run the same command: it begins again"
+    what = describe(error, run.path, "written")
+    return UserError(f"{what}. {'Free space there' if error.errno in FULL else 'Mend that'}, and {from_where}.")

@@ -1,5 +1,6 @@
 """The life of a run once its configuration and data are known to be good: status, training, report."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,10 +19,10 @@ from prefopt.distributed.preemption import Preempted, StopRequest
 from prefopt.distributed.ranks import is_main
 from prefopt.errors import UserError
 from prefopt.evaluation.measure import release_memory
-from prefopt.evaluation.run import build_material, evaluate_run
+from prefopt.evaluation.run import build_material, describe_data, evaluate_run
 from prefopt.examples import Examples
 from prefopt.report.console import print_report
-from prefopt.run_directory import RunDirectory, RunTakenOverError, State
+from prefopt.run_directory import RunDirectory, RunTakenOverError, State, trouble_of
 from prefopt.schema import TrainConfig
 from prefopt.sweeps.pruning import PrunedError, end_pruned
 from prefopt.tracking import phases
@@ -35,6 +36,8 @@ from prefopt.trainers.batches import StepSize
 from prefopt.trainers.fit import Fit, is_tried, without_trial
 from prefopt.trainers.guards import DivergedError
 from prefopt.trainers.training import train
+
+logger = logging.getLogger(__name__)
 
 ALGORITHMS = {
     AlgorithmName.dpo: (build_dpo_arguments, dpo.build),
@@ -69,8 +72,7 @@ def train_and_report(
     found = {"fit": asdict(trainer.fit)} if is_tried(config) else {}
 
     def start() -> None:
-        data = {"sha256": examples.fingerprints(), **examples.tokenized.notes.to_dict()}
-        provenance = collect(config, data, command_line("prefopt.train", argv))
+        provenance = collect(config, describe_data(examples, material), command_line("prefopt.train", argv))
         run.start(config, {**provenance, "step_size": kept or asdict(size), **found})
         CodeState.read().write_diff(run.diff)
         phases.keep(run)
@@ -173,12 +175,22 @@ def recorded_end(run: RunDirectory) -> Iterator[None]:
     except DivergedError as error:
         _record(run, State.diverged, str(error))
         raise
+    except UserError as error:
+        _record(run, State.failed, f"UserError: {error}")
+        raise
     except BaseException as error:
-        _record(run, State.failed, f"{type(error).__name__}: {error}")
+        trouble = trouble_of(run, error)
+        told = error if trouble is None else trouble
+        _record(run, State.failed, f"{type(told).__name__}: {told}")
+        if trouble is not None:
+            raise trouble from error
         raise
 
 
 def _record(run: RunDirectory, state: State, message: str) -> None:
     if is_main() and os.path.isdir(run.path):
         phases.save()
-        run.set_state(state, message=message)
+        try:
+            run.set_state(state, message=message)
+        except (OSError, UserError) as error:  # how the run ended must not be covered up
+            logger.error("%s: cannot be written (%s); this is %s: %s", run.status, error, state.value, message)

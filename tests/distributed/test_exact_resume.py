@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass, replace
 from functools import cache
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from prefopt.choices import HELD_OUT_METRICS, AlgorithmName
+from prefopt.distributed import checkpoint as on_disk
+from prefopt.files import hash_file
 from prefopt.train import main
 from tests.conftest import quick_run, read_rows, write_rows
 from tests.distributed import outcomes
@@ -137,7 +140,11 @@ def checkpoints(run: Path) -> list[int]:
 
 
 def status(run: Path) -> dict:
-    return json.loads((run / "status.json").read_text())
+    """Without the number of lines of metrics.jsonl, which is compared with those that there are."""
+    found = json.loads((run / "status.json").read_text())
+    lines = [*outcomes.training(run), *outcomes.held_out(run)]
+    assert found.pop("records") == sum(line["step"] <= found["step"] for line in lines)
+    return found
 
 
 def snapshot(run: Path) -> dict[str, str]:
@@ -296,9 +303,39 @@ def test_a_run_whose_model_or_data_has_changed_is_refused_and_nothing_changes(
         rows = read_rows(path)
         write_rows(path, [*rows[1:], rows[0]])
     before = snapshot(runs.path(name))
-    what = "model" if part == "model" else "data"
-    assert f"the {what} has changed since this run began" in runs.start(case, name, *inputs, expect=2).output()
+    what = {"model": f"model.path={model}", "train": "data.train", "held_out": "the held-out data"}[part]
+    assert f"{what} has changed since this run began" in runs.start(case, name, *inputs, expect=2).output()
     assert snapshot(runs.path(name)) == before
+
+
+class Touches:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self._path),)
+
+
+@pytest.mark.parametrize("ranks", [2, 1])
+@pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
+def test_code_in_a_checkpoint_that_somebody_has_sealed_is_refused_and_not_run(runs, tmp_path, deepspeed, ranks):
+    case = Case(2, deepspeed)
+    run = runs.copied(case, f"planted-{ranks}")
+    checkpoint = run / "checkpoints" / f"step-{LAST_CHECKPOINT}"
+    file = next(checkpoint.glob("global_step*/*rank_1*optim_states.pt"))
+    state = torch.load(file, weights_only=False)
+    torch.save({**state, "more": Touches(tmp_path / "touched")}, file)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"] |= on_disk.digest(checkpoint, [str(file.relative_to(checkpoint))])
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    (checkpoint / "COMPLETE").write_text(hash_file(checkpoint / "manifest.json") + "\n")
+    steps = f"trainer.gradient_accumulation_steps={STEP_SIZE // 2}"
+    said = runs.start(replace(case, ranks=ranks), run.name, steps, expect=2).output()
+    assert f"{file.relative_to(checkpoint)} would call posix.mkdir when it is loaded" in said
+    assert not (tmp_path / "touched").exists()
+    assert checkpoint.exists()
 
 
 @pytest.mark.parametrize("case", [Case(0), Case(2, "zero3")], ids=str)

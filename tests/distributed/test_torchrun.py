@@ -80,7 +80,7 @@ def test_after_sigterm_to_torchrun_the_ranks_have_saved_and_the_same_command_goe
     assert len(list(checkpoint.glob(f"global_step{HELD_AT}/*_optim_states.pt"))) == 2
 
     assert start(command, log).wait(timeout=DEADLINE_S) == 0, log.read_text()
-    assert status(run) == {"state": "done", "step": 10, "attempts": 2, "message": ""}
+    assert status(run) == {"state": "done", "step": 10, "attempts": 2, "message": "", "records": 12}
     assert f"resume: from step {HELD_AT} " in log.read_text()
     assert [record["pairs"] for record in outcomes.training(run)] == [8 * step for step in range(1, 11)]
     rows = [row for record in outcomes.rows(run) for row in record["rows"]]

@@ -346,9 +346,9 @@ def _check_names(run: Path, expected: Path) -> None:
 
 
 def _names(run: Path) -> set[str]:
-    """Everything in a run's folder but the checkpoints."""
+    """Everything in a run's folder but the checkpoints, and what attempts that failed have said of it."""
     names = {str(path.relative_to(run)) for path in run.rglob("*")}
-    return {name for name in names if not name.startswith("checkpoints/")}
+    return {name for name in names if not name.startswith("checkpoints/")} - {"error.log"}
 
 
 def _checkpoint_names(checkpoint: Path) -> set[str]:

@@ -142,6 +142,21 @@ def test_a_damaged_report_is_named_and_the_run_still_listed(content: bytes, tmp_
     assert problem.startswith("report/report.json is damaged")
 
 
+@pytest.mark.parametrize("state", ["done", "running"])
+def test_lines_that_a_log_has_lost_are_named_and_those_still_to_be_written_are_not(state: str, tmp_path: Path) -> None:
+    run = write_fake_run(tmp_path / "a", state=state)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    steps = [json.loads(line)["step"] for line in lines]
+    status = json.loads((run / "status.json").read_text())
+    saved = steps[len(steps) // 2]
+    written = sum(step <= saved for step in steps)
+    (run / "status.json").write_text(json.dumps({**status, "step": saved, "records": written}))
+    assert not any("lost" in problem for problem in read_one(tmp_path / "a").problems)
+    (run / "metrics.jsonl").write_text("".join(lines[2:]))
+    expected = f"metrics.jsonl has lost 2 of its {written} lines up to step {saved}"
+    assert expected in read_one(tmp_path / "a").problems
+
+
 def test_a_done_run_without_a_report_says_so(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run")
     (folder / "report" / "report.json").unlink()

@@ -11,7 +11,7 @@ import torch
 
 from prefopt.distributed.checkpoint import find_damage
 from prefopt.distributed.digests import BLOCK_BYTES, Digester, HashingStream
-from prefopt.tracking.provenance import hash_file
+from prefopt.files import hash_file
 
 LARGE = BLOCK_BYTES // 4 + 3
 """Numbers of a float32 tensor that is hashed aside."""

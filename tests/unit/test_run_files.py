@@ -1,18 +1,21 @@
 """Checkpoints, metrics, run directory and tracker: what survives, what is refused."""
 
+import errno
 import json
 import logging
+import subprocess
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from prefopt import files
 from prefopt.choices import WandbMode
-from prefopt.config import load_config
+from prefopt.config import load_config, to_yaml
 from prefopt.data.steps import StepBatches
-from prefopt.distributed import checkpoint as on_disk
 from prefopt.distributed.checkpoint import (
     COMPLETE,
     MANIFEST,
@@ -32,10 +35,9 @@ from prefopt.distributed.checkpoint import (
 )
 from prefopt.distributed.saving import find_newest
 from prefopt.errors import UserError
-from prefopt.files import read_lines
+from prefopt.files import hash_file, read_lines
 from prefopt.run_directory import RunDirectory, State
 from prefopt.tracking.metrics import MetricsLog
-from prefopt.tracking.provenance import hash_file
 from prefopt.tracking.wandb import choose_mode, start_wandb
 from prefopt.trainers.batches import count_examples
 
@@ -56,7 +58,7 @@ def write_partial(folder: Path, step: int) -> Path:
     (written / "global_step").mkdir(parents=True)
     (written / "model.safetensors").write_bytes(b"weights" * 100)
     (written / "trainer_state.json").write_text("{}")
-    (written / "global_step" / "rank_0.pt").write_bytes(b"state" * 200)
+    torch.save({"state": 1}, written / "global_step" / "rank_0.pt")
     return written
 
 
@@ -120,6 +122,19 @@ def test_cleaning_removes_what_an_attempt_left_half_done_and_keeps_what_a_person
     ]
 
 
+def test_of_links_among_the_checkpoints_only_the_links_are_removed(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "thesis.txt").write_text("mine")
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    for name in ("checkpoint-9", "removed-step-1"):
+        (checkpoints / name).symlink_to(elsewhere)
+    clean(checkpoints)
+    assert names(checkpoints) == []
+    assert (elsewhere / "thesis.txt").exists()
+
+
 def test_a_folder_without_its_last_file_is_not_complete(tmp_path):
     good, broken = write_checkpoint(tmp_path, 2), write_checkpoint(tmp_path, 4)
     (broken / COMPLETE).unlink()
@@ -141,6 +156,14 @@ def rewrite(manifest: Path, **facts: object) -> None:
     (manifest.parent / COMPLETE).write_text(hash_file(manifest) + "\n")
 
 
+def rename_file(name: str, manifest: Path) -> None:
+    """As somebody would have written it who wants a file read, or written, that is none of the run's."""
+    content = json.loads(manifest.read_text())
+    content["files"][name] = content["files"].pop("model.safetensors")
+    manifest.write_text(json.dumps(content))
+    (manifest.parent / COMPLETE).write_text(hash_file(manifest) + "\n")
+
+
 DAMAGE = {
     "truncated": (
         "model.safetensors",
@@ -157,6 +180,16 @@ DAMAGE = {
     "format": (MANIFEST, partial(rewrite, format=99), "manifest.json: has format 99, and this version reads 1"),
     "step": (MANIFEST, partial(rewrite, step=3), "manifest.json: is of step 3"),
     "an unknown fact": (MANIFEST, partial(rewrite, new=1), "manifest.json: "),
+    "a name outside": (
+        MANIFEST,
+        partial(rename_file, "../../secret"),
+        "manifest.json: names '../../secret', which lies",
+    ),
+    "an absolute name": (
+        MANIFEST,
+        partial(rename_file, "/etc/passwd"),
+        "manifest.json: names '/etc/passwd', which lies",
+    ),
 }
 
 
@@ -201,7 +234,7 @@ def test_a_kill_while_a_checkpoint_is_removed_leaves_none_that_looks_whole(tmp_p
         if path.exists():
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(on_disk.shutil, "rmtree", killed)
+    monkeypatch.setattr(files.shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         remove(doomed)
     monkeypatch.undo()
@@ -254,6 +287,33 @@ def test_a_line_in_the_midst_that_is_no_json_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl:2: not a JSON object"):
         list(read_lines(tmp_path / "metrics.jsonl"))
+
+
+def test_a_line_that_is_taken_out_as_the_message_says_lets_the_rest_be_read(tmp_path):
+    path = tmp_path / "my metrics.jsonl"
+    path.write_text('{"step": 1}\n[2]\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a JSON object, found \[2\]") as error:
+        list(read_lines(path))
+    subprocess.run(str(error.value).partition("take it out: ")[2], shell=True, check=True)
+    assert list(read_lines(path)) == [{"step": 1}, {"step": 3}]
+
+
+def test_records_that_cannot_be_written_wait_for_the_next_and_leave_no_part(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.write({"step": 1})
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("prefopt.tracking.metrics.os.fsync", full)
+    for step in (2, 3):
+        with pytest.raises(OSError, match="No space"):
+            log.write({"step": step})
+        assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    monkeypatch.undo()
+    log.write({"step": 4})
+    assert [record["step"] for record in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
 def test_values_that_are_not_finite_are_null_so_that_every_line_is_json(tmp_path):
@@ -324,10 +384,119 @@ def test_overwriting_never_deletes_what_the_run_reads(config):
 def test_changed_data_is_noticed_before_a_run_goes_on(config):
     run = RunDirectory.of(config)
     run.start(config, {"data": {"sha256": {"train": "a"}}})
-    with pytest.raises(UserError, match="the data has changed"):
+    with pytest.raises(UserError, match=r"data\.train has changed since this run began"):
         run.start(config, {"data": {"sha256": {"train": "b"}}})
     config.run.overwrite = True
     run.start(config, {"data": {"sha256": {"train": "b"}}})
+
+
+def test_overwriting_through_a_link_replaces_what_it_leads_to_and_leaves_the_link(config, tmp_path):
+    run = RunDirectory.of(config)
+    real = tmp_path / "scratch" / "real"
+    real.mkdir(parents=True)
+    run.path.parent.mkdir()
+    run.path.symlink_to(real)
+    run.start(config, {"data": {}})
+    run.metrics.write_text('{"step": 1}\n')
+    config.run.overwrite = True
+    run.check(config)
+    run.set_state(State.done)
+    run.start(config, {"data": {}})
+    assert run.path.is_symlink()
+    assert names(real) == ["config.yaml", "provenance.json", "status.json"]
+    assert names(real.parent) == ["real"]
+
+
+def test_a_link_to_nowhere_is_refused(config, tmp_path):
+    run = RunDirectory.of(config)
+    run.path.parent.mkdir()
+    run.path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"is a link to .*nowhere, which is not there"):
+        run.check(config)
+
+
+@pytest.mark.parametrize("content", ["", '{"state": "do', "[]", "\xff", "[" * 100_000], ids=range(5))
+@pytest.mark.parametrize("name", ["status", "work", "provenance"])
+def test_a_damaged_file_of_a_run_is_named_with_what_to_type(config, name, content):
+    run = RunDirectory.of(config)
+    run.start(config, {"data": {}})
+    path = getattr(run, name)
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=rf"{path}: is .*rm {path}"):
+        getattr(run, f"read_{name}")()
+    path.unlink()
+    run.start(config, {"data": {}})
+
+
+def test_a_run_with_damaged_files_can_be_overwritten(config, caplog):
+    run = RunDirectory.of(config)
+    run.start(config, {"data": {}})
+    config.run.overwrite = True
+    for path in (run.status, run.config):
+        path.write_text("{")
+        run.check(config)
+        run.start(config, {"data": {}})
+        assert f"{path}: is damaged" in caplog.text
+        assert run.read_status()["attempts"] == 1
+
+
+def test_a_damaged_config_is_written_anew_by_what_the_message_says(config):
+    run = RunDirectory.of(config)
+    run.start(config, {"data": {}})
+    run.config.write_bytes(b"run:\0")
+    with pytest.raises(UserError, match=rf"--cfg job > {run.config}"):
+        run.check(config)
+    run.config.write_text(to_yaml(config))
+    run.check(config)
+
+
+def test_lines_that_metrics_jsonl_has_lost_since_the_last_save_are_counted(config):
+    run = RunDirectory.of(config)
+    run.start(config, {"data": {}})
+    log = MetricsLog(run.metrics)
+    for step in (1, 2, 3):
+        log.write({"step": step})
+    assert run.count_lost_records(run.read_records()) == 0, "an earlier version did not count"
+    run.set_state(State.running, step=2, records=2)
+    assert run.count_lost_records(run.read_records()) == 0
+    run.metrics.write_text('{"step": 2}\n{"step": 3}\n')
+    assert run.count_lost_records(run.read_records()) == 1
+
+
+def test_a_full_disk_does_not_keep_a_run_from_saying_how_it_ended(config, monkeypatch):
+    run = RunDirectory.of(config)
+    run.start(config, {"data": {}})
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write_bytes", full)
+    run.set_state(State.failed, message="the disk is full")
+    assert run.read_status()["state"] == "failed"
+    run.set_state(State.failed, message="")
+    assert run.read_status() == {"state": "failed", "step": 0, "attempts": 1, "message": ""}
+
+
+def test_other_versions_are_said_and_all_of_them_are_kept(config, caplog):
+    run = RunDirectory.of(config)
+    for torch_version in ("2.11.0", "2.12.0", "2.12.0", "2.13.0"):
+        run.start(config, {"data": {}, "versions": {"torch": torch_version, "trl": "1.16.0"}})
+    provenance = run.read_provenance()
+    assert provenance["versions"]["torch"] == "2.13.0"
+    assert [each["versions"]["torch"] for each in provenance["earlier"]] == ["2.11.0", "2.12.0"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "resume: goes on with other versions (torch 2.11.0 -> 2.12.0), so numbers may differ a little",
+        "resume: goes on with other versions (torch 2.12.0 -> 2.13.0), so numbers may differ a little",
+    ]
+
+
+def test_the_commit_that_a_models_name_meant_may_be_named_later(config, tmp_path):
+    run = RunDirectory.of(config)
+    run.start(config, {"data": {}, "model": {"revision": None, "commit": "c0ffee"}})
+    named = replace(config, model=replace(config.model, revision="c0ffee"))
+    run.check(named)
+    with pytest.raises(UserError, match=r"model\.revision: None -> decade"):
+        run.check(replace(config, model=replace(config.model, revision="decade")))
 
 
 def test_a_file_in_the_way_is_refused(tmp_path):
@@ -414,3 +583,37 @@ def test_wandb_is_offline_without_a_key_and_online_with_one(monkeypatch, tmp_pat
     assert choose_mode(WandbMode.auto) == "online"
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert choose_mode(WandbMode.auto) == "offline"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("status", {"state": None}),
+        ("status", {"state": "done", "attempts": None}),
+        ("status", {"state": "done", "step": "6"}),
+        ("status", {"state": "done", "step": 10**30}),
+        ("provenance", {"model": None}),
+        ("provenance", {"data": {"sha256": {"train": 3}}}),
+        ("provenance", {"step_size": {"per_device": 4}}),
+        ("work", {"phases": {"other": [1]}}),
+        ("work", {"checkpoints": {"num": 1, "bytes": 1}}),
+        ("work", {"reference": {"hit_rate": 1.0}}),
+    ],
+)
+def test_a_file_of_another_shape_is_refused_where_it_is_read(config, name, value):
+    run = RunDirectory.of(config)
+    run.start(config, {"data": {}})
+    getattr(run, name).write_text(json.dumps(value))
+    with pytest.raises(UserError, match=rf"{name}\.json: is damaged \(no .* can be .*rm "):
+        getattr(run, f"read_{name}")()
+
+
+@pytest.mark.parametrize(
+    "line", ['{"loss": 1}', '{"step": "1"}', '{"step": 1, "time_s": null}', '{"step": 1, "tokens": -1}']
+)
+def test_a_record_that_cannot_be_computed_with_is_refused_with_its_line(config, line):
+    run = RunDirectory.of(config)
+    run.start(config, {"data": {}})
+    run.metrics.write_text(f'{{"step": 1, "loss": null}}\n\n{line}\n')
+    with pytest.raises(UserError, match=rf"{run.metrics}:3: .* take it out: sed -i 3d {run.metrics}"):
+        run.read_records()

@@ -14,6 +14,7 @@ def entry(value: float, low: float | None = None, high: float | None = None, n: 
 def report(**changes: Any) -> dict[str, Any]:
     """A healthy DPO run: +45 points, little drift."""
     found: dict[str, Any] = {
+        "run": {},
         "held_out": {
             "n": 132,
             "base": {"preference_accuracy": entry(0.5), "mean_margin": entry(0.0)},
@@ -65,6 +66,14 @@ def test_strong_drift_warns_without_stopping():
     decision, findings = judge(with_drift(perplexity={"base": entry(2.8), "tuned": entry(6.9), "ratio": entry(2.4)}))
     assert decision == "ship"
     assert "drifted far" in texts(findings, "warning")
+
+
+def test_what_of_the_runs_own_files_cannot_be_trusted_is_said_and_decides_nothing():
+    decision, findings = judge(report(run={"lost_records": 3, "model_is_sealed": False}))
+    assert decision == "ship"
+    assert "what metrics.jsonl has lost" in texts(findings, "warning")
+    assert "whether model/ is what training left there" in texts(findings, "warning")
+    assert not texts(judge(report(run={"model_is_sealed": True}))[1], "warning")
 
 
 def test_a_gain_that_may_be_nothing_is_undecided():

@@ -10,6 +10,7 @@ from typing import Any
 from prefopt.comparison.records import Measure
 from prefopt.errors import UserError
 from prefopt.report.numbers import CHANGE, NUMBER, PERCENT, POINTS, RATIO, Cell, Unit, cell, duration
+from prefopt.run_files import LARGEST
 from prefopt.tracking.phases import outside_training
 
 SPLIT, HELD_OUT = "split", "held_out"
@@ -171,7 +172,7 @@ def as_text(metric: Metric, measure: Measure) -> Cell:
 def is_finite(value: Any) -> bool:
     """Whether a value of a JSON or YAML file is a number that can be drawn and averaged."""
     kind = type(value)
-    return (kind is float and math.isfinite(value)) or kind is int
+    return (kind is float and math.isfinite(value)) or (kind is int and abs(value) < LARGEST)
 
 
 def _with_length(found: dict[str, Measure], base: Measure | None, tuned: Measure | None) -> dict[str, Measure]:

@@ -23,6 +23,7 @@ from prefopt.comparison.settings import read_settings
 from prefopt.distributed.lock import SILENT_AFTER_S, Life, look_at
 from prefopt.run_directory import RunDirectory, State
 from prefopt.state.facts import read_decision
+from prefopt.sweeps.folder import is_closed
 from prefopt.tracking.provenance import MEASURED
 
 UNKNOWN = "unknown"
@@ -86,12 +87,16 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def read_run(place: Place, max_points: int) -> RunRecord:
     """Everything that a comparison needs of one run; curves keep at most `max_points` points."""
+    if is_closed(place.path):
+        problem = "the folder may not be entered"
+        return RunRecord(place.name, str(place.path), UNKNOWN, settings=dict(place.changes), problems=(problem,))
     if not place.has_begun:
         return RunRecord(place.name, str(place.path), NOT_BEGUN, settings=dict(place.changes))
     problems: list[str] = []
     status = _read_json(place.path / "status.json", problems)
     settings = _read_config(place, problems)
     log = _read_log(place.path / "metrics.jsonl", problems)
+    _note_lost_lines(log, status, problems)
     state = str(status.get("state", UNKNOWN))
     report = _read_json(place.report / REPORT, problems) if state == DONE or place.is_later else {}
     if place.is_later:
@@ -130,6 +135,16 @@ def _read_log(path: Path, problems: list[str]) -> Log:
         lines = "line" if log.num_damaged == 1 else "lines"
         problems.append(f"{path.name} has {log.num_damaged} damaged {lines}, left out")
     return log
+
+
+def _note_lost_lines(log: Log, status: Mapping[str, Any], problems: list[str]) -> None:
+    """Notes lines of metrics.jsonl that were there at the last save and are not any more."""
+    expected, step = status.get("records"), status.get("step")
+    if not isinstance(expected, int) or not isinstance(step, int):
+        return
+    found = int((log.columns["step"] <= step).sum()) + log.num_damaged
+    if found < expected:
+        problems.append(f"metrics.jsonl has lost {expected - found} of its {expected} lines up to step {step}")
 
 
 def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:

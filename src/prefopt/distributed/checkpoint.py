@@ -9,14 +9,12 @@ for a look.
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from prefopt.files import write_json, write_text
-from prefopt.tracking.provenance import hash_file
+from prefopt.files import delete, hash_file, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +49,7 @@ class CheckpointFacts:
         training_s: Those of optimizer steps alone; None in a checkpoint of a version that did not count them.
         evaluation_due: The held-out evaluation of this step was interrupted.
         best: The best value of the watched held-out metric and its step, None if none is watched or seen.
+        num_records: Lines of metrics.jsonl up to this step; None in a checkpoint of an earlier version.
         format: Version of the manifest.
     """
 
@@ -65,6 +64,7 @@ class CheckpointFacts:
     evaluation_due: bool = False
     best: tuple[float, int] | None = None
     training_s: float | None = None
+    num_records: int | None = None
     format: int = FORMAT
 
 
@@ -95,7 +95,7 @@ def seal(partial: Path, facts: CheckpointFacts, digests: Digests) -> Path:
     partial.rename(final)
     bring_to_disk(final.parent)
     if earlier is not None:
-        shutil.rmtree(earlier)
+        delete(earlier)
     return final
 
 
@@ -105,7 +105,7 @@ def clean(folder: Path) -> None:
         for path in folder.glob(f"{prefix}*"):
             if prefix == PARTIAL_PREFIX:
                 logger.warning("checkpoint: %s was never completed; removed", path)
-            shutil.rmtree(path)
+            delete(path)
     for path in _list_named(folder):
         if not (path / COMPLETE).exists():
             set_aside(path, f"{COMPLETE} is missing")
@@ -140,9 +140,23 @@ def read_manifest(checkpoint: Path) -> tuple[CheckpointFacts, Digests]:
             raise ValueError(f"has format {facts.format}, and this version reads {FORMAT}")
         if facts.step != step_of(checkpoint):
             raise ValueError(f"is of step {facts.step}")
-        return facts, manifest["files"]
+        return facts, read_digests(manifest)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{MANIFEST}: {error}") from error
+
+
+def read_digests(manifest: dict[str, Any]) -> Digests:
+    """The digests that a manifest lists.
+
+    Raises:
+        ValueError: It names a file outside of its folder.
+    """
+    digests: Digests = manifest["files"]
+    for name in digests:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise ValueError(f"names {name!r}, which lies outside of its folder")
+    return digests
 
 
 def find_damage(checkpoint: Path, expected: Digests) -> str | None:
@@ -161,7 +175,7 @@ def find_damage(checkpoint: Path, expected: Digests) -> str | None:
 def set_aside(checkpoint: Path, problem: str) -> None:
     """Renames a damaged checkpoint, so that it is not tried again, and says so."""
     aside = checkpoint.with_name(DAMAGED_PREFIX + checkpoint.name)
-    shutil.rmtree(aside, ignore_errors=True)
+    delete(aside)
     checkpoint.rename(aside)
     logger.warning("checkpoint: %s is damaged (%s); set aside as %s", checkpoint, problem, aside.name)
 
@@ -181,12 +195,12 @@ def keep_newest(folder: Path, number: int, best_step: int | None = None) -> None
 
 def remove(checkpoint: Path) -> None:
     """Deletes a checkpoint so that a kill in the midst of it leaves none that looks whole."""
-    shutil.rmtree(_doom(checkpoint))
+    delete(_doom(checkpoint))
 
 
 def _doom(checkpoint: Path) -> Path:
     doomed = checkpoint.with_name(REMOVED_PREFIX + checkpoint.name)
-    shutil.rmtree(doomed, ignore_errors=True)
+    delete(doomed)
     checkpoint.rename(doomed)
     return doomed
 

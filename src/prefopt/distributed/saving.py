@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ from transformers.trainer import SCHEDULER_NAME, TRAINING_ARGS_NAME
 from prefopt.distributed import checkpoint as on_disk
 from prefopt.distributed.checkpoint import PARTIAL_PREFIX, TRAINER_STATE, CheckpointFacts
 from prefopt.distributed.digests import Digester
-from prefopt.distributed.group import agree, barrier, during, gather, on_main
+from prefopt.distributed.group import agree, barrier, during, gather, on_main, raise_on_all
 from prefopt.distributed.ranks import is_main, rank, world_size
 from prefopt.distributed.universal import LATEST
+from prefopt.distributed.unpickling import find_code
 from prefopt.distributed.weights import save_partitioned
 from prefopt.errors import UserError
 from prefopt.files import write_text
@@ -83,11 +85,10 @@ class CheckpointSaver:
             if problem is not None:
                 if is_main():
                     shutil.rmtree(folder, ignore_errors=True)
-                logger.warning(
-                    "checkpoint: step %d could not be saved (%s). Training goes on; the next save tries again.",
-                    step,
-                    problem,
+                goes_on = (
+                    "" if trainer.control.should_training_stop else " Training goes on; the next save tries again."
                 )
+                logger.warning("checkpoint: step %d could not be saved (%s).%s", step, problem, goes_on)
             barrier()
         phases.save()
         return problem is None
@@ -98,7 +99,8 @@ class CheckpointSaver:
             if is_main():
                 self._require_room()
                 shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
+                self._folder.mkdir(exist_ok=True)  # the run's folder is not made anew if somebody has removed it
+                folder.mkdir()
         problem = problems.agreed()
         if problem is not None:
             return problem
@@ -208,6 +210,7 @@ def find_newest(folder: Path) -> Path | None:
         barrier()
         found = [text for text in gather(problem) if text is not None]
         if not found:
+            raise_on_all(_find_code(newest, rank(), world_size()))
             return newest
         on_main(partial(_set_aside, newest, found[0]))
 
@@ -220,6 +223,18 @@ def _find_damage(checkpoint: Path, place: int, num_places: int) -> str | None:
         return on_disk.find_damage(checkpoint, {name: expected[name] for name, _ in sizes[place::num_places]})
     except (OSError, ValueError) as error:
         return str(error)
+
+
+def _find_code(checkpoint: Path, place: int, num_places: int) -> UserError | None:
+    """A refusal of a checkpoint, one of whose files would run code when it is loaded; looks at every n-th."""
+    _, files = on_disk.read_manifest(checkpoint)
+    found = find_code(checkpoint, sorted(files)[place::num_places])
+    if found is None:
+        return None
+    return UserError(
+        f"{checkpoint}: {found}. No checkpoint of prefopt holds that: somebody else wrote it. Do not load it "
+        f"elsewhere; to go on from the one before, remove it: rm -r {shlex.quote(str(checkpoint))}"
+    )
 
 
 def _set_aside(checkpoint: Path, problem: str) -> None:

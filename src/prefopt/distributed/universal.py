@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from prefopt.distributed.unpickling import data_only
 from prefopt.errors import UserError
 
 LATEST = "latest"
@@ -39,8 +40,7 @@ def make_universal(checkpoint: Path, folder: Path) -> None:
     12 bytes per trained parameter more while it works, in a neighbour of `folder` that ends in `.partial`; in memory,
     one rank's part. It takes minutes for billions of parameters: the other ranks must wait where no timeout ends them.
 
-    DeepSpeed unpickles the files of the checkpoint (`torch.load` with `weights_only=False`), here and when it loads
-    the result. They can run code: pass only what this run wrote and what was verified by its checksums.
+    DeepSpeed unpickles the files of the checkpoint, here and when it loads the result; here they can make data alone.
 
     Args:
         checkpoint: A folder that transformers' Trainer wrote under ZeRO: `global_step<n>` and `latest`.
@@ -55,8 +55,9 @@ def make_universal(checkpoint: Path, folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _convert(checkpoint / tag, partial / f"{tag}{SUFFIX}")
-        _mend_globals(partial / f"{tag}{SUFFIX}" / "zero" / "optimizer_state.pt", checkpoint)
+        with data_only():
+            _convert(checkpoint / tag, partial / f"{tag}{SUFFIX}")
+            _mend_globals(partial / f"{tag}{SUFFIX}" / "zero" / "optimizer_state.pt", checkpoint)
         for name in CARRIED:
             shutil.copy2(checkpoint / name, partial)
     except BaseException:
@@ -129,7 +130,7 @@ def _mend_globals(path: Path, checkpoint: Path) -> None:
     """
     from deepspeed.checkpoint.constants import FP32_FLAT_GROUPS, OPTIMIZER_STATE_DICT, PARAM_GROUPS
 
-    kept = torch.load(path, map_location="cpu", weights_only=False)
+    kept = torch.load(path, map_location="cpu", weights_only=True)
     if OPTIMIZER_STATE_DICT not in kept:
         return  # stages 1 and 2 load group by group
     adam = kept[OPTIMIZER_STATE_DICT]

@@ -16,6 +16,7 @@ from prefopt.data.loading import TokenizedSplits, load_tokenized, read_splits, r
 from prefopt.data.messages import trained_turns
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.distributed import group
+from prefopt.distributed.final_model import is_sealed
 from prefopt.distributed.ranks import is_main
 from prefopt.evaluation.measure import (
     Comparison,
@@ -32,7 +33,7 @@ from prefopt.evaluation.statistics import Bootstrap
 from prefopt.evaluation.summary import Summary
 from prefopt.evaluation.verdict import judge
 from prefopt.examples import Examples, hash_rows
-from prefopt.files import read_lines, write_text
+from prefopt.files import write_text
 from prefopt.report.render import render_report
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import DPOAlgorithmConfig, TrainConfig
@@ -77,11 +78,11 @@ def evaluate_run(
         beta=algorithm.beta if isinstance(algorithm, DPOAlgorithmConfig) else None,
         bootstrap=Bootstrap(config.evaluation.bootstrap_resamples, config.run.seed),
     )
-    metrics = list(read_lines(run.metrics)) if run.metrics.exists() else []
+    metrics = run.read_records()
     report: dict[str, Any] = {
         "format": FORMAT,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "run": describe_run(config, data, metrics),
+        "run": {**describe_run(config, data, metrics), **describe_flaws(run, metrics)},
         "measured_on": {"data.held_out": config.data.held_out, "evaluation.pairs": config.evaluation.pairs},
         "held_out": summary.held_out(),
         "overfitting": summary.overfitting(),
@@ -156,10 +157,13 @@ def _read_pairs(config: TrainConfig, examples: Examples) -> Any:
 
 
 def describe_data(examples: Examples, material: Material) -> dict[str, Any]:
-    """Digests and counts of what was measured, as provenance.json has them of what was trained on."""
+    """Digests and counts of what is trained on and measured: of the token ids, so the tokenizer is in them."""
     digests = examples.fingerprints()
     if examples.tokenized.kind == "sft" and material.held_out.pairs is not None:
         digests["pairs"] = hash_rows(material.held_out.pairs)
+    if material.neutral:
+        ids = json.dumps([list(sequence.input_ids) for sequence in material.neutral])
+        digests["neutral_texts"] = hashlib.sha256(ids.encode()).hexdigest()
     return {"sha256": digests, **examples.tokenized.notes.to_dict()}
 
 
@@ -217,6 +221,13 @@ def _count_epochs(config: TrainConfig, data: TokenizedSplits, metrics: list[dict
     if config.trainer.max_steps is not None:
         return None
     return round(metrics[-1]["pairs"] / len(data.train), 4) if metrics else config.trainer.num_epochs
+
+
+def describe_flaws(run: RunDirectory, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """What of the run's files is not as it was left, for the findings; nothing as it should be."""
+    lost = run.count_lost_records(metrics)
+    flaws: dict[str, Any] = {"lost_records": lost} if lost else {}
+    return flaws if is_sealed(run.model) else {**flaws, "model_is_sealed": False}
 
 
 def throughput(metrics: list[dict[str, Any]]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def judge(report: dict[str, Any]) -> tuple[Decision, list[dict[str, str]]]:
         *_overfitting(report["overfitting"]),
         *_displacement(report["likelihood"]),
         *_answers(report["drift"]),
+        *_files(report["run"]),
     ]
     order = ["bad", "warning", "good", "info"]
     findings.sort(key=lambda finding: order.index(finding.level))
@@ -179,6 +180,20 @@ def _answers(drift: dict[str, Any]) -> list[Finding]:
     if repetition["tuned"]["value"] - repetition["base"]["value"] > REPETITION_RISE:
         evidence = f"repeated 4-grams: base {_percent(repetition['base'])}, tuned {_percent(repetition['tuned'])}"
         findings.append(Finding("bad", "The model repeats itself.", evidence))
+    return findings
+
+
+def _files(run: dict[str, Any]) -> list[Finding]:
+    """What of the run's own files cannot be trusted."""
+    findings = []
+    if run.get("lost_records"):
+        text = "Curves and speeds leave out what metrics.jsonl has lost."
+        findings.append(Finding("warning", text, f"{run['lost_records']} of its lines are gone"))
+    if run.get("model_is_sealed") is False:
+        text = "Nobody can tell whether model/ is what training left there."
+        findings.append(
+            Finding("warning", text, "it has no manifest.json: an earlier version wrote it, or it was edited")
+        )
     return findings
 
 

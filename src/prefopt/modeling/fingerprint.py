@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,37 +29,86 @@ ANNOUNCE_BYTES = 2**30
 """Files from this size on take seconds."""
 
 
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of a model that decide its outputs.
+
+    Attributes:
+        folder: Where they lie; of a model of the hub, the snapshot of one commit.
+        digests: For each file its SHA-256 (hex).
+        base: The files of the model below an adapter; None for a whole model.
+    """
+
+    folder: Path
+    digests: dict[str, str]
+    base: "ModelFiles | None" = None
+
+    @property
+    def commit(self) -> str | None:
+        """The commit on the hub; None for a folder of the user's."""
+        return self.folder.name if self.folder.parent.name == "snapshots" else None
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over all names and contents."""
+        digest = hashlib.sha256()
+        for name, found in self.digests.items():
+            digest.update(f"{name}\0{found}\n".encode())
+        if self.base is not None:
+            digest.update(self.base.fingerprint().encode())
+        return digest.hexdigest()
+
+    def by_name(self) -> dict[str, str]:
+        """All digests; names of an adapter's base begin with `base/`."""
+        of_base = {} if self.base is None else self.base.by_name()
+        return {**self.digests, **{f"base/{name}": found for name, found in of_base.items()}}
+
+
 @phases.of("hashing")
+def read_model_files(config: ModelConfig) -> ModelFiles:
+    """The files that `config.path` names, an adapter's base included.
+
+    Raises:
+        UserError: The model is not on this machine.
+    """
+    return _read_files(_folder(config.path, config.revision))
+
+
 def fingerprint_weights(config: ModelConfig) -> str:
-    """SHA-256 (hex) over the names and contents of the files that `config.path` names, an adapter's base included.
+    """The fingerprint of `config.path`, as the key of what is computed with its weights.
 
     Parameters in memory are never looked at: under ZeRO-3 they are empty.
 
     Raises:
         UserError: The folder holds no weights, or the model is not on this machine.
     """
-    return _fingerprint(_folder(config.path, config.revision))
+    files = read_model_files(config)
+    _require_weights(files)
+    return files.fingerprint()
 
 
-def _fingerprint(folder: Path) -> str:
-    files = sorted({path for pattern in FUNCTION_FILES for path in folder.glob(pattern)})
-    files = [path for path in files if not path.name.startswith(TRAINING_STATE)]
-    if not any(path.suffix in (".safetensors", ".bin", ".pt") for path in files):
+def _read_files(folder: Path) -> ModelFiles:
+    paths = sorted({path for pattern in FUNCTION_FILES for path in folder.glob(pattern)})
+    remembered = _Remembered(folder)
+    digests = {path.name: remembered.digest(path) for path in paths if not path.name.startswith(TRAINING_STATE)}
+    remembered.save()
+    if ADAPTER_FILE not in digests:
+        return ModelFiles(folder, digests)
+    adapter = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    base = _folder(adapter["base_model_name_or_path"], adapter.get("revision"))
+    return ModelFiles(folder, digests, _read_files(base))
+
+
+def _require_weights(files: ModelFiles) -> None:
+    """Refuses what a store cannot watch."""
+    folder = files.folder
+    if not any(Path(name).suffix in (".safetensors", ".bin", ".pt") for name in files.digests):
         raise UserError(f"{folder}: no weights here (*.safetensors, *.bin), so reference=store has nothing to go by.")
     if "--" in json.dumps(_read(folder / "config.json") or {}).partition('"auto_map"')[2].partition("}")[0]:
         raise UserError(
             f"{folder}: its code lies in another repository, which a store cannot watch. Set reference=live."
         )
-    remembered = _Remembered(folder)
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.name}\0{remembered.digest(path)}\n".encode())
-    remembered.save()
-    if (folder / ADAPTER_FILE).is_file():
-        adapter = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
-        base = adapter["base_model_name_or_path"]
-        digest.update(_fingerprint(_folder(base, adapter.get("revision"))).encode())
-    return digest.hexdigest()
+    if files.base is not None:
+        _require_weights(files.base)
 
 
 def _folder(path: str, revision: str | None) -> Path:

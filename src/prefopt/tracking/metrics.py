@@ -1,5 +1,6 @@
 """metrics.jsonl: one JSON object per log event, the source of truth for every comparison."""
 
+import errno
 import json
 import math
 import os
@@ -19,6 +20,8 @@ class Mirror(Protocol):
 class MetricsLog:
     """Appends records, each a line that is on disk before `write` returns. Rank 0 only.
 
+    Records that could not be written are kept, and written before the next one.
+
     A record has `step`, `time_s` (training time over all attempts, with evaluations and checkpoints), `training_s`
     (that of optimizer steps alone), `pairs` and `tokens` seen so far, and TRL's metric names; evaluation records carry
     `split` as well. A value that is not finite is written as null.
@@ -27,12 +30,32 @@ class MetricsLog:
     def __init__(self, path: Path, mirror: Mirror | None = None) -> None:
         self._path = path
         self._mirror = mirror
+        self._waiting: list[str] = []
 
     def write(self, record: dict[str, Any]) -> None:
+        """Writes one record.
+
+        Raises:
+            OSError: It could not be written, and waits; the file is as it was.
+        """
         finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._waiting.append(json.dumps(finite) + "\n")
         if self._mirror is not None:
             self._mirror.log(finite)
+        self.write_waiting()
+
+    def write_waiting(self) -> None:
+        """Writes what could not be written before; raises as `write`."""
+        if not self._waiting:
+            return
+        with self._path.open("ab", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                content = "".join(self._waiting).encode("utf-8")
+                if file.write(content) != len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError as error:
+                file.truncate(size)
+                raise OSError(error.errno, error.strerror, str(self._path)) from error
+        self._waiting.clear()

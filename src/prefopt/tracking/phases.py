@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.distributed.ranks import is_main
+from prefopt.errors import UserError
 
 if TYPE_CHECKING:
     from prefopt.run_directory import RunDirectory
@@ -162,7 +163,7 @@ def save() -> None:
         rounded = {part: seconds for part, seconds in rounded.items() if seconds}
         try:
             _clock.run.add_work(phases=rounded, checkpoints=_clock.checkpoints())
-        except OSError as error:
+        except (OSError, UserError) as error:
             logger.warning("%s: the time of its parts cannot be written (%s)", _clock.run.work, error)
 
 

@@ -1,6 +1,5 @@
 """Where a run came from: command, code, packages, data, model, hardware."""
 
-import hashlib
 import platform
 import shlex
 import sys
@@ -9,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.distributed.ranks import world_size
-from prefopt.paths import resolve
 from prefopt.schema import TrainConfig
-from prefopt.tracking import phases
 from prefopt.tracking.code_state import CodeState
 
 PACKAGES = (
@@ -42,14 +39,8 @@ def collect(config: TrainConfig, data: dict[str, Any], command: str) -> dict[str
         "world_size": world_size(),
         "seed": config.run.seed,
         "data": data,
-        "model": _model(config),
+        "model": describe_model(config),
     }
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _describe(code: CodeState) -> dict[str, str | None]:
@@ -71,14 +62,18 @@ def _hardware() -> str:
     return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
 
 
-@phases.of("hashing")
-def _model(config: TrainConfig) -> dict[str, Any]:
-    """Path and revision of the base; for a local folder the digests of its weights too."""
-    found: dict[str, Any] = {"path": config.model.path, "revision": config.model.revision}
-    folder = resolve(config.model.path)
-    if folder.is_dir():
-        found["sha256"] = {path.name: hash_file(path) for path in sorted(folder.glob("*.safetensors"))}
-    return found
+def describe_model(config: TrainConfig) -> dict[str, Any]:
+    """Path, revision and commit of the base, and the digests of all files that decide what it computes."""
+    from prefopt.modeling.fingerprint import read_model_files  # torch too
+
+    files = read_model_files(config.model)
+    return {
+        "path": config.model.path,
+        "revision": config.model.revision,
+        "commit": files.commit,
+        "sha256": files.by_name(),
+        "fingerprint": files.fingerprint(),
+    }
 
 
 def command_line(module: str, argv: list[str]) -> str:

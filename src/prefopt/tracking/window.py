@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import torch
+
 from prefopt.distributed.group import gather
 from prefopt.tracking.deferred import Number, read
 
@@ -74,3 +76,18 @@ class MetricsWindow:
     def _add_up(self, name: str, total: float, count: float) -> None:
         self._sums[name] = self._sums.get(name, 0.0) + total
         self._counts[name] = self._counts.get(name, 0.0) + count
+
+
+class OnThisRank:
+    """An accelerator that gathers nothing, so that a metric computed with it is this rank's."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    gather_for_metrics = gather

@@ -9,7 +9,6 @@ from transformers import TrainerCallback
 
 from prefopt.distributed.ranks import is_main
 from prefopt.tracking import phases
-from prefopt.tracking.metrics import MetricsLog
 
 EVAL_PREFIX = "eval_"
 OMITTED = {"epoch", "num_tokens", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
@@ -37,15 +36,14 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]
 
 
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]
-    """Writes a record per log event. On ranks other than 0 there is no log, and it does nothing."""
+    """Makes a record of each log event. Rank 0 only."""
 
-    def __init__(self, trainer: Any, log: MetricsLog | None, show: "ConsoleCallback") -> None:
+    def __init__(self, trainer: Any, show: "ConsoleCallback") -> None:
         self._trainer = trainer
-        self._log = log
         self._show = show
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-        if self._log is None or "train_runtime" in logs:
+        if not is_main() or "train_runtime" in logs:
             return
         is_evaluation = any(key.startswith(EVAL_PREFIX) for key in logs)
         record = {
@@ -57,7 +55,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
             **({"split": "held_out"} if is_evaluation else {}),
             **{key.removeprefix(EVAL_PREFIX): value for key, value in logs.items() if key not in OMITTED},
         }
-        self._log.write(record)
+        self._trainer.records.write(record)
         self._show.record(record, state.max_steps)
 
 

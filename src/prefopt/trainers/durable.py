@@ -1,6 +1,5 @@
 """What TRL's trainers lack for runs on many ranks that must not be lost: batches, metrics, evaluation, checkpoints."""
 
-import json
 import logging
 import math
 import shutil
@@ -19,20 +18,22 @@ from transformers import set_seed
 from prefopt.config import fingerprint
 from prefopt.data.steps import COUNTS, NO_ROW, ROWS, NumberedRows, NumberingCollator, TokenCounts
 from prefopt.distributed.checkpoint import CheckpointFacts
-from prefopt.distributed.group import agree, during, gather, on_main
+from prefopt.distributed.group import agree, during, gather, on_main, raise_on_all
 from prefopt.distributed.preemption import Preempted, StopRequest
 from prefopt.distributed.ranks import is_main, rank, world_size
 from prefopt.distributed.saving import CheckpointSaver
 from prefopt.errors import UserError
 from prefopt.modeling.kernels import FusedLayers
-from prefopt.run_directory import RunDirectory, RunTakenOverError, State
+from prefopt.run_directory import RunDirectory, RunTakenOverError
 from prefopt.schema import TrainConfig
 from prefopt.tracking import phases
 from prefopt.tracking.deferred import Number, deferred_reads
-from prefopt.tracking.window import MetricsWindow
+from prefopt.tracking.metrics import MetricsLog
+from prefopt.tracking.window import MetricsWindow, OnThisRank
 from prefopt.trainers.batches import Batches, count_examples
 from prefopt.trainers.fit import Fit
 from prefopt.trainers.guards import StepGuard
+from prefopt.trainers.records import RunRecords
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class DurableTrainer:
         num_tokens: Tokens (without padding) up to the last record, over all ranks; a pair counts its prompt twice.
         has_other_ranks: Another number of ranks wrote the checkpoint that this run goes on from.
         to_remove: A folder that is of no use once training has begun.
+        records: What is written down step by step.
         stop_reason: Why training ended before its last step; None if it did not.
         trl_loss_function: Where TRL computes loss and metrics.
     """
@@ -99,9 +101,10 @@ class DurableTrainer:
     counts: TokenCounts
     optimizer_cls_and_kwargs: tuple[type[Any], dict[str, Any]] | None
 
-    def attach(self, config: TrainConfig, run: RunDirectory, stop: StopRequest) -> None:
-        """Takes what is known only when a run is about to train."""
+    def attach(self, config: TrainConfig, run: RunDirectory, stop: StopRequest, log: MetricsLog | None = None) -> None:
+        """Takes what is known only when a run is about to train; the log is rank 0's."""
         self._config, self._run, self._stop = config, run, stop
+        self.records = RunRecords(run, log)
         self._config_fingerprint = fingerprint(config)
         self.window = MetricsWindow()
         self.saver = CheckpointSaver(run.checkpoints, config.trainer.keep_checkpoints)
@@ -216,16 +219,22 @@ class DurableTrainer:
         Raises:
             DivergedError: A loss of this step is not finite, though its gradient is.
             RunTakenOverError: Another process uses the run's folder.
+            UserError: The run's folder is gone.
         """
         step = self.state.global_step
         now = time.monotonic()
         self._stop.note_duration("step", now - self._step_started)
         with during(f"the end of step {step}"):
-            is_asked, is_bad, is_lost = agree(
-                self._stop.requested is not None, self._guard.has_bad_loss(), self._run.find_intruder() is not None
+            is_asked, is_bad, is_lost, is_gone = agree(
+                self._stop.requested is not None or self.records.trouble is not None,
+                self._guard.has_bad_loss(),
+                self._run.find_intruder() is not None,
+                self.records.is_gone(),
             )
         if is_lost:
             raise RunTakenOverError(f"{self._run.path}: taken over by another process, so this one must not write")
+        if is_gone:
+            raise_on_all(self.records.refusal())
         if is_bad:
             raise self._guard.diverged(step)
         if self._config.trainer.log_rows:
@@ -241,7 +250,8 @@ class DurableTrainer:
             control.should_save = control.should_training_stop = True
 
     def _note_stop(self) -> str:
-        reason = next(reason for reason in gather(self._stop.requested) if reason is not None)
+        own = self.records.why_stopped() or self._stop.requested
+        reason = next(reason for reason in gather(own) if reason is not None)
         logger.warning("stopping on request (%s)", reason)
         self.stop_reason = reason
         return reason
@@ -249,8 +259,7 @@ class DurableTrainer:
     def _write_rows(self, step: int) -> None:
         rows = sorted(row for share in gather(self._guard.rows) for row in share)
         if is_main():
-            with self._run.rows.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "rows": rows}) + "\n")
+            self.records.write_rows(step, rows)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs; a line of training gets the exact means over the examples since the last one."""
@@ -358,8 +367,9 @@ class DurableTrainer:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """A checkpoint that all ranks wrote, or none and a warning."""
         begun = time.monotonic()
+        self.records.write_waiting()
         if self.saver.save(self, self._describe) and is_main():
-            self._run.set_state(State.running, step=self.state.global_step)
+            self.records.note_saved(self.state.global_step)
         self._stop.note_duration("save", time.monotonic() - begun)
         self._step_started = time.monotonic()
 
@@ -376,6 +386,7 @@ class DurableTrainer:
             training_s=self.training_seconds,
             evaluation_due=self.evaluation_due,
             best=self.best,
+            num_records=self.records.num,
         )
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -391,18 +402,3 @@ class DurableTrainer:
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """No card for a checkpoint: the run directory says where it comes from."""
-
-
-class OnThisRank:
-    """An accelerator that gathers nothing, so that a metric computed with it is this rank's."""
-
-    def __init__(self, accelerator: Any) -> None:
-        self._accelerator = accelerator
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._accelerator, name)
-
-    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor
-
-    gather_for_metrics = gather

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ from transformers.trainer_callback import PrinterCallback
 
 from prefopt.distributed import checkpoint as on_disk
 from prefopt.distributed.checkpoint import CheckpointFacts
-from prefopt.distributed.group import barrier, during, on_main
+from prefopt.distributed.final_model import copy_model, has_sound_model, seal_model
+from prefopt.distributed.group import barrier, during, on_main, raise_on_all
 from prefopt.distributed.preemption import Preempted, StopRequest
 from prefopt.distributed.ranks import is_main, world_size
 from prefopt.distributed.saving import Problems, find_newest, save_weights
+from prefopt.distributed.unpickling import data_only
 from prefopt.errors import UserError
-from prefopt.files import copy_file
-from prefopt.run_directory import RunDirectory
+from prefopt.run_directory import RunDirectory, State
 from prefopt.schema import TrainConfig
 from prefopt.sweeps.pruning import build_pruning
 from prefopt.tracking import phases
@@ -26,20 +26,6 @@ from prefopt.trainers.callbacks import ConsoleCallback, MetricsCallback, StepCal
 from prefopt.trainers.durable import NothingLeftError
 
 logger = logging.getLogger(__name__)
-
-STATE_FILES = (
-    "optimizer.*",
-    "scheduler.pt",
-    "scaler.pt",
-    "rng_state*.pth",
-    "global_step*",
-    "latest",
-    "zero_to_*.py",
-    on_disk.TRAINER_STATE,
-    on_disk.MANIFEST,
-    on_disk.COMPLETE,
-)
-"""What a checkpoint holds beside the model."""
 
 
 def train(
@@ -51,8 +37,8 @@ def train(
         Preempted: A stop was asked for; a checkpoint was written, and the same command goes on from it.
         PrunedError: The run is a trial of a search, and others did better.
     """
-    trainer.attach(config, run, stop)
-    if on_main(run.model.is_dir):
+    trainer.attach(config, run, stop, log)
+    if has_sound_model(run):
         logger.info("resume: training was complete; what is left is the report")
         return
     checkpoint = find_newest(run.checkpoints)
@@ -65,22 +51,23 @@ def train(
         return
     start = None if checkpoint is None else take_up(trainer, checkpoint, run)
     tell_rows(trainer, config)
-    if is_main():
-        run.cut_records_after(0 if facts is None else facts.step, evaluation_due=evaluation_due)
+    trainer.records.num = on_main(lambda: cut_records(run, facts))
     with phases.of("reference"):
         trainer.prepare(console)
     show = ConsoleCallback(console)
     trainer.remove_callback(PrinterCallback)
-    callbacks = (show, MetricsCallback(trainer, log, show), *build_pruning(run))
+    callbacks = (show, MetricsCallback(trainer, show), *build_pruning(run))
     for callback in (*callbacks, StepCallback(trainer)):  # the last one may evaluate
         trainer.add_callback(callback)
     try:
-        with phases.of("set_up"):
+        with phases.of("set_up"), data_only():
             trainer.train(resume_from_checkpoint=None if start is None else str(start))
     except NothingLeftError:
         logger.info("resume: the last step was done, and now its evaluation")
     finally:
         show.close()
+    trainer.records.write_waiting()
+    raise_on_all(trainer.records.refusal())
     if trainer.stop_reason is not None:
         raise Preempted(trainer.stop_reason)
     finish_model(trainer, run)
@@ -95,6 +82,27 @@ def tell_rows(trainer: Any, config: TrainConfig) -> None:
             "training: %d whole steps see %d of %d rows, %.4g epochs, where trainer.num_epochs=%g",
             *(steps, rows, num_rows, rows / num_rows, epochs),
         )
+
+
+def cut_records(run: RunDirectory, facts: CheckpointFacts | None) -> int:
+    """Drops the records that will be written again, says how many of the others are gone, and counts all of them.
+
+    Rank 0 only. Those that are gone count, so that whoever reads metrics.jsonl later can know of them.
+    """
+    step, known = (0, 0) if facts is None else (facts.step, facts.num_records)
+    run.cut_records_after(step, evaluation_due=facts is not None and facts.evaluation_due)
+    run.set_state(State.running, step=step, records=known)
+    records = run.read_records()
+    lost = run.count_lost_records(records)
+    if lost:
+        logger.warning(
+            "resume: %s has lost %d of its %d lines up to step %d; the report and comparisons will say so",
+            run.metrics,
+            lost,
+            known,
+            step,
+        )
+    return len(records) if known is None else known
 
 
 def take_up(trainer: Any, checkpoint: Path, run: RunDirectory) -> Path:
@@ -128,7 +136,7 @@ def _reshard(trainer: Any, checkpoint: Path, facts: CheckpointFacts) -> Path:
 
 @phases.of("final_model")
 def finish_model(trainer: Any, run: RunDirectory) -> None:
-    """Makes the final model or adapter aside and moves it to `model/` when it is whole. All ranks call it.
+    """Makes the final model or adapter aside, seals it, and moves it to `model/` when it is whole. All ranks call it.
 
     The checkpoint of the last step holds its files; only where that could not be saved are they written once more.
     They are copied and not linked: what anybody does to `model/` later must not reach into a sealed checkpoint.
@@ -143,9 +151,13 @@ def finish_model(trainer: Any, run: RunDirectory) -> None:
     with during("saving the final model", may_take_long=True):
         if checkpoint is None:
             save_weights(trainer, aside, problems)
-        elif is_main():
+        if is_main() and problems.first is None:
             with problems.kept():
-                copy_model(checkpoint, aside)
+                if checkpoint is None:
+                    digests = on_disk.digest(aside, on_disk.list_files(aside))
+                else:
+                    digests = copy_model(checkpoint, aside)
+                seal_model(aside, run.model, digests)
         problem = problems.agreed()
     if problem is not None:
         on_main(lambda: shutil.rmtree(aside, ignore_errors=True))
@@ -153,26 +165,9 @@ def finish_model(trainer: Any, run: RunDirectory) -> None:
             f"{run.model}: cannot be written ({problem}). Free space, if that is the cause, and run the same command: "
             "it goes on from the newest checkpoint that is whole."
         )
-    on_main(lambda: aside.rename(run.model) and None)
     barrier()
 
 
 def _checkpoint_of_last_step(trainer: Any, run: RunDirectory) -> Path | None:
     complete = on_disk.list_complete(run.checkpoints)
     return complete[-1] if complete and on_disk.is_finished(complete[-1], trainer.total_steps()) else None
-
-
-def copy_model(checkpoint: Path, folder: Path) -> None:
-    """Copies the model out of a checkpoint.
-
-    Raises:
-        OSError: A file cannot be copied, or the copy is not what was sealed.
-    """
-    _, files = on_disk.read_manifest(checkpoint)  # what else lies there is not ours
-    wanted = [n for n in files if not any(fnmatch(Path(n).parts[0], pattern) for pattern in STATE_FILES)]
-    for name in wanted:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        copy_file(checkpoint / name, folder / name)
-    damaged = [name for name, found in on_disk.digest(folder, wanted).items() if found != files[name]]
-    if damaged:
-        raise OSError(f"{checkpoint / damaged[0]} is damaged")

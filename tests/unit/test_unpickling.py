@@ -1,0 +1,81 @@
+"""A checkpoint can make data and nothing else, whoever loads it."""
+
+import os
+import pickle
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from prefopt.distributed.checkpoint import digest, list_files, seal
+from prefopt.distributed.saving import find_newest
+from prefopt.distributed.unpickling import FORCE, data_only, find_code
+from prefopt.errors import UserError
+from tests.unit.test_run_files import FACTS, write_checkpoint, write_partial
+
+
+class Touches:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self._path),)
+
+
+def test_what_training_saves_is_data(tmp_path):
+    pytest.importorskip("deepspeed")
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    states = {
+        "rng_state.pth": {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()},
+        "zero.pt": {"scaler": LossScaler(2.0), "stage": ZeroStageEnum(2), "at": [fragment_address(3, 1)]},
+        "optimizer.pt": torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))]).state_dict(),
+    }
+    for name, state in states.items():
+        torch.save(state, tmp_path / name)
+    assert find_code(tmp_path, states) is None
+    with data_only():
+        loaded = {name: torch.load(tmp_path / name, weights_only=False) for name in states}
+    assert loaded["zero.pt"]["scaler"].loss_scale == 2.0
+    assert loaded["zero.pt"]["at"] == [fragment_address(3, 1)]
+    assert (loaded["rng_state.pth"]["numpy"][1] == states["rng_state.pth"]["numpy"][1]).all()
+    assert FORCE not in os.environ
+
+
+def test_code_in_a_pickle_is_named_and_never_run(tmp_path):
+    torch.save({"lr": Touches(tmp_path / "touched")}, tmp_path / "zero.pt")
+    assert find_code(tmp_path, ["zero.pt"]) == "zero.pt would call posix.mkdir when it is loaded"
+    with data_only(), pytest.raises(pickle.UnpicklingError, match=r"posix\.mkdir"):
+        torch.load(tmp_path / "zero.pt", weights_only=False)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_pickle_that_is_no_file_of_torch_is_named(tmp_path):
+    (tmp_path / "zero.pt").write_bytes(pickle.dumps(Touches(tmp_path / "touched")))
+    assert find_code(tmp_path, ["zero.pt"]).startswith("zero.pt is no file of torch.save")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_what_the_environment_says_of_loading_is_as_before_after_the_block(monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with data_only():
+        assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+
+
+def test_a_sealed_checkpoint_with_code_is_refused_before_anything_is_loaded(tmp_path):
+    write_checkpoint(tmp_path, 2)
+    planted = write_partial(tmp_path, 4)
+    torch.save({"lr": Touches(tmp_path / "touched")}, planted / "global_step" / "rank_0.pt")
+    sealed = seal(planted, replace(FACTS, step=4), digest(planted, list_files(planted)))
+    with pytest.raises(UserError, match=rf"rank_0\.pt would call posix\.mkdir .* rm -r {sealed}"):
+        find_newest(tmp_path)
+    assert sealed.exists()
+    assert not (tmp_path / "touched").exists()

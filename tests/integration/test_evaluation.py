@@ -105,7 +105,7 @@ def test_a_kl_per_response_counts_the_answers_that_were_cut(run):
     kl, finished = drift["kl_per_response"], drift["finished"]["tuned"]
     assert kl["num_cut"] == round((1 - finished["value"]) * finished["n"]) > 0
     assert kl["cut_at"] == 6
-    assert f"KL per response, {kl['num_cut']} cut" in (run / "report" / "report.md").read_text()
+    assert f"KL/response, {kl['num_cut']} cut" in (run / "report" / "report.md").read_text()
 
 
 def test_a_report_has_a_date(run):

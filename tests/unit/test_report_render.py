@@ -387,10 +387,10 @@ def test_a_kl_per_response_says_how_many_answers_were_cut_and_where(tmp_path: Pa
     report = dpo_report()
     report["drift"]["kl_per_response"] |= {"num_cut": 15, "cut_at": 128}
     shown = visible(render_report(report, [], [], tmp_path).read_text())
-    assert "KL per response, 15 cut" in shown
+    assert "KL/response, 15 cut" in shown
     assert "15 of 132 were cut at 128 tokens: whole, more" in shown
     print_report(report, tmp_path, Console(file=(output := io.StringIO()), width=100))
-    assert "KL per response, 15 cut" in output.getvalue()
+    assert "KL/response, 15 cut" in output.getvalue()
     report["drift"]["kl_per_response"] |= {"num_cut": 0, "cut_at": None}
     assert "cut at 128 tokens" not in visible(render_report(report, [], [], tmp_path).read_text())
 

@@ -232,7 +232,7 @@ def _divergence_row(values: Block, metric: Metric) -> Row:
     """The row says how many answers were cut: what they hold beyond the limit is not in a sum over them."""
     label, hint, num_cut = metric.label, metric.hint, values.get("num_cut")
     if num_cut:
-        label += f", {count(num_cut)} cut"
+        label = f"KL/response, {count(num_cut)} cut"  # no longer than the longest of the others: a terminal is narrow
         hint += f"; {count(num_cut)} of {count(values['n'])} were cut at {count(values['cut_at'])} tokens: whole, more"
     return Row(label, [NOT_APPLICABLE, cell(values, NUMBER), NOT_APPLICABLE], hint)
 

@@ -75,7 +75,7 @@ class Tree:
         except (HydraException, OmegaConfBaseException) as error:
             raise self._readable(error) from error
         except (YAMLError, OSError, ValueError, TypeError, RecursionError) as error:
-            fault = None if folder is None else find_fault(folder)
+            fault = None if folder is None else find_fault(folder, overrides)
             if fault is None:
                 raise
             raise fault from error

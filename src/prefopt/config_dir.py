@@ -1,6 +1,6 @@
 """What is wrong with a file of the user's own config folder (`--config-dir`), and in which line."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,17 @@ from prefopt.ranges import check_usable
 FORMS = "Write one entry a line, such as `- override /data: files` or `- _self_`"
 
 
-def find_fault(folder: Path) -> UserError | None:
-    """The first fault of a file in the folder that keeps Hydra from composing it; None where there is none."""
+def find_fault(folder: Path, overrides: Sequence[str] = ()) -> UserError | None:
+    """The first fault of a file in the folder that keeps Hydra from composing it; None where there is none.
+
+    Args:
+        folder: Holds config groups.
+        overrides: Files that these choose, such as `cluster=ours`, are looked at before all others.
+    """
     defaults: dict[str, list[Any]] = {}
-    for path in sorted(folder.rglob("*.yaml")):
+    chosen = {override.lstrip("+~") for override in overrides}
+    paths = sorted(folder.rglob("*.yaml"))
+    for path in sorted(paths, key=lambda path: f"{path.parent.name}={path.stem}" not in chosen):
         try:
             values = _read(path)
             for key, value in values.items():

@@ -47,3 +47,11 @@ def test_a_file_that_builds_on_a_shipped_one_is_taken(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.yaml").write_text("defaults: [brand_voice, _self_]\nmax_length: 77\n")
     assert load_config(["data=mine"], str(tmp_path)).data.max_length == 77
+
+
+def test_of_several_broken_files_the_one_that_was_chosen_is_named(tmp_path):
+    (tmp_path / "cluster").mkdir()
+    for name in ("first", "ours", "second"):
+        (tmp_path / "cluster" / f"{name}.yaml").write_text("5\n")
+    with pytest.raises(UserError, match=r"cluster/ours\.yaml:1"):
+        SUBMIT.compose(["cluster=ours", "+experiment=dpo_brand_voice"], str(tmp_path))

@@ -75,7 +75,12 @@ def lead_out(run: Path) -> None:
     (run / "model" / "manifest.json").write_text('{"files": {"../../secret": {"size": 1, "sha256": ""}}}')
 
 
-DAMAGE = [zero_tail, truncate, lose, break_seal, lead_out]
+def add_an_adapter(run: Path) -> None:
+    """transformers would load it without being asked."""
+    (run / "model" / "adapter_config.json").write_text("{}")
+
+
+DAMAGE = [zero_tail, truncate, lose, break_seal, lead_out, add_an_adapter]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

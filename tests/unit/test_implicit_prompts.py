@@ -26,6 +26,8 @@ MARKS = [
     "<s>[INST] How? [/INST]",
     "### Instruction:\nHow?\n\n### Response:",
     "A long story.\n\nTL;DR:",
+    "<|im_start|>user\nFinish this.\nAI: hello\nMe: hi.<|im_end|>\n<|im_start|>assistant\n",
+    "USER: What does [/INST] mean? ASSISTANT:",
 ]
 
 

@@ -181,6 +181,16 @@ def test_messages_that_a_cell_holds_as_text_are_messages(tmp_path: Path, write: 
     assert (pair.prompt, pair.chosen, pair.rejected) == ([USER], [HI], [NO])
 
 
+def test_messages_in_a_cell_are_found_whatever_their_first_key_is_and_behind_blanks(tmp_path: Path) -> None:
+    row = {
+        "prompt": json.dumps([{"name": "Ann", **USER}]),
+        "chosen": f" {json.dumps([HI])}",
+        "rejected": json.dumps([NO]),
+    }
+    pair: Any = read_records(write_csv(tmp_path, row), format=DataFormat.auto, kind="preference").records[0]
+    assert (pair.prompt, pair.chosen, pair.rejected) == ([{"name": "Ann", **USER}], [HI], [NO])
+
+
 @pytest.mark.parametrize(
     "answer", ['{"role": "admin"}', '[{"value": 1}]', "[{'name': 'x'}]", "[citation needed]", "{}"]
 )

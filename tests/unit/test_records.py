@@ -166,7 +166,16 @@ def test_null_keys_of_messages_are_left_out(tmp_path: Path) -> None:
     assert read(str(write_jsonl(tmp_path / "rows.jsonl", row))).records[0].chosen == [HI]
 
 
-@pytest.mark.parametrize(("key", "value"), [("weight", 0), ("weight", 0.0), ("train", False), ("loss", False)])
+@pytest.mark.parametrize("loss", [1.37, "low"])
+def test_a_loss_that_somebody_measured_marks_no_turn(tmp_path: Path, loss: Any) -> None:
+    row = {"messages": [USER, {**HI, "loss": loss}]}
+    record: Any = read(str(write_jsonl(tmp_path / "rows.jsonl", row)), "sft").records[0]
+    assert record.messages == row["messages"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("weight", 0), ("weight", 0.0), ("train", False), ("loss", False), ("loss", 0)]
+)
 def test_a_mark_on_an_answer_says_that_its_turn_is_not_trained(tmp_path: Path, key: str, value: Any) -> None:
     row = {"messages": [USER, {**NO, key: value}, {**USER, "weight": 0}, {**HI, key: not value}]}
     record: Any = read(str(write_jsonl(tmp_path / "rows.jsonl", row)), "sft").records[0]

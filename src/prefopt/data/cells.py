@@ -22,7 +22,8 @@ CELLS = frozenset(
     )
 )
 """Columns that may hold messages."""
-_BEGINNING = re.compile(r"""\[?\s*\{\s*(["'])(?:role|content|from|value|messages)\1\s*:""")
+_BEGINNING = re.compile(r"""\s*(?:\[\s*\{\s*["']|\{\s*(["'])(?:role|content|from|value|messages)\1\s*:)""")
+_BEGINS_AS_MESSAGES = re.compile(r"""\s*\[\s*\{\s*(["'])(?:role|content|from|value|messages)\1\s*:""")
 
 
 def parse_cells(row: dict[str, Any]) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def parse_cells(row: dict[str, Any]) -> dict[str, Any]:
     """
     parsed = {}
     for name, text in row.items():
-        if isinstance(text, str) and text[:1] in BRACKETS and name in CELLS and _BEGINNING.match(text):
+        if isinstance(text, str) and name in CELLS and text.lstrip()[:1] in BRACKETS and _BEGINNING.match(text):
             value = _parse(text, name)
             if _is_messages(value):
                 parsed[name] = value
@@ -44,7 +45,7 @@ def _parse(text: str, name: str) -> Any:
     try:
         return parse_structure(text)
     except JSONError as error:
-        if text.startswith("{"):
+        if not _BEGINS_AS_MESSAGES.match(text):
             return None
         raise RowError(
             f"'{name}' is text that begins as a list of messages, but is neither JSON nor a Python list: {error}. "

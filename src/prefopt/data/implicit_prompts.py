@@ -62,8 +62,8 @@ def split_common_prompt(chosen: Content, rejected: Content) -> tuple[Any, Any, A
 
 def _end_of_text(chosen: str, rejected: str) -> int:
     common = _common_length(chosen, rejected)
-    for mark in (*TURN_MARKS, ANSWER_MARK):
-        end = max((match.end() for match in mark.finditer(chosen, 0, common)), default=0)
+    for marks in (TURN_MARKS, (ANSWER_MARK,)):
+        end = max((match.end() for mark in marks for match in mark.finditer(chosen, 0, common)), default=0)
         if end:
             return end
     if _has_turn(chosen) and _has_turn(rejected):

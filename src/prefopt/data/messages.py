@@ -96,7 +96,8 @@ def join_parts(value: Any, field: str) -> Any:
 
 def _read_marks(message: Message, field: str) -> None:
     """Replaces the marks of a message by `UNTRAINED`, where they say that its turn is not trained."""
-    marks = {key: message.pop(key) for key in MARKS if key in message}
+    logged = {"loss"} if message.get("loss", 0) not in (0, 1) else set()  # a number that somebody measured
+    marks = {key: message.pop(key) for key in MARKS if key in message and key not in logged}
     for key, value in marks.items():
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
             raise RowError(

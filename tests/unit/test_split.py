@@ -82,6 +82,23 @@ def test_whitespace_does_not_make_another_prompt_but_system_and_tools_do() -> No
     assert prompt_key(pair("a", tools=[{"name": "x"}])) != prompt_key(pair("a"))
 
 
+def test_ids_times_and_the_order_of_keys_make_no_other_prompt_but_what_is_called_does() -> None:
+    def asked(number: int, zone: str) -> PreferencePair:
+        arguments = {"zone": zone, "n": 1} if number else {"n": 1, "zone": zone}
+        call = {"id": f"call_{number}", "type": "function", "function": {"name": "clock", "arguments": arguments}}
+        question = {"role": "user", "content": "When?", "timestamp": number}
+        empty = {"content": ""} if number else {}
+        answer = {"role": "tool", "content": "9", "tool_call_id": f"call_{number}"}
+        tools = [{"type": "function", "function": {"name": name}} for name in ("clock", "map")]
+        return pair(
+            [question, {"role": "assistant", "tool_calls": [call], **empty}, answer],
+            tools=tools if number else tools[::-1],
+        )
+
+    assert prompt_key(asked(0, "UTC")) == prompt_key(asked(1, "UTC"))
+    assert prompt_key(asked(0, "UTC")) != prompt_key(asked(0, "CET"))
+
+
 def test_conversations_with_one_opening_stay_together() -> None:
     opening = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes?"}]
     longer = [*opening, {"role": "user", "content": "More."}, {"role": "assistant", "content": "No."}]

@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from prefopt.data.messages import UNTRAINED, Content, Message, trained_turns
+from prefopt.data.messages import Content, Message, trained_turns
 from prefopt.data.records import PreferencePair, Record
 
 
@@ -19,11 +19,12 @@ class Overlap(NamedTuple):
 def prompt_key(record: Record) -> bytes:
     """Returns a digest of the record's prompt; records with equal keys must stay on one side of a split.
 
-    Runs of whitespace count as one blank. The system prompt and the tools are part of the prompt. Of a conversation
-    (`messages`) it is all before the first turn that is trained, also a greeting and turns that are marked as not
-    trained.
+    Of a message who says what counts, and which tools it calls with what; ids, times and other keys do not. Runs of
+    whitespace count as one blank. The system prompt and the tools, in any order, are part of the prompt. Of a
+    conversation (`messages`) it is all before the first turn that is trained, also a greeting and turns that are
+    marked as not trained.
     """
-    tools = json.dumps(record.tools, sort_keys=True, default=str) if record.tools else ""
+    tools = json.dumps(sorted(record.tools, key=_spell), sort_keys=True, default=str) if record.tools else ""
     return hashlib.sha256(json.dumps([_normalise(_prompt(record)), tools]).encode()).digest()
 
 
@@ -69,11 +70,15 @@ def _prompt(record: Record) -> Content:
 def _normalise(content: Content) -> str | list[Message]:
     if isinstance(content, str):
         return " ".join(content.split())
-    return [
-        {
-            key: " ".join(value.split()) if isinstance(value, str) else repr(value)
-            for key, value in sorted(message.items())
-            if key != UNTRAINED
-        }
-        for message in content
-    ]
+    return [_identity(message) for message in content]
+
+
+def _identity(message: Message) -> Message:
+    said = {"content": " ".join(message.get("content", "").split()), "role": message["role"]}
+    functions = [call.get("function", call) for call in message.get("tool_calls", ())]
+    calls = [_spell({key: each.get(key) for key in ("name", "arguments")}) for each in functions]
+    return {**said, "tool_calls": calls} if calls else said
+
+
+def _spell(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

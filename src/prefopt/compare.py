@@ -21,6 +21,7 @@ from prefopt.comparison.table import print_table, render_table
 from prefopt.comparison.wandb_source import WandbGroup, distinct, parse_group, read_group
 from prefopt.entry import run_entry
 from prefopt.errors import UserError
+from prefopt.paths import expand
 from prefopt.terminal import Terminal
 
 HELP = f"""Compare runs: a table, compare.html with curves and charts, and compare.csv.
@@ -88,9 +89,9 @@ def sort_targets(targets: list[str]) -> Targets:
     """Folders, and what is no folder but has three parts: W&B groups."""
     folders, groups = [], []
     for target in targets:
-        group = None if Path(target).expanduser().exists() else parse_group(target)
+        group = None if expand(target).exists() else parse_group(target)
         if group is None:
-            folders.append(Path(target).expanduser())
+            folders.append(expand(target))
         else:
             groups.append(group)
     return Targets(folders, groups)
@@ -103,7 +104,7 @@ def choose_folder(wanted: str | None, folders: list[Path]) -> Path:
         UserError: It cannot be written.
     """
     if wanted is not None:
-        folder = Path(wanted).expanduser()
+        folder = expand(wanted)
     else:
         is_one = len(folders) == 1 and folders[0].is_dir() and not (folders[0] / "config.yaml").is_file()
         folder = folders[0] if is_one else Path()

@@ -4,8 +4,6 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-import yaml
-
 from prefopt.checks import check
 from prefopt.choices import Kernels
 from prefopt.composition import as_dict
@@ -15,6 +13,7 @@ from prefopt.distributed.ranks import Launch, is_launched
 from prefopt.entry import run_entry
 from prefopt.errors import UserError
 from prefopt.imports import importing
+from prefopt.overrides import parse
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import DeepSpeedConfig, TrainConfig
 from prefopt.tracking.changes import find_changed_model
@@ -105,10 +104,8 @@ def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
             raise UserError("data.held_out: name the data to measure on, or leave it out to measure on the run's own.")
         if group != "evaluation" and key != "data.held_out":
             raise UserError(f"{key}: an evaluation cannot change it. Allowed: evaluation.*, data.held_out.")
-        try:
-            values[group][name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"{key}={value}: not a value ({str(error).splitlines()[0]}).") from error
+        (given,) = parse([TRAIN.normalise(each) for each in parse([f"{key}={value}"])])
+        values[group][name] = given.value()
     changed = from_dict(values, "the changed settings")
     check(changed, Launch.of_this_process())
     return changed

@@ -53,6 +53,8 @@ __all__ = [
     "TrainerConfig",
 ]
 
+MAX_RESAMPLES = 1_000_000
+
 
 @dataclass(kw_only=True)
 class RunConfig:
@@ -215,11 +217,15 @@ class EvaluationConfig:
     neutral_texts: str | None = "prefopt:assets/neutral_texts.jsonl"
     """JSONL file with a `text` field, unrelated to the task: its perplexity shows drift. null turns it off."""
     bootstrap_resamples: int = 2000
-    """Resamples behind the confidence intervals of means."""
+    """Resamples behind the confidence intervals of means, at most a million."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_train_examples", "max_new_tokens", "bootstrap_resamples"):
             require(getattr(self, name) >= 1, f"evaluation.{name}: must be >= 1, found {getattr(self, name)}.")
+        require(
+            self.bootstrap_resamples <= MAX_RESAMPLES,
+            f"evaluation.bootstrap_resamples: must be at most {MAX_RESAMPLES:,}, found {self.bootstrap_resamples}.",
+        )
         for name in ("num_samples", "num_shown_samples"):
             require(getattr(self, name) >= 0, f"evaluation.{name}: must be >= 0, found {getattr(self, name)}.")
 

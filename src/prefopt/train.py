@@ -101,6 +101,7 @@ def describe(config: TrainConfig) -> str:
         "": config.algorithm.name.value,
         "model": config.model.path,
         "data": config.data.train,
+        "held_out": config.data.held_out or f"{config.data.held_out_fraction:.0%}",
         "peft": config.peft.method.value,
         "lr": config.optim.learning_rate,
         "seed": config.run.seed,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 from prefopt.config import load_config
 from prefopt.errors import UserError
@@ -213,4 +213,5 @@ def test_a_stretched_rotary_embedding_reads_more(tiny_model):
     assert _read_context(LlamaConfig(max_position_embeddings=1024, rope_parameters=yarn)) == 4096
     linear = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
     assert _read_context(LlamaConfig(max_position_embeddings=1024, rope_parameters=linear)) == 2048
+    assert _read_context(GPT2Config(n_positions=128)) == 128
     assert _read_context(object()) is None

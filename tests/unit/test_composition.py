@@ -9,6 +9,7 @@ from prefopt.aliases import ALIASES
 from prefopt.cluster.schema import SUBMIT
 from prefopt.config import TRAIN, load_config
 from prefopt.errors import UserError
+from prefopt.evaluate import override as change_evaluation
 from prefopt.overrides import parse, quote, typed
 
 AWKWARD = [
@@ -222,6 +223,26 @@ def test_settings_of_a_submission_are_checked_by_the_same_rules(overrides, expec
     with pytest.raises(UserError) as error:
         SUBMIT.compose(overrides).build()
     assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("evaluation.batch_size", "1e400", "evaluation.batch_size: must be a finite number"),
+        ("evaluation.batch_size", "1,2", "one run takes one value"),
+        ("evaluation.bootstrap_resamples", "1000000000000", "must be at most 1,000,000"),
+        ("data.held_out", "a=b.jsonl", """In a shell, type 'data.held_out="a=b.jsonl"'."""),
+        ("evaluation.bach_size", "1", "Did you mean evaluation.batch_size?"),
+        ("algorithm.beta", "1", "an evaluation cannot change it"),
+    ],
+)
+def test_settings_of_an_evaluation_are_read_as_those_of_a_run(key, value, expected):
+    config = load_config([])
+    with pytest.raises(UserError) as error:
+        change_evaluation(config, {key: value})
+    assert expected in str(error.value)
+    assert change_evaluation(config, {"evaluation.neutral_texts": "007"}).evaluation.neutral_texts == "007"
+    assert change_evaluation(config, {"data.held_out": "[a.jsonl,b.jsonl]"}).data.held_out == ["a.jsonl", "b.jsonl"]
 
 
 @pytest.mark.parametrize(

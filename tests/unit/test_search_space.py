@@ -52,6 +52,7 @@ def test_int_and_float_are_told_apart():
     [
         ("interval(0.5,0.1)", "must be below"),
         ("interval(1,inf)", "finite"),
+        (f"range(0,{400 * '9'})", "finite"),
         ("interval(1,1)", "must be below"),
         ("tag(log, interval(0,1))", "ends > 0"),
         ("tag(lin, interval(0,1))", "unknown tag lin"),

@@ -23,6 +23,7 @@ from prefopt.schema import TrainConfig
 from prefopt.sweeps.folder import REFERENCE, SEARCH, SweepFolder, is_done, is_over
 from prefopt.sweeps.points import Axes, Plan, place_in, plan_points, read_axes, sets
 from prefopt.sweeps.search_plan import plan_search
+from prefopt.terminal import quote
 
 TRAIN, PREPARE = "prefopt.train", "prefopt.prepare"
 
@@ -222,7 +223,7 @@ def _check_same(folder: SweepFolder, plan: Plan, resume: bool) -> None:
     if not resume:
         raise UserError(
             f"{folder.path}: this sweep was submitted before. sweep.resume=true submits what is not done; "
-            f"prefopt status {folder.path} shows its state."
+            f"prefopt status {quote(folder.path)} shows its state."
         )
 
 
@@ -371,7 +372,7 @@ def _refuse_queued(folder: Path) -> None:
     queued = queued_jobs(folder)
     if queued:
         raise UserError(
-            f"{folder}: job {', '.join(queued)} is queued or running for it. See prefopt status {folder}; "
+            f"{folder}: job {', '.join(queued)} is queued or running for it. See prefopt status {quote(folder)}; "
             f"scancel {' '.join(queued)} takes it back."
         )
 

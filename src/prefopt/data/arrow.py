@@ -9,6 +9,7 @@ from typing import Any
 
 from prefopt.data.values import show_name
 from prefopt.errors import UserError, first_line
+from prefopt.overrides import typed
 
 BATCH_ROWS = 1000
 """Rows of a Parquet file that become Python objects together."""
@@ -49,7 +50,8 @@ def folder_rows(path: Path) -> Iterator[tuple[Row, str]]:
             named = ", ".join(str(path / split) for split in splits)
         raise UserError(f"{path}: holds several splits. Name one: {named}.")
     if not (path / "state.json").exists():
-        raise UserError(f"{path}: a folder, but not one of `datasets`. For its files, give a glob: {path}/*.jsonl.")
+        glob = typed("data.train", f"{path}/*.jsonl")
+        raise UserError(f"{path}: a folder, but not one of `datasets`. For its files, give a pattern, such as {glob}.")
     with _foreign_code(not_readable):
         import datasets  # slow to import
 

@@ -127,7 +127,7 @@ def _with_choices(key: str, lines: Sequence[str]) -> Parameter:
 
 
 def _with_interval(key: str, low: Any, high: Any, step: Any, is_log: bool, line: str | None) -> Parameter:
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    if not (abs(low) < 2**63 and abs(high) < 2**63 and low < high):
         raise UserError(f"{line}: the first end must be below the second, and both finite.")
     if is_log and low <= 0:
         raise UserError(f"{line}: a logarithmic scale needs ends > 0.")

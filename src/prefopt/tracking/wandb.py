@@ -20,6 +20,7 @@ from prefopt.distributed.preemption import EXIT_CODE, Preempted
 from prefopt.files import write_text
 from prefopt.run_directory import RunDirectory, RunTakenOverError
 from prefopt.schema import TrainConfig
+from prefopt.terminal import quote
 from prefopt.tracking import phases
 from prefopt.tracking.artifacts import build_data, build_model
 from prefopt.tracking.credentials import has_api_key
@@ -136,7 +137,7 @@ def _start(
         logger.warning("W&B: nothing is mirrored; metrics.jsonl has every record.")
         _unset_staging(run)
         return None
-    where = session.url if mode == "online" else f"offline; upload it later with prefopt sync {run.path}"
+    where = session.url if mode == "online" else f"offline; upload it later with prefopt sync {quote(run.path)}"
     logger.info("W&B: %s", where)
     return WandbMirror(session, config, run, parent)
 

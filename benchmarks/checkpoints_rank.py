@@ -169,7 +169,7 @@ class SyntheticTrainer:
 
     def _save_optimizer_and_scheduler(self, folder: str) -> None:
         if is_main():
-            self._write(Path(folder) / "optimizer.pt", self._num_bytes * 2 // 3)
+            self._write(Path(folder) / "optimizer.bytes", self._num_bytes * 2 // 3)
 
     def _save_scaler(self, folder: str) -> None:
         pass

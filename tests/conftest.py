@@ -53,6 +53,12 @@ def package_log() -> Iterator[None]:
     package.handlers, package.level, package.propagate = handlers, level, propagate
 
 
+@pytest.fixture(autouse=True)
+def no_run_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry point that a test calls names its run's folder for its process; the next test finds none."""
+    monkeypatch.setattr("prefopt.tracking.output._folder", None)
+
+
 SHARED_DATA = Path(os.environ.get("PREFOPT_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 
 

@@ -6,8 +6,7 @@ not used. What it replaces is tried against the model's own layers, values and g
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from types import FunctionType, ModuleType
@@ -18,6 +17,7 @@ from transformers.activations import ACT2FN
 
 from prefopt.choices import Kernels, Precision
 from prefopt.errors import UserError
+from prefopt.modeling.modes import evaluating
 from prefopt.schema import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -251,7 +251,7 @@ def _measure(model: Any, precision: Precision) -> tuple[torch.Tensor, torch.Tens
         with (
             torch.enable_grad(),
             torch.autocast(device.type, torch.bfloat16, enabled=precision is Precision.bf16),
-            _in_eval(model),
+            evaluating(model),
         ):
             logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
     finally:
@@ -295,13 +295,3 @@ def _files(causal: Any) -> list[ModuleType]:
 
 def _causal(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
-@contextmanager
-def _in_eval(model: Any) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -22,6 +22,7 @@ from prefopt.evaluation.scoring import Scorer
 from prefopt.examples import Examples
 from prefopt.modeling.kernels import FusedLayers, fuse_layers
 from prefopt.modeling.load import build_peft_config, load_model
+from prefopt.modeling.modes import evaluating
 from prefopt.modeling.reference import ReferenceStore, Usage, check_independence, open_store
 from prefopt.modeling.shared_prefix import SharedPrefix, share_prompts
 from prefopt.schema import TrainConfig
@@ -158,18 +159,13 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
             self.engine is not None,
         )
         without_adapter = self.model.disable_adapter() if hasattr(self.model, "peft_config") else nullcontext()
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with without_adapter:
-                for scored in scorer.iterate_pairs(table, rows):
-                    with during("the reference pass"):
-                        (is_asked,) = agree(self._stop.requested is not None)
-                    yield scored
-                    if is_asked:
-                        raise Preempted(self._note_stop())
-        finally:
-            self.model.train(was_training)
+        with evaluating(self.model), without_adapter:
+            for scored in scorer.iterate_pairs(table, rows):
+                with during("the reference pass"):
+                    (is_asked,) = agree(self._stop.requested is not None)
+                yield scored
+                if is_asked:
+                    raise Preempted(self._note_stop())
 
     def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
         """TRL fills its own cache here, before the run has begun; ours is filled by `prepare`."""

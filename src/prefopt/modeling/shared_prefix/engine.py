@@ -8,14 +8,13 @@ but for that the head scores all positions that reach it without asking which ar
 `pair_layout` passes untouched.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 
+from prefopt.modeling.modes import evaluating
 from prefopt.modeling.shared_prefix.attention import NO_MASK, PREFIX, choose_form, register
 from prefopt.modeling.shared_prefix.layout import PairLayout
 
@@ -129,21 +128,11 @@ def verify(model: Any, batch: dict[str, Any]) -> float:
         The mean absolute difference of a completion token's log-prob, relative to the mean absolute log-prob.
     """
     plain = {key: value for key, value in batch.items() if key != LAYOUT}
-    with torch.no_grad(), _in_eval(model):
+    with torch.no_grad(), evaluating(model):
         expected, found = (
             model(**inputs, use_cache=False, fused_lm_head=True).log_probs.float() for inputs in (plain, batch)
         )
     return float((expected - found).abs().sum() / expected.abs().sum())
-
-
-@contextmanager
-def _in_eval(model: Any) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _select_no_positions(device: torch.device) -> bool:

@@ -22,6 +22,7 @@ MARKS = [
     "USER: How? ASSISTANT:",
     "<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n",
     "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "A talk.\n\n**User:** How?\n\n**Assistant:**",
     "<start_of_turn>user\nHow?<end_of_turn>\n<start_of_turn>model\n",
     "<s>[INST] How? [/INST]",
     "### Instruction:\nHow?\n\n### Response:",
@@ -43,8 +44,30 @@ def test_of_several_turns_the_prompt_holds_those_that_both_share() -> None:
 
 
 def test_a_mark_of_an_answer_inside_an_assistants_answer_is_no_end_of_the_prompt() -> None:
-    prompt, chosen, _ = split_common_prompt("\n\nAssistant: So.\nAnswer: 4", "\n\nAssistant: So.\nAnswer: 5")
-    assert (prompt, chosen) == ("\n\nAssistant:", " So.\nAnswer: 4")
+    asked = "Question: 2+2?\n\nUser: Well?\n\nAssistant:"
+    prompt, chosen, _ = split_common_prompt(f"{asked} So.\nAnswer: 4", f"{asked} So.\nAnswer: 5")
+    assert (prompt, chosen) == (asked, " So.\nAnswer: 4")
+
+
+@pytest.mark.parametrize(
+    ("shared", "prompt"),
+    [
+        ("Write a play. Sure:\nAI: hi ", "Write a play. Sure:\nAI: hi"),
+        ("Think aloud. I count.\nAnswer: It is ", "Think aloud. I count.\nAnswer: It is"),
+        ("Name a tag. It is [/INST] for ", "Name a tag. It is [/INST] for"),
+        ("def f():\nInput: 3\nOutput: 5\n\nWrite f. ", "def f():\nInput: 3\nOutput: 5\n\nWrite f."),
+        ("Sum up.\nUser: hi\nAI: hello\nUser: bye\n\nIt is ", "Sum up.\nUser: hi\nAI: hello\nUser: bye\n\nIt is"),
+    ],
+)
+def test_a_mark_that_nobody_asks_before_or_who_asked_last_is_text_like_any_other(shared: str, prompt: str) -> None:
+    assert split_common_prompt(f"{shared}one", f"{shared}two")[0] == prompt
+
+
+def test_answers_with_turns_of_their_own_make_no_transcript_of_a_plain_row() -> None:
+    chosen, rejected = "Write a play.\nHere is one:\nAI: hi\nBot: ho", "Write a play.\nIn short:\nAI: hi\nBot: hu"
+    assert split_common_prompt(chosen, rejected)[0] == "Write a play.\n"
+    _, notes = agree_on_prompts([pair(chosen, rejected)])
+    assert (notes.num_word_prompts, notes.num_further_turns) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +95,37 @@ def test_a_prompt_ends_with_a_word_and_nothing_of_a_text_is_lost(chosen: str, re
 def test_transcripts_of_different_questions_are_refused() -> None:
     with pytest.raises(RowError, match=r"differ at character 15, before the assistant's first turn"):
         split_common_prompt("\n\nHuman: Which red?\n\nAssistant: a", "\n\nHuman: Which one?\n\nAssistant: b")
+    with pytest.raises(RowError, match=r"differ at character 0, before the assistant's first turn"):
+        split_common_prompt("Human: Which?\nAssistant: a", "User: Which?\nAssistant: b")
+
+
+@pytest.mark.parametrize(
+    ("human", "assistant"),
+    [
+        ("\n\nHuman: ", "\n\nAssistant: "),
+        ("</s>USER: ", " ASSISTANT: "),
+        ("[INST] ", " [/INST] "),
+        ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"),
+    ],
+)
+def test_transcripts_that_part_in_a_later_question_are_refused(human: str, assistant: str) -> None:
+    def talk(second: str) -> str:
+        return f"{human}Hi?{assistant}Yes?{human}{second}{assistant}Well."
+
+    with pytest.raises(RowError, match=r"after the assistant's turn at character \d+, in what is asked and not in an"):
+        split_common_prompt(talk("Which red?"), talk("Which one?"))
+    prompt, chosen, rejected = split_common_prompt(talk("Which?"), talk("Which?").replace("Well.", "Why?"))
+    assert (prompt, chosen.strip(), rejected.strip()) == (
+        talk("Which?").removesuffix("Well.").rstrip(" "),
+        "Well.",
+        "Why?",
+    )
+
+
+def test_a_dialogue_in_an_answer_whose_persons_have_other_names_is_no_later_question() -> None:
+    shared = "\n\nHuman: A play?\n\nAssistant: Here:\nUser: h"
+    prompt = "\n\nHuman: A play?\n\nAssistant:"
+    assert split_common_prompt(f"{shared}i\nBot: ho", f"{shared}ey\nBot: ho")[0] == prompt
 
 
 def pair(chosen: str, rejected: str) -> PreferencePair:
@@ -86,6 +140,34 @@ def test_pairs_of_one_prompt_are_cut_at_one_place() -> None:
     assert [record.prompt + record.chosen for record in agreed] == [record.prompt + record.chosen for record in pairs]
     assert [record.prompt + record.rejected for record in agreed] == [r.prompt + r.rejected for r in pairs]
     assert (notes.num_word_prompts, notes.num_shortened_prompts, notes.num_marked_prompts) == (36, 6, 0)
+
+
+def shortened(*pairs: PreferencePair) -> list[str]:
+    return [record.prompt for record in agree_on_prompts(pairs)[0]]  # type: ignore[misc]
+
+
+def test_the_first_words_of_one_row_are_no_prompt_of_the_others() -> None:
+    short = pair("Write a poem", "Write a song")
+    longer = [pair(f"Write a poem of {n}. Red", f"Write a poem of {n}. Blue") for n in range(3)]
+    assert shortened(short, *longer) == ["Write a", *(f"Write a poem of {n}." for n in range(3))]
+    assert shortened(short, short, *longer) == ["Write a"] * 5  # a prompt that several rows have
+    assert shortened(pair("Poem:\na", "Poem:\nb"), pair("Poem:\nof a", "Poem:\nof b")) == ["Poem:\n"] * 2
+
+
+def test_a_greeting_before_many_questions_is_no_prompt_of_them_and_the_notes_say_so(tmp_path: Path) -> None:
+    rows = [{"chosen": "Hi! Yes", "rejected": "Hi! No"}]
+    rows += [{"chosen": f"Hi! Number {n}? Yes", "rejected": f"Hi! Number {n}? No"} for n in range(5)]
+    result = read_records(write(tmp_path / "a.jsonl", rows), format=DataFormat.auto, kind="preference")
+    assert [record.prompt for record in result.records] == ["Hi!", *(f"Hi! Number {n}?" for n in range(5))]
+    assert (result.notes.num_shortened_prompts, result.notes.num_crowded_prompts) == (0, 5)
+    held_out = write(tmp_path / "b.jsonl", [{"chosen": "Hi! Late? Yes", "rejected": "Hi! Late? No"}])
+    config = DataConfig(train=str(tmp_path / "a.jsonl"), held_out=held_out)
+    lines = [line for line in read_splits(config, kind="preference", seed=0).notes.lines() if "begin with a" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith('train: 6 of these prompts begin with a shorter one, most of them with text ("Hi!")')
+    del rows[5]
+    four = read_records(write(tmp_path / "a.jsonl", rows), format=DataFormat.auto, kind="preference")
+    assert {record.prompt for record in four.records} == {"Hi!"}
 
 
 def test_a_prompt_is_not_cut_inside_a_word_of_its_own() -> None:
@@ -135,13 +217,13 @@ def test_a_prompt_without_marks_is_found_again_in_the_held_out_file(tmp_path: Pa
 
 def test_the_notes_say_how_prompts_were_found(tmp_path: Path) -> None:
     rows = [
-        {"chosen": "Q\n\nAssistant: a\n\nHuman: b\n\nAssistant: c", "rejected": "Q\n\nAssistant: d"},
+        {"chosen": "User: Q\n\nAssistant: a\n\nUser: b\n\nAssistant: c", "rejected": "User: Q\n\nAssistant: d"},
         {"chosen": "Which one? It is red.", "rejected": "Which one? In short, blue."},
         {"chosen": "Which one? It is red.", "rejected": "Which one? It is blue."},
     ]
     result = read_records(write(tmp_path / "a.jsonl", rows), format=DataFormat.auto, kind="preference")
     notes = result.notes
-    assert [record.prompt for record in result.records] == ["Q\n\nAssistant:", "Which one?", "Which one?"]
+    assert [record.prompt for record in result.records] == ["User: Q\n\nAssistant:", "Which one?", "Which one?"]
     assert (notes.num_marked_prompts, notes.num_word_prompts, notes.num_shortened_prompts) == (1, 2, 1)
     assert notes.num_further_turns == 1
     config = DataConfig(train=str(tmp_path / "a.jsonl"), held_out_fraction=0)

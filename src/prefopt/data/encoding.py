@@ -7,8 +7,9 @@ from itertools import groupby, islice
 from typing import Any, NamedTuple, TypeVar
 
 from prefopt.choices import OnBadRow, OnLongCompletion
+from prefopt.data.prefixes import common_prefix_length
 from prefopt.data.records import MAX_CHARACTERS, Record, num_characters
-from prefopt.data.rendering import Chat, common_prefix_length, render_chats, require_chat_template
+from prefopt.data.rendering import Chat, render_chats, require_chat_template
 from prefopt.errors import UserError
 
 CHUNK_ROWS = 1000

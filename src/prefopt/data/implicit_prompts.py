@@ -6,28 +6,62 @@ there at the same place in all pairs of a prompt.
 """
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefopt.data.messages import Content
-from prefopt.data.values import RowError
+from prefopt.data.prefixes import common_prefix_length
+from prefopt.data.values import RowError, describe
 
-TURN_MARKS = (
-    re.compile(
-        r"\n[ \t]*(?:[#*]+ ?)?(?:Assistant|ASSISTANT|assistant|AI|Bot|Chatbot|ChatGPT|GPT)(?:\*\*)? ?:(?:\*\*)?"
+
+class Marks(NamedTuple):
+    """What stands before the turns of a transcript, in one way of writing it."""
+
+    asks: re.Pattern[str]
+    """Before a person's turn, or the system's."""
+    answers: re.Pattern[str]
+    """Before an assistant's."""
+    are_words: bool
+    """Both are words that any text may hold: an answer's mark counts only behind one that asks."""
+
+
+_NAMED = r"\n[ \t]*(?:[#*]+ ?)?(?:%s)(?:\*\*)? ?:(?:\*\*)?"
+TURNS = (
+    Marks(
+        re.compile(_NAMED % "(?i:human|user|person|customer|client|student|prompter|me|system)"),
+        re.compile(_NAMED % "Assistant|ASSISTANT|assistant|AI|Bot|Chatbot|ChatGPT|GPT"),
+        are_words=True,
     ),
-    re.compile(
-        r"<(?:\|im_start\|>assistant\n|\|start_header_id\|>assistant<\|end_header_id\|>\n\n|start_of_turn>model\n"
-        r"|\|assistant\|>\n?|\uff5cAssistant\uff5c>)"
+    Marks(
+        re.compile(
+            r"<(?:\|im_start\|>(?:user|system)\n|\|start_header_id\|>(?:user|system)<\|end_header_id\|>\n\n"
+            r"|start_of_turn>user\n|\|(?:user|system|prompter)\|>\n?|\uff5cUser\uff5c>)"
+        ),
+        re.compile(
+            r"<(?:\|im_start\|>assistant\n|\|start_header_id\|>assistant<\|end_header_id\|>\n\n"
+            r"|start_of_turn>model\n|\|assistant\|>\n?|\uff5cAssistant\uff5c>)"
+        ),
+        are_words=False,
     ),
-    re.compile(r"\[/INST\]"),
-    re.compile(r" ASSISTANT:"),
+    Marks(re.compile(r"\[INST\]"), re.compile(r"\[/INST\]"), are_words=True),
+    Marks(re.compile(r"[\n >]USER:"), re.compile(r" ASSISTANT:"), are_words=True),
 )
-"""What stands before an assistant's turn in a transcript; each begins with one character, for a fast search."""
-ANSWER_MARK = re.compile(r"\n[ \t]*(?:#+ ?)?(?:Response|Answer|Output|TL;DR) ?:")
-"""What stands before an answer; it counts only where no assistant is named, whose answer may hold it."""
+"""Ways to write a transcript; each pattern begins with a few characters, for a fast search."""
+EXERCISES = (
+    Marks(
+        re.compile(_NAMED % "(?i:instruction|question|q|input|problem|query|task|prompt)"),
+        re.compile(r"\n[ \t]*(?:#+ ?(?:Response|Answer|Output)|Response|Answer) ?:"),
+        are_words=True,
+    ),
+    Marks(re.compile(r"\Z"), re.compile(r"\n[ \t]*(?:#+ ?)?TL;DR ?:"), are_words=False),
+)
+"""Ways to write one question; they count only where no assistant is named, whose answer may hold them."""
 WORD_ENDS = " \t\n\r\u3002\uff01\uff1f\u2026"
+_SENTENCE_END = re.compile(r"""[.!?:\u3002\uff01\uff1f\u2026]["')\]\u201d\u2019*]*\s*\Z|\n[ \t]*\Z""")
+MAX_SHORTENED = 4
+"""Pairs that are cut where a shorter prompt ends, at most, for each pair that has this prompt of itself."""
 
 
 @dataclass(kw_only=True)
@@ -40,6 +74,10 @@ class ImplicitNotes:
     """They have no such mark, and end where a word does."""
     num_shortened_prompts: int = 0
     """Of these, cut where the shorter prompt of another pair ends."""
+    num_crowded_prompts: int = 0
+    """Of these, not cut there, since `MAX_SHORTENED` times as many would be as have the shorter prompt."""
+    crowded_prompt: str = ""
+    """The prompt at which most of them would be cut, as it is shown in a sentence."""
     num_further_turns: int = 0
     """Pairs with a completion in which the assistant's mark stands again."""
 
@@ -50,42 +88,80 @@ def split_common_prompt(chosen: Content, rejected: Content) -> tuple[Any, Any, A
     For messages it is the rule of `trl.data_utils.extract_prompt`: the last message never belongs to the prompt.
 
     Raises:
-        RowError: Two transcripts differ before the assistant's first turn.
+        RowError: Two transcripts differ in what is asked, and not only in the answers.
     """
     if isinstance(chosen, str) and isinstance(rejected, str):
         end = _end_of_text(chosen, rejected)
     else:
-        shorter = min(len(chosen), len(rejected))
-        end = next((at for at in range(shorter) if chosen[at] != rejected[at]), max(shorter - 1, 0))
+        end = min(common_prefix_length(chosen, rejected), max(min(len(chosen), len(rejected)) - 1, 0))
     return chosen[:end], chosen[end:], rejected[end:]
 
 
 def _end_of_text(chosen: str, rejected: str) -> int:
-    common = _common_length(chosen, rejected)
-    for marks in (TURN_MARKS, (ANSWER_MARK,)):
-        end = max((match.end() for mark in marks for match in mark.finditer(chosen, 0, common)), default=0)
-        if end:
-            return end
-    if _has_turn(chosen) and _has_turn(rejected):
-        raise RowError(
-            f"'chosen' and 'rejected' are transcripts that differ at character {common}, before the assistant's first "
-            "turn, so they answer different prompts. Correct or drop this row."
-        )
+    common = common_prefix_length(chosen, rejected)
+    shared = chosen[:common]
+    end = _last_answer(shared, TURNS)
+    again = _asked_again(shared, end) if end else None
+    if end and again is None:
+        return end
+    if again is not None and any(again.answers.search(text, end) for text in (chosen, rejected)):
+        raise _other_question(common, f"after the assistant's turn at character {end}")
+    if not end and all(_is_transcript(text, common) for text in (chosen, rejected)):
+        raise _other_question(common, "before the assistant's first turn")
+    if end := _last_answer(shared, EXERCISES):
+        return end
     if common < min(len(chosen), len(rejected)) and (chosen[common] + rejected[common]).isspace():
         return common
     return _end_of_word(chosen, common)
 
 
-def _common_length(one: str, other: str) -> int:
-    """Returns how many leading characters two texts share, by bisection: texts are compared faster than characters."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+def _other_question(position: int, where: str) -> RowError:
+    return RowError(
+        f"'chosen' and 'rejected' are transcripts that differ at character {position}, {where}, in what is asked and "
+        "not in an answer, so they answer different prompts. Correct or drop this row. If they are no transcripts, "
+        "give the prompt as a column 'prompt', and only the answers in 'chosen' and 'rejected'."
+    )
+
+
+def _answers(text: str, ways: Sequence[Marks]) -> Iterator[int]:
+    """Yields where in a text the marks of an assistant's turn end, those that count, in no order."""
+    lines = "\n" + text  # the first line begins like the others
+    for marks in ways:
+        asked: re.Match[str] | None = None
+        for match in marks.answers.finditer(lines):
+            if marks.are_words and asked is None:
+                asked = marks.asks.search(lines, 0, match.start())
+            if asked is not None or not marks.are_words:
+                yield match.end() - 1
+
+
+def _last_answer(text: str, ways: Sequence[Marks]) -> int:
+    """Returns where the last mark of an assistant's turn ends in a text; 0 without one."""
+    return max(_answers(text, ways), default=0)
+
+
+def _asked_again(shared: str, end: int) -> Marks | None:
+    """Returns the marks of what two transcripts share if a person's turn follows behind the last answer's mark.
+
+    The mark must be spelt as that of the first question: an answer may hold a dialogue of its own.
+    """
+    lines = "\n" + shared
+    for marks in TURNS:
+        first = marks.asks.search(lines, 0, end)
+        if first and any(again[0].strip() == first[0].strip() for again in marks.asks.finditer(lines, end + 1)):
+            return marks
+    return None
+
+
+def _is_transcript(text: str, common: int) -> bool:
+    """Returns whether a text has turns, of which the first begins it or stands in its first `common` characters."""
+    lines = "\n" + text
+    opening = len(text) - len(text.lstrip())  # its first line, in `lines`, begins here
+    for marks in TURNS:
+        asked = marks.asks.match(lines, opening) or marks.asks.search(lines, 0, common + 1)
+        if asked and marks.answers.search(lines, asked.end()):
+            return True
+    return False
 
 
 def _end_of_word(text: str, end: int) -> int:
@@ -96,41 +172,57 @@ def _end_of_word(text: str, end: int) -> int:
 
 
 def agree_on_prompts(pairs: Sequence[Any]) -> tuple[list[Any], ImplicitNotes]:
-    """Returns pairs of text, read one by one, with the same prompt wherever one's begins with another's; and counts.
+    """Returns pairs of text, read one by one, with one prompt where they were cut at several places; and counts.
 
-    A prompt that was cut where a word ends holds the words with which both answers happen to begin. If it begins with
-    the whole prompt of another pair, it is cut there.
+    A prompt that was cut where a word ends holds the words with which both answers happen to begin. It is cut where
+    the prompt of another pair ends with which it begins, if that one ends a sentence or a line, or is the prompt of
+    several pairs: "I" or "Write a" in one pair alone is no question. Nor is what would cut `MAX_SHORTENED` times as
+    many pairs as have it, such as a greeting.
     """
     agreed = list(pairs)
     asked = [index for index, pair in enumerate(pairs) if pair.prompt]  # without one, an answer is empty
     words = [index for index in asked if not _ends_at_mark(pairs[index].prompt)]
     notes = ImplicitNotes(num_marked_prompts=len(asked) - len(words), num_word_prompts=len(words))
     notes.num_further_turns = sum(_has_turn(pair.chosen) or _has_turn(pair.rejected) for pair in pairs)
-    shorter: list[str] = []  # prompts with which the present one begins, the shortest first
-    for index in sorted(words, key=lambda index: pairs[index].prompt):
+    prompts = Counter(pairs[index].prompt for index in words)
+    shorter = _shorter_prompts(prompts)
+    begun = Counter(other for prompt, others in shorter.items() for other in others for _ in range(prompts[prompt]))
+    crowded = {other for other, count in begun.items() if count > MAX_SHORTENED * prompts[other]}
+    for index in words:
         pair = pairs[index]
-        while shorter and not pair.prompt.startswith(shorter[-1]):
-            shorter.pop()
-        prompt = next((other for other in shorter if _ends_word(pair.prompt, len(other))), pair.prompt)
-        if prompt == pair.prompt:
-            if prompt not in shorter[-1:]:
-                shorter.append(prompt)
-            continue
-        moved = pair.prompt[len(prompt) :]
-        agreed[index] = replace(pair, prompt=prompt, chosen=moved + pair.chosen, rejected=moved + pair.rejected)
-        notes.num_shortened_prompts += 1
+        prompt = next((other for other in shorter[pair.prompt] if other not in crowded), pair.prompt)
+        if prompt != pair.prompt:
+            moved = pair.prompt[len(prompt) :]
+            agreed[index] = replace(pair, prompt=prompt, chosen=moved + pair.chosen, rejected=moved + pair.rejected)
+            notes.num_shortened_prompts += 1
+        notes.num_crowded_prompts += not crowded.isdisjoint(shorter[pair.prompt])
+    if crowded:
+        notes.crowded_prompt = describe(max(crowded, key=lambda other: (begun[other], other)))
     return agreed, notes
 
 
+def _shorter_prompts(prompts: Counter[str]) -> dict[str, list[str]]:
+    """Returns for each prompt the others with which it begins and that may be a question, the shortest first."""
+    shorter: dict[str, list[str]] = {}
+    begun: list[str] = []  # by the present one, in the order of the alphabet
+    for prompt in sorted(prompts):
+        while begun and not prompt.startswith(begun[-1]):
+            begun.pop()
+        shorter[prompt] = [other for other in begun if _ends_word(prompt, len(other))]
+        if prompt.strip() and (prompts[prompt] > 1 or _SENTENCE_END.search(prompt, max(len(prompt) - 80, 0))):
+            begun.append(prompt)
+    return shorter
+
+
 def _has_turn(text: str) -> bool:
-    return any(mark.search(text) for mark in TURN_MARKS)
+    return any(_answers(text, TURNS))
 
 
 def _ends_at_mark(prompt: str) -> bool:
-    end = len(prompt)
-    return any(
-        match.end() == end for mark in (*TURN_MARKS, ANSWER_MARK) for match in mark.finditer(prompt, max(end - 80, 0))
-    )
+    tail = "\n" + prompt[-80:]
+    if not any(match.end() == len(tail) for marks in (*TURNS, *EXERCISES) for match in marks.answers.finditer(tail)):
+        return False
+    return (_last_answer(prompt, TURNS) or _last_answer(prompt, EXERCISES)) == len(prompt)
 
 
 def _ends_word(text: str, position: int) -> bool:

@@ -126,6 +126,10 @@ def _agree_on_prompts(
         return train, held_out
     agreed, found = agree_on_prompts([*train, *held_out])
     notes.read["train"].num_shortened_prompts += found.num_shortened_prompts
+    for read in notes.read.values():  # of both sides at once, said once
+        read.num_crowded_prompts = 0
+    notes.read["train"].num_crowded_prompts = found.num_crowded_prompts
+    notes.read["train"].crowded_prompt = found.crowded_prompt
     return agreed[: len(train)], agreed[len(train) :]
 
 

@@ -12,6 +12,8 @@ READ_SENTENCES = {
     "num_marked_prompts": "{n} rows have no 'prompt'; it is their common beginning up to the assistant's last mark",
     "num_word_prompts": "{n} rows have no 'prompt' and no such mark; it is the words with which both answers begin",
     "num_shortened_prompts": "{n} of these prompts end where the shorter one of another row does",
+    "num_crowded_prompts": "{n} of these prompts begin with a shorter one, most of them with {crowded_prompt}, but "
+    "are not cut there: too few rows have that one alone. If it is their question, add a column 'prompt'",
     "num_further_turns": "{n} rows have completions with further turns, which are trained like the rest of the text",
     "num_parsed": "{n} rows hold their messages as text; read as messages",
     "num_empty_skipped": "{n} rows with an empty completion skipped (data.on_empty=skip)",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from prefopt.data.messages import UNTRAINED, Message
+from prefopt.data.prefixes import common_prefix_length
 from prefopt.errors import UserError
 
 RENDER_LIMIT_S = 10.0
@@ -40,14 +41,6 @@ class Span(NamedTuple):
 
     start: int
     end: int
-
-
-def common_prefix_length(first: Sequence[Any], second: Sequence[Any]) -> int:
-    """Returns how many leading items (tokens or characters) two sequences share."""
-    if second[: len(first)] == first:
-        return len(first)
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((index for index, (one, other) in pairs if one != other), min(len(first), len(second)))
 
 
 def require_chat_template(tokenizer: Any, source: str) -> None:

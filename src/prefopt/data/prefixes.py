@@ -1,0 +1,21 @@
+"""With what two sequences begin."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def common_prefix_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Returns how many leading items (characters, tokens or messages) two sequences of one type share.
+
+    By bisection: slices are compared much faster than items one by one.
+    """
+    low, high = 0, min(len(first), len(second))
+    if first[:high] == second[:high]:
+        return high
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -123,14 +123,59 @@ def test_a_text_prompt_beside_answers_that_lack_it_is_the_users_message(tmp_path
 
 def test_a_text_prompt_beside_another_question_is_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path, {"prompt": "Say bye.", "chosen": [USER, HI], "rejected": [USER, NO]})
-    assert message.startswith("rows.jsonl:1: 'prompt' (text (\"Say bye.\")) does not occur in the messages")
-    assert "does not occur in 'messages'" in refusal(tmp_path, {"prompt": "Bye.", "messages": [USER, HI]}, kind="sft")
+    assert message.startswith("rows.jsonl:1: 'prompt' (text (\"Say bye.\")) does not occur in what the user says")
+    assert "does not occur in what the user says in 'messages'" in refusal(tmp_path, {"prompt": "Bye.", "messages": [USER, HI]}, kind="sft")
 
 
 def test_a_text_prompt_that_the_messages_hold_is_left_aside(tmp_path: Path) -> None:
     result = read(tmp_path, {"prompt": "Say  hi.", "messages": [SYSTEM, USER, HI]}, kind="sft")
     assert result.records[0].messages == [SYSTEM, USER, HI]  # type: ignore[union-attr]
     assert result.notes.ignored_columns == {"prompt": 1}
+
+
+HELPER = {"role": "system", "content": "You are a helpful bot. Say hi."}
+
+
+@pytest.mark.parametrize("prompt", ["help", "Say hi.", "You"])
+def test_a_text_prompt_is_no_part_of_what_the_system_says(tmp_path: Path, prompt: str) -> None:
+    pair = record(tmp_path, {"prompt": prompt, "chosen": [HELPER, HI], "rejected": [HELPER, NO]})
+    assert pair.prompt == [HELPER, {"role": "user", "content": prompt}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked", "is_held"),
+    [
+        ("help", "A helpful bot?", False),
+        ("help", "Please help me.", True),
+        ("Say hi", "First.\nSay  hi.", True),
+        ("1+1=?", "What is 1+1=?", True),
+        ("+1", "What is 1+1=?", False),
+    ],
+)
+def test_a_text_prompt_is_held_by_a_users_message_in_whole_words(
+    tmp_path: Path, prompt: str, asked: str, is_held: bool
+) -> None:
+    question = {"role": "user", "content": asked}
+    rows = [
+        ({"prompt": prompt, "chosen": [question, HI], "rejected": [question, NO]}, "preference"),
+        ({"prompt": prompt, "messages": [question, HI]}, "sft"),
+    ]
+    for row, kind in rows:
+        if is_held:
+            assert read(tmp_path, row, kind=kind).notes.ignored_columns == {"prompt": 1}
+        else:
+            assert "does not occur in what the user says" in refusal(tmp_path, row, kind=kind)
+
+
+def test_a_prompt_of_messages_beside_a_conversation_is_its_beginning_or_refused(tmp_path: Path) -> None:
+    row = {"prompt": [SYSTEM, USER], "messages": [SYSTEM, USER, HI]}
+    result = read(tmp_path, row, kind="sft")
+    assert result.records[0].messages == [SYSTEM, USER, HI]  # type: ignore[union-attr]
+    assert result.notes.ignored_columns == {"prompt": 1}
+    for prompt in ([USER], [SYSTEM, {**USER, "content": "Say bye."}], [SYSTEM, USER, HI, USER]):
+        message = refusal(tmp_path, {**row, "prompt": prompt}, kind="sft")
+        assert message.startswith("rows.jsonl:1: 'prompt' is not the beginning of 'messages'")
+    assert "'prompt' must be text or a list of messages" in refusal(tmp_path, {**row, "prompt": {"a": 1}}, kind="sft")
 
 
 @pytest.mark.parametrize("label", [False, "False"])

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -220,24 +221,29 @@ def _build_pair(row: dict[str, Any], source: str) -> tuple[PreferencePair, Shape
 
 
 def _ask(prompt: Content, text: str) -> Content:
-    """Returns the messages with which both completions begin, and the text prompt beside them if they lack it.
+    """Returns the messages with which both completions begin, and the text prompt beside them if they ask nothing.
 
     Raises:
         RowError: They hold another question.
     """
-    if not text.strip() or isinstance(prompt, str) or _occurs(text, prompt):
+    if not text.strip() or isinstance(prompt, str) or _is_asked(text, prompt):
         return prompt
     if any(message["role"] == "user" for message in prompt):
         raise RowError(
-            f"'prompt' ({describe(text)}) does not occur in the messages with which 'chosen' and 'rejected' begin. "
-            "Remove the column, or correct the row."
+            f"'prompt' ({describe(text)}) does not occur in what the user says in the messages with which 'chosen' and "
+            "'rejected' begin. Remove the column, or correct the row."
         )
     return [*prompt, {"role": "user", "content": check_text(text, "prompt")}]
 
 
-def _occurs(text: str, messages: list[Message]) -> bool:
-    contents = [message.get("content", "") for message in messages]
-    return text in contents or any(" ".join(text.split()) in " ".join(content.split()) for content in contents)
+def _is_asked(text: str, messages: list[Message]) -> bool:
+    """Returns whether a user's message holds a text, blanks aside, in whole words."""
+    said = [message.get("content", "") for message in messages if message["role"] == "user"]
+    if text in said:
+        return True
+    words = " ".join(text.split())
+    whole = re.compile(rf"(?<!\w){re.escape(words)}(?!\w)")
+    return any(whole.search(" ".join(content.split())) for content in said)
 
 
 def _build_example(row: dict[str, Any], source: str) -> tuple[SFTExample, Shape]:
@@ -280,12 +286,20 @@ def _check_conversation(row: dict[str, Any]) -> Content:
         )
     if not trained_turns(messages):
         raise RowError("every assistant turn of 'messages' is marked as not trained. Drop the row or a mark.")
-    prompt = row.get("prompt", "")
-    if isinstance(prompt, str) and not _occurs(prompt, messages):
-        raise RowError(
-            f"'prompt' ({describe(prompt)}) does not occur in 'messages'. Remove the column, or correct it."
-        )
+    _require_same_question(row.get("prompt", ""), messages)
     return add_system(messages, row.get("system", ""), "messages")
+
+
+def _require_same_question(prompt: Any, messages: list[Message]) -> None:
+    """Refuses a prompt, beside a whole conversation that is trained, that is not a part of it."""
+    asked = check_content(prompt, "prompt") if prompt else ""
+    if isinstance(asked, list) and messages[: len(asked)] != asked:
+        raise RowError("'prompt' is not the beginning of 'messages'. Remove the column, or correct it.")
+    if isinstance(asked, str) and asked.strip() and not _is_asked(asked, messages):
+        raise RowError(
+            f"'prompt' ({describe(asked)}) does not occur in what the user says in 'messages'. Remove the column, or "
+            "correct it."
+        )
 
 
 def _require_short(record: Record) -> None:

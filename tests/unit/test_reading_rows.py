@@ -124,7 +124,9 @@ def test_a_text_prompt_beside_answers_that_lack_it_is_the_users_message(tmp_path
 def test_a_text_prompt_beside_another_question_is_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path, {"prompt": "Say bye.", "chosen": [USER, HI], "rejected": [USER, NO]})
     assert message.startswith("rows.jsonl:1: 'prompt' (text (\"Say bye.\")) does not occur in what the user says")
-    assert "does not occur in what the user says in 'messages'" in refusal(tmp_path, {"prompt": "Bye.", "messages": [USER, HI]}, kind="sft")
+    assert "does not occur in what the user says in 'messages'" in refusal(
+        tmp_path, {"prompt": "Bye.", "messages": [USER, HI]}, kind="sft"
+    )
 
 
 def test_a_text_prompt_that_the_messages_hold_is_left_aside(tmp_path: Path) -> None:
@@ -248,6 +250,48 @@ def test_a_numpy_array_that_pandas_printed_is_refused_with_the_way_out(tmp_path:
     path = write_csv(tmp_path, {"messages": printed})
     with pytest.raises(UserError, match=r"rows.csv:row 1: 'messages' is text that begins as a list .*to_json\(path"):
         read_records(path, format=DataFormat.auto, kind="sft")
+
+
+def test_a_key_that_stands_twice_in_python_text_is_refused_as_in_json(tmp_path: Path) -> None:
+    for twice in ("'content': 'No.', 'role': 'user', 'content'", "'role': 'user', 'x': {1: 2, '1': 3}, 'content'"):
+        path = write_csv(tmp_path, {"messages": f"[{{{twice}: 'Say hi.'}}, {HI!r}]"})
+        with pytest.raises(UserError, match=r"rows.csv:row 1: 'messages' is text .*: the key \"\w+\" stands twice"):
+            read_records(path, format=DataFormat.auto, kind="sft")
+    message = refusal(tmp_path, {"messages": [USER, HI], "tools": "[{'name': 'f', 'name': 'g'}]"}, kind="sft")
+    assert 'the key "name" stands twice in one object' in message
+
+
+ROW = '{"prompt": "a", "chosen": "b", "rejected": "c", %s}'
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ('"chosen": "d"', "chosen"),
+        ('"id": 1, "tools": [{"a": {"b": 1, "c": 2, "b": 3}}]', "b"),
+        ('"id": 1, "id": 2, "prompt": "b"', "prompt"),
+    ],
+)
+def test_a_key_that_stands_twice_in_what_is_read_is_refused(tmp_path: Path, more: str, key: str) -> None:
+    for name, text, place in (
+        ("a.jsonl", ROW % '"id": 1' + "\n" + ROW % more, "2"),
+        ("a.json", "[" + ROW % '"id": 1' + ",\n" + ROW % more + "]", "row 2"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError) as caught:
+            read_records(str(tmp_path / name), format=DataFormat.auto, kind="preference")
+        wanted = f'{tmp_path}/{name}:{place}: the key "{key}" stands twice in one object; remove one of them.'
+        assert str(caught.value).startswith(wanted)
+
+
+def test_a_key_that_stands_twice_where_nothing_reads_it_is_noted(tmp_path: Path) -> None:
+    rows = (ROW % '"id": 1, "id": 2', ROW % '"raw": [{"x": {"a": 1, "a": 2}}]', ROW % '"id": 3')
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    (tmp_path / "a.json").write_text("[" + ",\n".join(rows) + "]")
+    for name in ("a.jsonl", "a.json"):
+        result = read_records(str(tmp_path / name), format=DataFormat.auto, kind="preference")
+        assert [record.chosen for record in result.records] == ["b"] * 3  # type: ignore[union-attr]
+        assert (result.notes.num_repeated_keys, result.notes.ignored_columns) == (2, {"id": 2, "raw": 1})
 
 
 def test_a_row_that_would_fill_the_memory_is_refused_before_it_is_tokenised(tmp_path: Path, monkeypatch: Any) -> None:

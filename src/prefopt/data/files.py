@@ -5,6 +5,7 @@ import difflib
 import glob
 import gzip
 import io
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from prefopt.data.arrow import folder_rows, hub_rows, parquet_rows
-from prefopt.data.strict_json import JSONError, parse, parse_items
+from prefopt.data.strict_json import JSONError, parse_row, parse_rows
 from prefopt.data.values import describe, show_name
 from prefopt.errors import UserError, explained
 from prefopt.paths import resolve
@@ -37,13 +38,15 @@ FOREIGN = {
 }
 """What files begin with whose name promises something else."""
 DELIMITERS = (",", "\t", ";", "|")
-"""Between the cells of a table: the first of them that the header holds."""
+"""Between the cells of a `.csv` table: the one that its header holds most often; of a `.tsv` table it is the tab."""
 
 Row = dict[str, Any]
 
 
 def iter_rows(spec: Any) -> Iterator[tuple[Row, str]]:
     """Yields each row of `spec` with its place: `path:line`, or `path:row N` where a file has no lines.
+
+    A row of JSON in which a key stands twice is a `RepeatingRow`, for whoever knows which columns are read.
 
     Args:
         spec: A file, a list of files, a glob, a `datasets` folder, or `hub:<id>[:<split>]`.
@@ -165,7 +168,7 @@ def _json_rows(path: Path) -> Iterator[tuple[Row, str]]:
         is_first = False
         source = f"{path}:{number}"
         try:
-            row = parse(line)
+            row = parse_row(line)
         except JSONError as error:
             hint = " Each line must hold one JSON object, or the file one list of them." if error.is_syntax else ""
             raise UserError(f"{source}: {error}.{hint}") from error
@@ -175,7 +178,7 @@ def _json_rows(path: Path) -> Iterator[tuple[Row, str]]:
 def _list_rows(path: Path, text: str) -> Iterator[tuple[Row, str]]:
     number = 0
     try:
-        for number, row in enumerate(parse_items(text), start=1):
+        for number, row in enumerate(parse_rows(text), start=1):
             yield row, f"{path}:row {number}"
     except JSONError as error:
         raise UserError(f"{path}:{error.line}: {error}, in row {number + 1} of the list.") from error
@@ -185,7 +188,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[Row, str]]:
     csv.field_size_limit(MAX_LINE_BYTES)  # the default refuses a completion of more than 128 KiB
     lines = _csv_lines(path)
     header = next(lines, "")
-    delimiter = next((mark for mark in DELIMITERS if mark in header), ",")
+    is_tsv = path.name.lower().removesuffix(".gz").endswith(".tsv")
+    delimiter = "\t" if is_tsv else max(DELIMITERS, key=re.sub(r'"[^"]*"', "", header).count)
     reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
     number = 0
     try:

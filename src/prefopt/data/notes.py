@@ -16,6 +16,7 @@ READ_SENTENCES = {
     "are not cut there: too few rows have that one alone. If it is their question, add a column 'prompt'",
     "num_further_turns": "{n} rows have completions with further turns, which are trained like the rest of the text",
     "num_parsed": "{n} rows hold their messages as text; read as messages",
+    "num_repeated_keys": "{n} rows hold a key twice in a column that is ignored",
     "num_empty_skipped": "{n} rows with an empty completion skipped (data.on_empty=skip)",
     "num_identical_skipped": "{n} pairs with chosen equal to rejected skipped (data.on_identical=skip)",
     "num_duplicates": "{n} rows repeat an earlier row; kept",

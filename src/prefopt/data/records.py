@@ -25,6 +25,7 @@ from prefopt.data.messages import (
     is_trained,
     trained_turns,
 )
+from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.tool_calls import check_tools
 from prefopt.data.values import RowError, check_text, describe, show_name, show_names
 from prefopt.errors import UserError
@@ -96,6 +97,8 @@ class ReadNotes(ImplicitNotes):
     """Rows in the files."""
     num_parsed: int = 0
     """Rows whose messages stood as text in a cell."""
+    num_repeated_keys: int = 0
+    """Rows in which a key stands twice, in columns that nothing reads."""
     num_identical_skipped: int = 0
     num_empty_skipped: int = 0
     num_as_chat: int = 0
@@ -144,14 +147,18 @@ def read_records(spec: Any, *, format: DataFormat, kind: Kind) -> ReadResult:
     records: list[Record] = []
     ignored: Counter[str] = Counter()
     first: tuple[str, DataFormat, Shape] | None = None
-    num_parsed = 0
+    num_parsed = num_repeated = 0
     for row, source in iter_rows(spec):
         try:
             parsed = parse_cells(row)
             num_parsed += parsed is not row
             row_format = detect_format(parsed, kind) if format is DataFormat.auto else format
             record, shape = build_record(convert(parsed, row_format, kind), kind, source)
-            ignored.update(unread_columns(parsed, row_format, kind, shape.fields))
+            unread = unread_columns(parsed, row_format, kind, shape.fields)
+            if isinstance(row, RepeatingRow):
+                row.require_whole(column for column in row if column not in unread)
+                num_repeated += 1
+            ignored.update(unread)
         except RowError as error:
             read_as = "" if first is None or format is not DataFormat.auto else f" (The rows before: {first[2]}.)"
             raise UserError(f"{source}: {error}{read_as}") from error
@@ -166,8 +173,8 @@ def read_records(spec: Any, *, format: DataFormat, kind: Kind) -> ReadResult:
     if first is not None and first[2] == IMPLICIT_TEXT:
         records, notes = agree_on_prompts(records)
     names = {show_name(name): count for name, count in sorted(ignored.items())}
-    read = ReadNotes(num_rows=len(records), num_parsed=num_parsed, ignored_columns=names, **vars(notes))
-    return ReadResult(records, read)
+    counts = {"num_rows": len(records), "num_parsed": num_parsed, "num_repeated_keys": num_repeated}
+    return ReadResult(records, ReadNotes(**counts, ignored_columns=names, **vars(notes)))
 
 
 def build_record(row: dict[str, Any], kind: Kind, source: str) -> tuple[Record, Shape]:
@@ -230,8 +237,8 @@ def _ask(prompt: Content, text: str) -> Content:
         return prompt
     if any(message["role"] == "user" for message in prompt):
         raise RowError(
-            f"'prompt' ({describe(text)}) does not occur in what the user says in the messages with which 'chosen' and "
-            "'rejected' begin. Remove the column, or correct the row."
+            f"'prompt' ({describe(text)}) does not occur in what the user says in the messages with which 'chosen' "
+            "and 'rejected' begin. Remove the column, or correct the row."
         )
     return [*prompt, {"role": "user", "content": check_text(text, "prompt")}]
 

@@ -2,8 +2,11 @@
 
 import ast
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+from prefopt.data.values import RowError
 
 MAX_LITERAL = 1_000_000
 """Characters of a Python literal, at most: its parser takes some hundred bytes for each."""
@@ -18,20 +21,60 @@ class JSONError(ValueError):
         self.is_syntax = is_syntax
 
 
+class RepeatingRow(dict[str, Any]):
+    """An object in which keys stand twice, at any depth; each has its last value."""
+
+    def __init__(self, values: dict[str, Any], repeated: dict[str, str]) -> None:
+        super().__init__(values)
+        self.repeated = repeated
+        """Key of the object itself: the key that stands twice, which is itself or lies in its value."""
+
+    def require_whole(self, columns: Iterable[str]) -> None:
+        """Refuses the row if a key stands twice in one of the columns, which are read.
+
+        Raises:
+            RowError: Naming the key.
+        """
+        for column in columns:
+            if column in self.repeated:
+                raise RowError(f"{_told_twice(self.repeated[column])}.")
+
+
 class _RepeatedKey(ValueError):
     pass
+
+
+class _RepeatingObject(dict[str, Any]):
+    """An object within a row; `repeated` are the keys that stand twice in it."""
+
+    repeated: list[str]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for index, key in enumerate(keys) if key in keys[:index])
-        raise _RepeatedKey(f"the key {json.dumps(repeated)} stands twice in one object; remove one of them")
+        raise _RepeatedKey(_told_twice(_repeated(pairs)[0]))
     return made
 
 
+def _forgiving_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = _RepeatingObject(pairs)
+    if len(made) == len(pairs):
+        return dict(made)
+    made.repeated = _repeated(pairs)
+    return made
+
+
+def _repeated(pairs: list[tuple[str, Any]]) -> list[str]:
+    return [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+
+
+def _told_twice(key: Any) -> str:
+    return f"the key {json.dumps(key)} stands twice in one object; remove one of them"
+
+
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
+_FORGIVING_DECODER = json.JSONDecoder(object_pairs_hook=_forgiving_object)
 
 
 def parse(text: str) -> Any:
@@ -46,17 +89,32 @@ def parse(text: str) -> Any:
         raise _told(error, 1) from error
 
 
-def parse_items(text: str) -> Iterator[Any]:
-    """Yields the items of a JSON list one by one, so that an error is met where it stands.
+def parse_row(text: str) -> Any:
+    """Returns the one value of a JSON text; of an object in which keys stand twice, a `RepeatingRow`.
 
     Raises:
-        JSONError: As for `parse`.
+        JSONError: As for `parse`, but for keys that stand twice.
+    """
+    try:
+        value, end = _decode_row(text, _skip_blanks(text, 0))
+        if text[end:].strip():
+            raise json.JSONDecodeError("Extra data", text, _skip_blanks(text, end))
+        return value
+    except (ValueError, RecursionError) as error:
+        raise _told(error, 1) from error
+
+
+def parse_rows(text: str) -> Iterator[Any]:
+    """Yields the items of a JSON list one by one, as `parse_row` does, so that an error is met where it stands.
+
+    Raises:
+        JSONError: As for `parse_row`.
     """
     position = _skip_blanks(text, text.index("[") + 1)
     is_open = not text.startswith("]", position)
     while is_open:
         try:
-            item, position = _DECODER.raw_decode(text, position)
+            item, position = _decode_row(text, position)
         except (ValueError, RecursionError) as error:
             raise _told(error, text.count("\n", 0, position) + 1) from error
         yield item
@@ -75,7 +133,7 @@ def parse_structure(text: str) -> Any:
     """Returns the value of a text in JSON or, as `str()` writes lists and objects, in Python.
 
     Raises:
-        JSONError: It is neither.
+        JSONError: It is neither, or holds a key twice.
     """
     try:
         return parse(text)
@@ -83,9 +141,44 @@ def parse_structure(text: str) -> Any:
         if len(text) > MAX_LITERAL or not error.is_syntax:
             raise
         try:
-            return json.loads(json.dumps(ast.literal_eval(text.strip())))  # tuples become lists, as in JSON
+            literal = ast.parse(text.strip(), mode="eval")
+            written = json.dumps(ast.literal_eval(literal))  # tuples become lists, as in JSON
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             raise error from None
+        _refuse_repeated(literal)
+        return parse(written)
+
+
+def _refuse_repeated(literal: ast.AST) -> None:
+    """Refuses a Python literal with an object in which a key stands twice."""
+    for node in ast.walk(literal):
+        if isinstance(node, ast.Dict):
+            keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+            for key, count in Counter(keys).items():
+                if count > 1:
+                    raise JSONError(_told_twice(key), 1)
+
+
+def _decode_row(text: str, position: int) -> tuple[Any, int]:
+    """Returns the value that begins at a position, and where it ends."""
+    try:
+        return _DECODER.raw_decode(text, position)
+    except _RepeatedKey:
+        value, position = _FORGIVING_DECODER.raw_decode(text, position)
+    return (RepeatingRow(value, _repeated_columns(value)) if isinstance(value, dict) else value), position
+
+
+def _repeated_columns(row: dict[str, Any]) -> dict[str, str]:
+    repeated = {}
+    for column, value in row.items():
+        inside = [value]
+        for item in inside:  # grows on the way
+            if isinstance(item, _RepeatingObject):
+                repeated[column] = item.repeated[0]
+                break
+            inside += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    own = row.repeated if isinstance(row, _RepeatingObject) else []
+    return {**repeated, **{key: key for key in own}}
 
 
 def _skip_blanks(text: str, position: int) -> int:

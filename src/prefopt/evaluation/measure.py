@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from prefopt.data.files import iter_rows
 from prefopt.data.ragged import PairTable
+from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.values import RowError, check_text
 from prefopt.errors import UserError
 from prefopt.evaluation.sampling import Answer, Question, generate
@@ -192,6 +193,8 @@ def read_neutral_texts(settings: EvaluationConfig, tokenizer: Any, context: int 
     sequences = []
     for row, source in iter_rows(path):
         try:
+            if isinstance(row, RepeatingRow):
+                row.require_whole(("text",))
             text = check_text(row.get("text"), "text")
         except RowError as error:
             raise UserError(f"{source}: {error} Each neutral text is an object with a field 'text'.") from error

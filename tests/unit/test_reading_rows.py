@@ -180,13 +180,24 @@ def test_a_prompt_of_messages_beside_a_conversation_is_its_beginning_or_refused(
     assert "'prompt' must be text or a list of messages" in refusal(tmp_path, {**row, "prompt": {"a": 1}}, kind="sft")
 
 
-@pytest.mark.parametrize("label", [False, "False"])
+@pytest.mark.parametrize("label", [False, "False", 0, 0.0, "0", -1, "-1", "no", " NO"])
 def test_answers_that_kto_shall_avoid_are_not_demonstrations(tmp_path: Path, label: Any) -> None:
     wanted = {"prompt": "Say hi.", "completion": "Hi!", "label": True}
     message = refusal(tmp_path, wanted, {**wanted, "completion": "No.", "label": label}, kind="sft")
-    assert message.startswith("rows.jsonl:2: 'label' is false: in KTO's format this answer is one to avoid")
-    assert len(read(tmp_path, wanted, kind="sft").records) == 1
+    assert message.startswith(f"rows.jsonl:2: 'label' is {str(label).strip().lower()}: in KTO's format this answer is")
+    assert len(read(tmp_path, wanted, {**wanted, "label": "yes"}, {**wanted, "label": 1}, kind="sft").records) == 3
     assert "'kto_tag' is false" in refusal(tmp_path, {"messages": [USER, NO], "kto_tag": False}, kind="sft")
+
+
+@pytest.mark.parametrize("labels", [(0, 1, 76), ("no", "yes", "maybe"), (False, True, "travel"), (0, [1], 1)])
+def test_a_column_of_another_meaning_is_no_label_of_kto(tmp_path: Path, labels: Any) -> None:
+    rows = [{"prompt": "Say hi.", "completion": "Hi!", "label": label} for label in labels]
+    assert read(tmp_path, *rows, kind="sft").notes.ignored_columns == {"label": 3}
+    texts = [{"text": "Say hi.", "label": label} for label in (False, 0)]
+    assert read(tmp_path, *texts, kind="sft").notes.ignored_columns == {"label": 2}
+    pairs = [{"messages": [USER, HI], "rejected": [USER, NO], "label": 0}]
+    assert len(read(tmp_path, *pairs, kind="sft").records) == 1
+    assert "KTO" not in refusal(tmp_path, {"prompt": "a", "completion": "b", "label": 17})
 
 
 @pytest.mark.parametrize(

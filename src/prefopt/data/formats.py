@@ -9,6 +9,7 @@ from prefopt.data.messages import Message, join_parts
 from prefopt.data.strict_json import JSONError, parse
 from prefopt.data.tool_calls import wrap_tools
 from prefopt.data.values import RowError, check_text, describe, show_names
+from prefopt.errors import UserError
 
 Row = dict[str, Any]
 
@@ -25,7 +26,9 @@ SHAREGPT_ROLES = {
 PASSED_ON = ("tools", "chat_template_kwargs")
 
 LABELS = ("label", "kto_tag")
-"""Columns in which KTO's rows say whether an answer is wanted."""
+"""Columns in which KTO's rows say whether an answer is wanted, if they hold nothing but these:"""
+WANTED = frozenset(("true", "1", "1.0", "yes"))
+UNWANTED = frozenset(("false", "0", "0.0", "-1", "-1.0", "no"))
 
 COLUMNS: dict[DataFormat, tuple[str, ...]] = {
     DataFormat.sharegpt: ("conversations", "system"),
@@ -59,10 +62,8 @@ def convert(row: Row, format: DataFormat, kind: str) -> Row:
     """Returns `row` as TRL writes it; a row of TRL's format is returned as it is.
 
     Raises:
-        RowError: The row lacks what its format needs, or says that it is not to be trained.
+        RowError: The row lacks what its format needs.
     """
-    if kind == "sft":
-        _refuse_unwanted(row)
     converter = None if format is DataFormat.trl else CONVERTERS.get((format, kind))
     if converter is not None:
         converted = converter(row)
@@ -75,22 +76,51 @@ def _has_functions(row: Row) -> bool:
     return row.get("functions") is not None and row.get("tools") is None
 
 
-def _refuse_unwanted(row: Row) -> None:
-    """Refuses KTO's rows of answers that a model shall avoid."""
-    for column in LABELS:
-        value = row.get(column)
-        if value is False or (isinstance(value, str) and value.lower() == "false"):
-            raise RowError(
-                f"'{column}' is false: in KTO's format this answer is one to avoid, and SFT would train it. "
-                f"Drop the rows with {column}=false, or remove the column if it means something else."
-            )
+class Labels:
+    """Whether demonstrations are KTO's rows, some of which hold answers that a model shall avoid.
+
+    One row does not tell: 0 may be a label of KTO's, or the first of 77 classes. All rows do.
+    """
+
+    def __init__(self) -> None:
+        self._unwanted: dict[str, list[str]] = {}
+        self._others: set[str] = set()
+
+    def add(self, row: Row, source: str) -> None:
+        """Takes in what one row of messages, or of prompt and completion, says."""
+        for column in LABELS:
+            value = row.get(column)
+            if value in (None, "") or column in self._others:
+                continue
+            label = _label(value)
+            if label in UNWANTED:
+                self._unwanted.setdefault(column, []).append(f"{source}: '{column}' is {label}")
+            elif label not in WANTED:
+                self._others.add(column)
+
+    def require_wanted(self) -> None:
+        """Refuses rows of KTO's with answers to avoid.
+
+        Raises:
+            UserError: Naming the first.
+        """
+        for column, places in self._unwanted.items():
+            if column not in self._others:
+                raise UserError(
+                    f"{places[0]}: in KTO's format this answer is one to avoid, and SFT would train it, as it would "
+                    f"{len(places) - 1} more. Drop these rows, or remove the column if it means something else."
+                )
+
+
+def _label(value: Any) -> str:
+    return str(value).strip().lower() if isinstance(value, (bool, int, float, str)) else "an object"
 
 
 def other_kind(row: Row, kind: str) -> str:
     """Returns the sentence for a row that is of no use for `kind`, but for another one; empty if it is for none."""
     if kind == "sft":
         return " These are pairs: set algorithm=dpo." if "chosen" in row and "rejected" in row else ""
-    if any(label in row for label in LABELS):
+    if "text" not in row and any(_label(row.get(column)) in WANTED | UNWANTED for column in LABELS):
         return (
             " These are KTO's rows, single answers with a label; DPO needs two answers to each prompt. "
             "Join them to pairs, or train the wanted ones alone with algorithm=sft."

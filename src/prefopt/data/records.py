@@ -3,7 +3,6 @@
 import difflib
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from typing import Any, Literal
 from prefopt.choices import DataFormat
 from prefopt.data.cells import parse_cells
 from prefopt.data.files import iter_rows
-from prefopt.data.formats import convert, detect_format, other_kind, unread_columns
+from prefopt.data.formats import Labels, convert, detect_format, other_kind, unread_columns
 from prefopt.data.implicit_prompts import ImplicitNotes, agree_on_prompts, split_common_prompt
 from prefopt.data.messages import (
     Content,
@@ -129,6 +128,8 @@ class Shape:
 
 
 IMPLICIT_TEXT = Shape(("chosen", "rejected"), "text")
+LABELLED = (("prompt", "completion"), ("messages",))
+"""Fields beside which KTO's rows have a label."""
 
 
 def read_records(spec: Any, *, format: DataFormat, kind: Kind) -> ReadResult:
@@ -145,20 +146,12 @@ def read_records(spec: Any, *, format: DataFormat, kind: Kind) -> ReadResult:
         UserError: Naming file, line, field, what was found and what is allowed.
     """
     records: list[Record] = []
-    ignored: Counter[str] = Counter()
+    notes = ReadNotes()
+    labels = Labels()
     first: tuple[str, DataFormat, Shape] | None = None
-    num_parsed = num_repeated = 0
     for row, source in iter_rows(spec):
         try:
-            parsed = parse_cells(row)
-            num_parsed += parsed is not row
-            row_format = detect_format(parsed, kind) if format is DataFormat.auto else format
-            record, shape = build_record(convert(parsed, row_format, kind), kind, source)
-            unread = unread_columns(parsed, row_format, kind, shape.fields)
-            if isinstance(row, RepeatingRow):
-                row.require_whole(column for column in row if column not in unread)
-                num_repeated += 1
-            ignored.update(unread)
+            record, row_format, shape = _read_row(row, source, format, kind, notes)
         except RowError as error:
             read_as = "" if first is None or format is not DataFormat.auto else f" (The rows before: {first[2]}.)"
             raise UserError(f"{source}: {error}{read_as}") from error
@@ -168,13 +161,33 @@ def read_records(spec: Any, *, format: DataFormat, kind: Kind) -> ReadResult:
                 f"{source}: this row is {row_format.name} with {shape}, but {first[0]} is {first[1].name} with "
                 f"{first[2]}. All rows of a data set must have one format: convert or drop the others."
             )
+        if shape.fields in LABELLED and "rejected" not in row:
+            labels.add(row, source)
         records.append(record)
-    notes = ImplicitNotes()
+    labels.require_wanted()
     if first is not None and first[2] == IMPLICIT_TEXT:
-        records, notes = agree_on_prompts(records)
-    names = {show_name(name): count for name, count in sorted(ignored.items())}
-    counts = {"num_rows": len(records), "num_parsed": num_parsed, "num_repeated_keys": num_repeated}
-    return ReadResult(records, ReadNotes(**counts, ignored_columns=names, **vars(notes)))
+        records, found = agree_on_prompts(records)
+        notes = replace(notes, **vars(found))
+    notes.num_rows = len(records)
+    notes.ignored_columns = {show_name(name): count for name, count in sorted(notes.ignored_columns.items())}
+    return ReadResult(records, notes)
+
+
+def _read_row(
+    row: dict[str, Any], source: str, format: DataFormat, kind: Kind, notes: ReadNotes
+) -> tuple[Record, DataFormat, Shape]:
+    """Returns the record of a row, its format and its shape, and counts what is left aside."""
+    parsed = parse_cells(row)
+    notes.num_parsed += parsed is not row
+    row_format = detect_format(parsed, kind) if format is DataFormat.auto else format
+    record, shape = build_record(convert(parsed, row_format, kind), kind, source)
+    unread = unread_columns(parsed, row_format, kind, shape.fields)
+    if isinstance(row, RepeatingRow):
+        row.require_whole(column for column in row if column not in unread)
+        notes.num_repeated_keys += 1
+    for column in unread:
+        notes.ignored_columns[column] = notes.ignored_columns.get(column, 0) + 1
+    return record, row_format, shape
 
 
 def build_record(row: dict[str, Any], kind: Kind, source: str) -> tuple[Record, Shape]:

@@ -133,6 +133,44 @@ def test_the_prompt_of_a_conversation_is_all_before_its_first_trained_turn() -> 
     )
 
 
+QUESTION, FIRST, AGAIN, SECOND = say("user", "q"), say("assistant", "one"), say("user", "r"), say("assistant", "two")
+TALK = SFTExample(messages=[QUESTION, FIRST, AGAIN, SECOND], source="talk")
+LATER = {
+    "marked": SFTExample(messages=[QUESTION, {**FIRST, "train": False}, AGAIN, SECOND], source="later"),
+    "completion": SFTExample(prompt=[QUESTION, FIRST, AGAIN], completion=[SECOND], source="later"),
+    "pair": PreferencePair([QUESTION, FIRST, AGAIN], [SECOND], [FIRST], None, {}, source="later"),
+}
+
+
+@pytest.mark.parametrize("kind", LATER)
+def test_the_prompt_of_a_later_turn_is_found_on_the_other_side_and_kept_on_one(kind: str) -> None:
+    later = LATER[kind]
+    assert prompt_key(later) != prompt_key(TALK)
+    assert [row.train.source for row in find_overlap([later], [TALK])] == ["later"]
+    assert [row.train.source for row in find_overlap([TALK], [later])] == ["talk"]
+    others: list[Any] = [pair(f"question {index}") for index in range(8)]
+    for seed in range(5):
+        for rows in ([later, *others, TALK], [TALK, *others[::-1], later]):
+            train, held_out = split_by_prompt(rows, fraction=0.3, seed=seed)
+            assert ({"talk", "later"} <= {row.source for row in train}) != (
+                {"talk", "later"} <= {row.source for row in held_out}
+            )
+            assert len({row.source for row in held_out} - {"talk", "later"}) + (TALK in held_out) == 3
+    assert find_overlap([LATER[kind]], [SFTExample(messages=[QUESTION, FIRST], source="x")]) == []
+
+
+@pytest.mark.parametrize("side", ["completion", "chosen", "rejected"])
+def test_a_completion_of_several_turns_has_the_prompts_of_all(side: str) -> None:
+    long = [FIRST, AGAIN, SECOND]
+    if side == "completion":
+        record: Any = SFTExample(prompt=[QUESTION], completion=long, source="long")
+    else:
+        sides = {"chosen": [SECOND], "rejected": [SECOND], side: long}
+        record = PreferencePair([QUESTION], tools=None, chat_template_kwargs={}, source="long", **sides)
+    assert len(find_overlap([record], [LATER["pair"]])) == len(find_overlap([LATER["pair"]], [record])) == 1
+    assert prompt_key(record) == prompt_key(TALK)
+
+
 def test_a_report_shows_the_prompt_that_the_models_answer() -> None:
     talk = [say("user", "q"), say("assistant", "one"), say("user", "r"), say("assistant", "two")]
     assert _texts(SFTExample(messages=talk, source="x")) == ("q", "one")

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from prefopt.data.messages import Content, Message, trained_turns
-from prefopt.data.records import PreferencePair, Record
+from prefopt.data.messages import Message, trained_turns
+from prefopt.data.records import Record, SFTExample
 
 
 class Overlap(NamedTuple):
@@ -17,15 +17,50 @@ class Overlap(NamedTuple):
 
 
 def prompt_key(record: Record) -> bytes:
-    """Returns a digest of the record's prompt; records with equal keys must stay on one side of a split.
+    """Returns a digest of the record's prompt, all before its first turn that is trained."""
+    return next(prompt_keys(record))
+
+
+def prompt_keys(record: Record) -> Iterator[bytes]:
+    """Yields a digest of all before each turn that is trained; records that share one stay on one side of a split.
+
+    The first is that of the record's prompt; of a conversation (`messages`) it holds also a greeting and turns that
+    are marked as not trained. More follow where a conversation or a completion has more turns that are trained.
 
     Of a message who says what counts, and which tools it calls with what; ids, times and other keys do not. Runs of
-    whitespace count as one blank. The system prompt and the tools, in any order, are part of the prompt. Of a
-    conversation (`messages`) it is all before the first turn that is trained, also a greeting and turns that are
-    marked as not trained.
+    whitespace count as one blank. The system prompt and the tools, in any order, are part of the prompt.
     """
     tools = json.dumps(sorted(record.tools, key=_spell), sort_keys=True, default=str) if record.tools else ""
-    return hashlib.sha256(json.dumps([_normalise(_prompt(record)), tools]).encode()).digest()
+    end = f", {json.dumps(tools)}]".encode()
+    text = record.text if isinstance(record, SFTExample) and record.text is not None else record.prompt
+    if isinstance(text, str):
+        yield hashlib.sha256(b"[" + json.dumps(" ".join(text.split())).encode() + end).digest()
+        return
+    for messages, turns in _conversations(record):
+        digest = hashlib.sha256(b"[[")
+        start = 0
+        for turn in turns:
+            said = ", ".join(map(_identity, messages[start:turn]))
+            digest.update(f", {said}".encode() if start else said.encode())
+            whole = digest.copy()
+            whole.update(b"]" + end)
+            yield whole.digest()
+            start = turn
+
+
+def _conversations(record: Record) -> Iterator[tuple[list[Message], list[int]]]:
+    """Yields the conversations of a record of messages, and before which of their messages a prompt ends."""
+    if isinstance(record, SFTExample) and record.messages is not None:
+        yield record.messages, trained_turns(record.messages)
+        return
+    prompt: Any = record.prompt
+    completions: list[Any] = (
+        [record.completion] if isinstance(record, SFTExample) else [record.chosen, record.rejected]
+    )
+    for number, completion in enumerate(completions):
+        if number == 0 or len(completion) > 1:  # else it tells nothing new
+            messages = [*prompt, *completion]
+            yield messages, [len(prompt), *trained_turns(messages, len(prompt) + 1)]
 
 
 def split_by_prompt(records: Sequence[Record], *, fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
@@ -39,7 +74,7 @@ def split_by_prompt(records: Sequence[Record], *, fraction: float, seed: int) ->
         fraction: Share of prompts to hold out, in [0, 1).
         seed: Chooses the prompts.
     """
-    keys = [prompt_key(record) for record in records]
+    keys = _linked_prompts(records)
     ranked = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}:".encode() + key).digest())
     num_held_out = max(round(fraction * len(ranked)), 1) if fraction > 0 else 0
     chosen = set(ranked[:num_held_out])
@@ -48,36 +83,45 @@ def split_by_prompt(records: Sequence[Record], *, fraction: float, seed: int) ->
     return train, held_out
 
 
+def _linked_prompts(records: Sequence[Record]) -> list[bytes]:
+    """Returns each record's prompt, or that of one of the records with which it shares the prompt of a turn."""
+    first = []
+    above: dict[bytes, bytes] = {}  # from each prompt towards the one of its group
+
+    def top(key: bytes) -> bytes:
+        while (parent := above.setdefault(key, key)) != key:
+            above[key] = key = above[parent]
+        return key
+
+    for record in records:
+        key, *later = prompt_keys(record)
+        first.append(key)
+        for other in later:
+            above[top(other)] = top(key)
+    groups = [top(key) for key in first]
+    least: dict[bytes, bytes] = {}  # whatever the order of rows
+    for group, key in zip(groups, first, strict=True):
+        least[group] = min(least.get(group, key), key)
+    return [least[group] for group in groups]
+
+
 def find_overlap(train: Sequence[Record], held_out: Sequence[Record]) -> list[Overlap]:
-    """Returns every training record whose prompt occurs in `held_out`, in the order of `train`."""
+    """Returns every training record with a turn whose prompt is one of `held_out`, in the order of `train`."""
     first: dict[bytes, Record] = {}
     for record in held_out:
-        first.setdefault(prompt_key(record), record)
-    pairs = ((record, first.get(prompt_key(record))) for record in train)
+        for key in prompt_keys(record):
+            first.setdefault(key, record)
+    pairs = ((record, next((first[key] for key in prompt_keys(record) if key in first), None)) for record in train)
     return [Overlap(record, match) for record, match in pairs if match is not None]
 
 
-def _prompt(record: Record) -> Content:
-    if isinstance(record, PreferencePair):
-        return record.prompt
-    if record.messages is not None:
-        return record.messages[: trained_turns(record.messages)[0]]
-    prompt = record.text if record.prompt is None else record.prompt
-    assert prompt is not None, "a demonstration has a prompt, messages or text"
-    return prompt
-
-
-def _normalise(content: Content) -> str | list[Message]:
-    if isinstance(content, str):
-        return " ".join(content.split())
-    return [_identity(message) for message in content]
-
-
-def _identity(message: Message) -> Message:
-    said = {"content": " ".join(message.get("content", "").split()), "role": message["role"]}
+def _identity(message: Message) -> str:
+    """Returns as JSON text what of a message counts."""
+    said = json.dumps(" ".join(message.get("content", "").split()))
     functions = [call.get("function", call) for call in message.get("tool_calls", ())]
     calls = [_spell({key: each.get(key) for key in ("name", "arguments")}) for each in functions]
-    return {**said, "tool_calls": calls} if calls else said
+    called = f', "tool_calls": {json.dumps(calls)}' if calls else ""
+    return f'{{"content": {said}, "role": "{message["role"]}"{called}}}'
 
 
 def _spell(value: Any) -> str:

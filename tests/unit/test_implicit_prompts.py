@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefopt.choices import DataFormat
+from prefopt.choices import DataFormat, OnBadRow
 from prefopt.data.implicit_prompts import agree_on_prompts, split_common_prompt
 from prefopt.data.loading import read_splits
 from prefopt.data.records import PreferencePair, read_records
@@ -170,6 +170,13 @@ def test_a_greeting_before_many_questions_is_no_prompt_of_them_and_the_notes_say
     assert {record.prompt for record in four.records} == {"Hi!"}
 
 
+def test_behind_a_greeting_a_prompt_is_cut_where_its_own_question_ends() -> None:
+    questions = [f"Hi! Number {n}?" for n in range(5)]
+    first = pair(f"{questions[0]} It is red", f"{questions[0]} It is blue")
+    rows = [pair("Hi! Yes", "Hi! No"), *(pair(f"{question} Yes", f"{question} No") for question in questions), first]
+    assert shortened(*rows) == ["Hi!", *questions, questions[0]]
+
+
 def test_a_prompt_is_not_cut_inside_a_word_of_its_own() -> None:
     agreed, _ = agree_on_prompts([pair("Which a", "Which b"), pair("Whichever a", "Whichever b")])
     assert [record.prompt for record in agreed] == ["Which", "Whichever"]
@@ -236,3 +243,17 @@ def test_a_row_with_an_empty_answer_and_no_prompt_is_left_to_the_check_of_empty_
     agreed, notes = agree_on_prompts([pair("", ""), pair("Which a", "Which b")])
     assert [record.prompt for record in agreed] == ["", "Which"]
     assert notes.num_word_prompts == 1
+
+
+def test_prompts_of_both_files_agree_before_their_rows_become_chats(tmp_path: Path) -> None:
+    train = [{"chosen": f"Which {n}? It is red.", "rejected": f"Which {n}? It is blue."} for n in range(2)]
+    paths = [
+        write(tmp_path / "a.jsonl", train),
+        write(tmp_path / "b.jsonl", [{"chosen": "Which 0? A", "rejected": "Which 0? B"}]),
+    ]
+    config = DataConfig(train=paths[0], held_out=paths[1], as_chat=True, on_overlap=OnBadRow.skip)
+    splits = read_splits(config, kind="preference", seed=0)
+    assert (splits.notes.num_overlap_skipped, splits.notes.read["train"].num_as_chat) == (1, 2)
+    assert splits.train[0].prompt == [{"role": "user", "content": "Which 1? It is"}]
+    assert splits.held_out is not None
+    assert splits.held_out[0].prompt == [{"role": "user", "content": "Which 0?"}]

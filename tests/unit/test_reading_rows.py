@@ -152,6 +152,7 @@ def test_a_text_prompt_is_no_part_of_what_the_system_says(tmp_path: Path, prompt
         ("Say hi", "First.\nSay  hi.", True),
         ("1+1=?", "What is 1+1=?", True),
         ("+1", "What is 1+1=?", False),
+        ("天气如何", "请问天气如何", True),
     ],
 )
 def test_a_text_prompt_is_held_by_a_users_message_in_whole_words(

@@ -135,7 +135,7 @@ def test_the_prompt_of_a_conversation_is_all_before_its_first_trained_turn() -> 
 
 QUESTION, FIRST, AGAIN, SECOND = say("user", "q"), say("assistant", "one"), say("user", "r"), say("assistant", "two")
 TALK = SFTExample(messages=[QUESTION, FIRST, AGAIN, SECOND], source="talk")
-LATER = {
+LATER: dict[str, Any] = {
     "marked": SFTExample(messages=[QUESTION, {**FIRST, "train": False}, AGAIN, SECOND], source="later"),
     "completion": SFTExample(prompt=[QUESTION, FIRST, AGAIN], completion=[SECOND], source="later"),
     "pair": PreferencePair([QUESTION, FIRST, AGAIN], [SECOND], [FIRST], None, {}, source="later"),

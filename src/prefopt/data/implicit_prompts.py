@@ -127,11 +127,12 @@ def _answers(text: str, ways: Sequence[Marks]) -> Iterator[int]:
     """Yields where in a text the marks of an assistant's turn end, those that count, in no order."""
     lines = "\n" + text  # the first line begins like the others
     for marks in ways:
-        asked: re.Match[str] | None = None
+        first = None if marks.are_words else -1  # where somebody asks; looked for once, and only if it is needed
         for match in marks.answers.finditer(lines):
-            if marks.are_words and asked is None:
-                asked = marks.asks.search(lines, 0, match.start())
-            if asked is not None or not marks.are_words:
+            if first is None:
+                asked = marks.asks.search(lines)
+                first = asked.start() if asked else len(lines)
+            if match.start() > first:
                 yield match.end() - 1
 
 
@@ -184,31 +185,45 @@ def agree_on_prompts(pairs: Sequence[Any]) -> tuple[list[Any], ImplicitNotes]:
     words = [index for index in asked if not _ends_at_mark(pairs[index].prompt)]
     notes = ImplicitNotes(num_marked_prompts=len(asked) - len(words), num_word_prompts=len(words))
     notes.num_further_turns = sum(_has_turn(pair.chosen) or _has_turn(pair.rejected) for pair in pairs)
-    prompts = Counter(pairs[index].prompt for index in words)
-    shorter = _shorter_prompts(prompts)
-    begun = Counter(other for prompt, others in shorter.items() for other in others for _ in range(prompts[prompt]))
-    crowded = {other for other, count in begun.items() if count > MAX_SHORTENED * prompts[other]}
+    ends = _agreed_ends(Counter(pairs[index].prompt for index in words), notes)
     for index in words:
         pair = pairs[index]
-        prompt = next((other for other in shorter[pair.prompt] if other not in crowded), pair.prompt)
+        prompt = ends[pair.prompt]
         if prompt != pair.prompt:
             moved = pair.prompt[len(prompt) :]
             agreed[index] = replace(pair, prompt=prompt, chosen=moved + pair.chosen, rejected=moved + pair.rejected)
             notes.num_shortened_prompts += 1
-        notes.num_crowded_prompts += not crowded.isdisjoint(shorter[pair.prompt])
-    if crowded:
-        notes.crowded_prompt = describe(max(crowded, key=lambda other: (begun[other], other)))
     return agreed, notes
 
 
-def _shorter_prompts(prompts: Counter[str]) -> dict[str, list[str]]:
-    """Returns for each prompt the others with which it begins and that may be a question, the shortest first."""
-    shorter: dict[str, list[str]] = {}
-    begun: list[str] = []  # by the present one, in the order of the alphabet
+def _agreed_ends(prompts: Counter[str], notes: ImplicitNotes) -> dict[str, str]:
+    """Returns for each prompt the one at which it is cut, which may be itself, and notes what would cut too many."""
+    shorter = _shorter_prompts(prompts)
+    followers: Counter[str] = Counter()  # pairs with a longer prompt
+    for prompt, other in reversed(shorter.items()):
+        if other is not None:
+            followers[other] += prompts[prompt] + followers[prompt]
+    crowded = {prompt for prompt, count in followers.items() if count > MAX_SHORTENED * prompts[prompt]}
+    ends: dict[str, str] = {}
+    behind: set[str] = set()  # what begins with a crowded one
+    for prompt, other in shorter.items():
+        ends[prompt] = prompt if other is None or (ends[other] == other and other in crowded) else ends[other]
+        if other in crowded or other in behind:
+            behind.add(prompt)
+            notes.num_crowded_prompts += prompts[prompt]
+    if crowded:
+        notes.crowded_prompt = describe(max(crowded, key=lambda prompt: (followers[prompt], prompt)))
+    return ends
+
+
+def _shorter_prompts(prompts: Counter[str]) -> dict[str, str | None]:
+    """Returns for each prompt the longest other one with which it begins and that may be a question; in order."""
+    shorter: dict[str, str | None] = {}
+    begun: list[str] = []  # by the present one
     for prompt in sorted(prompts):
         while begun and not prompt.startswith(begun[-1]):
             begun.pop()
-        shorter[prompt] = [other for other in begun if _ends_word(prompt, len(other))]
+        shorter[prompt] = next((other for other in reversed(begun) if _ends_word(prompt, len(other))), None)
         if prompt.strip() and (prompts[prompt] > 1 or _SENTENCE_END.search(prompt, max(len(prompt) - 80, 0))):
             begun.append(prompt)
     return shorter

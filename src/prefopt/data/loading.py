@@ -53,18 +53,19 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: Any = No
         UserError: A row, an overlap or an empty side, as the settings of `config` decide.
     """
     notes = DataNotes()
-    held_out: list[Record] | None
+    held_out: list[Record] | None = None
     train = _read(config.train, config, kind, notes, "train")
     if config.held_out is not None:
         held_out = _read(config.held_out, config, kind, notes, "held_out")
         train, held_out = _agree_on_prompts(train, held_out, notes)
+        held_out = _as_chats(held_out, config, notes, "held_out")
+    train = _as_chats(train, config, notes, "train")
+    if held_out is not None:
         train = _without_overlap(train, held_out, config, notes)
     elif config.held_out_fraction > 0:
         train, held_out = _set_apart(train, config, seed)
-    else:
-        held_out = None
     if measured is not None:
-        held_out = _read(measured, config, kind, notes, "held_out")
+        held_out = _as_chats(_read(measured, config, kind, notes, "held_out"), config, notes, "held_out")
         refuse_trained(train, held_out, "data.held_out")
     _require_records(train, held_out, notes)
     return Splits(kind=kind, train=train, held_out=held_out, notes=notes)
@@ -109,13 +110,19 @@ def refuse_trained(train: Sequence[Record], measured: Sequence[Record], setting:
 def _read(spec: Any, config: DataConfig, kind: Kind, notes: DataNotes, split: SplitName) -> list[Record]:
     result = read_records(spec, format=config.format, kind=kind)
     notes.read[split] = result.notes
-    records = result.records
-    if config.as_chat:
-        records = [to_chat(record) for record in records]
-        result.notes.num_as_chat = sum(new is not old for new, old in zip(records, result.records, strict=True))
-        if not result.notes.num_as_chat:
-            logger.warning("data.as_chat=true changes nothing: the rows of data.%s are messages already", split)
-    return drop_defects(records, on_empty=config.on_empty, on_identical=config.on_identical, notes=result.notes)
+    return drop_defects(result.records, on_empty=config.on_empty, on_identical=config.on_identical, notes=result.notes)
+
+
+def _as_chats(records: list[Record], config: DataConfig, notes: DataNotes, split: SplitName) -> list[Record]:
+    """Returns records of text as chats if `config.as_chat` says so; before, their prompts must have been found."""
+    if not config.as_chat:
+        return records
+    chats = [to_chat(record) for record in records]
+    count = sum(new is not old for new, old in zip(chats, records, strict=True))
+    if records and not count:
+        logger.warning("data.as_chat=true changes nothing: the rows of data.%s are messages already", split)
+    notes.read[split].num_as_chat = count
+    return chats
 
 
 def _agree_on_prompts(

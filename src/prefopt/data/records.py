@@ -34,6 +34,9 @@ Kind = Literal["preference", "sft"]
 MAX_CHARACTERS = 4_000_000
 """Of a row, at most: about a million tokens. A tokenizer takes some 100 bytes of memory for each character."""
 
+LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]"
+"""Of a word, in writing that puts something between words."""
+
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
@@ -262,7 +265,7 @@ def _is_asked(text: str, messages: list[Message]) -> bool:
     if text in said:
         return True
     words = " ".join(text.split())
-    whole = re.compile(rf"(?<!\w){re.escape(words)}(?!\w)")
+    whole = re.compile(f"(?<!{LETTER}){re.escape(words)}(?!{LETTER})")
     return any(whole.search(" ".join(content.split())) for content in said)
 
 

@@ -95,22 +95,27 @@ def test_a_prompt_ends_with_a_word_and_nothing_of_a_text_is_lost(chosen: str, re
 def test_transcripts_of_different_questions_are_refused() -> None:
     with pytest.raises(RowError, match=r"differ at character 15, before the assistant's first turn"):
         split_common_prompt("\n\nHuman: Which red?\n\nAssistant: a", "\n\nHuman: Which one?\n\nAssistant: b")
-    with pytest.raises(RowError, match=r"differ at character 0, before the assistant's first turn"):
-        split_common_prompt("Human: Which?\nAssistant: a", "User: Which?\nAssistant: b")
+    for one, other in (("Human: ", "User: "), (" Human: ", "User: "), ("System: Be brief.\nUser: ", "User: ")):
+        with pytest.raises(RowError, match=r"differ at character 0, before the assistant's first turn"):
+            split_common_prompt(f"{one}Which?\nAssistant: a", f"{other}Which?\nAssistant: b")
+    asked = "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n"
+    with pytest.raises(RowError, match=r"differ at character 12, before the assistant's first turn"):
+        split_common_prompt(f"<|im_start|>system\nBe brief.<|im_end|>\n{asked}a", f"{asked}b")
 
 
 @pytest.mark.parametrize(
-    ("human", "assistant"),
+    ("system", "human", "assistant"),
     [
-        ("\n\nHuman: ", "\n\nAssistant: "),
-        ("</s>USER: ", " ASSISTANT: "),
-        ("[INST] ", " [/INST] "),
-        ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"),
+        ("", "\n\nHuman: ", "\n\nAssistant: "),
+        ("System: Be brief.", "\n\nHuman: ", "\n\nAssistant: "),
+        ("A talk.", "</s>USER: ", " ASSISTANT: "),
+        ("", "[INST] ", " [/INST] "),
+        ("<|im_start|>system\nBe brief.<|im_end|>\n", "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"),
     ],
 )
-def test_transcripts_that_part_in_a_later_question_are_refused(human: str, assistant: str) -> None:
+def test_transcripts_that_part_in_a_later_question_are_refused(system: str, human: str, assistant: str) -> None:
     def talk(second: str) -> str:
-        return f"{human}Hi?{assistant}Yes?{human}{second}{assistant}Well."
+        return f"{system}{human}Hi?{assistant}Yes?{human}{second}{assistant}Well."
 
     with pytest.raises(RowError, match=r"after the assistant's turn at character \d+, in what is asked and not in an"):
         split_common_prompt(talk("Which red?"), talk("Which one?"))

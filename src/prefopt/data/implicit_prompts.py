@@ -75,11 +75,11 @@ class ImplicitNotes:
     num_shortened_prompts: int = 0
     """Of these, cut where the shorter prompt of another pair ends."""
     num_crowded_prompts: int = 0
-    """Of these, not cut there, since `MAX_SHORTENED` times as many would be as have the shorter prompt."""
+    """Of these, not cut there, since more than `MAX_SHORTENED` times as many would be as have the shorter prompt."""
     crowded_prompt: str = ""
     """The prompt at which most of them would be cut, as it is shown in a sentence."""
     num_further_turns: int = 0
-    """Pairs with a completion in which the assistant's mark stands again."""
+    """Pairs with a completion in which the mark of an assistant's turn stands again."""
 
 
 def split_common_prompt(chosen: Content, rejected: Content) -> tuple[Any, Any, Any]:
@@ -144,12 +144,12 @@ def _last_answer(text: str, ways: Sequence[Marks]) -> int:
 def _asked_again(shared: str, end: int) -> Marks | None:
     """Returns the marks of what two transcripts share if a person's turn follows behind the last answer's mark.
 
-    The mark must be spelt as that of the first question: an answer may hold a dialogue of its own.
+    Its mark must be spelt like one before: an answer may hold a dialogue of its own.
     """
     lines = "\n" + shared
     for marks in TURNS:
-        first = marks.asks.search(lines, 0, end)
-        if first and any(again[0].strip() == first[0].strip() for again in marks.asks.finditer(lines, end + 1)):
+        before = {match[0].strip() for match in marks.asks.finditer(lines, 0, end)}
+        if before and any(match[0].strip() in before for match in marks.asks.finditer(lines, end + 1)):
             return marks
     return None
 
@@ -157,10 +157,14 @@ def _asked_again(shared: str, end: int) -> Marks | None:
 def _is_transcript(text: str, common: int) -> bool:
     """Returns whether a text has turns, of which the first begins it or stands in its first `common` characters."""
     lines = "\n" + text
-    opening = len(text) - len(text.lstrip())  # its first line, in `lines`, begins here
+    opening = len(text) - len(text.lstrip())  # the blanks before its first line
+    begins = "\n" + text[opening : opening + 80]
     for marks in TURNS:
-        asked = marks.asks.match(lines, opening) or marks.asks.search(lines, 0, common + 1)
-        if asked and marks.answers.search(lines, asked.end()):
+        asked = marks.asks.match(begins) or marks.asks.match(begins, 1)
+        end = opening + asked.end() if asked else None
+        if end is None and (asked := marks.asks.search(lines, 0, common + 1)):
+            end = asked.end()
+        if end is not None and marks.answers.search(lines, end):
             return True
     return False
 
@@ -177,14 +181,17 @@ def agree_on_prompts(pairs: Sequence[Any]) -> tuple[list[Any], ImplicitNotes]:
 
     A prompt that was cut where a word ends holds the words with which both answers happen to begin. It is cut where
     the prompt of another pair ends with which it begins, if that one ends a sentence or a line, or is the prompt of
-    several pairs: "I" or "Write a" in one pair alone is no question. Nor is what would cut `MAX_SHORTENED` times as
-    many pairs as have it, such as a greeting.
+    several pairs: "I" or "Write a" in one pair alone is no question. Nor is what would cut more than `MAX_SHORTENED`
+    times as many pairs as have it, such as a greeting.
     """
     agreed = list(pairs)
     asked = [index for index, pair in enumerate(pairs) if pair.prompt]  # without one, an answer is empty
     words = [index for index in asked if not _ends_at_mark(pairs[index].prompt)]
     notes = ImplicitNotes(num_marked_prompts=len(asked) - len(words), num_word_prompts=len(words))
-    notes.num_further_turns = sum(_has_turn(pair.chosen) or _has_turn(pair.rejected) for pair in pairs)
+    notes.num_further_turns = sum(
+        any(_last_answer(pair.prompt + answer, TURNS) > len(pair.prompt) for answer in (pair.chosen, pair.rejected))
+        for pair in pairs
+    )
     ends = _agreed_ends(Counter(pairs[index].prompt for index in words), notes)
     for index in words:
         pair = pairs[index]
@@ -227,10 +234,6 @@ def _shorter_prompts(prompts: Counter[str]) -> dict[str, str | None]:
         if prompt.strip() and (prompts[prompt] > 1 or _SENTENCE_END.search(prompt, max(len(prompt) - 80, 0))):
             begun.append(prompt)
     return shorter
-
-
-def _has_turn(text: str) -> bool:
-    return any(_answers(text, TURNS))
 
 
 def _ends_at_mark(prompt: str) -> bool:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,6 +11,9 @@ from prefopt.data.values import RowError
 
 MAX_LITERAL = 1_000_000
 """Characters of a Python literal, at most: its parser takes some hundred bytes for each."""
+
+
+_BLANKS = re.compile(r"[ \n\r\t]*")
 
 
 class JSONError(ValueError):
@@ -97,8 +101,9 @@ def parse_row(text: str) -> Any:
     """
     try:
         value, end = _decode_row(text, _skip_blanks(text, 0))
-        if text[end:].strip():
-            raise json.JSONDecodeError("Extra data", text, _skip_blanks(text, end))
+        end = _skip_blanks(text, end)
+        if end < len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
         return value
     except (ValueError, RecursionError) as error:
         raise _told(error, 1) from error
@@ -153,8 +158,7 @@ def _refuse_repeated(literal: ast.AST) -> None:
     """Refuses a Python literal with an object in which a key stands twice."""
     for node in ast.walk(literal):
         if isinstance(node, ast.Dict):
-            keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
-            for key, count in Counter(keys).items():
+            for key, count in Counter(ast.literal_eval(key) for key in node.keys if key is not None).items():
                 if count > 1:
                     raise JSONError(_told_twice(key), 1)
 
@@ -182,9 +186,9 @@ def _repeated_columns(row: dict[str, Any]) -> dict[str, str]:
 
 
 def _skip_blanks(text: str, position: int) -> int:
-    while text[position : position + 1] in (" ", "\n", "\r", "\t"):
-        position += 1
-    return position
+    match = _BLANKS.match(text, position)
+    assert match is not None, "no blanks match too"
+    return match.end()
 
 
 def _told(error: Exception, line: int) -> JSONError:

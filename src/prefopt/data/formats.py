@@ -107,8 +107,8 @@ class Labels:
         for column, places in self._unwanted.items():
             if column not in self._others:
                 raise UserError(
-                    f"{places[0]}: in KTO's format this answer is one to avoid, and SFT would train it, as it would "
-                    f"{len(places) - 1} more. Drop these rows, or remove the column if it means something else."
+                    f"{places[0]}: in KTO's format this answer is one to avoid, and SFT would train it ({len(places)} "
+                    "such row(s)). Drop them, or remove the column if it means something else."
                 )
 
 

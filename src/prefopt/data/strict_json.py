@@ -62,11 +62,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _forgiving_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = _RepeatingObject(pairs)
+    made = dict(pairs)
     if len(made) == len(pairs):
-        return dict(made)
-    made.repeated = _repeated(pairs)
-    return made
+        return made
+    repeating = _RepeatingObject(made)
+    repeating.repeated = _repeated(pairs)
+    return repeating
 
 
 def _repeated(pairs: list[tuple[str, Any]]) -> list[str]:

@@ -182,3 +182,54 @@ def test_a_thought_that_only_the_last_turn_has_is_trained_there_alone() -> None:
     assert loss_texts(tokenize(tokenizer, {"messages": quoting}), tokenizer) == [
         "<b>One</b><|im_end|>\n<think>\n\n</think>\n\nA carrot.<|im_end|>\n"
     ]
+
+
+def answering(*answers: str) -> dict[str, Any]:
+    questions = [message for message in TALK if message["role"] == "user"]
+    return {
+        "messages": [
+            said
+            for question, answer in zip(questions, answers, strict=True)
+            for said in (question, turn("assistant", answer))
+        ]
+    }
+
+
+@pytest.mark.parametrize("blank", [" ", "\n", "\n\n  "], ids=["blank", "line", "lines"])
+@pytest.mark.parametrize("name", [name for name in NAMES if (name, "plain") not in REFUSED])
+def test_blanks_around_an_answer_change_no_other_tokens(name: str, blank: str) -> None:
+    tokenizer = load_tokenizer(name)
+    spaced = answering(*(f"{blank}{message['content']}{blank}" for message in TALK[1::2]))
+    (text,) = loss_texts(tokenize(tokenizer, spaced), tokenizer)
+    (plain,) = loss_texts(tokenize(tokenizer, {"messages": TALK}), tokenizer)
+    assert "".join(text.split()) == "".join(plain.split())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if (name, "plain") not in REFUSED])
+def test_an_answer_that_begins_as_a_mark_does_is_trained_whole(name: str) -> None:
+    answers = ["<b>", "[x", "<|", "<"]
+    for first, last in zip(answers, reversed(answers), strict=True):
+        tokenizer = load_tokenizer(name)
+        (text,) = loss_texts(tokenize(tokenizer, answering(first, "A carrot.", last)), tokenizer)
+        (plain,) = loss_texts(tokenize(tokenizer, {"messages": TALK}), tokenizer)
+        assert text == plain.replace("An apple.", first).replace("For now.", last)
+
+
+THINKING = answering(*(f"<think>\n{TALK[1]['content']} is {n}\n</think>\n\n{TALK[1]['content']}" for n in "123"))
+KEPT_THOUGHTS = {
+    "deepseek_r1_distill": "", "deepseekv3": "", "glm4moe": "3", "lfm2_2_5": "3", "lfm2_2_5_v2": "3",
+    "lfm2_2_5_vl": "3", "nemotron_3_5_lightning": "3", "nemotron_3_nano": "3", "nemotron_3_super": "3",
+    "nemotron_3_ultra": "3", "qwen3": "3", "qwen3_5_nothink": "3", "qwen3_5_think": "3", "qwen3_6": "3",
+}  # fmt: skip
+"""Thoughts of `THINKING` that these templates render; the others take them for words like all others."""
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if (name, "plain") not in REFUSED])
+def test_thoughts_that_a_template_leaves_out_are_counted_and_the_answers_trained(name: str) -> None:
+    tokenizer = load_tokenizer(name)
+    result = tokenize(tokenizer, THINKING)
+    (text,) = loss_texts(result, tokenizer)
+    kept = "".join(n for n in "123" if f"is {n}" in text)
+    assert kept == KEPT_THOUGHTS.get(name, "123")
+    assert result.notes.num_lost_thoughts == 3 - len(kept)
+    assert text.count("An apple.") == 3 + len(kept)

@@ -162,6 +162,51 @@ def test_keys_with_which_arrow_fills_up_objects_are_taken_out_at_every_depth(tmp
     assert read(str(tmp_path / "folder")) == [PADDED]
 
 
+ZONES = pa.map_(pa.string(), pa.struct([("city", pa.string()), ("hours", pa.int64())]))
+
+
+def write_map(path: Path, *maps: Any) -> str:
+    return write_parquet(path, pa.table({"arguments": pa.array([[{"zone": each}] for each in maps], nested(ZONES))}))
+
+
+def nested(type: Any) -> Any:
+    return pa.list_(pa.struct([("zone", type)]))
+
+
+def test_an_arrow_map_is_an_object_at_every_depth(tmp_path: Path) -> None:
+    path = write_map(
+        tmp_path / "a.parquet",
+        [("home", {"city": "Oslo", "hours": None}), ("work", None)],
+        [],
+        None,
+    )
+    assert [row["arguments"] for row in read(path)] == [
+        [{"zone": {"home": {"city": "Oslo"}, "work": None}}],
+        [{"zone": {}}],
+        [{}],
+    ]
+
+
+def test_an_arrow_map_that_holds_a_key_twice_is_refused_with_its_row(tmp_path: Path) -> None:
+    twice = [("home", {"hours": 1}), ("home", {"hours": 2})]
+    path = write_map(tmp_path / "a.parquet", [("home", {"hours": 1})], twice)
+    assert refusal(path) == f"{path}:row 2: a map holds the key 'home' twice. Rename or remove one."
+
+
+def test_arrows_own_json_is_what_it_spells_with_its_authors_nulls(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [{"tools": [{"name": "f", "parameters": {"default": None, "a": [1]}}, {"name": "g", "parameters": "x"}]}]
+    features = {"tools": datasets.List({"name": datasets.Value("string"), "parameters": datasets.Json()})}
+    dataset = datasets.Dataset.from_list(rows, features=datasets.Features(features))
+    dataset.to_parquet(str(tmp_path / "a.parquet"))
+    dataset.save_to_disk(str(tmp_path / "folder"))
+    assert read(str(tmp_path / "a.parquet")) == read(str(tmp_path / "folder")) == rows
+
+
+def test_the_hub_is_not_asked_for_a_data_set_without_a_name() -> None:
+    assert refusal("hub:").startswith("hub:: names no data set. Write hub:<owner>/<name>")
+
+
 def test_nulls_that_an_author_wrote_in_json_stay(tmp_path: Path) -> None:
     row = {"tools": [{"name": "f", "parameters": {"default": None}}]}
     assert read(put(tmp_path / "a.jsonl", json.dumps(row))) == [row]

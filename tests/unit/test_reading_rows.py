@@ -46,8 +46,9 @@ def test_arguments_as_json_text_are_the_object_that_they_spell(tmp_path: Path, a
     assert bare.messages[1]["tool_calls"] == [{"name": "clock", "arguments": {"zone": "UTC"}}]
 
 
-def test_blank_arguments_are_an_object_without_keys(tmp_path: Path) -> None:
-    assert record(tmp_path, calling({"name": "f", "arguments": ""}), "sft").messages[1]["tool_calls"] == [
+@pytest.mark.parametrize("arguments", ["", " ", None, {}])
+def test_blank_arguments_are_an_object_without_keys(tmp_path: Path, arguments: Any) -> None:
+    assert record(tmp_path, calling({"name": "f", "arguments": arguments}), "sft").messages[1]["tool_calls"] == [
         {"name": "f", "arguments": {}}
     ]
 
@@ -56,11 +57,16 @@ def test_blank_arguments_are_an_object_without_keys(tmp_path: Path) -> None:
     ("arguments", "part"),
     [
         ("zone=UTC", "is text, but not valid JSON"),
-        ("[1]", "must be an object or its JSON text"),
+        ("[1]", 'must be an object {name: value} or its JSON text, found text ("[1]")'),
+        ([1], "must be an object {name: value} or its JSON text, found a list ([1]). Write which argument has which"),
+        ([["zone", "UTC"]], "must be an object"),
+        (7, "must be an object"),
+        (False, "must be an object"),
+        ("7", "must be an object"),
         ('{"a":1,"a":2}', "twice"),
     ],
 )
-def test_arguments_that_spell_no_object_are_refused(tmp_path: Path, arguments: str, part: str) -> None:
+def test_arguments_that_are_no_object_are_refused(tmp_path: Path, arguments: Any, part: str) -> None:
     message = refusal(tmp_path, calling({"function": {"name": "f", "arguments": arguments}}), kind="sft")
     assert message.startswith("rows.jsonl:1: 'messages[1].tool_calls[0].function.arguments' ")
     assert part in message
@@ -326,6 +332,10 @@ def test_a_row_that_would_fill_the_memory_is_refused_before_it_is_tokenised(tmp_
         ({"tools": [{"a": json.loads("[" * 80 + "]" * 80)}]}, "'tools' has more than 64 lists and objects inside"),
         ({"chat_template_kwargs": {"a": json.loads("[" * 80 + "]" * 80)}}, "'chat_template_kwargs' has more than 64"),
         ({"chosen": [{**HI, "name": "\ud83d"}]}, "'chosen[0].name' holds half of a UTF-16 pair"),
+        (
+            {"chosen": [{"role": "assistant", "tool_calls": [{"name": "\ud83d"}]}]},
+            "'chosen[0].tool_calls' holds half of a UTF-16 pair",
+        ),
         ({"chosen": [{**HI, "role": ["assistant"]}]}, "'chosen[0].role' must be one of"),
     ],
 )

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prefopt.data.values import show_name
+from prefopt.data.strict_json import JSONError, parse
+from prefopt.data.values import RowError, show_name
 from prefopt.errors import UserError, first_line
 from prefopt.overrides import typed
 
@@ -27,14 +28,16 @@ def parquet_rows(path: Path) -> Iterator[tuple[Row, str]]:
     import pyarrow.parquet as pq
 
     number = 0
-    with _foreign_code(f"{path}: not a readable Parquet file"), pq.ParquetFile(path) as file:
-        strip = _row_stripper(file.schema_arrow, str(path))
+    again = "Fetch or write the file again."
+    with _foreign_code(f"{path}: not a readable Parquet file", again), pq.ParquetFile(path) as file:
+        strip = _row_stripper(file.schema_arrow, str(path), read_json=parse)
         for batch in file.iter_batches(BATCH_ROWS):
-            with _foreign_code(f"{path}:rows {number + 1} to {number + len(batch)}: not readable"):
+            with _foreign_code(f"{path}:rows {number + 1} to {number + len(batch)}: not readable", again):
                 rows = batch.to_pylist()
             for row in rows:
                 number += 1
-                yield strip(row), f"{path}:row {number}"
+                place = f"{path}:row {number}"
+                yield strip(row, place), place
 
 
 def folder_rows(path: Path) -> Iterator[tuple[Row, str]]:
@@ -43,16 +46,16 @@ def folder_rows(path: Path) -> Iterator[tuple[Row, str]]:
     Raises:
         UserError: The folder is none of `datasets`, is damaged, or holds several splits.
     """
-    not_readable = f"{path}: not a readable folder of `datasets`"
+    not_readable = (f"{path}: not a readable folder of `datasets`", "Fetch it again, or write it with save_to_disk.")
     if (path / "dataset_dict.json").exists():
-        with _foreign_code(not_readable):
+        with _foreign_code(*not_readable):
             splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
             named = ", ".join(str(path / split) for split in splits)
         raise UserError(f"{path}: holds several splits. Name one: {named}.")
     if not (path / "state.json").exists():
         glob = typed("data.train", f"{path}/*.jsonl")
         raise UserError(f"{path}: a folder, but not one of `datasets`. For its files, give a pattern, such as {glob}.")
-    with _foreign_code(not_readable):
+    with _foreign_code(*not_readable):
         import datasets  # slow to import
 
         yield from _dataset_rows(datasets.load_from_disk(str(path)), str(path))
@@ -71,58 +74,86 @@ def hub_rows(spec: str, address: str) -> Iterator[tuple[Row, str]]:
     import datasets  # slow to import
 
     name, _, split = address.partition(":")
-    with _foreign_code(f"{spec}: the hub has no such data set or split, or cannot be reached"):
+    if not name:
+        raise UserError(f"{spec}: names no data set. Write hub:<owner>/<name>, or hub:<owner>/<name>:<split>.")
+    check = "Check the name, the split and the network."
+    with _foreign_code(f"{spec}: the hub has no such data set or split, or cannot be reached", check):
         rows = datasets.load_dataset(name, split=split or "train")
-    with _foreign_code(f"{spec}: not readable"):
+    with _foreign_code(f"{spec}: not readable", "Fetch it again."):
         yield from _dataset_rows(rows, spec)
 
 
 def _dataset_rows(dataset: Any, name: str) -> Iterator[tuple[Row, str]]:
-    strip = _row_stripper(dataset.features.arrow_schema, name)
+    strip = _row_stripper(dataset.features.arrow_schema, name, read_json=_same)
     for number, row in enumerate(dataset, start=1):
-        yield strip(row), f"{name}:row {number}"
+        place = f"{name}:row {number}"
+        yield strip(row, place), place
 
 
 @contextmanager
-def _foreign_code(what: str) -> Iterator[None]:
-    """Tells what Arrow and `datasets` raise, which is of any kind where a file is damaged, after the words `what`."""
+def _foreign_code(what: str, remedy: str) -> Iterator[None]:
+    """Tells what Arrow and `datasets` raise, which is of any kind where a file is damaged, between these words."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{what}: {first_line(error)}") from error
+        raise UserError(f"{what}: {first_line(error).rstrip('.')}. {remedy}") from error
 
 
 Strip = Callable[[Any], Any]
 
 
-def _row_stripper(schema: Any, name: str) -> Callable[[Row], Row]:
-    """Returns what takes Arrow's padding out of rows with this schema.
+def _row_stripper(schema: Any, name: str, *, read_json: Strip) -> Callable[[Row, str], Row]:
+    """Returns what makes of a row with this schema, given its place, the row that was written.
 
     Arrow gives all objects of a column the same keys: `{"a": 1}` beside `{"b": 2}` comes back as
-    `{"a": 1, "b": None}`. Such a key is taken out, at every depth; what stands in lists stays.
+    `{"a": 1, "b": None}`. Such a key is taken out, at every depth; what stands in lists and maps stays. A map, which
+    comes back as a list of (key, value), is an object.
+
+    Args:
+        schema: Of the table.
+        name: Of the table, for errors.
+        read_json: What reads a value of Arrow's type for JSON.
     """
     repeated = next((column for column, count in Counter(schema.names).items() if count > 1), None)
     if repeated is not None:
         raise UserError(f"{name}: the column '{show_name(repeated)}' is there twice. Rename or remove one.")
-    strips = {field.name: strip for field in schema if (strip := _stripper(field.type)) is not None}
-    if not strips:
-        return lambda row: row
-    return lambda row: {key: strips[key](value) if key in strips else value for key, value in row.items()}
+    strips = {field.name: strip for field in schema if (strip := _stripper(field.type, read_json)) is not None}
+
+    def stripped(row: Row, place: str) -> Row:
+        try:
+            return {key: strips[key](value) if key in strips else value for key, value in row.items()}
+        except (RowError, JSONError) as error:
+            raise UserError(f"{place}: {error}") from error
+
+    return stripped if strips else lambda row, _: row
 
 
-def _stripper(type: Any) -> Strip | None:
-    """Returns what takes the padding out of a value of an Arrow type, or None where it can hold none."""
+def _stripper(type: Any, read_json: Strip) -> Strip | None:
+    """Returns what makes of a value of an Arrow type the one that was written, or None where it is that already."""
     import pyarrow.types as kinds
 
     if kinds.is_struct(type):
-        fields = {field.name: _stripper(field.type) or _same for field in type}
+        fields = {field.name: _stripper(field.type, read_json) or _same for field in type}
         return lambda value: value and {key: fields[key](item) for key, item in value.items() if item is not None}
+    if kinds.is_map(type):
+        read_item = _stripper(type.item_type, read_json) or _same
+        return lambda pairs: None if pairs is None else _object([(str(key), read_item(item)) for key, item in pairs])
     if any(is_list(type) for is_list in (kinds.is_list, kinds.is_large_list, kinds.is_fixed_size_list)):
-        strip = _stripper(type.value_type)
+        strip = _stripper(type.value_type, read_json)
         return None if strip is None else lambda value: value and [strip(item) for item in value]
+    if getattr(type, "extension_name", None) == "arrow.json":
+        return lambda value: None if value is None else read_json(value)
     return None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise RowError(f"a map holds the key '{show_name(repeated)}' twice. Rename or remove one.")
+    return made
 
 
 def _same(value: Any) -> Any:

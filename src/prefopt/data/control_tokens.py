@@ -1,12 +1,11 @@
-"""Control tokens that somebody has written into a message: to the model they begin and end turns."""
+"""Control tokens that somebody has written into a chat or its tools: to the model they begin and end turns."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from prefopt.choices import OnControlToken
-from prefopt.data.messages import Message
 from prefopt.data.records import Record, message_fields
 from prefopt.errors import UserError
 
@@ -44,37 +43,65 @@ class Treated(NamedTuple):
 
 
 def treat_control_tokens(records: Sequence[Record], tokenizer: Any, setting: OnControlToken) -> Treated:
-    """Looks for control tokens in the text of messages. Plain text is left alone: it may be a chat rendered before.
+    """Looks for control tokens in all that a template renders: messages and their calls, tools, its own variables.
+
+    Plain text is left alone: it may be a chat rendered before.
 
     Raises:
-        UserError: There is one, and `setting` is `refuse`.
+        UserError: There is one, and `setting` is `refuse`; or two keys of an object are the same once it is stripped.
     """
     control = ControlTokens(tokenizer)
     treated = list(records)
     found: list[str] = []
     for index, record in enumerate(records):
-        token = next(filter(None, map(control.find, _texts(record))), None)
+        token = next(filter(None, map(control.find, _texts(_rendered(record).values()))), None)
         if token is not None:
             found.append(f"{record.source}: {token}")
             if setting is OnControlToken.strip:
                 treated[index] = _strip(record, control)
     if found and setting is OnControlToken.refuse:
         raise UserError(
-            f"{found[0]} stands in a message, where the model takes it for the beginning or the end of a turn "
-            f"({len(found)} such row(s)). Remove it, or set data.on_control_token=strip or keep."
+            f"{found[0]} stands in a message or a tool, where the model takes it for the beginning or the end of a "
+            f"turn ({len(found)} such row(s)). Remove it, or set data.on_control_token=strip or keep."
         )
     return Treated(treated, len(found), found[0] if found else "")
 
 
-def _texts(record: Record) -> Iterator[str]:
-    for messages in message_fields(record).values():
-        for message in messages:
-            yield from (value for value in message.values() if isinstance(value, str))
+def _rendered(record: Record) -> dict[str, Any]:
+    """Returns the fields of a record that a chat template renders; none for a record of text."""
+    fields: dict[str, Any] = dict(message_fields(record))
+    if fields and record.tools:
+        fields["tools"] = record.tools
+    if fields and record.chat_template_kwargs:
+        fields["chat_template_kwargs"] = record.chat_template_kwargs
+    return fields
+
+
+def _texts(values: Iterable[Any]) -> Iterator[str]:
+    """Yields the texts in some values, at every depth, keys included."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            yield from value
+            yield from _texts(value.values())
+        elif isinstance(value, list):
+            yield from _texts(value)
 
 
 def _strip(record: Record, control: ControlTokens) -> Record:
-    def stripped(message: Message) -> Message:
-        return {key: control.strip(value) if isinstance(value, str) else value for key, value in message.items()}
+    def stripped(value: Any) -> Any:
+        if isinstance(value, str):
+            return control.strip(value)
+        if isinstance(value, list):
+            return [*map(stripped, value)]
+        if not isinstance(value, dict):
+            return value
+        made = {control.strip(key): stripped(item) for key, item in value.items()}
+        if len(made) < len(value):
+            raise UserError(
+                f"{record.source}: two keys of one object are the same without their control tokens. Rename one."
+            )
+        return made
 
-    changed: dict[str, Any] = {name: [*map(stripped, value)] for name, value in message_fields(record).items()}
-    return replace(record, **changed)
+    return replace(record, **{name: stripped(value) for name, value in _rendered(record).items()})

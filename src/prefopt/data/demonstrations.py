@@ -16,7 +16,15 @@ from prefopt.data.encoding import (
 )
 from prefopt.data.messages import UNTRAINED, Message, is_trained, trained_turns
 from prefopt.data.records import SFTExample
-from prefopt.data.rendering import Chat, Span, locate_tokens, render_chats, render_turns, require_chat_template
+from prefopt.data.rendering import (
+    Chat,
+    Span,
+    count_lost_thoughts,
+    locate_tokens,
+    render_chats,
+    render_turns,
+    require_chat_template,
+)
 
 
 class ExampleIds(NamedTuple):
@@ -55,7 +63,9 @@ def _encode_whole_chats(
 ) -> Iterator[ExampleIds]:
     require_chat_template(tokenizer, examples[0].source)
     chats = [_chat(example, example.messages or []) for example in examples]
-    for chat, ids in zip(chats, encode(tokenizer, render_chats(tokenizer, chats), are_chats=True), strict=True):
+    texts = render_chats(tokenizer, chats)
+    notes.num_lost_thoughts += count_lost_thoughts(chats, texts)
+    for chat, ids in zip(chats, encode(tokenizer, texts, are_chats=True), strict=True):
         drop_double_bos([ids], special, notes)
         yield ExampleIds(ids, [Span(0, len(ids))], [len(chat.messages) + 1])  # the template may add a system message
 
@@ -64,7 +74,8 @@ def _encode_prompts_and_completions(
     tokenizer: Any, special: SpecialTokens, examples: Sequence[SFTExample], notes: TokenizeNotes
 ) -> Iterator[ExampleIds]:
     parts = [(example.prompt, example.completion) for example in examples]
-    for (_, completion), sequences in zip(parts, encode_parts(tokenizer, special.eos, parts, examples), strict=True):
+    encoded = encode_parts(tokenizer, special.eos, parts, examples, notes)
+    for (_, completion), sequences in zip(parts, encoded, strict=True):
         start = split_prompt(sequences, special, notes)
         num_ends = len(completion) if isinstance(completion, list) else 1
         yield ExampleIds(sequences[1], [Span(start, len(sequences[1]))], [num_ends])
@@ -89,20 +100,22 @@ def _encode_turns(
     tokenizer: Any, special: SpecialTokens, examples: Sequence[SFTExample], notes: TokenizeNotes
 ) -> Iterator[ExampleIds]:
     require_chat_template(tokenizer, examples[0].source)
-    chats, turns = [], []
+    chats = []
     for example in examples:
         if example.messages is not None:
             chats.append(_chat(example, example.messages))
-            turns.append(trained_turns(example.messages))
             num_marked = sum(UNTRAINED in message for message in example.messages)
             num_said = sum(message["role"] == "assistant" for message in example.messages)
             notes.num_marked_turns += num_marked
-            notes.num_greetings += num_said - num_marked - len(turns[-1])
+            notes.num_greetings += num_said - num_marked - len(chats[-1].trained)
         else:
-            chats.append(_chat(example, [*(example.prompt or ()), *(example.completion or ())]))
-            turns.append(trained_turns(chats[-1].messages, len(example.prompt or ())))
-            notes.num_context_turns += len(example.completion or ()) - len(turns[-1])
-    for ids, spans in locate_tokens(tokenizer, *render_turns(tokenizer, chats, turns)):
+            chats.append(
+                _chat(example, [*(example.prompt or ()), *(example.completion or ())], len(example.prompt or ()))
+            )
+            notes.num_context_turns += len(example.completion or ()) - len(chats[-1].trained)
+    texts, turns = render_turns(tokenizer, chats)
+    notes.num_lost_thoughts += count_lost_thoughts(chats, texts)
+    for ids, spans in locate_tokens(tokenizer, texts, turns):
         if drop_double_bos([ids], special, notes):
             spans = [Span(span.start - 1, span.end - 1) for span in spans]
         yield ExampleIds(ids, spans, [1] * len(spans))
@@ -116,5 +129,6 @@ ENCODERS = {
 }
 
 
-def _chat(example: SFTExample, messages: list[Message]) -> Chat:
-    return Chat(messages, example.tools, example.chat_template_kwargs, False, example.source)
+def _chat(example: SFTExample, messages: list[Message], num_prompt: int | None = None) -> Chat:
+    trained = trained_turns(messages, num_prompt)
+    return Chat(messages, example.tools, example.chat_template_kwargs, False, example.source, trained)

@@ -7,9 +7,10 @@ from itertools import groupby, islice
 from typing import Any, NamedTuple, TypeVar
 
 from prefopt.choices import OnBadRow, OnLongCompletion
+from prefopt.data.messages import trained_turns
 from prefopt.data.prefixes import common_prefix_length
 from prefopt.data.records import MAX_CHARACTERS, Record, num_characters
-from prefopt.data.rendering import Chat, render_chats, require_chat_template
+from prefopt.data.rendering import Chat, count_lost_thoughts, render_chats, require_chat_template
 from prefopt.errors import UserError
 
 CHUNK_ROWS = 1000
@@ -54,6 +55,8 @@ class TokenizeNotes:
     """Turns of the assistant in `messages` that are marked as not trained."""
     num_greetings: int = 0
     """Messages of the assistant in `messages` before anybody else has spoken: they answer nothing."""
+    num_lost_thoughts: int = 0
+    """Thoughts of trained answers that the chat template leaves out."""
     num_rendered_before: int = 0
     """Rows of text with control tokens beside the end-of-sequence token, as chats have that were rendered before."""
     num_control_kept: int = 0
@@ -179,7 +182,7 @@ def encode(tokenizer: Any, texts: list[str], *, are_chats: bool) -> list[list[in
 
 
 def encode_parts(
-    tokenizer: Any, eos: str, parts: Sequence[tuple[Any, ...]], records: Sequence[Record]
+    tokenizer: Any, eos: str, parts: Sequence[tuple[Any, ...]], records: Sequence[Record], notes: TokenizeNotes
 ) -> list[list[list[int]]]:
     """Returns, for each record, the ids of its prompt and of the prompt followed by each completion."""
     if isinstance(parts[0][0], str):
@@ -191,12 +194,16 @@ def encode_parts(
         sequences = iter(encode(tokenizer, texts, are_chats=False))
         return [list(islice(sequences, len(part))) for part in parts]
     require_chat_template(tokenizer, records[0].source)
-    chats = [
-        Chat(prompt + completion, record.tools, record.chat_template_kwargs, not completion, record.source)
-        for (prompt, *completions), record in zip(parts, records, strict=True)
-        for completion in ([], *completions)
-    ]
-    rendered = iter(render_chats(tokenizer, chats))
+    chats = []
+    for (prompt, *completions), record in zip(parts, records, strict=True):
+        for completion in ([], *completions):
+            messages = prompt + completion
+            trained = trained_turns(messages, len(prompt)) if completion else ()
+            context = (record.tools, record.chat_template_kwargs, not completion, record.source)
+            chats.append(Chat(messages, *context, trained))
+    texts = render_chats(tokenizer, chats)
+    notes.num_lost_thoughts += count_lost_thoughts(chats, texts)
+    rendered = iter(texts)
     return encode_chat_groups(tokenizer, [list(islice(rendered, len(part))) for part in parts])
 
 

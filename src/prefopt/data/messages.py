@@ -70,7 +70,7 @@ def _check_message(value: Any, field: str) -> Message:
         check_text(message["content"], f"{field}.content")
     elif not (role == "assistant" and message.get("tool_calls")):
         raise RowError(f"'{field}.content' is missing. Only an assistant message with tool_calls may go without.")
-    if len(message) > 2:
+    if len(message) > 2 or "content" not in message:
         _read_marks(message, field)
         for key, item in message.items():
             if key != "content":

@@ -37,10 +37,12 @@ TOKENIZE_SENTENCES = {
     "num_context_turns": "{n} turns inside completions are context and not trained (of users, of tools, or marked so)",
     "num_marked_turns": "{n} assistant turns are marked as not trained (weight, train, training or loss)",
     "num_greetings": "{n} greetings are not trained: no question is before them",
-    "num_control_kept": "{n} rows have a control token in a message, first {first_control_token}; to the model it "
-    "begins or ends a turn (data.on_control_token=keep)",
-    "num_control_stripped": "{n} rows had a control token in a message, first {first_control_token}; stripped "
-    "(data.on_control_token=strip)",
+    "num_lost_thoughts": "{n} thoughts of trained answers are left out by the chat template, most often of all turns "
+    "but the last, and are not trained",
+    "num_control_kept": "{n} rows have a control token in a message or a tool, first {first_control_token}; to the "
+    "model it begins or ends a turn (data.on_control_token=keep)",
+    "num_control_stripped": "{n} rows had a control token in a message or a tool, first {first_control_token}; "
+    "stripped (data.on_control_token=strip)",
     "num_rendered_before": "{n} rows of text hold control tokens, as chats do that were rendered before: read as they "
     "are, and every token is trained (to train the assistant's turns alone, give the rows as 'messages')",
     "num_plain": "{n} rows are plain text, though the model has a chat template: it will be tuned without turns. To "

@@ -13,6 +13,7 @@ import jinja2
 
 from prefopt.data.messages import UNTRAINED, Message
 from prefopt.data.prefixes import common_prefix_length
+from prefopt.data.values import describe
 from prefopt.errors import UserError
 
 RENDER_LIMIT_S = 10.0
@@ -21,6 +22,17 @@ RENDER_SHARE_S = 0.005
 
 CONTENT_TAIL = 20
 """Characters from the end of a message by which it is known in the rendered text."""
+
+THOUGHT_MARKS = {
+    "<think>": "</think>",
+    "<thinking>": "</thinking>",
+    "[THINK]": "[/THINK]",
+    "<|channel>thought": "<channel|>",
+}
+"""Around a thought at the beginning of a content. Templates write others, or leave it out of earlier turns."""
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Keys under which a message has its thought where the content has not."""
+EMPTY_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
 
 BEGUN_MARK = re.compile(r"[<\[][^<>\[\]\s]*\Z")
 """The beginning of a mark such as `<|user|>` or `[INST]` at the end of a text."""
@@ -34,6 +46,8 @@ class Chat(NamedTuple):
     template_kwargs: dict[str, Any]
     add_generation_prompt: bool
     source: str
+    trained: Sequence[int] = ()
+    """Which messages are trained, so that the text must hold what they say; rising."""
 
 
 class Span(NamedTuple):
@@ -74,14 +88,47 @@ def render_chats(tokenizer: Any, chats: Sequence[Chat]) -> list[str]:
     return texts
 
 
+def _split_thought(message: Message) -> tuple[str, str]:
+    """Returns a message's thought and what it says, without the blanks around both, which templates take away."""
+    content: str = message.get("content", "")
+    for begin, end in THOUGHT_MARKS.items():
+        if end in content:
+            thought, _, said = content.rpartition(end)
+            return thought.strip().removeprefix(begin).strip(), said.strip()
+    beside = (value for key in THOUGHT_KEYS if isinstance(value := message.get(key), str))
+    return next(beside, "").strip(), content.strip()
+
+
+def count_lost_thoughts(chats: Iterable[Chat], texts: Iterable[str]) -> int:
+    """Returns how many trained messages have a thought that the chat's text has not."""
+    num_lost = 0
+    for chat, text in zip(chats, texts, strict=True):
+        position = 0
+        for index in chat.trained:
+            thought, said = _split_thought(chat.messages[index])
+            num_lost += text.find(thought, position) < 0
+            position = text.find(said, position)
+    return num_lost
+
+
 def _require_content_rendered(chat: Chat, text: str) -> None:
-    """Refuses a template that leaves out all that is said, as those do that expect content as parts."""
+    """Refuses a template that leaves out what a trained message says, or, as those for images do, all that is said."""
     said = [content for message in chat.messages if (content := message.get("content", "").strip())]
     if said and not any(content in text for content in said):
         raise UserError(
             f"{chat.source}: the chat template leaves out what the messages say (it may expect content as parts, for "
             "images). Set another model.chat_template."
         )
+    position = 0
+    for index in chat.trained:
+        _, content = _split_thought(chat.messages[index])
+        position = text.find(content, position) + len(content)
+        if position < len(content):
+            raise UserError(
+                f"{chat.source}: the chat template leaves out what the assistant says in message {index + 1} of "
+                f"{len(chat.messages)} ({describe(content)}), so it would not be trained. Some templates take parts, "
+                "or no words beside tool calls. Set another model.chat_template, or correct the row."
+            )
 
 
 def _has_context(chat: Chat) -> bool:
@@ -175,10 +222,8 @@ def unread_keys(tokenizer: Any, chats: Iterable[tuple[str, Iterable[Message]]]) 
     return unread
 
 
-def render_turns(
-    tokenizer: Any, chats: Sequence[Chat], turns: Sequence[Sequence[int]]
-) -> tuple[list[str], list[list[Span]]]:
-    """Returns the text of each chat, and the characters of some of its turns, from header's end to end of turn.
+def render_turns(tokenizer: Any, chats: Sequence[Chat]) -> tuple[list[str], list[list[Span]]]:
+    """Returns the text of each chat, and the characters of its trained turns, from header's end to end of turn.
 
     Turns are found by rendering the chat up to them. For `[user, assistant]` in a ChatML template::
 
@@ -188,27 +233,26 @@ def render_turns(
     Args:
         tokenizer: Has the chat template.
         chats: Whole chats, without a generation prompt.
-        turns: For each chat the indices of assistant messages, rising.
 
     Raises:
         UserError: The template renders the beginning of a chat so differently when more messages follow that a turn
             cannot be told apart.
     """
     requests: list[Chat] = []
-    for chat, indices in zip(chats, turns, strict=True):
+    for chat in chats:
         requests.append(chat)
-        for turn in indices:
-            requests.append(chat._replace(messages=chat.messages[:turn], add_generation_prompt=True))
+        for turn in chat.trained:
+            requests.append(chat._replace(messages=chat.messages[:turn], add_generation_prompt=True, trained=()))
             if turn + 1 < len(chat.messages):
-                requests.append(chat._replace(messages=chat.messages[: turn + 1]))
+                requests.append(chat._replace(messages=chat.messages[: turn + 1], trained=()))
     rendered = iter(render_chats(tokenizer, requests))
     texts: list[str] = []
     spans: list[list[Span]] = []
-    for chat, indices in zip(chats, turns, strict=True):
+    for chat in chats:
         text = next(rendered)
         texts.append(text)
         spans.append([])
-        for turn in indices:
+        for turn in chat.trained:
             before = next(rendered)
             after = next(rendered) if turn + 1 < len(chat.messages) else text
             spans[-1].append(_turn_span(tokenizer, chat, text, turn, before, after))
@@ -216,16 +260,18 @@ def render_turns(
 
 
 def _turn_span(tokenizer: Any, chat: Chat, text: str, turn: int, before: str, after: str) -> Span:
+    _, said = _split_thought(chat.messages[turn])
     start = common_prefix_length(before, text)
-    # The generation prompt may hold more than the turn's header (an empty thought, say); the messages may not.
-    is_told_apart = start == len(before) or text.startswith(
-        render_chats(tokenizer, [chat._replace(messages=chat.messages[:turn])])[0]
-    )
-    if text.startswith(after):
-        end = len(after)
-    else:
-        said = chat.messages[turn].get("content", "").rstrip()[-CONTENT_TAIL:]
-        end = _end_of_turn(text, after, start, said)
+    is_told_apart = True
+    if start < len(before):
+        # The generation prompt may hold more than the turn's header (an empty thought, say); the messages may not.
+        earlier = render_chats(tokenizer, [chat._replace(messages=chat.messages[:turn], trained=())])[0]
+        is_told_apart = text.startswith(earlier)
+        if begun := BEGUN_MARK.search(text, len(earlier), start):  # `<` of both `<b>`, which is said, and `<think>`
+            start = begun.start()
+    end = len(after)
+    if not text.startswith(after):
+        end = _end_of_turn(text, after, start, said[-CONTENT_TAIL:])
         is_told_apart &= said in text[start:end]
     if not is_told_apart or end <= start:
         raise UserError(
@@ -259,8 +305,10 @@ def _end_of_turn(text: str, after: str, start: int, said: str) -> int:
         is_after = said in text[start : begun.start()]
         parted = begun.start() if is_after else text.rfind(said, start, parted) + len(said)
     tails = (after[at:] for at in range(min(parted, start), len(after)))
-    length = next((len(tail) for tail in tails if text.startswith(tail, start)), 0)
-    return max(parted, start + length)
+    empty = EMPTY_THOUGHT.match(text, start)  # written in the place of a thought that is left out
+    begin = empty.end() if empty else start
+    length = next((len(tail) for tail in tails if text.startswith(tail, begin)), 0)
+    return max(parted, begin + length)
 
 
 def locate_tokens(

@@ -78,7 +78,7 @@ def tokenize_pairs(
     for chunk in chunks(pairs, kind=lambda pair: isinstance(pair.prompt, list)):
         parts = [(pair.prompt, pair.chosen, pair.rejected) for pair in chunk]
         located = _locate_turns_of_pairs(tokenizer, [pair for pair in chunk if _has_context(pair)], notes)
-        for pair, sequences in zip(chunk, encode_parts(tokenizer, special.eos, parts, chunk), strict=True):
+        for pair, sequences in zip(chunk, encode_parts(tokenizer, special.eos, parts, chunk, notes), strict=True):
             row = _pair_row(pair, sequences, next(located) if _has_context(pair) else None, gate, notes)
             if row is not None:
                 table.add(row[: 3 + len(context_columns)], pair.source)
@@ -168,14 +168,14 @@ def _locate_turns_of_pairs(
     """Yields for each pair the trained tokens of the prompt followed by chosen, and by rejected."""
     if not pairs:
         return
-    chats, turns = [], []
+    chats = []
     for pair in pairs:
         for completion in (pair.chosen, pair.rejected):
             messages = [*pair.prompt, *completion]
-            chats.append(Chat(messages, pair.tools, pair.chat_template_kwargs, False, pair.source))
-            turns.append(trained_turns(messages, len(pair.prompt)))
-            notes.num_context_turns += len(completion) - len(turns[-1])
-    texts, characters = render_turns(tokenizer, chats, turns)
+            trained = trained_turns(messages, len(pair.prompt))
+            chats.append(Chat(messages, pair.tools, pair.chat_template_kwargs, False, pair.source, trained))
+            notes.num_context_turns += len(completion) - len(trained)
+    texts, characters = render_turns(tokenizer, chats)
     located = (_Turns(len(ids), spans) for ids, spans in locate_tokens(tokenizer, texts, characters))
     yield from zip(located, located, strict=True)
 

@@ -57,15 +57,21 @@ def _read_call(call: dict[str, Any], field: str) -> dict[str, Any]:
 
 
 def _with_arguments(function: dict[str, Any], field: str) -> dict[str, Any]:
-    text = function.get("arguments")
-    if not isinstance(text, str):
+    if "arguments" not in function:
         return function
-    try:
-        arguments = parse(text) if text.strip() else {}
-    except JSONError as error:
-        raise RowError(
-            f"'{field}.arguments' is text, but not valid JSON: {error}. Write the object itself."
-        ) from error
+    arguments = function["arguments"]
+    if isinstance(arguments, str):
+        try:
+            arguments = parse(arguments) if arguments.strip() else {}
+        except JSONError as error:
+            raise RowError(
+                f"'{field}.arguments' is text, but not valid JSON: {error}. Write the object itself."
+            ) from error
+    if arguments is None:
+        arguments = {}
     if not isinstance(arguments, dict):
-        raise RowError(f"'{field}.arguments' must be an object or its JSON text, found {describe(text)}.")
+        raise RowError(
+            f"'{field}.arguments' must be an object {{name: value}} or its JSON text, found "
+            f"{describe(function['arguments'])}. Write which argument has which value, or {{}} for none."
+        )
     return {**function, "arguments": arguments}

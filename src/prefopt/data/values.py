@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from types import NoneType
 from typing import Any
 
 MAX_DEPTH = 64
@@ -54,7 +55,7 @@ def check_text(value: Any, field: str) -> str:
 
 
 def check_nested(value: Any, field: str) -> None:
-    """Refuses a value with text that no tokenizer can encode, or with more than `MAX_DEPTH` levels."""
+    """Refuses a value with text that no tokenizer can encode, with what JSON has not, or with too many levels."""
     level = [value]
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
@@ -66,6 +67,11 @@ def check_nested(value: Any, field: str) -> None:
                 below += item.values()
             elif isinstance(item, list):
                 below += item
+            elif not isinstance(item, (int, float, NoneType)):
+                raise RowError(
+                    f"'{field}' holds {describe(item)}, which JSON has not: a template would show Python's form of "
+                    "it. Write it as text or as a number."
+                )
         if not below:
             return
         level = below

@@ -585,6 +585,19 @@ def test_plain_text_on_a_model_of_chats_is_said_and_made_chats_on_demand(tmp_pat
         load(path, tokenizer, {"text": "whole"}, kind="sft", as_chat=True)
 
 
+@pytest.mark.parametrize(
+    "prompt", ["\n\nHuman: Why?\n\nAssistant:", "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"]
+)
+def test_a_transcript_does_not_become_one_message(tmp_path: Any, prompt: str) -> None:
+    tokenizer = build_tokenizer(CHATML, eos="<|im_end|>")
+    rows = [{"prompt": prompt, "completion": " a"}, {"chosen": prompt + " So.", "rejected": prompt + " No."}]
+    for row, kind in zip(rows, ("sft", "preference"), strict=True):
+        with pytest.raises(
+            UserError, match=r"a.jsonl:1: data.as_chat=true makes .* transcript .* Give its turns as mess"
+        ):
+            load(tmp_path / "a.jsonl", tokenizer, row, kind=kind, as_chat=True)
+
+
 def test_as_chat_on_chats_is_said_to_change_nothing(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
     row = {"prompt": [turn("user", "q")], "chosen": [turn("assistant", "yes")], "rejected": [turn("assistant", "no")]}
     load(tmp_path / "a.jsonl", build_tokenizer(CHATML, eos="<|im_end|>"), row, as_chat=True)

@@ -236,6 +236,12 @@ def _shorter_prompts(prompts: Counter[str]) -> dict[str, str | None]:
     return shorter
 
 
+def is_transcript(prompt: str) -> bool:
+    """Returns whether a prompt is a transcript that ends where the assistant's turn begins."""
+    end = _last_answer(prompt, TURNS)
+    return end > 0 and not prompt[end:].strip()
+
+
 def _ends_at_mark(prompt: str) -> bool:
     tail = "\n" + prompt[-80:]
     if not any(match.end() == len(tail) for marks in (*TURNS, *EXERCISES) for match in marks.answers.finditer(tail)):

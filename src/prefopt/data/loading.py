@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.choices import LossOn, OnBadRow, OnControlToken
+from prefopt.data.as_chat import to_chat
 from prefopt.data.control_tokens import treat_control_tokens
 from prefopt.data.defects import drop_defects
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.notes import DataNotes, SplitName
-from prefopt.data.records import Kind, Record, read_records, to_chat
+from prefopt.data.records import Kind, Record, read_records
 from prefopt.data.split import find_overlap, split_by_prompt
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
 from prefopt.errors import UserError

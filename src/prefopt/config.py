@@ -17,6 +17,7 @@ from prefopt.choices import AlgorithmName, PeftMethod
 from prefopt.composition import Composed, Tree, as_dict
 from prefopt.distributed.ranks import Launch, is_main
 from prefopt.errors import UserError, explained, first_line
+from prefopt.run_files import PROVENANCE, read_run_file
 from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -114,13 +115,23 @@ def read_config(path: Path) -> TrainConfig:
     Raises:
         UserError: It cannot be read, is damaged, or is not of this version.
     """
-    anew = f"Write it anew with the command that began the run: ... --cfg job > {shlex.quote(str(path))}"
+    anew = _how_to_write_anew(path)
     try:
         with explained(path, remedy=anew):
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{path}: is damaged ({first_line(error)}). {anew}") from error
     return from_dict(values, str(path))
+
+
+def _how_to_write_anew(path: Path) -> str:
+    """The command that prints the settings of a run, from what is known of its beginning."""
+    try:
+        command = read_run_file(path.with_name("provenance.json"), PROVENANCE).get("command")
+    except UserError:
+        command = None
+    begun = command or "python -m prefopt.train <the overrides of the run>"
+    return f"Write it anew with the command that began the run: {begun} --cfg job > {shlex.quote(str(path))}"
 
 
 def from_dict(values: dict[str, Any], where: str) -> TrainConfig:

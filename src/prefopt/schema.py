@@ -134,7 +134,7 @@ class DataConfig:
     on_extra_eos: OnBadRow = OnBadRow.refuse
     """A completion whose text holds the end-of-sequence token: refuse the file, or skip the row and count it."""
     on_control_token: OnControlToken = OnControlToken.keep
-    """A message whose text holds a control token (`<|im_end|>`): keep or strip it, and count; or refuse the file."""
+    """A control token (`<|im_end|>`) in messages, calls or tools: keep or strip it, and count; or refuse the file."""
     on_overlap: OnBadRow = OnBadRow.refuse
     """A training prompt that is also in `held_out`: refuse, or skip the training row and count it."""
 

@@ -63,7 +63,7 @@ BROKEN = {
     "unknown architecture": (lambda f: change(f / "config.json", model_type="x"), "cannot be loaded"),
     "no config": (lambda f: (f / "config.json").unlink(), "cannot be loaded"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "cannot be loaded"),
-    "tokenizer is {}": (lambda f: (f / "tokenizer.json").write_text("{}"), "cannot be loaded"),
+    "tokenizer is {}": (lambda f: (f / "tokenizer.json").write_text("{}"), "damaged: copy or download it once more"),
     "tokenizer is empty": (lambda f: (f / "tokenizer.json").write_text(""), "cannot be loaded"),
     "a foreign pickle": (plant_pickle, "cannot be loaded"),
 }

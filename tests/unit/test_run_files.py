@@ -442,9 +442,12 @@ def test_a_run_with_damaged_files_can_be_overwritten(config, caplog):
 
 def test_a_damaged_config_is_written_anew_by_what_the_message_says(config):
     run = RunDirectory.of(config)
-    run.start(config, {"data": {}})
+    run.start(config, {"command": "python -m prefopt.train +experiment=mine", "data": {}})
     run.config.write_bytes(b"run:\0")
-    with pytest.raises(UserError, match=rf"--cfg job > {run.config}"):
+    with pytest.raises(UserError, match=rf"python -m prefopt.train \+experiment=mine --cfg job > {run.config}"):
+        run.check(config)
+    run.provenance.unlink()
+    with pytest.raises(UserError, match=rf"prefopt.train <the overrides of the run> --cfg job > {run.config}"):
         run.check(config)
     run.config.write_text(to_yaml(config))
     run.check(config)

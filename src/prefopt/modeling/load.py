@@ -274,6 +274,6 @@ def _readable(path: str, what: str = "") -> Iterator[None]:
         if "ignore_mismatched_sizes" in reason:
             reason = "its weights have other shapes than its config.json says; the table above names them"
         elif not isinstance(error, (OSError, ValueError, ImportError)):
-            reason = f"{type(error).__name__}: {reason}"
+            reason = f"{type(error).__name__}: {reason}. A file there is damaged: copy or download it once more"
         offline = " HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE") and not is_local(path) else ""
         raise UserError(f"model.path={path}{what}: cannot be loaded: {reason}.{offline}") from error

@@ -9,7 +9,7 @@ import pytest
 from prefopt.config import load_config
 from prefopt.errors import UserError
 from prefopt.modeling import fingerprint
-from prefopt.modeling.fingerprint import DIGESTS, fingerprint_weights
+from prefopt.modeling.fingerprint import DIGESTS, fingerprint_weights, read_model_files
 from prefopt.modeling.reference import check_independence, open_store
 from prefopt.schema import ModelConfig
 
@@ -34,6 +34,43 @@ def test_one_changed_byte_of_what_decides_the_function_changes_it(folder, name):
     content[-2] ^= 1
     (folder / name).write_bytes(content)
     assert of(folder) != before
+
+
+@pytest.fixture
+def sharded(folder):
+    """The model with its weights where an index says, one of them in a folder below."""
+    (folder / "shards").mkdir()
+    (folder / "model.safetensors").rename(folder / "shards" / "one.safetensors")
+    (folder / "more.weights").write_bytes(b"two")
+    weight_map = {"a": "shards/one.safetensors", "b": "more.weights", "c": "shards/one.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "shards/one.safetensors", "more.weights"])
+def test_an_index_and_all_files_that_it_names_decide_the_function(sharded, name):
+    before = read_model_files(ModelConfig(path=str(sharded)))
+    assert {"config.json", "model.safetensors.index.json", "shards/one.safetensors", "more.weights"} == {
+        *before.digests
+    }
+    (sharded / name).write_bytes((sharded / name).read_bytes() + b" ")
+    after = read_model_files(ModelConfig(path=str(sharded)))
+    assert [each for each in before.digests if before.digests[each] != after.digests[each]] == [name]
+    assert before.fingerprint() != after.fingerprint()
+
+
+def test_weights_of_folders_below_that_no_index_names_do_not_count(sharded):
+    before = of(sharded)
+    (sharded / "checkpoint-5").mkdir()
+    (sharded / "checkpoint-5" / "one.safetensors").write_bytes(b"other")
+    assert of(sharded) == before
+
+
+def test_large_files_in_folders_below_are_hashed_once(sharded, monkeypatch):
+    monkeypatch.setattr(fingerprint, "REMEMBER_BYTES", 1)
+    before = of(sharded)
+    monkeypatch.setattr(fingerprint.hashlib, "file_digest", lambda *_: pytest.fail("hashed again"))
+    assert of(sharded) == before
 
 
 def test_files_that_do_not_decide_the_function_do_not_count(folder):

@@ -18,8 +18,19 @@ from prefopt.tracking import phases
 
 logger = logging.getLogger(__name__)
 
-FUNCTION_FILES = ("config.json", "*.safetensors", "*.bin", "*.pt", "*.py", ADAPTER_FILE)
-"""Files of a model folder that decide its outputs for given token ids."""
+INDEXES = "*.index.json"
+"""Files whose `weight_map` names for each tensor the file that holds it, which may lie in another folder."""
+FUNCTION_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    INDEXES,
+    "*.py",
+    "custom_generate/*.py",
+    ADAPTER_FILE,
+)
+"""Files of a model folder that decide its outputs for given token ids, beside those that an index names."""
 TRAINING_STATE = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")
 """Beginnings of names of files that a trainer leaves beside the weights."""
 DIGESTS = ".prefopt_digests.json"
@@ -87,15 +98,26 @@ def fingerprint_weights(config: ModelConfig) -> str:
 
 
 def _read_files(folder: Path) -> ModelFiles:
-    paths = sorted({path for pattern in FUNCTION_FILES for path in folder.glob(pattern)})
     remembered = _Remembered(folder)
-    digests = {path.name: remembered.digest(path) for path in paths if not path.name.startswith(TRAINING_STATE)}
+    digests = {name: remembered.digest(name) for name in sorted(_list_names(folder))}
     remembered.save()
     if ADAPTER_FILE not in digests:
         return ModelFiles(folder, digests)
     adapter = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
     base = _folder(adapter["base_model_name_or_path"], adapter.get("revision"))
     return ModelFiles(folder, digests, _read_files(base))
+
+
+def _list_names(folder: Path) -> set[str]:
+    """The files of `folder`, relative to it, that transformers or PEFT would load.
+
+    Weights in folders below count if an index names them: nobody reads others, such as a trainer's checkpoints.
+    """
+    paths = {path for pattern in FUNCTION_FILES for path in folder.glob(pattern)}
+    names = {str(path.relative_to(folder)) for path in paths if not path.name.startswith(TRAINING_STATE)}
+    weight_maps = ((_read(path) or {}).get("weight_map") for path in folder.glob(INDEXES))
+    named = {str(name) for found in weight_maps if isinstance(found, dict) for name in found.values()}
+    return names | {name for name in named if (folder / name).is_file()}
 
 
 def _require_weights(files: ModelFiles) -> None:
@@ -129,14 +151,17 @@ class _Remembered:
 
     def __init__(self, folder: Path) -> None:
         name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+        self._folder = folder
         self._places = (folder / DIGESTS, cache_folder() / "digests" / f"{name}.json")
         self._known: dict[str, Any] = next((known for known in map(_read, self._places) if known), {})
         self._is_new = False
 
-    def digest(self, path: Path) -> str:
+    def digest(self, name: str) -> str:
+        """SHA-256 (hex) of a file, named relative to the folder."""
+        path = self._folder / name
         stat = path.stat()
         mark = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-        known = self._known.get(path.name)
+        known = self._known.get(name)
         if known is not None and known["mark"] == mark:
             return str(known["sha256"])
         if stat.st_size >= ANNOUNCE_BYTES:
@@ -144,7 +169,7 @@ class _Remembered:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if stat.st_size >= REMEMBER_BYTES:
-            self._known[path.name] = {"mark": mark, "sha256": digest}
+            self._known[name] = {"mark": mark, "sha256": digest}
             self._is_new = True
         return digest
 
@@ -163,7 +188,7 @@ class _Remembered:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
-    return known
+    return known if isinstance(known, dict) else None

@@ -221,8 +221,7 @@ class RunDirectory:
         changed = find_changed_input(before, provenance)
         if changed is not None:
             raise UserError(
-                f"{self.path}: {changed}. Put it back as it was, set run.name for a new run, or run.overwrite=true "
-                "to replace this one."
+                f"{self.path}: {changed}, set run.name for a new run, or run.overwrite=true to replace this one."
             )
         versions = find_changed_versions(before, provenance)
         if versions:

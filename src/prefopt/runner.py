@@ -19,7 +19,7 @@ from prefopt.distributed.preemption import Preempted, StopRequest
 from prefopt.distributed.ranks import is_main
 from prefopt.errors import UserError
 from prefopt.evaluation.measure import release_memory
-from prefopt.evaluation.run import build_material, describe_data, evaluate_run
+from prefopt.evaluation.run import build_material, describe_data, describe_sources, evaluate_run
 from prefopt.examples import Examples
 from prefopt.report.console import print_report
 from prefopt.run_directory import RunDirectory, RunTakenOverError, State, trouble_of
@@ -72,7 +72,8 @@ def train_and_report(
     found = {"fit": asdict(trainer.fit)} if is_tried(config) else {}
 
     def start() -> None:
-        provenance = collect(config, describe_data(examples, material), command_line("prefopt.train", argv))
+        data = {**describe_data(examples, material), **describe_sources(config, examples)}
+        provenance = collect(config, data, command_line("prefopt.train", argv))
         run.start(config, {**provenance, "step_size": kept or asdict(size), **found})
         CodeState.read().write_diff(run.diff)
         phases.keep(run)
@@ -125,7 +126,8 @@ def compute_reference(
     """
     set_seed(config.run.seed)
     trainer = build_trainer(without_trial(config), run, examples, StepSize.of(config, None))
-    provenance = collect(config, {"sha256": examples.fingerprints()}, command_line("prefopt.prepare", argv))
+    data = {"sha256": examples.fingerprints(), **describe_sources(config, examples)}
+    provenance = collect(config, data, command_line("prefopt.prepare", argv))
     on_main(lambda: run.start(config, provenance))
     on_main(lambda: phases.keep(run))
     with recorded_end(run):

@@ -119,3 +119,16 @@ def test_a_finished_run_is_not_measured_against_another_base(overrides, tmp_path
     before = report.read_bytes()
     assert "has changed since this run began (config.json)" in fails(evaluate, [f"run={tmp_path / 'runs' / 'test'}"])
     assert report.read_bytes() == before
+
+
+def test_data_that_a_new_version_reads_otherwise_have_not_changed_and_are_not_said_to(overrides, tmp_path, fails):
+    train(overrides)
+    left_unfinished(tmp_path / "runs" / "test")
+    path = tmp_path / "runs" / "test" / "provenance.json"
+    provenance = json.loads(path.read_text())
+    provenance["data"]["sha256"]["train"] = provenance["data"]["reader"] = "as an earlier version read them"
+    provenance["versions"]["prefopt"] = "0.0.9"
+    path.write_text(json.dumps(provenance))
+    message = fails(train, overrides)
+    assert "data.train is as when this run began, but this version reads it otherwise (prefopt 0.0.9 -> 0." in message
+    assert "Go on with the version that began it, set run.name for a new run" in message

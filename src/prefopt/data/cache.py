@@ -120,6 +120,15 @@ def open_cached(folder: Path) -> TokenizedSplits:
         ) from error
 
 
+def digest_tokenizer(tokenizer: Any) -> str | None:
+    """SHA-256 (hex) over what decides a tokenizer's ids, but for the day; None if it cannot be written down."""
+    try:
+        described = {**_describe_tokenizer(tokenizer), "clock": None}
+    except _NoKey:
+        return None
+    return hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()
+
+
 class _NoKey(Exception):
     """Why it cannot be said what decides the ids."""
 

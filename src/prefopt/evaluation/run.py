@@ -14,6 +14,7 @@ from prefopt.choices import DataFormat
 from prefopt.config import read_config
 from prefopt.data.loading import TokenizedSplits, load_tokenized, read_splits, refuse_trained
 from prefopt.data.messages import trained_turns
+from prefopt.data.origin import describe_origin
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.distributed import group
 from prefopt.distributed.final_model import is_sealed
@@ -167,6 +168,14 @@ def describe_data(examples: Examples, material: Material) -> dict[str, Any]:
     return {"sha256": digests, **examples.tokenized.notes.to_dict()}
 
 
+def describe_sources(config: TrainConfig, examples: Examples) -> dict[str, Any]:
+    """What these tokens were made from; see `describe_origin`."""
+    data, evaluation = config.data, config.evaluation
+    specs = {"train": data.train, "held_out": data.held_out}
+    specs |= {"pairs": evaluation.pairs, "neutral_texts": evaluation.neutral_texts}
+    return describe_origin(specs, examples.tokenizer)
+
+
 def choose_folder(config: TrainConfig, run: RunDirectory, examples: Examples, material: Material) -> Path:
     """Where the report of a later evaluation goes: to `report/` if it is on the run's own data, else beside it.
 
@@ -175,7 +184,9 @@ def choose_folder(config: TrainConfig, run: RunDirectory, examples: Examples, ma
     measured = describe_data(examples, material)["sha256"]
     own = run.read_provenance().get("data", {}).get("sha256", {})
     if measured["train"] != own.get("train"):
-        logger.warning("evaluation: the training data have changed since the run, so the gap to them is of other rows")
+        logger.warning(
+            "evaluation: the training data make other tokens than in the run, so the gap to them is of others"
+        )
     trained = read_config(run.config)
     if measured.get("held_out") == own.get("held_out") and config.evaluation.pairs == trained.evaluation.pairs:
         return run.report

@@ -12,23 +12,60 @@ TOKENS = {
 SURROUNDINGS = ("versions", "python", "hardware", "world_size", "git_commit", "git_diff_sha256")
 """What an attempt ran on; it may differ from one to the next."""
 SHOWN_FILES = 4
+PUT_BACK = "Put it back as it was"
+GO_BACK = "go on with the version that began it"
 
 Provenance = dict[str, Any]
 
 
 def find_changed_input(before: Provenance, now: Provenance) -> str | None:
-    """Says what a run reads that is not what it began with; None if all of it is. What was not recorded is not asked.
+    """Says what a run reads that is not what it began with, and how it could go on; None if all of it is.
+
+    What was not recorded is not asked.
 
     Args:
         before: The earlier attempt's, empty if there was none.
         now: This attempt's.
     """
-    old, new = (found.get("data", {}).get("sha256", {}) for found in (before, now))
-    changed = [TOKENS.get(name, name) for name, digest in old.items() if new.get(name) != digest]
-    if changed:
-        verb = "has" if len(changed) == 1 else "have"
-        return f"{' and '.join(changed)} {verb} changed since this run began (other tokens)"
-    return find_changed_model(before, now)
+    tokens = _find_changed_tokens(before, now)
+    if tokens is not None:
+        return tokens
+    model = find_changed_model(before, now)
+    return None if model is None else f"{model}. {PUT_BACK}"
+
+
+def _find_changed_tokens(before: Provenance, now: Provenance) -> str | None:
+    """Which data have other tokens, and why: another file, another tokenizer, or code that reads them otherwise."""
+    old, new = before.get("data", {}), now.get("data", {})
+    found = new.get("sha256", {})
+    names = [TOKENS.get(name, name) for name, digest in old.get("sha256", {}).items() if found.get(name) != digest]
+    if not names:
+        return None
+    is_one = len(names) == 1
+    what, them, are, have = " and ".join(names), *(("it", "is", "has") if is_one else ("them", "are", "have"))
+    changed = f"{what} {have} changed since this run began (other tokens)"
+    is_same_reader = old.get("reader") == new.get("reader") and not find_changed_versions(before, now)
+    reads = f"this version reads {them} otherwise{_describe_code(before, now)}"
+    files = old.get("files", {})
+    if not files or None in files.values():  # of an earlier version, or on the hub
+        return f"{changed}. {PUT_BACK}" if is_same_reader else f"{changed}, or {reads}. {PUT_BACK}, {GO_BACK}"
+    if files != new.get("files"):
+        return f"{changed}. {PUT_BACK}"
+    if old.get("tokenizer") != new.get("tokenizer"):
+        return f"the tokenizer or its chat template has changed since this run began (other tokens). {PUT_BACK}"
+    as_before = f"{what} {are} as when this run began, but"
+    if is_same_reader:
+        return f"{as_before} made other tokens: does the chat template write the date? Put a fixed one there"
+    return f"{as_before} {reads}. {GO_BACK.capitalize()}"
+
+
+def _describe_code(before: Provenance, now: Provenance) -> str:
+    """What else read the data then, in brackets, as far as that is known."""
+    parts = find_changed_versions(before, now)
+    commits = [str(found.get("git_commit") or "none")[:10] for found in (before, now)]
+    if commits[0] != commits[1]:
+        parts.append(f"commit {commits[0]} -> {commits[1]}")
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def find_changed_model(before: Provenance, now: Provenance) -> str | None:

@@ -1,0 +1,42 @@
+"""What token ids were made from, so that whoever finds other ids later can say why: files, tokenizer, code."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefopt.data.cache import CODE, digest_tokenizer
+from prefopt.data.files import HUB, find_files
+from prefopt.errors import explained
+
+
+def describe_origin(specs: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """Digests (SHA-256, hex) of all that decides the ids, where it can be told.
+
+    Args:
+        specs: Files, lists, globs and so on as `iter_rows` takes them, by what they are for; None for none.
+        tokenizer: The policy's tokenizer.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    files = {name: _digest(spec) for name, spec in specs.items() if spec is not None}
+    return {"files": files, "tokenizer": digest_tokenizer(tokenizer), "reader": CODE}
+
+
+def _digest(spec: Any) -> str | None:
+    """Digest of the content of all files of a data set, in their order; None if the hub keeps some of them."""
+    items = [str(item) for item in (spec if isinstance(spec, (list, tuple)) else [spec])]
+    if any(item.startswith(HUB) for item in items):
+        return None
+    digest = hashlib.sha256()
+    for found in (path for item in items for path in find_files(item)):
+        for path in sorted(found.rglob("*")) if found.is_dir() else [found]:
+            if path.is_file():
+                digest.update(_digest_file(path))
+    return digest.hexdigest()
+
+
+def _digest_file(path: Path) -> bytes:
+    with explained(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

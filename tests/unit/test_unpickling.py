@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from prefopt.distributed.checkpoint import digest, list_files, seal
+from prefopt.distributed.final_model import copy_model
 from prefopt.distributed.saving import find_newest
 from prefopt.distributed.unpickling import FORCE, data_only, find_code
 from prefopt.errors import UserError
@@ -79,3 +80,59 @@ def test_a_sealed_checkpoint_with_code_is_refused_before_anything_is_loaded(tmp_
         find_newest(tmp_path)
     assert sealed.exists()
     assert not (tmp_path / "touched").exists()
+
+
+def plant(folder: Path, name: str) -> None:
+    torch.save({"lr": Touches(folder / "touched")}, folder / name)
+
+
+STRANGERS = {
+    "optimizer.bin was added": lambda folder: plant(folder, "optimizer.bin"),
+    "global_step/manifest.json was added": lambda folder: (folder / "global_step" / "manifest.json").write_text("{}"),
+    "model.safetensors is a link": lambda folder: link(folder / "model.safetensors"),
+    "global_step is a link": lambda folder: link(folder / "global_step"),
+    "elsewhere is a link": lambda folder: (folder / "elsewhere").symlink_to(folder.parent),
+}
+
+
+def link(path: Path) -> None:
+    """Leaves the same content, as long as nobody changes it elsewhere."""
+    path.rename(path.parent.parent / f"moved-{path.name}")
+    path.symlink_to(path.parent.parent / f"moved-{path.name}")
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_file_that_no_manifest_lists_and_a_link_are_damage(tmp_path, caplog, stranger):
+    good, newest = write_checkpoint(tmp_path, 2), write_checkpoint(tmp_path, 4)
+    STRANGERS[stranger](newest)
+    assert find_newest(tmp_path) == good
+    assert f"is damaged ({stranger}); set aside as damaged-step-4" in caplog.text
+
+
+@pytest.mark.parametrize("tag", ["/elsewhere", "../step-2/global_step", "", "..", "global_step/."])
+def test_the_name_of_deepspeeds_state_is_one_of_the_checkpoint(tmp_path, tag):
+    planted = write_partial(tmp_path, 4)
+    (planted / "latest").write_text(tag)
+    sealed = seal(planted, replace(FACTS, step=4), digest(planted, list_files(planted)))
+    with pytest.raises(
+        UserError, match=rf"latest names '{tag}', which is no folder of this checkpoint.* rm -r {sealed}"
+    ):
+        find_newest(tmp_path)
+
+
+def test_a_name_of_deepspeeds_state_passes(tmp_path):
+    partial = write_partial(tmp_path, 4)
+    (partial / "latest").write_text("global_step\n")
+    sealed = seal(partial, replace(FACTS, step=4), digest(partial, list_files(partial)))
+    assert find_newest(tmp_path) == sealed
+
+
+@pytest.mark.parametrize("with_code", [False, True])
+def test_python_files_reach_the_final_model_only_where_the_model_has_code_of_its_own(tmp_path, with_code):
+    partial = write_partial(tmp_path, 4)
+    for name in ("modeling_own.py", "zero_to_fp32.py"):
+        (partial / name).write_text("pass")
+    sealed = seal(partial, replace(FACTS, step=4), digest(partial, list_files(partial)))
+    (sealed / "planted.py").write_text("pass")
+    copied = copy_model(sealed, tmp_path / "model", with_code=with_code)
+    assert set(copied) == {"model.safetensors", *(["modeling_own.py"] if with_code else [])}

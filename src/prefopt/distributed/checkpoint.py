@@ -172,6 +172,22 @@ def find_damage(checkpoint: Path, expected: Digests) -> str | None:
     return None
 
 
+def find_stranger(checkpoint: Path, expected: Digests) -> str | None:
+    """Says which file is not the checkpoint's own, though a loader might take it; None if there is none.
+
+    A link is not its own either: what it leads to may change after it was looked at.
+    """
+    own = {MANIFEST, COMPLETE, *expected}
+    for folder, folders, files in os.walk(checkpoint):
+        for path in map(Path(folder).joinpath, sorted([*folders, *files])):
+            name = str(path.relative_to(checkpoint))
+            if path.is_symlink():
+                return f"{name} is a link"
+            if path.name in files and name not in own:
+                return f"{name} was added"
+    return None
+
+
 def set_aside(checkpoint: Path, problem: str) -> None:
     """Renames a damaged checkpoint, so that it is not tried again, and says so."""
     aside = checkpoint.with_name(DAMAGED_PREFIX + checkpoint.name)

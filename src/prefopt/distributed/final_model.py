@@ -40,14 +40,20 @@ READ_BY_LOADERS = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", 
 """Endings of files by which transformers and PEFT would load something else, also of files that were added."""
 
 
-def copy_model(checkpoint: Path, folder: Path) -> Digests:
+def copy_model(checkpoint: Path, folder: Path, *, with_code: bool) -> Digests:
     """Copies the model out of a checkpoint, brings it to the disk, and returns the digests of its files.
+
+    Args:
+        checkpoint: Of the last step.
+        folder: Where to.
+        with_code: Python files too, which transformers saves beside the weights of a model with code of its own.
 
     Raises:
         OSError: A file cannot be copied, or the copy is not what was sealed.
     """
     _, files = on_disk.read_manifest(checkpoint)  # what else lies there is not ours
-    wanted = [n for n in files if not any(fnmatch(Path(n).parts[0], pattern) for pattern in STATE_FILES)]
+    of_model = [n for n in files if not any(fnmatch(Path(n).parts[0], pattern) for pattern in STATE_FILES)]
+    wanted = [n for n in of_model if with_code or not n.endswith(".py")]
     for name in wanted:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         copy_file(checkpoint / name, folder / name)

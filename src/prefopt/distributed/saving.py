@@ -20,7 +20,7 @@ from prefopt.distributed.checkpoint import PARTIAL_PREFIX, TRAINER_STATE, Checkp
 from prefopt.distributed.digests import Digester
 from prefopt.distributed.group import agree, barrier, during, gather, on_main, raise_on_all
 from prefopt.distributed.ranks import is_main, rank, world_size
-from prefopt.distributed.universal import LATEST
+from prefopt.distributed.universal import LATEST, find_bad_tag
 from prefopt.distributed.unpickling import find_code
 from prefopt.distributed.weights import save_partitioned
 from prefopt.errors import UserError
@@ -210,25 +210,30 @@ def find_newest(folder: Path) -> Path | None:
         barrier()
         found = [text for text in gather(problem) if text is not None]
         if not found:
-            raise_on_all(_find_code(newest, rank(), world_size()))
+            raise_on_all(_find_forgery(newest, rank(), world_size()))
             return newest
         on_main(partial(_set_aside, newest, found[0]))
 
 
 def _find_damage(checkpoint: Path, place: int, num_places: int) -> str | None:
-    """Says what is wrong with every `num_places`-th file of a checkpoint."""
+    """Says what is wrong with every `num_places`-th file of a checkpoint, or which file is none of its own."""
     try:
         _, expected = on_disk.read_manifest(checkpoint)
+        stranger = on_disk.find_stranger(checkpoint, expected)
+        if stranger is not None:
+            return stranger
         sizes = sorted(((name, entry["size"]) for name, entry in expected.items()), key=_largest_first)
         return on_disk.find_damage(checkpoint, {name: expected[name] for name, _ in sizes[place::num_places]})
     except (OSError, ValueError) as error:
         return str(error)
 
 
-def _find_code(checkpoint: Path, place: int, num_places: int) -> UserError | None:
-    """A refusal of a checkpoint, one of whose files would run code when it is loaded; looks at every n-th."""
+def _find_forgery(checkpoint: Path, place: int, num_places: int) -> UserError | None:
+    """A refusal of a checkpoint that would run code, or load another folder; looks at every n-th file."""
     _, files = on_disk.read_manifest(checkpoint)
     found = find_code(checkpoint, sorted(files)[place::num_places])
+    if found is None and LATEST in files:
+        found = find_bad_tag(checkpoint)
     if found is None:
         return None
     return UserError(

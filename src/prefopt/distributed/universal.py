@@ -49,7 +49,7 @@ def make_universal(checkpoint: Path, folder: Path) -> None:
     Raises:
         UserError: The optimizer is not Adam, or its parameter groups have rates of their own.
     """
-    tag = (checkpoint / LATEST).read_text(encoding="utf-8").strip()
+    tag = _read_tag(checkpoint)
     partial = folder.with_name(f"{folder.name}.partial")
     for leftover in (partial, folder):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -64,6 +64,18 @@ def make_universal(checkpoint: Path, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     partial.rename(folder)
+
+
+def find_bad_tag(checkpoint: Path) -> str | None:
+    """Says why the folder that DeepSpeed would load is none of this checkpoint; None if it is one."""
+    tag = _read_tag(checkpoint)
+    if tag in ("", ".", "..") or Path(tag).name != tag:
+        return f"{LATEST} names {tag!r}, which is no folder of this checkpoint"
+    return None
+
+
+def _read_tag(checkpoint: Path) -> str:
+    return (checkpoint / LATEST).read_text(encoding="utf-8", errors="replace").strip()
 
 
 def load_universal(trainer: Any) -> None:

@@ -47,7 +47,7 @@ def train(
     if checkpoint is not None and on_disk.is_finished(checkpoint, trainer.total_steps()) and not evaluation_due:
         logger.info("resume: the last step was done (%s); its weights become the model", checkpoint)
         on_main(lambda: trainer.saver.rotate(facts))
-        finish_model(trainer, run)
+        finish_model(trainer, config, run)
         return
     start = None if checkpoint is None else take_up(trainer, checkpoint, run)
     tell_rows(trainer, config)
@@ -70,7 +70,7 @@ def train(
     raise_on_all(trainer.records.refusal())
     if trainer.stop_reason is not None:
         raise Preempted(trainer.stop_reason)
-    finish_model(trainer, run)
+    finish_model(trainer, config, run)
 
 
 def tell_rows(trainer: Any, config: TrainConfig) -> None:
@@ -135,7 +135,7 @@ def _reshard(trainer: Any, checkpoint: Path, facts: CheckpointFacts) -> Path:
 
 
 @phases.of("final_model")
-def finish_model(trainer: Any, run: RunDirectory) -> None:
+def finish_model(trainer: Any, config: TrainConfig, run: RunDirectory) -> None:
     """Makes the final model or adapter aside, seals it, and moves it to `model/` when it is whole. All ranks call it.
 
     The checkpoint of the last step holds its files; only where that could not be saved are they written once more.
@@ -156,7 +156,7 @@ def finish_model(trainer: Any, run: RunDirectory) -> None:
                 if checkpoint is None:
                     digests = on_disk.digest(aside, on_disk.list_files(aside))
                 else:
-                    digests = copy_model(checkpoint, aside)
+                    digests = copy_model(checkpoint, aside, with_code=config.model.trust_remote_code)
                 seal_model(aside, run.model, digests)
         problem = problems.agreed()
     if problem is not None:

@@ -20,6 +20,11 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def require_at_most(key: str, value: float | None, most: int, why: str) -> None:
+    """Refuses a number that no machine takes, before it hangs or fills memory; None is no number."""
+    require(value is None or value <= most, f"{key}: must be at most {most:,} ({why}), found {value}.")
+
+
 def require_folder_name(key: str, name: str) -> None:
     """Refuses what is no plain name of a folder, or leaves no room for the endings of files beside it."""
     is_plain = name not in ("", ".", "..") and not set(name) & set("/\\\0")

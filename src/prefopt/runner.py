@@ -31,10 +31,11 @@ from prefopt.tracking.metrics import MetricsLog
 from prefopt.tracking.provenance import collect, command_line
 from prefopt.tracking.wandb import start_wandb
 from prefopt.trainers import dpo, sft
-from prefopt.trainers.arguments import build_dpo_arguments, build_sft_arguments, rehearse
+from prefopt.trainers.arguments import build_dpo_arguments, build_sft_arguments
 from prefopt.trainers.batches import StepSize
 from prefopt.trainers.fit import Fit, is_tried, without_trial
 from prefopt.trainers.guards import DivergedError
+from prefopt.trainers.rehearsal import rehearse
 from prefopt.trainers.training import train
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from prefopt.choices import (
 )
 from prefopt.distributed.preemption import parse_time_limit
 from prefopt.errors import shorten
-from prefopt.ranges import require, require_folder_name
+from prefopt.ranges import require, require_at_most, require_folder_name
 from prefopt.trainers.schema import (
     AlgorithmConfig,
     DeepSpeedConfig,
@@ -53,7 +53,9 @@ __all__ = [
     "TrainerConfig",
 ]
 
-MAX_RESAMPLES = 1_000_000
+MAX_RESAMPLES = 100_000
+MAX_NEW_TOKENS = 1_000_000
+MAX_TIMEOUT_S = 30 * 24 * 3600
 
 
 @dataclass(kw_only=True)
@@ -71,11 +73,13 @@ class RunConfig:
     time_limit: str | None = None
     """Stop in time, with a checkpoint, after 90m, 2h, HH:MM:SS or D-HH:MM:SS. A scheduler's limit is found anyway."""
     timeout_s: int = 1800
-    """Seconds, > 0, that a rank waits for another one in a joint operation before the run ends and names it."""
+    """Seconds, > 0 and up to 30 days, that a rank waits for another one in a joint operation before the run ends and
+    names it."""
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, f"run.seed: must be >= 0 and below 2^32, found {shorten(str(self.seed))}.")
         require(self.timeout_s > 0, f"run.timeout_s: must be > 0, found {self.timeout_s}.")
+        require_at_most("run.timeout_s", self.timeout_s, MAX_TIMEOUT_S, "30 days")
         parse_time_limit(self.time_limit)
         if self.name is not None:
             require_folder_name("run.name", self.name)
@@ -213,19 +217,18 @@ class EvaluationConfig:
     num_shown_samples: int = 8
     """How many of these answers are shown side by side, at most."""
     max_new_tokens: int = 128
-    """Limit of a generated answer."""
+    """Limit of a generated answer, at most a million."""
     neutral_texts: str | None = "prefopt:assets/neutral_texts.jsonl"
     """JSONL file with a `text` field, unrelated to the task: its perplexity shows drift. null turns it off."""
     bootstrap_resamples: int = 2000
-    """Resamples behind the confidence intervals of means, at most a million."""
+    """Resamples behind the confidence intervals of means, at most 100,000."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_train_examples", "max_new_tokens", "bootstrap_resamples"):
             require(getattr(self, name) >= 1, f"evaluation.{name}: must be >= 1, found {getattr(self, name)}.")
-        require(
-            self.bootstrap_resamples <= MAX_RESAMPLES,
-            f"evaluation.bootstrap_resamples: must be at most {MAX_RESAMPLES:,}, found {self.bootstrap_resamples}.",
-        )
+        more = "more change no digit that is shown"
+        require_at_most("evaluation.bootstrap_resamples", self.bootstrap_resamples, MAX_RESAMPLES, more)
+        require_at_most("evaluation.max_new_tokens", self.max_new_tokens, MAX_NEW_TOKENS, "an answer has to end")
         for name in ("num_samples", "num_shown_samples"):
             require(getattr(self, name) >= 0, f"evaluation.{name}: must be >= 0, found {getattr(self, name)}.")
 

@@ -83,6 +83,12 @@ def test_a_pair_above_the_budget_is_named_before_the_run_begins(overrides, tmp_p
     assert not (tmp_path / "runs" / "test").exists()
 
 
+def test_a_run_too_long_to_plan_is_refused_before_it_begins(overrides, tmp_path):
+    with pytest.raises(UserError, match=r"planned for the whole run, and [\d,]+ epochs of \d+ pairs are more than"):
+        train([*overrides, "trainer.tokens_per_device=100000", "trainer.max_steps=1000000000000"])
+    assert not (tmp_path / "runs" / "test").exists()
+
+
 @pytest.mark.parametrize("setting", ["trainer.tokens_per_device=100", "trainer.batch_order=length_grouped"])
 def test_demonstrations_have_no_use_for_them(setting):
     with pytest.raises(UserError, match="has no effect"):

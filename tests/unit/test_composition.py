@@ -215,6 +215,8 @@ def test_settings_can_be_changed_after_composing_and_others_are_refused():
         (["cluster=slurm_cpu", "cluster.account='x;rm'"], "cluster.account: must be one word"),
         (["cluster=slurm_cpu", "cluster.options=['--comment=a b']"], "cluster.options: each must be one option"),
         (["cluster=slurm_cpu", "cluster.options=[x]"], "cluster.options: each must be one option"),
+        (["cluster=local", "cluster.ranks_per_node=100000"], "cluster.ranks_per_node: must be at most 1,024"),
+        (["cluster=local", "sweep.search.num_trials=1000000000"], "sweep.search.num_trials: must be at most 10,000"),
         (["cluster=slurm_cpu", "cluster.max_parallel=0"], "cluster.max_parallel: must be >= 1 or null"),
         (["cluster=local", "sweep=nope"], "sweep=nope: no such option"),
     ],
@@ -230,7 +232,7 @@ def test_settings_of_a_submission_are_checked_by_the_same_rules(overrides, expec
     [
         ("evaluation.batch_size", "1e400", "evaluation.batch_size: must be a finite number"),
         ("evaluation.batch_size", "1,2", "one run takes one value"),
-        ("evaluation.bootstrap_resamples", "1000000000000", "must be at most 1,000,000"),
+        ("evaluation.bootstrap_resamples", "1000000000000", "must be at most 100,000"),
         ("data.held_out", "a=b.jsonl", """In a shell, type 'data.held_out="a=b.jsonl"'."""),
         ("evaluation.bach_size", "1", "Did you mean evaluation.batch_size?"),
         ("algorithm.beta", "1", "an evaluation cannot change it"),

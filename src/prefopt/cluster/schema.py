@@ -9,8 +9,10 @@ from omegaconf import MISSING
 from prefopt.choices import ClusterKind
 from prefopt.composition import Tree
 from prefopt.errors import shorten
-from prefopt.ranges import require, require_folder_name
+from prefopt.ranges import require, require_at_most, require_folder_name
 
+MAX_RANKS_PER_NODE = 1024
+MAX_TRIALS = 10_000
 WORD = re.compile(r"[\w./:@%+,=\[\]&|*()-]+", re.ASCII)
 """What may stand in an #SBATCH line without quotes."""
 
@@ -84,6 +86,8 @@ class ClusterConfig:
         for name in ("ranks_per_node", "cpus_per_node", "max_parallel"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"cluster.{name}: must be >= 1 or null, found {value}.")
+        for name in ("ranks_per_node", "gpus_per_node"):
+            require_at_most(f"cluster.{name}", getattr(self, name), MAX_RANKS_PER_NODE, "each is a process")
         require(self.gpus_per_node >= 0, f"cluster.gpus_per_node: must be >= 0, found {self.gpus_per_node}.")
         require(
             re.fullmatch(r"(\d+-)?\d{1,3}:[0-5]\d:[0-5]\d", self.time, re.ASCII) is not None,
@@ -137,6 +141,7 @@ class SearchConfig:
             self.num_trials is None or self.num_trials >= 1,
             f"sweep.search.num_trials: must be >= 1 or null, found {self.num_trials}.",
         )
+        require_at_most("sweep.search.num_trials", self.num_trials, MAX_TRIALS, "each is a run")
         require(self.sampler_seed >= 0, f"sweep.search.sampler_seed: must be >= 0, found {self.sampler_seed}.")
         for name in ("num_startup_trials", "min_evaluations"):
             require(getattr(self, name) >= 1, f"sweep.search.{name}: must be >= 1, found {getattr(self, name)}.")

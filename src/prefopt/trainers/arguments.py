@@ -1,8 +1,6 @@
-"""From the configuration to TRL's training arguments, and to the optimizer and the schedule that they name."""
+"""From the configuration to TRL's training arguments."""
 
 import difflib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,14 +13,10 @@ from prefopt.choices import Precision, ReferenceMode
 from prefopt.distributed.deepspeed import build_deepspeed
 from prefopt.distributed.ranks import is_launched
 from prefopt.errors import UserError, shorten
-from prefopt.overrides import typed
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig
 from prefopt.trainers.batches import StepSize
 from prefopt.trainers.extra import check_extra
-
-HOOKING = ("layerwise", "lomo")
-"""Parts of names of optimizers that hang themselves on the model when they are built, and so are built once only."""
 
 
 def build_dpo_arguments(config: TrainConfig, run: RunDirectory, size: StepSize) -> Any:
@@ -68,7 +62,7 @@ def build_sft_arguments(config: TrainConfig, run: RunDirectory, size: StepSize) 
 
 def _build(kind: type[Any], config: TrainConfig, run: RunDirectory, size: StepSize, **specific: Any) -> Any:
     ours = {**_common(config, run, size), **specific}
-    check_extra(kind, config.trainer.extra, ours)
+    check_extra(kind, config.trainer.extra)
     _check_names(config)
     try:
         arguments = kind(**ours, **config.trainer.extra)
@@ -101,33 +95,6 @@ def _check_names(config: TrainConfig) -> None:
             near = [each for each in names if each.startswith(name)] or difflib.get_close_matches(name, names, n=1)
             hint = f"Did you mean {near[0]}? " if near else ""
             raise UserError(f"{key}={name}: transformers has none of that name. {hint}Allowed: {', '.join(names)}.")
-
-
-def rehearse(trainer: Any, config: TrainConfig) -> None:
-    """Builds optimizer and schedule once and lets go of them: they are asked for only when training begins.
-
-    Raises:
-        UserError: A package is missing, or an argument is missing, unknown or out of its range.
-    """
-    optim = config.optim
-    if trainer.optimizer_cls_and_kwargs is not None or any(part in optim.name for part in HOOKING):
-        return
-    given = ", ".join(f"trainer.extra.{name}" for name in ("optim_args", "optim_target_modules"))
-    with _told(f"optim.name={optim.name}", f"Its own arguments are {given}"):
-        trainer.create_optimizer()
-    example = typed("+trainer.extra.lr_scheduler_kwargs", {"min_lr_rate": 0.1})
-    with _told(f"optim.scheduler={optim.scheduler}", f"Its own arguments are given like {example}"):
-        trainer.create_scheduler(trainer.total_steps(), trainer.optimizer)
-    trainer.optimizer = trainer.lr_scheduler = None
-
-
-@contextmanager
-def _told(setting: str, hint: str) -> Iterator[None]:
-    try:
-        yield
-    except (ImportError, TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
-        raise UserError(f"{setting}: cannot be built ({reason}). {hint}.") from error
 
 
 def choose_implementation(optimizer: str, *, on_cuda: bool) -> str:

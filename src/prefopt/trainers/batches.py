@@ -17,6 +17,8 @@ from prefopt.schema import DPOAlgorithmConfig, TrainConfig
 logger = logging.getLogger(__name__)
 
 Batches = StepBatches | PairBatches
+MAX_PLANNED = 10**9
+"""Rows that are divided into batches beforehand, which takes some 100 ns each."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class StepSize:
                 f"a step of this run has {total} examples, which {ranks} ranks cannot share evenly. "
                 f"Start a number of ranks that divides {total}."
             )
-        size = max(size for size in range(1, trainer.per_device_batch_size + 1) if share % size == 0)
+        size = max(size for size in range(1, min(trainer.per_device_batch_size, share) + 1) if share % size == 0)
         divided = wished if total == wished.total else cls(size, share // size, ranks)
         if kept is not None and kept != divided:
             _require_divisible_losses(config, kept, divided)
@@ -108,6 +110,11 @@ def plan_batches(trainer: Any, config: TrainConfig) -> Batches:
     if settings.max_steps is not None and budget is not None:
         micro_batches = settings.max_steps * args.gradient_accumulation_steps * world_size()
         num_epochs = math.ceil(micro_batches * budget / lengths.sum()) + 1
+    if budget is not None and num_epochs * len(pairs) > MAX_PLANNED:
+        raise UserError(
+            f"trainer.tokens_per_device: batches are planned for the whole run, and {num_epochs:,} epochs of "
+            f"{len(pairs):,} pairs are more than {MAX_PLANNED:,}. Set trainer.max_steps or trainer.num_epochs to less."
+        )
     batches = PairBatches(
         lengths,
         order=settings.batch_order,

@@ -1,88 +1,17 @@
-"""`trainer.extra`: which further fields of TRL's configurations there are, what they take, and which are refused."""
+"""`trainer.extra`: the values that further fields of TRL's configurations take, and the fields that are refused."""
 
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from prefopt.errors import UserError, shorten
+from prefopt.trainers.fields import BOUNDS, PASSED_TO_SFT, REFUSED, SET_BY
 
-PREPARATION = (
-    "packing",
-    "packing_strategy",
-    "eval_packing",
-    "completion_only_loss",
-    "assistant_only_loss",
-    "truncation_mode",
-    "eos_token",
-    "pad_token",
-    "dataset_text_field",
-    "dataset_num_proc",
-    "shuffle_dataset",
-    "length_column_name",
-    "chat_template_path",
-)
-UPLOADS = (
-    "push_to_hub",
-    "hub_model_id",
-    "hub_strategy",
-    "hub_token",
-    "hub_private_repo",
-    "hub_always_push",
-    "hub_revision",
-)
-EVALUATION = (
-    "eval_accumulation_steps",
-    "eval_do_concat_batches",
-    "eval_use_gather_object",
-    "prediction_loss_only",
-    "include_for_metrics",
-    "batch_eval_metrics",
-    "label_names",
-    "bf16_full_eval",
-    "fp16_full_eval",
-    "precompute_ref_batch_size",
-)
-REPORTING = ("run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
-REFUSED = {
-    "enable_jit_checkpoint": "it saves mislabelled checkpoints under ZeRO and deadlocks under DDP",
-    "padding_free": "TRL falls back to padding without it taking effect",
-    "precompute_ref_log_probs": "its cache can return another setting's numbers; reference=store does the same safely",
-    "load_best_model_at_end": "it looks for checkpoints under names that transformers gives them",
-    "train_sampling_strategy": "trainer.batch_order groups pairs by length",
-    "fp16": "its loss scaling starts with gradients that are not finite, which ends a run here; use bf16",
-    "average_tokens_across_devices": "a step is a mean over the tokens of all ranks",
-    "ignore_data_skip": "a resumed run would see rows again",
-    "save_on_each_node": "all ranks see one run directory",
-    "auto_find_batch_size": "batches are planned before the first step",
-    "use_liger_kernel": "it is not tried beforehand; engine.kernels=liger installs the same layers, and tries them",
-    "save_only_model": "such a checkpoint cannot be resumed",
-    "dataloader_drop_last": "rows would be dropped without being counted",
-    "dataloader_in_order": "the order of rows follows from run.seed alone",
-    "dataloader_multiprocessing_context": "prefopt makes the loader, and does not read it",
-    "data_seed": "run.seed decides the order of rows",
-    "resume_from_checkpoint": "the same command goes on from the newest whole checkpoint of its run",
-    "do_train": "it has no effect",
-    "do_eval": "it has no effect; trainer.eval_every evaluates on the way",
-    "do_predict": "it has no effect",
-    "metric_for_best_model": "trainer.keep_best names the metric",
-    "greater_is_better": "trainer.keep_best knows which metrics are better when lower",
-    "model_init_kwargs": "prefopt loads the model; see the settings of model",
-    "trust_remote_code": "it has no effect; model.trust_remote_code is read",
-    "fsdp": "prefopt shards with deepspeed=zero1, zero2 or zero3",
-    "fsdp_config": "prefopt shards with deepspeed=zero1, zero2 or zero3",
-    "parallelism_config": "prefopt shards with deepspeed=zero1, zero2 or zero3",
-    **dict.fromkeys(PREPARATION, "prefopt tokenises, so TRL would ignore it (see data, algorithm.loss_on)"),
-    **dict.fromkeys(
-        UPLOADS, "prefopt uploads no model; the run's folder model/ is what `hf upload <id> <folder>` takes"
-    ),
-    **dict.fromkeys(EVALUATION, "prefopt has an evaluation of its own, which does not read it (see evaluation)"),
-    **dict.fromkeys(REPORTING, "it has no effect; see run.name and logger"),
-}
-"""Fields of TRL that do not do what they say, and why."""
 WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -93,13 +22,12 @@ WORDS = {
 }
 
 
-def check_extra(kind: type[Any], extra: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Refuses fields that prefopt sets itself, that TRL has not, or that have no effect, and values of a wrong type.
+def check_extra(kind: type[Any], extra: Mapping[str, Any]) -> None:
+    """Refuses fields that prefopt sets itself, that TRL has not, or that have no effect, and values that are none.
 
     Args:
         kind: TRL's DPOConfig or SFTConfig.
         extra: `trainer.extra`.
-        ours: What prefopt sets.
 
     Raises:
         UserError: With the field.
@@ -107,17 +35,22 @@ def check_extra(kind: type[Any], extra: Mapping[str, Any], ours: Mapping[str, An
     names = [field.name for field in dataclasses.fields(kind)]
     hints = get_type_hints(kind)
     for name, value in extra.items():
+        key = f"trainer.extra.{name}"
         if name in REFUSED:
-            raise UserError(f"trainer.extra.{name}: not available, because {REFUSED[name]}.")
-        if name in ours:
-            raise UserError(f"trainer.extra.{name}: prefopt sets this field itself. Use its own setting.")
+            raise UserError(f"{key}: not available, because {REFUSED[name]}.")
+        if name in SET_BY:
+            raise UserError(f"{key}: prefopt sets this field itself. Use {SET_BY[name]}.")
         if name not in names:
             near = difflib.get_close_matches(str(name), names, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"See the fields of TRL's {kind.__name__}."
-            raise UserError(f"trainer.extra.{name}: {kind.__name__} has no such field. {hint}")
+            raise UserError(f"{key}: {kind.__name__} has no such field. {hint}")
+        if name in PASSED_TO_SFT and kind.__name__ != "SFTConfig":
+            raise UserError(f"{key}: not available, because {PASSED_TO_SFT[name]}.")
         if not _fits(value, hints[name]):
-            found = shorten(repr(value))
-            raise UserError(f"trainer.extra.{name}: must be {_describe(hints[name])}, found {found}.")
+            raise UserError(f"{key}: must be {_describe(hints[name])}, found {shorten(repr(value))}.")
+        low, high = BOUNDS.get(name, (-math.inf, math.inf))
+        if isinstance(value, int | float) and not low <= value <= high:
+            raise UserError(f"{key}: must be from {low:,} to {high:,}, found {shorten(str(value))}.")
 
 
 def _fits(value: Any, hint: Any) -> bool:

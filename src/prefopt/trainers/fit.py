@@ -205,7 +205,7 @@ def fit_on_cpu(work: Workload, config: TrainConfig) -> Fit:
 
 def recompute_activations(trainer: Any) -> None:
     """Turns gradient checkpointing on, as TRL does when it is asked to before the model is known to need it."""
-    trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
+    trainer.model.gradient_checkpointing_enable(trainer.args.activation_checkpointing_kwargs)
     if hasattr(trainer.model, "peft_config"):
         trainer.model.enable_input_require_grads()
 

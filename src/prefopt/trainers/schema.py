@@ -19,9 +19,11 @@ from prefopt.choices import (
     SFTLoss,
 )
 from prefopt.errors import shorten
-from prefopt.ranges import or_auto, require
+from prefopt.ranges import or_auto, require, require_at_most
 
 MAX_EPOCHS = 1_000_000
+MAX_BATCH = 1_000_000
+MAX_RANK = 16_384
 
 
 @dataclass(kw_only=True)
@@ -90,7 +92,6 @@ class DPOAlgorithmConfig(AlgorithmConfig):
                 loss_type in LOSS_TYPES,
                 f"algorithm.loss_type: unknown loss {shorten(repr(loss_type))}. Allowed: {', '.join(LOSS_TYPES)}.",
             )
-        require(self.beta > 0, f"algorithm.beta: must be > 0, found {self.beta}.")
         require(
             0 <= self.label_smoothing < 0.5,
             f"algorithm.label_smoothing: must be in [0, 0.5), found {self.label_smoothing}.",
@@ -99,6 +100,11 @@ class DPOAlgorithmConfig(AlgorithmConfig):
             self.ld_alpha is None or 0 <= self.ld_alpha <= 1,
             f"algorithm.ld_alpha: must be in [0, 1], found {self.ld_alpha}.",
         )
+        for name in ("discopop_tau", "beta"):
+            require(getattr(self, name) > 0, f"algorithm.{name}: must be > 0, found {getattr(self, name)}.")
+        alpha, steps = self.ref_model_mixup_alpha, self.ref_model_sync_steps
+        require(0 <= alpha <= 1, f"algorithm.ref_model_mixup_alpha: must be in [0, 1], found {alpha}.")
+        require(steps >= 1, f"algorithm.ref_model_sync_steps: must be >= 1, found {steps}.")
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -133,7 +139,7 @@ class PeftConfig:
     method: PeftMethod = PeftMethod.none
     """none: all weights. lora, dora: adapters. qlora: adapters on a 4-bit base (CUDA and bitsandbytes)."""
     r: int = 16
-    """Rank of the adapters, >= 1."""
+    """Rank of the adapters, >= 1 and at most 16,384."""
     alpha: int = 32
     """Adapter scale, >= 1: the update is multiplied by alpha / r."""
     dropout: float = 0.0
@@ -144,6 +150,7 @@ class PeftConfig:
     def __post_init__(self) -> None:
         for name in ("r", "alpha"):
             require(getattr(self, name) >= 1, f"peft.{name}: must be >= 1, found {getattr(self, name)}.")
+        require_at_most("peft.r", self.r, MAX_RANK, "no model's layers are wider")
         require(
             self.target_modules is None or (all(self.target_modules) and bool(self.target_modules)),
             f"peft.target_modules: must name modules, found {self.target_modules}. Leave it out for those of "
@@ -195,7 +202,7 @@ class TrainerConfig:
     num_epochs: float = 1.0
     """Passes over the training data, > 0 and at most a million; a part of a pass ends with a whole step."""
     per_device_batch_size: int = 8
-    """Pairs (DPO: two sequences each) or rows (SFT) per device and forward."""
+    """Pairs (DPO: two sequences each) or rows (SFT) per device and forward; this and the next two: up to a million."""
     tokens_per_device: Any = None
     """DPO: instead of a fixed number, as many pairs per device and forward as fit this many computed tokens; auto:
     the largest budget that fits on the device, found by trial. A run keeps it."""
@@ -237,6 +244,8 @@ class TrainerConfig:
         for name in ("max_steps", "eval_every", "batch_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"trainer.{name}: must be >= 1 or null, found {value}.")
+        for name in ("per_device_batch_size", "gradient_accumulation_steps", "batch_size"):
+            require_at_most(f"trainer.{name}", getattr(self, name), MAX_BATCH, "an optimizer step has to end")
         self.tokens_per_device = or_auto("trainer.tokens_per_device", self.tokens_per_device, int)
         self.gradient_checkpointing = or_auto("trainer.gradient_checkpointing", self.gradient_checkpointing, bool)
         require(

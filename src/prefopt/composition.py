@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache, cached_property
@@ -60,7 +60,14 @@ class Tree:
         Raises:
             UserError: An unknown, mistyped, missing or contradictory setting.
         """
-        lines = [self.normalise(override) for override in parse(overrides)]
+        parsed = parse(overrides)
+        experiments = [override for override in parsed if override.key_or_group == "experiment"]
+        require(
+            len(experiments) < 2,
+            f"experiment: a run has one, found {len(experiments)}. To build one on another, write a file of your own "
+            "whose defaults list names it (--config-dir).",
+        )
+        lines = [self.normalise(override) for override in parsed]
         store = ConfigStore.instance()
         store.store(name=f"{self.primary}_schema", node=self.root)
         for group, schemas in self.variants.items():
@@ -82,7 +89,10 @@ class Tree:
         chosen = {group: None if name is None else str(name) for group, name in config.hydra.runtime.choices.items()}
         OmegaConf.set_struct(config, False)
         del config["hydra"]
-        return Composed(self, config, chosen)
+        settings = [override for override in parsed if not self.is_choice(override.key_or_group, override.value())]
+        named = {key for override in settings for key in _keys(override.key_or_group, override.value())}
+        options = tuple(str(override.input_line) for override in parsed if override not in settings)
+        return Composed(self, config, chosen, options, frozenset(named), config_dir)
 
     def build(self, composed: DictConfig) -> Any:
         """The dataclasses of a composed config; the only place where a DictConfig becomes typed."""
@@ -137,12 +147,14 @@ class Tree:
             quoted = f" If it is text, type {typed(key, text)} in a shell." if len(text) <= SHOWN else ""
             raise UserError(f"{key}: one run takes one value, found several ({shorten(text)}).{quoted}")
         value = override.value()
-        if key in _folders() and not _is_option(value):
+        if override.package is not None:
+            raise UserError(f"{shorten(bare)}: a group stands in one place. Write {key}=<option>.")
+        if key in _folders() and not _is_option(value, may_hold_settings=key != "experiment"):
             raise UserError(f"{shorten(bare)}: an option is a name, one of the files in conf/{key}.")
         is_short = not isinstance(value, str) or len(value) <= MAX_TEXT
         require(is_short, f"{key}: must have at most {MAX_TEXT:,} letters, found {shorten(str(value))}.")
         if key == "experiment":
-            return line
+            return f"+{bare}"  # which Hydra wants for a group that no default names
         if self.is_in_table(key):
             return f"++{bare}"
         if not self.knows(key):
@@ -151,6 +163,11 @@ class Tree:
             return f"{key}={quote(bare.partition('=')[2].strip())}"  # else 007 would be 7, and 12_3 be 123
         check_usable(key, value)
         return bare
+
+    def is_choice(self, key: str, value: Any) -> bool:
+        """True for an override that says where to look, or chooses what is there, and sets nothing itself."""
+        is_group = key in (*self.group_names(), "experiment") and not isinstance(value, dict)
+        return is_group or key.startswith("hydra")
 
     def knows(self, key: str) -> bool:
         """True for a setting, a group, or a key of an open table."""
@@ -280,11 +297,18 @@ class Composed:
         tree: What was composed.
         config: The untyped result.
         choices: The option chosen of each group.
+        options: The overrides that chose them.
+        named: The settings that were given one by one.
+        config_dir: The folder of the user's own config groups.
     """
 
     tree: Tree
     config: DictConfig
     choices: dict[str, str | None]
+    options: tuple[str, ...]
+    named: frozenset[str]
+    config_dir: str | None
+    _presets: dict[tuple[str, ...], "Composed"] = field(default_factory=dict, compare=False)
 
     @property
     def label(self) -> str | None:
@@ -296,12 +320,22 @@ class Composed:
         """The dataclasses."""
         return self.tree.build(self.config)
 
-    def unresolved(self, group: str, name: str) -> Any:
-        """A setting as it is written, `${...}` included."""
-        plain: Any = OmegaConf.to_container(self.config[group], resolve=False)
-        return plain[name]
+    def value(self, key: str) -> Any:
+        """A setting as it stands; None where it has no value."""
+        try:
+            value = OmegaConf.select(self.config, key, default=None)
+        except OmegaConfBaseException as error:
+            raise self.tree._readable(error) from error
+        return OmegaConf.to_container(value) if isinstance(value, ListConfig) else value
 
-    def changed(self, settings: Iterable[tuple[str, Any]]) -> "Composed":
+    def preset(self, options: Sequence[str] | None = None) -> "Composed":
+        """What the chosen options come to without single settings; or what `options` do."""
+        lines = self.options if options is None else tuple(options)
+        if lines not in self._presets:
+            self._presets[lines] = self.tree.compose(lines, self.config_dir)
+        return self._presets[lines]
+
+    def changed(self, settings: Sequence[tuple[str, Any]]) -> "Composed":
         """The same with single settings changed, as overrides after all others would: composing again is slow.
 
         Raises:
@@ -318,7 +352,14 @@ class Composed:
             except OmegaConfBaseException as error:
                 raise self.tree._readable(error) from error
             OmegaConf.set_struct(config, False)
-        return Composed(self.tree, config, self.choices)
+        named = self.named.union(*(_keys(key, value) for key, value in settings))
+        return dataclasses.replace(self, config=config, named=named)
+
+
+def _keys(key: str, value: Any) -> set[str]:
+    """The settings that an override gives a value, itself included."""
+    inner = value.items() if isinstance(value, dict) else ()
+    return {key}.union(*(_keys(f"{key}.{name}", item) for name, item in inner))
 
 
 def as_dict(config: Any) -> Any:
@@ -334,11 +375,11 @@ def as_dict(config: Any) -> Any:
     return config
 
 
-def _is_option(value: Any) -> bool:
+def _is_option(value: Any, *, may_hold_settings: bool) -> bool:
     """True for a name, several names, or settings to merge into a group."""
     names = value if isinstance(value, list) else [value]
     are_names = all(isinstance(name, str) and len(name) <= MAX_NAME for name in names)
-    return isinstance(value, dict) or are_names
+    return are_names or (may_hold_settings and isinstance(value, dict))
 
 
 @cache

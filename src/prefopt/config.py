@@ -3,20 +3,19 @@
 import hashlib
 import json
 import logging
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import ListConfig, OmegaConf
 
 from prefopt.checks import check
 from prefopt.choices import AlgorithmName, PeftMethod
 from prefopt.composition import Composed, Tree, as_dict
 from prefopt.distributed.ranks import Launch, is_main
 from prefopt.errors import UserError, explained, first_line
+from prefopt.paths import resolve
 from prefopt.run_files import PROVENANCE, read_run_file
 from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig
 
@@ -43,17 +42,8 @@ MAY_CHANGE = ("trainer.log_every", "trainer.save_every", "trainer.eval_every")
 """Settings that may differ from one attempt at a run to the next: they change what is written, not what is trained."""
 MAY_GROW = ("trainer.max_steps", "trainer.num_epochs")
 """Settings that may be raised from one attempt to the next, to train on."""
-BESIDE_TRAIN = "beside_train"
-"""In a preset, `${beside_train:<file>}` is that file as long as `data.train` lies in its folder, and else null."""
-
-
-def _beside_train(file: str, *, _root_: Any) -> str | None:
-    train = OmegaConf.select(_root_, "data.train", default=None)
-    paths = train if isinstance(train, ListConfig) else [train]
-    return file if {str(path).rpartition("/")[0] for path in paths} == {file.rpartition("/")[0]} else None
-
-
-OmegaConf.register_new_resolver(BESIDE_TRAIN, _beside_train, replace=True)
+GO_WITH_TRAIN = ("data.held_out", "evaluation.pairs")
+"""Settings of a preset that go with the training file of the same preset, and with no other."""
 
 
 def load_config(overrides: Sequence[str], config_dir: str | None = None, launch: Launch | None = None) -> TrainConfig:
@@ -76,22 +66,44 @@ def load_config(overrides: Sequence[str], config_dir: str | None = None, launch:
 
 def _tell_left_out(composed: Composed, config: TrainConfig) -> None:
     """Says which held-out files of a preset are not used, because the training data is not the preset's."""
-    for group, name in (("data", "held_out"), ("evaluation", "pairs")):
-        preset = re.fullmatch(rf"\$\{{{BESIDE_TRAIN}:(.*)\}}", str(composed.unresolved(group, name)))
-        if preset is None or getattr(getattr(config, group), name) is not None:
-            continue
-        instead = (
-            f" A share of {config.data.held_out_fraction:g} of its prompts is held out." if group == "data" else ""
-        )
+    for key, file in _find_left_out(composed).items():
+        share = f" A share of {config.data.held_out_fraction:g} of its prompts is held out."
         logger.warning(
-            f"{group}.{name}: {preset[1]} is not used, because it goes with other training data than "
-            f"{config.data.train}.{instead} Set {group}.{name} to use a file."
+            f"{key}: {file} is not used, because it goes with other training data than "
+            f"{config.data.train}.{share if key == 'data.held_out' else ''} Set {key} to use a file."
         )
+
+
+def _find_left_out(composed: Composed) -> dict[str, Any]:
+    """The held-out files that came with the training file of a preset which another one has replaced, by setting.
+
+    Whoever names the training data alone wants other data, and no report on those of the preset.
+    """
+    presets = [composed.preset()] if "data.train" in composed.named else []
+    experiment = [line for line in composed.options if line.lstrip("+").startswith("experiment=")]
+    if experiment:  # an experiment may name a training file itself, and the data it was made for may be replaced
+        presets += [composed.preset([f"data={composed.choices['data']}"]), composed.preset(experiment)]
+    train = _files(composed.value("data.train"))
+    replaced = [preset for preset in presets if _files(preset.value("data.train")) != train]
+    found = {key: composed.value(key) for key in GO_WITH_TRAIN if key not in composed.named}
+    return {
+        key: value
+        for key, value in found.items()
+        if value is not None and any(preset.value(key) == value for preset in replaced)
+    }
+
+
+def _files(data: Any) -> list[str]:
+    """What a setting of data names, so that two ways to write one file are equal."""
+    return [str(resolve(str(name)).resolve()) for name in (data if isinstance(data, list) else [data])]
 
 
 def complete(composed: Composed, launch: Launch | None = None) -> TrainConfig:
     """The checked configuration, with the defaults that depend on other settings."""
     config: TrainConfig = composed.build()
+    for key in _find_left_out(composed):
+        group, _, name = key.partition(".")
+        setattr(getattr(config, group), name, None)
     if config.optim.learning_rate is None:
         for_all, for_adapters = DEFAULT_LEARNING_RATE[config.algorithm.name]
         config.optim.learning_rate = for_all if config.peft.method is PeftMethod.none else for_adapters

@@ -27,6 +27,7 @@ from prefopt.config import (
 from prefopt.errors import UserError
 from prefopt.paths import shipped
 from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig
+from prefopt.sweeps.points import Composer
 
 EXPERIMENTS = sorted(path.stem for path in (shipped("conf") / "experiment").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (shipped("conf") / "model").glob("*.yaml") if path.stem != "hf")
@@ -264,6 +265,11 @@ STUDY = "prefopt:experiments/brand_voice"
         (["+experiment=sft_brand_voice", "data.train=mine.jsonl"], None, None),
         (["+experiment=sft_brand_voice", "data=files", "data.train=mine.jsonl"], None, None),
         (["+experiment=sft_brand_voice", "data.train=m.jsonl", "evaluation.pairs=p.jsonl"], None, "p.jsonl"),
+        (["+experiment=sft_brand_voice", "data=brand_voice"], f"{STUDY}/held_out.jsonl", None),
+        ([f"data.train={shipped('experiments/brand_voice/train.jsonl')}"], f"{STUDY}/held_out.jsonl", None),
+        ([f"data.train=[{STUDY}/train.jsonl]"], f"{STUDY}/held_out.jsonl", None),
+        ([f"data.train={STUDY}/sft_train.jsonl"], None, None),
+        ([f"data.train={STUDY}/../brand_voice/train.jsonl"], f"{STUDY}/held_out.jsonl", None),
     ],
 )
 def test_the_held_out_set_of_a_study_goes_with_its_training_set(overrides, held_out, pairs):
@@ -280,6 +286,28 @@ def test_an_experiment_of_ones_own_may_build_on_a_study_and_name_its_files(tmp_p
         (tmp_path / "experiment" / f"{name}.yaml").write_text(text)
     assert load_config(["+experiment=a"], str(tmp_path)).data.held_out is None
     assert load_config(["+experiment=b"], str(tmp_path)).data.held_out == "mine_too.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "held_out"),
+    [
+        (["data=ours"], "held_out.jsonl"),
+        (["data=ours", "data.train=./train.jsonl"], "held_out.jsonl"),
+        (["data=ours", "data.train=other.jsonl"], None),
+        (["data=ours", "data={train: other.jsonl}"], None),
+        (["data=ours", "data.train=other.jsonl", "data.held_out=held_out.jsonl"], "held_out.jsonl"),
+        (["data=ours", "data.held_out=h.jsonl"], "h.jsonl"),
+        (["+experiment=ours"], "held_out.jsonl"),
+        (["+experiment=ours", "data.train=other.jsonl"], None),
+    ],
+)
+def test_the_held_out_set_of_an_own_preset_goes_with_its_training_set_too(tmp_path, overrides, held_out):
+    for group in ("data", "experiment"):
+        (tmp_path / group).mkdir()
+    (tmp_path / "data" / "ours.yaml").write_text("train: train.jsonl\nheld_out: held_out.jsonl\n")
+    (tmp_path / "experiment" / "ours.yaml").write_text("# @package _global_\ndefaults:\n  - override /data: ours\n")
+    assert load_config(overrides, str(tmp_path)).data.held_out == held_out
+    assert complete(Composer(str(tmp_path)).compose(overrides)).data.held_out == held_out
 
 
 def test_a_held_out_set_that_is_left_out_is_said(caplog):

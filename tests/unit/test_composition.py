@@ -119,6 +119,24 @@ def test_a_setting_that_does_not_exist_is_answered_with_what_was_meant_or_with_w
     assert refusal(f"{key}=x").startswith(f"{key}: no such setting. {expected}")
 
 
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_an_experiment_is_chosen_as_every_option_is_and_with_hydras_plus_too(prefix):
+    assert load_config([f"{prefix}experiment=dpo_brand_voice"]) == load_config(["+experiment=dpo_brand_voice"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["experiment=nope"], "experiment=nope: no such option. Available: dpo_brand_voice, sft_brand_voice."),
+        (["experiment={a:1}"], "experiment={a:1}: an option is a name, one of the files in conf/experiment."),
+        (["data@x=files"], "data@x=files: a group stands in one place. Write data=<option>."),
+        (["+experiment=dpo_brand_voice", "experiment=sft_brand_voice"], "experiment: a run has one, found 2."),
+    ],
+)
+def test_an_option_that_cannot_be_chosen_is_told_in_our_words(overrides, expected):
+    assert refusal(*overrides).startswith(expected)
+
+
 def test_every_alias_leads_to_a_setting_and_is_none_itself():
     for alias, meant in ALIASES.items():
         assert all(name in TRAIN.setting_names() for name in meant), alias

@@ -230,10 +230,9 @@ class Composer:
             UserError: As `TRAIN.compose`.
         """
         groups, settings = [], []
-        known = (*TRAIN.group_names(), "experiment")
         for line in overrides:
             key, value = self._read(line)
-            if (key in known and not isinstance(value, dict)) or key.startswith("hydra"):
+            if TRAIN.is_choice(key, value):
                 groups.append(line)
             else:
                 settings.append((key, value))

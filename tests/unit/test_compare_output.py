@@ -26,6 +26,7 @@ from prefopt.comparison.ranking import Comparison, build_comparison
 from prefopt.comparison.read import RunReader
 from prefopt.comparison.records import Measure, RunRecord
 from prefopt.comparison.table import print_table
+from prefopt.terminal import printable
 from tests.fake_runs import write_fake_run, write_fake_sweep
 from tests.unit.test_compare_statistics import record
 from tests.unit.test_report_render import Elements, visible
@@ -250,7 +251,16 @@ def test_csv_numbers_come_back_as_they_were_measured(sweep: Path, tmp_path: Path
 def test_csv_keeps_hostile_names_in_one_field(tmp_path: Path) -> None:
     name = 'a,"b"\nc;=1+1\udce2'
     write_csv(build_comparison([record(name), record("b")], title="t"), tmp_path / "x.csv")
-    assert set(read_csv(tmp_path / "x.csv")) == {'a,"b"\nc;=1+1?', "b"}
+    assert set(read_csv(tmp_path / "x.csv")) == {'a,"b"\nc;=1+1\ufffd', "b"}
+
+
+def test_csv_holds_nothing_that_acts_on_a_terminal(tmp_path: Path) -> None:
+    hostile = "a\x1b]0;title\x07\x1b[2J\u202eb\x9b31m"
+    records = [replace(record(hostile), message=hostile, settings={f"trainer.extra.{hostile}": hostile}), record("b")]
+    write_csv(build_comparison(records, title="t"), tmp_path / "x.csv")
+    text = (tmp_path / "x.csv").read_text(encoding="utf-8")
+    assert text == printable(text)
+    assert "a\ufffd]0;title\ufffd\ufffd[2J\ufffdb\ufffd31m" in read_csv(tmp_path / "x.csv")
 
 
 def test_csv_cells_that_a_spreadsheet_would_compute_are_text_and_numbers_stay_numbers(tmp_path: Path) -> None:

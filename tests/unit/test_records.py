@@ -242,7 +242,10 @@ def test_demonstrations_keep_the_fields_they_come_in(tmp_path: Path, row: Any, f
             ["'chosen[0].content[0]' must be a part {type: text, text}, found an object"],
         ),
         ({**CHAT_PAIR, "chosen": [{**HI, "weight": 0.5}]}, ["'chosen[0].weight' must be 0 or 1", "(0.5)"]),
-        ({**CHAT_PAIR, "prompt": [{**USER, "train": True}]}, ["'prompt[0].train' asks to train", "loss_on=all"]),
+        (
+            {**CHAT_PAIR, "prompt": [{**USER, "train": True}]},
+            ["'prompt[0].train' asks to train", "Remove 'train' from all messages of"],
+        ),
         ({**CHAT_PAIR, "chosen": [{**HI, "loss": False}]}, ["every assistant turn of 'chosen' is marked"]),
         ({**CHAT_PAIR, "chosen": []}, ["'chosen' is an empty list"]),
         ({**CHAT_PAIR, "chosen": [{"role": "bot", "content": "x"}]}, ["'chosen[0].role' must be one of system"]),

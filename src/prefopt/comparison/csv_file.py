@@ -10,6 +10,7 @@ from prefopt.comparison.metrics import METRICS
 from prefopt.comparison.ranking import Comparison, Row
 from prefopt.comparison.records import SEED, RunRecord
 from prefopt.files import write_text
+from prefopt.terminal import printable
 
 SETTING = "setting."
 """Before the name of a setting, so that no setting can be taken for a metric."""
@@ -29,7 +30,7 @@ def write_csv(comparison: Comparison, path: Path) -> None:
     difference are the row's, everything else is the run's own.
     """
     settings = _settings(comparison)
-    fields = [*HEAD, *(f"{SETTING}{key}" for key in settings), *_measured(comparison.runs)]
+    fields = [*HEAD, *(printable(f"{SETTING}{key}") for key in settings), *_measured(comparison.runs)]
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -38,16 +39,17 @@ def write_csv(comparison: Comparison, path: Path) -> None:
             writer.writerow(_inert({**_facts(run, settings), **_judgement(row, number)}))
     for run in comparison.unranked:
         writer.writerow(_inert(_facts(run, settings)))
-    write_text(path, text.getvalue().encode("utf-8", "replace").decode("utf-8"))
+    write_text(path, text.getvalue())
 
 
 def _inert(row: dict[str, Any]) -> dict[str, Any]:
-    """A row none of whose cells a spreadsheet takes for a formula; numbers stay numbers."""
-    return {key: _inert_text(value) if isinstance(value, str) else value for key, value in row.items()}
+    """A row none of whose cells a spreadsheet takes for a formula, nor a terminal for a command."""
+    return {printable(key): _inert_text(value) if isinstance(value, str) else value for key, value in row.items()}
 
 
 def _inert_text(text: str) -> str:
-    whole = text.replace("\r", "\n")  # which the csv module would leave without quotes, as the end of the row
+    # A lone \r the csv module would leave without quotes, as the end of the row.
+    whole = printable(text.replace("\r", "\n"))
     if not text.startswith(FORMULA):
         return whole
     try:

@@ -106,7 +106,8 @@ def _read_marks(message: Message, field: str) -> None:
         if value and message["role"] != "assistant":
             raise RowError(
                 f"'{field}.{key}' asks to train a message of role '{message['role']}', but only the assistant's are "
-                f"trained. Remove '{key}' there; to train every token of SFT rows, set algorithm.loss_on=all."
+                f"trained. Remove '{key}' from all messages of other roles. Once none has it, algorithm.loss_on=all "
+                "trains every token of SFT rows."
             )
     if message["role"] == "assistant" and not all(marks.values()):
         message[UNTRAINED] = False

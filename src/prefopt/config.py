@@ -42,6 +42,8 @@ MAY_CHANGE = ("trainer.log_every", "trainer.save_every", "trainer.eval_every")
 """Settings that may differ from one attempt at a run to the next: they change what is written, not what is trained."""
 MAY_GROW = ("trainer.max_steps", "trainer.num_epochs")
 """Settings that may be raised from one attempt to the next, to train on."""
+DIGITS = 12
+"""Of a number, as far as two of them are the same setting."""
 GO_WITH_TRAIN = ("data.held_out", "evaluation.pairs")
 """Settings of a preset that go with the training file of the same preset, and with no other."""
 
@@ -157,8 +159,8 @@ def from_dict(values: dict[str, Any], where: str) -> TrainConfig:
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide what a run computes, as plain values."""
-    values: dict[str, Any] = as_dict(config)
+    """The settings that decide what a run computes, as plain values; of numbers, the digits that a person chooses."""
+    values: dict[str, Any] = _rounded(as_dict(config))
     for group, keys in NOT_IDENTITY.items():
         if keys is None:
             del values[group]
@@ -166,6 +168,15 @@ def identity(config: TrainConfig) -> dict[str, Any]:
             for key in keys:
                 del values[group][key]
     return values
+
+
+def _rounded(values: Any) -> Any:
+    """The same with numbers to `DIGITS` digits: `10 * 1e-6` and `1e-5` are one setting, though two numbers."""
+    if isinstance(values, float):
+        return float(f"{values:.{DIGITS}g}")
+    if isinstance(values, dict):
+        return {key: _rounded(value) for key, value in values.items()}
+    return [_rounded(value) for value in values] if isinstance(values, list) else values
 
 
 def fingerprint(config: TrainConfig) -> str:

@@ -189,6 +189,21 @@ def test_the_fingerprint_ignores_what_does_not_change_the_result():
     assert fingerprint(load_config(["run.seed=1"])) != base
 
 
+def test_numbers_that_agree_to_twelve_digits_are_one_setting():
+    """`10 * 1e-6`, the default of adapters in an earlier version, is 9.999999999999999e-06."""
+    by_default = load_config(["peft=lora"])
+    earlier = load_config(["peft=lora", f"optim.learning_rate={10 * 1e-6}"])
+    other = load_config(["peft=lora", "optim.learning_rate=1.00000000001e-05"])
+    assert earlier.optim.learning_rate != by_default.optim.learning_rate
+    assert differences(earlier, by_default) == []
+    assert fingerprint(earlier) == fingerprint(by_default) != fingerprint(other)
+    assert differences(by_default, other) == ["optim.learning_rate: 1e-05 -> 1.00000000001e-05"]
+    weights = [
+        load_config(["algorithm.loss_type=[sigmoid,sft]", f"algorithm.loss_weights=[{w},1]"]) for w in (0.3, 0.1 + 0.2)
+    ]
+    assert differences(*weights) == []
+
+
 def test_differences_name_key_and_both_values():
     old, new = load_config([]), load_config(["algorithm.beta=0.2", "run.root=elsewhere"])
     assert differences(old, new) == ["algorithm.beta: 0.1 -> 0.2"]

@@ -12,7 +12,7 @@ from typing import Any
 from prefopt.cluster import attempts
 from prefopt.cluster.attempts import Attempt
 from prefopt.cluster.slurm import QueuedJob
-from prefopt.distributed import lock
+from prefopt.distributed.lock_file import Holder
 from prefopt.files import append_line
 from prefopt.state.look import View, look
 from prefopt.state.places import find_groups
@@ -95,7 +95,7 @@ def decide(run: Path, following: str, **changes: Any) -> None:
 def leave_lock(run: Path, *, age_s: float = 0.0, **changes: Any) -> Path:
     """A lock of this process but for `changes` of its holder, last touched `age_s` ago."""
     path = run.parent / f".{run.name}.lock"
-    path.write_text(json.dumps({**json.loads(lock._Holder.of_this_process().content), **changes}))
+    path.write_text(json.dumps({**json.loads(Holder.of_this_process().content), **changes}))
     os.utime(path, (time.time() - age_s, time.time() - age_s))
     return path
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from prefopt.distributed.lock import Life, RunLock, find_holder, look_at
+from prefopt.distributed.lock import RunLock
+from prefopt.distributed.lock_file import Life, find_holder, look_at
 from prefopt.entry import run_entry
 from prefopt.errors import UserError
 from prefopt.run_directory import RunDirectory

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from prefopt.distributed import lock as module
-from prefopt.distributed.lock import SILENT_AFTER_S, RunLock
+from prefopt.distributed import lock_file as file_module
+from prefopt.distributed.lock import RunLock
+from prefopt.distributed.lock_file import SILENT_AFTER_S, Holder
 from prefopt.errors import UserError
 
 HOLD = """
@@ -75,7 +77,7 @@ def read(path: Path) -> dict[str, Any]:
 def leave_lock(run: Path, age_s: float = 0.0, **changes: Any) -> None:
     """A lock as this process would have written it, but for `changes`, last touched `age_s` ago."""
     run.parent.mkdir(parents=True, exist_ok=True)
-    content = json.loads(module._Holder.of_this_process().content)
+    content = json.loads(Holder.of_this_process().content)
     lock_file(run).write_text(json.dumps({**content, **changes}))
     touch(lock_file(run), age_s)
 
@@ -418,7 +420,7 @@ def test_a_sign_of_life_is_never_anothers(run, monkeypatch):
 
         utime = os.utime
         with monkeypatch.context() as patch:
-            patch.setattr(module.os, "utime", replace_first)
+            patch.setattr(os, "utime", replace_first)
             lock._show_life(lock._own, was_silent=False)
         assert lock.path.stat().st_mtime == 0
         assert lock._show_life(lock._own, was_silent=False) is not None
@@ -441,7 +443,7 @@ def test_a_file_system_that_is_away_for_a_while_does_not_end_the_signs_of_life(r
 
     with RunLock(run) as lock:
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_read", fail)
+            patch.setattr(module, "read", fail)
             wait_until(lambda: bool(failures))
         touch(lock.path, 1000)
         wait_until(lambda: time.time() - lock.path.stat().st_mtime < 500)
@@ -480,21 +482,21 @@ def test_a_full_disk_leaves_nothing_behind(run, monkeypatch):
     def fail(path: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "write_bytes", fail)
+    monkeypatch.setattr(file_module, "write_bytes", fail)
     with pytest.raises(UserError, match="No space left"):
         RunLock(run).acquire()
     assert not run.parent.exists()
 
 
 def test_a_folder_removed_by_another_runs_release_is_made_again(run, monkeypatch):
-    write = module.write_bytes
+    write = file_module.write_bytes
 
     def remove_folder_first(path: Path, content: bytes) -> None:
-        monkeypatch.setattr(module, "write_bytes", write)
+        monkeypatch.setattr(file_module, "write_bytes", write)
         run.parent.rmdir()
         write(path, content)
 
-    monkeypatch.setattr(module, "write_bytes", remove_folder_first)
+    monkeypatch.setattr(file_module, "write_bytes", remove_folder_first)
     with RunLock(run):
         assert lock_file(run).exists()
     assert not run.parent.exists()

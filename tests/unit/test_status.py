@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from prefopt import status
-from prefopt.distributed.lock import SILENT_AFTER_S, Life
-from prefopt.distributed.lock import look_at as look_at_lock
+from prefopt.distributed.lock_file import SILENT_AFTER_S, Life
+from prefopt.distributed.lock_file import look_at as look_at_lock
 from prefopt.run_directory import State
 from prefopt.state.look import look
 from prefopt.state.places import find_groups

@@ -20,7 +20,7 @@ from prefopt.comparison.outcomes import read_outcomes
 from prefopt.comparison.places import Place
 from prefopt.comparison.records import DONE, NOT_BEGUN, RUNNING, Measure, Mode, RunRecord, WandbPlace
 from prefopt.comparison.settings import read_settings
-from prefopt.distributed.lock import SILENT_AFTER_S, Life, look_at
+from prefopt.distributed.lock_file import SILENT_AFTER_S, Life, look_at
 from prefopt.run_directory import RunDirectory, State
 from prefopt.state.facts import read_decision
 from prefopt.sweeps.folder import is_closed

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from prefopt.cluster.slurm import QueuedJob
-from prefopt.distributed.lock import Life
+from prefopt.distributed.lock_file import Life
 from prefopt.run_directory import State
 from prefopt.state.facts import Facts
 from prefopt.state.queue import EXECUTING, WAITING

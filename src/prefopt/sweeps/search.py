@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from prefopt.cluster.script import Job, Task, write_tasks
 from prefopt.config import TRAIN, complete
-from prefopt.distributed.lock import find_holder
+from prefopt.distributed.lock_file import find_holder
 from prefopt.distributed.ranks import Launch
 from prefopt.entry import run_entry
 from prefopt.errors import UserError

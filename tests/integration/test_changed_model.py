@@ -56,6 +56,22 @@ def test_weights_in_another_format_count_too(overrides, tmp_path, model, fails):
     assert "(pytorch_model.bin)" in fails(train, argv)
 
 
+def test_weights_in_a_folder_below_count_where_an_index_names_them(overrides, tmp_path, model, fails):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    (model / "shards").mkdir()
+    (model / "model.safetensors").rename(model / "shards" / "one.safetensors")
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(weights, "shards/one.safetensors")}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    argv = [*overrides, f"model.path={model}"]
+    train(argv)
+    left_unfinished(tmp_path / "runs" / "test")
+    changed = {name: 2 * value for name, value in weights.items()}
+    save_file(changed, model / "shards" / "one.safetensors", metadata={"format": "pt"})
+    assert "(shards/one.safetensors)" in fails(train, argv)
+
+
 def test_the_base_below_an_adapter_counts_too(overrides, tmp_path, model, fails):
     train([*overrides, f"model.path={model}", "peft=lora", "run.name=adapter"])
     argv = [*overrides, f"model.path={tmp_path / 'runs' / 'adapter' / 'model'}"]

@@ -83,7 +83,7 @@ def _parse_arguments(text: str | None) -> list[str]:
     if any(len(pair) != 2 or not all(pair) for pair in pairs):
         raise UserError(
             f"trainer.extra.optim_args: must be <name>=<value>, several of them with commas, found "
-            f"{shorten(repr(text))}. Type {typed('+trainer.extra.optim_args', 'momentum=0.9')}"
+            f"{shorten(repr(text))}. Such as optim.name=sgd {typed('+trainer.extra.optim_args', 'momentum=0.9')}"
         )
     return [name for name, _ in pairs]
 

@@ -109,6 +109,13 @@ def test_a_file_that_no_manifest_lists_and_a_link_are_damage(tmp_path, caplog, s
     assert f"is damaged ({stranger}); set aside as damaged-step-4" in caplog.text
 
 
+@pytest.mark.parametrize("name", [".nfs00000000038a4c2500000021", ".DS_Store"])
+def test_what_a_file_system_leaves_in_a_checkpoint_costs_nobody_his_checkpoint(tmp_path, name):
+    newest = write_checkpoint(tmp_path, 4)
+    (newest / name).write_bytes(b"removed, and still read")
+    assert find_newest(tmp_path) == newest
+
+
 @pytest.mark.parametrize("tag", ["/elsewhere", "../step-2/global_step", "", "..", "global_step/."])
 def test_the_name_of_deepspeeds_state_is_one_of_the_checkpoint(tmp_path, tag):
     planted = write_partial(tmp_path, 4)

@@ -9,6 +9,7 @@ for a look.
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -28,6 +29,9 @@ MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE"
 TRAINER_STATE = "trainer_state.json"
 FORMAT = 1
+LEFT_BEHIND = re.compile(r"\.nfs[0-9a-f]+|\.DS_Store|Thumbs\.db|\.prefopt_digests\.json")
+"""Files that no loader reads: NFS makes them of removed files that somebody still has open, file managers of any
+folder, and earlier versions of prefopt left one where they had hashed weights."""
 
 Digests = dict[str, dict[str, Any]]
 """For each file, relative to its checkpoint: `size` in bytes and `sha256`."""
@@ -70,7 +74,8 @@ class CheckpointFacts:
 
 def list_files(folder: Path) -> dict[str, int]:
     """Size in bytes of each file of a folder that is being written; names are relative to it."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, COMPLETE)]
+    no_content = re.compile(f"{re.escape(MANIFEST)}|{COMPLETE}|{LEFT_BEHIND.pattern}")
+    files = [path for path in folder.rglob("*") if not no_content.fullmatch(path.name) and path.is_file()]
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 
 
@@ -175,7 +180,8 @@ def find_damage(checkpoint: Path, expected: Digests) -> str | None:
 def find_stranger(checkpoint: Path, expected: Digests) -> str | None:
     """Says which file is not the checkpoint's own, though a loader might take it; None if there is none.
 
-    A link is not its own either: what it leads to may change after it was looked at.
+    A link is not its own either: what it leads to may change after it was looked at. What file systems and file managers
+    leave behind is nobody's (`LEFT_BEHIND`).
     """
     own = {MANIFEST, COMPLETE, *expected}
     for folder, folders, files in os.walk(checkpoint):
@@ -183,7 +189,7 @@ def find_stranger(checkpoint: Path, expected: Digests) -> str | None:
             name = str(path.relative_to(checkpoint))
             if path.is_symlink():
                 return f"{name} is a link"
-            if path.name in files and name not in own:
+            if path.name in files and name not in own and not LEFT_BEHIND.fullmatch(path.name):
                 return f"{name} was added"
     return None
 

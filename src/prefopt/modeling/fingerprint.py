@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-from prefopt.errors import UserError
+from prefopt.errors import UserError, explained
 from prefopt.files import write_json
 from prefopt.modeling.load import ADAPTER_FILE
 from prefopt.paths import cache_folder, is_local, resolve
@@ -33,7 +33,6 @@ FUNCTION_FILES = (
 """Files of a model folder that decide its outputs for given token ids, beside those that an index names."""
 TRAINING_STATE = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")
 """Beginnings of names of files that a trainer leaves beside the weights."""
-DIGESTS = ".prefopt_digests.json"
 REMEMBER_BYTES = 64 * 2**20
 """Files from this size on are hashed once; smaller ones every time."""
 ANNOUNCE_BYTES = 2**30
@@ -99,7 +98,8 @@ def fingerprint_weights(config: ModelConfig) -> str:
 
 def _read_files(folder: Path) -> ModelFiles:
     remembered = _Remembered(folder)
-    digests = {name: remembered.digest(name) for name in sorted(_list_names(folder))}
+    with explained(folder):
+        digests = {name: remembered.digest(name) for name in sorted(_list_names(folder))}
     remembered.save()
     if ADAPTER_FILE not in digests:
         return ModelFiles(folder, digests)
@@ -113,7 +113,7 @@ def _list_names(folder: Path) -> set[str]:
 
     Weights in folders below count if an index names them: nobody reads others, such as a trainer's checkpoints.
     """
-    paths = {path for pattern in FUNCTION_FILES for path in folder.glob(pattern)}
+    paths = {path for pattern in FUNCTION_FILES for path in folder.glob(pattern) if path.is_file()}
     names = {str(path.relative_to(folder)) for path in paths if not path.name.startswith(TRAINING_STATE)}
     weight_maps = ((_read(path) or {}).get("weight_map") for path in folder.glob(INDEXES))
     named = {str(name) for found in weight_maps if isinstance(found, dict) for name in found.values()}
@@ -144,7 +144,7 @@ def _folder(path: str, revision: str | None) -> Path:
 
 
 class _Remembered:
-    """Digests of large files, kept beside them, or in the cache folder where that cannot be written.
+    """Digests of large files, kept in the cache folder: nothing is written into the folder of a model.
 
     A digest counts as long as size, times and inode of its file are the same.
     """
@@ -152,8 +152,8 @@ class _Remembered:
     def __init__(self, folder: Path) -> None:
         name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
         self._folder = folder
-        self._places = (folder / DIGESTS, cache_folder() / "digests" / f"{name}.json")
-        self._known: dict[str, Any] = next((known for known in map(_read, self._places) if known), {})
+        self._place = cache_folder() / "digests" / f"{name}.json"
+        self._known: dict[str, Any] = _read(self._place) or {}
         self._is_new = False
 
     def digest(self, name: str) -> str:
@@ -176,14 +176,11 @@ class _Remembered:
     def save(self) -> None:
         if not self._is_new:
             return
-        for place in self._places:
-            try:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                write_json(place, self._known)
-                return
-            except OSError as error:
-                logger.debug("%s: digests cannot be kept here (%s)", place, error)
-        logger.warning("weights will be hashed again next time: neither %s nor %s can be written", *self._places)
+        try:
+            self._place.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._place, self._known)
+        except OSError as error:
+            logger.warning("weights will be hashed again next time: %s cannot be written (%s)", self._place, error)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from prefopt.choices import AlgorithmName, PeftMethod
 from prefopt.composition import Composed, Tree, as_dict
 from prefopt.distributed.ranks import Launch, is_main
 from prefopt.errors import UserError, explained, first_line
-from prefopt.paths import resolve
+from prefopt.presets import find_left_out
 from prefopt.run_files import PROVENANCE, read_run_file
 from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig
 
@@ -44,8 +44,6 @@ MAY_GROW = ("trainer.max_steps", "trainer.num_epochs")
 """Settings that may be raised from one attempt to the next, to train on."""
 DIGITS = 12
 """Of a number, as far as two of them are the same setting."""
-GO_WITH_TRAIN = ("data.held_out", "evaluation.pairs")
-"""Settings of a preset that go with the training file of the same preset, and with no other."""
 
 
 def load_config(overrides: Sequence[str], config_dir: str | None = None, launch: Launch | None = None) -> TrainConfig:
@@ -68,7 +66,7 @@ def load_config(overrides: Sequence[str], config_dir: str | None = None, launch:
 
 def _tell_left_out(composed: Composed, config: TrainConfig) -> None:
     """Says which held-out files of a preset are not used, because the training data is not the preset's."""
-    for key, file in _find_left_out(composed).items():
+    for key, file in find_left_out(composed).items():
         share = f" A share of {config.data.held_out_fraction:g} of its prompts is held out."
         logger.warning(
             f"{key}: {file} is not used, because it goes with other training data than "
@@ -76,34 +74,10 @@ def _tell_left_out(composed: Composed, config: TrainConfig) -> None:
         )
 
 
-def _find_left_out(composed: Composed) -> dict[str, Any]:
-    """The held-out files that came with the training file of a preset which another one has replaced, by setting.
-
-    Whoever names the training data alone wants other data, and no report on those of the preset.
-    """
-    presets = [composed.preset()] if "data.train" in composed.named else []
-    experiment = [line for line in composed.options if line.lstrip("+").startswith("experiment=")]
-    if experiment:  # an experiment may name a training file itself, and the data it was made for may be replaced
-        presets += [composed.preset([f"data={composed.choices['data']}"]), composed.preset(experiment)]
-    train = _files(composed.value("data.train"))
-    replaced = [preset for preset in presets if _files(preset.value("data.train")) != train]
-    found = {key: composed.value(key) for key in GO_WITH_TRAIN if key not in composed.named}
-    return {
-        key: value
-        for key, value in found.items()
-        if value is not None and any(preset.value(key) == value for preset in replaced)
-    }
-
-
-def _files(data: Any) -> list[str]:
-    """What a setting of data names, so that two ways to write one file are equal."""
-    return [str(resolve(str(name)).resolve()) for name in (data if isinstance(data, list) else [data])]
-
-
 def complete(composed: Composed, launch: Launch | None = None) -> TrainConfig:
     """The checked configuration, with the defaults that depend on other settings."""
     config: TrainConfig = composed.build()
-    for key in _find_left_out(composed):
+    for key in find_left_out(composed):
         group, _, name = key.partition(".")
         setattr(getattr(config, group), name, None)
     if config.optim.learning_rate is None:

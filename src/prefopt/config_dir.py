@@ -27,7 +27,7 @@ def find_fault(folder: Path, overrides: Sequence[str] = ()) -> UserError | None:
     paths = sorted(folder.rglob("*.yaml"))
     for path in sorted(paths, key=lambda path: f"{path.parent.name}={path.stem}" not in chosen):
         try:
-            values = _read(path)
+            values = read(path)
             for key, value in values.items():
                 check_usable(f"{path}: {key}", value)
             defaults[path.relative_to(folder).with_suffix("").as_posix()] = _defaults_of(path, values)
@@ -36,7 +36,12 @@ def find_fault(folder: Path, overrides: Sequence[str] = ()) -> UserError | None:
     return _find_cycle(folder, defaults)
 
 
-def _read(path: Path) -> dict[Any, Any]:
+def read(path: Path) -> dict[Any, Any]:
+    """The content of a config file as it is written, `${...}` and its list of defaults included.
+
+    Raises:
+        UserError: It cannot be read, or holds no settings.
+    """
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -112,7 +117,7 @@ def _line_of(path: Path, name: str) -> int:
 def _find_cycle(folder: Path, defaults: dict[str, list[Any]]) -> UserError | None:
     """A file that includes itself, if only by way of others."""
     included = {
-        name: [each for each in _included(name, entries) if each in defaults] for name, entries in defaults.items()
+        name: [each for each in included(name, entries) if each in defaults] for name, entries in defaults.items()
     }
     try:
         TopologicalSorter(included).prepare()
@@ -127,7 +132,7 @@ def _find_cycle(folder: Path, defaults: dict[str, list[Any]]) -> UserError | Non
     return None
 
 
-def _included(name: str, entries: list[Any]) -> Iterator[str]:
+def included(name: str, entries: list[Any]) -> Iterator[str]:
     """The files that a list of defaults names, as paths in the config folder without ending."""
     group = name.rpartition("/")[0]
     for entry in entries:

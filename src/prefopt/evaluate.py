@@ -15,7 +15,7 @@ from prefopt.errors import UserError
 from prefopt.imports import importing
 from prefopt.overrides import parse
 from prefopt.run_directory import RunDirectory
-from prefopt.schema import DeepSpeedConfig, TrainConfig
+from prefopt.schema import DataConfig, DeepSpeedConfig, TrainConfig
 from prefopt.tracking.changes import find_changed_model
 
 HELP = """Measure a finished run again and rebuild its report.
@@ -106,6 +106,10 @@ def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
             raise UserError(f"{key}: an evaluation cannot change it. Allowed: evaluation.*, data.held_out.")
         (given,) = parse([TRAIN.normalise(each) for each in parse([f"{key}={value}"])])
         values[group][name] = given.value()
+        if key == "data.held_out":
+            values["data"]["held_out_fraction"] = (
+                DataConfig().held_out_fraction
+            )  # training's, beside a file of its own
     changed = from_dict(values, "the changed settings")
     check(changed, Launch.of_this_process())
     return changed

@@ -325,6 +325,36 @@ def test_the_held_out_set_of_an_own_preset_goes_with_its_training_set_too(tmp_pa
     assert complete(Composer(str(tmp_path)).compose(overrides)).data.held_out == held_out
 
 
+@pytest.mark.parametrize(
+    ("overrides", "held_out", "pairs"),
+    [
+        (["experiment=built"], None, None),
+        (["experiment=rebuilt"], None, None),
+        (["experiment=both"], f"{STUDY}/sft_held_out.jsonl", "pairs.jsonl"),
+        (["experiment=both", "data.train=other.jsonl"], None, None),
+        (["experiment=pairs", "data=files", "data.train=mine.jsonl"], None, "pairs.jsonl"),
+        (["experiment=pairs", "data=half", "data.train=mine.jsonl"], "half.jsonl", "pairs.jsonl"),
+        (["data=files", "data.train=mine.jsonl", "evaluation=pairs", "algorithm=sft"], None, "pairs.jsonl"),
+    ],
+)
+def test_a_held_out_file_goes_with_the_training_file_beside_which_it_was_named(tmp_path, overrides, held_out, pairs):
+    files = {
+        "experiment/built": "defaults: [sft_brand_voice]\ndata: {train: mine.jsonl}",
+        "experiment/rebuilt": "defaults: [built]\noptim: {learning_rate: 1.0e-5}",
+        "experiment/both": "defaults: [sft_brand_voice]\n"
+        f"data: {{train: mine.jsonl, held_out: '{STUDY}/sft_held_out.jsonl'}}\nevaluation: {{pairs: pairs.jsonl}}",
+        "experiment/pairs": "defaults: [override /algorithm: sft]\nevaluation: {pairs: pairs.jsonl}",
+        "data/half": "train: ???\nheld_out: half.jsonl",
+        "evaluation/pairs": "pairs: pairs.jsonl",
+    }
+    for name, text in files.items():
+        path = tmp_path / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"# @package _global_\n{text}\n" if name.startswith("experiment") else f"{text}\n")
+    config = load_config(overrides, str(tmp_path))
+    assert (config.data.held_out, config.evaluation.pairs) == (held_out, pairs)
+
+
 def test_a_held_out_set_that_is_left_out_is_said(caplog):
     load_config(["data.held_out_fraction=0.2", "data.train=mine.jsonl"])
     (message,) = caplog.messages

@@ -67,14 +67,15 @@ def test_a_run_goes_on_from_what_is_sound(arena, mode, name, damage):
     }.get(name, {"damaged-step-8"})
 
 
-def test_a_checkpoint_with_a_file_that_is_not_its_own_is_damaged(arena):
-    """Its file gets into no model, and the steps since the checkpoint before are trained again."""
-
+def test_a_file_that_is_not_a_checkpoints_does_not_get_into_the_model(arena):
     def add_file(checkpoints: Path) -> None:
         (checkpoints / "step-12" / "stranger").touch()
 
+    def remove_file(checkpoints: Path) -> None:
+        (checkpoints / "step-12" / "stranger").unlink()
+
     folder = arena.new_folder()
+    first = damaged("a strange file", add_file, PLACES["before the final model"].at())
     arena.survive(
-        MODES["single"], damaged("a strange file", add_file, PLACES["before the final model"].at()), folder=folder
+        MODES["single"], first, damaged("none", remove_file, PLACES["before the final report"].at()), folder=folder
     )
-    assert [path.name for path in folder.glob("runs/*/checkpoints/damaged-*")] == ["damaged-step-12"]

@@ -3,6 +3,8 @@
 import os
 import pickle
 import random
+import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,17 +104,30 @@ def link(path: Path) -> None:
 
 
 @pytest.mark.parametrize("stranger", STRANGERS)
-def test_a_file_that_no_manifest_lists_and_a_link_are_damage(tmp_path, caplog, stranger):
-    good, newest = write_checkpoint(tmp_path, 2), write_checkpoint(tmp_path, 4)
-    STRANGERS[stranger](newest)
-    assert find_newest(tmp_path) == good
-    assert f"is damaged ({stranger}); set aside as damaged-step-4" in caplog.text
-
-
-@pytest.mark.parametrize("name", [".nfs00000000038a4c2500000021", ".DS_Store"])
-def test_what_a_file_system_leaves_in_a_checkpoint_costs_nobody_his_checkpoint(tmp_path, name):
+def test_a_file_that_no_manifest_lists_and_a_link_are_not_loaded(tmp_path, stranger):
+    write_checkpoint(tmp_path, 2)
     newest = write_checkpoint(tmp_path, 4)
-    (newest / name).write_bytes(b"removed, and still read")
+    STRANGERS[stranger](newest)
+    with pytest.raises(UserError, match=re.escape(f"{newest}/{stranger}")):
+        find_newest(tmp_path)
+    assert newest.is_dir(), "its own files are sound"
+
+
+def test_a_file_that_was_added_is_removed_by_what_the_message_says(tmp_path):
+    newest = write_checkpoint(tmp_path, 4)
+    plant(newest, "it's mine.pt")
+    with pytest.raises(UserError, match=r"Remove it: rm .*; the same command goes on") as refused:
+        find_newest(tmp_path)
+    subprocess.run(re.search("(rm .*);", str(refused.value))[1], shell=True, check=True)  # as somebody would type it
+    assert find_newest(tmp_path) == newest
+
+
+@pytest.mark.parametrize(
+    "name", [".nfs00000000038a4c2500000021", ".DS_Store", "README.md", "notes", ".prefopt_digests.json"]
+)
+def test_a_file_that_no_loader_reads_costs_nobody_a_checkpoint(tmp_path, name):
+    newest = write_checkpoint(tmp_path, 4)
+    (newest / name).write_bytes(b"{}")
     assert find_newest(tmp_path) == newest
 
 

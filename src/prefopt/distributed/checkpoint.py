@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -29,9 +30,14 @@ MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE"
 TRAINER_STATE = "trainer_state.json"
 FORMAT = 1
-LEFT_BEHIND = re.compile(r"\.nfs[0-9a-f]+|\.DS_Store|Thumbs\.db|\.prefopt_digests\.json")
-"""Files that no loader reads: NFS makes them of removed files that somebody still has open, file managers of any
-folder, and earlier versions of prefopt left one where they had hashed weights."""
+LEFT_BEHIND = re.compile(r"\.nfs[0-9a-f]+|\.prefopt_digests\.json")
+"""Files that are nobody's: of removed files that are still open on NFS, and what earlier versions of prefopt left where
+they had hashed weights."""
+READ_BY_LOADERS = (
+    *(".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py"),
+    *(".pt", ".pth", ".ckpt", ".pkl"),
+)
+"""Endings of files that transformers, PEFT, torch or DeepSpeed would load, also of files that were added."""
 
 Digests = dict[str, dict[str, Any]]
 """For each file, relative to its checkpoint: `size` in bytes and `sha256`."""
@@ -178,19 +184,19 @@ def find_damage(checkpoint: Path, expected: Digests) -> str | None:
 
 
 def find_stranger(checkpoint: Path, expected: Digests) -> str | None:
-    """Says which file is not the checkpoint's own, though a loader might take it; None if there is none.
+    """Says what is not the checkpoint's own, though a loader might take it, and the way out; None if nothing is.
 
-    A link is not its own either: what it leads to may change after it was looked at. What file systems and file managers
-    leave behind is nobody's (`LEFT_BEHIND`).
+    A link is not its own either: what it leads to may change after it was looked at.
     """
     own = {MANIFEST, COMPLETE, *expected}
     for folder, folders, files in os.walk(checkpoint):
         for path in map(Path(folder).joinpath, sorted([*folders, *files])):
-            name = str(path.relative_to(checkpoint))
             if path.is_symlink():
-                return f"{name} is a link"
-            if path.name in files and name not in own and not LEFT_BEHIND.fullmatch(path.name):
-                return f"{name} was added"
+                return f"{path} is a link. Put the file or folder itself there"
+            name = str(path.relative_to(checkpoint))
+            is_read = name.endswith(READ_BY_LOADERS) and not LEFT_BEHIND.fullmatch(path.name)
+            if path.name in files and name not in own and is_read:
+                return f"{path} was added, and might be loaded. Remove it: rm {shlex.quote(str(path))}"
     return None
 
 

@@ -36,8 +36,6 @@ STATE_FILES = (
     on_disk.COMPLETE,
 )
 """What a checkpoint holds beside the model."""
-READ_BY_LOADERS = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py", ".pt")
-"""Endings of files by which transformers and PEFT would load something else, also of files that were added."""
 
 
 def copy_model(checkpoint: Path, folder: Path, *, with_code: bool) -> Digests:
@@ -123,7 +121,11 @@ def _find_damage(model: Path) -> str | None:
     try:
         expected = on_disk.read_digests(json.loads((model / MANIFEST).read_text(encoding="utf-8")))
         names = sorted(expected)[rank() :: world_size()]
-        added = (name for name in on_disk.list_files(model) if name not in expected and name.endswith(READ_BY_LOADERS))
+        added = (
+            name
+            for name in on_disk.list_files(model)
+            if name not in expected and name.endswith(on_disk.READ_BY_LOADERS)
+        )
         damage = next((f"{name} was added" for name in sorted(added)), None)
         damage = damage or on_disk.find_damage(model, {name: expected[name] for name in names})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

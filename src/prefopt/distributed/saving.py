@@ -216,12 +216,9 @@ def find_newest(folder: Path) -> Path | None:
 
 
 def _find_damage(checkpoint: Path, place: int, num_places: int) -> str | None:
-    """Says what is wrong with every `num_places`-th file of a checkpoint, or which file is none of its own."""
+    """Says what is wrong with every `num_places`-th file of a checkpoint."""
     try:
         _, expected = on_disk.read_manifest(checkpoint)
-        stranger = on_disk.find_stranger(checkpoint, expected)
-        if stranger is not None:
-            return stranger
         sizes = sorted(((name, entry["size"]) for name, entry in expected.items()), key=_largest_first)
         return on_disk.find_damage(checkpoint, {name: expected[name] for name, _ in sizes[place::num_places]})
     except (OSError, ValueError) as error:
@@ -229,8 +226,14 @@ def _find_damage(checkpoint: Path, place: int, num_places: int) -> str | None:
 
 
 def _find_forgery(checkpoint: Path, place: int, num_places: int) -> UserError | None:
-    """A refusal of a checkpoint that would run code, or load another folder; looks at every n-th file."""
+    """A refusal of a checkpoint that would run code, or load what is not its own; looks at every n-th file.
+
+    It is not set aside: its own files are sound, and the steps since the one before would be trained again.
+    """
     _, files = on_disk.read_manifest(checkpoint)
+    stranger = on_disk.find_stranger(checkpoint, files)
+    if stranger is not None:
+        return UserError(f"{stranger}; the same command goes on then.")
     found = find_code(checkpoint, sorted(files)[place::num_places])
     if found is None and LATEST in files:
         found = find_bad_tag(checkpoint)

@@ -1,6 +1,7 @@
 """Entry point: compose → typed config → SFT or DPO run → report. `python -m prefopt.train --help` shows the use."""
 
 import argparse
+import logging
 from typing import Any
 
 from rich.text import Text
@@ -9,7 +10,7 @@ from prefopt.config import load_config, to_yaml
 from prefopt.distributed import group
 from prefopt.distributed.group import on_main
 from prefopt.distributed.preemption import StopRequest, parse_time_limit, scheduler_end
-from prefopt.distributed.ranks import is_launched
+from prefopt.distributed.ranks import is_launched, is_main
 from prefopt.entry import run_entry
 from prefopt.errors import UserError
 from prefopt.examples import load_examples
@@ -19,6 +20,8 @@ from prefopt.schema import TrainConfig
 from prefopt.tracking import phases
 from prefopt.tracking.console import build_console
 from prefopt.tracking.output import keep_in
+
+logger = logging.getLogger(__name__)
 
 HELP = """Tune a model and report whether it became better.
 
@@ -90,8 +93,15 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
         examples = load_examples(config)
 
         with importing():
+            from prefopt.evaluation.verdict import MIN_HELD_OUT
             from prefopt.runner import train_and_report  # TRL, a matter of seconds
 
+        num_held_out = len(examples.tokenized.held_out or ())
+        if is_main() and num_held_out < MIN_HELD_OUT:
+            logger.warning(
+                f"held_out: {num_held_out} rows, and a report decides from {MIN_HELD_OUT} on. Name a larger "
+                "data.held_out, or raise data.held_out_fraction."
+            )
         train_and_report(config, run, examples, stop, console, argv)
 
 

@@ -140,3 +140,25 @@ def test_a_small_but_certain_gap_is_not_called_alike():
     found = report()
     found["overfitting"]["reward_accuracy"]["gap"] = entry(0.06, 0.02, 0.10)
     assert "Somewhat better" in texts(judge(found)[1], "info")
+
+
+def test_a_gain_of_a_handful_of_pairs_is_said_to_be_of_too_few():
+    found = report()
+    found["held_out"]["n"] = 12
+    found["held_out"]["gain"]["preference_accuracy"] = entry(0.417, 0.167, 0.667)
+    found["overfitting"]["reward_accuracy"] |= {"held_out": entry(0.5, n=12), "gap": entry(0.5, 0.2, 0.8)}
+    decision, findings = judge(found)
+    assert decision == "undecided"
+    assert "show a gain, but there are too few of them to judge by; 30 are the least" in texts(findings, "warning")
+    assert "Overfitting" not in texts(findings, "warning")
+    assert "as far as so few held-out pairs tell" in texts(findings, "info")
+
+
+def test_of_a_model_that_has_not_moved_that_is_said_and_no_overfitting():
+    found = report(likelihood={"chosen": entry(1e-5), "rejected": entry(-1e-5), "chosen_fell": entry(0.5)})
+    found["overfitting"]["reward_accuracy"]["gap"] = entry(0.5, 0.3, 0.7)
+    warnings = texts(judge(found)[1], "warning")
+    assert "hardly moved. Raise optim.learning_rate, or train longer" in warnings
+    assert "Overfitting" not in warnings
+    found["likelihood"]["rejected"] = entry(-0.002)
+    assert "Overfitting" in texts(judge(found)[1], "warning")

@@ -31,8 +31,8 @@ COMPLETE = "COMPLETE"
 TRAINER_STATE = "trainer_state.json"
 FORMAT = 1
 LEFT_BEHIND = re.compile(r"\.nfs[0-9a-f]+|\.prefopt_digests\.json")
-"""Files that are nobody's: of removed files that are still open on NFS, and what earlier versions of prefopt left where
-they had hashed weights."""
+"""Files that are nobody's: of removed files that are still open on NFS, and digests that earlier versions left beside
+weights."""
 READ_BY_LOADERS = (
     *(".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py"),
     *(".pt", ".pth", ".ckpt", ".pkl"),

@@ -20,7 +20,10 @@ DISPLACED_PER_TOKEN = 0.5
 LENGTH_RATIO = 1.5
 REPETITION_RISE = 0.2
 UNFINISHED_RISE = 0.2
+STILL_PER_TOKEN = 0.001
+"""Nats per token below which neither side of the pairs has become more or less likely."""
 MIN_HELD_OUT = 30
+"""Pairs or demonstrations: with fewer, intervals say less than they seem to."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def judge(report: dict[str, Any]) -> tuple[Decision, list[dict[str, str]]]:
         *_preference(report["held_out"]),
         *_loss(report["held_out"]),
         *_ruin(report),
-        *_overfitting(report["overfitting"]),
+        *(_stillness(report["likelihood"]) or _overfitting(report["overfitting"])),
         *_displacement(report["likelihood"]),
         *_answers(report["drift"]),
         *_files(report["run"]),
@@ -64,7 +67,10 @@ def _preference(held_out: dict[str, Any]) -> list[Finding]:
     findings = []
     if gain["ci95"][1] < 0:
         findings.append(Finding("bad", "The tuned model ranks held-out pairs worse than its base.", evidence))
-    elif gain["ci95"][0] <= 0 or n < MIN_HELD_OUT:
+    elif gain["ci95"][0] > 0 and n < MIN_HELD_OUT:
+        text = f"Held-out pairs show a gain, but there are too few of them to judge by; {MIN_HELD_OUT} are the least."
+        findings.append(Finding("warning", text, evidence))
+    elif gain["ci95"][0] <= 0:
         shift = 100 * detectable_shift(n)
         findings.append(
             Finding(
@@ -134,12 +140,31 @@ def _ruin(report: dict[str, Any]) -> list[Finding]:
     return [Finding("info", "The model stayed close to its base.", evidence)]
 
 
+def _stillness(block: dict[str, Any] | None) -> list[Finding]:
+    """Of a model that has not moved, any order of pairs is one of numbers that mean nothing."""
+    if block is None:
+        return []
+    chosen, rejected = block["chosen"]["value"], block["rejected"]["value"]
+    if max(abs(chosen), abs(rejected)) >= STILL_PER_TOKEN:
+        return []
+    return [
+        Finding(
+            "warning",
+            "The model has hardly moved. Raise optim.learning_rate, or train longer.",
+            f"log-prob per token: chosen {chosen:+.5f}, rejected {rejected:+.5f}, n = {block['chosen']['n']}",
+        )
+    ]
+
+
 def _overfitting(block: dict[str, Any]) -> list[Finding]:
     for name in ("reward_accuracy", "preference_accuracy"):
         if name not in block:
             continue
         train, held_out, gap = (block[name][key] for key in ("train", "held_out", "gap"))
         evidence = f"{name}: train {_percent(train)}, held-out {_percent(held_out)}, gap {_points(gap)}"
+        if held_out["n"] < MIN_HELD_OUT and gap["ci95"][0] > 0:
+            text = "Better on the pairs it was trained on, as far as so few held-out pairs tell."
+            return [Finding("info", text, f"{evidence}, n = {held_out['n']}")]
         if gap["ci95"][0] > OVERFITTING_GAP:
             return [Finding("warning", "Overfitting: much better on the pairs it was trained on.", evidence)]
         if gap["ci95"][0] > 0:

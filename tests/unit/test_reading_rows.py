@@ -2,14 +2,19 @@
 
 import csv
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from prefopt.choices import DataFormat
+from prefopt.data.loading import read_splits
 from prefopt.data.records import ReadResult, read_records
 from prefopt.errors import UserError
+from prefopt.schema import DataConfig
 
 USER = {"role": "user", "content": "Say hi."}
 HI = {"role": "assistant", "content": "Hi!"}
@@ -32,6 +37,10 @@ def refusal(tmp_path: Path, *rows: Any, kind: str = "preference") -> str:
     with pytest.raises(UserError) as caught:
         read(tmp_path, *rows, kind=kind)
     return str(caught.value).removeprefix(f"{tmp_path}/")
+
+
+def labelled(*labels: Any, prompt: str = "Say hi.") -> list[dict[str, Any]]:
+    return [{"prompt": prompt, "completion": "Hi!", "label": label} for label in labels]
 
 
 def calling(call: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +196,7 @@ def test_a_prompt_of_messages_beside_a_conversation_is_its_beginning_or_refused(
     assert "'prompt' must be text or a list of messages" in refusal(tmp_path, {**row, "prompt": {"a": 1}}, kind="sft")
 
 
-@pytest.mark.parametrize("label", [False, "False", 0, 0.0, "0", -1, "-1", "no", " NO"])
+@pytest.mark.parametrize("label", [False, "False", 0, 0.0, "0", -1, "-1", "no", " NO", "undesirable", "Bad"])
 def test_answers_that_kto_shall_avoid_are_not_demonstrations(tmp_path: Path, label: Any) -> None:
     wanted = {"prompt": "Say hi.", "completion": "Hi!", "label": True}
     message = refusal(tmp_path, wanted, {**wanted, "completion": "No.", "label": label}, kind="sft")
@@ -196,15 +205,60 @@ def test_answers_that_kto_shall_avoid_are_not_demonstrations(tmp_path: Path, lab
     assert "'kto_tag' is false" in refusal(tmp_path, {"messages": [USER, NO], "kto_tag": False}, kind="sft")
 
 
-@pytest.mark.parametrize("labels", [(0, 1, 76), ("no", "yes", "maybe"), (False, True, "travel"), (0, [1], 1)])
+@pytest.mark.parametrize("labels", [(0, 1, 76), (0, "0.5", 1), ("no", "food", "travel"), (False, [1], [2])])
 def test_a_column_of_another_meaning_is_no_label_of_kto(tmp_path: Path, labels: Any) -> None:
-    rows = [{"prompt": "Say hi.", "completion": "Hi!", "label": label} for label in labels]
-    assert read(tmp_path, *rows, kind="sft").notes.ignored_columns == {"label": 3}
+    assert read(tmp_path, *labelled(*labels), kind="sft").notes.ignored_columns == {"label": 3}
     texts = [{"text": "Say hi.", "label": label} for label in (False, 0)]
     assert read(tmp_path, *texts, kind="sft").notes.ignored_columns == {"label": 2}
     pairs = [{"messages": [USER, HI], "rejected": [USER, NO], "label": 0}]
     assert len(read(tmp_path, *pairs, kind="sft").records) == 1
     assert "KTO" not in refusal(tmp_path, {"prompt": "a", "completion": "b", "label": 17})
+
+
+@pytest.mark.parametrize(
+    ("labels", "first", "strange"),
+    [
+        ((True, False, "?"), "2: 'label' is false", 'rows.jsonl:3: text ("?")'),
+        (("no", "yes", "maybe"), "1: 'label' is no", 'rows.jsonl:3: text ("maybe")'),
+        ((False, True, 5), "1: 'label' is false", "rows.jsonl:3: a number (5)"),
+        ((0, [1], 1), "1: 'label' is 0", "rows.jsonl:2: a list ([1])"),
+    ],
+)
+def test_a_stray_value_among_labels_of_kto_does_not_hide_the_answers_to_avoid(
+    tmp_path: Path, labels: Any, first: str, strange: str
+) -> None:
+    message = refusal(tmp_path, *labelled(*labels), kind="sft")
+    assert message.startswith(f"rows.jsonl:{first}: in KTO's format this answer is one to avoid")
+    assert f"1 row(s) have a value that says neither yes nor no, first {tmp_path}/{strange}" in message
+
+
+@pytest.mark.parametrize("missing", [None, "", " ", "NaN", "None", float("nan")])
+def test_a_missing_label_says_nothing_of_the_others(tmp_path: Path, missing: Any) -> None:
+    rows = labelled(True, missing, missing, missing, False)
+    assert refusal(tmp_path, *rows, kind="sft").startswith("rows.jsonl:5: 'label' is false")
+    assert len(read(tmp_path, *rows[:4], kind="sft").records) == 4
+
+
+def test_a_rejected_column_without_a_value_makes_no_pair_of_an_answer_to_avoid(tmp_path: Path) -> None:
+    row = {"prompt": "Say hi.", "completion": "No.", "label": False, "rejected": None}
+    assert refusal(tmp_path, row, kind="sft").startswith("rows.jsonl:1: 'label' is false: in KTO's format")
+    table = pa.table({"prompt": ["a"], "completion": ["b"], "label": [Decimal("0.0")], "rejected": pa.nulls(1)})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match=r"rows.parquet:row 1: 'label' is 0.0: in KTO's format"):
+        read_records(str(tmp_path / "rows.parquet"), format=DataFormat.auto, kind="sft")
+
+
+def test_a_column_of_classes_means_the_same_in_the_held_out_file(tmp_path: Path) -> None:
+    def write(name: str, *labels: int) -> str:
+        rows = labelled(*labels, prompt=name)
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    config = DataConfig(train=write("train.jsonl", 0, 1, 5), held_out=write("held_out.jsonl", 0, 1))
+    splits = read_splits(config, kind="sft", seed=0, measured=write("measured.jsonl", 1, 0))
+    assert (len(splits.train), len(splits.held_out or [])) == (3, 2)
+    with pytest.raises(UserError, match=r"held_out.jsonl:1: 'label' is 0: in KTO's format"):
+        read_splits(DataConfig(train=write("train.jsonl", 1, 1), held_out=config.held_out), kind="sft", seed=0)
 
 
 @pytest.mark.parametrize(
@@ -300,6 +354,27 @@ def test_a_key_that_stands_twice_in_what_is_read_is_refused(tmp_path: Path, more
             read_records(str(tmp_path / name), format=DataFormat.auto, kind="preference")
         wanted = f'{tmp_path}/{name}:{place}: the key "{key}" stands twice in one object; remove one of them.'
         assert str(caught.value).startswith(wanted)
+
+
+CHAT = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], '
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "key"),
+    [
+        ('{"prompt": "a", "completion": "b", "label": false, "label": true}', "sft", "label"),
+        (CHAT + '"kto_tag": false, "kto_tag": true}', "sft", "kto_tag"),
+        (CHAT + '"prompt": "of another", "prompt": "a"}', "sft", "prompt"),
+        (CHAT + '"label": 0, "rejected": null, "rejected": "c"}', "sft", "rejected"),
+        (ROW % '"images": ["x.png"], "images": []', "preference", "images"),
+    ],
+)
+def test_a_key_that_stands_twice_in_a_column_that_decides_over_its_row_is_refused(
+    tmp_path: Path, row: str, kind: Any, key: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text(row)
+    with pytest.raises(UserError, match=f'a.jsonl:1: the key "{key}" stands twice in one object'):
+        read_records(str(tmp_path / "a.jsonl"), format=DataFormat.auto, kind=kind)
 
 
 def test_a_key_that_stands_twice_where_nothing_reads_it_is_noted(tmp_path: Path) -> None:

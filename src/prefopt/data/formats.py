@@ -5,11 +5,11 @@ from functools import cache
 from typing import Any
 
 from prefopt.choices import DataFormat
+from prefopt.data.labels import LABELS, says_wanted
 from prefopt.data.messages import Message, join_parts
 from prefopt.data.strict_json import JSONError, parse
 from prefopt.data.tool_calls import wrap_tools
 from prefopt.data.values import RowError, check_text, describe, show_names
-from prefopt.errors import UserError
 
 Row = dict[str, Any]
 
@@ -24,11 +24,6 @@ SHAREGPT_ROLES = {
 }
 
 PASSED_ON = ("tools", "chat_template_kwargs")
-
-LABELS = ("label", "kto_tag")
-"""Columns in which KTO's rows say whether an answer is wanted, if they hold nothing but these:"""
-WANTED = frozenset(("true", "1", "1.0", "yes"))
-UNWANTED = frozenset(("false", "0", "0.0", "-1", "-1.0", "no"))
 
 COLUMNS: dict[DataFormat, tuple[str, ...]] = {
     DataFormat.sharegpt: ("conversations", "system"),
@@ -76,51 +71,11 @@ def _has_functions(row: Row) -> bool:
     return row.get("functions") is not None and row.get("tools") is None
 
 
-class Labels:
-    """Whether demonstrations are KTO's rows, some of which hold answers that a model shall avoid.
-
-    One row does not tell: 0 may be a label of KTO's, or the first of 77 classes. All rows do.
-    """
-
-    def __init__(self) -> None:
-        self._unwanted: dict[str, list[str]] = {}
-        self._others: set[str] = set()
-
-    def add(self, row: Row, source: str) -> None:
-        """Takes in what one row of messages, or of prompt and completion, says."""
-        for column in LABELS:
-            value = row.get(column)
-            if value in (None, "") or column in self._others:
-                continue
-            label = _label(value)
-            if label in UNWANTED:
-                self._unwanted.setdefault(column, []).append(f"{source}: '{column}' is {label}")
-            elif label not in WANTED:
-                self._others.add(column)
-
-    def require_wanted(self) -> None:
-        """Refuses rows of KTO's with answers to avoid.
-
-        Raises:
-            UserError: Naming the first.
-        """
-        for column, places in self._unwanted.items():
-            if column not in self._others:
-                raise UserError(
-                    f"{places[0]}: in KTO's format this answer is one to avoid, and SFT would train it ({len(places)} "
-                    "such row(s)). Drop them, or remove the column if it means something else."
-                )
-
-
-def _label(value: Any) -> str:
-    return str(value).strip().lower() if isinstance(value, (bool, int, float, str)) else "an object"
-
-
 def other_kind(row: Row, kind: str) -> str:
     """Returns the sentence for a row that is of no use for `kind`, but for another one; empty if it is for none."""
     if kind == "sft":
         return " These are pairs: set algorithm=dpo." if "chosen" in row and "rejected" in row else ""
-    if "text" not in row and any(_label(row.get(column)) in WANTED | UNWANTED for column in LABELS):
+    if "text" not in row and any(says_wanted(row.get(column)) is not None for column in LABELS):
         return (
             " These are KTO's rows, single answers with a label; DPO needs two answers to each prompt. "
             "Join them to pairs, or train the wanted ones alone with algorithm=sft."

@@ -10,6 +10,7 @@ from prefopt.data.as_chat import to_chat
 from prefopt.data.control_tokens import treat_control_tokens
 from prefopt.data.defects import drop_defects
 from prefopt.data.implicit_prompts import agree_on_prompts
+from prefopt.data.labels import Labels
 from prefopt.data.notes import DataNotes, SplitName
 from prefopt.data.records import Kind, Record, read_records
 from prefopt.data.split import find_overlap, split_by_prompt
@@ -54,10 +55,11 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: Any = No
         UserError: A row, an overlap or an empty side, as the settings of `config` decide.
     """
     notes = DataNotes()
+    labels = Labels()
     held_out: list[Record] | None = None
-    train = _read(config.train, config, kind, notes, "train")
+    train = _read(config.train, config, kind, notes, "train", labels)
     if config.held_out is not None:
-        held_out = _read(config.held_out, config, kind, notes, "held_out")
+        held_out = _read(config.held_out, config, kind, notes, "held_out", labels)
         train, held_out = _agree_on_prompts(train, held_out, notes)
         held_out = _as_chats(held_out, config, notes, "held_out")
     train = _as_chats(train, config, notes, "train")
@@ -66,7 +68,7 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: Any = No
     elif config.held_out_fraction > 0:
         train, held_out = _set_apart(train, config, seed)
     if measured is not None:
-        held_out = _as_chats(_read(measured, config, kind, notes, "held_out"), config, notes, "held_out")
+        held_out = _as_chats(_read(measured, config, kind, notes, "held_out", labels), config, notes, "held_out")
         refuse_trained(train, held_out, "data.held_out")
     _require_records(train, held_out, notes)
     return Splits(kind=kind, train=train, held_out=held_out, notes=notes)
@@ -108,8 +110,10 @@ def refuse_trained(train: Sequence[Record], measured: Sequence[Record], setting:
         )
 
 
-def _read(spec: Any, config: DataConfig, kind: Kind, notes: DataNotes, split: SplitName) -> list[Record]:
-    result = read_records(spec, format=config.format, kind=kind)
+def _read(
+    spec: Any, config: DataConfig, kind: Kind, notes: DataNotes, split: SplitName, labels: Labels
+) -> list[Record]:
+    result = read_records(spec, format=config.format, kind=kind, labels=labels)
     notes.read[split] = result.notes
     return drop_defects(result.records, on_empty=config.on_empty, on_identical=config.on_identical, notes=result.notes)
 

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from prefopt.choices import DataFormat
 from prefopt.data.cells import parse_cells
 from prefopt.data.files import iter_rows
-from prefopt.data.formats import Labels, convert, detect_format, other_kind, unread_columns
+from prefopt.data.formats import convert, detect_format, other_kind, unread_columns
 from prefopt.data.implicit_prompts import ImplicitNotes, agree_on_prompts, split_common_prompt
+from prefopt.data.labels import LABELS, Labels
 from prefopt.data.messages import (
     Content,
     Message,
@@ -133,9 +134,14 @@ class Shape:
 IMPLICIT_TEXT = Shape(("chosen", "rejected"), "text")
 LABELLED = (("prompt", "completion"), ("messages",))
 """Fields beside which KTO's rows have a label."""
+CHECKED: dict[Kind, tuple[str, ...]] = {
+    "preference": ("prompt", "image", "images"),
+    "sft": ("prompt", "image", "images", "rejected", *LABELS),
+}
+"""Columns that no record may carry, but whose values decide whether a row is read."""
 
 
-def read_records(spec: Any, *, format: DataFormat, kind: Kind) -> ReadResult:
+def read_records(spec: Any, *, format: DataFormat, kind: Kind, labels: Labels | None = None) -> ReadResult:
     """Reads and checks every row of `spec`.
 
     Pairs with identical or empty completions are read like any other: see `prefopt.data.defects`.
@@ -144,13 +150,14 @@ def read_records(spec: Any, *, format: DataFormat, kind: Kind) -> ReadResult:
         spec: A file, a list of files, a glob, a `datasets` folder, or `hub:<id>[:<split>]`.
         format: The format of the rows; `auto` takes that of the first row. All rows must share one.
         kind: Whether rows are preference pairs or demonstrations.
+        labels: What the other files of the data set have said, if there are some: their columns mean the same.
 
     Raises:
         UserError: Naming file, line, field, what was found and what is allowed.
     """
     records: list[Record] = []
     notes = ReadNotes()
-    labels = Labels()
+    labels = Labels() if labels is None else labels
     first: tuple[str, DataFormat, Shape] | None = None
     for row, source in iter_rows(spec):
         try:
@@ -164,7 +171,7 @@ def read_records(spec: Any, *, format: DataFormat, kind: Kind) -> ReadResult:
                 f"{source}: this row is {row_format.name} with {shape}, but {first[0]} is {first[1].name} with "
                 f"{first[2]}. All rows of a data set must have one format: convert or drop the others."
             )
-        if shape.fields in LABELLED and "rejected" not in row:
+        if shape.fields in LABELLED:
             labels.add(row, source)
         records.append(record)
     labels.require_wanted()
@@ -186,7 +193,7 @@ def _read_row(
     record, shape = build_record(convert(parsed, row_format, kind), kind, source)
     unread = unread_columns(parsed, row_format, kind, shape.fields)
     if isinstance(row, RepeatingRow):
-        row.require_whole(column for column in row if column not in unread)
+        row.require_whole(column for column in row if column not in unread or column in CHECKED[kind])
         notes.num_repeated_keys += 1
     for column in unread:
         notes.ignored_columns[column] = notes.ignored_columns.get(column, 0) + 1

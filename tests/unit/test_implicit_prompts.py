@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from prefopt.choices import DataFormat, OnBadRow
 from prefopt.data.implicit_prompts import agree_on_prompts, split_common_prompt
-from prefopt.data.loading import read_splits
+from prefopt.data.loading import read_pairs, read_splits
 from prefopt.data.records import PreferencePair, read_records
 from prefopt.data.values import RowError
 from prefopt.errors import UserError
@@ -225,6 +225,65 @@ def test_a_prompt_without_marks_is_found_again_in_the_held_out_file(tmp_path: Pa
         UserError, match=r"a.jsonl:1: this training row has the same prompt as the held-out row .*b.jsonl:1"
     ):
         read_splits(DataConfig(train=train, held_out=held_out), kind="preference", seed=0)
+
+
+POEM = [
+    {"chosen": "Write a poem. Sea blue", "rejected": "Write a poem. Sea red"},
+    {"chosen": "b x", "rejected": "b y"},
+]
+SAME = {
+    "without a prompt": {"chosen": "Write a poem. Dogs bark", "rejected": "Write a poem. Cats purr"},
+    "with its prompt": {"prompt": "Write a poem. ", "chosen": "Dogs bark", "rejected": "Cats purr"},
+}
+
+
+@pytest.mark.parametrize("row", SAME.values(), ids=SAME)
+@pytest.mark.parametrize("as_chat", [False, True])
+def test_a_prompt_that_was_cut_too_late_is_found_again_wherever_it_is_measured(
+    tmp_path: Path, row: dict[str, str], as_chat: bool
+) -> None:
+    train, other = write(tmp_path / "a.jsonl", POEM), write(tmp_path / "b.jsonl", [row])
+    config = DataConfig(train=train, held_out=other, as_chat=as_chat)
+    with pytest.raises(UserError, match=r"a.jsonl:1: this training row has the same prompt as .*b.jsonl:1"):
+        read_splits(config, kind="preference", seed=0)
+    config = DataConfig(train=train, held_out_fraction=0, as_chat=as_chat)
+    with pytest.raises(UserError, match=r"data.held_out: 1 training prompts are among them, first .*a.jsonl:1 in .*b"):
+        read_splits(config, kind="preference", seed=0, measured=other)
+    swapped = DataConfig(train=other, held_out_fraction=0, as_chat=as_chat)
+    with pytest.raises(UserError, match=r"data.held_out: 1 training prompts are among them, first .*b.jsonl:1 in .*a"):
+        read_splits(swapped, kind="preference", seed=0, measured=train)
+
+
+@pytest.mark.parametrize("as_chat", [False, True])
+def test_pairs_that_an_sft_run_is_measured_on_do_not_hold_its_prompts(tmp_path: Path, as_chat: bool) -> None:
+    demonstrations = [{"prompt": "Write a poem", "completion": "Sea."}, {"prompt": "Other", "completion": "c"}]
+    train = DataConfig(train=write(tmp_path / "a.jsonl", demonstrations), held_out_fraction=0, as_chat=as_chat)
+    trained = read_splits(train, kind="sft", seed=0).train
+    pairs = [{"chosen": "Write a poem\nSea blue", "rejected": "Write a poem\nSea red"}]
+    config = DataConfig(train=write(tmp_path / "b.jsonl", pairs), as_chat=as_chat)
+    with pytest.raises(UserError, match=r"evaluation.pairs: 1 training prompts are among them, first .*a.jsonl:1 in"):
+        read_pairs(config, trained)
+    assert len(read_pairs(config, trained[1:]).train) == 1
+
+
+def test_a_measured_file_leaves_the_training_as_it_was(tmp_path: Path) -> None:
+    train = write(tmp_path / "a.jsonl", [*POEM, {"chosen": "Sing. La. Do", "rejected": "Sing. La. Re"}])
+    measured = write(tmp_path / "b.jsonl", [{"chosen": "Sing. La. Do it. No", "rejected": "Sing. La. Do it. So"}])
+    config = DataConfig(train=train, held_out_fraction=0)
+    before = read_splits(config, kind="preference", seed=0)
+    with pytest.raises(UserError, match="1 training prompts are among them"):
+        read_splits(config, kind="preference", seed=0, measured=measured)
+    apart = write(tmp_path / "c.jsonl", [{"chosen": "Draw. A", "rejected": "Draw. B"}])
+    after = read_splits(config, kind="preference", seed=0, measured=apart)
+    assert (after.train, after.notes.read["train"]) == (before.train, before.notes.read["train"])
+
+
+def test_a_given_prompt_cuts_others_where_it_ends_and_is_never_cut(tmp_path: Path) -> None:
+    pairs = [pair("Write a poem of red", "Write a poem of blue"), pair("Which. A", "Which. B")]
+    agreed, notes = agree_on_prompts(pairs, ["Write a", "Write a poem", "Which. Not this"])
+    assert [(record.prompt, record.chosen) for record in agreed] == [("Write a poem", " of red"), ("Which.", " A")]
+    assert notes.num_shortened_prompts == 1
+    assert agree_on_prompts([pair("Hi! 1? Yes", "Hi! 1? No")] * 5, ["Hi!"])[1].num_crowded_prompts == 5
 
 
 def test_the_notes_say_how_prompts_were_found(tmp_path: Path) -> None:

@@ -176,13 +176,17 @@ def _end_of_word(text: str, end: int) -> int:
     return end - 1 if end and text[end - 1] == " " else end
 
 
-def agree_on_prompts(pairs: Sequence[Any]) -> tuple[list[Any], ImplicitNotes]:
+def agree_on_prompts(pairs: Sequence[Any], given: Sequence[str] = ()) -> tuple[list[Any], ImplicitNotes]:
     """Returns pairs of text, read one by one, with one prompt where they were cut at several places; and counts.
 
     A prompt that was cut where a word ends holds the words with which both answers happen to begin. It is cut where
     the prompt of another pair ends with which it begins, if that one ends a sentence or a line, or is the prompt of
     several pairs: "I" or "Write a" in one pair alone is no question. Nor is what would cut more than `MAX_SHORTENED`
     times as many pairs as have it, such as a greeting.
+
+    Args:
+        pairs: Those whose prompt was found by `split_common_prompt`.
+        given: Prompts of other rows, which have a column for them: they end where they end, whatever that is.
     """
     agreed = list(pairs)
     asked = [index for index, pair in enumerate(pairs) if pair.prompt]  # without one, an answer is empty
@@ -192,7 +196,7 @@ def agree_on_prompts(pairs: Sequence[Any]) -> tuple[list[Any], ImplicitNotes]:
         any(_last_answer(pair.prompt + answer, TURNS) > len(pair.prompt) for answer in (pair.chosen, pair.rejected))
         for pair in pairs
     )
-    ends = _agreed_ends(Counter(pairs[index].prompt for index in words), notes)
+    ends = _agreed_ends(Counter(pairs[index].prompt for index in words), Counter(map(str.rstrip, given)), notes)
     for index in words:
         pair = pairs[index]
         prompt = ends[pair.prompt]
@@ -203,14 +207,15 @@ def agree_on_prompts(pairs: Sequence[Any]) -> tuple[list[Any], ImplicitNotes]:
     return agreed, notes
 
 
-def _agreed_ends(prompts: Counter[str], notes: ImplicitNotes) -> dict[str, str]:
+def _agreed_ends(prompts: Counter[str], given: Counter[str], notes: ImplicitNotes) -> dict[str, str]:
     """Returns for each prompt the one at which it is cut, which may be itself, and notes what would cut too many."""
-    shorter = _shorter_prompts(prompts)
+    shorter = _shorter_prompts(prompts, given)
     followers: Counter[str] = Counter()  # pairs with a longer prompt
     for prompt, other in reversed(shorter.items()):
         if other is not None:
             followers[other] += prompts[prompt] + followers[prompt]
-    crowded = {prompt for prompt, count in followers.items() if count > MAX_SHORTENED * prompts[prompt]}
+    askers = prompts + given
+    crowded = {prompt for prompt, count in followers.items() if count > MAX_SHORTENED * askers[prompt]}
     ends: dict[str, str] = {}
     behind: set[str] = set()  # what begins with a crowded one
     for prompt, other in shorter.items():
@@ -223,15 +228,23 @@ def _agreed_ends(prompts: Counter[str], notes: ImplicitNotes) -> dict[str, str]:
     return ends
 
 
-def _shorter_prompts(prompts: Counter[str]) -> dict[str, str | None]:
-    """Returns for each prompt the longest other one with which it begins and that may be a question; in order."""
+def _shorter_prompts(prompts: Counter[str], given: Counter[str]) -> dict[str, str | None]:
+    """Returns for each prompt the longest other one with which it begins and that may be a question; in order.
+
+    A given prompt is a question, and it is not cut.
+    """
     shorter: dict[str, str | None] = {}
     begun: list[str] = []  # by the present one
-    for prompt in sorted(prompts):
+    for prompt in sorted(prompts.keys() | given):
         while begun and not prompt.startswith(begun[-1]):
             begun.pop()
-        shorter[prompt] = next((other for other in reversed(begun) if _ends_word(prompt, len(other))), None)
-        if prompt.strip() and (prompts[prompt] > 1 or _SENTENCE_END.search(prompt, max(len(prompt) - 80, 0))):
+        shorter[prompt] = (
+            None
+            if prompt in given
+            else next((other for other in reversed(begun) if _ends_word(prompt, len(other))), None)
+        )
+        is_asked = prompt in given or prompts[prompt] > 1
+        if prompt.strip() and (is_asked or _SENTENCE_END.search(prompt, max(len(prompt) - 80, 0))):
             begun.append(prompt)
     return shorter
 

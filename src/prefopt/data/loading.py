@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefopt.choices import LossOn, OnBadRow, OnControlToken
@@ -12,7 +12,7 @@ from prefopt.data.defects import drop_defects
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import Labels
 from prefopt.data.notes import DataNotes, SplitName
-from prefopt.data.records import Kind, Record, read_records
+from prefopt.data.records import Kind, ReadNotes, Record, read_records
 from prefopt.data.split import find_overlap, split_by_prompt
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
 from prefopt.errors import UserError
@@ -60,18 +60,37 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: Any = No
     train = _read(config.train, config, kind, notes, "train", labels)
     if config.held_out is not None:
         held_out = _read(config.held_out, config, kind, notes, "held_out", labels)
-        train, held_out = _agree_on_prompts(train, held_out, notes)
+        train, held_out = _agree_on_prompts((train, notes.read["train"]), (held_out, notes.read["held_out"]))
         held_out = _as_chats(held_out, config, notes, "held_out")
-    train = _as_chats(train, config, notes, "train")
+    plain, train = train, _as_chats(train, config, notes, "train")
     if held_out is not None:
         train = _without_overlap(train, held_out, config, notes)
     elif config.held_out_fraction > 0:
         train, held_out = _set_apart(train, config, seed)
     if measured is not None:
-        held_out = _as_chats(_read(measured, config, kind, notes, "held_out", labels), config, notes, "held_out")
-        refuse_trained(train, held_out, "data.held_out")
+        trained = {record.source for record in train}
+        plain = [record for record in plain if record.source in trained]
+        measured_rows = _read(measured, config, kind, notes, "held_out", labels)
+        held_out = _keep_apart(measured_rows, plain, "data.held_out", config, notes, "held_out")
     _require_records(train, held_out, notes)
     return Splits(kind=kind, train=train, held_out=held_out, notes=notes)
+
+
+def read_pairs(config: DataConfig, trained: Sequence[Record]) -> Splits:
+    """Reads `config.train` as pairs on which a run of demonstrations is measured as well; nothing is held out of them.
+
+    Args:
+        config: As for `read_splits`.
+        trained: The records that the run trains on.
+
+    Raises:
+        UserError: As for `read_splits`; or a prompt of the training is among them.
+    """
+    notes = DataNotes()
+    pairs = _read(config.train, config, "preference", notes, "train", Labels())
+    pairs = _keep_apart(pairs, trained, "evaluation.pairs", config, notes, "train")
+    _require_records(pairs, None, notes)
+    return Splits(kind="preference", train=pairs, held_out=None, notes=notes)
 
 
 def load_tokenized(
@@ -95,21 +114,6 @@ def load_tokenized(
     return TokenizedSplits(kind=splits.kind, train=train, held_out=held_out, notes=splits.notes)
 
 
-def refuse_trained(train: Sequence[Record], measured: Sequence[Record], setting: str) -> None:
-    """Refuses data that a run is to be measured on and that hold prompts of its training.
-
-    Raises:
-        UserError: Naming the first such row; `setting` is where the data were named.
-    """
-    overlap = find_overlap(train, measured)
-    if overlap:
-        first = overlap[0]
-        raise UserError(
-            f"{setting}: {len(overlap)} training prompts are among them, first {first.train.source} in "
-            f"{first.held_out.source}, so they are not held out. Drop them from one side."
-        )
-
-
 def _read(
     spec: Any, config: DataConfig, kind: Kind, notes: DataNotes, split: SplitName, labels: Labels
 ) -> list[Record]:
@@ -130,19 +134,67 @@ def _as_chats(records: list[Record], config: DataConfig, notes: DataNotes, split
     return chats
 
 
-def _agree_on_prompts(
-    train: list[Record], held_out: list[Record], notes: DataNotes
-) -> tuple[list[Record], list[Record]]:
-    """Returns both sides with the same prompt wherever they share one that was cut where a word ends."""
-    if not all(notes.read[split].num_word_prompts for split in notes.read):
-        return train, held_out
-    agreed, found = agree_on_prompts([*train, *held_out])
-    notes.read["train"].num_shortened_prompts += found.num_shortened_prompts
-    for read in notes.read.values():  # of both sides at once, said once
-        read.num_crowded_prompts = 0
-    notes.read["train"].num_crowded_prompts = found.num_crowded_prompts
-    notes.read["train"].crowded_prompt = found.crowded_prompt
-    return agreed[: len(train)], agreed[len(train) :]
+def _keep_apart(
+    measured: list[Record],
+    trained: Sequence[Record],
+    setting: str,
+    config: DataConfig,
+    notes: DataNotes,
+    split: SplitName,
+) -> list[Record]:
+    """Returns data that a run is measured on, ready to be tokenised; the training stays as it was.
+
+    Args:
+        measured: The rows as they were read, `split` in the notes.
+        trained: What the run is trained on, before or after text became chats.
+        setting: Where the data were named.
+
+    Raises:
+        UserError: Naming the first row with a prompt of the training.
+    """
+    training = replace(notes.read["train"]) if split != "train" else None  # a copy: nothing of it is cut
+    measured, agreed = _agree_on_prompts((measured, notes.read[split]), (list(trained), training))
+    measured = _as_chats(measured, config, notes, split)
+    overlap = find_overlap([to_chat(record) for record in agreed] if config.as_chat else agreed, measured)
+    if overlap:
+        first = overlap[0]
+        raise UserError(
+            f"{setting}: {len(overlap)} training prompts are among them, first {first.train.source} in "
+            f"{first.held_out.source}, so they are not held out. Drop them from one side."
+        )
+    return measured
+
+
+def _agree_on_prompts(*sides: tuple[list[Record], ReadNotes | None]) -> list[list[Record]]:
+    """Returns the sides with the same prompt wherever they share one that was cut where a word ends, and counts.
+
+    A side in whose notes there is no such prompt has a column of prompts, as one without notes has. Those stay.
+    """
+    cut = [notes is not None and notes.num_word_prompts > 0 for _, notes in sides]
+    if not any(cut):
+        return [records for records, _ in sides]
+    pairs = [record for (records, _), is_cut in zip(sides, cut, strict=True) if is_cut for record in records]
+    others = [record for (records, _), is_cut in zip(sides, cut, strict=True) if not is_cut for record in records]
+    given = [question for record in others if (question := _question(record))]
+    agreed, found = agree_on_prompts(pairs, given)
+    news = iter(agreed)
+    results = []
+    for (records, notes), is_cut in zip(sides, cut, strict=True):
+        results.append([next(news) for _ in records] if is_cut else records)
+        if is_cut and notes is not None:
+            notes.num_shortened_prompts += sum(new is not old for new, old in zip(results[-1], records, strict=True))
+            notes.num_crowded_prompts = found.num_crowded_prompts
+            notes.crowded_prompt = found.crowded_prompt
+            found.num_crowded_prompts = 0  # of all sides at once, said once
+    return results
+
+
+def _question(record: Record) -> str:
+    """Returns a prompt of text, or what it was before it became a chat; empty for other chats."""
+    prompt = record.prompt
+    if isinstance(prompt, list):
+        prompt = prompt[0].get("content") if len(prompt) == 1 and prompt[0]["role"] == "user" else None
+    return prompt or ""
 
 
 def _set_apart(records: list[Record], config: DataConfig, seed: int) -> tuple[list[Record], list[Record]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from prefopt.choices import DataFormat
 from prefopt.config import read_config
-from prefopt.data.loading import TokenizedSplits, load_tokenized, read_splits, refuse_trained
+from prefopt.data.loading import TokenizedSplits, load_tokenized, read_pairs
 from prefopt.data.messages import trained_turns
 from prefopt.data.origin import describe_origin
 from prefopt.data.records import PreferencePair, SFTExample
@@ -149,9 +149,7 @@ def _read_pairs(config: TrainConfig, examples: Examples) -> Any:
         return None
     whole = {"train": config.evaluation.pairs, "held_out": None, "held_out_fraction": 0.0, "format": DataFormat.auto}
     source = dataclasses.replace(config.data, **whole)
-    splits = read_splits(source, kind="preference", seed=config.run.seed)
-    refuse_trained(examples.records.train, splits.train, "evaluation.pairs")
-    pairs = load_tokenized(splits, examples.tokenizer, source).train
+    pairs = load_tokenized(read_pairs(source, examples.records.train), examples.tokenizer, source).train
     if examples.limits is not None:
         examples.limits.check_rows(pairs, "evaluation.pairs")
     return pairs

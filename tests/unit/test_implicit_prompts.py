@@ -29,6 +29,14 @@ MARKS = [
     "A long story.\n\nTL;DR:",
     "<|im_start|>user\nFinish this.\nAI: hello\nMe: hi.<|im_end|>\n<|im_start|>assistant\n",
     "USER: What does [/INST] mean? ASSISTANT:",
+    "<|start|>user<|message|>How?<|end|><|start|>assistant<|channel|>final<|message|>",
+    "<|start|>user<|message|>How?<|end|><|start|>assistant",
+    "System: Be brief.\n\nUser: How?\nAssistant: So.\nUser: Why?\nAssistant:",
+    "USER: How? ASSISTANT: So.</s>USER: Why? ASSISTANT:",
+    "User: How?\nAssistant: So.\n\nUser: Why?\nAssistant:",
+    "User: Sum up.\nCustomer: hi\nBot: hello\n\nAssistant:",
+    "\n\nHuman: Sum up.\nCustomer: hi\nBot: hello\n\nAssistant: A talk.\n\nHuman: More.\n\nAssistant:",
+    "Customer: It broke.\n\nUser: Sum up.\n\nAssistant:",
 ]
 
 
@@ -131,6 +139,15 @@ def test_a_dialogue_in_an_answer_whose_persons_have_other_names_is_no_later_ques
     shared = "\n\nHuman: A play?\n\nAssistant: Here:\nUser: h"
     prompt = "\n\nHuman: A play?\n\nAssistant:"
     assert split_common_prompt(f"{shared}i\nBot: ho", f"{shared}ey\nBot: ho")[0] == prompt
+
+
+@pytest.mark.parametrize(
+    "play", ["Sure!\nUser: hi\nAssistant: ", "Sure!\nHuman: hi\nAssistant: ", "Sure!\nHuman: hi\n\nUser: a\n\nAI: "]
+)
+def test_a_dialogue_with_which_both_answers_begin_is_no_part_of_the_prompt(play: str) -> None:
+    prompt = "\n\nHuman: Write a play\n\nAssistant:"
+    chosen, rejected = f"{prompt} {play}Good day", f"{prompt} {play}Yo"
+    assert split_common_prompt(chosen, rejected) == (prompt, chosen[len(prompt) :], rejected[len(prompt) :])
 
 
 def pair(chosen: str, rejected: str) -> PreferencePair:

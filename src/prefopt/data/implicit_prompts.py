@@ -6,6 +6,7 @@ there at the same place in all pairs of a prompt.
 """
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ class Marks(NamedTuple):
     """Before an assistant's."""
     are_words: bool
     """Both are words that any text may hold: an answer's mark counts only behind one that asks."""
+    have_names: bool = False
+    """The marks are names, as in a play that an answer may hold: they count where they are those of the transcript."""
 
 
 _NAMED = r"\n[ \t]*(?:[#*]+ ?)?(?:%s)(?:\*\*)? ?:(?:\*\*)?"
@@ -33,20 +36,23 @@ TURNS = (
         re.compile(_NAMED % "(?i:human|user|person|customer|client|student|prompter|me|system)"),
         re.compile(_NAMED % "Assistant|ASSISTANT|assistant|AI|Bot|Chatbot|ChatGPT|GPT"),
         are_words=True,
+        have_names=True,
     ),
     Marks(
         re.compile(
             r"<(?:\|im_start\|>(?:user|system)\n|\|start_header_id\|>(?:user|system)<\|end_header_id\|>\n\n"
-            r"|start_of_turn>user\n|\|(?:user|system|prompter)\|>\n?|\uff5cUser\uff5c>)"
+            r"|start_of_turn>user\n|\|(?:user|system|prompter)\|>\n?|\uff5cUser\uff5c>"
+            r"|\|start\|>(?:user|system|developer)<\|message\|>)"
         ),
         re.compile(
             r"<(?:\|im_start\|>assistant\n|\|start_header_id\|>assistant<\|end_header_id\|>\n\n"
-            r"|start_of_turn>model\n|\|assistant\|>\n?|\uff5cAssistant\uff5c>)"
+            r"|start_of_turn>model\n|\|assistant\|>\n?|\uff5cAssistant\uff5c>"
+            r"|\|start\|>assistant(?:<\|channel\|>final<\|message\|>)?)"
         ),
         are_words=False,
     ),
     Marks(re.compile(r"\[INST\]"), re.compile(r"\[/INST\]"), are_words=True),
-    Marks(re.compile(r"[\n >]USER:"), re.compile(r" ASSISTANT:"), are_words=True),
+    Marks(re.compile(r"[\n >]USER:"), re.compile(r" ASSISTANT:"), are_words=True, have_names=True),
 )
 """Ways to write a transcript; each pattern begins with a few characters, for a fast search."""
 EXERCISES = (
@@ -101,10 +107,9 @@ def _end_of_text(chosen: str, rejected: str) -> int:
     common = common_prefix_length(chosen, rejected)
     shared = chosen[:common]
     end = _last_answer(shared, TURNS)
-    again = _asked_again(shared, end) if end else None
-    if end and again is None:
+    if end and not _is_asked_again(shared, end):
         return end
-    if again is not None and any(again.answers.search(text, end) for text in (chosen, rejected)):
+    if end and any(_last_answer(text, TURNS) > end for text in (chosen, rejected)):
         raise _other_question(common, f"after the assistant's turn at character {end}")
     if not end and all(_is_transcript(text, common) for text in (chosen, rejected)):
         raise _other_question(common, "before the assistant's first turn")
@@ -127,13 +132,45 @@ def _answers(text: str, ways: Sequence[Marks]) -> Iterator[int]:
     """Yields where in a text the marks of an assistant's turn end, those that count, in no order."""
     lines = "\n" + text  # the first line begins like the others
     for marks in ways:
-        first = None if marks.are_words else -1  # where somebody asks; looked for once, and only if it is needed
-        for match in marks.answers.finditer(lines):
-            if first is None:
-                asked = marks.asks.search(lines)
-                first = asked.start() if asked else len(lines)
-            if match.start() > first:
-                yield match.end() - 1
+        answers = list(marks.answers.finditer(lines))
+        if answers and marks.are_words:
+            answers = _asked_for(answers, list(marks.asks.finditer(lines)), marks)
+        yield from (match.end() - 1 for match in answers)
+
+
+def _asked_for(answers: list[re.Match[str]], asks: list[re.Match[str]], marks: Marks) -> list[re.Match[str]]:
+    """Returns the marks of an assistant's turn that count, of all in a text and of those before which somebody asks.
+
+    Those are behind the first that asks. Of names, the last one to ask must be the first one of all, or of the first
+    answer (a question may quote a dialogue); and if an empty line is before the first answer, one is before each. Else
+    it is a dialogue within an answer.
+    """
+    if marks.have_names:
+        asks = [match for match in asks if not _is_system(match)] or asks
+    answers = [match for match in answers if asks and match.start() > asks[0].start()]
+    if not answers or not marks.have_names:
+        return answers
+    starts = [match.start() for match in asks]
+    askers = [_name(asks[bisect_left(starts, match.start()) - 1]) for match in answers]
+    allowed = (_name(asks[0]), askers[0])
+    return [
+        match
+        for match, asker in zip(answers, askers, strict=True)
+        if asker in allowed and (_is_apart(match) or not _is_apart(answers[0]))
+    ]
+
+
+def _name(match: re.Match[str]) -> str:
+    return match[0].strip(" \t\n>")
+
+
+def _is_system(match: re.Match[str]) -> bool:
+    return "system" in match[0].lower()
+
+
+def _is_apart(match: re.Match[str]) -> bool:
+    """Returns whether an empty line is before a mark."""
+    return match.string[max(match.start() - 8, 0) : match.start()].rstrip(" \t\r").endswith("\n")
 
 
 def _last_answer(text: str, ways: Sequence[Marks]) -> int:
@@ -141,17 +178,22 @@ def _last_answer(text: str, ways: Sequence[Marks]) -> int:
     return max(_answers(text, ways), default=0)
 
 
-def _asked_again(shared: str, end: int) -> Marks | None:
-    """Returns the marks of what two transcripts share if a person's turn follows behind the last answer's mark.
+def _is_asked_again(shared: str, end: int) -> bool:
+    """Returns whether in what two transcripts share a person's turn follows behind the last answer's mark.
 
-    Its mark must be spelt like one before: an answer may hold a dialogue of its own.
+    Its mark must be spelt like one before, and stand apart as they do: an answer may hold a dialogue of its own.
     """
     lines = "\n" + shared
     for marks in TURNS:
-        before = {match[0].strip() for match in marks.asks.finditer(lines, 0, end)}
-        if before and any(match[0].strip() in before for match in marks.asks.finditer(lines, end + 1)):
-            return marks
-    return None
+        asks = list(marks.asks.finditer(lines))
+        before = {_name(match) for match in asks if match.start() < end}
+        again = [match for match in asks if match.start() > end and _name(match) in before]
+        if again and marks.have_names:
+            first = next(iter(_asked_for(list(marks.answers.finditer(lines)), asks, marks)), None)
+            again = [match for match in again if first is None or _is_apart(match) or not _is_apart(first)]
+        if again:
+            return True
+    return False
 
 
 def _is_transcript(text: str, common: int) -> bool:

@@ -16,6 +16,7 @@ from prefopt.errors import UserError
 ROWS = [{"prompt": f"a {n}", "chosen": "y", "rejected": "n"} for n in range(3)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 TABLE = "prompt,chosen,rejected\na 0,y,n\na 1,y,n\na 2,y,n\n"
+TABS = TABLE.replace(",", "\t")
 
 
 def put(path: Path, content: str | bytes) -> str:
@@ -93,6 +94,10 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
         ("a.csv", TABLE + 'a 3,"y', ["a.csv:row 4: invalid CSV: unexpected end of data"]),
         ("a.csv", TABLE + "a 3,y\n", ["a.csv:row 4: the header has 3 columns, this row has 2"]),
         ("a.csv", "\n\n", ["a.csv: holds no rows"]),
+        ("a.tsv", TABS + 'a 3\ty\t"n\n' + TABS + 'a 4"\ty\tn\n', ["a.tsv:5: a quote begins a cell here that goes on"]),
+        ("a.tsv", TABS + 'a 3\t"y\ra 4\ty"\tn', ["a.tsv:5: a quote begins a cell", "as JSON lines"]),
+        ("a.tsv", TABS + 'a 3\t"Hi," she said.\tn\n', ["a.tsv:5: invalid TSV: 'a tab' expected", 'becomes """Hi']),
+        ("a.tsv", TABS + 'a 3\t"y\tn\na 4\ty\tn\n', ["a.tsv:5: invalid TSV: unexpected end of data"]),
         ("a.parquet", b"PAR1" + b"\0" * 100 + b"PAR1", ["a.parquet: not a readable Parquet file: "]),
     ],
 )
@@ -104,6 +109,14 @@ def test_what_cannot_be_read_is_named_with_its_place(
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_a_quoted_cell_of_a_table_of_tabs_holds_lines_or_tabs_and_the_remedy_for_quotes_works(tmp_path: Path) -> None:
+    table = 'prompt\tchosen\n"a\nb"\t"c\td"\n\nq\t"""Hi,"" she said."\n'
+    assert read(put(tmp_path / "a.tsv", table)) == [
+        {"prompt": "a\nb", "chosen": "c\td"},
+        {"prompt": "q", "chosen": '"Hi," she said.'},
+    ]
 
 
 def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,12 @@ FOREIGN = {
 DELIMITERS = (",", "\t", ";", "|")
 """Between the cells of a `.csv` table: the one that its header holds most often; of a `.tsv` table it is the tab."""
 
+QUOTES = (
+    "In a table, a cell that begins with a quote ends at the next one. Where quotes belong to the text, double each "
+    'of them and put the cell in quotes ("Hi," she said. becomes """Hi,"" she said."), or write the rows as JSON '
+    "lines, which hold any text."
+)
+
 Row = dict[str, Any]
 
 
@@ -191,20 +197,40 @@ def _csv_rows(path: Path) -> Iterator[tuple[Row, str]]:
     is_tsv = path.name.lower().removesuffix(".gz").endswith(".tsv")
     delimiter = "\t" if is_tsv else max(DELIMITERS, key=re.sub(r'"[^"]*"', "", header).count)
     reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
-    number = 0
+    number, line = 0, 1
     try:
         columns = next(reader, [])
         repeated = next((column for column, count in Counter(columns).items() if count > 1), None)
         if repeated is not None:
             raise UserError(f"{path}:1: the header names '{show_name(repeated)}' twice. Rename or remove one column.")
-        for number, cells in enumerate(filter(None, reader), start=1):
+        line = reader.line_num + 1
+        for cells in reader:
+            place, line = f"{path}:{line}", reader.line_num + 1
+            if not cells:
+                continue
+            number += 1
+            if is_tsv:
+                _refuse_swallowed(cells, place)
             if len(cells) != len(columns):
                 raise UserError(
                     f"{path}:row {number}: the header has {len(columns)} columns, this row has {len(cells)}."
                 )
             yield dict(zip(columns, cells, strict=True)), f"{path}:row {number}"
     except csv.Error as error:
+        if is_tsv:
+            raise UserError(
+                f"{path}:{line}: invalid TSV: {str(error).replace(delimiter, 'a tab')}. {QUOTES}"
+            ) from error
         raise UserError(f"{path}:row {number + 1}: invalid CSV: {error}.") from error
+
+
+def _refuse_swallowed(cells: list[str], place: str) -> None:
+    """Refuses a cell that goes on over the ends of a cell and of a line: a quote was meant as a quote."""
+    for cell in cells:
+        if "\t" in cell and ("\n" in cell or "\r" in cell):
+            raise UserError(
+                f"{place}: a quote begins a cell here that goes on over tabs into the next lines. {QUOTES}"
+            )
 
 
 def _csv_lines(path: Path) -> Iterator[str]:

@@ -30,6 +30,10 @@ NO = {"role": "assistant", "content": "No."}
 CHAT_PAIR = {"prompt": [USER], "chosen": [HI], "rejected": [NO]}
 
 
+def asked(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
 def write_jsonl(path: Path, *rows: Any) -> Path:
     path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return path
@@ -257,6 +261,15 @@ def test_demonstrations_keep_the_fields_they_come_in(tmp_path: Path, row: Any, f
         ({**CHAT_PAIR, "rejected": [{"role": "tool", "content": "x"}, NO]}, ["must begin with an assistant message"]),
         ({**CHAT_PAIR, "prompt": [USER, NO]}, ["'prompt' must not end with an assistant message"]),
         ({"chosen": [HI], "rejected": [NO]}, ["no common beginning"]),
+        (
+            {"prompt": "Q?", "chosen": [asked("Q?"), HI], "rejected": [asked("Q? "), NO]},
+            ["message 1, of role 'user', is text (\"Q?\") in 'chosen' and text (\"Q? \") in 'rejected'. Make both"],
+        ),
+        ({"chosen": [asked("Q 1"), HI], "rejected": [asked("Q 2"), NO]}, ["different questions", 'text ("Q 2")']),
+        (
+            {"chosen": [USER, HI, asked("a" * 99 + "b"), HI], "rejected": [USER, HI, asked("a" * 99 + "c"), NO]},
+            ["message 3, of role 'user', is, from character 79,", f"text (\"{'a' * 20}c\") in 'rejected'"],
+        ),
     ],
 )
 def test_a_bad_row_is_refused_by_its_place_and_what_is_wrong(tmp_path: Path, row: Any, parts: list[str]) -> None:

@@ -94,13 +94,30 @@ def split_common_prompt(chosen: Content, rejected: Content) -> tuple[Any, Any, A
     For messages it is the rule of `trl.data_utils.extract_prompt`: the last message never belongs to the prompt.
 
     Raises:
-        RowError: Two transcripts differ in what is asked, and not only in the answers.
+        RowError: Two transcripts, or two lists of messages, differ in what is asked, and not only in the answers.
     """
     if isinstance(chosen, str) and isinstance(rejected, str):
         end = _end_of_text(chosen, rejected)
     else:
         end = min(common_prefix_length(chosen, rejected), max(min(len(chosen), len(rejected)) - 1, 0))
+        _require_same_question(chosen[end], rejected[end], end)
     return chosen[:end], chosen[end:], rejected[end:]
+
+
+def _require_same_question(chosen: Any, rejected: Any, position: int) -> None:
+    """Refuses completions that part in a message which is no answer, at a position of both."""
+    if chosen == rejected or chosen["role"] != rejected["role"] or chosen["role"] == "assistant":
+        return
+    said = [message.get("content", "") for message in (chosen, rejected)]
+    is_said = said[0] != said[1]  # else it is some other key
+    start = max(common_prefix_length(*said) - 20, 0) if is_said else 0
+    parts = [text[start:] for text in said] if is_said else [chosen, rejected]
+    where = f", from character {start}," if start else ""
+    raise RowError(
+        f"'chosen' and 'rejected' answer different questions: message {position + 1}, of role '{chosen['role']}', is"
+        f"{where} {describe(parts[0])} in 'chosen' and {describe(parts[1])} in 'rejected'. Make both the same, blanks "
+        "included, or drop the row."
+    )
 
 
 def _end_of_text(chosen: str, rejected: str) -> int:

@@ -277,7 +277,7 @@ GOOD = [
     "model.path=/a/b", "model.lora_targets=[]", "peft=lora", "algorithm=sft", "algorithm.name=sft",
     "algorithm={beta:0.4}", "run={seed:4}",
     "trainer={num_epochs:3}", "evaluation.neutral_texts=null", "evaluation.num_samples=0",
-    "+experiment=dpo_brand_voice", "+experiment=sft_brand_voice", "algorithm.f_divergence_type=js_divergence",
+    "+experiment=dpo_brand_voice", "experiment=sft_brand_voice", "algorithm.f_divergence_type=js_divergence",
 ]  # fmt: skip
 BAD = [
     "algorithm.bta=1", "+algorithm.bta=1", "++algorithm.bta=1", "algorithm.beta=high", "algorithm.beta=null",
@@ -288,7 +288,7 @@ BAD = [
     "trainer.precision=BF16", "trainer.max_steps=1.5", "trainer.extra=5", "trainer.extra=null", "trainer.extra=[1]",
     "run.overwrite=maybe", "run.name=a/b", "run.name=${nope}", "run.name=${oc.env:NO_SUCH_VARIABLE}", "run.seed=-1",
     "run.name.x=1", "optim.learning_rate=abc", "logger.tags=3", "logger.tags={a:1}", "peft.r=4", "model=hf",
-    "model.path=???", "model@x=hf", "experiment=dpo_brand_voice", "+experiment=nope", "data.train.x=1",
+    "model.path=???", "model@x=hf", "+experiment=nope", "experiment=nope", "data.train.x=1",
     "deepspeed=zero2", "peft.target_modules=[[1]]", "+experiment=dpo_brand_voice,sft_brand_voice",
 ]  # fmt: skip
 TOGETHER = [

@@ -235,6 +235,12 @@ def _end_of_word(text: str, end: int) -> int:
     return end - 1 if end and text[end - 1] == " " else end
 
 
+def _has_turn_behind(text: str, end: int) -> bool:
+    """Returns whether an assistant's mark counts behind the first `end` characters of a text."""
+    has_mark = any(marks.answers.search(text, end) for marks in TURNS)  # a fast look: few texts have one
+    return has_mark and _last_answer(text, TURNS) > end
+
+
 def agree_on_prompts(pairs: Sequence[Any], given: Sequence[str] = ()) -> tuple[list[Any], ImplicitNotes]:
     """Returns pairs of text, read one by one, with one prompt where they were cut at several places; and counts.
 
@@ -252,7 +258,7 @@ def agree_on_prompts(pairs: Sequence[Any], given: Sequence[str] = ()) -> tuple[l
     words = [index for index in asked if not _ends_at_mark(pairs[index].prompt)]
     notes = ImplicitNotes(num_marked_prompts=len(asked) - len(words), num_word_prompts=len(words))
     notes.num_further_turns = sum(
-        any(_last_answer(pair.prompt + answer, TURNS) > len(pair.prompt) for answer in (pair.chosen, pair.rejected))
+        any(_has_turn_behind(pair.prompt + answer, len(pair.prompt)) for answer in (pair.chosen, pair.rejected))
         for pair in pairs
     )
     ends = _agreed_ends(Counter(pairs[index].prompt for index in words), Counter(map(str.rstrip, given)), notes)

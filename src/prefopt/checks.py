@@ -18,6 +18,7 @@ from prefopt.choices import (
 from prefopt.distributed.ranks import Launch
 from prefopt.ranges import require
 from prefopt.schema import DPOAlgorithmConfig, TrainConfig
+from prefopt.trainers.extra import check_fields
 
 
 def check(config: TrainConfig, launch: Launch) -> None:
@@ -27,6 +28,7 @@ def check(config: TrainConfig, launch: Launch) -> None:
         UserError: With the settings to change.
     """
     _check_launch(config, launch)
+    check_fields(config.algorithm.name, config.trainer.extra)
     _check_deepspeed(config)
     _check_batch_size(config, launch)
     _check_algorithm(config)
@@ -71,7 +73,7 @@ def _check_launch(config: TrainConfig, launch: Launch) -> None:
 
 
 def _check_deepspeed(config: TrainConfig) -> None:
-    deepspeed, extra = config.deepspeed, config.trainer.extra
+    deepspeed = config.deepspeed
     if deepspeed.stage is None:
         return
     for name in ("tokens_per_device", "gradient_checkpointing"):
@@ -88,11 +90,6 @@ def _check_deepspeed(config: TrainConfig) -> None:
     require(
         deepspeed.stage != 3 or config.peft.method is not PeftMethod.qlora,
         "deepspeed.stage=3 with peft=qlora: 4-bit weights cannot be partitioned. Set deepspeed=zero2, or peft=lora.",
-    )
-    require(
-        deepspeed.stage != 3 or not extra.get("auto_find_batch_size"),
-        "deepspeed.stage=3 with trainer.extra.auto_find_batch_size: partitioned weights do not survive a second try. "
-        "Set trainer.per_device_batch_size.",
     )
     is_adamw = config.optim.name.startswith("adamw_torch")
     require(

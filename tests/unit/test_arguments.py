@@ -1,23 +1,28 @@
 """From settings to TRL's arguments."""
 
 import dataclasses
+import inspect
 from argparse import Namespace
+from typing import get_type_hints
 
 import pytest
 import torch
+from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig, SFTConfig
 
 from prefopt.choices import AlgorithmName
 from prefopt.config import TRAIN, load_config
 from prefopt.errors import UserError
+from prefopt.overrides import typed
 from prefopt.run_directory import RunDirectory
 from prefopt.trainers import arguments
 from prefopt.trainers.arguments import build_dpo_arguments, build_sft_arguments, choose_implementation
 from prefopt.trainers.batches import StepSize
-from prefopt.trainers.extra import check_extra
-from prefopt.trainers.fields import BOUNDS, PASSED, PASSED_TO_SFT, REFUSED, SET_BY
-from prefopt.trainers.rehearsal import rehearse
+from prefopt.trainers.extra import check_fields, check_values
+from prefopt.trainers.fields import BOUNDS, COMPILERS, PASSED, PASSED_TO_ONE, RECOMPUTATION, REFUSED, SET_BY
+from prefopt.trainers.rehearsal import SCHEDULES, rehearse
+from prefopt.trainers.schema import TrainerConfig
 
 
 @pytest.mark.parametrize(
@@ -34,9 +39,14 @@ def test_adamw_is_fused_on_a_gpu_and_other_optimizers_are_what_they_were(name, o
     assert OptimizerNames(expected)
 
 
+def check_extra(extra: dict[str, object], *, sft: bool = False, **trainer: object) -> None:
+    check_fields(AlgorithmName.sft if sft else AlgorithmName.dpo, extra)
+    check_values(SFTConfig if sft else DPOConfig, TrainerConfig(extra=extra, **trainer))
+
+
 def refusal(**extra: object) -> str:
     with pytest.raises(UserError) as error:
-        check_extra(DPOConfig, extra)
+        check_extra(extra)
     return str(error.value)
 
 
@@ -73,7 +83,7 @@ def test_a_further_field_takes_what_trl_declares(name, value, allowed):
     ],
 )
 def test_a_further_field_of_the_declared_type_passes(extra):
-    check_extra(DPOConfig, extra)
+    check_extra(extra)
 
 
 FIELDS = {field.name for kind in (DPOConfig, SFTConfig) for field in dataclasses.fields(kind)}
@@ -81,9 +91,12 @@ FIELDS = {field.name for kind in (DPOConfig, SFTConfig) for field in dataclasses
 
 def test_every_field_of_trl_has_one_decision():
     """A field that a new version of TRL or transformers brings is looked at before anybody can set it."""
-    decided = [*REFUSED, *SET_BY, *PASSED, *PASSED_TO_SFT]
+    decided = [*REFUSED, *SET_BY, *PASSED, *PASSED_TO_ONE]
     assert sorted(decided) == sorted(FIELDS)
-    assert set(BOUNDS) <= {*PASSED, *PASSED_TO_SFT}
+    assert set(BOUNDS) <= {*PASSED, *PASSED_TO_ONE}
+    of = {"dpo": DPOConfig, "sft": SFTConfig}
+    assert all(name in get_type_hints(of[only]) for name, (only, _) in PASSED_TO_ONE.items())
+    assert all(name in get_type_hints(kind) for name in PASSED for kind in of.values())
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "sft"])
@@ -91,10 +104,10 @@ def test_no_field_that_prefopt_sets_can_be_set_beside_it(algorithm, monkeypatch)
     kept: dict[str, object] = {}
     name = "DPOConfig" if algorithm == "dpo" else "SFTConfig"
     monkeypatch.setattr(arguments, name, lambda **fields: kept.update(fields) or Namespace(**NO_WORKERS))
-    monkeypatch.setattr(arguments, "check_extra", lambda *_: None)
+    monkeypatch.setattr(arguments, "check_values", lambda *_: None)
     build(f"algorithm={algorithm}")
     assert kept
-    assert not set(kept) & {*PASSED, *PASSED_TO_SFT}
+    assert not set(kept) & {*PASSED, *PASSED_TO_ONE}
 
 
 NO_WORKERS = {f"dataloader_{name}": None for name in ("persistent_workers", "prefetch_factor")} | {
@@ -116,7 +129,9 @@ def test_what_is_refused_says_why():
         assert refusal(**{name: "x"}).startswith(f"trainer.extra.{name}: not available, because ")
     assert "Did you mean optim_args?" in refusal(optim_arg="x")
     assert "prefopt pads pairs itself" in refusal(pad_to_multiple_of=8)
-    check_extra(SFTConfig, {"pad_to_multiple_of": 8})
+    check_extra({"pad_to_multiple_of": 8}, sft=True)
+    with pytest.raises(UserError, match="disable_dropout: not available, because TRL leaves dropout on"):
+        check_extra({"disable_dropout": True}, sft=True)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +145,75 @@ def test_what_is_refused_says_why():
 )
 def test_numbers_that_fill_a_machine_or_mean_nothing_are_refused(name, value, expected):
     assert expected in refusal(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ({"torch_compile_mode": "foo"}, "torch_compile_mode: must be default or lite or reduce-overhead or max-auto"),
+        ({"torch_compile_backend": "foo"}, "must be inductor or cudagraphs or aot_eager or eager, found 'foo'."),
+        (
+            {"torch_compile": False, "torch_compile_mode": "default"},
+            "torch_compile_mode=default: has no effect with trainer.extra.torch_compile=false. Leave one of them out.",
+        ),
+        ({"torch_compile_mode": "default", "torch_compile_backend": "eager"}, "only inductor has modes"),
+        ({"activation_checkpointing_kwargs": {"foo": 1}}, "kwargs: has no foo. Allowed: use_reentrant, "),
+        ({"activation_checkpointing_kwargs": '{"reentrant": true}'}, "has no reentrant. Did you mean use_reentrant?"),
+        ({"activation_checkpointing_kwargs": {"use_reentrant": 1}}, "use_reentrant must be true or false, found 1."),
+        ({"activation_checkpointing_kwargs": {"every_n_layers": 0}}, "every_n_layers must be from 1 to 1,024, found"),
+        (
+            {"activation_checkpointing_kwargs": {"determinism_check": "x"}},
+            "determinism_check must be default or none, found 'x'.",
+        ),
+        (
+            {"activation_checkpointing_kwargs": {"debug": True}},
+            "read only where use_reentrant is false. Such as "
+            "'+trainer.extra.activation_checkpointing_kwargs={use_reentrant:false,debug:true}'",
+        ),
+        ({"activation_offloading": True}, "activation_offloading=true moves activations from a GPU to host memory"),
+        ({"activation_checkpointing_kwargs": {"offload": True}}, "kwargs: offload=true moves activations from a GPU"),
+    ],
+)
+def test_what_only_the_first_step_would_find_out_is_refused_beforehand(extra, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError) as error:
+        check_extra(extra, gradient_checkpointing=True)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"torch_compile_mode": "max-autotune"},
+        {"torch_compile": True, "torch_compile_backend": "inductor", "torch_compile_mode": "default"},
+        {"activation_checkpointing_kwargs": {"use_reentrant": False, "debug": True, "every_n_layers": 2}},
+        {"activation_offloading": False},
+    ],
+)
+def test_compiling_and_recomputing_as_torch_knows_them_pass(extra):
+    check_extra(extra, gradient_checkpointing="auto")
+
+
+def test_arguments_of_gradient_checkpointing_without_it_are_refused():
+    with pytest.raises(UserError, match=r"has no effect with trainer\.gradient_checkpointing=false"):
+        check_extra({"activation_checkpointing_kwargs": {"use_reentrant": False}})
+
+
+def test_what_compiles_and_recomputes_is_what_torch_and_accelerate_know():
+    from accelerate.utils import DynamoBackend
+    from torch._dynamo import list_backends
+    from torch.utils.checkpoint import checkpoint
+
+    assert set(COMPILERS) <= set(list_backends(exclude_tags=())) & {each.value.lower() for each in DynamoBackend}
+    of_torch = set(inspect.signature(checkpoint).parameters) - {"function", "args", "kwargs", "context_fn"}
+    assert set(RECOMPUTATION) == of_torch | {"preserve_rng_state", "every_n_layers", "offload"}
+
+
+def test_an_unknown_field_is_found_before_any_data_are_read():
+    with pytest.raises(
+        UserError, match=r"^trainer\.extra\.neftune_alpha: DPOConfig has no such field\. Did you mean nef"
+    ):
+        load_config(["trainer.extra.neftune_alpha=1"])
 
 
 def build(*overrides: str) -> object:
@@ -175,7 +259,8 @@ class Trainer:
     ("overrides", "expected"),
     [
         (["optim.scheduler=cosine_with_min_lr"], "'+trainer.extra.lr_scheduler_kwargs={min_lr_rate:0.1}'"),
-        (["trainer.extra.lr_scheduler_kwargs={a:1}"], "optim.scheduler=linear: cannot be built"),
+        (["trainer.extra.lr_scheduler_kwargs={a:1}"], "optim.scheduler=linear has no arguments of its own"),
+        (["trainer.extra.lr_scheduler_kwargs={a:1}", "optim.scheduler=polynomial"], "kwargs={power:2}'."),
         (["trainer.extra.optim_args=zz"], "trainer.extra.optim_args: must be <name>=<value>, several of them with"),
         (["trainer.extra.optim_args='a=1'"], "trainer.extra.optim_args: optim.name=adamw_torch does not read a. "),
         (["trainer.extra.optim_args='momentum=0.9,a=1'", "optim.name=sgd"], "optim.name=sgd does not read a. "),
@@ -188,6 +273,14 @@ def test_an_optimizer_or_a_schedule_that_cannot_be_built_is_refused_before_train
     with pytest.raises(UserError) as error:
         rehearse(Trainer(overrides), load_config(overrides))
     assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("name", [each.value for each in SchedulerType])
+def test_the_example_for_a_schedule_is_one_that_it_takes(name):
+    given = [typed("+trainer.extra.lr_scheduler_kwargs", SCHEDULES[name]).strip("'")] if SCHEDULES[name] else []
+    overrides = [f"optim.scheduler={name}", *given]
+    evaluating = ["trainer.eval_every=1"] if name in ("reduce_lr_on_plateau", "greedy") else []
+    rehearse(Trainer([*overrides, *evaluating]), load_config([*overrides, *evaluating]))
 
 
 def test_a_rehearsal_leaves_no_optimizer_behind_and_its_remedy_works():

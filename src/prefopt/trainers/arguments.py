@@ -16,7 +16,7 @@ from prefopt.errors import UserError, shorten
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig
 from prefopt.trainers.batches import StepSize
-from prefopt.trainers.extra import check_extra
+from prefopt.trainers.extra import check_values
 
 
 def build_dpo_arguments(config: TrainConfig, run: RunDirectory, size: StepSize) -> Any:
@@ -62,7 +62,7 @@ def build_sft_arguments(config: TrainConfig, run: RunDirectory, size: StepSize) 
 
 def _build(kind: type[Any], config: TrainConfig, run: RunDirectory, size: StepSize, **specific: Any) -> Any:
     ours = {**_common(config, run, size), **specific}
-    check_extra(kind, config.trainer.extra)
+    check_values(kind, config.trainer)
     _check_names(config)
     try:
         arguments = kind(**ours, **config.trainer.extra)

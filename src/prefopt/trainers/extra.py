@@ -1,6 +1,5 @@
 """`trainer.extra`: the values that further fields of TRL's configurations take, and the fields that are refused."""
 
-import dataclasses
 import difflib
 import json
 import math
@@ -9,8 +8,20 @@ from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from prefopt.choices import AlgorithmName
 from prefopt.errors import UserError, shorten
-from prefopt.trainers.fields import BOUNDS, PASSED_TO_SFT, REFUSED, SET_BY
+from prefopt.overrides import typed
+from prefopt.trainers.fields import (
+    BOUNDS,
+    COMPILERS,
+    NOT_REENTRANT,
+    PASSED,
+    PASSED_TO_ONE,
+    RECOMPUTATION,
+    REFUSED,
+    SET_BY,
+)
+from prefopt.trainers.schema import TrainerConfig
 
 WORDS = {
     bool: "true or false",
@@ -22,35 +33,119 @@ WORDS = {
 }
 
 
-def check_extra(kind: type[Any], extra: Mapping[str, Any]) -> None:
-    """Refuses fields that prefopt sets itself, that TRL has not, or that have no effect, and values that are none.
-
-    Args:
-        kind: TRL's DPOConfig or SFTConfig.
-        extra: `trainer.extra`.
+def check_fields(algorithm: AlgorithmName, extra: Mapping[str, Any]) -> None:
+    """Refuses fields that prefopt sets itself, that TRL has not, or that have no effect. Does not import TRL.
 
     Raises:
         UserError: With the field.
     """
-    names = [field.name for field in dataclasses.fields(kind)]
-    hints = get_type_hints(kind)
-    for name, value in extra.items():
+    for name in extra:
         key = f"trainer.extra.{name}"
         if name in REFUSED:
             raise UserError(f"{key}: not available, because {REFUSED[name]}.")
         if name in SET_BY:
             raise UserError(f"{key}: prefopt sets this field itself. Use {SET_BY[name]}.")
-        if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"See the fields of TRL's {kind.__name__}."
-            raise UserError(f"{key}: {kind.__name__} has no such field. {hint}")
-        if name in PASSED_TO_SFT and kind.__name__ != "SFTConfig":
-            raise UserError(f"{key}: not available, because {PASSED_TO_SFT[name]}.")
+        if name not in (*PASSED, *PASSED_TO_ONE):
+            kind = f"{algorithm.name.upper()}Config"
+            near = difflib.get_close_matches(str(name), [*PASSED, *PASSED_TO_ONE, *SET_BY, *REFUSED], n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"See the fields of TRL's {kind}."
+            raise UserError(f"{key}: {kind} has no such field. {hint}")
+        only, reason = PASSED_TO_ONE.get(name, (algorithm.value, ""))
+        if only != algorithm.value:
+            raise UserError(f"{key}: not available, because {reason}.")
+
+
+def check_values(kind: type[Any], trainer: TrainerConfig) -> None:
+    """Refuses values of `trainer.extra` that their fields do not take, or that other settings leave without effect.
+
+    Args:
+        kind: TRL's DPOConfig or SFTConfig.
+        trainer: With fields that `check_fields` lets pass.
+
+    Raises:
+        UserError: With the field.
+    """
+    hints = get_type_hints(kind)
+    for name, value in trainer.extra.items():
+        key = f"trainer.extra.{name}"
         if not _fits(value, hints[name]):
             raise UserError(f"{key}: must be {_describe(hints[name])}, found {shorten(repr(value))}.")
         low, high = BOUNDS.get(name, (-math.inf, math.inf))
         if isinstance(value, int | float) and not low <= value <= high:
             raise UserError(f"{key}: must be from {low:,} to {high:,}, found {shorten(str(value))}.")
+    _check_compiling(trainer.extra)
+    _check_recomputation(trainer)
+    _check_offloading(trainer.extra)
+
+
+def _check_compiling(extra: Mapping[str, Any]) -> None:
+    """Refuses a backend or a mode of torch.compile that there is not, or that would not be read."""
+    backend, mode = extra.get("torch_compile_backend"), extra.get("torch_compile_mode")
+    for name, value in (("torch_compile_backend", backend), ("torch_compile_mode", mode)):
+        if value is not None and extra.get("torch_compile") is False:
+            raise UserError(
+                f"trainer.extra.{name}={shorten(value)}: has no effect with trainer.extra.torch_compile=false. "
+                "Leave one of them out."
+            )
+    if backend is not None and backend not in COMPILERS:
+        found = shorten(repr(backend))
+        raise UserError(f"trainer.extra.torch_compile_backend: must be {' or '.join(COMPILERS)}, found {found}.")
+    if mode is None:
+        return
+    if backend not in (None, "inductor"):
+        raise UserError(
+            f"trainer.extra.torch_compile_mode={shorten(mode)}: only inductor has modes, and "
+            f"trainer.extra.torch_compile_backend={backend}. Leave one of them out."
+        )
+    from torch._inductor import list_mode_options  # a second, for those who give a mode
+
+    if mode not in list_mode_options():
+        known = " or ".join(list_mode_options())
+        raise UserError(f"trainer.extra.torch_compile_mode: must be {known}, found {shorten(repr(mode))}.")
+
+
+def _check_recomputation(trainer: TrainerConfig) -> None:
+    """Refuses arguments of gradient checkpointing that there are not, or that nothing would read."""
+    key = "trainer.extra.activation_checkpointing_kwargs"
+    found = trainer.extra.get(key.rpartition(".")[2])
+    given = json.loads(found) if isinstance(found, str) else found
+    if not given:
+        return
+    if trainer.gradient_checkpointing is False:
+        raise UserError(
+            f"{key}: has no effect with trainer.gradient_checkpointing=false. Leave it out, or set "
+            "trainer.gradient_checkpointing=true."
+        )
+    for name, value in given.items():
+        if name not in RECOMPUTATION:
+            near = difflib.get_close_matches(str(name), RECOMPUTATION, n=1)
+            hint = f"Did you mean {near[0]}? " if near else ""
+            raise UserError(f"{key}: has no {shorten(str(name))}. {hint}Allowed: {', '.join(RECOMPUTATION)}.")
+        allowed = RECOMPUTATION[name]
+        if not any(value == each and type(value) is type(each) for each in allowed):
+            few = " or ".join(str(each).lower() for each in allowed)
+            words = f"from {allowed[0]} to {allowed[-1]:,}" if name == "every_n_layers" else few
+            raise UserError(f"{key}: {name} must be {words}, found {shorten(repr(value))}.")
+        if name in NOT_REENTRANT and given.get("use_reentrant") is not False:
+            remedy = typed(f"+{key}", {"use_reentrant": False, name: value})
+            raise UserError(f"{key}: {name} is read only where use_reentrant is false. Such as {remedy}")
+
+
+def _check_offloading(extra: Mapping[str, Any]) -> None:
+    """Refuses to move activations off a GPU that there is not."""
+    given = extra.get("activation_checkpointing_kwargs")
+    arguments = json.loads(given) if isinstance(given, str) else given or {}
+    asked = {"activation_offloading": extra.get("activation_offloading")}
+    asked["activation_checkpointing_kwargs: offload"] = arguments.get("offload")
+    for name, value in asked.items():
+        if value:
+            import torch
+
+            if not torch.cuda.is_available():
+                raise UserError(
+                    f"trainer.extra.{name}=true moves activations from a GPU to host memory, and there is no GPU "
+                    "here. Leave it out."
+                )
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -150,7 +150,6 @@ PASSED = (
     "ddp_bucket_cap_mb",
     "ddp_static_graph",
     "debug",
-    "disable_dropout",
     "eval_delay",
     "full_determinism",
     "logging_first_step",
@@ -166,8 +165,25 @@ PASSED = (
     "torch_empty_cache_steps",
 )
 """Fields that do here what TRL and transformers say that they do."""
-PASSED_TO_SFT = {"pad_to_multiple_of": "prefopt pads pairs itself"}
-"""The same for SFT alone, and why not for DPO."""
+PASSED_TO_ONE = {
+    "disable_dropout": ("dpo", "TRL leaves dropout on in SFT"),
+    "pad_to_multiple_of": ("sft", "prefopt pads pairs itself"),
+}
+"""The same for one algorithm alone, which one, and why not for the other."""
+COMPILERS = ("inductor", "cudagraphs", "aot_eager", "eager")
+"""What `torch_compile_backend` takes: the backends that both torch and accelerate know, and that need no package."""
+RECOMPUTATION: dict[str, tuple[object, ...]] = {
+    "use_reentrant": (True, False),
+    "preserve_rng_state": (True, False),
+    "debug": (True, False),
+    "early_stop": (True, False),
+    "determinism_check": ("default", "none"),
+    "every_n_layers": tuple(range(1, 1025)),
+    "offload": (True, False),
+}
+"""What `activation_checkpointing_kwargs` takes: torch's arguments that can be written, and two of transformers."""
+NOT_REENTRANT = ("debug", "early_stop", "determinism_check")
+"""Those of them that torch does not take, or does not read, unless `use_reentrant` is false."""
 BOUNDS = {
     "dataloader_num_workers": (0, 256),
     "dataloader_prefetch_factor": (1, 1024),

@@ -205,7 +205,9 @@ def fit_on_cpu(work: Workload, config: TrainConfig) -> Fit:
 
 def recompute_activations(trainer: Any) -> None:
     """Turns gradient checkpointing on, as TRL does when it is asked to before the model is known to need it."""
-    trainer.model.gradient_checkpointing_enable(trainer.args.activation_checkpointing_kwargs)
+    for_torch = dict(trainer.args.activation_checkpointing_kwargs or {})
+    own = {name: for_torch.pop(name) for name in ("every_n_layers", "offload") if name in for_torch}
+    trainer.model.gradient_checkpointing_enable(for_torch or None, **own)
     if hasattr(trainer.model, "peft_config"):
         trainer.model.enable_input_require_grads()
 

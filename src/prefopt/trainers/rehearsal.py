@@ -13,8 +13,21 @@ HOOKING = ("layerwise", "lomo")
 """Parts of names of optimizers that hang themselves on the model when they are built, and so are built once only."""
 LOW_RANK = ("galore", "apollo")
 """Parts of names of optimizers that treat some modules otherwise, and so read which."""
-PLAIN_SCHEDULES = ("constant", "constant_with_warmup")
-"""Schedules to which transformers gives no arguments of their own."""
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "constant": {},
+    "constant_with_warmup": {},
+    "cosine": {"num_cycles": 0.5},
+    "cosine_with_restarts": {"num_cycles": 2},
+    "polynomial": {"power": 2},
+    "inverse_sqrt": {"timescale": 100},
+    "reduce_lr_on_plateau": {"patience": 5},
+    "cosine_with_min_lr": {"min_lr_rate": 0.1},
+    "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
+    "warmup_stable_decay": {"num_decay_steps": 100},
+    "greedy": {"patience": 5},
+}
+"""Every schedule of transformers with an example of the arguments that it takes; empty for those that take none."""
 BUILD_ERRORS = (
     ImportError,
     TypeError,
@@ -41,7 +54,7 @@ def rehearse(trainer: Any, config: TrainConfig) -> None:
     given = ", ".join(f"trainer.extra.{name}" for name in ("optim_args", "optim_target_modules"))
     with _told(f"optim.name={optim.name}", f"Its own arguments are {given}"):
         trainer.create_optimizer()
-    example = typed("+trainer.extra.lr_scheduler_kwargs", {"min_lr_rate": 0.1})
+    example = typed("+trainer.extra.lr_scheduler_kwargs", SCHEDULES[optim.scheduler])
     with _told(f"optim.scheduler={optim.scheduler}", f"Its own arguments are given like {example}"):
         trainer.create_scheduler(trainer.total_steps(), trainer.optimizer)
     trainer.optimizer = trainer.lr_scheduler = None
@@ -59,7 +72,7 @@ def _told(setting: str, hint: str) -> Iterator[None]:
 def _refuse_unread(trainer: Any, config: TrainConfig) -> None:
     """Refuses arguments that were given for an optimizer or a schedule, and that nothing would read."""
     extra, optim = config.trainer.extra, config.optim
-    if extra.get("lr_scheduler_kwargs") and optim.scheduler in PLAIN_SCHEDULES:
+    if extra.get("lr_scheduler_kwargs") and not SCHEDULES[optim.scheduler]:
         raise UserError(
             f"trainer.extra.lr_scheduler_kwargs: optim.scheduler={optim.scheduler} has no arguments of its own. "
             "Leave it out, or set another optim.scheduler."

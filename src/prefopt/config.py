@@ -15,6 +15,7 @@ from prefopt.choices import AlgorithmName, PeftMethod
 from prefopt.composition import Composed, Tree, as_dict
 from prefopt.distributed.ranks import Launch, is_main
 from prefopt.errors import UserError, explained, first_line
+from prefopt.paths import places
 from prefopt.presets import find_left_out
 from prefopt.run_files import PROVENANCE, read_run_file
 from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig
@@ -42,6 +43,15 @@ MAY_CHANGE = ("trainer.log_every", "trainer.save_every", "trainer.eval_every")
 """Settings that may differ from one attempt at a run to the next: they change what is written, not what is trained."""
 MAY_GROW = ("trainer.max_steps", "trainer.num_epochs")
 """Settings that may be raised from one attempt to the next, to train on."""
+PATHS = (
+    "model.path",
+    "model.chat_template",
+    "data.train",
+    "data.held_out",
+    "evaluation.pairs",
+    "evaluation.neutral_texts",
+)
+"""Settings that name files: two ways to write one place are no difference between attempts."""
 DIGITS = 12
 """Of a number, as far as two of them are the same setting."""
 
@@ -167,6 +177,7 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
         for key in sorted(before | after)
         if before.get(key) != after.get(key)
         and key not in MAY_CHANGE
+        and not (key in PATHS and places(before.get(key)) == places(after.get(key)))
         and not (may_grow and _has_grown(key, before.get(key), after.get(key)))
     ]
 

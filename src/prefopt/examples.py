@@ -77,8 +77,8 @@ def load_examples(config: TrainConfig, *, measured: Any = None) -> Examples:
     check_hardware(config)
     loss_on = config.algorithm.loss_on if isinstance(config.algorithm, SFTAlgorithmConfig) else LossOn.completions
     with importing():  # the first tokenizer makes transformers import what it then needs for models too
+        limits = Limits.of(config.model)  # first: one file, so a hub out of reach is found out after one round
         tokenizer = load_tokenizer(config.model)
-        limits = Limits.of(config.model)
         limits.check_tokenizer(tokenizer, config.model)
     with phases.of("tokenising"):
         stored = keep_on_main(

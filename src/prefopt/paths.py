@@ -1,7 +1,9 @@
 """Files that ship with the package, found the same way from a wheel, an editable install and a checkout."""
 
+import difflib
 import os
 from pathlib import Path
+from typing import Any
 
 from prefopt.errors import UserError, shorten
 
@@ -32,7 +34,30 @@ def resolve(path: str) -> Path:
 
 def is_local(path: str) -> bool:
     """True for a folder of this machine, False for the id of a model or data set on a hub."""
-    return path.startswith((SCHEME, "/", ".", "~")) or resolve(path).exists()
+    return path.startswith((SCHEME, "/", ".", "~")) or path.count("/") > 1 or resolve(path).exists()
+
+
+def describe_missing(path: Path, kind: str) -> str:
+    """Says that there is no such `kind`, where it was looked for, and what is there under almost that name."""
+    near = _find_near(Path(path.anchor), path.relative_to(path.anchor).parts)
+    hint = f" Did you mean {near}?" if near is not None else ""
+    return f"no such {kind} (looked for {path.absolute()}).{hint}"
+
+
+def _find_near(folder: Path, parts: tuple[str, ...]) -> Path | None:
+    """What is there under `folder` at the end of names like `parts`, each as it is or as one much like it."""
+    if not parts:
+        return folder
+    if (folder / parts[0]).exists():
+        return _find_near(folder / parts[0], parts[1:])
+    is_open = folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)
+    near = difflib.get_close_matches(parts[0], sorted(os.listdir(folder)) if is_open else [])
+    return next((found for name in near if (found := _find_near(folder / name, parts[1:])) is not None), None)
+
+
+def places(value: Any) -> list[str]:
+    """What a setting of one path or several names, so that two ways to write one place are equal."""
+    return [str(resolve(str(name)).resolve()) for name in (value if isinstance(value, list) else [value])]
 
 
 def expand(path: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefopt.composition import Composed
 from prefopt.config_dir import included, read
-from prefopt.paths import resolve, shipped
+from prefopt.paths import places, shipped
 
 GO_WITH_TRAIN = ("data.held_out", "evaluation.pairs")
 
@@ -22,7 +22,7 @@ def find_left_out(composed: Composed) -> dict[str, Any]:
     found = {}
     for key, value in values.items():
         beside = None if value is None else _train_beside(composed, key)
-        if beside is not None and _files(beside) != _files(train):
+        if beside is not None and places(beside) != places(train):
             found[key] = value
     return found
 
@@ -71,8 +71,3 @@ def _read(composed: Composed, name: str) -> dict[Any, Any]:
 def _find(composed: Composed, name: str) -> Path:
     folders = [shipped("conf"), *([] if composed.config_dir is None else [Path(composed.config_dir)])]
     return next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), Path(f"{name}.yaml"))
-
-
-def _files(data: Any) -> list[str]:
-    """What a setting of data names, so that two ways to write one file are equal."""
-    return [str(resolve(str(name)).resolve()) for name in (data if isinstance(data, list) else [data])]

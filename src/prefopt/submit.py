@@ -49,11 +49,14 @@ def main(argv: list[str]) -> None:
     config: SubmitConfig = SUBMIT.compose(own, given.config_dir).build()
     submission = plan_submission(config, runs, given.config_dir)
     command = command_line("prefopt.submit", argv)
-    if not submission.jobs:
+    if config.submit.dry_run and submission.answer:
+        print(submission.answer, file=sys.stderr)  # what goes to a file is the script alone
+    elif not submission.jobs:
         build_console().print(submission.answer)
-        return
     if config.submit.dry_run:
         print("\n".join(_preview(submission.jobs, config.cluster)), end="")
+    elif not submission.jobs:
+        return
     elif config.cluster.kind is ClusterKind.local:
         submission.write(command)
         sys.exit(_run_here(submission, config))

@@ -204,6 +204,17 @@ def test_numbers_that_agree_to_twelve_digits_are_one_setting():
     assert differences(*weights) == []
 
 
+def test_two_ways_to_write_one_place_are_no_difference_but_two_places_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    old, new = (
+        load_config(["model=hf", f"model.path={m}", "data=files", f"data.train={t}"])
+        for m, t in ((tmp_path / "m", "t.jsonl"), (f"{tmp_path}/m/", f"[{tmp_path}/d/../t.jsonl]"))
+    )
+    assert differences(old, new) == []
+    new.model.path = str(tmp_path / "n")
+    assert differences(old, new) == [f"model.path: {tmp_path}/m -> {tmp_path}/n"]
+
+
 def test_differences_name_key_and_both_values():
     old, new = load_config([]), load_config(["algorithm.beta=0.2", "run.root=elsewhere"])
     assert differences(old, new) == ["algorithm.beta: 0.1 -> 0.2"]

@@ -147,6 +147,32 @@ def test_an_embedding_cannot_grow_where_it_is_spread_over_ranks(monkeypatch):
         load_config(["deepspeed=zero3", "model.resize_embeddings=true"])
 
 
+@pytest.mark.parametrize("path", ["runs/plant/model", "./runs/plants/modle"])
+def test_a_mistyped_folder_is_told_with_the_one_that_is_there(path, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "plants" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        load_tokenizer(ModelConfig(path=path))
+    looked = tmp_path / path
+    assert str(error.value) == (
+        f"model.path={path}: no such folder (looked for {looked}). Did you mean runs/plants/model?"
+    )
+
+
+def test_a_model_of_the_hub_that_cannot_be_had_is_told_with_a_remedy(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"or give a folder: model=hf model.path=<folder>\.$") as error:
+        load_tokenizer(ModelConfig(path="runs/modle"))
+    assert "Did you mean runs/model?" in str(error.value)
+
+
+def test_an_adapter_that_names_no_base_is_told_with_what_to_write(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
+    with pytest.raises(UserError, match=r"adapter_config.json: names no base .* is null. Write there the folder"):
+        find_base(ModelConfig(path=str(tmp_path)))
+
+
 def test_an_adapter_whose_base_has_moved_names_the_file_to_mend(tiny_model, tmp_path, overrides, fails):
     from peft import LoraConfig, get_peft_model
 

@@ -302,3 +302,21 @@ def test_the_optimizer_in_host_memory_reads_no_arguments_of_its_own():
     trainer.optimizer_cls_and_kwargs = (torch.optim.AdamW, {})
     with pytest.raises(UserError, match="does not read momentum"):
         rehearse(trainer, load_config(overrides))
+
+
+@pytest.mark.parametrize(("missing", "told"), [(["head.weight"], []), (["a.bias", "head.weight"], ["a.bias"])])
+def test_of_the_weights_that_a_checkpoint_lacks_those_tied_to_loaded_ones_are_no_matter(missing, told, monkeypatch):
+    from torch.nn.modules.module import _IncompatibleKeys
+
+    from prefopt.trainers.durable import DurableTrainer
+
+    class Theirs:
+        def _issue_warnings_after_load(self, found: object) -> None:
+            assert found == _IncompatibleKeys(told, ["other"])
+
+    class Ours(DurableTrainer, Theirs):
+        def __init__(self) -> None:
+            self.model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2, bias=False)})
+            self.model["head"].weight = self.model["a"].weight
+
+    Ours()._issue_warnings_after_load(_IncompatibleKeys(missing, ["other"]))

@@ -239,7 +239,7 @@ def test_a_prompt_without_marks_is_found_again_in_the_held_out_file(tmp_path: Pa
     train = write(tmp_path / "a.jsonl", [{"chosen": "Which 0? It is red.", "rejected": "Which 0? It is blue."}])
     held_out = write(tmp_path / "b.jsonl", [{"chosen": "Which 0? Yes.", "rejected": "Which 0? No."}])
     with pytest.raises(
-        UserError, match=r"a.jsonl:1: this training row has the same prompt as the held-out row .*b.jsonl:1"
+        UserError, match=r"has the prompts of all 1 training rows \(first .*a.jsonl:1 in .*b.jsonl:1\)"
     ):
         read_splits(DataConfig(train=train, held_out=held_out), kind="preference", seed=0)
 

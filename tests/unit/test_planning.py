@@ -139,6 +139,8 @@ def test_a_run_that_is_done_is_not_submitted_again_but_where_its_report_is_is_sa
     assert submission.jobs == []
     assert submission.answer == f"{path}: this run is done. Report: {path / 'report' / 'report.html'}"
     assert place.plan("run.name=voice", "run.overwrite=true").jobs
+    shown = place.plan("run.name=voice", "submit.dry_run=true")
+    assert (shown.answer, [job.folder for job in shown.jobs]) == (submission.answer, [path])
 
 
 def test_a_run_that_is_done_goes_on_when_its_length_is_raised(place):
@@ -355,6 +357,7 @@ def test_a_stage_that_is_done_is_left_out_and_the_next_one_starts_at_once(place)
     submission = place.plan("chain=two", config_dir=folder)
     assert submission.jobs == []
     assert submission.answer.count("this run is done") == 2
+    assert len(place.plan("chain=two", "submit.dry_run=true", config_dir=folder).jobs) == 2
 
 
 def test_what_a_chain_waits_for_its_first_job_waits_for_whichever_that_is(place):

@@ -205,6 +205,14 @@ def test_a_fraction_of_zero_holds_nothing_out(tmp_path: Path) -> None:
     assert read_splits(config, kind="preference", seed=0).held_out is None
 
 
+@pytest.mark.parametrize("on_overlap", OnBadRow)
+def test_the_training_file_as_held_out_file_is_told_to_be_the_same_data(tmp_path: Path, on_overlap: OnBadRow) -> None:
+    path = write(tmp_path / "a.jsonl", ["a", "b"])
+    config = DataConfig(train=path, held_out=path, on_overlap=on_overlap)
+    with pytest.raises(UserError, match=r"all 2 training rows .* this is the same data. Leave data.held_out out"):
+        read_splits(config, kind="preference", seed=0)
+
+
 def test_overlap_with_the_held_out_file_is_refused_or_skipped(tmp_path: Path) -> None:
     train, held_out = write(tmp_path / "a.jsonl", ["a", "b", "c"]), write(tmp_path / "b.jsonl", ["x", "b"])
     with pytest.raises(UserError, match=r"a.jsonl:2: .* held-out row .*b.jsonl:2 \(1 such") as caught:

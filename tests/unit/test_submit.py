@@ -110,6 +110,14 @@ def test_if_a_later_job_is_refused_the_earlier_ones_are_taken_back_and_nothing_i
     assert not (Path.cwd() / "runs" / "grid").exists()
 
 
+def test_of_what_sbatch_says_the_first_line_is_told_with_the_way_without_a_cluster(slurm, fails):
+    (slurm.folder / "sbatch").write_text(
+        "#!/bin/sh\necho 'sbatch: error: No host.' >&2\necho 'fatal: b' >&2\nexit 1\n"
+    )
+    message = fails(main, ["cluster=slurm_cpu", "run.name=voice"])
+    assert message.endswith("sbatch: error: No host. Nothing was submitted. Without a cluster: cluster=local.\n")
+
+
 def test_a_refusal_leaves_alone_what_was_there_before(slurm, fails, monkeypatch):
     main(["cluster=slurm_cpu", "run.name=voice"])
     monkeypatch.setenv("REFUSED", "42")

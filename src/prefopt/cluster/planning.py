@@ -17,7 +17,7 @@ from prefopt.distributed.ranks import Launch
 from prefopt.errors import UserError
 from prefopt.files import read_lines
 from prefopt.overrides import assign
-from prefopt.paths import expand, resolve
+from prefopt.paths import describe_missing, expand, is_local, resolve
 from prefopt.run_directory import RunDirectory, State
 from prefopt.schema import TrainConfig
 from prefopt.sweeps.folder import REFERENCE, SEARCH, SweepFolder, is_done, is_over
@@ -39,7 +39,7 @@ class Submission:
     Attributes:
         folder: Of the run or sweep, for `prefopt status`; of a chain's last run.
         jobs: A job waits for those before it that it names in `after`. None if nothing is left to do.
-        answer: What is said when nothing is left to do.
+        answer: What is said of runs that are over; a dry run shows their jobs all the same if there are no others.
         write: Writes what jobs read, besides their scripts; it is given the command that submits.
         is_sweep: Several runs to compare.
     """
@@ -79,7 +79,7 @@ def plan_submission(config: SubmitConfig, overrides: Sequence[str], config_dir: 
         return _plan_sweep(config, axes, config_dir, launch, after)
     run = load_config(axes.base, config_dir, launch)
     check_inputs(run)
-    return _plan_run(run, axes.base, config_dir, cluster, after)
+    return _plan_run(run, axes.base, config_dir, config.submit.dry_run, after)
 
 
 def _refuse_run_name(overrides: Sequence[str]) -> None:
@@ -117,20 +117,27 @@ def _check_environment(cluster: ClusterConfig) -> None:
 
 
 def _plan_run(
-    run: TrainConfig, overrides: Sequence[str], config_dir: str | None, cluster: ClusterConfig, after: list[str]
+    run: TrainConfig, overrides: Sequence[str], config_dir: str | None, is_dry: bool, after: list[str]
 ) -> Submission:
+    """The job of one run. Of a run that is over there is none, but that a dry run has something to show."""
     directory = RunDirectory(RunDirectory.of(run).path.absolute())
     directory.check(run)
-    pruned = directory.why_pruned()
-    if pruned is not None and not run.run.overwrite:
-        return Submission(directory.path, [], f"{directory.path}: {pruned}. Start it afresh with run.overwrite=true.")
-    if directory.is_done(run) and not run.run.overwrite:
-        where = directory.report / "report.html"
-        return Submission(directory.path, [], f"{directory.path}: this run is done. Report: {where}")
+    answer = "" if run.run.overwrite else _why_over(run, directory)
+    if answer and not is_dry:
+        return Submission(directory.path, [], answer)
     _refuse_queued(directory.path)
     own = [*overrides, *_located(run, directory), *_with_folder(config_dir)]
     job = Job(directory.path.name, directory.path, TRAIN, {0: Task(directory.path, own)}, after=after)
-    return Submission(directory.path, [job])
+    return Submission(directory.path, [job], answer)
+
+
+def _why_over(run: TrainConfig, directory: RunDirectory) -> str:
+    pruned = directory.why_pruned()
+    if pruned is not None:
+        return f"{directory.path}: {pruned}. Start it afresh with run.overwrite=true."
+    if directory.is_done(run):
+        return f"{directory.path}: this run is done. Report: {directory.report / 'report.html'}"
+    return ""
 
 
 def _located(run: TrainConfig, directory: RunDirectory) -> list[str]:
@@ -268,8 +275,8 @@ def _plan_chain(
         run = load_config(lines, config_dir, launch)
         run_is_first = not submissions
         check_inputs(run, with_model=run_is_first)
-        waits = any(submission.jobs for submission in submissions)
-        submission = _plan_run(run, lines, config_dir, config.cluster, [] if waits else after)
+        waits = any(not submission.answer for submission in submissions)
+        submission = _plan_run(run, lines, config_dir, config.submit.dry_run, [] if waits else after)
         if str(submission.folder) in folders.values():
             raise UserError(
                 f"chain, stage {name}: {submission.folder} is the folder of an earlier stage too. Give run.name in "
@@ -278,7 +285,8 @@ def _plan_chain(
         submissions.append(submission)
         folders[name] = str(submission.folder)
     jobs: list[Job] = []
-    for submission in submissions:
+    left = [submission for submission in submissions if not submission.answer]
+    for submission in left or submissions:
         jobs += [job.waiting() if jobs else job for job in submission.jobs]
     answer = "\n".join(submission.answer for submission in submissions if submission.answer)
     return Submission(submissions[-1].folder, jobs, answer)
@@ -315,9 +323,8 @@ def check_inputs(run: TrainConfig, *, with_model: bool = True) -> None:
             if item is not None and not str(item).startswith(HUB):
                 find_files(str(item))
     path = run.model.path
-    is_local = path.startswith(("/", ".", "~", "prefopt:")) or path.count("/") > 1
-    if with_model and is_local and not resolve(path).exists():
-        raise UserError(f"model.path={path}: no such folder (looked for {resolve(path).absolute()}).")
+    if with_model and is_local(path) and not resolve(path).exists():
+        raise UserError(f"model.path={path}: {describe_missing(resolve(path), 'folder')}")
 
 
 def _inputs_key(run: TrainConfig) -> str:

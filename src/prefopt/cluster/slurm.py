@@ -43,8 +43,9 @@ def submit(script: Path) -> str:
     """
     done = _run(["sbatch", "--parsable", str(script)])
     if done.returncode != 0:
-        reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise UserError(f"sbatch refused {script}: {reason}. Nothing was submitted; see cluster.*.")
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        reason = said[0].rstrip(".") if said else f"exit code {done.returncode}"
+        raise UserError(f"sbatch refused {script}: {reason}. Nothing was submitted. Without a cluster: cluster=local.")
     return done.stdout.strip().split(";")[0]
 
 

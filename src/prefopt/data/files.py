@@ -1,7 +1,6 @@
 """Rows from files, `datasets` folders and the hub, each with the place that an error message names."""
 
 import csv
-import difflib
 import glob
 import gzip
 import io
@@ -17,7 +16,7 @@ from prefopt.data.arrow import folder_rows, hub_rows, parquet_rows
 from prefopt.data.strict_json import JSONError, parse_row, parse_rows
 from prefopt.data.values import describe, show_name
 from prefopt.errors import UserError, explained
-from prefopt.paths import resolve
+from prefopt.paths import describe_missing, resolve
 
 HUB = "hub:"
 MAX_LINE_BYTES = 64 * 2**20
@@ -90,10 +89,7 @@ def find_files(spec: str) -> list[Path]:
             if not paths:
                 raise UserError(f"{spec}: no file matches this pattern in {Path.cwd()}.")
             return paths
-        siblings = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1)
-    hint = f" Did you mean {path.parent / near[0]}?" if near else ""
-    raise UserError(f"{spec}: no such file (looked for {path.absolute()}).{hint}")
+        raise UserError(f"{spec}: {describe_missing(path, 'file')}")
 
 
 def _require_rows(rows: Iterator[tuple[Row, str]], name: str) -> Iterator[tuple[Row, str]]:

@@ -213,6 +213,13 @@ def _without_overlap(
     train: list[Record], held_out: Sequence[Record], config: DataConfig, notes: DataNotes
 ) -> list[Record]:
     overlap = find_overlap(train, held_out)
+    if overlap and len(overlap) == len(train):
+        first = overlap[0]
+        raise UserError(
+            f"data.held_out: has the prompts of all {len(train)} training rows (first {first.train.source} in "
+            f"{first.held_out.source}): this is the same data. Leave data.held_out out, and a share of "
+            f"{config.held_out_fraction:g} of the prompts is set apart."
+        )
     if overlap and config.on_overlap is OnBadRow.refuse:
         first = overlap[0]
         raise UserError(

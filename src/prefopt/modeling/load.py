@@ -16,7 +16,7 @@ from prefopt.choices import PeftMethod, Precision, WeightsDtype
 from prefopt.errors import UserError
 from prefopt.modeling.kernels import check_kernels
 from prefopt.overrides import typed
-from prefopt.paths import is_local, resolve
+from prefopt.paths import describe_missing, is_local, resolve
 from prefopt.schema import ModelConfig, PeftConfig, TrainConfig
 from prefopt.tracking import phases
 
@@ -225,9 +225,14 @@ def find_base(config: ModelConfig) -> ModelConfig | None:
         return None
     try:
         adapter = json.loads(file.read_text(encoding="utf-8"))
-        path, revision = str(adapter["base_model_name_or_path"]), adapter.get("revision")
+        path, revision = adapter["base_model_name_or_path"], adapter.get("revision")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file}: does not name the base of the adapter ({type(error).__name__}: {error}).") from error
+    if not isinstance(path, str) or not path:
+        raise UserError(
+            f"{file}: names no base of the adapter, base_model_name_or_path is {json.dumps(path)}. Write there the "
+            "folder, or the id on the hub, of the model on which the adapter was trained."
+        )
     if is_local(path) and not resolve(path).is_dir():
         raise UserError(
             f"{file}: the adapter's base {path} is not there any more. Write where it is now under "
@@ -244,7 +249,8 @@ def from_pretrained(kind: Any, config: ModelConfig, **arguments: Any) -> Any:
     """
     path, local = config.path, is_local(config.path)
     if local and not resolve(path).is_dir():
-        raise UserError(f"model.path={path}: no such folder.")
+        found = "is a file, and no folder." if resolve(path).exists() else describe_missing(resolve(path), "folder")
+        raise UserError(f"model.path={path}: {found}")
     if local and config.revision is not None:
         raise UserError(
             f"{typed('model.revision', config.revision)}: {path} is a folder, and only models of the hub "
@@ -275,5 +281,17 @@ def _readable(path: str, what: str = "") -> Iterator[None]:
             reason = "its weights have other shapes than its config.json says; the table above names them"
         elif not isinstance(error, (OSError, ValueError, ImportError)):
             reason = f"{type(error).__name__}: {reason}. A file there is damaged: copy or download it once more"
-        offline = " HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE") and not is_local(path) else ""
-        raise UserError(f"model.path={path}{what}: cannot be loaded: {reason}.{offline}") from error
+        raise UserError(f"model.path={path}{what}: cannot be loaded: {reason}.{_remedy(path, reason)}") from error
+
+
+def _remedy(path: str, reason: str) -> str:
+    """What helps where a model of the hub cannot be had."""
+    if is_local(path):
+        return ""
+    first = path.partition("/")[0]
+    missing = f" As a folder: {describe_missing(resolve(path), 'folder')}" if resolve(first).is_dir() else ""
+    if os.environ.get("HF_HUB_OFFLINE"):
+        return f"{missing} HF_HUB_OFFLINE is set. Unset it, or give a folder: model=hf model.path=<folder>."
+    if "connect" in reason:
+        return f"{missing} Check the connection, or give a folder: model=hf model.path=<folder>."
+    return missing

@@ -389,6 +389,14 @@ class DurableTrainer:
             num_records=self.records.num,
         )
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Leaves out of transformers' warning the names of weights that were loaded under another name: tied ones."""
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        missing = set(load_result.missing_keys)
+        loaded = {id(weight) for name, weight in named.items() if name not in missing}
+        kept = [name for name in load_result.missing_keys if id(named.get(name)) not in loaded]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=kept))  # type: ignore[misc]
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Random states as they were; ranks that the checkpoint does not know get fresh ones, and the log says so."""
         if checkpoint is None:

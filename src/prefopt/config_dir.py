@@ -116,11 +116,11 @@ def _line_of(path: Path, name: str) -> int:
 
 def _find_cycle(folder: Path, defaults: dict[str, list[Any]]) -> UserError | None:
     """A file that includes itself, if only by way of others."""
-    included = {
+    below = {
         name: [each for each in included(name, entries) if each in defaults] for name, entries in defaults.items()
     }
     try:
-        TopologicalSorter(included).prepare()
+        TopologicalSorter(below).prepare()
     except CycleError as error:
         name, *others = reversed(error.args[1])
         path = folder / f"{name}.yaml"

@@ -25,7 +25,7 @@ from prefopt.comparison.places import find_places
 from prefopt.comparison.ranking import Comparison, build_comparison
 from prefopt.comparison.read import RunReader
 from prefopt.comparison.records import Measure, RunRecord
-from prefopt.comparison.table import print_table
+from prefopt.comparison.table import expendable, print_table, ranked_columns
 from prefopt.terminal import printable
 from tests.fake_runs import write_fake_run, write_fake_sweep
 from tests.unit.test_compare_statistics import record
@@ -107,6 +107,60 @@ def test_the_table_fits_a_terminal_and_says_what_it_left_out(sweep: Path, width:
     assert max(map(cell_len, text.splitlines())) <= width
     assert ("No room here" in text) is (width < 140)
     assert "accuracy" in text
+
+
+@pytest.fixture
+def loose(tmp_path: Path) -> Comparison:
+    """Two runs that differ in far more settings than a line has room for, one of them a long path."""
+    for number, where in enumerate(("/shared/models/of/the/team/one/qwen", "/shared/models/of/the/team/two/llama")):
+        settings = {"model.path": where, "algorithm.beta": 0.1 + number, "algorithm.label_smoothing": number / 10}
+        settings |= {f"optim.{name}": 0.1 + number / 2 for name in ("learning_rate", "weight_decay", "max_grad_norm")}
+        settings |= {f"trainer.{name}": 5 + number for name in ("max_steps", "eval_every")}
+        write_fake_run(tmp_path / f"team_voice_{number}_of_november", settings=settings, accuracy=0.977 - number / 10)
+    return compared(*sorted(tmp_path.iterdir()), rank_by="preference_accuracy")
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+def test_a_narrow_table_of_loose_runs_keeps_what_names_and_judges_a_row_whole(loose: Comparison, width: int) -> None:
+    lines = printed(loose, width).splitlines()
+    head = re.split(r"\s{2,}", next(line for line in lines if "against #1" in line).strip())
+    assert head[:2] == ["#", "run"]
+    assert head[-2:] == ["report", "against #1"]
+    assert "accuracy ▼" in head
+    for number in range(2):
+        (line,) = (line for line in lines if re.match(rf"\s*{number + 1}  team", line))
+        assert re.search(r"\d\d\.\d % \(\d\d\.\d to \d\d\.\d\)", line), "no number is cut"
+    assert re.search(r"No room here for .*\bmax_steps,", " ".join(lines))
+
+
+def test_settings_that_tell_little_make_room_for_metrics_and_those_for_the_first_settings(loose: Comparison) -> None:
+    columns = ranked_columns(loose, loose.rows)
+    order = expendable(columns, loose)
+    assert order.index("trainer.max_steps") < order.index("train_time_s") < order.index("algorithm.beta")
+    assert not {"rank", "name", "preference_accuracy", "decision", "verdict"} & set(order)
+    constant = [replace(c, cells=[c.cells[0]] * 2) if c.key == "algorithm.beta" else c for c in columns]
+    assert expendable(constant, loose)[0] == "algorithm.beta"
+
+
+def test_a_long_path_is_shown_by_its_last_part_where_that_tells_rows_apart(loose: Comparison, tmp_path: Path) -> None:
+    assert re.search(r"  qwen  ", printed(loose))
+    for number in range(2):
+        settings = {"model.path": f"/shared/models/of/the/team/{number}/llama"}
+        write_fake_run(tmp_path / "same" / f"run_{number}", settings=settings, accuracy=0.9)
+    same = printed(compared(*(tmp_path / "same").iterdir()))
+    assert re.search(r"m/0/llama  ", same)
+    assert re.search(r"m/1/llama  ", same)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_rows_whose_shortened_names_would_be_the_same_have_them_wrapped(tmp_path: Path, width: int) -> None:
+    for number, middle in enumerate(("first", "other")):
+        settings = {"algorithm.beta": 0.1 + number}
+        write_fake_run(tmp_path / f"voice_of_many_{middle}_many_more_of_them", settings=settings)
+    table = printed(compared(*tmp_path.iterdir()), width).split("─\n")[1].split("\nNo room")[0]
+    names = "".join(line[4:].split("  ")[0].strip() for line in table.splitlines())
+    for middle in ("first", "other"):
+        assert f"many_{middle}_many" in names
 
 
 def test_rows_beyond_the_limit_are_counted(sweep: Path) -> None:

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.console import Console, Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from prefopt.comparison.metrics import ACCURACY, Metric
+from prefopt.comparison.metrics import ACCURACY, KL, LOSS, OUTSIDE, Metric
 from prefopt.comparison.ranking import WITHIN_NOISE, Comparison, Row
 from prefopt.comparison.records import DONE, RUNNING, RunRecord
-from prefopt.comparison.settings import MISSING, shown
+from prefopt.comparison.settings import MISSING, Settings, shown
 from prefopt.comparison.wording import (
     OTHER_DATA,
     clean,
@@ -36,19 +36,37 @@ WHOLE = 4000
 """Characters of a line that no terminal cuts."""
 NAMES, NARROW_NAME = ("name", "run"), 14
 """Columns that are narrowed before any is left out, and how far."""
+LONG_SETTING, FIRST_SETTINGS = 20, 3
+"""Characters from which on a column of settings is one of the first to go, and how many of the others go last."""
 DECISION_STYLES = {"ship": "green", "do not ship": "red", "undecided": "yellow"}
 VERDICT_STYLES = {"best": "bold green", WITHIN_NOISE: "green", "worse": "dim"}
 STATE_STYLES = {DONE: "green", RUNNING: "blue", "failed": "red", "diverged": "red", "preempted": "yellow"}
 EXPENDABLE = (
-    "outside_training_s", "pairs_per_s", "train_time_s", "message", "chosen_change", "length_change", "mean_margin",
-    "name", "decision",
-)  # fmt: skip
-"""Columns that a narrow terminal goes without, first to last."""
+    OUTSIDE,
+    "pairs_per_s",
+    "train_time_s",
+    "message",
+    "chosen_change",
+    "length_change",
+    "mean_margin",
+    LOSS,
+    KL,
+)
+"""Metrics and words that a narrow terminal goes without, first to last; the one that ranks the rows stays."""
+WRAPPED = (*NAMES, ACCURACY, "decision", "verdict", "state", "step", "held_out")
+"""Columns that are never left out: where not even they have room, their cells take several lines."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table; `key` names it in `EXPENDABLE`."""
+    """A column of a table.
+
+    Attributes:
+        key: A metric's, a setting's dotted name, or a word of this module.
+        head: What stands above it.
+        cells: One per row.
+        is_number: It is flush right.
+    """
 
     key: str
     head: str
@@ -63,9 +81,17 @@ class Column:
     def min_width(self) -> int:
         return min(self.width, NARROW_NAME) if self.key in NAMES else self.width
 
+    @property
+    def is_constant(self) -> bool:
+        return len({cell.plain for cell in self.cells}) == 1
+
     def narrowed(self, width: int) -> "Column":
-        """The column with its cells shortened to `width`, but not below `NARROW_NAME`."""
-        cells = [_shortened(cell.plain, max(width, NARROW_NAME)) for cell in self.cells]
+        """The column in `width` characters, at least `NARROW_NAME`; names that would look the same are wrapped."""
+        width = max(width, NARROW_NAME)
+        whole = [cell.plain for cell in self.cells]
+        cells = [_shortened(text, width) for text in whole]
+        if not _are_as_distinct([cell.plain for cell in cells], whole):
+            cells = [Text("\n".join(chop_cells(text, width))) for text in whole]
         return Column(self.key, self.head, cells, self.is_number)
 
 
@@ -79,14 +105,16 @@ def render_table(comparison: Comparison, *, width: int | None, limit: int) -> Gr
     """
     head = Text.assemble((clean(comparison.title), "bold"), f"  {summary_text(comparison)}")
     parts: list[Table | Text] = [head]
-    notes = []
+    left_out: list[str] = []
     rows, unranked = comparison.rows[:limit], comparison.unranked[:limit]
-    if rows:
-        columns, left_out = fit(_ranked_columns(comparison, rows), width)
-        parts.append(_as_table(columns))
-        notes += [f"No room here for {', '.join(left_out)}: compare.csv has every column."] if left_out else []
-    if unranked:
-        parts.append(_as_table(fit(_unranked_columns(comparison, unranked), width)[0]))
+    tables = [ranked_columns(comparison, rows)] if rows else []
+    tables += [_unranked_columns(comparison, unranked)] if unranked else []
+    for columns in tables:
+        kept, others = fit(columns, width, expendable(columns, comparison))
+        parts.append(_as_table(kept))
+        left_out += others
+    what = ", ".join(dict.fromkeys(left_out))
+    notes = [f"No room here for {what}: compare.csv has every column."] if left_out else []
     num_hidden = len(comparison.rows) - len(rows), len(comparison.unranked) - len(unranked)
     if any(num_hidden):
         notes.append(
@@ -106,27 +134,49 @@ def print_table(comparison: Comparison, console: Console, *, limit: int) -> None
         wide.print(render_table(comparison, width=None, limit=limit), crop=False)
 
 
-def fit(columns: Sequence[Column], width: int | None) -> tuple[list[Column], list[str]]:
-    """The columns that a line of `width` characters has room for, and the heads of the others."""
+def fit(columns: Sequence[Column], width: int | None, order: Sequence[str]) -> tuple[list[Column], list[str]]:
+    """The columns that a line of `width` characters has room for, and the heads of the others.
+
+    Args:
+        columns: All of them.
+        width: Characters of a line; None: no limit.
+        order: Keys of those that may be left out, first to last.
+    """
+    if width is None:
+        return list(columns), []
     kept, left_out = list(columns), []
-    for key in EXPENDABLE:
-        if width is None or sum(column.min_width + PADDING for column in kept) <= width:
+    for key in order:
+        if sum(column.min_width + PADDING for column in kept) <= width:
             break
         left_out += [column.head for column in kept if column.key == key]
         kept = [column for column in kept if column.key != key]
-    if width is not None:
-        spare = width - sum(column.width + PADDING for column in kept)
-        kept = [column.narrowed(column.width + spare) if column.key in NAMES else column for column in kept]
-    return kept, left_out
+    spare = width - sum(column.width + PADDING for column in kept)
+    return [column.narrowed(column.width + spare) if column.key in NAMES else column for column in kept], left_out
 
 
-def _ranked_columns(comparison: Comparison, rows: Sequence[Row]) -> list[Column]:
+def expendable(columns: Sequence[Column], comparison: Comparison) -> list[str]:
+    """Keys of the columns that a narrow terminal goes without, first to last.
+
+    Settings that tell no rows apart, long ones and those far down in the configuration go before the lesser metrics:
+    a run's name stands for them. The first few settings are what a sweep is about, and go after these.
+    """
+    settings = [column for column in columns if column.key in comparison.settings]
+    first = [c.key for c in settings if not c.is_constant and c.width <= LONG_SETTING][:FIRST_SETTINGS]
+    others = sorted(
+        (column for column in reversed(settings) if column.key not in first),
+        key=lambda column: (not column.is_constant, column.width <= LONG_SETTING),
+    )
+    metrics = [key for key in EXPENDABLE if key != comparison.metric.key]
+    return [*(column.key for column in others), *metrics, *reversed(first), "seeds"]
+
+
+def ranked_columns(comparison: Comparison, rows: Sequence[Row]) -> list[Column]:
     columns = [
         Column("rank", "#", [Text(rank_text(row)) for row in rows]),
         Column("name", "run", [_shortened(name_of(row), NAME_WIDTH) for row in rows], is_number=False),
     ]
     columns += [
-        Column(key, clean(head), [_shortened(shown(row.group.settings, key), SETTING_WIDTH) for row in rows])
+        Column(key, clean(head), _setting_cells([row.group.settings for row in rows], key))
         for key, head in comparison.settings.items()
     ]
     if any(row.group.num_planned > 1 for row in rows):
@@ -152,7 +202,7 @@ def _ranked_columns(comparison: Comparison, rows: Sequence[Row]) -> list[Column]
 def _unranked_columns(comparison: Comparison, runs: Sequence[RunRecord]) -> list[Column]:
     columns = [Column("run", "not ranked", [_shortened(clean(run.name), NAME_WIDTH) for run in runs], is_number=False)]
     columns += [
-        Column(key, clean(head), [_shortened(shown(run.settings, key), SETTING_WIDTH) for run in runs])
+        Column(key, clean(head), _setting_cells([run.settings for run in runs], key))
         for key, head in comparison.settings.items()
     ]
     states = [Text(state_text(run), STATE_STYLES.get(run.state, "")) for run in runs]
@@ -171,7 +221,8 @@ def _as_table(columns: Sequence[Column]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, PADDING - 1, 0, 0), header_style="dim", show_edge=False)
     for column in columns:
         justify: JustifyMethod = "right" if column.is_number else "left"
-        table.add_column(Text(column.head), justify=justify, no_wrap=True)
+        is_wrapped = column.key in WRAPPED
+        table.add_column(Text(column.head), justify=justify, no_wrap=not is_wrapped, overflow="fold")
     for cells in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*cells)
     return table
@@ -187,6 +238,20 @@ def _number(metric: Metric, row: Row, ranked_by: Metric) -> Text:
     if not found.interval or (metric.key not in (ACCURACY, ranked_by.key) and len(row.group.members) == 1):
         return Text(found.value)
     return Text.assemble(found.value, (f" ({found.interval})", "dim"))
+
+
+def _setting_cells(rows: Sequence[Settings], key: str) -> list[Text]:
+    """A setting's values; of long paths their last parts, where these tell them apart as well."""
+    whole = [shown(settings, key) for settings in rows]
+    lasts = [text.rpartition("/")[2] or text for text in whole]
+    is_long = max(map(cell_len, whole)) > LONG_SETTING
+    return [
+        _shortened(text, SETTING_WIDTH) for text in (lasts if is_long and _are_as_distinct(lasts, whole) else whole)
+    ]
+
+
+def _are_as_distinct(texts: Sequence[str], originals: Sequence[str]) -> bool:
+    return len(set(texts)) == len(set(originals))
 
 
 def _shortened(text: str, width: int) -> Text:

@@ -4,6 +4,7 @@ import io
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.table import Table
@@ -12,6 +13,7 @@ from rich.text import Text
 import prefopt
 from prefopt.terminal import Terminal, printable, quote
 from prefopt.tracking.console import build_console, progress_bar
+from prefopt.trainers.callbacks import ConsoleCallback
 
 HOSTILE = "[/] [bold red]x[/bold red] [link=u]y[/link] :smile: \x1b[31mred\x1b]0;title \u202egnp \udcff"
 SHOWN = "[/] [bold red]x[/bold red] [link=u]y[/link] :smile: \ufffd[31mred\ufffd]0;title \ufffdgnp \ufffd"
@@ -47,6 +49,31 @@ def test_a_line_of_progress_is_cleaned_too():
     with progress_bar(console, "read \x1b[2J") as update:
         update(1, 2)
     assert "\x1b[2J" not in output.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("width", "parts"),
+    [
+        (160, ("training ━", "45/1000", "margin 9.732", "11.3 examples/s", "-:--:--")),
+        (100, ("training   45/1000", "margin 9.732", "11.3 examples/s", "-:--:--")),
+        (80, ("training   45/1000", "margin 9.732", "-:--:--")),
+        (40, ("training   45/1000 -:--:--",)),
+    ],
+)
+def test_the_line_of_training_loses_whole_parts_and_never_the_step_or_the_time_left(width, parts):
+    console = Terminal(file=(output := io.StringIO()), width=width, force_terminal=True, color_system=None)
+    state = SimpleNamespace(global_step=0, max_steps=1000)
+    show = ConsoleCallback(console)
+    show.on_train_begin(None, state, None)
+    numbers = {"loss": 0.00134, "rewards/accuracies": 1.0, "rewards/margins": 9.732}
+    show.record({"step": 45, "pairs": 1130, "training_s": 100.0, **numbers}, 1000)
+    show.close()
+    last = re.sub(r"\x1b\S*?[A-Za-z]", "", output.getvalue()).replace("\r", "\n").strip().splitlines()[-1]
+    position = 0
+    for part in parts:
+        position = last.index(part, position) + len(part)
+    assert ("━" in last, "examples/s" in last) == (width > 100, width > 80)
+    assert "…" not in last
 
 
 def test_log_lines_go_through_the_same_place(capsys):

@@ -4,19 +4,30 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.measure import Measurement
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
 
 from prefopt.distributed.ranks import is_main
 from prefopt.terminal import Terminal
 
 QUIET = ("datasets", "filelock", "httpx", "urllib3", "fsspec", "torch.distributed")
-
-
 LINE_EVERY_S = 10.0
+UNLIMITED = 10_000
+"""Characters of a line that no terminal has."""
 
 
 class ConsoleHandler(logging.Handler):
@@ -46,11 +57,42 @@ def build_console() -> Console:
     return console
 
 
+class FittedProgress(Progress):
+    """A line of progress that is never cut: where a terminal has no room for all of it, whole parts go."""
+
+    def __init__(
+        self, *columns: ProgressColumn, expendable: Sequence[ProgressColumn], console: Console, **settings: Any
+    ) -> None:
+        """Sets up the line.
+
+        Args:
+            columns: The parts of the line, left to right.
+            expendable: Those of them that may go, first to last.
+            console: Where it is shown.
+            settings: Others of rich's Progress.
+        """
+        self._all, self._expendable, self._terminal = columns, expendable, console
+        super().__init__(*columns, console=console, **settings)
+
+    def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
+        """The line, at each refresh: a terminal may have been made wider or narrower since."""
+        tasks = list(tasks)
+        unlimited = self._terminal.options.update(max_width=UNLIMITED)
+        for num_gone in range(len(self._expendable) + 1):
+            self.columns = tuple(column for column in self._all if column not in self._expendable[:num_gone])
+            table = super().make_tasks_table(tasks)
+            if Measurement.get(self._terminal, unlimited, table).maximum <= self._terminal.width:
+                break
+        return table
+
+
 @contextmanager
 def progress_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
     """Shows work as (done, total): a bar on a terminal, elsewhere a line every `LINE_EVERY_S` seconds."""
-    columns = [TextColumn(what), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()]
-    bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    drawn = BarColumn(bar_width=24)
+    columns = [TextColumn(what), drawn, MofNCompleteColumn(), TimeRemainingColumn()]
+    is_shown = console.is_terminal
+    bar = FittedProgress(*columns, expendable=[drawn], console=console, disable=not is_shown, transient=True)
     task = bar.add_task("", total=None)
     last = time.monotonic()
 

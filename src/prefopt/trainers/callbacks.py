@@ -4,11 +4,12 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
 from prefopt.distributed.ranks import is_main
 from prefopt.tracking import phases
+from prefopt.tracking.console import FittedProgress
 
 EVAL_PREFIX = "eval_"
 OMITTED = {"epoch", "num_tokens", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
@@ -64,7 +65,7 @@ class ConsoleCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress: Progress | None = None
+        self._progress: FittedProgress | None = None
         self._task: Any = None
         self._first: tuple[float, int] | None = None
 
@@ -73,11 +74,10 @@ class ConsoleCallback(TrainerCallback):  # type: ignore[misc]
             return
         self._first = (time.monotonic(), state.global_step)
         if self._console.is_terminal:
-            columns = [TextColumn("training"), BarColumn(bar_width=24), MofNCompleteColumn()]
-            self._progress = Progress(
-                *columns, TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(), console=self._console
+            self._progress = _progress_of_training(self._console)
+            self._task = self._progress.add_task(
+                "", total=state.max_steps, completed=state.global_step, numbers="", speed=""
             )
-            self._task = self._progress.add_task("", total=state.max_steps, completed=state.global_step, numbers="")
             self._progress.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -100,7 +100,7 @@ class ConsoleCallback(TrainerCallback):  # type: ignore[misc]
         if "split" in record:
             self._console.print(f"held-out {record['step']:>5}/{max_steps}  {numbers}")
         elif self._progress is not None:
-            self._progress.update(self._task, completed=record["step"], numbers=f"{numbers}  {speed}")
+            self._progress.update(self._task, completed=record["step"], numbers=numbers, speed=speed)
         else:
             self._console.print(f"step {record['step']:>9}/{max_steps}  {numbers}  {speed}  ETA {eta}")
 
@@ -115,11 +115,19 @@ class ConsoleCallback(TrainerCallback):  # type: ignore[misc]
         return f"{per_s:.1f} examples/s", f"{left // 60}:{left % 60:02d}"
 
 
+def _progress_of_training(console: Console) -> FittedProgress:
+    """A line with the step of how many and the time left always; the rest where there is room."""
+    bar = BarColumn(bar_width=24)
+    numbers, speed = TextColumn("{task.fields[numbers]}"), TextColumn("{task.fields[speed]}")
+    columns = [TextColumn("training"), bar, MofNCompleteColumn(), numbers, speed, TimeRemainingColumn()]
+    return FittedProgress(*columns, expendable=[bar, speed, numbers], console=console)
+
+
 SHOWN = (
-    ("loss", "loss", ".4f"),
-    ("rewards/accuracies", "accuracy", ".3f"),
-    ("rewards/margins", "margin", ".3f"),
-    ("mean_token_accuracy", "token accuracy", ".3f"),
+    ("loss", "loss", "z.4f"),
+    ("rewards/accuracies", "accuracy", "z.3f"),
+    ("rewards/margins", "margin", "z.3f"),
+    ("mean_token_accuracy", "token accuracy", "z.3f"),
 )
 
 

@@ -62,6 +62,14 @@ def test_a_ruined_model_is_named_although_it_wins():
     assert "2.8 -> 182.0" in findings[0]["evidence"]
 
 
+def test_a_number_that_rounds_to_zero_has_no_minus():
+    found = report(likelihood={"chosen": entry(-0.001), "rejected": entry(0.004), "chosen_fell": entry(0.0)})
+    found["drift"]["kl_per_token"] = entry(-0.001)
+    evidence = " ".join(finding["evidence"] for finding in judge(found)[1])
+    assert "KL to the base 0.00 nats" in evidence
+    assert "chosen +0.00, rejected +0.00" in evidence
+
+
 def test_strong_drift_warns_without_stopping():
     decision, findings = judge(with_drift(perplexity={"base": entry(2.8), "tuned": entry(6.9), "ratio": entry(2.4)}))
     assert decision == "ship"

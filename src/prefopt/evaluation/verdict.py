@@ -99,7 +99,7 @@ def _loss(held_out: dict[str, Any]) -> list[Finding]:
         return []
     change, base, tuned = held_out["gain"]["loss"], held_out["base"]["loss"], held_out["tuned"]["loss"]
     evidence = (
-        f"loss per token: base {base['value']:.3f}, tuned {tuned['value']:.3f}, "
+        f"loss per token: base {base['value']:z.3f}, tuned {tuned['value']:z.3f}, "
         f"change {_interval(change)}, n = {change['n']}"
     )
     if change["n"] < MIN_HELD_OUT:
@@ -124,7 +124,7 @@ def _ruin(report: dict[str, Any]) -> list[Finding]:
             f"(x{ratio:.2f}, n = {perplexity['ratio']['n']})"
         )
     if kl:
-        parts.append(f"KL to the base {nats:.2f} nats per token of its own answers (n = {kl['n']})")
+        parts.append(f"KL to the base {nats:z.2f} nats per token of its own answers (n = {kl['n']})")
     evidence = "; ".join(parts)
     if ratio >= RUINED_PERPLEXITY_RATIO or nats >= RUINED_KL_PER_TOKEN:
         tuned = report["held_out"]["tuned"].get("preference_accuracy")
@@ -177,7 +177,7 @@ def _displacement(block: dict[str, Any] | None) -> list[Finding]:
     if block is None:
         return []
     chosen, rejected = block["chosen"]["value"], block["rejected"]["value"]
-    evidence = f"log-prob per token: chosen {chosen:+.2f}, rejected {rejected:+.2f}, n = {block['chosen']['n']}"
+    evidence = f"log-prob per token: chosen {chosen:+z.2f}, rejected {rejected:+z.2f}, n = {block['chosen']['n']}"
     if chosen < -DISPLACED_PER_TOKEN:
         return [
             Finding(
@@ -224,14 +224,14 @@ def _files(run: dict[str, Any]) -> list[Finding]:
 
 def _percent(entry: dict[str, Any]) -> str:
     low, high = entry["ci95"]
-    return f"{100 * entry['value']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * entry['value']:z.1f} % [{100 * low:z.1f}, {100 * high:z.1f}]"
 
 
 def _points(entry: dict[str, Any]) -> str:
     low, high = entry["ci95"]
-    return f"{100 * entry['value']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{100 * entry['value']:+z.1f} points [{100 * low:+z.1f}, {100 * high:+z.1f}]"
 
 
 def _interval(entry: dict[str, Any], digits: int = 3) -> str:
     low, high = entry["ci95"]
-    return f"{entry['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{entry['value']:z.{digits}f} [{low:z.{digits}f}, {high:z.{digits}f}]"

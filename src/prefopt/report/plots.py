@@ -135,7 +135,7 @@ def curve_chart(panel: Panel, lines: list[Series], *, description: str) -> str:
             _draw_curve(axes, line, has_held_out=has_held_out)
         if panel.is_share:
             axes.set_ylim(min(0.45, *(value for line in lines for value in line.values)) - 0.02, 1.02)
-            axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f} %")
+            axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:z.0f} %")
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(_nice_ticks(4, integer=True))
         _quiet_y_axis(axes)
@@ -189,4 +189,4 @@ def _nice_ticks(count: int, *, integer: bool = False) -> "MaxNLocator":
 
 
 def _tick(value: float, unit: Unit) -> str:
-    return f"{value * unit.scale:.0f} %" if unit.suffix.strip() == "%" else number(value)
+    return f"{value * unit.scale:z.0f} %" if unit.suffix.strip() == "%" else number(value)

@@ -156,7 +156,7 @@ def _eta(run: RunStatus) -> str:
 
 
 def _loss(run: RunStatus) -> str:
-    return "" if run.loss is None else f"{run.loss:.4f}"
+    return "" if run.loss is None else f"{run.loss:z.4f}"
 
 
 def _steps(run: RunStatus) -> str:

@@ -1,5 +1,12 @@
-"""How other programs call what prefopt has a setting for, so that a message can name that setting."""
+"""Which settings a word stands for that is none: other programs' names for them, last names, slips of the fingers."""
 
+import difflib
+from collections.abc import Iterable, Sequence
+
+LIKE = 0.75
+"""Likeness of two names, in [0, 1], from which on one of them is a slip of the fingers."""
+NEARLY_AS_LIKE = 0.1
+"""What is less like a word than the likest by this much was not meant."""
 ALIASES = {
     "adapter": ("peft.method",),
     "base_model": ("model.path",),
@@ -87,3 +94,42 @@ ALIASES = {
     "warmup_steps": ("optim.warmup_ratio",),
     "wd": ("optim.weight_decay",),
 }
+
+
+def called(word: str, settings: Sequence[str]) -> list[str]:
+    """The settings that go by a word as their whole or last name, or in other programs; dashes stand for `_`."""
+    word = word.lower().replace("-", "_")
+    own = [name for name in settings if word in (name, name.rpartition(".")[2])]
+    return own or [name for name in ALIASES.get(word, ()) if name in settings]
+
+
+def slipped(word: str, settings: Sequence[str]) -> list[str]:
+    """The settings of whose last name, or of a word in it, `word` is a slip of the fingers."""
+    parts = {part: None for name in settings for part in _parts(name)}
+    meant = nearest(word.lower().replace("-", "_"), parts, LIKE)[:1]
+    return [name for name in settings if meant and meant[0] in _parts(name)]
+
+
+def nearest(word: str, known: Iterable[str], like: float = 0.6) -> list[str]:
+    """What of `known` a word was probably meant to be: the likest first, equally like ones by name.
+
+    Args:
+        word: What was typed.
+        known: What there is.
+        like: Likeness, in [0, 1], from which on a word may be meant.
+    """
+    matcher = difflib.SequenceMatcher()
+    matcher.set_seq2(word)
+    likeness = {}
+    for name in known:
+        matcher.set_seq1(name)
+        likeness[name] = matcher.ratio() if matcher.quick_ratio() >= like else 0.0
+    least = max(like, max(likeness.values(), default=0.0) - NEARLY_AS_LIKE)
+    return sorted(
+        (name for name, ratio in likeness.items() if ratio >= least), key=lambda name: (-likeness[name], name)
+    )
+
+
+def _parts(name: str) -> list[str]:
+    last = name.rpartition(".")[2]
+    return [last, *last.split("_")]

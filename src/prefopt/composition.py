@@ -18,7 +18,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from prefopt.aliases import ALIASES
+from prefopt.aliases import ALIASES, LIKE, nearest
 from prefopt.catalog import find_folder
 from prefopt.config_dir import find_fault
 from prefopt.errors import SHOWN, UserError, shorten
@@ -26,8 +26,6 @@ from prefopt.overrides import parse, quote, typed
 from prefopt.paths import shipped
 from prefopt.ranges import check_usable, require
 
-LIKE = 0.75
-"""Likeness of two names, in [0, 1], from which on one of them is a slip of the fingers."""
 MAX_NAME = 200
 """Letters of a name of a setting, a group or an option."""
 MAX_TEXT = 4096
@@ -263,8 +261,8 @@ class Tree:
             group, _, option = missing.group(1).rpartition("/")
             listed = re.search(r"Available options in '[^']+':((?:\n\t\S+)*)", str(cause))
             options = [name for name in (listed.group(1).split() if listed else []) if not name.startswith("base_")]
-            near = difflib.get_close_matches(option, options, n=1)
-            hint = f"Did you mean {near[0]}? " if near else ""
+            near = nearest(option, options)
+            hint = f"Did you mean {' or '.join(near)}? " if near else ""
             return UserError(f"{group}={option}: no such option. {hint}Available: {', '.join(options)}.")
         return UserError(shorten(" ".join(lines), 1000))
 

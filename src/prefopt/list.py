@@ -1,12 +1,12 @@
 """Entry point: what can be chosen. `python -m prefopt.list --help` shows the use."""
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from dataclasses import fields
 
 from rich.text import Text
 
+from prefopt.aliases import called, nearest, slipped
 from prefopt.catalog import EXPERIMENT, Option, read_defaults, read_options
 from prefopt.cluster.schema import SUBMIT
 from prefopt.config import TRAIN
@@ -61,8 +61,8 @@ def find_group(asked: str, groups: Sequence[str]) -> str:
     for group in groups:
         if asked in (group, f"{group}s", f"{group}es"):
             return group
-    near = difflib.get_close_matches(asked, groups, n=1)
-    hint = f"Did you mean {near[0]}? " if near else ""
+    near = nearest(asked, groups)
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
     raise UserError(f"list {asked}: no such config group. {hint}Groups: {', '.join(groups)}.")
 
 
@@ -78,13 +78,24 @@ def _print_groups(found: dict[str, list[Option]], console: Terminal) -> None:
 
 def _print_settings(word: str, console: Terminal) -> None:
     """Two lines per setting: what is typed with its default, and what it does."""
-    settings = [setting for tree in (TRAIN, SUBMIT) for section in read_sections(tree) for setting in section.settings]
-    shown = {s.name: s for s in settings if word.lower() in f"{s.name} {s.meaning}".lower()}
+    found = [
+        (section, setting)
+        for tree in (TRAIN, SUBMIT)
+        for section in read_sections(tree)
+        for setting in section.settings
+    ]
+    shown = [(section, s) for section, s in found if word.lower() in f"{s.name} {s.meaning}".lower()]
     if not shown:
-        raise UserError(f"list settings {word}: no setting has it in its name or meaning. All: prefopt list settings.")
-    for setting in shown.values():
+        names = list(dict.fromkeys(setting.name for _, setting in found))
+        meant = called(word, names) or slipped(word, names)
+        hint = f"Did you mean {' or '.join(meant)}? " if meant else ""
+        raise UserError(
+            f"list settings {word}: no setting has it in its name or meaning. {hint}All: prefopt list settings."
+        )
+    for section, setting in shown:
         kind, default = (text.replace("`", "") for text in (setting.kind, setting.default))
-        console.print(Text.assemble((setting.name, "bold"), f"={default}  ({kind})"))
+        of = f"  ({section.title})" if section.is_variant else ""
+        console.print(Text.assemble((setting.name, "bold"), f"={default}  ({kind})", (of, "dim")))
         console.print(f"    {setting.meaning}")
 
 

@@ -75,6 +75,11 @@ class Section:
     about: str
     settings: list[Setting]
 
+    @property
+    def is_variant(self) -> bool:
+        """Other options of the group have other settings."""
+        return "=" in self.title
+
 
 def read_sections(tree: Tree) -> Iterator[Section]:
     """The groups of a tree in the order of its schema."""

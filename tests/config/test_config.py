@@ -68,6 +68,7 @@ def test_an_unknown_setting_names_the_nearest_with_any_prefix(prefix):
 def test_an_unknown_group_option_names_the_nearest():
     assert "Did you mean dpo?" in refusal("algorithm=dop")
     assert "Did you mean dpo_brand_voice?" in refusal("+experiment=dpo_brand_voise")
+    assert "Did you mean dpo_brand_voice or sft_brand_voice?" in refusal("+experiment=brand_voice"), "both are as near"
 
 
 def test_a_known_setting_may_carry_a_plus():

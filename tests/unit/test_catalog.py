@@ -63,6 +63,30 @@ def test_a_group_is_found_in_the_singular_and_the_plural_and_a_typo_gets_the_nea
     assert "Did you mean cluster? Groups: " in fails(list_options, ["clustr"])
 
 
+def test_a_setting_that_several_options_of_a_group_have_is_shown_for_each_with_the_option(capsys):
+    list_options(["settings", "loss_type"])
+    lines = capsys.readouterr().out.splitlines()
+    dpo, sft = (line for line in lines if line.startswith("algorithm.loss_type="))
+    assert (dpo.split("  (")[0], sft.split("  (")[0]) == ("algorithm.loss_type=sigmoid", "algorithm.loss_type=nll")
+    assert (dpo.split("  ")[-1], sft.split("  ")[-1]) == ("(algorithm=dpo)", "(algorithm=sft)")
+    list_options(["settings", "max_steps"])
+    assert "trainer.max_steps=null  (whole number)\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("lerning", "optim.learning_rate"),
+        ("max-stepz", "trainer.max_steps"),
+        ("lr", "optim.learning_rate"),
+        ("lora_r", "peft.r"),
+    ],
+)
+def test_a_word_that_no_setting_holds_is_answered_with_the_setting_that_was_meant(fails, word, meant):
+    assert f"Did you mean {meant}? " in fails(list_options, ["settings", word])
+    assert "Did you mean" not in fails(list_options, ["settings", "qqqq"])
+
+
 def test_an_own_option_that_a_shipped_one_would_hide_is_refused(mine):
     from prefopt.errors import UserError
 

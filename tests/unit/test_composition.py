@@ -218,7 +218,7 @@ def test_settings_can_be_changed_after_composing_and_others_are_refused():
     ("overrides", "expected"),
     [
         ([], "You must specify 'cluster'"),
-        (["cluster=slurm_1x9"], "Did you mean slurm_1x8?"),
+        (["cluster=slurm_1x9"], "Did you mean slurm_1x1 or slurm_1x8?"),
         (["cluster=local", "cluster.nods=2"], "cluster.nods: no such setting. Did you mean cluster.nodes?"),
         (["cluster=local", "cluster.nodes=2"], "this machine is one node"),
         (["cluster=slurm_cpu", "cluster.nodes=1,2"], "one run takes one value"),

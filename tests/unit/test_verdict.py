@@ -63,11 +63,11 @@ def test_a_ruined_model_is_named_although_it_wins():
 
 
 def test_a_number_that_rounds_to_zero_has_no_minus():
-    found = report(likelihood={"chosen": entry(-0.001), "rejected": entry(0.004), "chosen_fell": entry(0.0)})
-    found["drift"]["kl_per_token"] = entry(-0.001)
+    found = with_drift(kl_per_token=entry(-0.001))
+    found["overfitting"]["reward_accuracy"]["gap"] = entry(-0.0001)
     evidence = " ".join(finding["evidence"] for finding in judge(found)[1])
     assert "KL to the base 0.00 nats" in evidence
-    assert "chosen +0.00, rejected +0.00" in evidence
+    assert "gap +0.0 points [-3.0, +3.0]" in evidence
 
 
 def test_strong_drift_warns_without_stopping():

@@ -1,9 +1,10 @@
 """Entry point: a finished run → its report, measured again. `python -m prefopt.evaluate --help` shows the use."""
 
-import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from prefopt.aliases import nearest
 from prefopt.checks import check
 from prefopt.choices import Kernels
 from prefopt.composition import as_dict
@@ -16,6 +17,9 @@ from prefopt.imports import importing
 from prefopt.overrides import parse
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import DataConfig, DeepSpeedConfig, TrainConfig
+from prefopt.settings_parser import SettingsParser
+from prefopt.sweeps.folder import IS_REFERENCE, list_runs
+from prefopt.terminal import quote
 from prefopt.tracking.changes import find_changed_model
 
 HELP = """Measure a finished run again and rebuild its report.
@@ -28,6 +32,9 @@ HELP = """Measure a finished run again and rebuild its report.
 Settings of `evaluation` and `data.held_out` may be changed; everything else is as in the run's config.yaml.
 A report on other data goes to a folder of its own beside the run's, runs/<name>/report-<file>-<digest>."""
 
+MAX_NAMED = 5
+"""Folders that a message names, at most."""
+
 
 def main(argv: list[str]) -> None:
     """Rebuilds `report/` of a run, or writes a report on other data beside it.
@@ -35,14 +42,12 @@ def main(argv: list[str]) -> None:
     Raises:
         UserError: No such run, no final model in it, or a setting that may not change.
     """
-    parser = argparse.ArgumentParser("prefopt.evaluate", None, HELP, formatter_class=argparse.RawTextHelpFormatter)
+    parser = SettingsParser("prefopt.evaluate", HELP, [TRAIN])
     parser.add_argument("overrides", nargs="+", help="run=<folder>, evaluation.<setting>=<value>, data.held_out=...")
-    overrides = dict(_split(item) for item in parser.parse_args(argv).overrides)
+    overrides = dict(_split(item) for item in parser.read(argv).overrides)
     if "run" not in overrides:
         raise UserError("run: required. Give run=<folder of a run>, such as run=runs/<name>.")
-    run = RunDirectory(Path(overrides.pop("run")))
-    if not run.config.is_file():
-        raise UserError(f"run={run.path}: no run of prefopt here (no config.yaml).")
+    run = find_run(Path(overrides.pop("run")))
     if not run.model.is_dir():
         raise UserError(f"run={run.path}: has no final model yet. Finish it with the command that started it.")
     trained = read_config(run.config)
@@ -76,6 +81,30 @@ def main(argv: list[str]) -> None:
     if report is not None:
         print_report(report, folder / "report.html", console)
         record_evaluation(config, run, report)
+
+
+def find_run(folder: Path) -> RunDirectory:
+    """The run in a folder.
+
+    Raises:
+        UserError: There is none, with the folder that was meant, or the runs to choose from.
+    """
+    run = RunDirectory(folder)
+    if run.config.is_file():
+        return run
+    if folder.is_dir():
+        runs = [path for path in list_runs(folder)[0] if not IS_REFERENCE.fullmatch(path.name)]
+        if runs:
+            more = f", or one of {len(runs) - MAX_NAMED:,} more" if len(runs) > MAX_NAMED else ""
+            raise UserError(f"run={folder}: a folder of runs. Give one of them: {_choices(runs[:MAX_NAMED])}{more}")
+        raise UserError(f"run={folder}: no run of prefopt here (no config.yaml).")
+    siblings = {path.name: path for path in list_runs(folder.parent)[0]} if folder.parent.is_dir() else {}
+    near = [siblings[name] for name in nearest(folder.name, siblings)[:MAX_NAMED]]
+    raise UserError(f"run={folder}: no such folder." + (f" Did you mean {_choices(near)}" if near else ""))
+
+
+def _choices(runs: Sequence[Path]) -> str:
+    return " or ".join(f"run={quote(str(run))}" for run in runs)
 
 
 def require_same_base(run: RunDirectory, config: TrainConfig) -> None:
@@ -118,7 +147,8 @@ def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
 def _split(item: str) -> tuple[str, str]:
     key, equals, value = item.partition("=")
     if not equals:
-        raise UserError(f"{item}: write settings as name=value.")
+        meant = f"run={quote(item)}" if Path(item).is_dir() else "settings as name=value, and the run as run=<folder>"
+        raise UserError(f"{item}: write {meant}")
     return key.lstrip("+"), value
 
 

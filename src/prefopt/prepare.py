@@ -3,11 +3,9 @@
 `python -m prefopt.prepare --help` shows the use.
 """
 
-import argparse
-
 from rich.text import Text
 
-from prefopt.config import load_config
+from prefopt.config import TRAIN, load_config
 from prefopt.distributed import group
 from prefopt.distributed.preemption import StopRequest, parse_time_limit, scheduler_end
 from prefopt.distributed.ranks import is_launched
@@ -16,6 +14,7 @@ from prefopt.examples import load_examples
 from prefopt.imports import importing
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
+from prefopt.settings_parser import SettingsParser
 from prefopt.tracking import phases
 from prefopt.tracking.console import build_console
 from prefopt.tracking.output import keep_in
@@ -33,10 +32,10 @@ def main(argv: list[str]) -> None:
     Raises:
         UserError: For everything that the user can mend.
     """
-    parser = argparse.ArgumentParser("prefopt.prepare", None, HELP, formatter_class=argparse.RawTextHelpFormatter)
+    parser = SettingsParser("prefopt.prepare", HELP, [TRAIN])
     parser.add_argument("overrides", nargs="*", help="as for prefopt.train")
     parser.add_argument("--config-dir", help="a folder with your own config groups")
-    options = parser.parse_intermixed_args(argv)
+    options = parser.read(argv)
     phases.begin()
     with phases.of("configuration"):
         config = load_config(options.overrides, options.config_dir)

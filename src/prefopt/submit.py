@@ -3,7 +3,6 @@
 `python -m prefopt.submit --help` shows the use. Nothing here imports torch: it answers at once.
 """
 
-import argparse
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,9 +15,11 @@ from prefopt.cluster.planning import Submission, plan_submission
 from prefopt.cluster.schema import GROUPS, SUBMIT, ClusterConfig, SubmitConfig
 from prefopt.cluster.script import Job, render, write_tasks
 from prefopt.cluster.slurm import cancel, require_sbatch, submit
+from prefopt.config import TRAIN
 from prefopt.entry import run_entry
 from prefopt.files import append_line, write_text
 from prefopt.overrides import parse
+from prefopt.settings_parser import SettingsParser
 from prefopt.terminal import quote
 from prefopt.tracking.console import build_console
 from prefopt.tracking.provenance import command_line
@@ -41,10 +42,10 @@ def main(argv: list[str]) -> None:
     Raises:
         UserError: For everything that the user can mend; nothing is submitted then.
     """
-    parser = argparse.ArgumentParser("prefopt.submit", None, HELP, formatter_class=argparse.RawTextHelpFormatter)
+    parser = SettingsParser("prefopt.submit", HELP, [TRAIN, SUBMIT])
     parser.add_argument("overrides", nargs="*", help="of prefopt.train, and of: " + ", ".join(GROUPS))
     parser.add_argument("--config-dir", help="a folder with your own config groups, such as cluster/mine.yaml")
-    given = parser.parse_intermixed_args(argv)
+    given = parser.read(argv)
     own, runs = split(given.overrides)
     config: SubmitConfig = SUBMIT.compose(own, given.config_dir).build()
     submission = plan_submission(config, runs, given.config_dir)

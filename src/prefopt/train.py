@@ -1,12 +1,11 @@
 """Entry point: compose → typed config → SFT or DPO run → report. `python -m prefopt.train --help` shows the use."""
 
-import argparse
 import logging
 from typing import Any
 
 from rich.text import Text
 
-from prefopt.config import load_config, to_yaml
+from prefopt.config import TRAIN, load_config, to_yaml
 from prefopt.distributed import group
 from prefopt.distributed.group import on_main
 from prefopt.distributed.preemption import StopRequest, parse_time_limit, scheduler_end
@@ -17,6 +16,7 @@ from prefopt.examples import load_examples
 from prefopt.imports import importing
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import TrainConfig
+from prefopt.settings_parser import SettingsParser
 from prefopt.tracking import phases
 from prefopt.tracking.console import build_console
 from prefopt.tracking.output import keep_in
@@ -42,14 +42,14 @@ def main(argv: list[str]) -> None:
     Raises:
         UserError: For everything that the user can mend; nothing is written then.
     """
-    parser = argparse.ArgumentParser("prefopt.train", None, HELP, formatter_class=argparse.RawTextHelpFormatter)
+    parser = SettingsParser("prefopt.train", HELP, [TRAIN])
     parser.add_argument("overrides", nargs="*", help="group=option, group.setting=value, +experiment=name")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--cfg", choices=["job"], help="print the configuration that would run, and stop")
     instead.add_argument("-m", "--multirun", action="store_true", help="several runs: prefopt.submit cluster=local")
     parser.add_argument("--resolve", action="store_true", help="with --cfg: interpolations resolved (always the case)")
     parser.add_argument("--config-dir", help="a folder with your own config groups, such as experiment/mine.yaml")
-    options = parser.parse_intermixed_args(argv)
+    options = parser.read(argv)
     if options.multirun:
         _run_several(options.overrides, options.config_dir)
         return

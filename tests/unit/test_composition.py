@@ -54,7 +54,10 @@ def test_an_option_that_is_no_name_is_refused(value):
 
 
 def test_what_takes_any_key_may_be_given_as_a_whole_or_key_by_key():
-    assert load_config(["trainer.extra={a:1}", "trainer.extra.b=2"]).trainer.extra == {"a": 1, "b": 2}
+    assert load_config(["trainer.extra={tf32:true}", "trainer.extra.eval_delay=2"]).trainer.extra == {
+        "tf32": True,
+        "eval_delay": 2,
+    }
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_weights_that_deepspeed_casts_have_a_store_of_their_own(folder):
     assert open_store(config, casts_weights=True).folder != open_store(config).folder
 
 
-@pytest.mark.parametrize("setting", ["trainer.extra.tf32=true", "trainer.extra.fp16=true"])
+@pytest.mark.parametrize("setting", ["trainer.extra.tf32=true", "trainer.precision=bf16"])
 def test_other_arithmetic_has_a_store_of_its_own(folder, setting):
     assert store_of(folder, setting) != store_of(folder)
 

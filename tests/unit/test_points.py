@@ -268,8 +268,9 @@ GOOD = [
     "algorithm.loss_type=[sigmoid,sft]", "algorithm.loss_type=hinge", "algorithm.ld_alpha=null",
     "optim.learning_rate=1e-6", "optim.learning_rate=null", "optim.learning_rate=.5", "optim.adam_epsilon=1E-7",
     "trainer.precision=bf16", "trainer.num_epochs=2", "trainer.max_steps=1_000", "trainer.max_steps=null",
-    "trainer.extra.adam_epsilon=1", "+trainer.extra.new=1", "trainer.extra={a:1,b:[1,2]}", "trainer.extra.a={x:{y:1}}",
-    "trainer.extra.a.b=c", "trainer.gradient_checkpointing=true", "trainer.batch_order=length_grouped",
+    "trainer.extra.tf32=true", "+trainer.extra.neftune_noise_alpha=1", "trainer.extra={tf32:true,debug:[a,b]}",
+    "trainer.extra.lr_scheduler_kwargs={x:{y:1}}", "trainer.extra.lr_scheduler_kwargs.b=c",
+    "trainer.gradient_checkpointing=true", "trainer.batch_order=length_grouped",
     "data.train=[a.jsonl,'b c.jsonl']", "data.train='a,b=c.jsonl'", "data.held_out=null", "data.held_out=x.csv",
     "run.seed=7", "run.name=7", "run.name='007'", "run.name=true", "run.name=null", "run.name=x-${run.seed}",
     "run.root=/x/${run.seed}", "run.root=${oc.env:HOME}", "run.time_limit=2h", "run.overwrite=yes",
@@ -286,6 +287,7 @@ BAD = [
     "algorithm=dop", "algorithm.loss_on=all", "data=files",
     "~algorithm.beta", "~x", "hydra.run.dir=x", "nonsense=1", "trainer=5", "run=5", "trainer.precision=fp8",
     "trainer.precision=BF16", "trainer.max_steps=1.5", "trainer.extra=5", "trainer.extra=null", "trainer.extra=[1]",
+    "trainer.extra.adam_epsilon=1", "+trainer.extra.new=1", "trainer.extra.fp16=true",
     "run.overwrite=maybe", "run.name=a/b", "run.name=${nope}", "run.name=${oc.env:NO_SUCH_VARIABLE}", "run.seed=-1",
     "run.name.x=1", "optim.learning_rate=abc", "logger.tags=3", "logger.tags={a:1}", "peft.r=4", "model=hf",
     "model.path=???", "model@x=hf", "+experiment=nope", "experiment=nope", "data.train.x=1",
@@ -297,9 +299,9 @@ TOGETHER = [
     ["algorithm=sft", "algorithm.beta=0.2"],
     ["algorithm=dpo", "algorithm=sft"],
     ["algorithm.loss_type=[sigmoid,sft]", "algorithm.loss_weights=[1,0.5]"],
-    ["trainer.extra={a:1}", "trainer.extra.b=2"],
-    ["trainer.extra.a={x:1}", "trainer.extra.a={y:1}"],
-    ["trainer.extra.a=1", "trainer.extra.a.b=2"],
+    ["trainer.extra={tf32:true}", "trainer.extra.eval_delay=2"],
+    ["trainer.extra.lr_scheduler_kwargs={x:1}", "trainer.extra.lr_scheduler_kwargs={y:1}"],
+    ["trainer.extra.lr_scheduler_kwargs=1", "trainer.extra.lr_scheduler_kwargs.b=2"],
     ["run.name=a", "run.seed=1", "run.name=b"],
     ["trainer.num_epochs=2", "trainer={num_epochs:3}", "run={seed:1}", "run.seed=2"],
     ["~x", "algorithm.bta=1"],
@@ -355,5 +357,5 @@ def test_any_overrides_together_give_a_point_what_they_give_the_same_run_alone(o
 def test_a_point_does_not_change_those_composed_before_or_after_it():
     composer = Composer(None)
     before = as_dict(complete(composer.compose(["algorithm.beta=0.2"]), ALONE))
-    complete(composer.compose(["algorithm.beta=0.9", "logger.tags=[x]", "trainer.extra.a=1"]), ALONE)
+    complete(composer.compose(["algorithm.beta=0.9", "logger.tags=[x]", "trainer.extra.tf32=true"]), ALONE)
     assert as_dict(complete(composer.compose(["algorithm.beta=0.2"]), ALONE)) == before

@@ -255,7 +255,7 @@ def _plan_reference(plan: Plan, folder: SweepFolder, arguments: list[str], after
 
 def _reference_key(run: TrainConfig) -> str:
     """What decides the reference log-probs that a run needs; the seed only moves pairs from one split to the other."""
-    extra = {name: run.trainer.extra[name] for name in ("fp16", "tf32") if name in run.trainer.extra}
+    extra = {name: run.trainer.extra[name] for name in ("tf32",) if name in run.trainer.extra}
     is_quantised = run.peft.method is PeftMethod.qlora
     casts = run.deepspeed.stage is not None
     parts = [as_dict(run.model), as_dict(run.data), run.trainer.precision.name, run.reference.path]

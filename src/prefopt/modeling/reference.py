@@ -82,7 +82,7 @@ class Usage:
         )
 
 
-NUMERICS = ("fp16", "tf32")
+NUMERICS = ("tf32",)
 """Fields of `trainer.extra` that change log-probs."""
 BATCH_DEPENDENT_ROPE = {"longrope", "dynamic"}
 """Rotary embeddings whose frequencies depend on the longest sequence of the batch."""

@@ -16,7 +16,7 @@ from prefopt.errors import UserError, shorten
 from prefopt.run_directory import RunDirectory
 from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig
 from prefopt.trainers.batches import StepSize
-from prefopt.trainers.extra import check_values
+from prefopt.trainers.extra import check_values, named_as_installed
 
 
 def build_dpo_arguments(config: TrainConfig, run: RunDirectory, size: StepSize) -> Any:
@@ -65,7 +65,7 @@ def _build(kind: type[Any], config: TrainConfig, run: RunDirectory, size: StepSi
     check_values(kind, config.trainer)
     _check_names(config)
     try:
-        arguments = kind(**ours, **config.trainer.extra)
+        arguments = kind(**ours, **named_as_installed(kind, config.trainer.extra))
         DataLoader(
             [0],  # type: ignore[arg-type]
             num_workers=arguments.dataloader_num_workers,

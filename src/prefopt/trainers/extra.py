@@ -14,6 +14,7 @@ from prefopt.overrides import typed
 from prefopt.trainers.fields import (
     BOUNDS,
     COMPILERS,
+    FORMER_NAMES,
     NOT_REENTRANT,
     PASSED,
     PASSED_TO_ONE,
@@ -55,6 +56,12 @@ def check_fields(algorithm: AlgorithmName, extra: Mapping[str, Any]) -> None:
             raise UserError(f"{key}: not available, because {reason}.")
 
 
+def named_as_installed(kind: type[Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """`trainer.extra` under the names that the fields of TRL's configuration have in the installed versions."""
+    known = getattr(kind, "__dataclass_fields__", {})
+    return {name if name in known else FORMER_NAMES.get(name, name): value for name, value in extra.items()}
+
+
 def check_values(kind: type[Any], trainer: TrainerConfig) -> None:
     """Refuses values of `trainer.extra` that their fields do not take, or that other settings leave without effect.
 
@@ -66,6 +73,7 @@ def check_values(kind: type[Any], trainer: TrainerConfig) -> None:
         UserError: With the field.
     """
     hints = get_type_hints(kind)
+    hints |= {name: hints[former] for name, former in FORMER_NAMES.items() if name not in hints}
     for name, value in trainer.extra.items():
         key = f"trainer.extra.{name}"
         if not _fits(value, hints[name]):

@@ -182,6 +182,8 @@ RECOMPUTATION: dict[str, tuple[object, ...]] = {
     "offload": (True, False),
 }
 """What `activation_checkpointing_kwargs` takes: torch's arguments that can be written, and two of transformers."""
+FORMER_NAMES = {"activation_checkpointing_kwargs": "gradient_checkpointing_kwargs"}
+"""Fields that earlier versions of transformers, which `pyproject.toml` admits, have under another name."""
 NOT_REENTRANT = ("debug", "early_stop", "determinism_check")
 """Those of them that torch does not take, or does not read, unless `use_reentrant` is false."""
 BOUNDS = {

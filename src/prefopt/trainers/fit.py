@@ -205,7 +205,8 @@ def fit_on_cpu(work: Workload, config: TrainConfig) -> Fit:
 
 def recompute_activations(trainer: Any) -> None:
     """Turns gradient checkpointing on, as TRL does when it is asked to before the model is known to need it."""
-    for_torch = dict(trainer.args.activation_checkpointing_kwargs or {})
+    given = getattr(trainer.args, "activation_checkpointing_kwargs", None)  # as newer versions of transformers call it
+    for_torch = dict(given or trainer.args.gradient_checkpointing_kwargs or {})
     own = {name: for_torch.pop(name) for name in ("every_n_layers", "offload") if name in for_torch}
     trainer.model.gradient_checkpointing_enable(for_torch or None, **own)
     if hasattr(trainer.model, "peft_config"):

@@ -43,10 +43,11 @@ lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports --no-logo
 
 # The pages that are written from the code.
 docs: install
-	$(RUN) -m prefopt.setting_docs > docs/settings.md
+	$(RUN) -m prefopt.config.setting_docs > docs/settings.md
 
 bench: install
 	$(RUN) -m benchmarks.tokenize

@@ -36,8 +36,8 @@ from rich.table import Table
 from benchmarks.checkpoints_rank import MIB, Settings
 from benchmarks.ranks import launch
 from benchmarks.results import write_results
-from prefopt.config import load_config
-from prefopt.schema import TrainerConfig
+from prefopt.config.load import load_config
+from prefopt.config.schema import TrainerConfig
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate")
 EXPERIMENT = "+experiment=dpo_brand_voice"

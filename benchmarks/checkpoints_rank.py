@@ -24,10 +24,11 @@ from benchmarks.ranks import run_until_training
 from prefopt.distributed import checkpoint as on_disk
 from prefopt.distributed import group, saving
 from prefopt.distributed.checkpoint import CheckpointFacts
-from prefopt.distributed.ranks import is_main, rank, world_size
 from prefopt.distributed.saving import CheckpointSaver, find_newest
-from prefopt.trainers import durable, training
-from prefopt.trainers.durable import DurableTrainer
+from prefopt.process.ranks import is_main, rank, world_size
+from prefopt.storage import sealed
+from prefopt.training import durable, training
+from prefopt.training.durable import DurableTrainer
 
 MIB = 2**20
 BLOCK = 32 * MIB
@@ -100,7 +101,8 @@ TARGETS: tuple[tuple[Any, str, str], ...] = (
     (saving, "save_weights", "weights"),
     (CheckpointSaver, "_seal", "seal"),
     (on_disk, "bring_to_disk", "fsync"),
-    (on_disk, "hash_file", "hash"),
+    (sealed, "bring_to_disk", "fsync"),
+    (sealed, "hash_file", "hash"),
     (on_disk, "seal", "manifest"),
     (on_disk, "keep_newest", "rotate"),
 )

@@ -33,7 +33,7 @@ from benchmarks.dpo_step import _quiet
 from benchmarks.results import write_results
 from benchmarks.shapes import MODELS, PAIRS
 from benchmarks.variants import OURS, Contest
-from prefopt.modeling.shared_prefix import SharedPrefix, attention
+from prefopt.models.shared_prefix import SharedPrefix, attention
 
 PACKAGES = ("torch", "transformers", "trl")
 MODEL = "small"

@@ -48,8 +48,8 @@ from benchmarks.results import write_results
 from benchmarks.shapes import MODELS, PAIRS, Batches, ModelShape, read_pairs
 from benchmarks.step_timing import Comparison, compare
 from benchmarks.variants import BASELINE, OURS, Contest
-from prefopt.choices import PeftMethod
-from prefopt.paths import resolve
+from prefopt.config.choices import PeftMethod
+from prefopt.process.paths import resolve
 
 BENCHMARK = "dpo_step"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.shapes import MODELS
-from prefopt.paths import shipped
+from prefopt.process.paths import shipped
 
 
 def main(argv: Sequence[str]) -> None:

@@ -10,12 +10,13 @@ from unittest import mock
 
 from rich.console import Console
 
-from prefopt import runner, train
+from prefopt import train
+from prefopt.config.schema import TrainConfig
 from prefopt.distributed import group
 from prefopt.distributed.preemption import StopRequest
-from prefopt.run_directory import RunDirectory
-from prefopt.schema import TrainConfig
+from prefopt.runs.directory import RunDirectory
 from prefopt.tracking.metrics import MetricsLog
+from prefopt.training import runner
 
 SHOWN_LINES = 25
 
@@ -54,7 +55,7 @@ def run_until_training(argv: list[str], work: Work) -> None:
 
     Args:
         argv: Overrides of `prefopt.train`.
-        work: Called on every rank with what `prefopt.trainers.training.train` is called with.
+        work: Called on every rank with what `prefopt.training.training.train` is called with.
     """
 
     def instead(*arguments: Any) -> None:

@@ -1,9 +1,9 @@
-"""Shows that a change of structure changes no number: the same runs on two states of the code, compared to the last bit.
+"""Shows that a change of structure changes no number: the same runs on two states of the code, compared bit by bit.
 
     python -m benchmarks.same_results --against <commit>
 
-Runs the shipped study with DPO, with LoRA and with SFT, and two ranks under ZeRO-3, once with the sources of the commit
-and once with those of the working tree, in processes of their own. Compares every number of metrics.jsonl and
+Runs the shipped study with DPO, with LoRA and with SFT, and on two ranks under ZeRO-3, once with the sources of the
+commit and once with those of the working tree, in processes of their own. Compares every number of metrics.jsonl and
 report.json that is not a time, and the bytes of the final weights. Exit code 1 if anything differs.
 """
 
@@ -42,7 +42,9 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch)
         old = Path(scratch) / "old"
-        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", old, options.against], cwd=REPOSITORY, check=True)
+        subprocess.run(
+            ["git", "worktree", "add", "--quiet", "--detach", old, options.against], cwd=REPOSITORY, check=True
+        )
         try:
             differences = sum(_compare(name, old, folder.resolve()) for name in options.runs)
         finally:
@@ -97,7 +99,8 @@ def _report(run: Path) -> dict[str, Any]:
 
 def _weights(run: Path) -> dict[str, str]:
     return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((run / "model").glob("*.safetensors"))
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((run / "model").glob("*.safetensors"))
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from prefopt.choices import DataFormat, OnBadRow, OnLongCompletion
+from prefopt.config.choices import DataFormat, OnBadRow, OnLongCompletion
 from prefopt.data.records import read_records
 from prefopt.data.tokenize import tokenize_pairs
 

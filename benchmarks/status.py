@@ -28,8 +28,8 @@ from pathlib import Path
 
 from benchmarks.results import write_results
 from prefopt.cluster.attempts import FILE, Attempt
-from prefopt.distributed.lock import RunLock
-from prefopt.files import append_line
+from prefopt.runs.lock import RunLock
+from prefopt.storage.files import append_line
 from prefopt.sweeps.folder import SweepFolder
 from prefopt.sweeps.points import Point
 from tests.fake_runs import write_fake_run

@@ -38,16 +38,16 @@ from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.results import write_results
-from prefopt.config import load_config
+from prefopt.config.load import load_config
+from prefopt.config.schema import TrainConfig
 from prefopt.distributed.preemption import StopRequest
-from prefopt.examples import load_examples
-from prefopt.modeling.load import load_model, load_tokenizer
-from prefopt.paths import shipped
-from prefopt.run_directory import RunDirectory
-from prefopt.schema import TrainConfig
-from prefopt.trainers.arguments import build_dpo_arguments
-from prefopt.trainers.batches import StepSize
-from prefopt.trainers.dpo import build
+from prefopt.models.examples import load_examples
+from prefopt.models.load import load_model, load_tokenizer
+from prefopt.process.paths import shipped
+from prefopt.runs.directory import RunDirectory
+from prefopt.training.arguments import build_dpo_arguments
+from prefopt.training.batches import StepSize
+from prefopt.training.dpo import build
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 BETAS = (0.1, 0.3)

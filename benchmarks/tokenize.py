@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from trl import DPOTrainer
 
 from benchmarks.results import write_results
-from prefopt.choices import DataFormat, OnBadRow, OnLongCompletion
+from prefopt.config.choices import DataFormat, OnBadRow, OnLongCompletion
 from prefopt.data.records import PreferencePair, read_records
 from prefopt.data.tokenize import tokenize_pairs
 

@@ -27,19 +27,19 @@ from transformers import AutoTokenizer
 from trl.trainer import utils as trl_utils
 
 from benchmarks.shapes import COLUMNS, Batches, Row
-from prefopt.choices import PeftMethod
-from prefopt.data.collate import REFERENCE_COLUMNS, PairCollator
+from prefopt.config.choices import PeftMethod
+from prefopt.config.schema import ModelConfig, PeftConfig
 from prefopt.data.ragged import PairTable
 from prefopt.data.steps import TokenCounts
 from prefopt.evaluation.scoring import Scorer
-from prefopt.modeling.kernels import FusedLayers
-from prefopt.modeling.load import build_peft_config
-from prefopt.modeling.reference import ReferenceStore, Usage
-from prefopt.modeling.shared_prefix import SharedPrefix
-from prefopt.paths import shipped
-from prefopt.schema import ModelConfig, PeftConfig
-from prefopt.tracking.window import MetricsWindow
-from prefopt.trainers.dpo import DPOTrainer
+from prefopt.models.kernels import FusedLayers
+from prefopt.models.load import build_peft_config
+from prefopt.models.reference import ReferenceStore, Usage
+from prefopt.models.shared_prefix import SharedPrefix
+from prefopt.models.shared_prefix.collate import REFERENCE_COLUMNS, PairCollator
+from prefopt.process.paths import shipped
+from prefopt.training.dpo import DPOTrainer
+from prefopt.training.window import MetricsWindow
 
 BASELINE, PRECOMPUTE = "trl", "trl_precompute"
 OURS = "prefopt"

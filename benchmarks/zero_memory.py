@@ -46,7 +46,7 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.ranks import launch
 from benchmarks.results import write_results
 from benchmarks.shapes import ModelShape
-from prefopt.paths import shipped
+from prefopt.process.paths import shipped
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "deepspeed")
 MODEL = ModelShape(12, 768, 12, 4, 64, 2048, 2048, True)

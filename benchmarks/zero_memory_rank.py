@@ -17,12 +17,12 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from benchmarks.ranks import run_until_training
-from prefopt.config import load_config
+from prefopt.config.load import load_config
+from prefopt.config.schema import DeepSpeedConfig
 from prefopt.distributed.deepspeed import build_deepspeed
-from prefopt.distributed.ranks import rank
-from prefopt.schema import DeepSpeedConfig
-from prefopt.trainers import arguments
-from prefopt.trainers.callbacks import StepCallback
+from prefopt.process.ranks import rank
+from prefopt.training import arguments
+from prefopt.training.callbacks import StepCallback
 
 CATEGORIES = ("buckets", "weights", "adam", "master", "gradients", "other")
 """A storage belongs to the first that claims it."""
@@ -148,7 +148,7 @@ def main(argv: list[str]) -> None:
     content: dict[str, Any] = {}
 
     def work(trainer: Any, config: Any, run: Any, log: Any, stop: Any, console: Any) -> None:
-        """`prefopt.trainers.training.train` without a reference, a metrics log and checkpoints."""
+        """`prefopt.training.training.train` without a reference, a metrics log and checkpoints."""
         watch = Watch(trainer)
         trainer.args.save_strategy = "no"
         trainer.attach(config, run, stop)

@@ -56,7 +56,7 @@ def package_log() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_run_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """An entry point that a test calls names its run's folder for its process; the next test finds none."""
-    monkeypatch.setattr("prefopt.tracking.output._folder", None)
+    monkeypatch.setattr("prefopt.process.output._folder", None)
 
 
 SHARED_DATA = Path(os.environ.get("PREFOPT_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -73,7 +73,7 @@ def build_tiny_model(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from prefopt.paths import shipped
+    from prefopt.process.paths import shipped
 
     tokenizer = AutoTokenizer.from_pretrained(shipped("assets/base_model"))
     torch.manual_seed(0)
@@ -154,7 +154,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs an entry point that must end with exit code 2 and returns its one message."""
 
     def run(main: Callable[[list[str]], None], argv: list[str]) -> str:
-        from prefopt.entry import run_entry
+        from prefopt.distributed.entry import run_entry
 
         with pytest.raises(SystemExit) as ended:
             run_entry(main, argv)

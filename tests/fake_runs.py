@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prefopt.config import load_config, to_yaml
+from prefopt.config.load import load_config, to_yaml
+from prefopt.config.schema import TrainConfig
 from prefopt.evaluation.statistics import wilson
-from prefopt.schema import TrainConfig
 from prefopt.sweeps.folder import FORMAT
 
 NUM_HELD_OUT = 132

@@ -79,7 +79,7 @@ def install_stub(monkeypatch: pytest.MonkeyPatch, apply: Callable[..., None] = a
     patches: Any = sys.modules[PATCHES]
     patches.MODEL_TYPE_TO_APPLY_LIGER_FN = {"llama": apply}
     patches._apply_liger_kernel_to_instance = apply_to_instance
-    monkeypatch.setattr("prefopt.modeling.kernels.version", lambda name: VERSION)
+    monkeypatch.setattr("prefopt.models.kernels.version", lambda name: VERSION)
 
 
 def install_real() -> None:

@@ -12,12 +12,12 @@ from typing import Any
 from prefopt.cluster import attempts
 from prefopt.cluster.attempts import Attempt
 from prefopt.cluster.slurm import QueuedJob
-from prefopt.distributed.lock_file import Holder
-from prefopt.files import append_line
 from prefopt.state.look import View, look
 from prefopt.state.places import find_groups
 from prefopt.state.queue import look_up
 from prefopt.state.records import RunStatus
+from prefopt.storage.files import append_line
+from prefopt.storage.lock_file import Holder
 from prefopt.sweeps.folder import SweepFolder
 from prefopt.sweeps.points import Point
 

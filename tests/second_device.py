@@ -124,7 +124,7 @@ def second_device() -> Iterator[Host]:
         mock.patch.object(PartialState, "__init__", with_device),
         mock.patch.object(torch, "tensor", tensor),
         mock.patch.object(TrainingArguments, "device", property(device)),
-        mock.patch("prefopt.modeling.load.choose_device", return_value=DEVICE),
+        mock.patch("prefopt.models.load.choose_device", return_value=DEVICE),
         mock.patch.object(torch, "Generator", generator),
         mock.patch.object(torch, "inference_mode", torch.no_grad),  # such tensors cannot be wrapped once more
         mock.patch.object(torch, "autocast", _Autocast),

@@ -7,7 +7,7 @@ import torch
 import transformers
 from trl.trainer.utils import add_fused_lm_head
 
-from prefopt.modeling.shared_prefix import LAYOUT, PairLayout
+from prefopt.models.shared_prefix import LAYOUT, PairLayout
 
 VOCABULARY = 200
 SIZES = {

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from prefopt.composition import as_dict
-from prefopt.config import load_config
-from prefopt.run_directory import RunDirectory
-from prefopt.schema import TrainConfig
+from prefopt.config.composition import as_dict
+from prefopt.config.load import load_config
+from prefopt.config.schema import TrainConfig
+from prefopt.runs.directory import RunDirectory
 from prefopt.tracking import wandb as tracker
 from prefopt.tracking.metrics import MetricsLog
 from prefopt.tracking.wandb import WandbMirror, start_wandb

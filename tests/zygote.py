@@ -177,9 +177,9 @@ def _load_what_children_need() -> None:
     import matplotlib.figure  # noqa: F401
 
     import prefopt.evaluation.run
-    import prefopt.report.render
-    import prefopt.runner
+    import prefopt.reports.render
     import prefopt.train
+    import prefopt.training.runner
 
     prefopt.train.load_config(["logger=none"])  # the parser of overrides learns its grammar
 
@@ -197,7 +197,7 @@ def _fork(message: dict[str, Any], environment: dict[str, str]) -> int:
         os.environ.update(environment)
         if message["hooks"]:
             runpy.run_module(message["hooks"])
-        from prefopt.entry import run_entry
+        from prefopt.distributed.entry import run_entry
         from prefopt.train import main
 
         run_entry(main, message["argv"])

@@ -5,9 +5,10 @@ python slurm/examples/render.py
 
 from pathlib import Path
 
-from prefopt.cluster.schema import SUBMIT, ClusterConfig
-from prefopt.cluster.script import Job, Task, render
-from prefopt.paths import shipped
+from prefopt.cluster.script import render
+from prefopt.config.cluster import SUBMIT, ClusterConfig
+from prefopt.process.paths import shipped
+from prefopt.sweeps.jobs import Job, Task
 
 FOLDER = Path(__file__).parent
 PROJECT = Path("/shared/project")

@@ -4,8 +4,8 @@ import difflib
 from importlib import import_module
 
 from prefopt import __version__
-from prefopt.entry import run_entry
-from prefopt.errors import UserError
+from prefopt.distributed.entry import run_entry
+from prefopt.process.errors import UserError
 
 COMMANDS = {
     "train": "tune a model and report whether it became better",

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 
 from prefopt.comparison.csv_file import write_csv
-from prefopt.comparison.metrics import BY_KEY, Metric, find_metric
+from prefopt.comparison.metrics import find_metric
 from prefopt.comparison.page import write_page
 from prefopt.comparison.places import find_places, title_of
 from prefopt.comparison.ranking import Comparison, build_comparison
@@ -19,10 +19,11 @@ from prefopt.comparison.read import RunReader
 from prefopt.comparison.records import RunRecord
 from prefopt.comparison.table import print_table, render_table
 from prefopt.comparison.wandb_source import WandbGroup, distinct, parse_group, read_group
-from prefopt.entry import run_entry
-from prefopt.errors import UserError
-from prefopt.paths import expand
-from prefopt.terminal import Terminal
+from prefopt.distributed.entry import run_entry
+from prefopt.evaluation.metrics import BY_KEY, Metric
+from prefopt.process.errors import UserError
+from prefopt.process.paths import expand
+from prefopt.process.terminal import Terminal
 
 HELP = f"""Compare runs: a table, compare.html with curves and charts, and compare.csv.
 

@@ -4,23 +4,24 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from prefopt.aliases import nearest
-from prefopt.checks import check
-from prefopt.choices import Kernels
-from prefopt.composition import as_dict
-from prefopt.config import TRAIN, from_dict, read_config
+from prefopt.config.aliases import nearest
+from prefopt.config.checks import check
+from prefopt.config.choices import Kernels
+from prefopt.config.composition import as_dict
+from prefopt.config.load import TRAIN, from_dict
+from prefopt.config.overrides import parse
+from prefopt.config.schema import DataConfig, DeepSpeedConfig, TrainConfig
+from prefopt.config.settings_parser import SettingsParser
 from prefopt.distributed import group
-from prefopt.distributed.ranks import Launch, is_launched
-from prefopt.entry import run_entry
-from prefopt.errors import UserError
-from prefopt.imports import importing
-from prefopt.overrides import parse
-from prefopt.run_directory import RunDirectory
-from prefopt.schema import DataConfig, DeepSpeedConfig, TrainConfig
-from prefopt.settings_parser import SettingsParser
+from prefopt.distributed.entry import run_entry
+from prefopt.process.errors import UserError
+from prefopt.process.imports import importing
+from prefopt.process.ranks import Launch, is_launched
+from prefopt.process.terminal import quote
+from prefopt.runs.changes import find_changed_model
+from prefopt.runs.directory import RunDirectory
+from prefopt.runs.settings import read_config
 from prefopt.sweeps.folder import IS_REFERENCE, list_runs
-from prefopt.terminal import quote
-from prefopt.tracking.changes import find_changed_model
 
 HELP = """Measure a finished run again and rebuild its report.
 
@@ -54,10 +55,10 @@ def main(argv: list[str]) -> None:
     config = override(trained, overrides)
     config.engine.kernels = Kernels.auto  # those of the machine that measures, and not of the one that trained
 
-    from prefopt.distributed.final_model import require_sound_model
-    from prefopt.examples import load_examples
-    from prefopt.tracking.console import build_console
-    from prefopt.tracking.output import keep_in
+    from prefopt.models.examples import load_examples
+    from prefopt.process.console import build_console
+    from prefopt.process.output import keep_in
+    from prefopt.runs.final_model import require_sound_model
 
     if is_launched():
         with importing():
@@ -72,13 +73,15 @@ def main(argv: list[str]) -> None:
 
     with importing():
         from prefopt.evaluation.run import build_material, choose_folder, evaluate_run  # TRL, a matter of seconds
-        from prefopt.report.console import print_report
+        from prefopt.reports.console import print_report
+        from prefopt.reports.publish import publish
         from prefopt.tracking.wandb import record_evaluation
 
     material = group.on_main(lambda: build_material(config, examples))
     folder = group.on_main(lambda: choose_folder(config, run, examples, material))
-    report = evaluate_run(config, run, examples, material, folder)
-    if report is not None:
+    evaluation = evaluate_run(config, run, examples, material)
+    if evaluation is not None:
+        report = publish(evaluation, run, folder)
         print_report(report, folder / "report.html", console)
         record_evaluation(config, run, report)
 
@@ -114,9 +117,9 @@ def require_same_base(run: RunDirectory, config: TrainConfig) -> None:
         UserError: With the files that have changed.
     """
     with importing():
-        from prefopt.tracking.provenance import describe_model
+        from prefopt.models.fingerprint import describe_model
 
-    changed = find_changed_model(run.read_provenance(), {"model": describe_model(config)})
+    changed = find_changed_model(run.read_provenance(), {"model": describe_model(config.model)})
     if changed is not None:
         raise UserError(f"run={run.path}: {changed}. Put it back as it was, or train anew under another run.name.")
 

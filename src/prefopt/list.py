@@ -6,14 +6,14 @@ from dataclasses import fields
 
 from rich.text import Text
 
-from prefopt.aliases import called, nearest, slipped
-from prefopt.catalog import EXPERIMENT, Option, read_defaults, read_options
-from prefopt.cluster.schema import SUBMIT
-from prefopt.config import TRAIN
-from prefopt.entry import run_entry
-from prefopt.errors import UserError
-from prefopt.setting_docs import read_sections
-from prefopt.terminal import Terminal
+from prefopt.config.aliases import called, nearest, slipped
+from prefopt.config.catalog import EXPERIMENT, Option, read_defaults, read_options
+from prefopt.config.cluster import SUBMIT
+from prefopt.config.load import TRAIN
+from prefopt.config.setting_docs import read_sections
+from prefopt.distributed.entry import run_entry
+from prefopt.process.errors import UserError
+from prefopt.process.terminal import Terminal
 
 HELP = """List what can be chosen: models, experiments, sweeps, clusters, options of all other groups, single settings.
 

@@ -5,19 +5,20 @@
 
 from rich.text import Text
 
-from prefopt.config import TRAIN, load_config
+from prefopt.config.durations import parse_time_limit
+from prefopt.config.load import TRAIN, load_config
+from prefopt.config.schema import TrainConfig
+from prefopt.config.settings_parser import SettingsParser
 from prefopt.distributed import group
-from prefopt.distributed.preemption import StopRequest, parse_time_limit, scheduler_end
-from prefopt.distributed.ranks import is_launched
-from prefopt.entry import run_entry
-from prefopt.examples import load_examples
-from prefopt.imports import importing
-from prefopt.run_directory import RunDirectory
-from prefopt.schema import TrainConfig
-from prefopt.settings_parser import SettingsParser
-from prefopt.tracking import phases
-from prefopt.tracking.console import build_console
-from prefopt.tracking.output import keep_in
+from prefopt.distributed.entry import run_entry
+from prefopt.distributed.preemption import StopRequest, scheduler_end
+from prefopt.models.examples import load_examples
+from prefopt.process import phases
+from prefopt.process.console import build_console
+from prefopt.process.imports import importing
+from prefopt.process.output import keep_in
+from prefopt.process.ranks import is_launched
+from prefopt.runs.directory import RunDirectory
 
 HELP = """Tokenise the data and compute the reference log-probs of a run, without training.
 
@@ -57,7 +58,7 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
         examples = load_examples(config)
 
         with importing():
-            from prefopt.runner import compute_reference  # TRL, a matter of seconds
+            from prefopt.training.runner import compute_reference  # TRL, a matter of seconds
 
         compute_reference(config, run, examples, stop, console, argv)
 

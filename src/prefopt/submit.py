@@ -9,20 +9,21 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from prefopt.choices import ClusterKind
 from prefopt.cluster.local import LOG, list_commands, run_here
 from prefopt.cluster.planning import Submission, plan_submission
-from prefopt.cluster.schema import GROUPS, SUBMIT, ClusterConfig, SubmitConfig
-from prefopt.cluster.script import Job, render, write_tasks
+from prefopt.cluster.script import render
 from prefopt.cluster.slurm import cancel, require_sbatch, submit
-from prefopt.config import TRAIN
-from prefopt.entry import run_entry
-from prefopt.files import append_line, write_text
-from prefopt.overrides import parse
-from prefopt.settings_parser import SettingsParser
-from prefopt.terminal import quote
-from prefopt.tracking.console import build_console
-from prefopt.tracking.provenance import command_line
+from prefopt.config.choices import ClusterKind
+from prefopt.config.cluster import GROUPS, SUBMIT, ClusterConfig, SubmitConfig
+from prefopt.config.load import TRAIN
+from prefopt.config.overrides import parse
+from prefopt.config.settings_parser import SettingsParser
+from prefopt.distributed.entry import run_entry
+from prefopt.process.console import build_console
+from prefopt.process.terminal import quote
+from prefopt.runs.provenance import command_line
+from prefopt.storage.files import append_line, write_text
+from prefopt.sweeps.jobs import Job, write_tasks
 
 HELP = """Submit a run, a sweep or a chain of runs: the overrides of prefopt.train, and where they are to be executed.
 

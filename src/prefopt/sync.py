@@ -13,13 +13,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from prefopt.distributed.lock import RunLock
-from prefopt.distributed.lock_file import Life, find_holder, look_at
-from prefopt.entry import run_entry
-from prefopt.errors import UserError
-from prefopt.run_directory import RunDirectory
+from prefopt.distributed.entry import run_entry
+from prefopt.process.console import build_console
+from prefopt.process.errors import UserError
+from prefopt.runs.directory import RunDirectory
+from prefopt.runs.lock import RunLock
+from prefopt.storage.lock_file import Life, find_holder, look_at
 from prefopt.sweeps.folder import is_closed
-from prefopt.tracking.console import build_console
 from prefopt.tracking.credentials import base_url, has_api_key
 from prefopt.tracking.sessions import Outcome, Session, find_sessions
 

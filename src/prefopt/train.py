@@ -5,21 +5,22 @@ from typing import Any
 
 from rich.text import Text
 
-from prefopt.config import TRAIN, load_config, to_yaml
+from prefopt.config.durations import parse_time_limit
+from prefopt.config.load import TRAIN, load_config, to_yaml
+from prefopt.config.schema import TrainConfig
+from prefopt.config.settings_parser import SettingsParser
 from prefopt.distributed import group
+from prefopt.distributed.entry import run_entry
 from prefopt.distributed.group import on_main
-from prefopt.distributed.preemption import StopRequest, parse_time_limit, scheduler_end
-from prefopt.distributed.ranks import is_launched, is_main
-from prefopt.entry import run_entry
-from prefopt.errors import UserError
-from prefopt.examples import load_examples
-from prefopt.imports import importing
-from prefopt.run_directory import RunDirectory
-from prefopt.schema import TrainConfig
-from prefopt.settings_parser import SettingsParser
-from prefopt.tracking import phases
-from prefopt.tracking.console import build_console
-from prefopt.tracking.output import keep_in
+from prefopt.distributed.preemption import StopRequest, scheduler_end
+from prefopt.models.examples import load_examples
+from prefopt.process import phases
+from prefopt.process.console import build_console
+from prefopt.process.errors import UserError
+from prefopt.process.imports import importing
+from prefopt.process.output import keep_in
+from prefopt.process.ranks import is_launched, is_main
+from prefopt.runs.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
 
         with importing():
             from prefopt.evaluation.verdict import MIN_HELD_OUT
-            from prefopt.runner import train_and_report  # TRL, a matter of seconds
+            from prefopt.training.runner import train_and_report  # TRL, a matter of seconds
 
         num_held_out = len(examples.tokenized.held_out or ())
         if is_main() and num_held_out < MIN_HELD_OUT:

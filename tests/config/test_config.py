@@ -8,25 +8,16 @@ import sys
 
 import pytest
 
-import prefopt.cluster.schema
-import prefopt.schema
-import prefopt.trainers.schema
-from prefopt.choices import PeftMethod
-from prefopt.composition import as_dict
-from prefopt.config import (
-    TRAIN,
-    complete,
-    differences,
-    fingerprint,
-    from_dict,
-    has_grown,
-    load_config,
-    read_config,
-    to_yaml,
-)
-from prefopt.errors import UserError
-from prefopt.paths import shipped
-from prefopt.schema import DPOAlgorithmConfig, SFTAlgorithmConfig
+import prefopt.config.cluster
+import prefopt.config.schema
+import prefopt.config.trainer
+from prefopt.config.choices import PeftMethod
+from prefopt.config.composition import as_dict
+from prefopt.config.load import TRAIN, complete, differences, fingerprint, from_dict, has_grown, load_config, to_yaml
+from prefopt.config.schema import DPOAlgorithmConfig, SFTAlgorithmConfig
+from prefopt.process.errors import UserError
+from prefopt.process.paths import shipped
+from prefopt.runs.settings import read_config
 from prefopt.sweeps.points import Composer
 
 EXPERIMENTS = sorted(path.stem for path in (shipped("conf") / "experiment").glob("*.yaml"))
@@ -261,7 +252,7 @@ def test_how_often_something_is_written_is_not_a_run_of_another_name_but_its_len
     assert fingerprint(load_config(["trainer.max_steps=9"])) != fingerprint(load_config([]))
 
 
-@pytest.mark.parametrize("module", [prefopt.schema, prefopt.trainers.schema, prefopt.cluster.schema])
+@pytest.mark.parametrize("module", [prefopt.config.schema, prefopt.config.trainer, prefopt.config.cluster])
 def test_every_setting_is_documented(module):
     """A field without a docstring below it is a setting that nobody can look up."""
     tree = ast.parse(inspect.getsource(module))
@@ -388,7 +379,7 @@ def launched(monkeypatch):
     """As torchrun starts the first of two processes; with DeepSpeed, installed or not."""
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("prefopt.checks.find_spec", lambda name: object())
+    monkeypatch.setattr("prefopt.config.checks.find_spec", lambda name: object())
 
 
 @pytest.mark.usefixtures("launched")
@@ -415,7 +406,7 @@ def test_deepspeed_needs_a_launch(name):
 
 @pytest.mark.usefixtures("launched")
 def test_a_missing_deepspeed_is_named_with_how_to_install_it(monkeypatch):
-    monkeypatch.setattr("prefopt.checks.find_spec", lambda name: None)
+    monkeypatch.setattr("prefopt.config.checks.find_spec", lambda name: None)
     message = refusal("deepspeed=zero2")
     assert "deepspeed.stage=2: DeepSpeed is not installed" in message
     assert "pip install" in message
@@ -503,7 +494,7 @@ def test_dropout_of_adapters_is_refused_where_trl_turns_it_off():
 
 def test_config_errors_do_not_import_torch():
     script = (
-        "import sys; from prefopt.train import main; from prefopt.errors import UserError\n"
+        "import sys; from prefopt.train import main; from prefopt.process.errors import UserError\n"
         "try: main(['algorithm.bta=1'])\n"
         "except UserError: pass\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"

@@ -2,9 +2,9 @@
 
 import pytest
 
-from prefopt.cluster.schema import SUBMIT
-from prefopt.config import load_config
-from prefopt.errors import UserError
+from prefopt.config.cluster import SUBMIT
+from prefopt.config.load import load_config
+from prefopt.process.errors import UserError
 
 FAULTS = {
     "tab": (b"defaults: [slurm_1x8, _self_]\npartition: gpu\n\taccount: nlp\n", 3, "Indent with blanks, not tabs"),

@@ -13,11 +13,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from prefopt.config import load_config
-from prefopt.modeling.load import build_peft_config
-from prefopt.run_directory import RunDirectory
-from prefopt.trainers.arguments import build_dpo_arguments
-from prefopt.trainers.batches import StepSize
+from prefopt.config.load import load_config
+from prefopt.models.load import build_peft_config
+from prefopt.runs.directory import RunDirectory
+from prefopt.training.arguments import build_dpo_arguments
+from prefopt.training.batches import StepSize
 
 ARCHITECTURES = {
     "llama3_1_8b": (LlamaConfig, LlamaForCausalLM),

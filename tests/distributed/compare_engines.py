@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from prefopt.distributed.native_ops import leave_out_shared_memory
-from prefopt.modeling.shared_prefix import LAYOUT, PairLayout, SharedPrefix, find_obstacle
+from prefopt.models.shared_prefix import LAYOUT, PairLayout, SharedPrefix, find_obstacle
 
 CASES = [(1, "full"), (2, "full"), (3, "full"), (3, "lora")]
 ENGINES = ["trl", "shared_prefix"]

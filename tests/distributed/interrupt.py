@@ -8,7 +8,7 @@ import os
 import signal
 from typing import Any
 
-from prefopt.trainers.durable import DurableTrainer
+from prefopt.training.durable import DurableTrainer
 
 STEP, POINT = int(os.environ["KILL_IN_STEP"]), os.environ["KILL_AT"]
 num_forwards = 0

@@ -8,7 +8,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefopt.files import read_lines
+from prefopt.storage.files import read_lines
 from prefopt.tracking.metrics import TIMES
 
 SHORT_REPORT = [

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from prefopt.modeling.shards import SHARD
+from prefopt.models.shards import SHARD
 from tests.conftest import STUDY, quick_run, read_rows, write_rows
 from tests.distributed import outcomes
 from tests.zygote import Zygote

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefopt.choices import HELD_OUT_METRICS, AlgorithmName
-from prefopt.distributed import checkpoint as on_disk
-from prefopt.files import hash_file
+from prefopt.config.choices import HELD_OUT_METRICS, AlgorithmName
+from prefopt.storage import sealed
+from prefopt.storage.files import hash_file
 from prefopt.train import main
 from tests.conftest import quick_run, read_rows, write_rows
 from tests.distributed import outcomes
@@ -328,7 +328,7 @@ def test_code_in_a_checkpoint_that_somebody_has_sealed_is_refused_and_not_run(ru
     state = torch.load(file, weights_only=False)
     torch.save({**state, "more": Touches(tmp_path / "touched")}, file)
     manifest = json.loads((checkpoint / "manifest.json").read_text())
-    manifest["files"] |= on_disk.digest(checkpoint, [str(file.relative_to(checkpoint))])
+    manifest["files"] |= sealed.digest(checkpoint, [str(file.relative_to(checkpoint))])
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     (checkpoint / "COMPLETE").write_text(hash_file(checkpoint / "manifest.json") + "\n")
     steps = f"trainer.gradient_accumulation_steps={STEP_SIZE // 2}"

@@ -63,7 +63,7 @@ def test_three_ranks_report_what_one_process_does(argv, changes, tmp_path, zygot
 @pytest.mark.parametrize("call", [1, 2], ids=["the first shard", "a later one"])
 def test_what_one_rank_cannot_store_is_told_by_all_and_costs_the_report_nothing(argv, call, tmp_path, zygote):
     """Held-out pairs are not in the store yet; before, the other rank would have waited for this one's share."""
-    full = Injection("prefopt.modeling.reference:write_bytes", "fail", rank=1, value=errno.ENOSPC, call=call, times=99)
+    full = Injection("prefopt.models.reference:write_bytes", "fail", rank=1, value=errno.ENOSPC, call=call, times=99)
     ranks = zygote.start(
         [*argv, "trainer.eval_every=null", "reference.path=" + str(tmp_path / "other"), "run.name=full"],
         ranks=2,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from prefopt.distributed.universal import make_universal
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 from tests.conftest import REPOSITORY, STUDY, read_rows, write_rows
 from tests.distributed.train_steps import BATCH, CASES, SAVED, STEPS
 

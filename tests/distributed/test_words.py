@@ -37,6 +37,6 @@ def test_a_mistake_that_all_ranks_find_before_they_are_connected_is_told_once(ov
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_terminated_on_its_way_out_ends_as_it_would_have(overrides, tmp_path, start_late, rank):
     bad = write_rows(tmp_path / "bad.jsonl", [{"prompt": 1}])
-    codes, said = start_late([*overrides, f"data.train={bad}"], "prefopt.entry:_exit", rank)
+    codes, said = start_late([*overrides, f"data.train={bad}"], "prefopt.distributed.entry:_exit", rank)
     assert codes == [REFUSED, REFUSED], said
     assert said.count("error: ") == 1, said

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefopt.files import read_lines
+from prefopt.storage.files import read_lines
 from prefopt.tracking.metrics import TIMES
 from tests.faults.hooks import Injection
 from tests.zygote import Ranks, Zygote

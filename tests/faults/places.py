@@ -24,22 +24,22 @@ class Place:
         return replace(self.injection, call=self.injection.call + call - 1, rank=rank)
 
 
-TRAINER = "prefopt.trainers.durable:DurableTrainer"
+TRAINER = "prefopt.training.durable:DurableTrainer"
 SAVER = "prefopt.distributed.saving:CheckpointSaver"
 DISK = "prefopt.distributed.checkpoint"
 
 PLACES = {
     "while config.yaml is written": Place(Injection("pathlib:Path.replace", match="config.yaml"), can_stop=False),
     "while status.json is written": Place(Injection("pathlib:Path.replace", match="status.json"), 4),
-    "in the reference pass": Place(Injection("prefopt.modeling.shards:Shard.take"), 7),
-    "while reference log-probs are written": Place(Injection("prefopt.modeling.reference:write_bytes"), 2),
+    "in the reference pass": Place(Injection("prefopt.models.shards:Shard.take"), 7),
+    "while reference log-probs are written": Place(Injection("prefopt.models.reference:write_bytes"), 2),
     "before a forward": Place(Injection(f"{TRAINER}.training_step"), 22),
     "between backward and optimizer": Place(Injection(f"{TRAINER}._get_grad_norm"), 12),
     "between optimizer and the end of the step": Place(Injection(f"{TRAINER}.end_step"), 12),
     "after the rows of a step are written": Place(Injection(f"{TRAINER}._write_rows", when="after"), 12),
-    "before a log line": Place(Injection("prefopt.trainers.records:RunRecords.write"), 7),
-    "after a log line": Place(Injection("prefopt.trainers.records:RunRecords.write", when="after"), 7),
-    "in an evaluation": Place(Injection("prefopt.trainers.dpo:DPOTrainer._evaluate_batch"), 6),
+    "before a log line": Place(Injection("prefopt.training.records:RunRecords.write"), 7),
+    "after a log line": Place(Injection("prefopt.training.records:RunRecords.write", when="after"), 7),
+    "in an evaluation": Place(Injection("prefopt.training.dpo:DPOTrainer._evaluate_batch"), 6),
     "before a checkpoint": Place(Injection(f"{SAVER}.save"), 3),
     "in a checkpoint, after the weights": Place(Injection("prefopt.distributed.saving:save_weights", when="after"), 3),
     "in a checkpoint, while state is written": Place(Injection("torch:save"), 6),
@@ -48,14 +48,12 @@ PLACES = {
     "in a checkpoint, before the rename": Place(Injection(f"{DISK}:write_text", when="after"), 3),
     "in a checkpoint, before the oldest goes": Place(Injection(f"{DISK}:keep_newest"), 3),
     "in a checkpoint, while the oldest goes": Place(Injection("shutil:rmtree", match="removed-")),
-    "before the final model": Place(Injection("prefopt.trainers.training:copy_model")),
-    "while the final model is copied": Place(Injection("prefopt.distributed.final_model:copy_file", when="after")),
-    "before the final model is sealed": Place(Injection("prefopt.trainers.training:seal_model")),
-    "before the final model gets its name": Place(
-        Injection("prefopt.distributed.final_model:write_json", when="after")
-    ),
+    "before the final model": Place(Injection("prefopt.training.training:copy_model")),
+    "while the final model is copied": Place(Injection("prefopt.runs.final_model:copy_file", when="after")),
+    "before the final model is sealed": Place(Injection("prefopt.training.training:seal_model")),
+    "before the final model gets its name": Place(Injection("prefopt.runs.final_model:write_json", when="after")),
     "before the final report": Place(Injection("prefopt.evaluation.run:compare_models"), can_stop=False),
-    "in the final report": Place(Injection("prefopt.evaluation.run:render_report"), can_stop=False),
+    "in the final report": Place(Injection("prefopt.reports.publish:render_report"), can_stop=False),
     "while the final report is written": Place(Injection("pathlib:Path.replace", match="report.md"), can_stop=False),
     "before the run is done": Place(Injection("pathlib:Path.replace", match="status.json", call=6), can_stop=False),
 }

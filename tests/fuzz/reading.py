@@ -24,11 +24,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefopt.choices import OnBadRow
+from prefopt.config.choices import OnBadRow
+from prefopt.config.schema import DataConfig
 from prefopt.data.loading import read_splits
 from prefopt.data.records import Kind
-from prefopt.errors import UserError
-from prefopt.schema import DataConfig
+from prefopt.process.errors import UserError
 
 HANG_S = 10
 """Longest time for one small file."""

@@ -27,8 +27,8 @@ def test_a_run_on_cuda_leaves_a_complete_report(overrides, tmp_path, changes):
 @pytest.mark.parametrize("window", [None, 16])
 @pytest.mark.parametrize("head_size", [64, 128])
 def test_the_variable_length_kernel_aligns_its_causal_mask_to_the_last_query_and_key(heads, window, head_size):
-    from prefopt.modeling.shared_prefix import PairLayout
-    from prefopt.modeling.shared_prefix.attention import split_attention, varlen_attention
+    from prefopt.models.shared_prefix import PairLayout
+    from prefopt.models.shared_prefix.attention import split_attention, varlen_attention
 
     layout = PairLayout.build([(130, 40, 17), (1, 3, 300), (64, 1, 2)], width=400).to("cuda")
     torch.manual_seed(0)
@@ -43,7 +43,7 @@ def test_the_variable_length_kernel_aligns_its_causal_mask_to_the_last_query_and
 
 
 def test_the_gradient_of_the_gathered_keys_is_deterministic():
-    from prefopt.modeling.shared_prefix import PairLayout
+    from prefopt.models.shared_prefix import PairLayout
 
     layout = PairLayout.build([(130, 40, 17), (64, 100, 200)], width=400).to("cuda")
     rows = torch.randn(layout.num_tokens, 4, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
@@ -71,8 +71,8 @@ def test_held_out_metrics_do_not_depend_on_engine_or_reference_on_cuda(overrides
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo3"])
 def test_fused_layers_have_the_losses_and_gradients_of_the_models_own(name, precision, limit):
     pytest.importorskip("liger_kernel")
-    from prefopt.config import load_config
-    from prefopt.modeling.kernels import fuse_layers
+    from prefopt.config.load import load_config
+    from prefopt.models.kernels import fuse_layers
     from tests.tiny_models import RAGGED, SUPPORTED, build, pair_batch, without_layout
 
     model = build(SUPPORTED[name]).to("cuda")
@@ -95,8 +95,8 @@ def test_fused_layers_have_the_losses_and_gradients_of_the_models_own(name, prec
 
 
 def test_flash_kernels_that_are_installed_agree_with_windows_and_without():
-    from prefopt.modeling.shared_prefix import flash
-    from prefopt.modeling.shared_prefix.attention import choose_form
+    from prefopt.models.shared_prefix import flash
+    from prefopt.models.shared_prefix.attention import choose_form
 
     device = torch.device("cuda")
     names = flash.installed(device)
@@ -122,8 +122,8 @@ def test_what_fits_is_found_on_the_card_and_trains(overrides, tmp_path, changes,
 
 
 def test_a_card_that_is_nearly_full_gets_a_smaller_budget(overrides, monkeypatch):
-    from prefopt.config import load_config
-    from prefopt.trainers import fit
+    from prefopt.config.load import load_config
+    from prefopt.training import fit
     from tests.numerics.test_dpo_trainer import build
 
     config = load_config([*overrides, "trainer.tokens_per_device=auto"])
@@ -143,7 +143,7 @@ def test_a_card_that_is_nearly_full_gets_a_smaller_budget(overrides, monkeypatch
 
 
 def test_a_step_that_is_not_logged_waits_for_the_device_twice_at_most(overrides, monkeypatch):
-    from prefopt.trainers.durable import DurableTrainer
+    from prefopt.training.durable import DurableTrainer
 
     waits, end_step = [], DurableTrainer.end_step
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from prefopt.cli import dispatch
-from prefopt.errors import UserError
 from prefopt.evaluate import main as evaluate
+from prefopt.process.errors import UserError
 from prefopt.train import main as train
 
 PAIR = {
@@ -88,8 +88,8 @@ def test_a_tokenizer_without_chat_template_is_refused_for_chat_data(overrides, t
 
 
 def test_a_line_of_the_neutral_texts_that_holds_none_is_named(tmp_path):
+    from prefopt.config.schema import EvaluationConfig
     from prefopt.evaluation.measure import read_neutral_texts
-    from prefopt.schema import EvaluationConfig
 
     path = tmp_path / "neutral.jsonl"
     path.write_text('{"txt": "x"}\n')
@@ -98,7 +98,7 @@ def test_a_line_of_the_neutral_texts_that_holds_none_is_named(tmp_path):
 
 
 def test_bf16_is_refused_on_hardware_without_it(overrides, tmp_path, fails, monkeypatch):
-    from prefopt.modeling import load
+    from prefopt.models import load
 
     monkeypatch.setattr(load, "has_bf16", lambda: False)
     assert "trainer.precision=fp32" in fails(train, [*overrides, "trainer.precision=bf16"])

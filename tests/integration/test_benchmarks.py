@@ -8,8 +8,7 @@ import torch
 
 from benchmarks import cost, dpo_step, results
 from benchmarks.gate import DisagreementError
-from prefopt.data import collate
-from prefopt.modeling.shared_prefix import PairLayout
+from prefopt.models.shared_prefix import PairLayout, collate
 
 
 def test_a_quick_run_writes_every_variant_with_its_costs(tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prefopt.evaluate import main as evaluate
-from prefopt.run_directory import RunDirectory, State
+from prefopt.runs.directory import RunDirectory, State
 from prefopt.train import main as train
 
 

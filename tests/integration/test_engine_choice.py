@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
 
-from prefopt.config import load_config
-from prefopt.data.collate import REFERENCE
-from prefopt.modeling.shared_prefix import choice
+from prefopt.config.load import load_config
+from prefopt.models.shared_prefix import choice
+from prefopt.models.shared_prefix.collate import REFERENCE
 from prefopt.train import main as train
 from tests.numerics.test_dpo_trainer import build
 
@@ -78,13 +78,13 @@ def test_settings_that_sharing_would_change_fall_back_to_trl(overrides, capsys, 
 
 
 def test_a_form_that_fails_gives_way_to_the_one_that_always_works(overrides, tmp_path, monkeypatch):
-    from prefopt.modeling.shared_prefix import engine
+    from prefopt.models.shared_prefix import engine
 
     def broken(*_args, **_kwargs):
         raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(engine, "choose_form", lambda *_: ("varlen", "as on CUDA"))
-    monkeypatch.setattr("prefopt.modeling.shared_prefix.attention._torch_varlen", broken)
+    monkeypatch.setattr("prefopt.models.shared_prefix.attention._torch_varlen", broken)
     train([*overrides, "trainer.max_steps=1"])
     assert work_of(tmp_path)["engine"] == "shared_prefix (split)"
 

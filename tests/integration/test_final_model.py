@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from prefopt.comparison.places import find_places
 from prefopt.comparison.read import RunReader
-from prefopt.distributed import final_model
-from prefopt.errors import UserError
 from prefopt.evaluate import main as evaluate
-from prefopt.files import copy_file
-from prefopt.run_directory import RunDirectory, State
+from prefopt.process.errors import UserError
+from prefopt.runs import final_model
+from prefopt.runs.directory import RunDirectory, State
+from prefopt.storage.files import copy_file
 from prefopt.train import main as train
 from tests.conftest import quick_run
 

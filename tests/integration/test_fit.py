@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.files import read_lines
 from prefopt.prepare import main as prepare
-from prefopt.run_directory import RunDirectory
+from prefopt.runs.directory import RunDirectory
+from prefopt.storage.files import read_lines
 from prefopt.train import main as train
-from prefopt.trainers import fit
-from prefopt.trainers.fit import Fit
+from prefopt.training import fit
+from prefopt.training.fit import Fit
 
 AUTO = ["trainer.tokens_per_device=auto", "trainer.gradient_checkpointing=auto", "trainer.log_rows=true"]
 

@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks import dpo_step, random_model
 from benchmarks.shapes import MODELS
-from prefopt.config import load_config
-from prefopt.distributed.ranks import Launch
+from prefopt.config.load import load_config
+from prefopt.process.ranks import Launch
 
 ROOT = Path(dpo_step.__file__).parents[1]
 SCRIPTS = [ROOT / "benchmarks" / "gpu" / name for name in ("prepare.sh", "run.sh")]
@@ -117,8 +117,8 @@ def test_a_failing_step_does_not_stop_the_others_and_the_last_lines_say_which_pa
 
 def test_a_random_model_has_the_shape_and_the_shipped_tokenizer(tmp_path):
     random_model.main(["tiny", str(tmp_path / "model")])
-    from prefopt.modeling.load import load_model, load_tokenizer
-    from prefopt.schema import ModelConfig
+    from prefopt.config.schema import ModelConfig
+    from prefopt.models.load import load_model, load_tokenizer
 
     config = ModelConfig(path=str(tmp_path / "model"))
     model, tokenizer = load_model(config), load_tokenizer(config)

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
-from prefopt.config import load_config
-from prefopt.errors import UserError
-from prefopt.modeling.limits import Limits, _read_context
-from prefopt.modeling.load import find_base, load_model, load_tokenizer
-from prefopt.schema import ModelConfig
+from prefopt.config.load import load_config
+from prefopt.config.schema import ModelConfig
+from prefopt.models.limits import Limits, _read_context
+from prefopt.models.load import find_base, load_model, load_tokenizer
+from prefopt.process.errors import UserError
 from prefopt.train import main as train
 from tests.conftest import write_rows
 
@@ -142,7 +142,7 @@ def test_new_rows_are_the_mean_of_the_others_in_every_load(longer):
 def test_an_embedding_cannot_grow_where_it_is_spread_over_ranks(monkeypatch):
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("prefopt.checks.find_spec", lambda name: object())
+    monkeypatch.setattr("prefopt.config.checks.find_spec", lambda name: object())
     with pytest.raises(UserError, match="Set deepspeed=zero2"):
         load_config(["deepspeed=zero3", "model.resize_embeddings=true"])
 

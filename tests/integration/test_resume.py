@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from prefopt.files import read_lines
+from prefopt.storage.files import read_lines
 from prefopt.tracking.metrics import TIMES
 from prefopt.train import main as train
 from tests.conftest import read_rows, write_rows
@@ -124,7 +124,7 @@ def test_overwrite_starts_afresh(overrides, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_recorded(overrides, tmp_path):
-    from prefopt.trainers.guards import DivergedError
+    from prefopt.training.guards import DivergedError
 
     with pytest.raises(DivergedError, match="not finite"):
         train([*overrides, "optim.learning_rate=1e30", "optim.max_grad_norm=0", "optim.warmup_ratio=0"])
@@ -134,7 +134,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_recorded(overrides, tmp_
 
 
 def test_an_error_during_a_run_is_recorded_as_failed(overrides, tmp_path, monkeypatch):
-    from prefopt import runner
+    from prefopt.training import runner
 
     def broken(*_: object) -> None:
         raise RuntimeError("out of memory")

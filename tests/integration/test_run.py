@@ -9,11 +9,12 @@ import time
 
 import pytest
 
-from prefopt.distributed.checkpoint import find_damage, read_manifest
+from prefopt.distributed.checkpoint import read_manifest
 from prefopt.evaluate import main as evaluate
-from prefopt.files import copy_file, read_lines
+from prefopt.storage.files import copy_file, read_lines
+from prefopt.storage.sealed import find_damage
 from prefopt.train import main as train
-from prefopt.trainers import training
+from prefopt.training import training
 
 
 def read_report(run):
@@ -134,7 +135,7 @@ def test_dpo_goes_on_from_an_sft_adapter(overrides, tmp_path):
 
 
 def test_bf16_trains_where_the_hardware_has_it(overrides, tmp_path):
-    from prefopt.modeling.load import has_bf16
+    from prefopt.models.load import has_bf16
 
     if not has_bf16():
         pytest.skip("no bfloat16 on this CPU")
@@ -215,7 +216,7 @@ def test_the_parts_of_a_run_sum_up_to_the_wall_time_of_its_command(overrides, tm
 def test_throughput_leaves_evaluations_and_checkpoints_out(overrides, tmp_path, monkeypatch, capsys):
     """Each takes a second here; a step takes milliseconds."""
     from prefopt.distributed.saving import CheckpointSaver
-    from prefopt.trainers.dpo import DPOTrainer
+    from prefopt.training.dpo import DPOTrainer
 
     def after_a_second(cls, name):
         plain = getattr(cls, name)

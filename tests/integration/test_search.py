@@ -8,7 +8,7 @@ pytest.importorskip("optuna")
 
 from optuna.trial import TrialState
 
-from prefopt.files import read_lines
+from prefopt.storage.files import read_lines
 from prefopt.submit import main as submit
 from prefopt.sweeps import study
 from prefopt.sweeps.definition import Search, name_of

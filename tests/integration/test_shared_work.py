@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 from prefopt.train import main as train
 from tests.integration.test_resume import deterministic, report_without_times, weights_equal
 
@@ -32,7 +32,7 @@ def read_report(run: Path) -> dict:
 
 DYING = """
 import os, signal, sys
-from prefopt.modeling import reference
+from prefopt.models import reference
 from prefopt.evaluation.scoring import Scorer
 from prefopt.train import main
 reference.FLUSH_S = -1.0

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from prefopt.cli import dispatch
-from prefopt.distributed.lock import RunLock
 from prefopt.distributed.preemption import Preempted
-from prefopt.files import read_lines
+from prefopt.runs.lock import RunLock
+from prefopt.storage.files import read_lines
 from prefopt.sync import main as sync
 from prefopt.tracking import wandb as tracker
 from tests.conftest import REPOSITORY

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from prefopt.distributed.preemption import Preempted
-from prefopt.files import read_lines
-from prefopt.run_directory import RunDirectory
+from prefopt.runs.code_state import CodeState
+from prefopt.runs.directory import RunDirectory
+from prefopt.storage.files import read_lines
 from prefopt.tracking import wandb as tracker
-from prefopt.tracking.code_state import CodeState
 from prefopt.tracking.metrics import MetricsLog
 from prefopt.tracking.service import find_services
 from prefopt.tracking.wandb import INCOMPLETE, record_evaluation

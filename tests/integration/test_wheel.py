@@ -27,7 +27,7 @@ def test_the_wheel_holds_configuration_study_model_and_templates(wheel):
         "prefopt/assets/base_model/model.safetensors",
         "prefopt/assets/base_model/chat_template.jinja",
         "prefopt/assets/neutral_texts.jsonl",
-        "prefopt/report/templates/report.html.j2",
+        "prefopt/reports/templates/report.html.j2",
     ):
         assert needed in names
     assert not [name for name in names if "/runs/" in name or name.endswith(".pyc")]
@@ -50,9 +50,9 @@ def test_an_unpacked_wheel_composes_the_same_configuration_from_anywhere(wheel, 
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from prefopt.paths import PACKAGE, resolve\n"
+        "from prefopt.process.paths import PACKAGE, resolve\n"
         "assert str(PACKAGE).startswith(sys.argv[1]), PACKAGE\n"
-        "from prefopt.config import load_config, to_yaml\n"
+        "from prefopt.config.load import load_config, to_yaml\n"
         "config = load_config(['+experiment=dpo_brand_voice'])\n"
         "assert str(resolve(config.data.train)).startswith(sys.argv[1])\n"
         "print(to_yaml(config))"
@@ -60,6 +60,6 @@ def test_an_unpacked_wheel_composes_the_same_configuration_from_anywhere(wheel, 
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "site")], cwd="/", capture_output=True, text=True, check=True
     )
-    from prefopt.config import load_config, to_yaml
+    from prefopt.config.load import load_config, to_yaml
 
     assert done.stdout.strip() == to_yaml(load_config(["+experiment=dpo_brand_voice"])).strip()

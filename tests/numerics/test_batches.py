@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from prefopt.config import load_config
+from prefopt.config.load import load_config
 from prefopt.data.steps import ROWS
-from prefopt.errors import UserError
-from prefopt.files import read_lines
+from prefopt.process.errors import UserError
+from prefopt.storage.files import read_lines
 from prefopt.train import main as train
 from tests.numerics.test_dpo_trainer import PLAIN, build, build_plain, move
 

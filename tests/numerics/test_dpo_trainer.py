@@ -11,17 +11,17 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.utils import add_fused_lm_head
 
-from prefopt.choices import LOSS_TYPES
-from prefopt.config import load_config
+from prefopt.config.choices import LOSS_TYPES
+from prefopt.config.load import load_config
 from prefopt.data.ragged import PairTable
 from prefopt.data.steps import COUNTS, ROWS
 from prefopt.distributed.preemption import StopRequest
 from prefopt.evaluation.scoring import PairScores, Scorer
-from prefopt.examples import load_examples
-from prefopt.run_directory import RunDirectory
-from prefopt.trainers import dpo
-from prefopt.trainers.arguments import build_dpo_arguments
-from prefopt.trainers.batches import StepSize
+from prefopt.models.examples import load_examples
+from prefopt.runs.directory import RunDirectory
+from prefopt.training import dpo
+from prefopt.training.arguments import build_dpo_arguments
+from prefopt.training.batches import StepSize
 from tests.conftest import read_rows, write_rows
 
 PLAIN = ["engine=trl", "reference=live"]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from prefopt.choices import LOSS_TYPES
-from prefopt.config import load_config
-from prefopt.data.collate import PairCollator
+from prefopt.config.choices import LOSS_TYPES
+from prefopt.config.load import load_config
+from prefopt.models.shared_prefix.collate import PairCollator
 from tests.conftest import read_rows, write_rows
 from tests.numerics.test_dpo_trainer import PLAIN, build, build_plain, first_batch, losses, move
 

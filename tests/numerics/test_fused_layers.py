@@ -10,11 +10,11 @@ import torch
 from transformers.activations import ACT2FN
 from transformers.models.llama import modeling_llama
 
-from prefopt.config import load_config
-from prefopt.errors import UserError
-from prefopt.modeling import kernels
-from prefopt.modeling.kernels import FusedLayers, fuse_layers
-from prefopt.modeling.shared_prefix import share_prompts
+from prefopt.config.load import load_config
+from prefopt.models import kernels
+from prefopt.models.kernels import FusedLayers, fuse_layers
+from prefopt.models.shared_prefix import share_prompts
+from prefopt.process.errors import UserError
 from prefopt.train import main as train
 from tests import liger
 from tests.numerics.test_dpo_trainer import build as build_trainer

@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
+from prefopt.config.schema import ModelConfig
 from prefopt.evaluation.scoring import Scorer, completion
-from prefopt.modeling import load
-from prefopt.schema import ModelConfig
+from prefopt.models import load
 
 
 def slow_score(model, prompt: list[int], answer: list[int]) -> float:

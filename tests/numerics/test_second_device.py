@@ -12,11 +12,11 @@ import pytest
 import torch
 import torch.nn.attention.varlen
 
-from prefopt.data.collate import PairCollator
-from prefopt.modeling.shared_prefix import attention
+from prefopt.models.shared_prefix import attention
+from prefopt.models.shared_prefix.collate import PairCollator
 from prefopt.tracking.metrics import TIMES
 from prefopt.train import main as train
-from prefopt.trainers.durable import DurableTrainer
+from prefopt.training.durable import DurableTrainer
 from tests.conftest import STUDY
 from tests.numerics.test_shared_prefix_attention import kernel_of_torch_2_13
 from tests.second_device import Away, LeftBehindError, second_device
@@ -94,7 +94,7 @@ def kernel_there(query, key, value, cu_seq_q, cu_seq_k, *lengths, **how):
 def test_a_run_on_the_variable_length_kernel_mixes_no_devices(overrides, tmp_path, monkeypatch):
     monkeypatch.setattr(attention, "HAS_KERNEL", {"meta"})
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel_there)
-    monkeypatch.setattr("prefopt.modeling.load.has_bf16", lambda: True)
+    monkeypatch.setattr("prefopt.models.load.has_bf16", lambda: True)
     # Torch casts nothing by itself on the second device, so the weights are in bf16.
     small = ["model.dtype=bf16", "peft=lora", "trainer.precision=bf16", "trainer.eval_every=2", "trainer.max_steps=2"]
     with second_device():

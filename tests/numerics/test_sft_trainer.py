@@ -8,14 +8,14 @@ import torch
 import trl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefopt.config import load_config
+from prefopt.config.load import load_config
 from prefopt.data.steps import IGNORED, ROWS
 from prefopt.distributed.preemption import StopRequest
-from prefopt.examples import load_examples
-from prefopt.run_directory import RunDirectory
-from prefopt.trainers import sft
-from prefopt.trainers.arguments import build_sft_arguments
-from prefopt.trainers.batches import StepSize
+from prefopt.models.examples import load_examples
+from prefopt.runs.directory import RunDirectory
+from prefopt.training import sft
+from prefopt.training.arguments import build_sft_arguments
+from prefopt.training.batches import StepSize
 from tests.conftest import STUDY, read_rows, write_rows
 from tests.numerics.test_dpo_trainer import losses, move
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.attention.varlen
 
-from prefopt.modeling.shared_prefix import PairLayout, attention
-from prefopt.modeling.shared_prefix.attention import choose_form, split_attention, varlen_attention
-from prefopt.modeling.shared_prefix.layout import VarlenIndices
+from prefopt.models.shared_prefix import PairLayout, attention
+from prefopt.models.shared_prefix.attention import choose_form, split_attention, varlen_attention
+from prefopt.models.shared_prefix.layout import VarlenIndices
 
 LENGTHS = [(5, 3, 4), (0, 2, 1), (9, 1, 7), (1, 1, 1), (3, 8, 2)]
 LAYOUT = PairLayout.build(LENGTHS, width=16)

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import logsigmoid
 from trl.trainer import utils as trl_utils
 
-from prefopt.modeling.shared_prefix import SharedPrefix, find_obstacle, verify
+from prefopt.models.shared_prefix import SharedPrefix, find_obstacle, verify
 from tests.tiny_models import FUSED, RAGGED, SUPPORTED, VOCABULARY, build, pair_batch, without_layout
 
 MODELS = pytest.mark.parametrize("name", SUPPORTED)
@@ -252,7 +252,7 @@ def test_verify_sees_a_wrong_attention(monkeypatch):
     model, batch = build(SUPPORTED["llama"]), pair_batch(RAGGED)
     SharedPrefix(model)
     monkeypatch.setattr(
-        "prefopt.modeling.shared_prefix.attention.repeat_kv", lambda states, n: states.roll(1, 2).repeat(1, n, 1, 1)
+        "prefopt.models.shared_prefix.attention.repeat_kv", lambda states, n: states.roll(1, 2).repeat(1, n, 1, 1)
     )
     assert verify(model, batch) > 0.001
 

@@ -13,10 +13,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from trl import DPOTrainer, SFTTrainer
 
-from prefopt.choices import LossOn, OnBadRow, OnLongCompletion
+from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
 from prefopt.data.records import build_record
 from prefopt.data.tokenize import tokenize_pairs, tokenize_sft
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 
 CHATML = (
     "{% if tools %}<|im_start|>system\nTools: {% for t in tools %}{{ t | tojson }}{% endfor %}<|im_end|>\n{% endif %}"

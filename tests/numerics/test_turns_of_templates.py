@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import trl
 
-from prefopt.choices import LossOn, OnBadRow, OnLongCompletion
+from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
 from prefopt.data.records import SFTExample
 from prefopt.data.tokenize import tokenize_sft
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 from tests.unit.test_tokenize import build_tokenizer, loss_texts, turn
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"

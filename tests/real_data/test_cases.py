@@ -4,12 +4,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from prefopt.choices import DataFormat
+from prefopt.config.choices import DataFormat
+from prefopt.config.schema import DataConfig
 from prefopt.data.loading import read_splits
 from prefopt.data.records import read_records
 from prefopt.data.split import prompt_key
-from prefopt.errors import UserError
-from prefopt.schema import DataConfig
+from prefopt.process.errors import UserError
 from tests.conftest import SHARED_DATA
 
 FOLDER = SHARED_DATA.parent / "cases"

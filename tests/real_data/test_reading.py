@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from prefopt.choices import DataFormat, LossOn, OnBadRow, OnLongCompletion
+from prefopt.config.choices import DataFormat, LossOn, OnBadRow, OnLongCompletion
 from prefopt.data.defects import drop_defects
 from prefopt.data.records import ReadResult, read_records
 from prefopt.data.split import find_overlap, prompt_key
 from prefopt.data.tokenize import tokenize_pairs, tokenize_sft
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 FOLDER = Path(os.environ.get("PREFOPT_SHARED_DATA", DEFAULT_FOLDER))

@@ -7,11 +7,11 @@ import pytest
 import trl
 from transformers import AutoTokenizer
 
+from prefopt.config.schema import DataConfig
 from prefopt.data.loading import load_tokenized, read_splits
 from prefopt.data.ragged import CONTEXT_COLUMNS
 from prefopt.data.split import prompt_key
-from prefopt.paths import shipped
-from prefopt.schema import DataConfig
+from prefopt.process.paths import shipped
 from tests.conftest import SHARED_DATA
 
 FOLDER = SHARED_DATA.parent / "cases"

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 
-MODULE = "prefopt.trainers.durable"
+MODULE = "prefopt.training.durable"
 
 
 class _Finder:

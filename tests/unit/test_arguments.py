@@ -11,16 +11,9 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig, SFTConfig
 
-from prefopt.choices import AlgorithmName
-from prefopt.config import TRAIN, load_config
-from prefopt.errors import UserError
-from prefopt.overrides import typed
-from prefopt.run_directory import RunDirectory
-from prefopt.trainers import arguments
-from prefopt.trainers.arguments import build_dpo_arguments, build_sft_arguments, choose_implementation
-from prefopt.trainers.batches import StepSize
-from prefopt.trainers.extra import check_fields, check_values, named_as_installed
-from prefopt.trainers.fields import (
+from prefopt.config.choices import AlgorithmName
+from prefopt.config.extra import check_fields, named_as_installed
+from prefopt.config.fields import (
     BOUNDS,
     COMPILERS,
     FORMER_NAMES,
@@ -30,8 +23,16 @@ from prefopt.trainers.fields import (
     REFUSED,
     SET_BY,
 )
-from prefopt.trainers.rehearsal import SCHEDULES, rehearse
-from prefopt.trainers.schema import TrainerConfig
+from prefopt.config.load import TRAIN, load_config
+from prefopt.config.overrides import typed
+from prefopt.config.trainer import TrainerConfig
+from prefopt.process.errors import UserError
+from prefopt.runs.directory import RunDirectory
+from prefopt.training import arguments
+from prefopt.training.arguments import build_dpo_arguments, build_sft_arguments, choose_implementation
+from prefopt.training.batches import StepSize
+from prefopt.training.extra import check_values
+from prefopt.training.rehearsal import SCHEDULES, rehearse
 
 
 @pytest.mark.parametrize(
@@ -319,7 +320,7 @@ def test_the_optimizer_in_host_memory_reads_no_arguments_of_its_own():
 def test_of_the_weights_that_a_checkpoint_lacks_those_tied_to_loaded_ones_are_no_matter(missing, told, monkeypatch):
     from torch.nn.modules.module import _IncompatibleKeys
 
-    from prefopt.trainers.durable import DurableTrainer
+    from prefopt.training.durable import DurableTrainer
 
     class Theirs:
         def _issue_warnings_after_load(self, found: object) -> None:

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from prefopt.cluster.attempts import MAX_IDLE, MAX_STALLED, Attempt, judge, main, read_attempts
-from prefopt.entry import ATTEMPT, run_entry
-from prefopt.errors import UserError
-from prefopt.files import append_line
-from prefopt.run_directory import RunDirectory
+from prefopt.distributed.entry import ATTEMPT, run_entry
+from prefopt.process.errors import UserError
+from prefopt.runs.directory import RunDirectory
+from prefopt.storage.files import append_line
 
 MAX_ATTEMPTS, MAX_CRASHES = 100, 3
 

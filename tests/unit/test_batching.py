@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from prefopt.choices import BatchOrder
+from prefopt.config.choices import BatchOrder
 from prefopt.data.batching import PairBatches
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 
 Lengths = NDArray[np.int64]
 

@@ -4,12 +4,12 @@ from dataclasses import fields
 
 import pytest
 
-from prefopt.catalog import EXPERIMENT, read_defaults, read_options
-from prefopt.cluster.schema import SUBMIT
-from prefopt.config import TRAIN, load_config
+from prefopt.config.catalog import EXPERIMENT, read_defaults, read_options
+from prefopt.config.cluster import SUBMIT
+from prefopt.config.load import TRAIN, load_config
 from prefopt.list import find_group
 from prefopt.list import main as list_options
-from prefopt.paths import shipped
+from prefopt.process.paths import shipped
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_word_that_no_setting_holds_is_answered_with_the_setting_that_was_mean
 
 
 def test_an_own_option_that_a_shipped_one_would_hide_is_refused(mine):
-    from prefopt.errors import UserError
+    from prefopt.process.errors import UserError
 
     name = next((shipped("conf") / "model").glob("*.yaml")).name
     (mine / "model").mkdir()

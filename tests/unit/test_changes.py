@@ -3,8 +3,8 @@
 from transformers import AutoTokenizer
 
 from prefopt.data.origin import describe_origin
-from prefopt.paths import shipped
-from prefopt.tracking.changes import find_changed_input
+from prefopt.process.paths import shipped
+from prefopt.runs.changes import find_changed_input
 
 NEW = {
     "path": "./base",

@@ -5,8 +5,8 @@ import pytest
 import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from prefopt.data.collate import REFERENCE, PairCollator
-from prefopt.modeling.shared_prefix import LAYOUT
+from prefopt.models.shared_prefix import LAYOUT
+from prefopt.models.shared_prefix.collate import REFERENCE, PairCollator
 
 
 def build_rows(lengths):

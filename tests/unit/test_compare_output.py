@@ -19,14 +19,14 @@ from benchmarks import compare as benchmark
 from benchmarks import results
 from prefopt import compare
 from prefopt.comparison.csv_file import write_csv
-from prefopt.comparison.metrics import BY_KEY
 from prefopt.comparison.page import render_page
 from prefopt.comparison.places import find_places
 from prefopt.comparison.ranking import Comparison, build_comparison
 from prefopt.comparison.read import RunReader
 from prefopt.comparison.records import Measure, RunRecord
 from prefopt.comparison.table import expendable, print_table, ranked_columns
-from prefopt.terminal import printable
+from prefopt.evaluation.metrics import BY_KEY
+from prefopt.process.terminal import printable
 from tests.fake_runs import write_fake_run, write_fake_sweep
 from tests.unit.test_compare_statistics import record
 from tests.unit.test_report_render import Elements, visible

@@ -17,9 +17,9 @@ from prefopt.comparison.places import find_places
 from prefopt.comparison.read import RunReader
 from prefopt.comparison.records import DONE, NOT_BEGUN, RunRecord
 from prefopt.comparison.settings import differing, from_typed, identity_but_seed, read_settings, short_names
-from prefopt.config import fingerprint, to_yaml
-from prefopt.errors import UserError
-from prefopt.files import append_line
+from prefopt.config.load import fingerprint, to_yaml
+from prefopt.process.errors import UserError
+from prefopt.storage.files import append_line
 from tests.fake_runs import base_config, fake_lines, with_settings, write_fake_run, write_fake_sweep
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prefopt.comparison.groups import Group, group_by_seed
-from prefopt.comparison.metrics import BY_KEY, METRICS, find_metric
+from prefopt.comparison.metrics import find_metric
 from prefopt.comparison.noise import Method, compare_groups, paired_shares, t_quantile, welch
 from prefopt.comparison.outcomes import read_outcomes
 from prefopt.comparison.places import find_places
@@ -17,8 +17,9 @@ from prefopt.comparison.ranking import build_comparison, rank
 from prefopt.comparison.read import RunReader
 from prefopt.comparison.records import Measure, Mode, Outcomes, RunRecord, WandbPlace
 from prefopt.comparison.trade_off import find_front
-from prefopt.errors import UserError
+from prefopt.evaluation.metrics import BY_KEY, METRICS
 from prefopt.evaluation.statistics import sign_test, wilson
+from prefopt.process.errors import UserError
 from tests.fake_runs import write_fake_run
 
 ACCURACY = BY_KEY["preference_accuracy"]

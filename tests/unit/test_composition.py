@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from prefopt.aliases import ALIASES
-from prefopt.cluster.schema import SUBMIT
-from prefopt.config import TRAIN, load_config
-from prefopt.errors import UserError
+from prefopt.config.aliases import ALIASES
+from prefopt.config.cluster import SUBMIT
+from prefopt.config.load import TRAIN, load_config
+from prefopt.config.overrides import parse, quote, typed
 from prefopt.evaluate import override as change_evaluation
-from prefopt.overrides import parse, quote, typed
+from prefopt.process.errors import UserError
 
 AWKWARD = [
     "a b",

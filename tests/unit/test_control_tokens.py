@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from prefopt.choices import OnControlToken
+from prefopt.config.choices import OnControlToken
 from prefopt.data.control_tokens import Treated, treat_control_tokens
 from prefopt.data.records import SFTExample
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 from tests.unit.test_tokenize import CHATML, build_tokenizer, load, turn
 
 INJECTED = {

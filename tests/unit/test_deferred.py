@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prefopt.tracking.deferred import Deferred, deferred_reads, read
+from prefopt.training.deferred import Deferred, deferred_reads, read
 
 
 class Reads(TorchDispatchMode):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefopt.distributed.checkpoint import find_damage
-from prefopt.distributed.digests import BLOCK_BYTES, Digester, HashingStream
-from prefopt.files import hash_file
+from prefopt.storage.digests import BLOCK_BYTES, Digester, HashingStream
+from prefopt.storage.files import hash_file
+from prefopt.storage.sealed import find_damage
 
 LARGE = BLOCK_BYTES // 4 + 3
 """Numbers of a float32 tensor that is hashed aside."""
@@ -69,7 +69,7 @@ def test_a_file_that_is_shorter_than_what_was_written_is_an_error(
     def lose_the_end(path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-1])
 
-    monkeypatch.setattr("prefopt.distributed.digests.bring_to_disk", lose_the_end)
+    monkeypatch.setattr("prefopt.storage.digests.bring_to_disk", lose_the_end)
     with Digester(tmp_path) as digester:
         with digester.watching():
             torch.save(state(1), tmp_path / "optimizer.pt")

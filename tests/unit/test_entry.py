@@ -7,12 +7,11 @@ import sys
 
 import pytest
 
-from prefopt import entry
-from prefopt.distributed import group
+from prefopt.distributed import entry, group
+from prefopt.distributed.entry import run_entry
 from prefopt.distributed.preemption import EXIT_CODE, Preempted
-from prefopt.entry import run_entry
-from prefopt.errors import EndedError, ToldByRank0, UserError
-from prefopt.tracking import output
+from prefopt.process import output
+from prefopt.process.errors import EndedError, ToldByRank0, UserError
 
 
 def end(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[object, str]:
@@ -62,8 +61,8 @@ def test_another_rank_says_what_rank_0_has_not_found(capsys, monkeypatch):
 
 LEAVES_WORD = """
 import time
-from prefopt import entry
-from prefopt.errors import UserError
+from prefopt.distributed import entry
+from prefopt.process.errors import UserError
 
 def sleep(seconds):
     print("waits", flush=True)

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from prefopt.config import load_config
-from prefopt.errors import UserError
-from prefopt.modeling import fingerprint
-from prefopt.modeling.fingerprint import fingerprint_weights, read_model_files
-from prefopt.modeling.reference import check_independence, open_store
-from prefopt.schema import ModelConfig
+from prefopt.config.load import load_config
+from prefopt.config.schema import ModelConfig
+from prefopt.models import fingerprint
+from prefopt.models.fingerprint import fingerprint_weights, read_model_files
+from prefopt.models.reference import check_independence, open_store
+from prefopt.process.errors import UserError
 
 
 @pytest.fixture

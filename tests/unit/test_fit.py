@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from prefopt.config import load_config
-from prefopt.errors import UserError
-from prefopt.trainers import fit
-from prefopt.trainers.fit import CPU_TOKENS, MIN_STEPS, DeviceTrial, Fit, Workload, find_fit, find_largest
+from prefopt.config.load import load_config
+from prefopt.process.errors import UserError
+from prefopt.training import fit
+from prefopt.training.fit import CPU_TOKENS, MIN_STEPS, DeviceTrial, Fit, Workload, find_fit, find_largest
 from tests.numerics.test_dpo_trainer import build
 
 BOTH = ["trainer.tokens_per_device=auto", "trainer.gradient_checkpointing=auto"]

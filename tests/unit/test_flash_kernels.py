@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn import attention
 
-from prefopt.choices import Precision
-from prefopt.config import load_config
-from prefopt.modeling.shared_prefix import choice, flash
-from prefopt.modeling.shared_prefix.attention import split_attention
+from prefopt.config.choices import Precision
+from prefopt.config.load import load_config
+from prefopt.models.shared_prefix import choice, flash
+from prefopt.models.shared_prefix.attention import split_attention
 from tests.tiny_models import SUPPORTED, build
 
 CUDA = torch.device("cuda")
@@ -65,8 +65,8 @@ def varlen(monkeypatch):
         def choose(*_: Any) -> tuple[str, str]:
             return forms[attention.current_flash_attention_impl()], "agrees"
 
-        monkeypatch.setattr("prefopt.modeling.shared_prefix.engine.choose_form", choose)
-        monkeypatch.setattr("prefopt.modeling.shared_prefix.attention.varlen_attention", split_attention)
+        monkeypatch.setattr("prefopt.models.shared_prefix.engine.choose_form", choose)
+        monkeypatch.setattr("prefopt.models.shared_prefix.attention.varlen_attention", split_attention)
         monkeypatch.setattr(flash, "installed", lambda device: ["FA3", "FA4"])
         wrong = differs or {}
         monkeypatch.setattr(

@@ -2,9 +2,9 @@
 
 import pytest
 
-from prefopt.cluster.schema import SweepConfig
-from prefopt.errors import UserError
-from prefopt.schema import RunConfig
+from prefopt.config.cluster import SweepConfig
+from prefopt.config.schema import RunConfig
+from prefopt.process.errors import UserError
 
 OUTSIDE = ["../x", "/tmp/x", "a/b", "a\\b", "..", ".", "", "a\0"]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from prefopt.choices import DataFormat
+from prefopt.config.choices import DataFormat
 from prefopt.data.formats import (
     convert,
     convert_alpaca_example,

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from prefopt.trainers import guards
-from prefopt.trainers.guards import MIN_SEEN, SHOWN_ROWS, WINDOW, DivergedError, Spikes, StepGuard
+from prefopt.training import guards
+from prefopt.training.guards import MIN_SEEN, SHOWN_ROWS, WINDOW, DivergedError, Spikes, StepGuard
 
 SOURCES = [f"pairs.jsonl:{line}" for line in range(1, 101)]
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefopt.choices import DataFormat, OnBadRow
+from prefopt.config.choices import DataFormat, OnBadRow
+from prefopt.config.schema import DataConfig
 from prefopt.data.implicit_prompts import agree_on_prompts, split_common_prompt
 from prefopt.data.loading import read_pairs, read_splits
 from prefopt.data.records import PreferencePair, read_records
 from prefopt.data.values import RowError
-from prefopt.errors import UserError
-from prefopt.schema import DataConfig
+from prefopt.process.errors import UserError
 
 MARKS = [
     "\n\nHuman: How?\n\nAssistant:",

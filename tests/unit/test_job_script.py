@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.cluster.schema import SUBMIT, ClusterConfig
-from prefopt.cluster.script import MAX_BAD_NODES, Job, Task, render, write_tasks
-from prefopt.errors import UserError
-from prefopt.paths import shipped
+from prefopt.cluster.script import MAX_BAD_NODES, render
+from prefopt.config.cluster import SUBMIT, ClusterConfig
+from prefopt.process.errors import UserError
+from prefopt.process.paths import shipped
+from prefopt.sweeps.jobs import Job, Task, write_tasks
 
 PROFILES = sorted(path.stem for path in (shipped("conf") / "cluster").glob("*.yaml") if path.stem != "local")
 HOSTILE = [

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.choices import ClusterKind
 from prefopt.cluster import local
 from prefopt.cluster.local import LOG, run_here
-from prefopt.cluster.schema import ClusterConfig
-from prefopt.cluster.script import Job, Task
-from prefopt.terminal import Terminal
+from prefopt.config.choices import ClusterKind
+from prefopt.config.cluster import ClusterConfig
+from prefopt.process.terminal import Terminal
+from prefopt.sweeps.jobs import Job, Task
 
 LOCAL = ClusterConfig(kind=ClusterKind.local)
 DEADLINE_S = 300.0

@@ -7,11 +7,11 @@ from benchmarks import one_card, scaling
 from benchmarks import scaling_formulas as formulas
 from benchmarks.one_card import CARDS, FULL, FULL_8BIT, FULL_BF16, LORA, OFFERED, QLORA, SHAPES
 from benchmarks.shapes import MODELS
-from prefopt.choices import PeftMethod, WeightsDtype
-from prefopt.config import load_config
-from prefopt.distributed.ranks import Launch
-from prefopt.errors import UserError
-from prefopt.schema import DataConfig
+from prefopt.config.choices import PeftMethod, WeightsDtype
+from prefopt.config.load import load_config
+from prefopt.config.schema import DataConfig
+from prefopt.process.errors import UserError
+from prefopt.process.ranks import Launch
 
 FILES = ["data=files", "data.train=pairs.jsonl"]
 ALONE = Launch(num_ranks=1, is_launched=False)

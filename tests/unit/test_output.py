@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.tracking import output
-from prefopt.tracking.output import OUTPUT, keep_in, lasting_output
+from prefopt.process import output
+from prefopt.process.output import OUTPUT, keep_in, lasting_output
 
 PRINTS = """
 import sys
 from pathlib import Path
-from prefopt.entry import run_entry
-from prefopt.tracking.console import build_console
-from prefopt.tracking.output import keep_in
+from prefopt.distributed.entry import run_entry
+from prefopt.process.console import build_console
+from prefopt.process.output import keep_in
 
 def main(argv):
     run, console = Path(argv[0]), build_console()

@@ -7,7 +7,7 @@ from accelerate.utils import send_to_device
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefopt.modeling.shared_prefix import PairLayout
+from prefopt.models.shared_prefix import PairLayout
 
 Lengths = list[tuple[int, int, int]]
 pairs = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=5)

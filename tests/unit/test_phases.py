@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.comparison.metrics import OUTSIDE, from_report, from_summary
-from prefopt.imports import importing
-from prefopt.report.render import render_report
-from prefopt.report.time import GROUPS, time_block
-from prefopt.run_directory import RunDirectory
-from prefopt.tracking import phases
+from prefopt.comparison.metrics import from_report, from_summary
+from prefopt.evaluation.metrics import OUTSIDE
+from prefopt.process import phases
+from prefopt.process.imports import importing
+from prefopt.reports.render import render_report
+from prefopt.reports.time import GROUPS, time_block
+from prefopt.runs.directory import RunDirectory
 
 
 class FakeTime:
@@ -270,7 +271,7 @@ def test_every_group_has_a_colour_in_light_and_dark(group: str, tmp_path: Path) 
 def test_seconds_are_asked_for_when_the_charts_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     drawn: Callable[..., list] = lambda *_: order.append("drawn") or []  # noqa: E731
-    monkeypatch.setattr("prefopt.report.render.training_figures", drawn)
+    monkeypatch.setattr("prefopt.reports.render.training_figures", drawn)
     report: dict = {}
     render_report(report, [], [], tmp_path, lambda: order.append("asked") or SECONDS)
     assert order == ["drawn", "asked"]
@@ -303,8 +304,8 @@ def test_only_a_process_of_its_own_keeps_what_lives_from_the_collector() -> None
 
 def test_a_run_without_wandb_does_not_import_it() -> None:
     code = (
-        "import sys; from prefopt.imports import importing\n"
-        "with importing():\n    import prefopt.runner\n"
+        "import sys; from prefopt.process.imports import importing\n"
+        "with importing():\n    import prefopt.training.runner\n"
         "print([name for name in sys.modules if name.partition('.')[0] == 'wandb'])\n"
         "import wandb; print(wandb.__name__)"
     )

@@ -8,14 +8,14 @@ import pytest
 
 from prefopt.cluster import planning
 from prefopt.cluster.planning import Submission, plan_submission
-from prefopt.cluster.schema import SUBMIT
-from prefopt.cluster.script import Job
 from prefopt.cluster.slurm import QueuedJob
-from prefopt.config import load_config, to_yaml
-from prefopt.distributed.ranks import Launch
-from prefopt.errors import UserError
-from prefopt.run_directory import RunDirectory
+from prefopt.config.cluster import SUBMIT
+from prefopt.config.load import load_config, to_yaml
+from prefopt.process.errors import UserError
+from prefopt.process.ranks import Launch
+from prefopt.runs.directory import RunDirectory
 from prefopt.submit import split
+from prefopt.sweeps.jobs import Job
 from prefopt.sweeps.points import plan_points, read_axes
 
 ALONE = Launch(1, False)
@@ -475,7 +475,7 @@ def test_limits_that_leave_room_are_accepted(place):
 
 
 def test_runs_are_checked_for_the_launch_that_the_cluster_gives_them(place, monkeypatch):
-    monkeypatch.setattr("prefopt.checks.find_spec", lambda name: object())
+    monkeypatch.setattr("prefopt.config.checks.find_spec", lambda name: object())
     assert place.plan("cluster=slurm_1x8", "deepspeed=zero2").jobs
     assert "does not divide into 16 ranks" in place.refusal("cluster=slurm_2x8", "trainer.batch_size=8")
 

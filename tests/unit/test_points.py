@@ -7,11 +7,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from prefopt.composition import as_dict
-from prefopt.config import complete, load_config
-from prefopt.distributed.ranks import Launch
-from prefopt.errors import UserError
-from prefopt.overrides import assign, parse
+from prefopt.config.composition import as_dict
+from prefopt.config.load import complete, load_config
+from prefopt.config.overrides import assign, parse
+from prefopt.process.errors import UserError
+from prefopt.process.ranks import Launch
 from prefopt.sweeps.points import MAX_LISTED, MAX_NAME, Axes, Composer, Plan, plan_points, read_axes
 
 ALONE = Launch(1, False)

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
+from prefopt.config.durations import parse_time_limit
 from prefopt.distributed.preemption import (
     SAFETY,
     SCHEDULER_MARGIN_S,
     TIME_LIMIT_MARGIN_S,
     Preempted,
     StopRequest,
-    parse_time_limit,
     scheduler_end,
 )
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 
 
 class FakeClock:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefopt.data.files import iter_rows
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 
 ROWS = [{"prompt": f"a {n}", "chosen": "y", "rejected": "n"} for n in range(3)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefopt.choices import DataFormat
+from prefopt.config.choices import DataFormat
+from prefopt.config.schema import DataConfig
 from prefopt.data.loading import read_splits
 from prefopt.data.records import ReadResult, read_records
-from prefopt.errors import UserError
-from prefopt.schema import DataConfig
+from prefopt.process.errors import UserError
 
 USER = {"role": "user", "content": "Say hi."}
 HI = {"role": "assistant", "content": "Hi!"}

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import extract_prompt
 
-from prefopt.choices import DataFormat, OnBadRow
+from prefopt.config.choices import DataFormat, OnBadRow
 from prefopt.data.defects import drop_defects
 from prefopt.data.implicit_prompts import split_common_prompt
 from prefopt.data.messages import RESERVED_KWARGS, trained_turns
 from prefopt.data.records import PreferencePair, ReadNotes, ReadResult, read_records
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 
 PAIR = {"prompt": "Say hi.", "chosen": "Hi!", "rejected": "No."}
 USER = {"role": "user", "content": "Say hi."}

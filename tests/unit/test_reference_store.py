@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefopt.data.ragged import PairLogps, PairTable, Ragged
-from prefopt.errors import UserError
-from prefopt.modeling import reference
-from prefopt.modeling.reference import ReferenceStore
-from prefopt.modeling.shards import DAMAGED, SHARD
+from prefopt.models import reference
+from prefopt.models.reference import ReferenceStore
+from prefopt.models.shards import DAMAGED, SHARD
+from prefopt.process.errors import UserError
 
 KEY = {"weights": "abc", "dtype": "float32"}
 
@@ -279,7 +279,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     store = ReferenceStore.open(tmp_path, KEY)
-    monkeypatch.setattr("prefopt.files.os.fsync", full)
+    monkeypatch.setattr("prefopt.storage.files.os.fsync", full)
     (tmp_path / store.folder.name).mkdir()
     (store.folder / "key.json").write_text("{}")
     with pytest.raises(UserError, match="No space left on device"):

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from prefopt.report.console import print_report
-from prefopt.report.curves import MAX_POINTS, PANELS, series_of
-from prefopt.report.numbers import CHANGE, NUMBER, PERCENT, POINTS, cell, duration
-from prefopt.report.plots import bin_edges
-from prefopt.report.render import render_report
-from prefopt.report.svg import CSS_COLOURS
+from prefopt.evaluation.metrics import CHANGE, NUMBER, PERCENT, POINTS
+from prefopt.reports.console import print_report
+from prefopt.reports.curves import MAX_POINTS, PANELS, series_of
+from prefopt.reports.numbers import cell, duration
+from prefopt.reports.plots import bin_edges
+from prefopt.reports.render import render_report
+from prefopt.reports.svg import CSS_COLOURS
 
 HOSTILE = (
     '<script src="http://evil.example/x.js">alert(1)</script><img src=x onerror=alert(2)>\n'

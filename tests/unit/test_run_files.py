@@ -12,17 +12,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from prefopt import files
-from prefopt.choices import WandbMode
-from prefopt.config import load_config, to_yaml
+from prefopt.config.choices import WandbMode
+from prefopt.config.load import load_config, to_yaml
 from prefopt.data.steps import StepBatches
 from prefopt.distributed.checkpoint import (
     COMPLETE,
     MANIFEST,
     CheckpointFacts,
     clean,
-    digest,
-    find_damage,
     is_finished,
     keep_newest,
     list_complete,
@@ -34,12 +31,14 @@ from prefopt.distributed.checkpoint import (
     step_of,
 )
 from prefopt.distributed.saving import find_newest
-from prefopt.errors import UserError
-from prefopt.files import hash_file, read_lines
-from prefopt.run_directory import RunDirectory, State
+from prefopt.process.errors import UserError
+from prefopt.runs.directory import RunDirectory, State
+from prefopt.storage import files
+from prefopt.storage.files import hash_file, read_lines
+from prefopt.storage.sealed import digest, find_damage
 from prefopt.tracking.metrics import MetricsLog
 from prefopt.tracking.wandb import choose_mode, start_wandb
-from prefopt.trainers.batches import count_examples
+from prefopt.training.batches import count_examples
 
 FACTS = CheckpointFacts(
     step=0,

@@ -17,16 +17,16 @@ from typing import Any
 
 import pytest
 
-from prefopt.distributed import lock as module
-from prefopt.distributed import lock_file as file_module
-from prefopt.distributed.lock import RunLock
-from prefopt.distributed.lock_file import SILENT_AFTER_S, Holder
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
+from prefopt.runs import lock as module
+from prefopt.runs.lock import RunLock
+from prefopt.storage import lock_file as file_module
+from prefopt.storage.lock_file import SILENT_AFTER_S, Holder
 
 HOLD = """
 import sys
 from pathlib import Path
-from prefopt.distributed.lock import RunLock
+from prefopt.runs.lock import RunLock
 RunLock(Path(sys.argv[1])).acquire()
 print("held", flush=True)
 sys.stdin.read()
@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> Path:
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     """Hears this module even after `build_console` has cut prefopt's loggers off from the root."""
-    logger = logging.getLogger("prefopt.distributed.lock")
+    logger = logging.getLogger("prefopt.runs.lock")
     logger.addHandler(caplog.handler)
     yield caplog
     logger.removeHandler(caplog.handler)

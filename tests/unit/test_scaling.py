@@ -17,12 +17,12 @@ from benchmarks import cost, scaling, scaling_choices, zero_memory
 from benchmarks import scaling_formulas as formulas
 from benchmarks.scaling_formulas import Network, Pair, Plan
 from benchmarks.shapes import MODELS, ModelShape
-from prefopt.choices import PeftMethod, Precision, WeightsDtype
-from prefopt.config import load_config
+from prefopt.config.choices import PeftMethod, Precision, WeightsDtype
+from prefopt.config.load import load_config
+from prefopt.config.schema import DataConfig, DeepSpeedConfig, EvaluationConfig, PeftConfig, TrainerConfig
 from prefopt.distributed import deepspeed
-from prefopt.modeling import shards
-from prefopt.schema import DataConfig, DeepSpeedConfig, EvaluationConfig, PeftConfig, TrainerConfig
-from prefopt.trainers.batches import StepSize
+from prefopt.models import shards
+from prefopt.training.batches import StepSize
 
 SHAPES = {model.name: model.shape for model in scaling_choices.ALL}
 LLAMA_2_7B = ModelShape(32, 4096, 32, 32, 128, 11008, 32000, False)

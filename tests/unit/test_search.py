@@ -12,16 +12,16 @@ optuna = pytest.importorskip("optuna")
 
 from optuna.trial import TrialState  # noqa: E402
 
-from prefopt.config import load_config, to_yaml  # noqa: E402
-from prefopt.distributed.lock import RunLock  # noqa: E402
-from prefopt.files import read_lines, write_json, write_text  # noqa: E402
-from prefopt.run_directory import RunDirectory, State  # noqa: E402
+from prefopt.config.load import load_config, to_yaml  # noqa: E402
+from prefopt.runs.directory import RunDirectory, State  # noqa: E402
+from prefopt.runs.lock import RunLock  # noqa: E402
+from prefopt.storage.files import read_lines, write_json, write_text  # noqa: E402
 from prefopt.sweeps import study  # noqa: E402
 from prefopt.sweeps.definition import TRIAL, Search, name_of  # noqa: E402
 from prefopt.sweeps.folder import SEARCH, SweepFolder  # noqa: E402
-from prefopt.sweeps.pruning import PrunedError, PruningCallback  # noqa: E402
 from prefopt.sweeps.search import ask, main, tell  # noqa: E402
 from prefopt.sweeps.space import Parameter  # noqa: E402
+from prefopt.training.pruning import PrunedError, PruningCallback  # noqa: E402
 
 BASE = ["model=hf", "model.path=x", "data=files", "data.train=y.jsonl", "trainer.eval_every=2"]
 PARAMETERS = [
@@ -320,7 +320,7 @@ def test_training_is_pruned_when_others_were_better_but_not_at_its_last_step(fol
 
 def test_every_rank_does_what_rank_0_was_told(folder, monkeypatch):
     callback = PruningCallback(RunDirectory(ask(folder, 0)[0].run))
-    monkeypatch.setattr("prefopt.sweeps.pruning.on_main", lambda report: "as rank 0 says")
+    monkeypatch.setattr("prefopt.training.pruning.on_main", lambda report: "as rank 0 says")
     with pytest.raises(PrunedError, match="as rank 0 says"):
         evaluate(callback, 2, 0.9)
     assert trials(folder)[0].intermediate_values == {}

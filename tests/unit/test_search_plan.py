@@ -10,10 +10,10 @@ pytest.importorskip("optuna")
 
 from prefopt.cluster.attempts import judge
 from prefopt.cluster.planning import plan_submission
-from prefopt.cluster.schema import SUBMIT
 from prefopt.cluster.script import render
-from prefopt.errors import UserError
-from prefopt.run_directory import RunDirectory, State
+from prefopt.config.cluster import SUBMIT
+from prefopt.process.errors import UserError
+from prefopt.runs.directory import RunDirectory, State
 from prefopt.submit import split
 from prefopt.sweeps.definition import Search
 from prefopt.sweeps.folder import SweepFolder

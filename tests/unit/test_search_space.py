@@ -2,8 +2,8 @@
 
 import pytest
 
-from prefopt.errors import UserError
-from prefopt.overrides import parse
+from prefopt.config.overrides import parse
+from prefopt.process.errors import UserError
 from prefopt.sweeps.search_plan import list_corners
 from prefopt.sweeps.space import Parameter, read_space
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from prefopt.cluster.schema import SUBMIT
-from prefopt.config import TRAIN
+from prefopt.config.cluster import SUBMIT
+from prefopt.config.load import TRAIN
+from prefopt.config.setting_docs import read_sections, to_markdown
 from prefopt.list import main as list_options
-from prefopt.setting_docs import read_sections, to_markdown
 from tests.conftest import REPOSITORY
 
 

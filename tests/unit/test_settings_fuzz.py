@@ -6,15 +6,15 @@ from collections.abc import Callable
 import pytest
 
 from prefopt.cluster.planning import plan_submission
-from prefopt.cluster.schema import SUBMIT
-from prefopt.config import TRAIN, complete, load_config
-from prefopt.errors import UserError
-from prefopt.run_directory import RunDirectory
-from prefopt.schema import SFTAlgorithmConfig, TrainConfig
+from prefopt.config.cluster import SUBMIT
+from prefopt.config.load import TRAIN, complete, load_config
+from prefopt.config.schema import SFTAlgorithmConfig, TrainConfig
+from prefopt.process.errors import UserError
+from prefopt.runs.directory import RunDirectory
 from prefopt.submit import split
 from prefopt.sweeps.points import Composer
-from prefopt.trainers.arguments import build_dpo_arguments, build_sft_arguments
-from prefopt.trainers.batches import StepSize
+from prefopt.training.arguments import build_dpo_arguments, build_sft_arguments
+from prefopt.training.batches import StepSize
 
 SEED = 20240607
 NUM_COMPOSED = 60

@@ -5,8 +5,8 @@ import pytest
 import torch
 import transformers
 
-from prefopt.modeling.shared_prefix import SharedPrefix, find_obstacle
-from prefopt.modeling.shared_prefix.attention import UnsupportedAttentionError
+from prefopt.models.shared_prefix import SharedPrefix, find_obstacle
+from prefopt.models.shared_prefix.attention import UnsupportedAttentionError
 from tests.tiny_models import EXPERTS, GPT2, SUPPORTED, WINDOW, Tiny, build, pair_batch
 
 RECURRENT = "carries a state from token to token"

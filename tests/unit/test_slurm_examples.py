@@ -6,8 +6,8 @@ import tomllib
 
 import pytest
 
-from prefopt.config import load_config
-from prefopt.distributed.ranks import Launch
+from prefopt.config.load import load_config
+from prefopt.process.ranks import Launch
 from tests.conftest import REPOSITORY
 
 FOLDER = REPOSITORY / "slurm" / "examples"

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefopt.choices import OnBadRow
+from prefopt.config.choices import OnBadRow
+from prefopt.config.schema import DataConfig
 from prefopt.data.loading import read_splits
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.data.split import find_overlap, prompt_key, split_by_prompt
-from prefopt.errors import UserError
 from prefopt.evaluation.run import _texts
-from prefopt.schema import DataConfig
+from prefopt.process.errors import UserError
 
 
 def pair(prompt: Any, answer: str = "a", tools: Any = None) -> PreferencePair:

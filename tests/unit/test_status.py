@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from prefopt import status
-from prefopt.distributed.lock_file import SILENT_AFTER_S, Life
-from prefopt.distributed.lock_file import look_at as look_at_lock
-from prefopt.run_directory import State
+from prefopt.runs.directory import State
 from prefopt.state.look import look
 from prefopt.state.places import find_groups
 from prefopt.state.queue import Queue
 from prefopt.state.records import Word
+from prefopt.storage.lock_file import SILENT_AFTER_S, Life
+from prefopt.storage.lock_file import look_at as look_at_lock
 from tests.run_states import (
     LATER,
     SUBMITTED,

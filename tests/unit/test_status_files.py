@@ -11,10 +11,10 @@ from functools import partial
 import pytest
 
 from prefopt.cluster.slurm import QueuedJob
-from prefopt.config import load_config, to_yaml
+from prefopt.config.load import load_config, to_yaml
 from prefopt.data.steps import StepBatches
-from prefopt.errors import UserError
-from prefopt.run_directory import RunDirectory
+from prefopt.process.errors import UserError
+from prefopt.runs.directory import RunDirectory
 from prefopt.state import queue as queue_module
 from prefopt.state.look import look
 from prefopt.state.places import find_groups

@@ -7,10 +7,10 @@ import subprocess
 import pytest
 from rich.console import Console
 
+from prefopt.process.terminal import quote
 from prefopt.state.advice import advise
 from prefopt.state.show import LIMIT, MANY, print_view
 from prefopt.state.wording import clean, describe_time
-from prefopt.terminal import quote
 from tests.run_states import leave_dead_lock, leave_lock, look_at, submit, write_log, write_run, write_sweep
 
 HOSTILE = "[red]x\x1b[2J\n'$(touch bad)'\u202e \udcff"

@@ -12,9 +12,8 @@ from benchmarks.cost import HostCalls, count_flops, count_useful_flops
 from benchmarks.scaling_formulas import Pair, count_adapters, forward_flops
 from benchmarks.shapes import MODELS, PAIRS, ModelShape
 from benchmarks.variants import BASELINE, OURS, PRECOMPUTE, Contest, fused_layers
-from prefopt.choices import PeftMethod
-from prefopt.data import collate
-from prefopt.modeling.shared_prefix import PairLayout
+from prefopt.config.choices import PeftMethod
+from prefopt.models.shared_prefix import PairLayout, collate
 from tests.liger import install_stub
 
 BATCHES = PAIRS["quick"].build(MODELS["tiny"].vocabulary)

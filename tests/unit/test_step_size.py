@@ -2,9 +2,9 @@
 
 import pytest
 
-from prefopt.config import load_config
-from prefopt.errors import UserError
-from prefopt.trainers.batches import StepSize
+from prefopt.config.load import load_config
+from prefopt.process.errors import UserError
+from prefopt.training.batches import StepSize
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefopt.cluster.slurm import QueuedJob, cancel, find_queued, submit
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 from prefopt.submit import main
 
 SBATCH = """\

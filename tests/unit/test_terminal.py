@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 import prefopt
-from prefopt.terminal import Terminal, printable, quote
-from prefopt.tracking.console import build_console, progress_bar
-from prefopt.trainers.callbacks import ConsoleCallback
+from prefopt.process.console import build_console, progress_bar
+from prefopt.process.terminal import Terminal, printable, quote
+from prefopt.training.callbacks import ConsoleCallback
 
 HOSTILE = "[/] [bold red]x[/bold red] [link=u]y[/link] :smile: \x1b[31mred\x1b]0;title \u202egnp \udcff"
 SHOWN = "[/] [bold red]x[/bold red] [link=u]y[/link] :smile: \ufffd[31mred\ufffd]0;title \ufffdgnp \ufffd"

@@ -20,17 +20,17 @@ import pytest
 from tokenizers import normalizers, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from prefopt.choices import LossOn, OnBadRow, OnLongCompletion
+from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
+from prefopt.config.schema import DataConfig
 from prefopt.data import cache, loading
 from prefopt.data.cache import ABOUT, DAMAGED, MANIFEST, fetch_cached, load_cached, open_cached
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_splits
 from prefopt.data.notes import DataNotes
 from prefopt.data.ragged import PairTable
 from prefopt.data.records import Kind, PreferencePair, ReadNotes, Record, SFTExample
-from prefopt.errors import UserError
-from prefopt.examples import Examples
-from prefopt.files import PARTIAL
-from prefopt.schema import DataConfig
+from prefopt.models.examples import Examples
+from prefopt.process.errors import UserError
+from prefopt.storage.files import PARTIAL
 from tests.conftest import REPOSITORY, write_rows
 from tests.unit.test_tokenize import CHATML, DOUBLE_BOS, build_tokenizer
 

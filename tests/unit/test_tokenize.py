@@ -11,14 +11,14 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from prefopt.choices import LossOn, OnBadRow, OnLongCompletion
+from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
+from prefopt.config.schema import DataConfig
 from prefopt.data import encoding, rendering
 from prefopt.data.encoding import CHUNK_ROWS, chunks, encode
 from prefopt.data.loading import load_tokenized, read_splits
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
-from prefopt.errors import UserError
-from prefopt.schema import DataConfig
+from prefopt.process.errors import UserError
 
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 CHATML = (

@@ -9,18 +9,19 @@ import time
 
 import pytest
 
-from prefopt.config import load_config
+from prefopt.config.load import load_config
 from prefopt.distributed.preemption import Preempted
-from prefopt.errors import UserError
-from prefopt.run_directory import RunDirectory, RunTakenOverError
-from prefopt.tracking import code_state, service
+from prefopt.process.errors import UserError
+from prefopt.runs import code_state
+from prefopt.runs.code_state import CodeState, without_credentials
+from prefopt.runs.directory import RunDirectory, RunTakenOverError
+from prefopt.tracking import service
 from prefopt.tracking.artifacts import _label, _plain, _sources
-from prefopt.tracking.code_state import CodeState, without_credentials
 from prefopt.tracking.credentials import CLOUD, base_url, has_api_key
 from prefopt.tracking.lineage import Parent, find_parent
 from prefopt.tracking.sessions import Outcome, _judge, find_sessions
 from prefopt.tracking.wandb import SHOWN_OF_SLURM, WandbMirror, _few_of_slurm
-from prefopt.trainers.guards import DivergedError
+from prefopt.training.guards import DivergedError
 
 COMMIT = ("-c", "user.email=a@b", "-c", "user.name=a", "commit", "-q", "-m", "one")
 

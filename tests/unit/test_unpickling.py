@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from prefopt.distributed.checkpoint import digest, list_files, seal
-from prefopt.distributed.final_model import copy_model
+from prefopt.distributed.checkpoint import list_files, seal
 from prefopt.distributed.saving import find_newest
 from prefopt.distributed.unpickling import FORCE, data_only, find_code
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
+from prefopt.runs.final_model import copy_model
+from prefopt.storage.sealed import digest
 from tests.unit.test_run_files import FACTS, write_checkpoint, write_partial
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefopt.tracking import window as module
-from prefopt.tracking.window import MetricsWindow
+from prefopt.training import window as module
+from prefopt.training.window import MetricsWindow
 
 values = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30)
 

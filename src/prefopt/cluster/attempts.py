@@ -12,10 +12,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from prefopt.entry import REFUSED, USER_ERROR, run_entry
-from prefopt.files import append_line, read_lines
-from prefopt.run_directory import RunDirectory, State
-from prefopt.terminal import printable
+from prefopt.distributed.entry import REFUSED, USER_ERROR, run_entry
+from prefopt.process.terminal import printable
+from prefopt.runs.directory import RunDirectory, State
+from prefopt.storage.files import append_line, read_lines
 
 FILE = "attempts.jsonl"
 MAX_STALLED = 2

@@ -16,15 +16,15 @@ from rich.console import Console
 from rich.text import Text
 
 from prefopt.cluster.planning import TRAIN
-from prefopt.cluster.schema import ClusterConfig
-from prefopt.cluster.script import Job, Task
+from prefopt.config.cluster import ClusterConfig
 from prefopt.distributed.preemption import EXIT_CODE as STOPPED
-from prefopt.errors import UserError
-from prefopt.report.sections import headline
-from prefopt.run_directory import RunDirectory, State
+from prefopt.process.console import build_console
+from prefopt.process.errors import UserError
+from prefopt.process.terminal import quote
+from prefopt.reports.sections import headline
+from prefopt.runs.directory import RunDirectory, State
 from prefopt.sweeps.folder import SweepFolder
-from prefopt.terminal import quote
-from prefopt.tracking.console import build_console
+from prefopt.sweeps.jobs import Job, Task
 
 POLL_S = 0.1
 LOG = "local.log"

@@ -6,24 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.choices import AlgorithmName, ClusterKind, PeftMethod, ReferenceMode
-from prefopt.cluster.schema import ClusterConfig, SubmitConfig, SweepConfig
-from prefopt.cluster.script import Job, Task
 from prefopt.cluster.slurm import find_queued
-from prefopt.composition import as_dict
-from prefopt.config import load_config
+from prefopt.config.choices import AlgorithmName, ClusterKind, PeftMethod, ReferenceMode
+from prefopt.config.cluster import ClusterConfig, SubmitConfig, SweepConfig
+from prefopt.config.composition import as_dict
+from prefopt.config.load import load_config
+from prefopt.config.overrides import assign
+from prefopt.config.schema import TrainConfig
 from prefopt.data.files import HUB, find_files
-from prefopt.distributed.ranks import Launch
-from prefopt.errors import UserError
-from prefopt.files import read_lines
-from prefopt.overrides import assign
-from prefopt.paths import describe_missing, expand, is_local, resolve
-from prefopt.run_directory import RunDirectory, State
-from prefopt.schema import TrainConfig
+from prefopt.process.errors import UserError
+from prefopt.process.paths import describe_missing, expand, is_local, resolve
+from prefopt.process.ranks import Launch
+from prefopt.process.terminal import quote
+from prefopt.runs.directory import RunDirectory, State
+from prefopt.storage.files import read_lines
 from prefopt.sweeps.folder import REFERENCE, SEARCH, SweepFolder, is_done, is_over
+from prefopt.sweeps.jobs import Job, Task
 from prefopt.sweeps.points import Axes, Plan, place_in, plan_points, read_axes, sets
 from prefopt.sweeps.search_plan import plan_search
-from prefopt.terminal import quote
 
 TRAIN, PREPARE = "prefopt.train", "prefopt.prepare"
 

@@ -19,9 +19,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from prefopt.entry import run_entry
-from prefopt.files import write_json
-from prefopt.terminal import printable
+from prefopt.distributed.entry import run_entry
+from prefopt.process.terminal import printable
+from prefopt.storage.files import write_json
 
 SUFFIX = ".node.json"
 TIMEOUT_S = 60.0

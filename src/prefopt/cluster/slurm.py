@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 
 TIMEOUT_S = 60
 

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from prefopt.comparison.metrics import METRICS
 from prefopt.comparison.ranking import Comparison, Row
 from prefopt.comparison.records import SEED, RunRecord
-from prefopt.files import write_text
-from prefopt.terminal import printable
+from prefopt.evaluation.metrics import METRICS
+from prefopt.process.terminal import printable
+from prefopt.storage.files import write_text
 
 SETTING = "setting."
 """Before the name of a setting, so that no setting can be taken for a metric."""

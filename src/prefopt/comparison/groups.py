@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from prefopt.comparison.metrics import Metric
 from prefopt.comparison.records import Measure, RunRecord
 from prefopt.comparison.settings import Settings, identity_but_seed
+from prefopt.evaluation.metrics import Metric
 
 MIN_STEM = 3
 """A common beginning of names that is shorter says nothing."""

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.comparison.curves import CURVES
-from prefopt.comparison.metrics import HELD_OUT, METRICS, SPLIT, is_finite
+from prefopt.comparison.metrics import HELD_OUT, SPLIT, is_finite
+from prefopt.evaluation.metrics import METRICS
 from prefopt.evaluation.statistics import Floats
 
 PROGRESS = ("step", "time_s", "training_s", "pairs", "tokens")

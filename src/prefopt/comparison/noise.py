@@ -7,9 +7,9 @@ from enum import Enum
 from functools import cache
 
 from prefopt.comparison.groups import Group, Spread
-from prefopt.comparison.metrics import Metric
 from prefopt.comparison.outcomes import outcomes_of
 from prefopt.comparison.records import Measure
+from prefopt.evaluation.metrics import Metric
 from prefopt.evaluation.statistics import Z_95
 
 NODES = 100

@@ -13,7 +13,6 @@ from prefopt.comparison.curve_chart import AXES, Line, curve_chart
 from prefopt.comparison.curves import CURVES, CurveKind
 from prefopt.comparison.drawing import NUM_BEST, look, robust_range
 from prefopt.comparison.groups import Spread
-from prefopt.comparison.metrics import ACCURACY, BY_KEY, LOSS
 from prefopt.comparison.parallel import parallel_chart
 from prefopt.comparison.ranking import Comparison
 from prefopt.comparison.records import RunRecord
@@ -35,8 +34,9 @@ from prefopt.comparison.wording import (
     state_text,
     summary_text,
 )
-from prefopt.files import write_text
-from prefopt.report.numbers import moment
+from prefopt.evaluation.metrics import ACCURACY, BY_KEY, LOSS
+from prefopt.reports.numbers import moment
+from prefopt.storage.files import write_text
 
 BAR_WIDTH, BAR_HEIGHT = 110, 16
 MIN_OPACITY, MAX_OPACITY = 0.08, 0.4
@@ -235,7 +235,7 @@ def _as_script_data(value: Any) -> str:
 
 def _environment() -> Environment:
     return Environment(
-        loader=ChoiceLoader([PackageLoader("prefopt.comparison"), PackageLoader("prefopt.report")]),
+        loader=ChoiceLoader([PackageLoader("prefopt.comparison"), PackageLoader("prefopt.reports")]),
         autoescape=select_autoescape(enabled_extensions=("html.j2",), default=False),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.comparison.drawing import Box, Scale, line, look, spread_out, svg, text, tick_text, ticks
-from prefopt.comparison.metrics import ACCURACY, BY_KEY, KL, LOSS, Metric, is_finite
+from prefopt.comparison.metrics import is_finite
 from prefopt.comparison.ranking import Comparison, Row
 from prefopt.comparison.settings import MISSING, Settings, as_text
+from prefopt.evaluation.metrics import ACCURACY, BY_KEY, KL, LOSS, Metric
 
 AXIS_WIDTH = 130
 MIN_WIDTH, HEIGHT = 520, 380

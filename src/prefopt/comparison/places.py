@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.comparison.settings import from_typed
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 from prefopt.sweeps.folder import FILE, IS_REFERENCE, SweepFolder, is_run, list_runs
 
 REPORT = "report"

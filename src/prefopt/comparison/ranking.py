@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from prefopt.comparison.groups import Group, find_duplicates, group_by_seed
-from prefopt.comparison.metrics import ACCURACY, BY_KEY, LOSS, SHOWN, Metric
+from prefopt.comparison.metrics import SHOWN
 from prefopt.comparison.noise import Difference, Method, compare_groups
 from prefopt.comparison.records import DONE, NOT_BEGUN, Mode, RunRecord, WandbPlace
 from prefopt.comparison.settings import differing, short_names
+from prefopt.evaluation.metrics import ACCURACY, BY_KEY, LOSS, Metric
 from prefopt.tracking.credentials import base_url
 
 SHIPPED, REFUSED = "ship", "do_not_ship"

@@ -20,11 +20,11 @@ from prefopt.comparison.outcomes import read_outcomes
 from prefopt.comparison.places import Place
 from prefopt.comparison.records import DONE, NOT_BEGUN, RUNNING, Measure, Mode, RunRecord, WandbPlace
 from prefopt.comparison.settings import read_settings
-from prefopt.distributed.lock_file import SILENT_AFTER_S, Life, look_at
-from prefopt.run_directory import RunDirectory, State
+from prefopt.runs.directory import RunDirectory, State
+from prefopt.runs.provenance import MEASURED
 from prefopt.state.facts import read_decision
+from prefopt.storage.lock_file import SILENT_AFTER_S, Life, look_at
 from prefopt.sweeps.folder import is_closed
-from prefopt.tracking.provenance import MEASURED
 
 UNKNOWN = "unknown"
 ENDED_EARLY = (State.preempted.value, State.failed.value)

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from prefopt.comparison.records import SEED
-from prefopt.config import NOT_IDENTITY
+from prefopt.config.load import NOT_IDENTITY
 
 MISSING = "\u2014"
 """Shown where a run has no such setting or no such number."""

@@ -9,7 +9,6 @@ from rich.console import Console, Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from prefopt.comparison.metrics import ACCURACY, KL, LOSS, OUTSIDE, Metric
 from prefopt.comparison.ranking import WITHIN_NOISE, Comparison, Row
 from prefopt.comparison.records import DONE, RUNNING, RunRecord
 from prefopt.comparison.settings import MISSING, Settings, shown
@@ -27,7 +26,8 @@ from prefopt.comparison.wording import (
     state_text,
     summary_text,
 )
-from prefopt.terminal import Terminal
+from prefopt.evaluation.metrics import ACCURACY, KL, LOSS, OUTSIDE, Metric
+from prefopt.process.terminal import Terminal
 
 NAME_WIDTH, SETTING_WIDTH, MESSAGE_WIDTH = 40, 28, 60
 PADDING = 2

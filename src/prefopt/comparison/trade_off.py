@@ -3,21 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefopt.comparison.drawing import (
-    NUM_BEST,
-    Box,
-    Scale,
-    line,
-    look,
-    robust_range,
-    svg,
-    text,
-    tick_text,
-    ticks,
-)
+from prefopt.comparison.drawing import NUM_BEST, Box, Scale, line, look, robust_range, svg, text, tick_text, ticks
 from prefopt.comparison.groups import Spread
-from prefopt.comparison.metrics import BASE_ACCURACY, KL, Better, Metric
 from prefopt.comparison.ranking import Row
+from prefopt.evaluation.metrics import BASE_ACCURACY, KL, Better, Metric
 
 BOX = Box(width=520, height=380, left=58, right=26, top=14, bottom=46)
 SIDES = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))

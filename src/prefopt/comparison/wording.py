@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 from prefopt.comparison.groups import Group
-from prefopt.comparison.metrics import BY_KEY, METRICS, Metric, as_text
+from prefopt.comparison.metrics import as_text
 from prefopt.comparison.noise import EXPLANATIONS, Method
 from prefopt.comparison.ranking import Comparison, Row, count_states
 from prefopt.comparison.records import Measure, RunRecord
 from prefopt.comparison.settings import MISSING, shown
-from prefopt.report.numbers import PERCENT, POINTS, Cell
-from prefopt.terminal import REPLACEMENT, UNPRINTABLE
+from prefopt.evaluation.metrics import BY_KEY, METRICS, PERCENT, POINTS, Metric
+from prefopt.process.terminal import REPLACEMENT, UNPRINTABLE
+from prefopt.reports.numbers import Cell
 
 DECISIONS = {"ship": "ship", "do_not_ship": "do not ship", "undecided": "undecided"}
 OTHER_DATA = "*"

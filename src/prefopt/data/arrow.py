@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from prefopt.config.overrides import typed
 from prefopt.data.strict_json import JSONError, parse
 from prefopt.data.values import RowError, show_name
-from prefopt.errors import UserError, first_line
-from prefopt.overrides import typed
+from prefopt.process.errors import UserError, first_line
 
 BATCH_ROWS = 1000
 """Rows of a Parquet file that become Python objects together."""

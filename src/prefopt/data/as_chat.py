@@ -7,7 +7,7 @@ from prefopt.data.implicit_prompts import is_transcript
 from prefopt.data.messages import Content, Message
 from prefopt.data.records import PreferencePair, Record, SFTExample
 from prefopt.data.values import describe
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 
 
 def to_chat(record: Record) -> Record:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.choices import BatchOrder
-from prefopt.errors import UserError
+from prefopt.config.choices import BatchOrder
+from prefopt.process.errors import UserError
 
 WINDOW_BATCHES = 64
 """Length grouping sorts windows of about this many batches: more group tighter, fewer mix better."""

@@ -23,14 +23,14 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from prefopt.choices import LossOn
+from prefopt.config.choices import LossOn
+from prefopt.config.schema import DataConfig
 from prefopt.data.encoding import TokenizeNotes
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized
 from prefopt.data.notes import DataNotes
 from prefopt.data.records import PreferencePair, ReadNotes, Record, SFTExample
-from prefopt.errors import UserError
-from prefopt.files import PARTIAL, write_text
-from prefopt.schema import DataConfig
+from prefopt.process.errors import UserError
+from prefopt.storage.files import PARTIAL, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from prefopt.choices import OnControlToken
+from prefopt.config.choices import OnControlToken
 from prefopt.data.records import Record, message_fields
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 
 
 class ControlTokens:

@@ -4,10 +4,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from prefopt.choices import OnBadRow
+from prefopt.config.choices import OnBadRow
 from prefopt.data.messages import Content, Message
 from prefopt.data.records import PreferencePair, ReadNotes, Record
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 
 
 def drop_defects(

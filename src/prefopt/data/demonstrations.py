@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from prefopt.choices import LossOn
+from prefopt.config.choices import LossOn
 from prefopt.data.control_tokens import ControlTokens
 from prefopt.data.encoding import (
     SpecialTokens,

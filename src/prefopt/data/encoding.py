@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any, NamedTuple, TypeVar
 
-from prefopt.choices import OnBadRow, OnLongCompletion
+from prefopt.config.choices import OnBadRow, OnLongCompletion
 from prefopt.data.messages import trained_turns
 from prefopt.data.prefixes import common_prefix_length
 from prefopt.data.records import MAX_CHARACTERS, Record, num_characters
 from prefopt.data.rendering import Chat, count_lost_thoughts, render_chats, require_chat_template
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 
 CHUNK_ROWS = 1000
 """Rows that are rendered and tokenized together."""

@@ -15,8 +15,8 @@ from typing import IO, Any, cast
 from prefopt.data.arrow import folder_rows, hub_rows, parquet_rows
 from prefopt.data.strict_json import JSONError, parse_row, parse_rows
 from prefopt.data.values import describe, show_name
-from prefopt.errors import UserError, explained
-from prefopt.paths import describe_missing, resolve
+from prefopt.process.errors import UserError, explained
+from prefopt.process.paths import describe_missing, resolve
 
 HUB = "hub:"
 MAX_LINE_BYTES = 64 * 2**20

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
-from prefopt.choices import DataFormat
+from prefopt.config.choices import DataFormat
 from prefopt.data.labels import LABELS, says_wanted
 from prefopt.data.messages import Message, join_parts
 from prefopt.data.strict_json import JSONError, parse

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from prefopt.data.values import describe
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 
 LABELS = ("label", "kto_tag")
 """Columns in which KTO's rows say whether an answer is wanted."""

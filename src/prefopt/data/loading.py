@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prefopt.choices import LossOn, OnBadRow, OnControlToken
+from prefopt.config.choices import LossOn, OnBadRow, OnControlToken
+from prefopt.config.schema import DataConfig
 from prefopt.data.as_chat import to_chat
 from prefopt.data.control_tokens import treat_control_tokens
 from prefopt.data.defects import drop_defects
@@ -15,8 +16,7 @@ from prefopt.data.notes import DataNotes, SplitName
 from prefopt.data.records import Kind, ReadNotes, Record, read_records
 from prefopt.data.split import find_overlap, split_by_prompt
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
-from prefopt.errors import UserError
-from prefopt.schema import DataConfig
+from prefopt.process.errors import UserError
 
 logger = logging.getLogger(__name__)
 

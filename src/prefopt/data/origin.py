@@ -7,7 +7,7 @@ from typing import Any
 
 from prefopt.data.cache import CODE, digest_tokenizer
 from prefopt.data.files import HUB, find_files
-from prefopt.errors import explained
+from prefopt.process.errors import explained
 
 
 def describe_origin(specs: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from prefopt.choices import DataFormat
+from prefopt.config.choices import DataFormat
 from prefopt.data.cells import parse_cells
 from prefopt.data.files import iter_rows
 from prefopt.data.formats import convert, detect_format, other_kind, unread_columns
@@ -28,7 +28,7 @@ from prefopt.data.messages import (
 from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.tool_calls import check_tools
 from prefopt.data.values import RowError, check_text, describe, show_name, show_names
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 
 Kind = Literal["preference", "sft"]
 

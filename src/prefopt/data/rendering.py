@@ -14,7 +14,7 @@ import jinja2
 from prefopt.data.messages import UNTRAINED, Message
 from prefopt.data.prefixes import common_prefix_length
 from prefopt.data.values import describe
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 
 RENDER_LIMIT_S = 10.0
 """Seconds that a chat template may take, and so much more for each chat that it is given at once:"""

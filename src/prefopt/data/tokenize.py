@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
-from prefopt.choices import LossOn, OnBadRow, OnLongCompletion
+from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
 from prefopt.data.control_tokens import ControlTokens
 from prefopt.data.demonstrations import ExampleIds, encode_examples
 from prefopt.data.encoding import (
@@ -27,7 +27,7 @@ from prefopt.data.messages import UNTRAINED, is_trained, trained_turns
 from prefopt.data.ragged import CONTEXT_COLUMNS
 from prefopt.data.records import PreferencePair, Record, SFTExample, message_fields
 from prefopt.data.rendering import Chat, Span, locate_tokens, render_turns, unread_keys
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from prefopt.files import delete, hash_file, write_json, write_text
+from prefopt.storage.files import delete, hash_file, write_json, write_text
+from prefopt.storage.sealed import Digests, bring_to_disk, read_digests
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +38,6 @@ READ_BY_LOADERS = (
     *(".pt", ".pth", ".ckpt", ".pkl"),
 )
 """Endings of files that transformers, PEFT, torch or DeepSpeed would load, also of files that were added."""
-
-Digests = dict[str, dict[str, Any]]
-"""For each file, relative to its checkpoint: `size` in bytes and `sha256`."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +80,6 @@ def list_files(folder: Path) -> dict[str, int]:
     no_content = re.compile(f"{re.escape(MANIFEST)}|{COMPLETE}|{LEFT_BEHIND.pattern}")
     files = [path for path in folder.rglob("*") if not no_content.fullmatch(path.name) and path.is_file()]
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
-
-
-def digest(folder: Path, names: Iterable[str]) -> Digests:
-    """Brings files to the disk and returns their digests."""
-    found = {}
-    for name in names:
-        path = folder / name
-        bring_to_disk(path)
-        found[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
-    return found
 
 
 def seal(partial: Path, facts: CheckpointFacts, digests: Digests) -> Path:
@@ -156,33 +143,6 @@ def read_manifest(checkpoint: Path) -> tuple[CheckpointFacts, Digests]:
         raise ValueError(f"{MANIFEST}: {error}") from error
 
 
-def read_digests(manifest: dict[str, Any]) -> Digests:
-    """The digests that a manifest lists.
-
-    Raises:
-        ValueError: It names a file outside of its folder.
-    """
-    digests: Digests = manifest["files"]
-    for name in digests:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or not path.parts:
-            raise ValueError(f"names {name!r}, which lies outside of its folder")
-    return digests
-
-
-def find_damage(checkpoint: Path, expected: Digests) -> str | None:
-    """Says what is wrong with files of a sealed checkpoint; None if they are as they were written."""
-    for name, entry in expected.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != entry["size"]:
-            return f"{name} has {path.stat().st_size} bytes, not {entry['size']}"
-        if hash_file(path) != entry["sha256"]:
-            return f"{name} has another checksum"
-    return None
-
-
 def find_stranger(checkpoint: Path, expected: Digests) -> str | None:
     """Says what is not the checkpoint's own, though a loader might take it, and the way out; None if nothing is.
 
@@ -231,12 +191,3 @@ def _doom(checkpoint: Path) -> Path:
     delete(doomed)
     checkpoint.rename(doomed)
     return doomed
-
-
-def bring_to_disk(path: Path) -> None:
-    """Returns when what was written to a file, or the names in a folder, would survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

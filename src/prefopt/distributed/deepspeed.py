@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-from prefopt.choices import OffloadDevice
+from prefopt.config.choices import OffloadDevice
+from prefopt.config.schema import DeepSpeedConfig, OptimConfig
 from prefopt.distributed.group import on_main
 from prefopt.distributed.native_ops import load_adam
-from prefopt.schema import DeepSpeedConfig, OptimConfig
 
 BUCKET_ELEMENTS = 50_000_000
 """Gradients that are reduced together. DeepSpeed's own 500 million take 2 GB per rank in float32 for any model."""

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar, cast
 
+from prefopt.config.schema import TrainConfig
 from prefopt.distributed.native_ops import leave_out_shared_memory
-from prefopt.distributed.ranks import is_main, rank, world_size
-from prefopt.errors import EndedError, ToldByRank0, UserError
-from prefopt.schema import TrainConfig
+from prefopt.process.errors import EndedError, ToldByRank0, UserError
+from prefopt.process.ranks import is_main, rank, world_size
 
 T = TypeVar("T")
 R = TypeVar("R")

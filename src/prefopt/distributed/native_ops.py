@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -17,15 +17,16 @@ from transformers.trainer import SCHEDULER_NAME, TRAINING_ARGS_NAME
 
 from prefopt.distributed import checkpoint as on_disk
 from prefopt.distributed.checkpoint import PARTIAL_PREFIX, TRAINER_STATE, CheckpointFacts
-from prefopt.distributed.digests import Digester
 from prefopt.distributed.group import agree, barrier, during, gather, on_main, raise_on_all
-from prefopt.distributed.ranks import is_main, rank, world_size
 from prefopt.distributed.universal import LATEST, find_bad_tag
 from prefopt.distributed.unpickling import find_code
 from prefopt.distributed.weights import save_partitioned
-from prefopt.errors import UserError
-from prefopt.files import write_text
-from prefopt.tracking import phases
+from prefopt.process import phases
+from prefopt.process.errors import UserError
+from prefopt.process.ranks import is_main, rank, world_size
+from prefopt.storage import sealed
+from prefopt.storage.digests import Digester
+from prefopt.storage.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class CheckpointSaver:
     def _seal(self, folder: Path, facts: CheckpointFacts, digester: Digester) -> str | None:
         """Digests what no rank has digested yet, each rank its share, and lets rank 0 make the folder a checkpoint."""
         problems = Problems()
-        mine: on_disk.Digests = {}
+        mine: sealed.Digests = {}
         with problems.kept():
             mine = digester.finish()
         seen = gather((on_disk.list_files(folder), set(mine)))  # a shared file system may show files late
@@ -141,7 +142,7 @@ class CheckpointSaver:
         sizes = {name: size for listed, _ in seen for name, size in listed.items() if name not in known}
         names = sorted(sizes.items(), key=_largest_first)
         with problems.kept():
-            mine |= on_disk.digest(folder, [name for name, _ in names[rank() :: world_size()]])
+            mine |= sealed.digest(folder, [name for name, _ in names[rank() :: world_size()]])
         barrier()
         shares = gather(mine)
         problem = problems.agreed()
@@ -220,7 +221,7 @@ def _find_damage(checkpoint: Path, place: int, num_places: int) -> str | None:
     try:
         _, expected = on_disk.read_manifest(checkpoint)
         sizes = sorted(((name, entry["size"]) for name, entry in expected.items()), key=_largest_first)
-        return on_disk.find_damage(checkpoint, {name: expected[name] for name, _ in sizes[place::num_places]})
+        return sealed.find_damage(checkpoint, {name: expected[name] for name, _ in sizes[place::num_places]})
     except (OSError, ValueError) as error:
         return str(error)
 

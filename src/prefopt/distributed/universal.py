@@ -24,7 +24,7 @@ import torch
 from transformers import TrainerCallback
 
 from prefopt.distributed.unpickling import data_only
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 
 LATEST = "latest"
 """Where DeepSpeed names the folder of the state, `global_step<n>`."""

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-from prefopt.distributed.ranks import is_main
+from prefopt.process.ranks import is_main
 
 logger = logging.getLogger(__name__)
 

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prefopt.config.schema import EvaluationConfig, TrainConfig
 from prefopt.data.files import iter_rows
 from prefopt.data.ragged import PairTable
 from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.values import RowError, check_text
-from prefopt.errors import UserError
 from prefopt.evaluation.sampling import Answer, Question, generate
 from prefopt.evaluation.scoring import IGNORED, PairScores, ScoredSequence, Scorer, Scores, completion
-from prefopt.modeling.load import load_model, load_tuned, straight_to_device
-from prefopt.modeling.reference import ReferenceStore, open_store
-from prefopt.paths import resolve
-from prefopt.schema import EvaluationConfig, TrainConfig
-from prefopt.tracking import phases
+from prefopt.models.load import load_model, load_tuned, straight_to_device
+from prefopt.models.reference import ReferenceStore, open_store
+from prefopt.process import phases
+from prefopt.process.errors import UserError
+from prefopt.process.paths import resolve
 
 logger = logging.getLogger(__name__)
 

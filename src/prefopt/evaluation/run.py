@@ -6,19 +6,18 @@ import json
 import logging
 import re
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prefopt.choices import DataFormat
-from prefopt.config import read_config
+from prefopt.config.choices import DataFormat
+from prefopt.config.schema import DPOAlgorithmConfig, TrainConfig
 from prefopt.data.loading import TokenizedSplits, load_tokenized, read_pairs
 from prefopt.data.messages import trained_turns
 from prefopt.data.origin import describe_origin
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.distributed import group
-from prefopt.distributed.final_model import is_sealed
-from prefopt.distributed.ranks import is_main
 from prefopt.evaluation.measure import (
     Comparison,
     Material,
@@ -33,38 +32,46 @@ from prefopt.evaluation.measure import (
 from prefopt.evaluation.statistics import Bootstrap
 from prefopt.evaluation.summary import Summary
 from prefopt.evaluation.verdict import judge
-from prefopt.examples import Examples, hash_rows
-from prefopt.files import write_text
-from prefopt.report.render import render_report
-from prefopt.run_directory import RunDirectory
-from prefopt.schema import DPOAlgorithmConfig, TrainConfig
-from prefopt.tracking import phases
-from prefopt.tracking.provenance import MEASURED
+from prefopt.models.examples import Examples, hash_rows
+from prefopt.process import phases
+from prefopt.process.ranks import is_main
+from prefopt.runs.directory import RunDirectory
+from prefopt.runs.final_model import is_sealed
+from prefopt.runs.provenance import MEASURED
+from prefopt.runs.settings import read_config
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of report.json; raised when a key changes its meaning."""
 
-PAIRS = "pairs.jsonl"
-"""In `report/`: a line per held-out pair, by which `prefopt compare` compares runs pair by pair."""
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of one run.
+
+    Attributes:
+        report: What report.json holds, but for `phases`.
+        records: The lines of metrics.jsonl.
+        pairs: A line of pairs.jsonl per held-out pair.
+    """
+
+    report: dict[str, Any]
+    records: list[dict[str, Any]]
+    pairs: list[dict[str, Any]]
 
 
-def evaluate_run(
-    config: TrainConfig, run: RunDirectory, examples: Examples, material: Material, folder: Path | None = None
-) -> dict[str, Any] | None:
-    """Measures `model/` of a run against its base, writes a report, and returns what report.json holds.
+def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, material: Material) -> Evaluation | None:
+    """Measures `model/` of a run against its base.
 
-    All ranks measure, disconnect, and are free then; rank 0 alone goes on to the report, and the others get None.
+    All ranks measure, disconnect, and are free then; rank 0 alone gets the results, and the others None.
 
     Args:
         config: Of the run, with the settings of this evaluation.
         run: Its folder.
         examples: What `material` was chosen from.
         material: What is measured.
-        folder: Where the report goes; unset: `report/` of the run.
     """
-    folder = folder or run.report
     started = time.monotonic()
     tokenizer, data = examples.tokenizer, examples.tokenized
     with phases.group("evaluation"), group.during("the final evaluation", may_take_long=True):
@@ -95,24 +102,13 @@ def evaluate_run(
         "provenance": {**run.read_provenance(), "data": describe_data(examples, material)},
     }
     report["decision"], report["verdict"] = judge(report)
-    pairs = summary.per_pair()
-    with phases.of("report"):
-        render_report(report, metrics, pairs, folder, lambda: read_phases(run))
-        write_text(folder / PAIRS, "".join(f"{json.dumps(pair)}\n" for pair in pairs))
-    return report
+    return Evaluation(report, metrics, summary.per_pair())
 
 
 def read_work(run: RunDirectory) -> dict[str, Any]:
     """What work.json holds about the run's speed, beside its phases."""
     phases.save()
     return {part: found for part, found in run.read_work().items() if part != "phases"}
-
-
-def read_phases(run: RunDirectory) -> dict[str, float]:
-    """Seconds of the run by part until now; of a run that is evaluated once more, those of its own command."""
-    phases.save()
-    found: dict[str, float] = run.read_work().get("phases", {})
-    return found
 
 
 def build_material(config: TrainConfig, examples: Examples) -> Material:

@@ -13,15 +13,15 @@ from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from trl.trainer.utils import add_fused_lm_head
 
-from prefopt.choices import Precision
-from prefopt.data.collate import PairCollator
+from prefopt.config.choices import Precision
+from prefopt.config.schema import DPOAlgorithmConfig, TrainConfig
 from prefopt.data.ragged import PairLogps, PairTable, Ragged
 from prefopt.distributed.group import place, pool, share_out
 from prefopt.evaluation.statistics import Floats
-from prefopt.modeling import load
-from prefopt.modeling.kernels import fuse_layers
-from prefopt.modeling.shared_prefix import share_prompts
-from prefopt.schema import DPOAlgorithmConfig, TrainConfig
+from prefopt.models import load
+from prefopt.models.kernels import fuse_layers
+from prefopt.models.shared_prefix import share_prompts
+from prefopt.models.shared_prefix.collate import PairCollator
 
 IGNORED = -100
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefopt.process.terminal import quote
 from prefopt.state.look import View
 from prefopt.state.records import Group, Kind, RunStatus, Word
-from prefopt.terminal import quote
 from prefopt.tracking.sessions import find_sessions
 
 RESUME = "sweep.resume=true"

@@ -8,10 +8,10 @@ from typing import Any
 from prefopt.cluster import attempts
 from prefopt.cluster.attempts import Attempt
 from prefopt.cluster.local import LOG
-from prefopt.distributed.lock_file import Sighting, look_at
-from prefopt.run_directory import RunDirectory, State
+from prefopt.runs.directory import RunDirectory, State
 from prefopt.state.records import Kind, Place
 from prefopt.state.tail import as_count, read_last
+from prefopt.storage.lock_file import Sighting, look_at
 
 OVER = (State.done, State.pruned)
 """Nothing is left to do."""

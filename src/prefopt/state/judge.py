@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from prefopt.cluster.slurm import QueuedJob
-from prefopt.distributed.lock_file import Life
-from prefopt.run_directory import State
+from prefopt.runs.directory import State
 from prefopt.state.facts import Facts
 from prefopt.state.queue import EXECUTING, WAITING
 from prefopt.state.records import Submitted, Word
 from prefopt.state.tail import find_error, find_last_line
 from prefopt.state.wording import clean
+from prefopt.storage.lock_file import Life
 
 CALLED_OFF = frozenset({"CANCELLED", "COMPLETED"})
 """States of a job that ended before its run began, and nobody need wonder why."""

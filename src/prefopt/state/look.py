@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from prefopt.cluster.slurm import QueuedJob
-from prefopt.run_directory import State
+from prefopt.runs.directory import State
 from prefopt.state.facts import OVER, Facts, read_facts
 from prefopt.state.judge import judge
 from prefopt.state.progress import Progress, count_steps, read_progress, read_trainer_settings

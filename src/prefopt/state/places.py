@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import UserError
-from prefopt.run_directory import RunDirectory
+from prefopt.process.errors import UserError
+from prefopt.runs.directory import RunDirectory
 from prefopt.state.records import Group, Kind, Place, Submitted
 from prefopt.state.tail import read_objects
 from prefopt.sweeps.folder import FILE, IS_REFERENCE, REFERENCE, SEARCH, TRACES, SweepFolder, is_run, list_runs

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.distributed.checkpoint import TRAINER_STATE, list_complete
-from prefopt.run_directory import RunDirectory
+from prefopt.runs.directory import RunDirectory
 from prefopt.state.tail import as_count, as_number, read_end, read_last
 
 STATE_BYTES = 1 << 14

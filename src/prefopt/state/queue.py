@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from prefopt.cluster.planning import WAITING_OR_RUNNING
 from prefopt.cluster.slurm import TIMEOUT_S, QueuedJob, find_queued
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 from prefopt.state.records import Submitted
 
 EXECUTING = frozenset({"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"})

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from prefopt.run_directory import RunDirectory
+from prefopt.runs.directory import RunDirectory
 
 
 class Word(Enum):

@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prefopt.process.terminal import quote
 from prefopt.state.advice import Advice
 from prefopt.state.look import View
 from prefopt.state.records import OVER, Group, Kind, RunStatus, Word
 from prefopt.state.wording import clean, clean_name, describe_time
-from prefopt.terminal import quote
 
 MANY = 20
 """Runs of a group above which those that are over are only counted."""

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 from prefopt.sweeps.folder import SEARCH, SweepFolder
 from prefopt.sweeps.points import Point
 from prefopt.sweeps.space import Parameter

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import UserError
-from prefopt.files import write_json
-from prefopt.run_directory import RunDirectory, State
+from prefopt.process.errors import UserError
+from prefopt.runs.directory import RunDirectory, State
+from prefopt.storage.files import write_json
 from prefopt.sweeps.points import Point
 
 FILE = "sweep.json"

@@ -12,13 +12,13 @@ from typing import Any
 
 from hydra.core.override_parser.types import Glob, Override, RangeSweep
 
-from prefopt.composition import Composed
-from prefopt.config import TRAIN, complete, fingerprint
-from prefopt.distributed.ranks import Launch
-from prefopt.errors import UserError
-from prefopt.overrides import assign, parse
-from prefopt.paths import expand, shipped
-from prefopt.schema import TrainConfig
+from prefopt.config.composition import Composed
+from prefopt.config.load import TRAIN, complete, fingerprint
+from prefopt.config.overrides import assign, parse
+from prefopt.config.schema import TrainConfig
+from prefopt.process.errors import UserError
+from prefopt.process.paths import expand, shipped
+from prefopt.process.ranks import Launch
 
 MAX_NAME = 80
 """Letters of a point's name; a longer one is cut and ends in a hash."""

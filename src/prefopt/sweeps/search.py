@@ -11,19 +11,19 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from prefopt.cluster.script import Job, Task, write_tasks
-from prefopt.config import TRAIN, complete
-from prefopt.distributed.lock_file import find_holder
-from prefopt.distributed.ranks import Launch
-from prefopt.entry import run_entry
-from prefopt.errors import UserError
-from prefopt.files import write_json
-from prefopt.run_directory import RunDirectory, State
+from prefopt.config.load import TRAIN, complete
+from prefopt.distributed.entry import run_entry
+from prefopt.process.errors import UserError
+from prefopt.process.ranks import Launch
+from prefopt.process.terminal import printable
+from prefopt.runs.directory import RunDirectory, State
+from prefopt.storage.files import write_json
+from prefopt.storage.lock_file import find_holder
 from prefopt.sweeps import study
 from prefopt.sweeps.definition import TRIAL, Search, name_of
 from prefopt.sweeps.folder import SweepFolder
+from prefopt.sweeps.jobs import Job, Task, write_tasks
 from prefopt.sweeps.points import place_in
-from prefopt.terminal import printable
 
 STOP = "stop"
 """What `prefopt.cluster.attempts` says of a run that is not tried again."""

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from prefopt.choices import HELD_OUT_METRICS, AlgorithmName
-from prefopt.cluster.schema import SearchConfig, SweepConfig
-from prefopt.comparison.metrics import METRICS, Better, Metric
-from prefopt.config import complete, fingerprint
-from prefopt.distributed.ranks import Launch
-from prefopt.errors import UserError
-from prefopt.schema import TrainConfig
+from prefopt.config.choices import HELD_OUT_METRICS, AlgorithmName
+from prefopt.config.cluster import SearchConfig, SweepConfig
+from prefopt.config.load import complete, fingerprint
+from prefopt.config.schema import TrainConfig
+from prefopt.evaluation.metrics import METRICS, Better, Metric
+from prefopt.process.errors import UserError
+from prefopt.process.ranks import Launch
 from prefopt.sweeps.definition import Search
 from prefopt.sweeps.points import Composer, Plan, Point
 from prefopt.sweeps.space import Space, read_space

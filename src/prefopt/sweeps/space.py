@@ -8,8 +8,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep, Sweep
 
-from prefopt.errors import UserError
-from prefopt.overrides import parse
+from prefopt.config.overrides import parse
+from prefopt.process.errors import UserError
 from prefopt.sweeps.points import as_overrides, list_values
 
 LOG = "log"

@@ -14,7 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from prefopt.errors import UserError
+from prefopt.process.errors import UserError
 from prefopt.sweeps.definition import Search
 from prefopt.sweeps.space import Drawn, Parameter
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prefopt.choices import LogArtifacts
+from prefopt.config.choices import LogArtifacts
+from prefopt.config.schema import TrainConfig
 from prefopt.data.files import HUB, find_files
-from prefopt.schema import TrainConfig
 
 MAX_NAME = 128
 """Letters that W&B allows in an artifact's name."""

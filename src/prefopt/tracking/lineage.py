@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefopt.errors import UserError
-from prefopt.paths import resolve
-from prefopt.run_directory import RunDirectory
-from prefopt.schema import TrainConfig
+from prefopt.config.schema import TrainConfig
+from prefopt.process.errors import UserError
+from prefopt.process.paths import resolve
+from prefopt.runs.directory import RunDirectory
 
 DEPTH = 3
 """Folders from a checkpoint, `<run>/checkpoints/step-<n>`, up to its run, itself included."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from prefopt.files import write_text
+from prefopt.storage.files import write_text
 from prefopt.tracking.service import kill_services
 from prefopt.tracking.wandb import INCOMPLETE
 

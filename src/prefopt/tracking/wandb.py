@@ -14,14 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from prefopt.choices import LogArtifacts, LoggerName, WandbMode
-from prefopt.composition import as_dict
+from prefopt.config.choices import LogArtifacts, LoggerName, WandbMode
+from prefopt.config.composition import as_dict
+from prefopt.config.schema import TrainConfig
 from prefopt.distributed.preemption import EXIT_CODE, Preempted
-from prefopt.files import write_text
-from prefopt.run_directory import RunDirectory, RunTakenOverError
-from prefopt.schema import TrainConfig
-from prefopt.terminal import quote
-from prefopt.tracking import phases
+from prefopt.process import phases
+from prefopt.process.terminal import quote
+from prefopt.runs.directory import RunDirectory, RunTakenOverError
+from prefopt.storage.files import write_text
 from prefopt.tracking.artifacts import build_data, build_model
 from prefopt.tracking.credentials import has_api_key
 from prefopt.tracking.lineage import Parent, find_parent

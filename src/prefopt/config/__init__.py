@@ -1,0 +1,1 @@
+"""Settings: their schema, how they are composed, checked and identified. Imports no torch."""

@@ -1,0 +1,104 @@
+"""Overrides as text: how they are read, and how one is written so that Hydra and a shell leave it as it is."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from prefopt.process import terminal
+from prefopt.process.errors import SHOWN, UserError, shorten
+
+MAX_DEPTH = 20
+FORM = "Write overrides as group=option or group.setting=value"
+TYPED_WORDS = ("null", "true", "false", "inf", "nan")
+"""What Hydra's grammar does not take for text."""
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Reads overrides by Hydra's grammar.
+
+    Raises:
+        UserError: Something that is no override, with how it is typed where that can be told.
+    """
+    parser = OverridesParser.create()
+    parsed = []
+    for line in overrides:
+        try:
+            (override,) = parser.parse_overrides([line])
+        except (HydraException, RecursionError, ValueError) as error:  # too deep; an integer of thousands of digits
+            raise _unreadable(line, error) from error
+        if not override.is_sweep_override() and _is_deeper(override.value(), MAX_DEPTH):
+            raise UserError(f"{shorten(line)}: holds lists or dicts in one another, more than {MAX_DEPTH} deep.")
+        parsed.append(override)
+    return parsed
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """True for lists and dicts with more levels than that, each of which costs a call of a function everywhere."""
+    if not isinstance(value, list | dict):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in items)
+
+
+def quote(text: str) -> str:
+    """Text as one value in Hydra's grammar, whatever it holds."""
+    mark = "'" if '"' in text else '"'
+    escaped = re.sub(rf"(\\*)({mark}|\Z)", lambda found: 2 * found[1] + (f"\\{mark}" if found[2] else ""), text)
+    return f"{mark}{escaped}{mark}"
+
+
+def assign(key: str, value: str) -> str:
+    """An override that sets a setting to exactly this text, quoted as Hydra's grammar wants it."""
+    return f"{key}={_literal(value)}"
+
+
+def typed(key: str, value: Any) -> str:
+    """An override as one types it in a shell, such as `'data.train="a=b.jsonl"'`; for messages that name one.
+
+    Args:
+        key: The setting, with a `+` before it where that is wanted.
+        value: Text, a number, a truth, None, or a list or dict of such.
+    """
+    return terminal.quote(f"{key}={_literal(value)}")
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, str):
+        is_word = re.fullmatch(r"[A-Za-z/][A-Za-z0-9_./-]*", value) and value.lower() not in TYPED_WORDS
+        plain = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # else OmegaConf would look for another setting
+        return value if is_word else quote(plain)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_literal(item) for item in value)}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_literal(item)}' for key, item in value.items())}}}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _unreadable(line: str, error: Exception) -> UserError:
+    """Says what Hydra's grammar does not take, and how the line is typed instead."""
+    name, equals, value = line.partition("=")
+    if not equals or not re.fullmatch(r"[~+]*[\w$@/.:-]*", name, re.ASCII):
+        form = f"{FORM}; the name of a setting has letters, digits, _ and dots"
+        return UserError(f"{shorten(line)}: no override. {form}.")
+    odd = sorted(set(re.findall(r"[^\w/\-\\+.$%*@?|:,\s\[\]{}()'\"]", value, re.ASCII)))
+    instead = _mended(name, value.strip())
+    remedy = f"In a shell, type {instead}" if instead else f"In a shell, type {typed('group.setting', 'a=b, c')}"
+    if odd:
+        return UserError(f"{shorten(line)}: a value with {' '.join(odd)} needs quotes that reach prefopt. {remedy}.")
+    reason = shorten(str(error).splitlines()[0].rstrip("."))
+    form = f"{FORM}, with every bracket and quote closed"
+    return UserError(f"{shorten(line)}: no override ({reason}). {form}. If it is text: {remedy}.")
+
+
+def _mended(name: str, value: str) -> str | None:
+    """What was meant, as one types it: a list with its items quoted, or text; None if that is too long to tell."""
+    if len(value) > SHOWN:
+        return None
+    items = re.fullmatch(r"\[(.*)\]", value)
+    if items is not None:
+        return typed(name, [item.strip().strip("'\"") for item in items[1].split(",")])
+    return typed(name, value.strip("'\""))

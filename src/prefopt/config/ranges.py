@@ -1,0 +1,71 @@
+"""What the value of a setting may be, said in one way."""
+
+import math
+import os
+from typing import Any
+
+from omegaconf import BooleanNode, IntegerNode
+from omegaconf.errors import ValidationError
+
+from prefopt.config.choices import AUTO
+from prefopt.process.errors import UserError, shorten
+
+MAX_FOLDER_BYTES = 200
+"""Of the 255 that file systems allow a name."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises a `UserError` with `message` unless `condition` holds."""
+    if not condition:
+        raise UserError(message)
+
+
+def require_at_most(key: str, value: float | None, most: int, why: str) -> None:
+    """Refuses a number that no machine takes, before it hangs or fills memory; None is no number."""
+    require(value is None or value <= most, f"{key}: must be at most {most:,} ({why}), found {value}.")
+
+
+def require_folder_name(key: str, name: str) -> None:
+    """Refuses what is no plain name of a folder, or leaves no room for the endings of files beside it."""
+    is_plain = name not in ("", ".", "..") and not set(name) & set("/\\\0")
+    require(
+        is_plain, f"{key}: must be one plain folder name, found {shorten(repr(name))}. Put its folder in run.root."
+    )
+    size = len(os.fsencode(name))
+    require(size <= MAX_FOLDER_BYTES, f"{key}: must have at most {MAX_FOLDER_BYTES} bytes, found {size}.")
+
+
+def check_usable(key: str, value: Any) -> None:
+    """Refuses what no setting of any kind can use: nan, inf, whole numbers beyond 64 bits, text that no file can hold.
+
+    Args:
+        key: The setting.
+        value: What it holds; items of lists and dicts are looked at too.
+    """
+    if isinstance(value, float):
+        require(math.isfinite(value), f"{key}: must be a finite number, found {value}.")
+    elif isinstance(value, int):
+        require(
+            -(2**63) <= value < 2**63,
+            f"{key}: must be a whole number of at most 64 bits, found {shorten(str(value))}.",
+        )
+    elif isinstance(value, str):
+        is_text = "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+        require(is_text, f"{key}: must be text in UTF-8 without null characters, found {shorten(repr(value))}.")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            check_usable(f"{key}.{name}", item)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            check_usable(f"{key}[{number}]", item)
+
+
+def or_auto(name: str, value: Any, kind: Any) -> Any:
+    """The value of a setting that is `auto` or of a type, converted to that type as OmegaConf converts others."""
+    if value == AUTO:
+        return AUTO
+    try:
+        return (BooleanNode if kind is bool else IntegerNode)().validate_and_convert(value)
+    except ValidationError as error:
+        allowed = "true, false" if kind is bool else "a whole number, null"
+        raise UserError(f"{name}: must be {allowed} or auto, found {value!r}.") from error

@@ -1,7 +1,0 @@
-"""The forward that computes the prompt of a preference pair once."""
-
-from prefopt.modeling.shared_prefix.choice import share_prompts
-from prefopt.modeling.shared_prefix.engine import LAYOUT, SharedPrefix, find_obstacle, verify
-from prefopt.modeling.shared_prefix.layout import PairLayout
-
-__all__ = ["LAYOUT", "PairLayout", "SharedPrefix", "find_obstacle", "share_prompts", "verify"]

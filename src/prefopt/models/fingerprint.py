@@ -1,0 +1,203 @@
+"""What a model's files say about the function it computes, as one digest."""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from prefopt.config.schema import ModelConfig
+from prefopt.models.load import ADAPTER_FILE
+from prefopt.process import phases
+from prefopt.process.errors import UserError, explained
+from prefopt.process.paths import cache_folder, is_local, resolve
+from prefopt.storage.files import write_json
+
+logger = logging.getLogger(__name__)
+
+INDEXES = "*.index.json"
+"""Files whose `weight_map` names for each tensor the file that holds it, which may lie in another folder."""
+FUNCTION_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    INDEXES,
+    "*.py",
+    "custom_generate/*.py",
+    ADAPTER_FILE,
+)
+"""Files of a model folder that decide its outputs for given token ids, beside those that an index names."""
+TRAINING_STATE = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")
+"""Beginnings of names of files that a trainer leaves beside the weights."""
+REMEMBER_BYTES = 64 * 2**20
+"""Files from this size on are hashed once; smaller ones every time."""
+ANNOUNCE_BYTES = 2**30
+"""Files from this size on take seconds."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of a model that decide its outputs.
+
+    Attributes:
+        folder: Where they lie; of a model of the hub, the snapshot of one commit.
+        digests: For each file its SHA-256 (hex).
+        base: The files of the model below an adapter; None for a whole model.
+    """
+
+    folder: Path
+    digests: dict[str, str]
+    base: "ModelFiles | None" = None
+
+    @property
+    def commit(self) -> str | None:
+        """The commit on the hub; None for a folder of the user's."""
+        return self.folder.name if self.folder.parent.name == "snapshots" else None
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over all names and contents."""
+        digest = hashlib.sha256()
+        for name, found in self.digests.items():
+            digest.update(f"{name}\0{found}\n".encode())
+        if self.base is not None:
+            digest.update(self.base.fingerprint().encode())
+        return digest.hexdigest()
+
+    def by_name(self) -> dict[str, str]:
+        """All digests; names of an adapter's base begin with `base/`."""
+        of_base = {} if self.base is None else self.base.by_name()
+        return {**self.digests, **{f"base/{name}": found for name, found in of_base.items()}}
+
+
+@phases.of("hashing")
+def read_model_files(config: ModelConfig) -> ModelFiles:
+    """The files that `config.path` names, an adapter's base included.
+
+    Raises:
+        UserError: The model is not on this machine.
+    """
+    return _read_files(_folder(config.path, config.revision))
+
+
+def fingerprint_weights(config: ModelConfig) -> str:
+    """The fingerprint of `config.path`, as the key of what is computed with its weights.
+
+    Parameters in memory are never looked at: under ZeRO-3 they are empty.
+
+    Raises:
+        UserError: The folder holds no weights, or the model is not on this machine.
+    """
+    files = read_model_files(config)
+    _require_weights(files)
+    return files.fingerprint()
+
+
+def _read_files(folder: Path) -> ModelFiles:
+    remembered = _Remembered(folder)
+    with explained(folder):
+        digests = {name: remembered.digest(name) for name in sorted(_list_names(folder))}
+    remembered.save()
+    if ADAPTER_FILE not in digests:
+        return ModelFiles(folder, digests)
+    adapter = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    base = _folder(adapter["base_model_name_or_path"], adapter.get("revision"))
+    return ModelFiles(folder, digests, _read_files(base))
+
+
+def _list_names(folder: Path) -> set[str]:
+    """The files of `folder`, relative to it, that transformers or PEFT would load.
+
+    Weights in folders below count if an index names them: nobody reads others, such as a trainer's checkpoints.
+    """
+    paths = {path for pattern in FUNCTION_FILES for path in folder.glob(pattern) if path.is_file()}
+    names = {str(path.relative_to(folder)) for path in paths if not path.name.startswith(TRAINING_STATE)}
+    weight_maps = ((_read(path) or {}).get("weight_map") for path in folder.glob(INDEXES))
+    named = {str(name) for found in weight_maps if isinstance(found, dict) for name in found.values()}
+    return names | {name for name in named if (folder / name).is_file()}
+
+
+def _require_weights(files: ModelFiles) -> None:
+    """Refuses what a store cannot watch."""
+    folder = files.folder
+    if not any(Path(name).suffix in (".safetensors", ".bin", ".pt") for name in files.digests):
+        raise UserError(f"{folder}: no weights here (*.safetensors, *.bin), so reference=store has nothing to go by.")
+    if "--" in json.dumps(_read(folder / "config.json") or {}).partition('"auto_map"')[2].partition("}")[0]:
+        raise UserError(
+            f"{folder}: its code lies in another repository, which a store cannot watch. Set reference=live."
+        )
+    if files.base is not None:
+        _require_weights(files.base)
+
+
+def _folder(path: str, revision: str | None) -> Path:
+    if is_local(path):
+        return resolve(path)
+    for name in ("config.json", ADAPTER_FILE):
+        found = cached_file(path, name, revision=revision or "main", _raise_exceptions_for_missing_entries=False)
+        if found is not None:
+            return Path(found).parent
+    raise UserError(f"model.path={path}: neither config.json nor {ADAPTER_FILE} is there.")
+
+
+class _Remembered:
+    """Digests of large files, kept in the cache folder: nothing is written into the folder of a model.
+
+    A digest counts as long as size, times and inode of its file are the same.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+        self._folder = folder
+        self._place = cache_folder() / "digests" / f"{name}.json"
+        self._known: dict[str, Any] = _read(self._place) or {}
+        self._is_new = False
+
+    def digest(self, name: str) -> str:
+        """SHA-256 (hex) of a file, named relative to the folder."""
+        path = self._folder / name
+        stat = path.stat()
+        mark = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        known = self._known.get(name)
+        if known is not None and known["mark"] == mark:
+            return str(known["sha256"])
+        if stat.st_size >= ANNOUNCE_BYTES:
+            logger.info("reference: hashing %s (%.1f GiB), once", path, stat.st_size / 2**30)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if stat.st_size >= REMEMBER_BYTES:
+            self._known[name] = {"mark": mark, "sha256": digest}
+            self._is_new = True
+        return digest
+
+    def save(self) -> None:
+        if not self._is_new:
+            return
+        try:
+            self._place.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._place, self._known)
+        except OSError as error:
+            logger.warning("weights will be hashed again next time: %s cannot be written (%s)", self._place, error)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return known if isinstance(known, dict) else None
+
+
+def describe_model(config: ModelConfig) -> dict[str, Any]:
+    """Path, revision and commit of the base, and the digests of all files that decide what it computes."""
+    files = read_model_files(config)
+    return {
+        "path": config.path,
+        "revision": config.revision,
+        "commit": files.commit,
+        "sha256": files.by_name(),
+        "fingerprint": files.fingerprint(),
+    }

@@ -1,0 +1,119 @@
+"""What a model takes at most, and whether data, tokenizer and answers keep to it: said before training, not in it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoConfig
+
+from prefopt.config.schema import ModelConfig
+from prefopt.data.loading import TokenizedSplits
+from prefopt.models.load import count_tokens, find_base, from_pretrained
+from prefopt.process.errors import UserError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a model's configuration says that it takes.
+
+    Attributes:
+        model: Its path or id.
+        context: Tokens of one sequence; None where it names no limit.
+        num_tokens: Rows of its embedding; None where it does not say.
+    """
+
+    model: str
+    context: int | None
+    num_tokens: int | None
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> "Limits":
+        """Reads the configuration of a model, or of the base of an adapter.
+
+        Raises:
+            UserError: It cannot be read.
+        """
+        base = find_base(config)
+        text = from_pretrained(AutoConfig, base or config).get_text_config()
+        # An adapter may bring an embedding of its own, which its tokenizer fits.
+        return cls(config.path, _read_context(text), None if base else getattr(text, "vocab_size", None))
+
+    def check_tokenizer(self, tokenizer: Any, config: ModelConfig) -> None:
+        """Refuses a tokenizer with tokens that the model has no row for, unless the embedding is to grow.
+
+        Raises:
+            UserError: With the first of them.
+        """
+        if self.num_tokens is None or config.resize_embeddings or count_tokens(tokenizer) <= self.num_tokens:
+            return
+        first = min(id_ for id_ in tokenizer.get_vocab().values() if id_ >= self.num_tokens)
+        raise UserError(
+            f"model.path={self.model}: its tokenizer gives {tokenizer.convert_ids_to_tokens(first)!r} the id {first}, "
+            f"and its embedding has {self.num_tokens} rows. Use the tokenizer that the model was trained with, or let "
+            "the embedding grow with model.resize_embeddings=true."
+        )
+
+    def check_data(self, data: TokenizedSplits) -> None:
+        """Refuses rows that are longer than the model's context.
+
+        Raises:
+            UserError: With the first of them.
+        """
+        for split in ("train", "held_out"):
+            rows = getattr(data, split)
+            if rows is not None and len(rows):
+                self.check_rows(rows, f"data.{split}")
+
+    def check_rows(self, rows: Any, name: str) -> None:
+        """The same for one data set; `name` is the setting that it comes from."""
+        if self.context is None or not len(rows):
+            return
+        lengths = _lengths(rows)
+        too_long = np.flatnonzero(lengths > self.context)
+        if len(too_long):
+            first, count = int(too_long[0]), f"{len(too_long)} such row(s)"
+            raise UserError(
+                f"{name}: {rows[first]['source']} has {lengths[first]} tokens, and {self.model} reads at most "
+                f"{self.context} ({count}). Set data.max_length={self.context}: longer completions are then handled "
+                "by data.on_long_completion, and counted."
+            )
+
+    def check_answers(self, prompts: list[list[int]], max_new_tokens: int) -> None:
+        """Refuses answers that could grow beyond the model's context.
+
+        Raises:
+            UserError: With what would fit.
+        """
+        longest = max(map(len, prompts), default=0)
+        if self.context is None or longest + max_new_tokens <= self.context or not longest:
+            return
+        raise UserError(
+            f"evaluation.max_new_tokens={max_new_tokens}: after the longest of the sampled prompts, {longest} tokens, "
+            f"an answer would go beyond the {self.context} that {self.model} reads at most. Set "
+            f"evaluation.max_new_tokens={self.context - longest}, or evaluation.num_samples=0."
+        )
+
+
+def _read_context(config: Any) -> int | None:
+    """Positions that a model knows, with what its rotary embedding is stretched to."""
+    known: int | None = getattr(config, "max_position_embeddings", None)
+    if known is None:
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict)]
+    stretched = [(kind.get("original_max_position_embeddings") or known) * (kind.get("factor") or 1) for kind in kinds]
+    return int(max([known, *stretched]))
+
+
+def _lengths(rows: Any) -> NDArray[np.int64]:
+    """Tokens of each row of a tokenised data set; of a pair, of its prompt with the longer completion."""
+    import pyarrow.compute as pc
+
+    def of(column: str) -> NDArray[np.int64]:
+        lengths: NDArray[np.int64] = pc.list_value_length(rows.data.column(column)).to_numpy().astype(np.int64)
+        return lengths
+
+    if "input_ids" in rows.column_names:
+        return of("input_ids")
+    return of("prompt_ids") + np.maximum(of("chosen_ids"), of("rejected_ids"))

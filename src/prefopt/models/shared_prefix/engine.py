@@ -1,0 +1,212 @@
+"""Computes every prompt of a pair batch once, below TRL's trainers.
+
+TRL calls the model on a padded batch `[chosen; rejected]` with `labels` and `fused_lm_head=True`. Three forward hooks,
+each a public feature of torch modules, turn that call into one over the packed row and its result back into the padded
+layout: before the model (pack), after the backbone (keep the predicting positions), after the model (spread the
+per-token results). TRL's head, losses and metrics, PEFT, autocast, DDP and DeepSpeed are above or between, unchanged;
+but for that the head scores all positions that reach it without asking which are labelled. A call without
+`pair_layout` passes untouched.
+"""
+
+from typing import Any
+
+import torch
+from trl.kernels import chunked_logprob
+from trl.trainer import utils as trl_utils
+
+from prefopt.models.modes import evaluating
+from prefopt.models.shared_prefix.attention import NO_MASK, PREFIX, choose_form, register
+from prefopt.models.shared_prefix.layout import PairLayout
+
+LAYOUT = "pair_layout"
+"""Key of a `PairLayout` among a batch's entries."""
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+BASES = ("sdpa", "eager")
+"""Attention implementations that ours replaces in pair batches; others look at their own name."""
+PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+"""Results of TRL's head that have one value per token, but for its mask: the batch tells where completions are."""
+
+
+def find_obstacle(model: Any) -> str | None:
+    """Says why the prompts of this model cannot be shared, or returns None.
+
+    Args:
+        model: A causal language model, or a PeftModel around one.
+    """
+    causal = _causal(model)
+    config = causal.config.get_text_config()
+    name = type(causal).__name__
+    if causal.config is not config or getattr(causal.config, "is_encoder_decoder", False):
+        return f"{name} is not a text-only decoder"
+    if getattr(causal, "_is_stateful", False):
+        return f"{name} carries a state from token to token, which would flow from one completion into the other"
+    foreign = set(getattr(config, "layer_types", None) or []) - KNOWN_LAYERS
+    if foreign:
+        return f"{name} has {', '.join(sorted(foreign))} layers, which do not attend token by token"
+    if not getattr(causal, "_supports_attention_backend", False):
+        return f"{name} does not compute attention through transformers' attention interface"
+    attention = causal.config._attn_implementation
+    if not attention.startswith(PREFIX) and attention not in BASES:
+        return f"model.attn_implementation={attention} cannot be stood in for (allowed: {', '.join(BASES)})"
+    if not all(getattr(module, "is_causal", True) for module in causal.modules()):
+        return f"{name} has attention that is not causal"
+    if any(getattr(module, "attention_dropout", 0) for module in causal.modules()):
+        return f"{name} drops attention weights, and both completions would share what it drops from their prompt"
+    if any(getattr(module, "sinks", None) is not None for module in causal.modules()):
+        return f"{name} has attention sinks, which are keys that no token has"
+    if not _backbone_is_module(causal):
+        return f"{name} has no backbone apart from its head"
+    if getattr(config, "output_router_logits", False) or _aux_loss_coefficient(config):
+        return f"{name} has an auxiliary router loss, which would count a shared prompt once instead of twice"
+    if hasattr(getattr(causal.base_model, "embeddings", None), "create_position_ids_from_input_ids"):
+        return f"{name} counts positions from its padding token on"
+    adapters = getattr(model, "peft_config", {}).values()
+    if any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters):
+        return "the adapter prepends virtual tokens"
+    return None
+
+
+class SharedPrefix:
+    """The hooks on one model.
+
+    Attributes:
+        form: How attention is computed, `split` or `varlen`.
+        reason: Why in this form.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device | None = None,
+        compute_dtype: torch.dtype | None = None,
+        form: str | None = None,
+    ) -> None:
+        """Installs the hooks and the attention.
+
+        Args:
+            model: A causal language model without obstacle, or a PeftModel around one. It must have TRL's fused head
+                by the time it is called.
+            device: Where it will compute; default: where it is.
+            compute_dtype: What attention computes in; default: the type of the weights.
+            form: `split` or `varlen`; default: what suits device and type.
+        """
+        causal = _causal(model)
+        config = causal.config
+        base = config._attn_implementation.removeprefix(PREFIX + "split_").removeprefix(PREFIX + "varlen_")
+        self.form, self.reason = form or "", "the other form failed"
+        if form is None:
+            heads = _largest_heads(config)
+            self.form, self.reason = choose_form(device or model.device, compute_dtype or causal.dtype, *heads)
+        causal.set_attn_implementation(register(base, self.form))
+        self._model = model
+        self._handles = [
+            model.register_forward_pre_hook(_pack, with_kwargs=True, prepend=True),
+            causal.base_model.register_forward_hook(_keep_predictors, with_kwargs=True),
+            model.register_forward_hook(_spread, with_kwargs=True),
+            model.register_forward_hook(_end_packed_call, with_kwargs=True, always_call=True),
+        ]
+        self._base = base
+
+    def __str__(self) -> str:
+        return f"{self.form} attention ({self.reason})"
+
+    def remove(self) -> None:
+        """Takes the hooks off and gives the model its own attention back."""
+        for handle in self._handles:
+            handle.remove()
+        _causal(self._model).set_attn_implementation(self._base)
+
+
+def verify(model: Any, batch: dict[str, Any]) -> float:
+    """Compares the shared forward with the plain one on a batch that holds a layout.
+
+    Args:
+        model: The model with its hooks, however wrapped.
+        batch: What TRL passes to the model, `labels` and `pair_layout` among it.
+
+    Returns:
+        The mean absolute difference of a completion token's log-prob, relative to the mean absolute log-prob.
+    """
+    plain = {key: value for key, value in batch.items() if key != LAYOUT}
+    with torch.no_grad(), evaluating(model):
+        expected, found = (
+            model(**inputs, use_cache=False, fused_lm_head=True).log_probs.float() for inputs in (plain, batch)
+        )
+    return float((expected - found).abs().sum() / expected.abs().sum())
+
+
+def _select_no_positions(device: torch.device) -> bool:
+    """All positions that reach the head are labelled; to find that out by a mask, the host would wait for a GPU."""
+    return False
+
+
+def _end_packed_call(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    if trl_utils._use_triton is _select_no_positions:  # of this call, or of one that a signal ended
+        trl_utils._use_triton = chunked_logprob._use_triton
+
+
+def _pack(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    layout: PairLayout | None = kwargs.get(LAYOUT)
+    if layout is None:
+        return None
+    input_ids = kwargs["input_ids"]
+    assert input_ids.shape == (2 * layout.num_pairs, layout.width), "the layout belongs to another batch"
+    trl_utils._use_triton = _select_no_positions
+    taken = input_ids.reshape(1, -1).index_select(1, layout.source)
+    return (
+        args,
+        {
+            **kwargs,
+            "input_ids": taken[:, : layout.num_tokens],
+            "position_ids": layout.position_ids,
+            "attention_mask": taken[:, :1].view(NO_MASK),  # nobody reads it
+            "labels": None,
+            "shift_labels": taken[:, layout.num_tokens :],
+        },
+    )
+
+
+def _keep_predictors(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    layout: PairLayout | None = kwargs.get(LAYOUT)
+    if layout is not None:
+        # Its backward adds up; that of advanced indexing sorts the indices first, on a GPU.
+        output.last_hidden_state = output.last_hidden_state.index_select(1, layout.predictors)
+    return output
+
+
+def _spread(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    layout: PairLayout | None = kwargs.get(LAYOUT)
+    if layout is None:
+        return output
+    shape = (2 * layout.num_pairs, layout.width - 1)
+    output.label_mask = None
+    for name in PER_TOKEN:
+        values = getattr(output, name)
+        if values is not None:
+            flat = values.new_zeros(shape[0] * shape[1])
+            setattr(output, name, flat.index_copy_(0, layout.scored, values.reshape(-1)).view(shape))
+    return output
+
+
+def _causal(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def _largest_heads(config: Any) -> tuple[int, tuple[int, int]]:
+    """Head size and numbers of query and key heads; of the layer with the largest heads where layers differ."""
+    layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
+    shapes = []
+    for layer in layers:
+        heads = layer.num_attention_heads
+        head_size = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+        shapes.append((head_size, (heads, getattr(layer, "num_key_value_heads", None) or heads)))
+    return max(shapes)
+
+
+def _backbone_is_module(causal: Any) -> bool:
+    return isinstance(causal.base_model, torch.nn.Module) and causal.base_model is not causal
+
+
+def _aux_loss_coefficient(config: Any) -> float:
+    """TRL adds the router loss for every model that can return router logits, unless its coefficient is 0."""
+    return float(getattr(config, "router_aux_loss_coef", 0.0)) if hasattr(config, "output_router_logits") else 0.0

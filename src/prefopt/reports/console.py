@@ -1,0 +1,63 @@
+"""The end of a run in the terminal: decision, numbers, findings, where the report is."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from prefopt.reports.numbers import NOT_APPLICABLE, Cell
+from prefopt.reports.sections import Table, drift_table, headline, held_out_table
+
+MODELS = ("Base", "Tuned")
+STYLES = {"good": "green", "info": "blue", "warning": "yellow", "bad": "red"}
+WORDS = {"good": "good", "info": "note", "warning": "warn", "bad": "bad"}
+
+
+def print_report(report: dict[str, Any], path: Path, console: Console) -> None:
+    """Prints a compact summary of `report`; `path` is where the whole of it was written."""
+    shown = headline(report)
+    console.print()
+    console.print(
+        Text.assemble((f" {shown.decision.upper()} ", f"bold reverse {STYLES[shown.level]}"), " ", shown.sentence)
+    )
+    tables = [table for table in (held_out_table(report), drift_table(report)) if table]
+    if tables:
+        console.print(_numbers(tables))
+    else:
+        console.print()
+    for finding in report.get("verdict") or []:
+        console.print(_finding(finding))
+    console.print(Text.assemble("Report: ", (str(path), "bold")), soft_wrap=True)
+
+
+def _numbers(tables: list[Table]) -> RichTable:
+    shown = RichTable(box=SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    shown.add_column("")
+    for name in (*MODELS, "n"):
+        shown.add_column(name.lower(), justify="right", no_wrap=True)
+    for table in tables:
+        for row in table.rows:
+            cells = dict(zip(table.columns, row.cells, strict=True))
+            values = [_cell(cells.get(model, NOT_APPLICABLE)) for model in MODELS]
+            shown.add_row(row.label, *values, Text(row.num, "dim"))
+    return shown
+
+
+def _cell(shown: Cell) -> Text:
+    if not shown.interval:
+        return Text(shown.value)
+    return Text.assemble((shown.value, "bold"), (f" ({shown.interval})", "dim"))
+
+
+def _finding(finding: dict[str, str]) -> RichTable:
+    line = RichTable.grid(padding=(0, 1))
+    line.add_column(width=4, no_wrap=True)
+    line.add_column()
+    line.add_row(
+        Text(WORDS[finding["level"]], f"bold {STYLES[finding['level']]}"),
+        Text.assemble(finding["finding"], (f" {finding['evidence']}" if finding.get("evidence") else "", "dim")),
+    )
+    return line

@@ -1,0 +1,107 @@
+"""Estimates and counts as text: one place decides rounding, signs and units."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from prefopt.evaluation.metrics import NUMBER, Unit
+
+SIGNIFICANT_DIGITS = 3
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number ready to print: its value with the unit, its 95 % interval without, and its n."""
+
+    value: str = ""
+    interval: str | None = None
+    num: str | None = None
+
+    @property
+    def short(self) -> str:
+        """Value and interval on one line: `95.0 % (89.7 to 97.7)`."""
+        return f"{self.value} ({self.interval})" if self.interval else self.value
+
+    @property
+    def text(self) -> str:
+        """The cell on one line: `95.0 % (89.7 to 97.7; n 132)`."""
+        details = "; ".join(part for part in (self.interval, f"n {self.num}" if self.num else None) if part)
+        return f"{self.value} ({details})" if details else self.value
+
+
+NOT_MEASURED = Cell("not measured")
+NOT_APPLICABLE = Cell()
+
+
+def cell(estimate: dict[str, Any] | None, unit: Unit) -> Cell:
+    """Formats `{"value", "ci95", "n"}`; the interval is rounded like the value."""
+    if not is_measured(estimate):
+        return NOT_MEASURED
+    assert estimate is not None
+    value = estimate["value"]
+    bounds = interval(estimate)
+    num = estimate.get("n")
+    half_width = (bounds[1] - bounds[0]) / 2 if bounds else 0.0
+    decimals = _decimals(max(abs(value), half_width), unit)
+    return Cell(
+        value=unit.prefix + _fixed(value, decimals, unit) + unit.suffix,
+        interval=" to ".join(_fixed(bound, decimals, unit) for bound in bounds) if bounds else None,
+        num=None if num is None else count(num),
+    )
+
+
+def is_measured(estimate: dict[str, Any] | None) -> bool:
+    """Whether the estimate holds a finite value."""
+    return estimate is not None and _is_finite(estimate.get("value"))
+
+
+def interval(estimate: dict[str, Any]) -> tuple[float, float] | None:
+    """The 95 % interval, or None unless both bounds are finite."""
+    low, high = estimate.get("ci95") or (None, None)
+    return (low, high) if _is_finite(low) and _is_finite(high) else None
+
+
+def count(value: int) -> str:
+    """A whole number with thousands separators."""
+    return f"{value:,}"
+
+
+def number(value: float) -> str:
+    """A number without unit, rounded to its significant digits."""
+    return _fixed(value, _decimals(abs(value), NUMBER), NUMBER)
+
+
+def duration(seconds: float) -> str:
+    """A time span in its two largest units: `1 h 07 min`, `2 min 05 s`, `8.4 s`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def moment(iso: str) -> str:
+    """A time of ISO 8601 in UTC, to the minute: `2026-11-26 09:30 UTC`."""
+    return f"{iso[:16].replace('T', ' ')} UTC"
+
+
+def _is_finite(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+
+
+def _decimals(size: float, unit: Unit) -> int:
+    if unit.decimals is not None:
+        return unit.decimals
+    if size == 0:
+        return SIGNIFICANT_DIGITS - 1
+    digits = SIGNIFICANT_DIGITS if size >= 0.1 else SIGNIFICANT_DIGITS - 1
+    return max(0, digits - 1 - math.floor(math.log10(size)))
+
+
+def _fixed(value: float, decimals: int, unit: Unit) -> str:
+    scaled = value * unit.scale
+    if decimals > 6:
+        return f"{scaled:{'+' if unit.signed else ''}.{SIGNIFICANT_DIGITS - 2}e}"
+    rounded = round(scaled, decimals) + 0.0  # + 0.0 turns -0.0 into 0.0
+    return f"{rounded:{'+' if unit.signed and rounded else ''},.{decimals}f}"

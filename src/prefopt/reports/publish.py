@@ -1,0 +1,36 @@
+"""An evaluation becomes the report of its run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefopt.evaluation.run import Evaluation
+from prefopt.process import phases
+from prefopt.reports.render import render_report
+from prefopt.runs.directory import RunDirectory
+from prefopt.storage.files import write_text
+
+PAIRS = "pairs.jsonl"
+"""In `report/`: a line per held-out pair, by which `prefopt compare` compares runs pair by pair."""
+
+
+@phases.of("report")
+def publish(evaluation: Evaluation, run: RunDirectory, folder: Path | None = None) -> dict[str, Any]:
+    """Writes the report of an evaluation; returns what report.json holds. Rank 0 only.
+
+    Args:
+        evaluation: Of the run.
+        run: Its folder.
+        folder: Where the report goes; unset: `report/` of the run.
+    """
+    folder = folder or run.report
+    render_report(evaluation.report, evaluation.records, evaluation.pairs, folder, lambda: read_phases(run))
+    write_text(folder / PAIRS, "".join(f"{json.dumps(pair)}\n" for pair in evaluation.pairs))
+    return evaluation.report
+
+
+def read_phases(run: RunDirectory) -> dict[str, float]:
+    """Seconds of the run by part until now; of a run that is evaluated once more, those of its own command."""
+    phases.save()
+    found: dict[str, float] = run.read_work().get("phases", {})
+    return found

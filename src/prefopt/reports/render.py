@@ -1,0 +1,135 @@
+"""Writes report.json, report.md and report.html."""
+
+import math
+import re
+from collections.abc import Callable
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from prefopt.reports import facts, sections
+from prefopt.reports.figures import curve_note, result_figures, training_figures
+from prefopt.reports.glossary import terms_for
+from prefopt.reports.time import time_block
+from prefopt.storage.files import write_json, write_text
+
+LEVELS = {"good": "Good", "info": "Note", "warning": "Warning", "bad": "Bad"}
+"""Level of a finding -> the word beside its icon."""
+
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+SURROGATES = re.compile(r"[\ud800-\udfff]")
+REPLACEMENT = "\ufffd"
+
+
+def render_report(
+    report: dict[str, Any],
+    metrics: list[dict[str, Any]],
+    pairs: list[dict[str, Any]],
+    folder: Path,
+    read_phases: Callable[[], dict[str, float]] | None = None,
+) -> Path:
+    """Writes the report's three files into `folder`, each one completely or not at all.
+
+    Args:
+        report: The evaluation's results; absent blocks and values are shown as not measured or left out.
+        metrics: The lines of metrics.jsonl.
+        pairs: Margins per held-out pair: `base_margin`, `tuned_margin`, `reward_margin`.
+        folder: Made if absent.
+        read_phases: Returns the report's `phases`; asked when all charts are drawn, which is most of the work here.
+
+    Returns:
+        The path of report.html.
+    """
+    ready, metrics, pairs = _json_ready(report), _json_ready(metrics), _json_ready(pairs)
+    charts = {"result_figures": result_figures(ready, pairs), "training_figures": training_figures(metrics, pairs)}
+    if read_phases is not None:
+        report["phases"] = ready["phases"] = read_phases()
+    content = _content(ready)
+    environment = _environment()
+    html = environment.get_template("report.html.j2").render(content, **charts, curve_note=curve_note(metrics))
+    markdown = environment.get_template("report.md.j2").render(content)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "report.json", ready)
+    write_text(folder / "report.md", markdown)
+    write_text(folder / "report.html", html)
+    return folder / "report.html"
+
+
+def _content(report: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": sections.block(report, "run").get("name") or "unnamed run",
+        "headline": sections.headline(report),
+        "subtitle": facts.subtitle(report),
+        "verdict": report.get("verdict") or [],
+        "levels": LEVELS,
+        "held_out": sections.held_out_table(report),
+        "overfitting": sections.overfitting_table(report),
+        "drift": sections.drift_table(report),
+        "likelihood": sections.likelihood_table(report),
+        "samples": report.get("samples") or [],
+        "data_notes": sections.block(report, "data").get("notes") or [],
+        "throughput": facts.throughput_facts(report),
+        "time": time_block(report),
+        "terms": terms_for(report),
+        "run": facts.run_facts(report),
+        "provenance": facts.provenance_facts(report),
+    }
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("prefopt.reports"),
+        autoescape=select_autoescape(enabled_extensions=("html.j2",), default=False),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_printable,
+    )
+    environment.filters["markdown"] = _markdown
+    environment.filters["fenced"] = _fenced
+    environment.filters["unbroken"] = _unbroken
+    return environment
+
+
+def _printable(value: Any) -> Any:
+    """Makes control characters of model output visible: they are invalid in HTML and act on a terminal."""
+    return CONTROL_CHARACTERS.sub(REPLACEMENT, value) if type(value) is str else value
+
+
+def _markdown(text: str) -> str:
+    """`text` as one line of Markdown that starts no table cell, tag, link or image."""
+    line = " ".join(text.split())
+    escaped = re.sub(r"([\\|`*])", r"\\\1", line).replace("](", "]\\(")
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _fenced(text: str) -> str:
+    """`text` as a code block whose fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text.rstrip()}\n{fence}"
+
+
+def _unbroken(text: str) -> str:
+    """`text` with numbers tied to what gives them their meaning: `95 % CI`, `n = 132`."""
+    for tied in (" %", "% CI", "n = ", "p = "):
+        text = text.replace(tied, tied.replace(" ", "\u00a0"))
+    return text
+
+
+def _json_ready(value: Any) -> Any:
+    """A copy that strict JSON can hold: NaN and infinity become None, NumPy scalars become Python's."""
+    if isinstance(value, dict):
+        return {str(key): _json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_ready(item) for item in value]
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else None
+    return SURROGATES.sub(REPLACEMENT, str(value))

@@ -1,0 +1,352 @@
+"""One run's folder: what it holds, what state it is in, and whether a command may start or continue it."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from prefopt.config.load import differences, fingerprint, has_grown, to_yaml
+from prefopt.runs.settings import read_config
+from prefopt.distributed.group import on_main
+from prefopt.runs.lock import RunLock
+from prefopt.process.errors import FULL, OF_THE_MACHINE, EndedError, UserError, describe, explained
+from prefopt.storage.files import PARTIAL, overwrite_in_place, write_json, write_text
+from prefopt.process.paths import expand
+from prefopt.runs.files import PROVENANCE, STATUS, WORK, read_run_file, read_steps
+from prefopt.config.schema import TrainConfig
+from prefopt.runs.changes import find_changed_input, find_changed_versions, with_earlier
+from prefopt.process.output import ERRORS, OUTPUT
+
+logger = logging.getLogger(__name__)
+
+
+class RunTakenOverError(EndedError):
+    """This process seemed to be gone for so long that another one took over its run."""
+
+
+class State(Enum):
+    """The values of `state` in status.json."""
+
+    running = "running"
+    done = "done"
+    preempted = "preempted"
+    failed = "failed"
+    diverged = "diverged"
+    pruned = "pruned"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths and state of `<run.root>/<run.name>`; nothing is written before `start`.
+
+    Attributes:
+        path: The folder.
+        lock: What keeps other processes out while this one uses the folder.
+    """
+
+    path: Path
+    lock: RunLock | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "RunDirectory":
+        assert config.run.name is not None
+        return cls(expand(config.run.root) / config.run.name)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def diff(self) -> Path:
+        """What of the code was not committed; absent if everything was."""
+        return self.path / "diff.patch"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def rows(self) -> Path:
+        """Which rows each optimizer step saw, with `trainer.log_rows`."""
+        return self.path / "rows.jsonl"
+
+    @property
+    def wandb_id(self) -> Path:
+        return self.path / "wandb_id"
+
+    @property
+    def work(self) -> Path:
+        """Which engine and kernels trained, what the reference store saved, and where the seconds went."""
+        return self.path / "work.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The final model or adapter; present only when complete."""
+        return self.path / "model"
+
+    @property
+    def slurm(self) -> Path:
+        """What belongs to the jobs that run it: script, logs, attempts. It outlives `run.overwrite`."""
+        return self.path / "slurm"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    def read_status(self) -> dict[str, Any]:
+        """status.json, or an empty dict where there is none.
+
+        Raises:
+            UserError: It is damaged, as for `read_provenance` and `read_work`.
+        """
+        return read_run_file(self.status, STATUS)
+
+    @contextmanager
+    def claimed(self, config: TrainConfig) -> Iterator["RunDirectory"]:
+        """The folder while no other process may use it, if it is fit for this configuration. All ranks call it."""
+        lock = RunLock(self.path)
+
+        def claim() -> None:
+            self.check(config)
+            lock.acquire()
+
+        on_main(claim)
+        try:
+            yield replace(self, lock=lock)
+        finally:
+            lock.release()
+
+    def find_intruder(self) -> str | None:
+        """Who has taken this folder over, in words, since this process seemed to be gone; None as it should be."""
+        return self.lock.lost_to if self.lock is not None else None
+
+    def is_done(self, config: TrainConfig) -> bool:
+        """True if nothing is left to do; a run whose length was raised since is not done."""
+        is_done = self.read_status().get("state") == State.done.value and self.model.is_dir()
+        return is_done and not has_grown(read_config(self.config), config)
+
+    def why_pruned(self) -> str | None:
+        """Why a search has ended this run early, None for other runs."""
+        status = self.read_status()
+        return str(status["message"]) if status.get("state") == State.pruned.value else None
+
+    def read_provenance(self) -> dict[str, Any]:
+        """provenance.json, or an empty dict where there is none."""
+        return read_run_file(self.provenance, PROVENANCE)
+
+    def read_step_size(self) -> dict[str, int] | None:
+        """How the first attempt divided a step (`StepSize`), None before there was one."""
+        size: dict[str, int] | None = self.read_provenance().get("step_size")
+        return size
+
+    def read_fit(self) -> dict[str, Any] | None:
+        """What the first attempt found to fit on the device (`Fit`), None where nothing was tried."""
+        fit: dict[str, Any] | None = self.read_provenance().get("fit")
+        return fit
+
+    def read_wandb_id(self) -> str | None:
+        """The run's id in Weights & Biases, None without."""
+        return self.wandb_id.read_text(encoding="utf-8").strip() if self.wandb_id.exists() else None
+
+    def check(self, config: TrainConfig) -> None:
+        """Refuses a folder that belongs to something else, or that cannot be written. Writes nothing."""
+        ancestor = self.path
+        while not ancestor.exists() and ancestor != ancestor.parent:
+            ancestor = ancestor.parent
+        if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+            raise UserError(f"{self.path}: cannot be written ({ancestor} is not a writable folder). Set run.root.")
+        if not self.path.exists():
+            if self.path.is_symlink():
+                raise UserError(f"{self.path}: is a link to {self.path.readlink()}, which is not there. Remove it.")
+            return
+        if not self.config.exists():
+            found = (path for path in self.path.rglob("*") if path.is_file() and self.slurm not in path.parents)
+            own = (self.status, self.path / OUTPUT, self.path / ERRORS)  # all that a run leaves that ends as it begins
+            if any(path.suffix != PARTIAL and path not in own for path in found):
+                raise UserError(f"{self.path}: exists and is no run of prefopt. Set run.name or run.root.")
+            return
+        if config.run.overwrite:
+            self._keep_inputs(config)
+            return
+        changed = differences(self._read_earlier_config(config), config)
+        if changed:
+            raise UserError(
+                f"{self.path}: holds a run with other settings ({'; '.join(changed)}). "
+                "Set run.name for a new run, or run.overwrite=true to replace this one."
+            )
+
+    def _read_earlier_config(self, config: TrainConfig) -> TrainConfig:
+        """The configuration of the run here; the commit that its model's name meant then may be named by now."""
+        earlier = read_config(self.config)
+        if config.model.revision is not None and config.model.path == earlier.model.path:
+            known: dict[str, Any] = self.read_provenance().get("model", {})
+            if (known.get("revision"), known.get("commit")) == (earlier.model.revision, config.model.revision):
+                earlier.model.revision = config.model.revision
+        return earlier
+
+    def _keep_inputs(self, config: TrainConfig) -> None:
+        """Refuses to overwrite a run that the new one reads from."""
+        inputs = [config.model.path, config.data.train, config.data.held_out, config.evaluation.pairs]
+        flat = [path for item in inputs for path in (item if isinstance(item, list) else [item]) if path is not None]
+        for path in [*flat, config.model.chat_template, config.evaluation.neutral_texts]:
+            if path is not None and expand(str(path)).resolve().is_relative_to(self.path.resolve()):
+                raise UserError(f"run.overwrite=true would delete {path}, which this run reads. Set another run.name.")
+
+    def start(self, config: TrainConfig, provenance: dict[str, Any]) -> None:
+        """Creates the folder, or opens another attempt in it. Rank 0 only.
+
+        Raises:
+            UserError: The earlier attempt was on other data, or from another model.
+        """
+        if config.run.overwrite and not self.is_overwriting(config):
+            self._delete()
+        before = self.read_provenance()
+        changed = find_changed_input(before, provenance)
+        if changed is not None:
+            raise UserError(
+                f"{self.path}: {changed}, set run.name for a new run, or run.overwrite=true to replace this one."
+            )
+        versions = find_changed_versions(before, provenance)
+        if versions:
+            logger.warning(
+                "resume: goes on with other versions (%s), so numbers may differ a little", "; ".join(versions)
+            )
+        self.read_records()  # a damaged line is told of now, and not after training
+        with explained(self.path, "written", "Free space, or set run.root."):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._remove_half_written()
+            attempts = int(self.read_status().get("attempts", 0)) + 1
+            self.set_state(State.running, attempts=attempts)  # first: a kill from here on leaves an unfinished run
+            if self.config.exists() and has_grown(read_config(self.config), config):
+                shutil.rmtree(self.model, ignore_errors=True)
+                logger.info("run: its length was raised; training goes on from the last checkpoint")
+            write_text(self.config, to_yaml(config))
+            write_json(self.provenance, with_earlier(before, provenance))
+
+    def is_overwriting(self, config: TrainConfig) -> bool:
+        """True if the unfinished run here was itself started by this command with `run.overwrite`: it goes on."""
+        if not config.run.overwrite or not self.config.exists():
+            return False
+        try:
+            earlier, state = read_config(self.config), self.read_status().get("state")
+        except UserError as error:
+            logger.warning("run: replaced although it cannot be read. %s", error)
+            return False
+        is_unfinished = state not in (State.done.value, State.pruned.value)
+        return is_unfinished and earlier.run.overwrite and fingerprint(earlier) == fingerprint(config)
+
+    def _delete(self) -> None:
+        """Removes the run so that a kill in the midst of it leaves nothing under its name."""
+        if self.path.exists():
+            folder = self.path.resolve()  # of a link, what it leads to
+            doomed = folder.with_name(f".{folder.name}.removed")
+            shutil.rmtree(doomed, ignore_errors=True)
+            folder.rename(doomed)
+            folder.mkdir()
+            if (doomed / self.slurm.name).exists():
+                (doomed / self.slurm.name).rename(self.slurm)
+            shutil.rmtree(doomed)
+
+    def _remove_half_written(self) -> None:
+        """Removes files that an attempt was writing when it was killed."""
+        for folder in (self.path, self.report):
+            for path in folder.glob(f"*{PARTIAL}"):
+                if path.is_file():
+                    path.unlink()
+
+    def cut_records_after(self, step: int, *, evaluation_due: bool = False) -> None:
+        """Drops the records of metrics.jsonl and rows.jsonl that will be written again.
+
+        Args:
+            step: From which training goes on.
+            evaluation_due: The held-out evaluation after that step will be made up for.
+        """
+        for path in (self.metrics, self.rows):
+            if path.exists():
+                kept = [
+                    json.dumps(record)
+                    for record in read_steps(path)
+                    if record["step"] < step or (record["step"] == step and not (evaluation_due and "split" in record))
+                ]
+                write_text(path, "".join(f"{line}\n" for line in kept))
+
+    def read_records(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, empty where there is none.
+
+        Raises:
+            UserError: One is damaged.
+        """
+        return list(read_steps(self.metrics)) if self.metrics.exists() else []
+
+    def count_lost_records(self, records: list[dict[str, Any]]) -> int:
+        """How many lines metrics.jsonl lacks of those that it had at the last save; earlier versions did not count."""
+        status = self.read_status()
+        expected, step = status.get("records"), status.get("step", 0)
+        return 0 if expected is None else max(0, expected - sum(record["step"] <= step for record in records))
+
+    def discard_if_empty(self) -> None:
+        """Removes the folders that transformers made for a run that then could not begin."""
+        for path in (self.checkpoints, self.path):
+            with suppress(OSError):
+                path.rmdir()
+
+    def read_work(self) -> dict[str, Any]:
+        """work.json, or an empty dict where there is none."""
+        return read_run_file(self.work, WORK)
+
+    def read_report(self) -> dict[str, Any]:
+        """report.json, or an empty dict where there is none that can be read."""
+        try:
+            report = json.loads((self.report / "report.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return report if isinstance(report, dict) else {}
+
+    def add_work(self, **parts: Any) -> None:
+        """Sets parts of work.json. Rank 0 only."""
+        write_json(self.work, {**self.read_work(), **parts})
+
+    def set_state(self, state: State, **fields: Any) -> None:
+        """Updates status.json: `state`, and any of step, attempts, message. Rank 0 only."""
+        status = {"state": state.value, "step": 0, "attempts": 1, "message": ""}
+        status |= {**self.read_status(), "state": state.value, **fields}
+        try:
+            write_json(self.status, status)
+        except OSError as error:
+            if error.errno not in FULL or not self.status.exists():
+                raise
+            overwrite_in_place(self.status, json.dumps(status))
+
+
+def trouble_of(run: RunDirectory, error: BaseException) -> UserError | None:
+    """What a person can do about an error of a run that has begun; None if it is not of that kind."""
+    goes_on = "run the same command: it goes on from its newest checkpoint"
+    if not run.path.is_dir():
+        return UserError(
+            f"{run.path}: is gone, renamed or removed while the run was on. Put it back under this name, if it is "
+            f"elsewhere, and {goes_on}."
+        )
+    if not isinstance(error, OSError) or error.errno not in OF_THE_MACHINE:
+        return None
+    newest = max(run.checkpoints.glob("step-*"), key=lambda path: path.stat().st_mtime, default=None)
+    from_where = f"{goes_on}, {newest.name}" if newest else "run the same command: it begins again"
+    what = describe(error, run.path, "written")
+    return UserError(f"{what}. {'Free space there' if error.errno in FULL else 'Mend that'}, and {from_where}.")

@@ -1,0 +1,110 @@
+"""The JSON files of a run, read back: whole and of the shape in which they were written, or refused with what to do.
+
+Somebody may have edited them, a disk may have damaged them: what reads them further on can rely on these shapes.
+"""
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefopt.process.errors import UserError
+from prefopt.storage.files import read_lines, read_object
+
+LARGEST = 2**63
+Shape = Callable[[Any], bool] | Mapping[str, Any]
+"""What a value must be: by a test, or, of an object, by that of each of its keys, all of which must be there."""
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+def of_each(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """An object all of whose values pass a test."""
+    return lambda value: isinstance(value, dict) and all(map(test, value.values()))
+
+
+def or_null(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or test(value)
+
+
+STATUS: Mapping[str, Shape] = {
+    "state": is_text,
+    "step": is_count,
+    "attempts": is_count,
+    "message": is_text,
+    "records": or_null(is_count),
+}
+PROVENANCE: Mapping[str, Shape] = {
+    "command": is_text,
+    "versions": of_each(is_text),
+    "data": lambda value: is_object(value) and of_each(is_text)(value.get("sha256", {})),
+    "model": lambda value: is_object(value) and or_null(of_each(is_text))(value.get("sha256")),
+    "step_size": {"per_device": is_count, "accumulation": is_count, "num_ranks": is_count},
+    "fit": {"tokens": or_null(is_count), "checkpointing": lambda value: isinstance(value, bool)},
+    "earlier": lambda value: isinstance(value, list) and all(map(is_object, value)),
+}
+RECORD: Mapping[str, Shape] = {
+    "step": is_count,
+    "time_s": is_number,
+    "training_s": is_number,
+    "pairs": is_count,
+    "tokens": is_count,
+}
+"""A line of metrics.jsonl or rows.jsonl, as far as anything is computed with it."""
+WORK: Mapping[str, Shape] = {
+    "phases": of_each(is_number),
+    "checkpoints": {"num": is_count, "bytes": is_count, "gb_per_s": or_null(is_number)},
+    "reference": {"hit_rate": is_number, "num_pairs": is_count, "saved_s": is_number, "computed_s": is_number},
+}
+
+
+def read_run_file(path: Path, shape: Mapping[str, Shape]) -> dict[str, Any]:
+    """A file that a run can do without; empty where there is none.
+
+    Args:
+        path: The file.
+        shape: Of its keys, none of which must be there.
+
+    Raises:
+        UserError: It cannot be read, is damaged, or holds something of another shape.
+    """
+    remedy = f"Remove it, and the run goes on without: rm {shlex.quote(str(path))}"
+    value = read_object(path, remedy)
+    wrong = _find_misfit(value, shape)
+    if wrong is not None:
+        raise UserError(f"{path}: is damaged ({wrong}). {remedy}")
+    return value
+
+
+def read_steps(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file in which each one is of a step.
+
+    Raises:
+        UserError: One of them is damaged.
+    """
+    return read_lines(path, lambda record: _find_misfit(record, RECORD) if "step" in record else "it has no step")
+
+
+def _find_misfit(value: Mapping[str, Any], shape: Mapping[str, Shape]) -> str | None:
+    wrong = next((key for key in shape if key in value and not _fits(value[key], shape[key])), None)
+    return None if wrong is None else f"no {wrong} can be {str(value[wrong])[:40]!r}"
+
+
+def _fits(value: Any, shape: Shape) -> bool:
+    if callable(shape):
+        return shape(value)
+    return isinstance(value, dict) and all(key in value and _fits(value[key], part) for key, part in shape.items())

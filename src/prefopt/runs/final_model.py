@@ -1,0 +1,144 @@
+"""The final model on disk: a folder that transformers or PEFT loads, sealed by the digests of its files.
+
+`manifest.json` in `model/` lists size and SHA-256 of every file. It is written when all of them are on the disk, and
+before the folder gets its name. Of a model without one nobody can tell whether it is what was trained: an earlier
+version left it, or whoever has edited the model took it away.
+"""
+
+import json
+import logging
+import shlex
+from prefopt.storage import sealed
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+
+from prefopt.distributed import checkpoint as on_disk
+from prefopt.distributed.checkpoint import DAMAGED_PREFIX, MANIFEST
+from prefopt.storage.sealed import Digests
+from prefopt.distributed.group import barrier, gather, on_main
+from prefopt.process.ranks import rank, world_size
+from prefopt.process.errors import UserError
+from prefopt.storage.files import copy_file, write_json
+from prefopt.runs.directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+STATE_FILES = (
+    "optimizer.*",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*.pth",
+    "global_step*",
+    "latest",
+    "zero_to_*.py",
+    on_disk.TRAINER_STATE,
+    on_disk.MANIFEST,
+    on_disk.COMPLETE,
+)
+"""What a checkpoint holds beside the model."""
+
+
+def copy_model(checkpoint: Path, folder: Path, *, with_code: bool) -> Digests:
+    """Copies the model out of a checkpoint, brings it to the disk, and returns the digests of its files.
+
+    Args:
+        checkpoint: Of the last step.
+        folder: Where to.
+        with_code: Python files too, which transformers saves beside the weights of a model with code of its own.
+
+    Raises:
+        OSError: A file cannot be copied, or the copy is not what was sealed.
+    """
+    _, files = on_disk.read_manifest(checkpoint)  # what else lies there is not ours
+    of_model = [n for n in files if not any(fnmatch(Path(n).parts[0], pattern) for pattern in STATE_FILES)]
+    wanted = [n for n in of_model if with_code or not n.endswith(".py")]
+    for name in wanted:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        copy_file(checkpoint / name, folder / name)
+    copied = sealed.digest(folder, wanted)
+    damaged = [name for name, found in copied.items() if found != files[name]]
+    if damaged:
+        raise OSError(f"{checkpoint / damaged[0]} is damaged")
+    return copied
+
+
+def seal_model(aside: Path, model: Path, digests: Digests) -> None:
+    """Makes a written folder, whose files are on the disk, the final model."""
+    write_json(aside / MANIFEST, {"format": FORMAT, "files": dict(sorted(digests.items()))})
+    for folder in {aside, *((aside / name).parent for name in digests)}:
+        sealed.bring_to_disk(folder)
+    aside.rename(model)
+    sealed.bring_to_disk(model.parent)
+
+
+def is_sealed(model: Path) -> bool:
+    """True if the model says what it was when it was written."""
+    return (model / MANIFEST).exists()
+
+
+def has_sound_model(run: RunDirectory) -> bool:
+    """True if the final model is there as it was sealed. One that is not is set aside; all ranks call it."""
+    if not on_main(run.model.is_dir):
+        return False
+    damage = _find_damage(run.model)
+    if damage is not None:
+        on_main(partial(_set_aside, run.model, damage))
+    return damage is None
+
+
+def require_sound_model(run: RunDirectory) -> None:
+    """Refuses to measure a model that is not the one that was trained. All ranks call it.
+
+    Raises:
+        UserError: It was damaged, or edited: which of them, only a person can know.
+    """
+    damage = _find_damage(run.model)
+    if damage is None:
+        return
+    moved, manifest = shlex.join(["mv", str(run.model), f"{run.model}-damaged"]), run.model / MANIFEST
+    raise UserError(
+        f"{run.model}: is not what training left there ({damage}). If it was damaged: {moved}; the command that began "
+        f"the run then {_where_from(run)}. If it was edited on purpose: rm {shlex.quote(str(manifest))}; it is "
+        "measured as it is then, and the report says so."
+    )
+
+
+def _where_from(run: RunDirectory) -> str:
+    """What a run without a final model does."""
+    complete, step = on_disk.list_complete(run.checkpoints), run.read_status().get("step")
+    if complete and on_disk.step_of(complete[-1]) == step:
+        return f"makes it anew from {complete[-1]} and measures it"
+    last = f"step {on_disk.step_of(complete[-1])}" if complete else "the beginning"
+    return f"trains again from {last}, since there is no checkpoint of step {step}"
+
+
+def _find_damage(model: Path) -> str | None:
+    """Says what is wrong with a model, the same on all ranks, each of which looks at a share of its files."""
+    if not on_main(partial(is_sealed, model)):
+        if rank() == 0:
+            logger.warning("%s: has no seal (%s), so it is taken as it is", model, MANIFEST)
+        return None
+    try:
+        expected = sealed.read_digests(json.loads((model / MANIFEST).read_text(encoding="utf-8")))
+        names = sorted(expected)[rank() :: world_size()]
+        added = (
+            name
+            for name in on_disk.list_files(model)
+            if name not in expected and name.endswith(on_disk.READ_BY_LOADERS)
+        )
+        damage = next((f"{name} was added" for name in sorted(added)), None)
+        damage = damage or sealed.find_damage(model, {name: expected[name] for name in names})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        damage = f"{MANIFEST} cannot be read ({error})"
+    barrier()
+    return next((text for text in gather(damage) if text is not None), None)
+
+
+def _set_aside(model: Path, damage: str) -> None:
+    """Gives the folder another name, one that no folder has: somebody may have worked on it."""
+    names = (f"{DAMAGED_PREFIX}{model.name}{number}" for number in ["", *(f"-{n}" for n in range(2, 1000))])
+    aside = next(path for name in names if not (path := model.with_name(name)).exists())
+    model.rename(aside)
+    logger.warning("%s: is not what training left there (%s); set aside as %s, and made anew", model, damage, aside)

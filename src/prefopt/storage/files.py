@@ -1,0 +1,149 @@
+"""Writing files so that a reader sees the old content or the new, never a part."""
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from prefopt.process.errors import UserError, explained
+
+COPY_BYTES = 2**30
+"""What the system is asked to copy in one call."""
+PARTIAL = ".partial"
+"""Ending of a file that is being written."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces `path` with `text` in one step, on disk before it returns."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces `path` with `content` in one step, on disk before it returns; writers at the same time do not mix."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def delete(path: Path) -> None:
+    """Removes a file or a whole folder; of a link the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file; where the file system can, both share their blocks on the disk until one is changed."""
+    try:
+        with source.open("rb") as read, target.open("wb") as written:
+            while os.copy_file_range(read.fileno(), written.fileno(), COPY_BYTES):
+                pass
+        is_whole = target.stat().st_size == source.stat().st_size  # some file systems end early without an error
+    except (AttributeError, OSError):  # not on this system, or not on this file system
+        is_whole = False
+    if not is_whole:
+        shutil.copyfile(source, target)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces `path` with `value` as indented JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def overwrite_in_place(path: Path, text: str) -> None:
+    """Replaces the content of a small file without a new one, for a disk that has room for nothing more.
+
+    A reader may see a part of it, and a file of less than a block takes no new one.
+    """
+    with path.open("r+b") as file:
+        file.write(text.encode("utf-8"))
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is no file.
+
+    Raises:
+        UserError: The file cannot be read, or holds something else; it ends with `remedy`.
+    """
+    try:
+        with explained(path, remedy=remedy):
+            value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return {}
+        raise
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}). {remedy}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is damaged (holds no object). {remedy}")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    """NaN and infinity are no JSON, and could not be written again."""
+    raise ValueError(f"found {name}, which is no JSON")
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Adds one object to a JSON-lines file; a last line cut by a kill is removed first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+
+def read_lines(
+    path: Path, find_wrong: Callable[[dict[str, Any]], str | None] = lambda value: None
+) -> Iterator[dict[str, Any]]:
+    """Yields the objects of a JSON-lines file; a last line cut by a kill is left out.
+
+    Args:
+        path: The file.
+        find_wrong: Says what is wrong with an object; None if nothing is.
+
+    Raises:
+        UserError: The file cannot be read, or another line is no object or a wrong one; with file and line.
+    """
+    with explained(path):
+        lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                continue
+            raise _refuse_line(path, number, f"not a JSON object, {error}") from error
+        wrong = find_wrong(value) if isinstance(value, dict) else f"not a JSON object, found {line[:40]}"
+        if wrong is not None:
+            raise _refuse_line(path, number, wrong)
+        yield value
+
+
+def _refuse_line(path: Path, number: int, why: str) -> UserError:
+    remove = shlex.join(["sed", "-i", f"{number}d", str(path)])
+    return UserError(f"{path}:{number}: {why}. Mend that line, or take it out: {remove}")

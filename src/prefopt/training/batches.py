@@ -1,0 +1,145 @@
+"""Which examples an optimizer step sees, how it is divided among ranks and forwards, and how far a run has come."""
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from prefopt.config.choices import WHOLE_BATCH_LOSSES, BatchOrder
+from prefopt.config.schema import DPOAlgorithmConfig, TrainConfig
+from prefopt.data.batching import PairBatches
+from prefopt.data.ragged import PairTable
+from prefopt.data.steps import StepBatches
+from prefopt.models.shared_prefix.layout import to_segments
+from prefopt.process.errors import UserError
+from prefopt.process.ranks import world_size
+
+logger = logging.getLogger(__name__)
+
+Batches = StepBatches | PairBatches
+MAX_PLANNED = 10**9
+"""Rows that are divided into batches beforehand, which takes some 100 ns each."""
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """How the examples of an optimizer step are divided.
+
+    Attributes:
+        per_device: Examples per rank and forward.
+        accumulation: Forwards per rank.
+        num_ranks: Processes.
+    """
+
+    per_device: int
+    accumulation: int
+    num_ranks: int
+
+    @property
+    def total(self) -> int:
+        """Examples per step over all ranks."""
+        return self.per_device * self.accumulation * self.num_ranks
+
+    @classmethod
+    def of(cls, config: TrainConfig, kept: "StepSize | None") -> "StepSize":
+        """Divides a step among the ranks that there are.
+
+        Args:
+            config: Wishes for the sizes.
+            kept: How the run began; the examples of its steps stay, whatever the number of ranks is now.
+
+        Raises:
+            UserError: The ranks cannot share that number, or would change what is computed.
+        """
+        trainer, ranks = config.trainer, world_size()
+        wished = cls(trainer.per_device_batch_size, trainer.gradient_accumulation_steps, ranks)
+        total = trainer.batch_size or (kept.total if kept else wished.total)
+        share, rest = divmod(total, ranks)
+        if rest:
+            raise UserError(
+                f"a step of this run has {total} examples, which {ranks} ranks cannot share evenly. "
+                f"Start a number of ranks that divides {total}."
+            )
+        size = max(size for size in range(1, min(trainer.per_device_batch_size, share) + 1) if share % size == 0)
+        divided = wished if total == wished.total else cls(size, share // size, ranks)
+        if kept is not None and kept != divided:
+            _require_divisible_losses(config, kept, divided)
+        if divided != wished:
+            logger.info("batches: %d examples per step: %s", total, divided)
+        return divided
+
+    def __str__(self) -> str:
+        return f"{self.num_ranks} ranks x {self.accumulation} forwards x {self.per_device}"
+
+
+def _require_divisible_losses(config: TrainConfig, kept: StepSize, divided: StepSize) -> None:
+    """Refuses to go on with another division where the sizes of forwards change what is trained."""
+    trainer, algorithm = config.trainer, config.algorithm
+    reason = None
+    if trainer.tokens_per_device is not None or trainer.batch_order is not BatchOrder.random:
+        reason = "the batches of trainer.tokens_per_device and trainer.batch_order depend on the number of ranks"
+    elif isinstance(algorithm, DPOAlgorithmConfig):
+        whole = sorted(set(algorithm.loss_types) & WHOLE_BATCH_LOSSES)
+        reason = f"algorithm.loss_type={', '.join(whole)} looks at a forward's pairs as a whole" if whole else None
+    if reason is not None:
+        raise UserError(f"this run began with {kept} examples per step, and {reason}. Start {kept.num_ranks} ranks.")
+
+
+def plan_batches(trainer: Any, config: TrainConfig) -> Batches:
+    """The batches of the run, whose `Fit` is known.
+
+    Raises:
+        UserError: Fewer examples than ranks, or a pair above the budget of tokens.
+    """
+    settings, pairs, args = config.trainer, trainer.train_dataset, trainer.args
+    budget = trainer.fit.tokens
+    if len(pairs) < world_size():
+        raise UserError(f"data.train: {len(pairs)} rows for {world_size()} ranks. Start fewer ranks, or add data.")
+    if budget is None and settings.batch_order is BatchOrder.random:
+        return StepBatches(
+            len(pairs),
+            seed=config.run.seed,
+            batch_size=args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            num_ranks=world_size(),
+        )
+    lengths, is_padded = PairTable.of(pairs).lengths, trainer.engine is None
+    if not is_padded:
+        lengths = to_segments(lengths)
+    num_epochs = math.ceil(settings.num_epochs)
+    if settings.max_steps is not None and budget is not None:
+        micro_batches = settings.max_steps * args.gradient_accumulation_steps * world_size()
+        num_epochs = math.ceil(micro_batches * budget / lengths.sum()) + 1
+    if budget is not None and num_epochs * len(pairs) > MAX_PLANNED:
+        raise UserError(
+            f"trainer.tokens_per_device: batches are planned for the whole run, and {num_epochs:,} epochs of "
+            f"{len(pairs):,} pairs are more than {MAX_PLANNED:,}. Set trainer.max_steps or trainer.num_epochs to less."
+        )
+    batches = PairBatches(
+        lengths,
+        order=settings.batch_order,
+        seed=config.run.seed,
+        num_ranks=world_size(),
+        pairs=args.per_device_train_batch_size if budget is None else None,
+        tokens=budget,
+        padded=is_padded,
+        num_epochs=num_epochs,
+        sources=pairs["source"],
+    )
+    if budget is not None:
+        sizes = [len(batch) for batch in batches]
+        logger.info(
+            "batches: %d to %d pairs in up to %d tokens; trainer.per_device_batch_size is not used",
+            min(sizes),
+            max(sizes),
+            budget,
+        )
+    return batches
+
+
+def count_examples(trainer: Any, step: int) -> int:
+    """Examples seen after `step` optimizer steps, over all ranks; the last step of an epoch may be short."""
+    ranks, accumulation = trainer.args.world_size, trainer.args.gradient_accumulation_steps
+    per_rank = len(trainer.batches) // ranks
+    epochs, within = divmod(step, math.ceil(per_rank / accumulation))
+    return int(trainer.batches.num_rows_after((epochs * per_rank + within * accumulation) * ranks))

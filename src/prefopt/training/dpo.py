@@ -1,0 +1,319 @@
+"""DPO through TRL's trainer, on ids that are ready, with shared prompts, a stored reference and exact evaluation."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import trl
+from rich.console import Console
+from trl.models.utils import prepare_deepspeed
+from trl.trainer import dpo_trainer
+
+from prefopt.config.choices import PeftMethod, ReferenceMode
+from prefopt.config.schema import TrainConfig
+from prefopt.data.ragged import PairLogps, PairTable
+from prefopt.distributed.group import agree, during, gather
+from prefopt.distributed.preemption import Preempted
+from prefopt.evaluation.scoring import Scorer
+from prefopt.models.examples import Examples
+from prefopt.models.kernels import FusedLayers, fuse_layers
+from prefopt.models.load import build_peft_config, load_model
+from prefopt.models.modes import evaluating
+from prefopt.models.reference import ReferenceStore, Usage, check_independence, open_store
+from prefopt.models.shared_prefix import SharedPrefix, share_prompts
+from prefopt.models.shared_prefix.collate import REFERENCE, REFERENCE_COLUMNS, PairCollator
+from prefopt.process.console import progress_bar
+from prefopt.process.ranks import is_main, world_size
+from prefopt.training.batches import plan_batches
+from prefopt.training.deferred import Deferred, Number
+from prefopt.training.durable import DurableTrainer
+from prefopt.training.fit import Fit
+
+logger = logging.getLogger(__name__)
+
+
+class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
+    """TRL's DPOTrainer on tokenised pairs, with reference log-probs from a store and an evaluation that is exact.
+
+    TRL's own evaluation averages over batches, so its accuracies and margins change with the batch size
+    (huggingface/trl#7010). The loss comes from TRL's code, weighted so that a step is a mean over its pairs.
+    """
+
+    trl_loss_function = trl.DPOTrainer._compute_loss
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.ld_alpha: float | None
+        self.precompute_ref_logps: bool
+        self.engine: SharedPrefix | None = None
+        self.layers: FusedLayers | None = None
+        self.store: ReferenceStore | None = None
+        self.has_reference = True
+        with _without_weights_hash():
+            super().__init__(*args, **kwargs)
+        self._num_forwards = self._num_pairs = 1
+        self._reference: dict[int, ReferenceLogps] = {}
+        self._reference_model: Any = None
+
+    def prepare(self, console: Console) -> None:
+        """Gets the reference log-probs; the policy still is the reference, since no checkpoint is loaded yet."""
+        work: dict[str, Any] = {"engine": "trl" if self.engine is None else f"shared_prefix ({self.engine.form})"}
+        if self.layers is not None:
+            work["kernels"] = str(self.layers)
+        if self.store is not None:
+            work["reference"] = self._look_up_reference(self.store, console).to_dict()
+            self._release_reference()
+        if is_main() and "engine" not in self._run.read_work():  # later attempts find what the first one stored
+            self._run.add_work(**work)
+
+    def _release_reference(self) -> None:
+        """Takes the hooks of the pass off the policy: under ZeRO-3 they would follow the forwards of training too."""
+        if self.is_deepspeed_enabled and self._reference_model is not None:
+            self._reference_model.destroy()
+        self._reference_model = None
+
+    def _look_up_reference(self, store: ReferenceStore, console: Console) -> Usage:
+        """Gives both data sets their reference columns."""
+        total = Usage()
+        for name in ("train", "eval"):
+            dataset = getattr(self, f"{name}_dataset")
+            if dataset is None:
+                continue
+            with progress_bar(console, f"reference, {name}") as on_progress:
+                logps, usage = store.complete(PairTable.of(dataset), self._score_reference, on_progress)
+            logger.info("reference: %s: %s", name, usage)
+            total += usage
+            for column, values in zip(REFERENCE_COLUMNS, (logps.chosen, logps.rejected), strict=True):
+                mark = f"{dataset._fingerprint} {store.folder.name} {column}"
+                new = hashlib.sha256(mark.encode()).hexdigest()[:16]  # else datasets would hash the whole column
+                dataset = dataset.add_column(column, values.to_arrow(), new_fingerprint=new)
+            setattr(self, f"{name}_dataset", dataset)
+        return total
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes the forwards' batches of an optimizer step, and notes how many pairs the step has."""
+        samples, num_items = super().get_batch_samples(*args, **kwargs)
+        step = self.state.global_step
+        self._num_forwards = len(samples) * world_size()
+        self._num_pairs = self.rows_after(step + 1) - self.rows_after(step)
+        return samples, num_items
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], **kwargs: Any) -> Any:
+        """TRL's loss, with the reference log-probs of the batch from the store; in training, as its pairs weigh."""
+        if self.precompute_ref_logps and "ref_chosen_logps" not in inputs:
+            chosen, rejected = self.compute_ref_log_probs(None, inputs)
+            inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+        for_trl = {k: v for k, v in inputs.items() if k != REFERENCE}
+        loss, metrics = self._compute_trl_loss(model, for_trl, **kwargs)
+        if not self.model.training:
+            return loss
+        self._note_metrics(loss, metrics)
+        weight = self.num_rows * self._num_forwards / self._num_pairs
+        return loss if weight == 1 else loss * weight
+
+    def compute_trial_loss(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The loss of a batch whose reference log-probs are not known yet, which takes as much memory."""
+        if self.precompute_ref_logps:
+            zeros = torch.zeros(len(batch["input_ids"]) // 2, device=batch["input_ids"].device)
+            batch = {**batch, "ref_chosen_logps": zeros, "ref_rejected_logps": zeros}
+        loss, _ = self._compute_trl_loss(self.model, batch)
+        return loss
+
+    def _note_metrics(self, loss: torch.Tensor, metrics: dict[str, Number]) -> None:
+        """Adds TRL's means over this batch to the window, each with the number of what it is a mean of."""
+        if not self.num_rows:
+            return
+        chosen, rejected = self.counts.scored
+        counts = {"entropy": chosen + rejected, "logits/chosen": chosen, "logits/rejected": rejected}
+        counts["mean_token_accuracy"] = chosen
+        for name, value in {"loss": Deferred.of(loss), **metrics}.items():
+            count = counts.get(name, self.num_rows)
+            self.window.add(name, value * count, count)
+        self.window.add_tokens(self.counts.real)
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reference log-probs of a batch, shape (pairs,) each, as the loss takes them: stored, zero, or computed."""
+        if not self.has_reference:
+            zeros = torch.zeros(len(inputs["input_ids"]), device=inputs["input_ids"].device)
+            chosen, rejected = zeros.chunk(2)
+            return chosen, rejected
+        if REFERENCE in inputs and self.ld_alpha is None:  # TRL would switch adapters and checkpointing for it
+            chosen, rejected = inputs[REFERENCE].sum(dim=1).chunk(2)
+            return chosen, rejected
+        scored = Replay(inputs[REFERENCE]) if REFERENCE in inputs else model
+        chosen, rejected = super().compute_ref_log_probs(scored, inputs)
+        return chosen, rejected
+
+    def _score_reference(self, table: PairTable, rows: Any) -> Iterator[tuple[Any, PairLogps]]:
+        """Scores pairs under the reference: the policy before its first step, without its adapter."""
+        if self._reference_model is None:
+            is_wrapped = self.is_deepspeed_enabled
+            self._reference_model = prepare_deepspeed(self.model, self.accelerator) if is_wrapped else self.model
+        scorer = Scorer(
+            self._reference_model,
+            self.processing_class.pad_token_id,
+            self.args.per_device_eval_batch_size,
+            self.args.bf16,
+            self.engine is not None,
+        )
+        without_adapter = self.model.disable_adapter() if hasattr(self.model, "peft_config") else nullcontext()
+        with evaluating(self.model), without_adapter:
+            for scored in scorer.iterate_pairs(table, rows):
+                with during("the reference pass"):
+                    (is_asked,) = agree(self._stop.requested is not None)
+                yield scored
+                if is_asked:
+                    raise Preempted(self._note_stop())
+
+    def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
+        """TRL fills its own cache here, before the run has begun; ours is filled by `prepare`."""
+        return dataset
+
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        """TRL tokenises here; our data sets hold prompt_ids, chosen_ids and rejected_ids already."""
+        return dataset
+
+    def measure_held_out(self) -> dict[str, float]:
+        """The held-out metrics under TRL's names, each a mean over pairs."""
+        mine = {}
+        for batch in self.iterate_held_out():
+            values, loss = self._evaluate_batch(batch.index, batch.inputs)
+            if batch.counts:
+                mine[batch.index] = {name: value.double().cpu() for name, value in values.items()}, loss
+        batches = dict(sorted(item for share in gather(mine) for item in share.items()))
+        columns = [values for values, _ in batches.values()]
+        metrics = {name: torch.cat([values[name] for values in columns]).mean().item() for name in columns[0]}
+        sizes = [len(values["rewards/margins"]) for values in columns]
+        losses = [loss * size for (_, loss), size in zip(batches.values(), sizes, strict=True)]
+        return {"loss": sum(losses) / sum(sizes), **metrics}
+
+    def _evaluate_batch(self, index: int, batch: dict[str, Any]) -> tuple[dict[str, torch.Tensor], float]:
+        """Per-pair values of one batch, each of shape (pairs,), and TRL's loss of the batch."""
+        reference = self._reference_logps(index, batch)
+        recorder = Recorder(self.model)
+        is_stored, self.precompute_ref_logps = self.precompute_ref_logps, True  # take the reference from the batch
+        try:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                for_loss = {"ref_chosen_logps": reference.loss[0], "ref_rejected_logps": reference.loss[1]}
+                loss = self.compute_loss(recorder, {**batch, **for_loss}).item()
+        finally:
+            self.precompute_ref_logps = is_stored
+        chosen, rejected = recorder.log_probs.double().sum(dim=1).chunk(2)
+        chosen_tokens, rejected_tokens = batch["completion_mask"][:, 1:].sum(dim=1).chunk(2)
+        chosen_rewards = self.beta * (chosen - reference.sums[0])
+        rejected_rewards = self.beta * (rejected - reference.sums[1])
+        return {
+            "rewards/chosen": chosen_rewards,
+            "rewards/rejected": rejected_rewards,
+            "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
+            "rewards/margins": chosen_rewards - rejected_rewards,
+            "logps/chosen": chosen,
+            "logps/rejected": rejected,
+            "preference_accuracy": (chosen / chosen_tokens > rejected / rejected_tokens).float(),
+        }, loss
+
+    def _reference_logps(self, index: int, batch: dict[str, Any]) -> "ReferenceLogps":
+        """Reference log-probs of a held-out batch; computed once, unless the reference moves (TR-DPO)."""
+        if index in self._reference and not self.args.sync_ref_model:
+            return self._reference[index]
+        model = self.ref_model or self.model
+        for_loss = sums = self.compute_ref_log_probs(model, batch)
+        if self.ld_alpha is not None:
+            alpha, self.ld_alpha = self.ld_alpha, None  # plain sums
+            sums = self.compute_ref_log_probs(model, batch)
+            self.ld_alpha = alpha
+        self._reference[index] = ReferenceLogps(sums, for_loss)
+        return self._reference[index]
+
+
+class ReferenceLogps(NamedTuple):
+    """Chosen and rejected log-probs under the reference, each of shape (pairs,).
+
+    Attributes:
+        sums: Plain sums over the completion, behind every reward that is shown.
+        loss: What TRL's loss expects: the same, or discounted by `ld_alpha`.
+    """
+
+    sums: tuple[torch.Tensor, torch.Tensor]
+    loss: tuple[torch.Tensor, torch.Tensor]
+
+
+class Replay:
+    """Stands in for a model that has been scored before."""
+
+    def __init__(self, log_probs: torch.Tensor) -> None:
+        self.log_probs = log_probs
+
+    def __call__(self, **inputs: Any) -> "Replay":
+        return self
+
+
+class Recorder:
+    """Calls a model and keeps the per-token log-probs that it returned."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.log_probs: torch.Tensor = torch.empty(0)
+
+    def __call__(self, **inputs: Any) -> Any:
+        outputs = self._model(**inputs)
+        self.log_probs = outputs.log_probs
+        return outputs
+
+
+def build(config: TrainConfig, arguments: Any, examples: Examples, kept: Fit | None = None) -> DPOTrainer:
+    """Loads policy and, where it is needed in every step, reference; returns the trainer.
+
+    Args:
+        config: The settings.
+        arguments: What `build_dpo_arguments` returned.
+        examples: The data.
+        kept: What an earlier attempt of this run found to fit.
+
+    Raises:
+        UserError: The model does not allow what the configuration asks for.
+    """
+    has_adapter = config.peft.method is not PeftMethod.none
+    is_live = config.reference.mode is ReferenceMode.live
+    trainer = DPOTrainer(
+        model=load_model(config.model, config.peft.method),
+        ref_model=load_model(config.model) if is_live and not has_adapter else None,
+        args=arguments,
+        data_collator=PairCollator(examples.tokenizer.pad_token_id),
+        train_dataset=examples.tokenized.train,
+        eval_dataset=examples.tokenized.held_out if arguments.eval_strategy != "no" else None,
+        processing_class=examples.tokenizer,
+        peft_config=build_peft_config(config.peft, config.model),
+    )
+    trainer.has_reference = config.reference.mode is not ReferenceMode.none
+    trainer.store = open_store(config, casts_weights=trainer.is_deepspeed_enabled and trainer.args.bf16)
+    if trainer.store is not None:
+        check_independence(trainer.model.config, config.data.max_length)
+        trainer.store.check(PairTable.of(data) for data in (trainer.train_dataset, trainer.eval_dataset) if data)
+    trainer.layers = fuse_layers(trainer.model, config, trainer.args.device)
+    trainer.engine = share_prompts(trainer.model, config, trainer.args.device)
+    reference = None if trainer.ref_model is None else trainer.accelerator.unwrap_model(trainer.ref_model)
+    if reference is not None and trainer.layers is not None:  # else the two would differ by rounding at the start
+        fuse_layers(reference, config, trainer.args.device, level=logging.DEBUG)
+    if trainer.engine is not None:
+        trainer.data_collator.with_layout = True
+        if config.trainer.tokens_per_device is not None:
+            trainer.data_collator.min_saving = 0.0  # the budget counts the tokens of the layout
+        if reference is not None:
+            share_prompts(reference, config, trainer.args.device, level=logging.DEBUG)
+    trainer.fit = Fit.of(trainer, config, kept)
+    trainer.batches = plan_batches(trainer, config)
+    return trainer
+
+
+@contextmanager
+def _without_weights_hash() -> Iterator[None]:
+    """Keeps TRL from hashing all weights, 60 million parameters a second on every rank, for a cache not used here."""
+    original = dpo_trainer.hash_module
+    dpo_trainer.hash_module = lambda module: None
+    try:
+        yield
+    finally:
+        dpo_trainer.hash_module = original

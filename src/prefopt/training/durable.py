@@ -1,0 +1,412 @@
+"""What TRL's trainers lack for runs on many ranks that must not be lost: batches, metrics, evaluation, checkpoints."""
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch.utils.data import DataLoader
+from transformers import set_seed
+
+from prefopt.config.load import fingerprint
+from prefopt.config.schema import TrainConfig
+from prefopt.data.steps import COUNTS, NO_ROW, ROWS, NumberedRows, NumberingCollator, TokenCounts
+from prefopt.distributed.checkpoint import CheckpointFacts
+from prefopt.distributed.group import agree, during, gather, on_main, raise_on_all
+from prefopt.distributed.preemption import Preempted, StopRequest
+from prefopt.distributed.saving import CheckpointSaver
+from prefopt.models.kernels import FusedLayers
+from prefopt.process import phases
+from prefopt.process.errors import UserError
+from prefopt.process.ranks import is_main, rank, world_size
+from prefopt.runs.directory import RunDirectory, RunTakenOverError
+from prefopt.tracking.metrics import MetricsLog
+from prefopt.training.batches import Batches, count_examples
+from prefopt.training.deferred import Number, deferred_reads
+from prefopt.training.fit import Fit
+from prefopt.training.guards import StepGuard
+from prefopt.training.records import RunRecords
+from prefopt.training.window import MetricsWindow, OnThisRank
+
+logger = logging.getLogger(__name__)
+
+LOWER_IS_BETTER = ("loss",)
+
+
+class NothingLeftError(Exception):
+    """No step was left to train, only the evaluation after the last one."""
+
+
+class StopEvaluation(Exception):
+    """All ranks have agreed to stop in the midst of an evaluation."""
+
+
+@dataclass
+class EvaluationBatch:
+    """One batch of the held-out examples on this rank.
+
+    Attributes:
+        index: Its place among all batches, whatever the number of ranks.
+        inputs: Tensors on the device.
+        counts: False for a batch that this rank only computes because all ranks must take part in a forward.
+    """
+
+    index: int
+    inputs: dict[str, Any]
+    counts: bool
+
+
+class DurableTrainer:
+    """Stands before one of TRL's trainers in a class's bases.
+
+    Every row is seen exactly once an epoch, log lines and held-out metrics are exact means whatever the number of
+    ranks, and a run that goes on from a checkpoint goes on as if nothing had happened.
+
+    Attributes:
+        fit: What is computed at once.
+        layers: The fused layers of the model, if it has some.
+        batches: The batches of an epoch over all ranks.
+        window: Metrics since the last log line.
+        best: The best value of `trainer.keep_best` and its step.
+        evaluation_due: The evaluation of this step was interrupted.
+        num_rows: Examples of the current forward; filling is none.
+        counts: Its tokens.
+        num_tokens: Tokens (without padding) up to the last record, over all ranks; a pair counts its prompt twice.
+        has_other_ranks: Another number of ranks wrote the checkpoint that this run goes on from.
+        to_remove: A folder that is of no use once training has begun.
+        records: What is written down step by step.
+        stop_reason: Why training ended before its last step; None if it did not.
+        trl_loss_function: Where TRL computes loss and metrics.
+    """
+
+    trl_loss_function: Callable[..., Any]
+    fit: Fit
+    layers: FusedLayers | None = None
+    batches: Batches
+    model: Any
+    model_wrapped: Any
+    args: Any
+    state: Any
+    control: Any
+    accelerator: Any
+    is_deepspeed_enabled: bool
+    num_rows: int
+    counts: TokenCounts
+    optimizer_cls_and_kwargs: tuple[type[Any], dict[str, Any]] | None
+
+    def attach(self, config: TrainConfig, run: RunDirectory, stop: StopRequest, log: MetricsLog | None = None) -> None:
+        """Takes what is known only when a run is about to train; the log is rank 0's."""
+        self._config, self._run, self._stop = config, run, stop
+        self.records = RunRecords(run, log)
+        self._config_fingerprint = fingerprint(config)
+        self.window = MetricsWindow()
+        self.saver = CheckpointSaver(run.checkpoints, config.trainer.keep_checkpoints)
+        self.best: tuple[float, int] | None = None
+        self.evaluation_due = False
+        self.stop_reason: str | None = None
+        self.has_other_ranks = False
+        self.to_remove: Path | None = None
+        self.num_tokens = 0
+        self.time_before_s = self.training_before_s = 0.0
+        self._started, self._trained_s = time.monotonic(), phases.trained()
+        self._step_started = time.monotonic()
+        self._guard = StepGuard(self.train_dataset["source"])  # type: ignore[attr-defined]
+
+    def take_up(self, facts: CheckpointFacts) -> None:
+        """Takes from a checkpoint what transformers does not keep."""
+        self.window.load(facts.windows, rank=rank(), num_ranks=world_size())
+        self.best, self.evaluation_due, self.time_before_s = facts.best, facts.evaluation_due, facts.time_s
+        self.training_before_s = facts.time_s if facts.training_s is None else facts.training_s
+        self.num_tokens = sum(window["tokens"] for window in facts.windows)
+        self.has_other_ranks = facts.num_ranks != world_size()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training over all attempts, evaluations and checkpoints included."""
+        return self.time_before_s + time.monotonic() - self._started
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of optimizer steps alone over all attempts: what throughput is a rate of."""
+        return self.training_before_s + phases.trained() - self._trained_s
+
+    def rows_after(self, step: int) -> int:
+        """Examples seen after `step` optimizer steps, over all ranks."""
+        return count_examples(self, step)
+
+    def get_train_dataloader(self) -> Any:
+        """This rank's share of the planned batches."""
+        args = self.args
+        loader: Any = DataLoader(
+            NumberedRows(self.train_dataset),  # type: ignore[attr-defined, arg-type]
+            batch_sampler=self.batches,
+            collate_fn=NumberingCollator(self.data_collator),  # type: ignore[attr-defined]
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
+
+    def try_rows(self, rows: list[int]) -> None:
+        """One forward and backward of some training examples, for the memory that they take; leaves gradients."""
+        batch = self.data_collator(self.train_dataset.__getitems__(rows))  # type: ignore[attr-defined]
+        inputs = self._prepare_inputs(batch)
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
+            loss: torch.Tensor = self.compute_trial_loss(inputs)  # type: ignore[attr-defined]
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """One forward and backward; under DeepSpeed, of the last forward of a step, also the optimizer step."""
+        rows = [row for row in inputs.pop(ROWS) if row != NO_ROW]
+        self.num_rows, self.counts = len(rows), inputs.pop(COUNTS)
+        with during(f"step {self.state.global_step + 1}"):
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        self._guard.note_forward(loss, rows)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The gradient norm of a step; the optimizer has not used the gradient, and will not if it is not finite.
+
+        Here alone does a step wait for the device.
+        """
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+        self._guard.check_gradient(norm, self.state.global_step + 1)
+        return norm
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        per_epoch = math.ceil(len(self.batches) / world_size() / self.args.gradient_accumulation_steps)
+        planned = self.args.max_steps
+        return int(planned) if planned > 0 else math.ceil(self.args.num_train_epochs * per_epoch)
+
+    def begin(self) -> None:
+        """Starts the clock, makes sure that DeepSpeed is there if it was asked for, and makes up for an evaluation."""
+        self._started = self._step_started = time.monotonic()
+        self._trained_s = phases.trained()
+        self.state.compute_steps(self.args, self.state.max_steps)  # a checkpoint brings the cadences of its attempt
+        stage = self._config.deepspeed.stage
+        found = self.model_wrapped.zero_optimization_stage() if self.is_deepspeed_enabled else None
+        if found != stage:
+            raise UserError(
+                f"deepspeed.stage={stage} was asked for, and the run has {found}: see how it was launched."
+            )
+        if stage in (1, 2):
+            self.model_wrapped.optimizer.check_grad_overflow = True  # in fp32 it would train on a gradient of NaN
+        if self.to_remove is not None:
+            on_main(partial(shutil.rmtree, self.to_remove))
+        if self.evaluation_due:
+            self._make_up_for_evaluation()
+
+    def _make_up_for_evaluation(self) -> None:
+        self.evaluate()
+        if self.evaluation_due:  # interrupted once more; transformers would go on to the next step first
+            assert self.stop_reason is not None
+            raise Preempted(self.stop_reason)
+        if self.state.global_step >= self.state.max_steps:  # transformers would begin another step
+            raise NothingLeftError
+
+    def end_step(self, control: Any) -> None:
+        """Lets all ranks agree whether to stop; called when an optimizer step is done.
+
+        Raises:
+            DivergedError: A loss of this step is not finite, though its gradient is.
+            RunTakenOverError: Another process uses the run's folder.
+            UserError: The run's folder is gone.
+        """
+        step = self.state.global_step
+        now = time.monotonic()
+        self._stop.note_duration("step", now - self._step_started)
+        with during(f"the end of step {step}"):
+            is_asked, is_bad, is_lost, is_gone = agree(
+                self._stop.requested is not None or self.records.trouble is not None,
+                self._guard.has_bad_loss(),
+                self._run.find_intruder() is not None,
+                self.records.is_gone(),
+            )
+        if is_lost:
+            raise RunTakenOverError(f"{self._run.path}: taken over by another process, so this one must not write")
+        if is_gone:
+            raise_on_all(self.records.refusal())
+        if is_bad:
+            raise self._guard.diverged(step)
+        if self._config.trainer.log_rows:
+            self._write_rows(step)
+        self._guard.end_step()
+        self._step_started = time.monotonic()
+        if step >= self.state.max_steps:
+            control.should_log = True  # the report counts steps, examples and seconds by the last line
+        if is_asked and step < self.state.max_steps:
+            self._note_stop()
+            self.evaluation_due = bool(control.should_evaluate)
+            control.should_evaluate = False
+            control.should_save = control.should_training_stop = True
+
+    def _note_stop(self) -> str:
+        own = self.records.why_stopped() or self._stop.requested
+        reason = next(reason for reason in gather(own) if reason is not None)
+        logger.warning("stopping on request (%s)", reason)
+        self.stop_reason = reason
+        return reason
+
+    def _write_rows(self, step: int) -> None:
+        rows = sorted(row for share in gather(self._guard.rows) for row in share)
+        if is_main():
+            self.records.write_rows(step, rows)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs; a line of training gets the exact means over the examples since the last one."""
+        if "loss" in logs:
+            logs.update(self.window.close())
+            self.num_tokens = int(logs.pop("num_tokens"))
+            self._guard.note_loss(logs["loss"], self.state.global_step)
+        super().log(logs, start_time)  # type: ignore[misc]
+
+    def _compute_trl_loss(
+        self, model: Any, inputs: dict[str, Any], **kwargs: Any
+    ) -> tuple[torch.Tensor, dict[str, Number]]:
+        """TRL's loss of a forward, and its metrics on this rank: gathered and read when a line is logged, not here.
+
+        Args:
+            model: Called once, with the keyword arguments that TRL gives it.
+            inputs: The batch, as TRL takes it.
+            kwargs: Further ones of TRL's `compute_loss`.
+        """
+        mode, accelerator = "train" if self.model.training else "eval", self.accelerator
+        self.accelerator = OnThisRank(accelerator)
+        try:
+            if self.model.training:
+                with deferred_reads(self.trl_loss_function) as reads:
+                    loss = super().compute_loss(reads.suspended(model), inputs, **kwargs)  # type: ignore[misc]
+            else:
+                loss = super().compute_loss(model, inputs, **kwargs)  # type: ignore[misc]
+        finally:
+            self.accelerator = accelerator
+        collected = self._metrics[mode]  # type: ignore[attr-defined]
+        metrics = {name: values[-1] for name, values in collected.items() if name != "num_tokens"}
+        collected.clear()
+        self._total_train_tokens = 0  # ours are counted in `window`
+        return loss, metrics
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Moves a batch to the device whole; transformers moves tensors alone, and casts them to DeepSpeed's type."""
+        moved: dict[str, Any] = send_to_device(inputs, self.args.device, non_blocking=True)
+        return moved
+
+    def iterate_held_out(self) -> Iterator[EvaluationBatch]:
+        """This rank's share of the held-out batches; all ranks make the same number of rounds.
+
+        Raises:
+            StopEvaluation: On all ranks, when one of them was asked to stop.
+        """
+        data, size = self.eval_dataset, self.args.per_device_eval_batch_size  # type: ignore[attr-defined]
+        num_batches = -(-len(data) // size)
+        for start in range(0, num_batches, world_size()):
+            with during(f"the evaluation after step {self.state.global_step}"):
+                (is_asked,) = agree(self._stop.requested is not None)
+            if is_asked:
+                self._note_stop()
+                raise StopEvaluation
+            index = start + rank()
+            counts = index < num_batches
+            place = index if counts else 0
+            rows = range(place * size, min(len(data), (place + 1) * size))
+            batch = self.data_collator(data.__getitems__(list(rows)))  # type: ignore[attr-defined]
+            yield EvaluationBatch(index, self._prepare_inputs(batch), counts)
+
+    @phases.of("held_out_evaluation")
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Logs and returns the held-out metrics, exact and the same for any number of ranks and any batch size."""
+        assert eval_dataset is None, "held-out examples are given to the constructor"
+        self.model.eval()
+        try:
+            metrics = self.measure_held_out()  # type: ignore[attr-defined]
+        except StopEvaluation:
+            self.evaluation_due = True
+            self.control.should_evaluate = False
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
+        finally:
+            self.model.train()
+        self.evaluation_due = False
+        self.num_tokens = self.window.count_tokens()
+        self._note_best(metrics)
+        self._step_started = time.monotonic()
+        prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(dict(prefixed))
+        self.control = self.callback_handler.on_evaluate(  # type: ignore[attr-defined]
+            self.args, self.state, self.control, prefixed
+        )
+        return prefixed
+
+    def _note_best(self, metrics: dict[str, float]) -> None:
+        name = self._config.trainer.keep_best
+        if name is None:
+            return
+        value = metrics[name]
+        if not math.isfinite(value):
+            return
+        sign = -1 if name in LOWER_IS_BETTER else 1
+        if self.best is None or sign * value > sign * self.best[0]:
+            self.best = value, self.state.global_step
+            self.control.should_save = True
+
+    def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
+        """Ours is `best`."""
+        return False
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """A checkpoint that all ranks wrote, or none and a warning."""
+        begun = time.monotonic()
+        self.records.write_waiting()
+        if self.saver.save(self, self._describe) and is_main():
+            self.records.note_saved(self.state.global_step)
+        self._stop.note_duration("save", time.monotonic() - begun)
+        self._step_started = time.monotonic()
+
+    def _describe(self) -> CheckpointFacts:
+        return CheckpointFacts(
+            step=self.state.global_step,
+            num_ranks=world_size(),
+            zero_stage=self._config.deepspeed.stage,
+            batch_size=self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * world_size(),
+            config=self._config_fingerprint,
+            wandb_id=self._run.read_wandb_id() if is_main() else None,
+            windows=gather(self.window.state()),
+            time_s=self.seconds,
+            training_s=self.training_seconds,
+            evaluation_due=self.evaluation_due,
+            best=self.best,
+            num_records=self.records.num,
+        )
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Leaves out of transformers' warning the names of weights that were loaded under another name: tied ones."""
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        missing = set(load_result.missing_keys)
+        loaded = {id(weight) for name, weight in named.items() if name not in missing}
+        kept = [name for name in load_result.missing_keys if id(named.get(name)) not in loaded]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=kept))  # type: ignore[misc]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Random states as they were; ranks that the checkpoint does not know get fresh ones, and the log says so."""
+        if checkpoint is None:
+            return
+        name = "rng_state.pth" if world_size() == 1 else f"rng_state_{rank()}.pth"
+        if (Path(checkpoint) / name).is_file() and not self.has_other_ranks:
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]
+            return
+        set_seed((self._config.run.seed + self.state.global_step * world_size() + rank()) % 2**32)
+        logger.info("resume: the number of ranks has changed, so dropout draws afresh; the order of rows goes on")
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """No card for a checkpoint: the run directory says where it comes from."""

@@ -1,0 +1,119 @@
+"""Stops a run before a loss or a gradient that is not finite reaches the weights, and warns of spikes."""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from prefopt.distributed.group import gather
+from prefopt.process.errors import EndedError
+from prefopt.training.deferred import Deferred, Number, read
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 50
+"""Steps whose gradient norms, and log lines whose losses, a new value is compared with."""
+MIN_SEEN = 10
+SPIKE = 6.0
+"""Standard deviations above the mean of the window from which on a value is a spike."""
+SHOWN_ROWS = 20
+
+
+class DivergedError(EndedError):
+    """The loss or the gradient is not finite; the weights of the last checkpoint are good."""
+
+
+class Spikes:
+    """Warns when a value lies far above those before it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._seen: deque[float] = deque(maxlen=WINDOW)
+
+    def note(self, value: float, step: int) -> None:
+        if len(self._seen) >= MIN_SEEN:
+            mean = sum(self._seen) / len(self._seen)
+            deviation = math.sqrt(sum((seen - mean) ** 2 for seen in self._seen) / len(self._seen))
+            if value > mean + SPIKE * deviation and value > 2 * mean:
+                logger.warning(
+                    "step %d: %s is %.4g, far above its mean of %.4g (standard deviation %.2g)",
+                    step,
+                    self._name,
+                    value,
+                    mean,
+                    deviation,
+                )
+        self._seen.append(value)
+
+
+class StepGuard:
+    """Remembers the losses of an optimizer step's forwards and which rows they came from.
+
+    Args:
+        sources: Where each row of the training data stands, `file:line`.
+    """
+
+    def __init__(self, sources: Sequence[str]) -> None:
+        self._sources = sources
+        self._forwards: list[tuple[Number, list[int]]] = []
+        self._gradients = Spikes("grad_norm")
+        self._losses = Spikes("loss")
+
+    def note_forward(self, loss: torch.Tensor, rows: list[int]) -> None:
+        """Takes the loss of one forward, a scalar, and the indices of its rows."""
+        self._forwards.append((Deferred.of(loss), rows))
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows of this rank since the last `end_step`."""
+        return [row for _, rows in self._forwards for row in rows]
+
+    def has_bad_loss(self) -> bool:
+        """True if a loss of this rank since the last `end_step` is not finite."""
+        return any(not math.isfinite(loss) for loss in self._read_with_losses())
+
+    def check_gradient(self, norm: Any, step: int) -> None:
+        """Looks at the gradient norm of a step, the same on all ranks, before the optimizer uses the gradient.
+
+        Raises:
+            DivergedError: On all ranks, if it is not finite.
+        """
+        value, *_ = self._read_with_losses(Deferred.of(norm) if isinstance(norm, torch.Tensor) else float(norm))
+        if not math.isfinite(value) or value < 0:  # DeepSpeed writes -1 for a norm that is not finite
+            raise DivergedError(self._describe(f"step {step}: the gradient is not finite, and was not used"))
+        self._gradients.note(value, step)
+
+    def note_loss(self, loss: float, step: int) -> None:
+        """Takes the loss of a log line."""
+        self._losses.note(loss, step)
+
+    def diverged(self, step: int) -> DivergedError:
+        """The error for a loss that is not finite on some rank. All ranks call it."""
+        return DivergedError(self._describe(f"step {step}: the loss is not finite, though its gradient is"))
+
+    def end_step(self) -> None:
+        self._forwards.clear()
+
+    def _read_with_losses(self, *others: Number) -> list[float]:
+        """The values of `others` and of the step's losses; the device is waited for once, whoever asks first."""
+        values = read([*others, *(loss for loss, _ in self._forwards)])
+        losses = values[len(others) :]
+        self._forwards = [(loss, rows) for loss, (_, rows) in zip(losses, self._forwards, strict=True)]
+        return values
+
+    def _describe(self, what: str) -> str:
+        losses = self._read_with_losses()
+        forwards = zip(losses, self._forwards, strict=True)
+        bad = [row for loss, (_, rows) in forwards if not math.isfinite(loss) for row in rows]
+        found = sorted(row for rows in gather(bad) for row in rows)
+        where = "among these rows" if found else "in this step, which saw"
+        rows = found or sorted(row for rows in gather(self.rows) for row in rows)
+        named = ", ".join(f"{self._sources[row]}" for row in rows[:SHOWN_ROWS])
+        more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
+        return (
+            f"{what}; the cause is {where}: {named}{more}. Lower optim.learning_rate, "
+            "or look at these rows; the last checkpoint is good."
+        )

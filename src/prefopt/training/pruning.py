@@ -1,0 +1,97 @@
+"""Ending a trial of a search early: training tells its held-out values on the way, and hears whether others do better.
+
+A run knows its trial from a file that `prefopt.sweeps.search ask` has left in its folder.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import TrainerCallback
+
+from prefopt.distributed import group
+from prefopt.distributed.group import during, on_main
+from prefopt.process.ranks import is_main, world_size
+from prefopt.runs.directory import RunDirectory, State
+from prefopt.sweeps.definition import TRIAL, Search
+from prefopt.sweeps.folder import SweepFolder
+from prefopt.tracking.wandb import WandbMirror
+from prefopt.training.callbacks import EVAL_PREFIX
+
+logger = logging.getLogger(__name__)
+
+
+class PrunedError(Exception):
+    """A trial ends early, on all ranks: others did better.
+
+    Attributes:
+        step: The last optimizer step.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+def build_pruning(run: RunDirectory) -> "list[PruningCallback]":
+    """The callback of a run that is a trial and may be pruned; none for other runs. All ranks call it."""
+    path = run.slurm / TRIAL
+    return [PruningCallback(run)] if on_main(path.is_file) else []
+
+
+class PruningCallback(TrainerCallback):  # type: ignore[misc]
+    """Tells every held-out evaluation to the search; rank 0 does, and all ranks hear the answer."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._is_over = False
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        """Reports, and ends a run that is not at its last step.
+
+        Raises:
+            PrunedError: On all ranks.
+        """
+        batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
+        step = state.global_step
+        with during("the report to the search", may_take_long=True):
+            why = on_main(lambda: self._report(metrics, step * batch_size))
+        if why is not None and step < state.max_steps:
+            raise PrunedError(f"pruned at step {step} of {state.max_steps}: {why}", step)
+
+    def _report(self, metrics: dict[str, float], examples: int) -> str | None:
+        """Returns why the run should end, or None. What goes wrong here never ends a run."""
+        if self._is_over:
+            return None
+        try:
+            from prefopt.sweeps import study  # Optuna, which only searches need
+
+            place = json.loads((self._run.slurm / TRIAL).read_text(encoding="utf-8"))
+            folder = SweepFolder(Path(place["sweep"]))
+            search = Search.read(folder)
+            value = metrics[f"{EVAL_PREFIX}{search.logged}"]
+            with study.open_study(folder.path, search) as opened:
+                is_beaten = study.report_value(opened, place["trial"], value, examples)
+        except Exception as error:
+            logger.warning("search: its journal cannot be used, so this run goes on unpruned (%s)", error)
+            return None
+        if is_beaten is None:
+            self._is_over = True
+            logger.warning("search: trial %d has ended before, so this run is not compared", place["trial"])
+        if not is_beaten:
+            return None
+        best = f"the best 1/{search.reduction_factor} of the trials that came as far"
+        return f"its held-out {search.metric}, {value:.4g}, is not in {best}"
+
+
+def end_pruned(error: PrunedError, run: RunDirectory, mirror: WandbMirror | None, console: Console) -> None:
+    """Leaves a run `pruned`. All ranks call it."""
+    group.stop()
+    if is_main():
+        run.set_state(State.pruned, step=error.step, message=str(error))
+        console.print(f"{run.path}: {error}")
+        if mirror is not None:
+            mirror.summarise({"state": State.pruned.value})
+            mirror.close(0)

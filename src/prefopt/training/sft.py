@@ -1,0 +1,100 @@
+"""SFT through TRL's trainer, on ids and labels that are ready."""
+
+from typing import Any
+
+import torch
+import trl
+from rich.console import Console
+
+from prefopt.config.schema import TrainConfig
+from prefopt.data.steps import IGNORED
+from prefopt.distributed.group import gather
+from prefopt.models.examples import Examples
+from prefopt.models.kernels import fuse_layers
+from prefopt.models.load import build_peft_config, load_model
+from prefopt.process.ranks import is_main
+from prefopt.training.batches import plan_batches
+from prefopt.training.deferred import Deferred, Number
+from prefopt.training.durable import DurableTrainer
+from prefopt.training.fit import Fit
+
+
+class SFTTrainer(DurableTrainer, trl.SFTTrainer):  # type: ignore[misc]
+    """TRL's SFTTrainer with log lines and held-out metrics that are means over tokens, whatever the batch size."""
+
+    trl_loss_function = trl.SFTTrainer.compute_loss
+
+    def prepare(self, console: Console) -> None:
+        """Notes what computes; nothing else comes before the first step."""
+        if is_main() and self.layers is not None:
+            self._run.add_work(kernels=str(self.layers))
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], **kwargs: Any) -> Any:
+        """TRL's loss, a mean over the trained tokens of the step."""
+        loss, metrics = self._compute_trl_loss(model, inputs, **kwargs)
+        if self.model.training:
+            self._note_metrics(loss, metrics, kwargs["num_items_in_batch"])
+        return loss
+
+    def compute_trial_loss(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The loss of a batch, for the memory that it takes."""
+        trained = (batch["labels"][:, 1:] != IGNORED).sum()
+        loss, _ = self._compute_trl_loss(self.model, batch, num_items_in_batch=trained)
+        return loss
+
+    def _note_metrics(self, loss: torch.Tensor, metrics: dict[str, Number], step: torch.Tensor) -> None:
+        """Adds TRL's numbers of this batch to the window, each with its tokens.
+
+        Args:
+            loss: The batch's part of the step's loss, times the number of ranks.
+            metrics: Means over the batch.
+            step: Trained tokens of the whole step.
+        """
+        if self.num_rows:
+            self.window.add_tokens(self.counts.real)
+        (trained,) = self.counts.scored
+        if not trained:
+            return
+        per_batch = Deferred.of(loss) * Deferred.of(step) / self.accelerator.num_processes / trained
+        for name, value in {**metrics, "loss": per_batch}.items():
+            self.window.add(name, value * trained, trained)
+
+    def measure_held_out(self) -> dict[str, float]:
+        """The held-out loss and token accuracy, each a mean over trained tokens."""
+        mine = {}
+        for batch in self.iterate_held_out():
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = self.model(**batch.inputs, use_cache=False, fused_lm_head=True)
+            scored = batch.inputs["labels"][:, 1:] != IGNORED
+            hits = int((outputs.is_top1 & scored).sum())
+            if batch.counts:
+                mine[batch.index] = outputs.log_probs.double().sum().item(), hits, int(scored.sum())
+        batches = dict(sorted(item for share in gather(mine) for item in share.items()))
+        logps, hits, tokens = (sum(column) for column in zip(*batches.values(), strict=True))
+        return {"loss": -logps / tokens, "mean_token_accuracy": hits / tokens}
+
+
+def build(config: TrainConfig, arguments: Any, examples: Examples, kept: Fit | None = None) -> SFTTrainer:
+    """Loads the policy and returns the trainer.
+
+    Args:
+        config: The settings.
+        arguments: What `build_sft_arguments` returned.
+        examples: The data.
+        kept: What an earlier attempt of this run found to fit.
+
+    Raises:
+        UserError: The model does not allow what the configuration asks for.
+    """
+    trainer = SFTTrainer(
+        model=load_model(config.model, config.peft.method),
+        args=arguments,
+        train_dataset=examples.tokenized.train,
+        eval_dataset=examples.tokenized.held_out if arguments.eval_strategy != "no" else None,
+        processing_class=examples.tokenizer,
+        peft_config=build_peft_config(config.peft, config.model),
+    )
+    trainer.layers = fuse_layers(trainer.model, config, trainer.args.device)
+    trainer.fit = Fit.of(trainer, config, kept)
+    trainer.batches = plan_batches(trainer, config)
+    return trainer

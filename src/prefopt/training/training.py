@@ -1,0 +1,174 @@
+"""One training run: resume where a checkpoint is, train, save the final model."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers.trainer_callback import PrinterCallback
+
+from prefopt.config.schema import TrainConfig
+from prefopt.distributed import checkpoint as on_disk
+from prefopt.distributed.checkpoint import CheckpointFacts
+from prefopt.distributed.group import barrier, during, on_main, raise_on_all
+from prefopt.distributed.preemption import Preempted, StopRequest
+from prefopt.distributed.saving import Problems, find_newest, save_weights
+from prefopt.distributed.unpickling import data_only
+from prefopt.process import phases
+from prefopt.process.errors import UserError
+from prefopt.process.ranks import is_main, world_size
+from prefopt.runs.directory import RunDirectory, State
+from prefopt.runs.final_model import copy_model, has_sound_model, seal_model
+from prefopt.storage import sealed
+from prefopt.tracking.metrics import MetricsLog
+from prefopt.training.callbacks import ConsoleCallback, MetricsCallback, StepCallback
+from prefopt.training.durable import NothingLeftError
+from prefopt.training.pruning import build_pruning
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    trainer: Any, config: TrainConfig, run: RunDirectory, log: MetricsLog | None, stop: StopRequest, console: Console
+) -> None:
+    """Trains to the end, from the newest complete checkpoint where there is one, and writes `model/`.
+
+    Raises:
+        Preempted: A stop was asked for; a checkpoint was written, and the same command goes on from it.
+        PrunedError: The run is a trial of a search, and others did better.
+    """
+    trainer.attach(config, run, stop, log)
+    if has_sound_model(run):
+        logger.info("resume: training was complete; what is left is the report")
+        return
+    checkpoint = find_newest(run.checkpoints)
+    facts = None if checkpoint is None else on_disk.read_manifest(checkpoint)[0]
+    evaluation_due = facts is not None and facts.evaluation_due
+    if checkpoint is not None and on_disk.is_finished(checkpoint, trainer.total_steps()) and not evaluation_due:
+        logger.info("resume: the last step was done (%s); its weights become the model", checkpoint)
+        on_main(lambda: trainer.saver.rotate(facts))
+        finish_model(trainer, config, run)
+        return
+    start = None if checkpoint is None else take_up(trainer, checkpoint, run)
+    tell_rows(trainer, config)
+    trainer.records.num = on_main(lambda: cut_records(run, facts))
+    with phases.of("reference"):
+        trainer.prepare(console)
+    show = ConsoleCallback(console)
+    trainer.remove_callback(PrinterCallback)
+    callbacks = (show, MetricsCallback(trainer, show), *build_pruning(run))
+    for callback in (*callbacks, StepCallback(trainer)):  # the last one may evaluate
+        trainer.add_callback(callback)
+    try:
+        with phases.of("set_up"), data_only():
+            trainer.train(resume_from_checkpoint=None if start is None else str(start))
+    except NothingLeftError:
+        logger.info("resume: the last step was done, and now its evaluation")
+    finally:
+        show.close()
+    trainer.records.write_waiting()
+    raise_on_all(trainer.records.refusal())
+    if trainer.stop_reason is not None:
+        raise Preempted(trainer.stop_reason)
+    finish_model(trainer, config, run)
+
+
+def tell_rows(trainer: Any, config: TrainConfig) -> None:
+    """Says how many rows a part of an epoch comes to: training ends with a whole step."""
+    steps, num_rows, epochs = trainer.total_steps(), len(trainer.train_dataset), config.trainer.num_epochs
+    rows = trainer.rows_after(steps)
+    if config.trainer.max_steps is None and rows != epochs * num_rows:
+        logger.info(
+            "training: %d whole steps see %d of %d rows, %.4g epochs, where trainer.num_epochs=%g",
+            *(steps, rows, num_rows, rows / num_rows, epochs),
+        )
+
+
+def cut_records(run: RunDirectory, facts: CheckpointFacts | None) -> int:
+    """Drops the records that will be written again, says how many of the others are gone, and counts all of them.
+
+    Rank 0 only. Those that are gone count, so that whoever reads metrics.jsonl later can know of them.
+    """
+    step, known = (0, 0) if facts is None else (facts.step, facts.num_records)
+    run.cut_records_after(step, evaluation_due=facts is not None and facts.evaluation_due)
+    run.set_state(State.running, step=step, records=known)
+    records = run.read_records()
+    lost = run.count_lost_records(records)
+    if lost:
+        logger.warning(
+            "resume: %s has lost %d of its %d lines up to step %d; the report and comparisons will say so",
+            run.metrics,
+            lost,
+            known,
+            step,
+        )
+    return len(records) if known is None else known
+
+
+def take_up(trainer: Any, checkpoint: Path, run: RunDirectory) -> Path:
+    """Takes what transformers does not know from a checkpoint, and returns the folder that it is to load."""
+    if getattr(trainer.args, "sync_ref_model", False):
+        raise UserError(
+            f"{run.path}: algorithm.sync_ref_model=true cannot be resumed, since checkpoints do not hold the "
+            "moved reference. Start afresh with run.overwrite=true."
+        )
+    facts, _ = on_disk.read_manifest(checkpoint)
+    trainer.take_up(facts)
+    logger.info("resume: from step %d (%s)", facts.step, checkpoint)
+    if facts.num_ranks == world_size():
+        return checkpoint
+    return _reshard(trainer, checkpoint, facts)
+
+
+def _reshard(trainer: Any, checkpoint: Path, facts: CheckpointFacts) -> Path:
+    """Brings a checkpoint into a form that another number of ranks can load."""
+    logger.info("resume: %d ranks go on where %d were", world_size(), facts.num_ranks)
+    if facts.zero_stage is None:
+        return checkpoint
+    from prefopt.distributed.universal import load_universal, make_universal
+
+    folder = checkpoint.with_name(f"{on_disk.RESHARDED_PREFIX}{facts.step}")
+    on_main(lambda: make_universal(checkpoint, folder))
+    load_universal(trainer)
+    trainer.to_remove = folder
+    return folder
+
+
+@phases.of("final_model")
+def finish_model(trainer: Any, config: TrainConfig, run: RunDirectory) -> None:
+    """Makes the final model or adapter aside, seals it, and moves it to `model/` when it is whole. All ranks call it.
+
+    The checkpoint of the last step holds its files; only where that could not be saved are they written once more.
+    They are copied and not linked: what anybody does to `model/` later must not reach into a sealed checkpoint.
+
+    Raises:
+        UserError: It cannot be written; the last checkpoint holds the same weights.
+    """
+    aside = run.path / "model.partial"
+    on_main(lambda: shutil.rmtree(aside, ignore_errors=True))
+    checkpoint = on_main(lambda: _checkpoint_of_last_step(trainer, run))
+    problems = Problems()
+    with during("saving the final model", may_take_long=True):
+        if checkpoint is None:
+            save_weights(trainer, aside, problems)
+        if is_main() and problems.first is None:
+            with problems.kept():
+                if checkpoint is None:
+                    digests = sealed.digest(aside, on_disk.list_files(aside))
+                else:
+                    digests = copy_model(checkpoint, aside, with_code=config.model.trust_remote_code)
+                seal_model(aside, run.model, digests)
+        problem = problems.agreed()
+    if problem is not None:
+        on_main(lambda: shutil.rmtree(aside, ignore_errors=True))
+        raise UserError(
+            f"{run.model}: cannot be written ({problem}). Free space, if that is the cause, and run the same command: "
+            "it goes on from the newest checkpoint that is whole."
+        )
+    barrier()
+
+
+def _checkpoint_of_last_step(trainer: Any, run: RunDirectory) -> Path | None:
+    complete = on_disk.list_complete(run.checkpoints)
+    return complete[-1] if complete and on_disk.is_finished(complete[-1], trainer.total_steps()) else None

@@ -1,0 +1,93 @@
+"""Training metrics between two log lines: exact means over examples and tokens, on any number of ranks."""
+
+import math
+from typing import Any
+
+import torch
+
+from prefopt.distributed.group import gather
+from prefopt.training.deferred import Number, read
+
+MOST_UNREAD = 4096
+"""Numbers that are left on the device at most: some hundred forwards' worth, and some MB."""
+
+
+class MetricsWindow:
+    """Sums and counts of what this rank has seen since the last log line, and its tokens since the run began.
+
+    A checkpoint holds the window of every rank, so that a log line after a resume is the one of an undisturbed run.
+    Numbers that are still on a device are read when somebody asks for the window.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, float] = {}
+        self._tokens = 0
+        self._unread: list[tuple[str, Number, float]] = []
+
+    def add(self, name: str, total: Number, count: float) -> None:
+        """Adds `count` examples or tokens whose values sum up to `total`."""
+        if count:
+            self._unread.append((name, total, count))
+        if len(self._unread) >= MOST_UNREAD:
+            self._settle()
+
+    def add_tokens(self, number: int) -> None:
+        self._tokens += number
+
+    def close(self) -> dict[str, float]:
+        """Means over all ranks since the last call, and `num_tokens` since the run began. All ranks call it."""
+        windows = gather(self.state())
+        sums: dict[str, float] = {}
+        counts: dict[str, float] = {}
+        for window in windows:
+            for name, total in window["sums"].items():
+                sums[name] = sums.get(name, 0.0) + float(total)
+                counts[name] = counts.get(name, 0.0) + window["counts"][name]
+        self._sums, self._counts = {}, {}
+        tokens = sum(window["tokens"] for window in windows)
+        return {**{name: total / counts[name] for name, total in sums.items()}, "num_tokens": tokens}
+
+    def count_tokens(self) -> int:
+        """Tokens of all ranks since the run began. All ranks call it."""
+        return int(sum(gather(self._tokens)))
+
+    def state(self) -> dict[str, Any]:
+        """Plain values; sums that are not finite are words, since JSON has no numbers for them."""
+        self._settle()
+        sums = {name: total if math.isfinite(total) else str(total) for name, total in self._sums.items()}
+        return {"sums": sums, "counts": dict(self._counts), "tokens": self._tokens}
+
+    def load(self, states: list[dict[str, Any]], *, rank: int, num_ranks: int) -> None:
+        """Takes up the windows of a checkpoint, this rank its own and those of ranks that there are no more."""
+        self._sums, self._counts, self._tokens, self._unread = {}, {}, 0, []
+        for state in states[rank::num_ranks]:
+            for name, total in state["sums"].items():
+                self._add_up(name, float(total), state["counts"][name])
+            self._tokens += state["tokens"]
+
+    def _settle(self) -> None:
+        """Reads what is unread, in the order in which it came."""
+        totals = read(total for _, total, _ in self._unread)
+        for (name, _, count), total in zip(self._unread, totals, strict=True):
+            self._add_up(name, total, count)
+        self._unread.clear()
+
+    def _add_up(self, name: str, total: float, count: float) -> None:
+        self._sums[name] = self._sums.get(name, 0.0) + total
+        self._counts[name] = self._counts.get(name, 0.0) + count
+
+
+class OnThisRank:
+    """An accelerator that gathers nothing, so that a metric computed with it is this rank's."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    gather_for_metrics = gather

@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
     if evaluation is not None:
         report = publish(evaluation, run, folder)
         print_report(report, folder / "report.html", console)
-        record_evaluation(config, run, report)
+        record_evaluation(config, run, report.to_dict())
 
 
 def find_run(folder: Path) -> RunDirectory:

@@ -82,3 +82,14 @@ def test_what_can_mislead_is_explained_in_the_report() -> None:
 def test_readme_reads_the_numbers_as_the_table_does() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert reading_table() in readme, f"README, section Reading the numbers, should hold:\n{reading_table()}"
+
+
+def test_a_metric_of_a_report_is_named_in_the_table_alone() -> None:
+    """Code asks for it by the table's constant; what is logged as well has its name in the layers that log it too."""
+    others = {"reward_margin"}  # also a column of pairs.jsonl
+    texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")}
+    for metric in METRICS:
+        is_other_word = "_" not in metric.key or metric.key in others  # `gain` is a block, `finished` a state of W&B
+        if metric.path and metric.logged != metric.key and not (metric.is_speed or is_other_word):
+            named = [path.name for path, text in texts.items() if f'"{metric.key}"' in text]
+            assert named == ["metrics.py"], f"{metric.key} is named in {named}"

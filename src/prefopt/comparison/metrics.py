@@ -25,6 +25,7 @@ from prefopt.evaluation.metrics import (
     TUNED,
     Metric,
 )
+from prefopt.evaluation.statistics import Estimate
 from prefopt.process.errors import UserError
 from prefopt.process.phases import outside_training
 from prefopt.reports.numbers import Cell, cell, duration
@@ -89,7 +90,8 @@ def as_text(metric: Metric, measure: Measure) -> Cell:
     """Value with unit, interval and n, ready to print."""
     if metric.key in (TRAIN_TIME, OUTSIDE):
         return Cell(duration(measure.value))
-    return cell({"value": measure.value, "ci95": (measure.low, measure.high), "n": measure.n}, metric.unit)
+    low, high = (math.nan if bound is None else bound for bound in (measure.low, measure.high))
+    return cell(Estimate(measure.value, low, high, measure.n), metric.unit)
 
 
 def is_finite(value: Any) -> bool:

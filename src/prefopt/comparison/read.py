@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefopt.comparison.curves import points_for, read_curves
 from prefopt.comparison.log import Log, from_rows, parse_log
 from prefopt.comparison.metrics import from_line, from_report, speed_of
 from prefopt.comparison.outcomes import FILE as PAIRS
@@ -20,6 +19,7 @@ from prefopt.comparison.outcomes import read_outcomes
 from prefopt.comparison.places import Place
 from prefopt.comparison.records import DONE, NOT_BEGUN, RUNNING, Measure, Mode, RunRecord, WandbPlace
 from prefopt.comparison.settings import read_settings
+from prefopt.comparison.thinning import points_for, read_curves
 from prefopt.runs.directory import RunDirectory, State
 from prefopt.runs.provenance import MEASURED
 from prefopt.state.facts import read_decision

@@ -22,6 +22,11 @@ def printable(text: str) -> str:
     return ACTS.sub(REPLACEMENT, text)
 
 
+def one_line(text: str) -> str:
+    """`text` on one line: breaks and tabs become blanks, what cannot be printed is replaced."""
+    return UNPRINTABLE.sub(REPLACEMENT, text.replace("\n", " ").replace("\t", " "))
+
+
 def quote(value: Path | str) -> str:
     """A word of a command as bash takes it, and on one line; a path never reads as an option."""
     text = str(value)

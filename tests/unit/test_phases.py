@@ -186,7 +186,7 @@ def test_a_full_disk_costs_the_seconds_and_not_the_run(
 def test_a_process_counts_from_its_start() -> None:
     """Python's own start and the imports before the clock are in it, be the system's clock coarse."""
     code = (
-        "import time; time.sleep(0.5); from prefopt.tracking import phases; "
+        "import time; time.sleep(0.5); from prefopt.process import phases; "
         "phases.count_from_process_start(); phases.begin(); print(phases._clock.seconds()['imports'])"
     )
     begun = time.monotonic()

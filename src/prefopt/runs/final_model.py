@@ -8,19 +8,19 @@ version left it, or whoever has edited the model took it away.
 import json
 import logging
 import shlex
-from prefopt.storage import sealed
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
 from prefopt.distributed import checkpoint as on_disk
 from prefopt.distributed.checkpoint import DAMAGED_PREFIX, MANIFEST
-from prefopt.storage.sealed import Digests
 from prefopt.distributed.group import barrier, gather, on_main
-from prefopt.process.ranks import rank, world_size
 from prefopt.process.errors import UserError
-from prefopt.storage.files import copy_file, write_json
+from prefopt.process.ranks import rank, world_size
 from prefopt.runs.directory import RunDirectory
+from prefopt.storage import sealed
+from prefopt.storage.files import copy_file, write_json
+from prefopt.storage.sealed import Digests
 
 logger = logging.getLogger(__name__)
 

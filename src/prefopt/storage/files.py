@@ -15,6 +15,8 @@ from prefopt.process.errors import UserError, explained
 
 COPY_BYTES = 2**30
 """What the system is asked to copy in one call."""
+NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EACCES})
+"""What a file system answers that cannot bring names to the disk, or a folder that may be written but not listed."""
 TAIL_BYTES = (1 << 12, 1 << 16)
 """How far back a file is read for its last line: the second only where the first was not enough."""
 PARTIAL = ".partial"
@@ -35,9 +37,27 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        bring_to_disk(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def bring_to_disk(path: Path) -> None:
+    """Returns when what was written to a file, or the names in a folder, would survive a loss of power.
+
+    Raises:
+        OSError: It would not. Some network file systems know nothing of the kind for folders: that is no error.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FSYNC or not path.is_dir():
+            raise
 
 
 def hash_file(path: Path) -> str:

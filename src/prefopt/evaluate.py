@@ -1,10 +1,8 @@
 """Entry point: a finished run → its report, measured again. `python -m prefopt.evaluate --help` shows the use."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from prefopt.config.aliases import nearest
 from prefopt.config.checks import check
 from prefopt.config.choices import Kernels
 from prefopt.config.composition import as_dict
@@ -20,8 +18,8 @@ from prefopt.process.ranks import Launch, is_launched
 from prefopt.process.terminal import quote
 from prefopt.runs.changes import find_changed_model
 from prefopt.runs.directory import RunDirectory
+from prefopt.runs.find import find_run
 from prefopt.runs.settings import read_config
-from prefopt.sweeps.folder import IS_REFERENCE, list_runs
 
 HELP = """Measure a finished run again and rebuild its report.
 
@@ -32,9 +30,6 @@ HELP = """Measure a finished run again and rebuild its report.
 
 Settings of `evaluation` and `data.held_out` may be changed; everything else is as in the run's config.yaml.
 A report on other data goes to a folder of its own beside the run's, runs/<name>/report-<file>-<digest>."""
-
-MAX_NAMED = 5
-"""Folders that a message names, at most."""
 
 
 def main(argv: list[str]) -> None:
@@ -84,30 +79,6 @@ def main(argv: list[str]) -> None:
         report = publish(evaluation, run, folder)
         print_report(report, folder / "report.html", console)
         record_evaluation(config, run, report)
-
-
-def find_run(folder: Path) -> RunDirectory:
-    """The run in a folder.
-
-    Raises:
-        UserError: There is none, with the folder that was meant, or the runs to choose from.
-    """
-    run = RunDirectory(folder)
-    if run.config.is_file():
-        return run
-    if folder.is_dir():
-        runs = [path for path in list_runs(folder)[0] if not IS_REFERENCE.fullmatch(path.name)]
-        if runs:
-            more = f", or one of {len(runs) - MAX_NAMED:,} more" if len(runs) > MAX_NAMED else ""
-            raise UserError(f"run={folder}: a folder of runs. Give one of them: {_choices(runs[:MAX_NAMED])}{more}")
-        raise UserError(f"run={folder}: no run of prefopt here (no config.yaml).")
-    siblings = {path.name: path for path in list_runs(folder.parent)[0]} if folder.parent.is_dir() else {}
-    near = [siblings[name] for name in nearest(folder.name, siblings)[:MAX_NAMED]]
-    raise UserError(f"run={folder}: no such folder." + (f" Did you mean {_choices(near)}" if near else ""))
-
-
-def _choices(runs: Sequence[Path]) -> str:
-    return " or ".join(f"run={quote(str(run))}" for run in runs)
 
 
 def require_same_base(run: RunDirectory, config: TrainConfig) -> None:

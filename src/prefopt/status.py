@@ -8,10 +8,10 @@ from typing import Any
 
 from prefopt.distributed.entry import run_entry
 from prefopt.process.terminal import Terminal
+from prefopt.runs.find import Group, Kind, find_groups
 from prefopt.state.advice import advise
 from prefopt.state.look import View, look
-from prefopt.state.places import find_groups
-from prefopt.state.records import Group, Kind, RunStatus
+from prefopt.state.run_status import RunStatus
 from prefopt.state.show import LIMIT, MANY, count_words, print_view
 
 HELP = f"""Show the state of runs (done, running and how long still, waiting, failed and why) and what to do next.

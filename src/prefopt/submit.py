@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from prefopt.cluster.local import LOG, list_commands, run_here
+from prefopt.cluster.local import list_commands, run_here
 from prefopt.cluster.planning import Submission, plan_submission
 from prefopt.cluster.script import render
 from prefopt.cluster.slurm import cancel, require_sbatch, submit
@@ -21,6 +21,7 @@ from prefopt.config.settings_parser import SettingsParser
 from prefopt.distributed.entry import run_entry
 from prefopt.process.console import build_console
 from prefopt.process.terminal import quote
+from prefopt.runs.jobs import JOBS, LOG
 from prefopt.runs.provenance import command_line
 from prefopt.storage.files import append_line, write_text
 from prefopt.sweeps.jobs import Job, write_tasks
@@ -117,7 +118,7 @@ def _submit(submission: Submission, config: SubmitConfig, command: str) -> None:
                 write_tasks(job)
             write_text(job.script, render(placed, config.cluster))
             ids.append(submit(job.script))
-            append_line(job.folder / "slurm" / "jobs.jsonl", {**placed.to_record(ids[-1]), "command": command})
+            append_line(job.folder / "slurm" / JOBS, {**placed.to_record(ids[-1]), "command": command})
     except BaseException:
         cancel(ids)
         for folder in fresh:

@@ -17,7 +17,7 @@ from prefopt.comparison.ranking import build_comparison, rank
 from prefopt.comparison.read import RunReader
 from prefopt.comparison.records import Measure, Mode, Outcomes, RunRecord, WandbPlace
 from prefopt.comparison.trade_off import find_front
-from prefopt.evaluation.metrics import BY_KEY, METRICS
+from prefopt.evaluation.metrics import BY_KEY, COMPARED
 from prefopt.evaluation.statistics import sign_test, wilson
 from prefopt.process.errors import UserError
 from tests.fake_runs import write_fake_run
@@ -295,7 +295,7 @@ def test_the_loss_ranks_only_where_no_run_has_an_accuracy(metrics: list[dict[str
 def test_an_unknown_metric_is_answered_with_the_nearest() -> None:
     with pytest.raises(UserError, match="Did you mean kl_per_token"):
         find_metric("kl_per_tokn")
-    assert all(find_metric(metric.key) is metric for metric in METRICS)
+    assert all(find_metric(metric.key) is metric for metric in COMPARED)
 
 
 def test_a_best_run_that_its_report_refuses_is_said_with_the_reason_and_the_alternative() -> None:

@@ -6,7 +6,7 @@ Called by the job script when the ranks have ended. It prints one word for the s
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
@@ -15,38 +15,13 @@ from typing import Any
 from prefopt.distributed.entry import REFUSED, USER_ERROR, run_entry
 from prefopt.process.terminal import printable
 from prefopt.runs.directory import RunDirectory, State
-from prefopt.storage.files import append_line, read_lines
+from prefopt.runs.jobs import ATTEMPTS, Attempt, read_attempts
+from prefopt.storage.files import append_line
 
-FILE = "attempts.jsonl"
 MAX_STALLED = 2
 """Crashes without a step forward in between, after which another attempt would do no better."""
 MAX_IDLE = 10
 """Attempts in a row without a step forward, be they stopped on request: a pass of the reference may take several."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One line of `<run>/slurm/attempts.jsonl`.
-
-    Attributes:
-        job: Slurm's id, with the task's index for an array.
-        ended: When, ISO 8601 in UTC.
-        state: Of status.json; "none" without one.
-        from_step: Where the attempt before had come to.
-        to_step: The last saved step.
-        code: Exit code of the step that ran the ranks.
-        next: done, again or stop.
-        why: For people.
-    """
-
-    job: str
-    ended: str
-    state: str
-    from_step: int
-    to_step: int
-    code: int
-    next: str
-    why: str
 
 
 def main(argv: list[str]) -> None:
@@ -60,21 +35,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--max-crashes", type=int, required=True)
     options = parser.parse_args(argv)
     run = RunDirectory(options.run)
-    earlier = [attempt for attempt in read_attempts(run) if attempt.job == options.job]  # submitted anew, judged anew
+    earlier = [attempt for attempt in read_attempts(run) if attempt.job == options.job]  # submitted anew, decided anew
     status = run.read_status()
     code = USER_ERROR if (options.attempt / REFUSED).exists() else options.code
     if code != 0 and not _wrote_status(run, options.attempt):
         status = {"step": status.get("step")}
-    attempt = judge(status, earlier, options.job, code, options.max_attempts, options.max_crashes)
-    append_line(run.slurm / FILE, asdict(attempt))
+    attempt = decide_next(status, earlier, options.job, code, options.max_attempts, options.max_crashes)
+    append_line(run.slurm / ATTEMPTS, asdict(attempt))
     print(printable(f"{run.path}: {attempt.why}"), file=sys.stderr)
     print(attempt.next)
-
-
-def read_attempts(run: RunDirectory) -> list[Attempt]:
-    """The attempts so far that came to their end; those that Slurm killed whole left no line."""
-    path = run.slurm / FILE
-    return [Attempt(**line) for line in read_lines(path)] if path.exists() else []
 
 
 def _wrote_status(run: RunDirectory, attempt: Path) -> bool:
@@ -82,7 +51,7 @@ def _wrote_status(run: RunDirectory, attempt: Path) -> bool:
     return run.status.exists() and run.status.stat().st_mtime_ns >= attempt.stat().st_mtime_ns
 
 
-def judge(
+def decide_next(
     status: dict[str, Any], earlier: list[Attempt], job: str, code: int, max_attempts: int, max_crashes: int
 ) -> Attempt:
     """Decides what follows an attempt.

@@ -23,11 +23,11 @@ from prefopt.process.errors import UserError
 from prefopt.process.terminal import quote
 from prefopt.reports.sections import headline
 from prefopt.runs.directory import RunDirectory, State
+from prefopt.runs.jobs import LOG
 from prefopt.sweeps.folder import SweepFolder
 from prefopt.sweeps.jobs import Job, Task
 
 POLL_S = 0.1
-LOG = "local.log"
 
 
 @dataclass

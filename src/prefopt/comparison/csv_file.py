@@ -8,7 +8,7 @@ from typing import Any
 
 from prefopt.comparison.ranking import Comparison, Row
 from prefopt.comparison.records import SEED, RunRecord
-from prefopt.evaluation.metrics import METRICS
+from prefopt.evaluation.metrics import COMPARED
 from prefopt.process.terminal import printable
 from prefopt.storage.files import write_text
 
@@ -68,7 +68,7 @@ def _settings(comparison: Comparison) -> list[str]:
 def _measured(runs: list[RunRecord]) -> list[str]:
     """The columns of metrics in which any run has a number."""
     has = {key for run in runs for key, value in _numbers(run).items() if value is not None}
-    return [f"{metric.key}{part}" for metric in METRICS for part in PARTS if f"{metric.key}{part}" in has]
+    return [f"{metric.key}{part}" for metric in COMPARED for part in PARTS if f"{metric.key}{part}" in has]
 
 
 def _numbers(run: RunRecord) -> dict[str, float | None]:

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from prefopt.comparison.curves import CURVES
 from prefopt.comparison.metrics import HELD_OUT, SPLIT, is_finite
-from prefopt.evaluation.metrics import METRICS
+from prefopt.evaluation.metrics import COMPARED
 from prefopt.evaluation.statistics import Floats
 
 PROGRESS = ("step", "time_s", "training_s", "pairs", "tokens")
 NUMBERS = tuple(
-    dict.fromkeys([*PROGRESS, *(kind.name for kind in CURVES), *(m.logged for m in METRICS if m.logged is not None)])
+    dict.fromkeys([*PROGRESS, *(kind.name for kind in CURVES), *(m.logged for m in COMPARED if m.logged is not None)])
 )
 """What is read of a line; it may hold more."""
 ARROW_FROM = 64 * 1024

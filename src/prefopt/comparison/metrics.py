@@ -8,11 +8,21 @@ from typing import Any
 from prefopt.comparison.records import Measure
 from prefopt.evaluation.metrics import (
     ACCURACY,
+    BASE,
     BY_KEY,
+    CHOSEN_CHANGE,
+    COMPARED,
+    DPO,
+    DRIFT,
     KL,
+    LENGTH,
+    LENGTH_CHANGE,
     LOSS,
-    METRICS,
+    MARGIN,
     OUTSIDE,
+    PAIRS_PER_S,
+    TRAIN_TIME,
+    TUNED,
     Metric,
 )
 from prefopt.process.errors import UserError
@@ -21,10 +31,7 @@ from prefopt.reports.numbers import Cell, cell, duration
 from prefopt.runs.files import LARGEST
 
 SPLIT, HELD_OUT = "split", "held_out"
-SFT = "sft"
-
-
-SHOWN = (ACCURACY, LOSS, "mean_margin", KL, "length_change", "chosen_change", "train_time_s", OUTSIDE, "pairs_per_s")
+SHOWN = (ACCURACY, LOSS, MARGIN, KL, LENGTH_CHANGE, CHOSEN_CHANGE, TRAIN_TIME, OUTSIDE, PAIRS_PER_S)
 """The columns of the table, where any run has them."""
 
 
@@ -43,24 +50,29 @@ def find_metric(key: str) -> Metric:
 
 def from_report(report: Mapping[str, Any]) -> dict[str, Measure]:
     """The metrics that report.json holds; what it does not hold, or not as a finite number, is absent."""
-    found = {metric.key: _measure(_at(report, metric.path)) for metric in METRICS if metric.path}
+    found = {metric.key: _measure(_at(report, metric.path)) for metric in COMPARED if metric.path}
     found[OUTSIDE] = _outside(report.get("phases"))
-    base, tuned = (_measure(_at(report, ("drift", "response_length", model))) for model in ("base", "tuned"))
+    base, tuned = (_measure(_at(report, (DRIFT, LENGTH, model))) for model in (BASE, TUNED))
     return _with_length({key: value for key, value in found.items() if value is not None}, base, tuned)
 
 
 def from_summary(summary: Mapping[str, Any]) -> dict[str, Measure]:
     """The metrics of W&B's summary, which has values without intervals."""
-    found = {metric.key: _measure(summary.get("/".join(metric.path))) for metric in METRICS if metric.path}
+    found = {metric.key: _measure(summary.get("/".join(metric.path))) for metric in COMPARED if metric.path}
     found[OUTSIDE] = _measure(summary.get(OUTSIDE))
-    base, tuned = (_measure(summary.get(f"drift/response_length/{model}")) for model in ("base", "tuned"))
+    base, tuned = (_measure(summary.get(f"{DRIFT}/{LENGTH}/{model}")) for model in (BASE, TUNED))
     return _with_length({key: value for key, value in found.items() if value is not None}, base, tuned)
 
 
 def from_line(line: Mapping[str, Any], algorithm: str | None) -> dict[str, Measure]:
-    """The metrics of a held-out line of metrics.jsonl. A preference loss is left out: it is no loss per token."""
-    logged = {metric.key: _measure(line.get(metric.logged)) for metric in METRICS if metric.logged is not None}
-    return {key: value for key, value in logged.items() if value is not None and (key != LOSS or algorithm == SFT)}
+    """The metrics of a held-out line of metrics.jsonl.
+
+    The same name may be another metric of another algorithm: DPO's `loss` is no loss per token. A run whose algorithm
+    is not known is read as DPO's.
+    """
+    known = [m for m in COMPARED if m.logged and (algorithm or DPO.value) in [each.value for each in m.algorithms]]
+    found = {metric.key: _measure(line.get(metric.logged or "")) for metric in known}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def speed_of(line: Mapping[str, Any]) -> dict[str, Measure]:
@@ -70,12 +82,12 @@ def speed_of(line: Mapping[str, Any]) -> dict[str, Measure]:
         return {}
     rates = {f"{name}_per_s": _measure(line.get(name)) for name in ("pairs", "tokens")}
     per_s = {key: Measure(seen.value / max(seconds.value, 1e-9)) for key, seen in rates.items() if seen is not None}
-    return {"train_time_s": seconds, **per_s}
+    return {TRAIN_TIME: seconds, **per_s}
 
 
 def as_text(metric: Metric, measure: Measure) -> Cell:
     """Value with unit, interval and n, ready to print."""
-    if metric.key in ("train_time_s", OUTSIDE):
+    if metric.key in (TRAIN_TIME, OUTSIDE):
         return Cell(duration(measure.value))
     return cell({"value": measure.value, "ci95": (measure.low, measure.high), "n": measure.n}, metric.unit)
 
@@ -88,7 +100,7 @@ def is_finite(value: Any) -> bool:
 
 def _with_length(found: dict[str, Measure], base: Measure | None, tuned: Measure | None) -> dict[str, Measure]:
     if base is not None and tuned is not None and base.value > 0:
-        found["length_change"] = Measure(tuned.value / base.value - 1, n=tuned.n)
+        found[LENGTH_CHANGE] = Measure(tuned.value / base.value - 1, n=tuned.n)
     return found
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from prefopt.comparison.metrics import is_finite
 from prefopt.comparison.records import Outcomes
+from prefopt.evaluation.metrics import ACCURACY, MARGIN, REWARD_ACCURACY, REWARD_MARGIN
 
 FILE = "pairs.jsonl"
 """One object per held-out pair, as `evaluation.summary.Summary.per_pair` returns them."""
 MARGINS = {
-    "tuned_margin": ("preference_accuracy", "mean_margin"),
-    "reward_margin": ("reward_accuracy", "reward_margin"),
+    "tuned_margin": (ACCURACY, MARGIN),
+    "reward_margin": (REWARD_ACCURACY, REWARD_MARGIN),
 }
 """Key of a line -> the metrics that are the share above zero, and the mean, of its values."""
 

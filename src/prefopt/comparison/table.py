@@ -25,7 +25,18 @@ from prefopt.comparison.wording import (
     state_text,
     summary_text,
 )
-from prefopt.evaluation.metrics import ACCURACY, KL, LOSS, OUTSIDE, Metric
+from prefopt.evaluation.metrics import (
+    ACCURACY,
+    CHOSEN_CHANGE,
+    KL,
+    LENGTH_CHANGE,
+    LOSS,
+    MARGIN,
+    OUTSIDE,
+    PAIRS_PER_S,
+    TRAIN_TIME,
+    Metric,
+)
 from prefopt.process.terminal import Terminal, one_line
 
 NAME_WIDTH, SETTING_WIDTH, MESSAGE_WIDTH = 40, 28, 60
@@ -42,12 +53,12 @@ VERDICT_STYLES = {"best": "bold green", WITHIN_NOISE: "green", "worse": "dim"}
 STATE_STYLES = {DONE: "green", RUNNING: "blue", "failed": "red", "diverged": "red", "preempted": "yellow"}
 EXPENDABLE = (
     OUTSIDE,
-    "pairs_per_s",
-    "train_time_s",
+    PAIRS_PER_S,
+    TRAIN_TIME,
     "message",
-    "chosen_change",
-    "length_change",
-    "mean_margin",
+    CHOSEN_CHANGE,
+    LENGTH_CHANGE,
+    MARGIN,
     LOSS,
     KL,
 )

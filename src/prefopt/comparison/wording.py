@@ -8,7 +8,7 @@ from prefopt.comparison.noise import EXPLANATIONS, Method
 from prefopt.comparison.ranking import Comparison, Row, count_states
 from prefopt.comparison.records import Measure, RunRecord
 from prefopt.comparison.settings import MISSING, shown
-from prefopt.evaluation.metrics import BY_KEY, METRICS, PERCENT, POINTS, Metric
+from prefopt.evaluation.metrics import BY_KEY, COMPARED, PERCENT, POINTS, Metric
 from prefopt.process.terminal import one_line
 from prefopt.reports.numbers import Cell
 
@@ -87,7 +87,7 @@ def difference_text(row: Row, metric: Metric) -> str:
 
 def last_held_out(run: RunRecord) -> str:
     """The first number of an unfinished run's last held-out evaluation, and at which step that was."""
-    found = next((metric for metric in METRICS if metric.logged is not None and metric.key in run.metrics), None)
+    found = next((metric for metric in COMPARED if metric.logged is not None and metric.key in run.metrics), None)
     if run.measured_at is None or found is None:
         return MISSING
     return f"{found.label} {as_text(found, run.metrics[found.key]).value} at step {run.measured_at}"

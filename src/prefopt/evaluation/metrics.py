@@ -1,7 +1,15 @@
-"""The numbers of a run: where they stand, how they are written, and what is better."""
+"""The one table of metrics: what prefopt measures, how it is written and read, what is better, and where it stands.
 
-from dataclasses import dataclass
+Reports, their glossary, `prefopt compare`, searches, `trainer.keep_best` and README's section "Reading the numbers"
+derive from this table, or a test holds them to it. A metric of held-out pairs or of answers is one entry here and one
+function in `evaluation/summary.py`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from enum import Enum
+
+from prefopt.config.choices import AlgorithmName
 
 
 @dataclass(frozen=True)
@@ -21,9 +29,6 @@ NUMBER = Unit()
 CHANGE = Unit(signed=True)
 RATIO = Unit(prefix="\u00d7 ")
 RELATIVE = Unit(scale=100, decimals=0, suffix=" %", signed=True)
-ACCURACY, LOSS, KL = "preference_accuracy", "loss", "kl_per_token"
-BASE_ACCURACY = "base_preference_accuracy"
-OUTSIDE = "outside_training_s"
 
 
 class Better(Enum):
@@ -32,6 +37,11 @@ class Better(Enum):
     higher = "higher is better"
     lower = "lower is better"
     near_zero = "nearer to 0 is better"
+    neither = "neither end is better"
+
+
+SFT, DPO = AlgorithmName.sft, AlgorithmName.dpo
+BOTH = (SFT, DPO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +50,51 @@ class Metric:
 
     Attributes:
         key: Its name in `--rank-by`, in compare.csv and in `RunRecord.metrics`.
-        label: Head of its column.
+        name: Its name in a report.
+        label: A short name: the head of its column in a comparison.
         title: What it is, in a few words.
-        path: Where it stands in report.json and, joined by slashes, in W&B's summary; empty if it is derived.
-        logged: Its name in the held-out lines of metrics.jsonl, for runs without a report.
+        unit: How it is written.
+        better: Which end is the good one.
+        path: Where it stands in report.json and, joined by slashes, in W&B's summary; empty if it is derived or logged
+            alone.
+        logged: Its name in the held-out lines of metrics.jsonl and in W&B's history.
+        algorithms: The algorithms whose runs have it always.
+        of_pairs: It is measured on preference pairs: an SFT run has it too where `evaluation.pairs` is set.
+        is_relative: The tuned model's value is measured against the base, which has none of its own.
+        note: What stands beside its name in a table of the report.
+        hint: How to read it, in plain sentences; empty where `name` and `note` say it all.
+        trap: When it misleads; the glossary of a report and README explain the metrics that have one.
     """
 
     key: str
+    name: str
     label: str
     title: str
     unit: Unit
     better: Better
     path: tuple[str, ...] = ()
     logged: str | None = None
+    algorithms: tuple[AlgorithmName, ...] = BOTH
+    of_pairs: bool = False
+    is_relative: bool = False
+    note: str = ""
+    hint: str = ""
+    trap: str | None = None
+
+    @property
+    def report_key(self) -> str:
+        """Its key in the blocks of report.json that hold it: `perplexity` of `drift.perplexity.tuned`."""
+        return self.path[1] if self.path[0] == DRIFT else self.path[-1]
+
+    @property
+    def is_in_report(self) -> bool:
+        """It stands in report.json, or is derived from what does; otherwise it is only logged."""
+        return bool(self.path) or self.logged is None
+
+    @property
+    def change_unit(self) -> Unit:
+        """How a difference of two values is written."""
+        return POINTS if self.unit is PERCENT else replace(self.unit, signed=True, prefix="")
 
     @property
     def is_speed(self) -> bool:
@@ -61,60 +103,224 @@ class Metric:
 
     def badness(self, value: float) -> float:
         """A number that is smaller for the better of two values."""
-        return {Better.higher: -value, Better.lower: value, Better.near_zero: abs(value)}[self.better]
+        ends = {Better.higher: -value, Better.lower: value, Better.near_zero: abs(value), Better.neither: 0.0}
+        return ends[self.better]
+
+
+HELD_OUT, DRIFT, LIKELIHOOD = "held_out", "drift", "likelihood"
+"""Blocks of report.json."""
+BASE, TUNED = "base", "tuned"
+"""Names of the two models that a report compares."""
+
+ACCURACY, MARGIN = "preference_accuracy", "mean_margin"
+REWARD_ACCURACY, REWARD_MARGIN = "reward_accuracy", "reward_margin"
+LOSS, PERPLEXITY = "loss", "perplexity"
+KL, KL_PER_RESPONSE = "kl_per_token", "kl_per_response"
+LENGTH, FINISHED, REPETITION = "response_length", "finished", "repetition"
+LENGTH_CHANGE, CHOSEN_CHANGE = "length_change", "chosen_change"
+CHOSEN, REJECTED, CHOSEN_FELL = "chosen", "rejected", "chosen_fell"
+LONGER_WINS, SHORTER_WINS = "longer_wins", "shorter_wins"
+BASE_ACCURACY = "base_preference_accuracy"
+TRAIN_TIME, OUTSIDE, PAIRS_PER_S = "train_time_s", "outside_training_s", "pairs_per_s"
 
 
 def _tuned(key: str) -> tuple[str, ...]:
-    return ("held_out", "tuned", key)
+    return (HELD_OUT, TUNED, key)
 
 
 METRICS = (
     Metric(
-        ACCURACY, "accuracy", "Held-out preference accuracy", PERCENT, Better.higher, _tuned(ACCURACY),
-        "preference_accuracy",
-    ),
-    Metric("gain", "gain", "Accuracy, tuned - base", POINTS, Better.higher, ("held_out", "gain", ACCURACY)),
-    Metric("mean_margin", "margin", "Held-out margin, nats per token", NUMBER, Better.higher, _tuned("mean_margin")),
-    Metric(
-        "reward_accuracy", "reward accuracy", "Held-out reward accuracy", PERCENT, Better.higher,
-        _tuned("reward_accuracy"), "rewards/accuracies",
-    ),
-    Metric(
-        "reward_margin", "reward margin", "Held-out reward margin; scales with beta", NUMBER, Better.higher,
-        _tuned("reward_margin"), "rewards/margins",
-    ),
-    Metric(LOSS, "loss", "Held-out loss, nats per token", NUMBER, Better.lower, _tuned(LOSS), "loss"),
-    Metric(KL, "KL", "KL to the base, nats per token", NUMBER, Better.lower, ("drift", KL)),
-    Metric(
-        "kl_per_response", "KL/response", "KL to the base per response, of cut ones their beginnings", NUMBER,
-        Better.lower, ("drift", "kl_per_response"),
+        ACCURACY, "Preference accuracy", "accuracy", "Held-out preference accuracy", PERCENT, Better.higher,
+        path=_tuned(ACCURACY), logged=ACCURACY, algorithms=(DPO,), of_pairs=True,
+        note="chosen has the higher average log-prob",
+        hint="Share of held-out pairs whose chosen completion has the higher average log-prob per token. Averages, not"
+        " sums, so that base and tuned are measured alike and length does not decide. Compare with base, not with"
+        " 50 %.",
+        trap="It ranks given answers; it does not look at what the model writes, and can be high for a ruined model."
+        " If 'longer wins' is close, the model may have learned length. Look at drift and samples too.",
     ),
     Metric(
-        "neutral_ratio", "neutral", "Perplexity of neutral text, tuned / base", RATIO, Better.lower,
-        ("drift", "perplexity", "ratio"),
-    ),
-    Metric("length_change", "length", "Length of own answers, change from base", RELATIVE, Better.near_zero),
-    Metric(
-        "chosen_change", "chosen", "Log-prob per token of chosen answers, tuned - base", CHANGE, Better.higher,
-        ("likelihood", "chosen"),
+        "gain", "Gain", "gain", "Accuracy, tuned - base", POINTS, Better.higher,
+        path=(HELD_OUT, "gain", ACCURACY), algorithms=(DPO,), of_pairs=True,
+        hint="Paired difference of both models' preference accuracy: both saw the same pairs.",
+        trap="Its interval decides, from 30 pairs on. Overlapping intervals of base and tuned do not mean 'no"
+        " difference'.",
     ),
     Metric(
-        "rejected_change", "rejected", "Log-prob per token of rejected answers, tuned - base", CHANGE, Better.lower,
-        ("likelihood", "rejected"),
+        MARGIN, "Mean margin", "margin", "Held-out margin, nats per token", NUMBER, Better.higher,
+        path=_tuned(MARGIN), algorithms=(DPO,), of_pairs=True,
+        note="average log-prob, chosen - rejected, nats per token",
+        hint="Average log-prob of chosen minus rejected, in nats per token. Above 0: the model leans to the chosen"
+        " answer.",
+        trap="A few easy pairs can carry the mean: look at the whole histogram. Not comparable across tokenizers.",
     ),
     Metric(
-        "overfitting_gap", "gap", "Accuracy, train - held-out", POINTS, Better.near_zero,
-        ("overfitting", ACCURACY, "gap"),
+        REWARD_ACCURACY, "Reward accuracy", "reward accuracy", "Held-out reward accuracy", PERCENT, Better.higher,
+        path=_tuned(REWARD_ACCURACY), logged="rewards/accuracies", algorithms=(DPO,), is_relative=True,
+        note="chosen has the higher reward",
+        hint="Share of pairs whose chosen completion gained more than the rejected one by the implicit reward, which"
+        " is beta times the change of the summed log-prob against the reference. The base has no value: its rewards"
+        " are all 0.",
+        trap="Near 100 % on training pairs is normal even when labels are wrong: only held-out counts. Sums favour"
+        " long answers.",
     ),
-    Metric("train_time_s", "time", "Time of training steps", Unit(), Better.lower, ("throughput", "train_time_s")),
     Metric(
-        "pairs_per_s", "pairs/s", "Pairs (SFT: rows) per second", NUMBER, Better.higher, ("throughput", "pairs_per_s")
+        REWARD_MARGIN, "Reward margin", "reward margin", "Held-out reward margin; scales with beta", NUMBER,
+        Better.higher, path=_tuned(REWARD_MARGIN), logged="rewards/margins", algorithms=(DPO,), is_relative=True,
+        note="reward, chosen - rejected",
+        hint="Mean implicit reward of chosen minus rejected.",
+        trap="It scales with beta, so do not compare it between runs with another beta.",
     ),
-    Metric("tokens_per_s", "tokens/s", "Tokens per second", NUMBER, Better.higher, ("throughput", "tokens_per_s")),
-    Metric(OUTSIDE, "outside", "Time outside training steps: start, evaluation, saving, report", Unit(), Better.lower),
     Metric(
-        BASE_ACCURACY, "base accuracy", "Held-out preference accuracy of the base", PERCENT, Better.higher,
-        ("held_out", "base", ACCURACY),
+        LOSS, "Loss per token", "loss", "Held-out loss, nats per token", NUMBER, Better.lower,
+        path=_tuned(LOSS), logged="loss", algorithms=(SFT,), note="nats; lower is better",
+        hint="What training minimises: nats per token of the held-out demonstrations.",
+        trap="A falling training loss proves nothing, and losses of different tokenizers cannot be compared.",
+    ),
+    Metric(
+        "preference_loss", "Preference loss", "loss", "Preference loss", NUMBER, Better.lower,
+        logged="loss", algorithms=(DPO,),
+        hint="What training minimises, in the log alone. Of sigmoid type it starts at ln 2 = 0.693.",
+        trap="Values of different loss types or betas cannot be compared.",
+    ),
+    Metric(
+        PERPLEXITY, "Perplexity", "perplexity", "Held-out perplexity", NUMBER, Better.lower,
+        path=_tuned(PERPLEXITY), algorithms=(SFT,), note="of the held-out completions; lower is better",
+    ),
+    Metric(
+        KL, "KL per token", "KL", "KL to the base, nats per token", NUMBER, Better.lower,
+        path=(DRIFT, KL), is_relative=True, note="divergence from base, nats; 0 = unchanged",
+        hint="How far the tuned model's own responses are from what base would have written: mean log-ratio"
+        " tuned/base per token, in nats. Above 1 the model speaks its own language.",
+        trap="Accuracy and win rate can look excellent while the model is ruined; KL and perplexity show it. It is"
+        " sampled, so read its interval.",
+    ),
+    Metric(
+        KL_PER_RESPONSE, "KL per response", "KL/response", "KL to the base per response, of cut ones their beginnings",
+        NUMBER, Better.lower, path=(DRIFT, KL_PER_RESPONSE), is_relative=True,
+        note="divergence from base, nats; 0 = unchanged",
+        hint="The same, summed over a response: it grows with length, KL per token does not.",
+        trap="Answers that were cut at evaluation.max_new_tokens count only as far as they go: whole ones would have"
+        " more.",
+    ),
+    Metric(
+        "neutral_perplexity", "Neutral perplexity", "neutral perplexity", "Perplexity of neutral text", NUMBER,
+        Better.lower, path=(DRIFT, PERPLEXITY, TUNED), note="of text that has nothing to do with the task",
+    ),
+    Metric(
+        "neutral_ratio", "Ratio of neutral perplexities", "neutral", "Perplexity of neutral text, tuned / base", RATIO,
+        Better.lower, path=(DRIFT, PERPLEXITY, "ratio"),
+        hint="How much more the model is surprised by ordinary text outside the task than its base. It should stay"
+        " near 1: above 1.5 the model drifted, above 5 it is ruined.",
+        trap="Perplexities themselves are only comparable between models with the same tokenizer: the ratio counts.",
+    ),
+    Metric(
+        LENGTH, "Response length", "tokens", "Length of own answers, tokens", NUMBER, Better.neither,
+        path=(DRIFT, LENGTH, TUNED), note="tokens",
+        hint="Mean length of the model's own answers, in tokens.",
+        trap="Preference tuning likes to lengthen answers. Where many are cut at the limit, mean length is an"
+        " underestimate.",
+    ),
+    Metric(
+        LENGTH_CHANGE, "Change of length", "length", "Length of own answers, change from base", RELATIVE,
+        Better.near_zero,
+    ),
+    Metric(
+        FINISHED, "Ended by itself", "ended", "Own answers that ended before the limit", PERCENT, Better.higher,
+        path=(DRIFT, FINISHED, TUNED), note="share of responses not cut at the limit",
+    ),
+    Metric(
+        REPETITION, "Repetition", "repetition", "Repeated 4-grams of own answers", PERCENT, Better.lower,
+        path=(DRIFT, REPETITION, TUNED), note="share of 4-grams seen before in the same response",
+    ),
+    Metric(
+        CHOSEN_CHANGE, "Chosen", "chosen", "Log-prob per token of chosen answers, tuned - base", CHANGE, Better.higher,
+        path=(LIKELIHOOD, CHOSEN), algorithms=(DPO,), of_pairs=True,
+        note="change of log-prob per token, tuned - base",
+        hint="How training moved the log-prob of chosen completions. Ideal: chosen up, rejected down.",
+        trap="In DPO chosen usually falls too (likelihood displacement), and the margin still widens. Worry about its"
+        " size and trend, not its sign.",
+    ),
+    Metric(
+        "rejected_change", "Rejected", "rejected", "Log-prob per token of rejected answers, tuned - base", CHANGE,
+        Better.lower, path=(LIKELIHOOD, REJECTED), algorithms=(DPO,), of_pairs=True,
+        note="change of log-prob per token, tuned - base",
+    ),
+    Metric(
+        CHOSEN_FELL, "Chosen fell", "chosen fell", "Pairs whose chosen answer became less likely", PERCENT,
+        Better.lower, path=(LIKELIHOOD, CHOSEN_FELL), algorithms=(DPO,), of_pairs=True,
+        note="share of pairs",
+    ),
+    Metric(
+        "overfitting_gap", "Gap (overfitting)", "gap", "Accuracy, train - held-out", POINTS, Better.near_zero,
+        path=("overfitting", ACCURACY, "gap"), algorithms=(DPO,),
+        hint="Train minus held-out accuracy. Small is good; a wide gap says that pairs were memorised.",
+        trap="A wide gap does not make the held-out number wrong: it says that fewer epochs or more data would help."
+        " Training accuracy reaches 100 % even on random labels.",
+    ),
+    Metric(
+        TRAIN_TIME, "Training time", "time", "Time of training steps", NUMBER, Better.lower,
+        path=("throughput", TRAIN_TIME),
+    ),
+    Metric(
+        PAIRS_PER_S, "Pairs per second", "pairs/s", "Pairs (SFT: rows) per second", NUMBER, Better.higher,
+        path=("throughput", PAIRS_PER_S),
+    ),
+    Metric(
+        "tokens_per_s", "Tokens per second", "tokens/s", "Tokens per second", NUMBER, Better.higher,
+        path=("throughput", "tokens_per_s"),
+    ),
+    Metric(
+        OUTSIDE, "Time outside training", "outside",
+        "Time outside training steps: start, evaluation, saving, report", NUMBER, Better.lower,
+    ),
+    Metric(
+        BASE_ACCURACY, "Preference accuracy of the base", "base accuracy", "Held-out preference accuracy of the base",
+        PERCENT, Better.higher, path=(HELD_OUT, BASE, ACCURACY), algorithms=(DPO,), of_pairs=True,
+    ),
+    Metric(
+        LONGER_WINS, "Longer wins", "longer wins", "Accuracy of a rule that prefers the longer answer", PERCENT,
+        Better.neither, path=(HELD_OUT, "baselines", LONGER_WINS), algorithms=(DPO,), of_pairs=True,
+        hint="Accuracy of a rule without a model that prefers the longer answer.",
+        trap="A model that does no better has learned length.",
+    ),
+    Metric(
+        SHORTER_WINS, "Shorter wins", "shorter wins", "Accuracy of a rule that prefers the shorter answer", PERCENT,
+        Better.neither, path=(HELD_OUT, "baselines", SHORTER_WINS), algorithms=(DPO,), of_pairs=True,
+    ),
+    Metric(
+        "rewards/chosen", "Reward of chosen", "chosen reward", "Reward of chosen answers", NUMBER, Better.higher,
+        logged="rewards/chosen", algorithms=(DPO,),
+        hint="TRL's name for the implicit reward of chosen answers; held-out lines are means over pairs.",
+        trap="TRL's own evaluation averages over batches and changes with the batch size.",
+    ),
+    Metric(
+        "rewards/rejected", "Reward of rejected", "rejected reward", "Reward of rejected answers", NUMBER,
+        Better.lower, logged="rewards/rejected", algorithms=(DPO,),
+    ),
+    Metric(
+        "logps/chosen", "Log-prob of chosen", "chosen log-prob", "Log-prob of chosen answers, summed", NUMBER,
+        Better.higher, logged="logps/chosen", algorithms=(DPO,),
+    ),
+    Metric(
+        "logps/rejected", "Log-prob of rejected", "rejected log-prob", "Log-prob of rejected answers, summed", NUMBER,
+        Better.lower, logged="logps/rejected", algorithms=(DPO,),
+    ),
+    Metric(
+        "mean_token_accuracy", "Token accuracy", "token accuracy", "Share of next tokens guessed right", PERCENT,
+        Better.higher, logged="mean_token_accuracy", algorithms=(SFT,),
     ),
 )  # fmt: skip
-BY_KEY = {metric.key: metric for metric in METRICS}
+COMPARED = tuple(metric for metric in METRICS if metric.is_in_report and metric.better is not Better.neither)
+"""What runs are compared and ranked by, in the order of compare.csv."""
+BY_KEY = {metric.key: metric for metric in COMPARED}
+
+
+def metrics_of(*path: str) -> Iterator[Metric]:
+    """The metrics that stand in a block of report.json, in the table's order."""
+    return (metric for metric in METRICS if metric.path[: len(path)] == path)
+
+
+def logged_metric(name: str, algorithm: AlgorithmName) -> Metric:
+    """The metric that this algorithm's held-out lines of metrics.jsonl call `name`."""
+    return next(metric for metric in METRICS if metric.logged == name and algorithm in metric.algorithms)

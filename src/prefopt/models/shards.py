@@ -12,13 +12,13 @@ from safetensors.numpy import load
 
 from prefopt.data.ragged import Array, PairLogps, PairTable, Ragged
 from prefopt.process.errors import UserError
+from prefopt.storage.sealed import DAMAGED, set_aside
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of the shards and of what goes into a key."""
 SHARD = ".safetensors"
-DAMAGED = ".damaged"
 KEY_BYTES = 16
 
 Rows = NDArray[np.int64]
@@ -87,10 +87,7 @@ def read_sound(path: Path) -> dict[str, Array] | None:
         except SafetensorError as error:
             reason = str(error)
     logger.warning("reference: %s is damaged (%s); what it held is computed again", path, reason)
-    try:
-        path.rename(path.with_name(path.name + DAMAGED))
-    except OSError as error:
-        logger.warning("reference: %s cannot be set aside (%s)", path, error)
+    set_aside(path, path.with_name(path.name + DAMAGED), logger)
     return None
 
 

@@ -3,7 +3,25 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefopt.evaluation.metrics import CHANGE, NUMBER, PERCENT, POINTS, RATIO, Unit
+from prefopt.evaluation.metrics import (
+    ACCURACY,
+    BASE,
+    CHANGE,
+    DRIFT,
+    HELD_OUT,
+    LIKELIHOOD,
+    LONGER_WINS,
+    LOSS,
+    NUMBER,
+    PERCENT,
+    POINTS,
+    RATIO,
+    SHORTER_WINS,
+    TUNED,
+    Metric,
+    Unit,
+    metrics_of,
+)
 from prefopt.reports.numbers import NOT_APPLICABLE, Cell, cell, count, is_measured
 
 Block = dict[str, Any]
@@ -41,45 +59,6 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A row of a table: `key` in the report, and how it is called, explained and written."""
-
-    key: str
-    label: str
-    hint: str
-    unit: Unit = NUMBER
-    change: Unit = CHANGE
-    of_base: bool = True
-
-
-HELD_OUT = (
-    Metric("preference_accuracy", "Preference accuracy", "chosen has the higher average log-prob", PERCENT, POINTS),
-    Metric("mean_margin", "Mean margin", "average log-prob, chosen - rejected, nats per token"),
-    Metric("reward_accuracy", "Reward accuracy", "chosen has the higher reward", PERCENT, POINTS, of_base=False),
-    Metric("reward_margin", "Reward margin", "reward, chosen - rejected", of_base=False),
-)
-PREFERENCE_LOSS = Metric("loss", "Loss", "preference loss; lower is better")
-TOKEN_LOSS = Metric("loss", "Loss per token", "nats; lower is better")
-PERPLEXITY = Metric("perplexity", "Perplexity", "of the held-out completions; lower is better")
-
-DRIFT = (
-    Metric("perplexity", "Neutral perplexity", "of text that has nothing to do with the task", change=RATIO),
-    Metric("response_length", "Response length", "tokens"),
-    Metric("finished", "Ended by itself", "share of responses not cut at the limit", PERCENT, POINTS),
-    Metric("repetition", "Repetition", "share of 4-grams seen before in the same response", PERCENT, POINTS),
-)
-DIVERGENCE = (
-    Metric("kl_per_token", "KL per token", "divergence from base, nats; 0 = unchanged", of_base=False),
-    Metric("kl_per_response", "KL per response", "divergence from base, nats; 0 = unchanged", of_base=False),
-)
-LIKELIHOOD = (
-    Metric("chosen", "Chosen", "change of log-prob per token, tuned - base", CHANGE),
-    Metric("rejected", "Rejected", "change of log-prob per token, tuned - base", CHANGE),
-    Metric("chosen_fell", "Chosen fell", "share of pairs", PERCENT),
-)
-
-
 def block(report: Block, *keys: str) -> Block:
     """The nested block at `keys`, empty where it is absent or None."""
     for key in keys:
@@ -100,22 +79,22 @@ def _reason(report: Block) -> str | None:
 
 
 def _preference_sentence(report: Block) -> str | None:
-    base, tuned = (block(report, "held_out", model).get("preference_accuracy") for model in ("base", "tuned"))
+    base, tuned = (block(report, HELD_OUT, model).get(ACCURACY) for model in (BASE, TUNED))
     if not is_measured(tuned):
         return None
     shown = cell(tuned, PERCENT)
     pairs = f"{shown.num} held-out pairs" if shown.num else "the held-out pairs"
-    gain = _gain(block(report, "held_out", "gain").get("preference_accuracy"), base, tuned, POINTS)
+    gain = _gain(block(report, HELD_OUT, "gain").get(ACCURACY), base, tuned, POINTS)
     return f"Tuned prefers the chosen answer on {shown.value} of {pairs}{_ci(shown)}{_against(base, gain, PERCENT)}."
 
 
 def _loss_sentence(report: Block) -> str:
-    base, tuned = (block(report, "held_out", model).get("loss") for model in ("base", "tuned"))
+    base, tuned = (block(report, HELD_OUT, model).get(LOSS) for model in (BASE, TUNED))
     if not is_measured(tuned):
         return "Nothing was measured on held-out data, so nothing can be said about the benefit."
     shown = cell(tuned, NUMBER)
     rows = f"{shown.num} held-out examples" if shown.num else "the held-out examples"
-    gain = _gain(block(report, "held_out", "gain").get("loss"), base, tuned, CHANGE)
+    gain = _gain(block(report, HELD_OUT, "gain").get(LOSS), base, tuned, CHANGE)
     return f"Tuned has a loss of {shown.value} per token on {rows}{_ci(shown)}{_against(base, gain, NUMBER)}."
 
 
@@ -139,18 +118,20 @@ def _ci(shown: Cell) -> str:
 
 def held_out_table(report: Block) -> Table | None:
     """Base against tuned on the held-out data, or None if nothing was measured."""
-    held_out = block(report, "held_out")
-    base, tuned, gain = (block(held_out, key) for key in ("base", "tuned", "gain"))
-    is_sft = block(report, "run").get("algorithm") == "sft"
-    metrics = (*HELD_OUT, TOKEN_LOSS if is_sft else PREFERENCE_LOSS, PERPLEXITY)
+    held_out = block(report, HELD_OUT)
+    base, tuned, gain = (block(held_out, key) for key in (BASE, TUNED, "gain"))
     rows = [
         Row(
-            metric.label,
-            [_base(base, metric), cell(tuned.get(metric.key), metric.unit), _change(gain, metric)],
-            metric.hint,
+            metric.name,
+            [
+                NOT_APPLICABLE if metric.is_relative else cell(base.get(metric.report_key), metric.unit),
+                cell(tuned.get(metric.report_key), metric.unit),
+                _change(gain.get(metric.report_key), metric),
+            ],
+            metric.note,
         )
-        for metric in metrics
-        if is_measured(tuned.get(metric.key)) or is_measured(base.get(metric.key))
+        for metric in metrics_of(HELD_OUT, TUNED)
+        if is_measured(tuned.get(metric.report_key)) or is_measured(base.get(metric.report_key))
     ]
     if not rows:
         return None
@@ -158,12 +139,8 @@ def held_out_table(report: Block) -> Table | None:
     return _without_empty_columns(Table(["Base", "Tuned", "Change"], rows, notes))
 
 
-def _base(base: Block, metric: Metric) -> Cell:
-    return cell(base.get(metric.key), metric.unit) if metric.of_base else NOT_APPLICABLE
-
-
-def _change(gain: Block, metric: Metric) -> Cell:
-    return cell(gain[metric.key], metric.change) if is_measured(gain.get(metric.key)) else NOT_APPLICABLE
+def _change(gain: Block | None, metric: Metric) -> Cell:
+    return cell(gain, metric.change_unit) if is_measured(gain) else NOT_APPLICABLE
 
 
 def _sign_test(gain: Block) -> str | None:
@@ -172,7 +149,7 @@ def _sign_test(gain: Block) -> str | None:
 
 
 def _baselines(held_out: Block) -> str | None:
-    rules = {"longer_wins": "the longer answer", "shorter_wins": "the shorter answer"}
+    rules = {LONGER_WINS: "the longer answer", SHORTER_WINS: "the shorter answer"}
     baselines = block(held_out, "baselines")
     known = [
         f"always picking {words} is right on {cell(baselines[key], PERCENT).text}"
@@ -184,7 +161,7 @@ def _baselines(held_out: Block) -> str | None:
 
 def _ties(held_out: Block) -> str | None:
     ties = block(held_out, "ties")
-    known = [f"{model} {count(ties[model])}" for model in ("base", "tuned") if ties.get(model) is not None]
+    known = [f"{model} {count(ties[model])}" for model in (BASE, TUNED) if ties.get(model) is not None]
     total = f" of {count(held_out['n'])} pairs" if held_out.get("n") else ""
     return f"Ties: {', '.join(known)}{total}." if known else None
 
@@ -193,7 +170,9 @@ def overfitting_table(report: Block) -> Table | None:
     """Train against held-out accuracy and their gap, or None if it was not measured."""
     overfitting = block(report, "overfitting")
     rows = [
-        _gap_row(overfitting[metric.key], metric) for metric in (*HELD_OUT, TOKEN_LOSS) if overfitting.get(metric.key)
+        _gap_row(overfitting[metric.report_key], metric)
+        for metric in metrics_of(HELD_OUT, TUNED)
+        if overfitting.get(metric.report_key)
     ]
     return Table(["Train", "Held-out", "Gap"], rows) if rows else None
 
@@ -203,25 +182,28 @@ def _gap_row(values: Block, metric: Metric) -> Row:
     if isinstance(gap, float):
         gap = {"value": gap}
     return Row(
-        metric.label,
-        [cell(train, metric.unit), cell(held_out, metric.unit), cell(gap, metric.change)],
-        metric.hint,
+        metric.name,
+        [cell(train, metric.unit), cell(held_out, metric.unit), cell(gap, metric.change_unit)],
+        metric.note,
     )
 
 
 def drift_table(report: Block) -> Table | None:
     """How far the tuned model moved from the base, or None if it was not measured."""
-    drift = block(report, "drift")
-    rows = [_divergence_row(drift[metric.key], metric) for metric in DIVERGENCE if drift.get(metric.key) is not None]
-    rows += [_drift_row(block(drift, metric.key), metric) for metric in DRIFT if drift.get(metric.key)]
+    drift = block(report, DRIFT)
+    measured = [(metric, drift[metric.report_key]) for metric in metrics_of(DRIFT) if drift.get(metric.report_key)]
+    rows = [_divergence_row(found, metric) for metric, found in measured if metric.is_relative]
+    rows += [_drift_row(found, metric) for metric, found in measured if metric.path[-1] == TUNED]
     return _without_empty_columns(Table(["Base", "Tuned", "Change"], rows)) if rows else None
 
 
 def _divergence_row(values: Block, metric: Metric) -> Row:
     """The row says how many answers were cut: what they hold beyond the limit is not in a sum over them."""
-    label, hint, num_cut = metric.label, metric.hint, values.get("num_cut")
+    label, hint, num_cut = metric.name, metric.note, values.get("num_cut")
     if num_cut:
-        label = f"KL/response, {count(num_cut)} cut"  # no longer than the longest of the others: a terminal is narrow
+        label = (
+            f"{metric.label}, {count(num_cut)} cut"  # no longer than the longest of the others: a terminal is narrow
+        )
         hint += f"; {count(num_cut)} of {count(values['n'])} were cut at {count(values['cut_at'])} tokens: whole, more"
     return Row(label, [NOT_APPLICABLE, cell(values, NUMBER), NOT_APPLICABLE], hint)
 
@@ -234,20 +216,17 @@ def _without_empty_columns(table: Table) -> Table:
 
 def _drift_row(values: Block, metric: Metric) -> Row:
     ratio = values.get("ratio")
-    change = cell(ratio, metric.change) if is_measured(ratio) else NOT_APPLICABLE
-    return Row(
-        metric.label,
-        [cell(values.get("base"), metric.unit), cell(values.get("tuned"), metric.unit), change],
-        metric.hint,
-    )
+    change = cell(ratio, RATIO) if is_measured(ratio) else NOT_APPLICABLE
+    base, tuned = (cell(values.get(model), metric.unit) for model in (BASE, TUNED))
+    return Row(metric.name, [base, tuned, change], metric.note)
 
 
 def likelihood_table(report: Block) -> Table | None:
     """How training moved the log-probs of both completions, or None if it was not measured."""
-    likelihood = block(report, "likelihood")
+    likelihood = block(report, LIKELIHOOD)
     rows = [
-        Row(metric.label, [cell(likelihood[metric.key], metric.unit)], metric.hint)
-        for metric in LIKELIHOOD
-        if likelihood.get(metric.key) is not None
+        Row(metric.name, [cell(likelihood[metric.report_key], metric.unit)], metric.note)
+        for metric in metrics_of(LIKELIHOOD)
+        if likelihood.get(metric.report_key) is not None
     ]
     return Table(["Held-out"], rows) if rows else None

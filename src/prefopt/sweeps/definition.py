@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from prefopt.process.errors import UserError
-from prefopt.sweeps.folder import SEARCH, SweepFolder
+from prefopt.runs.find import SEARCH
+from prefopt.sweeps.folder import SweepFolder
 from prefopt.sweeps.points import Point
 from prefopt.sweeps.space import Parameter
 

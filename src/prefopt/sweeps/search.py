@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from prefopt.config.load import TRAIN, complete
 from prefopt.distributed.entry import run_entry
+from prefopt.evaluation.metrics import HELD_OUT, TUNED
 from prefopt.process.errors import UserError
 from prefopt.process.ranks import Launch
 from prefopt.process.terminal import printable
@@ -145,7 +146,7 @@ def _tell_ended(opened: optuna.Study, folder: SweepFolder, search: Search) -> No
 def _find_value(report: dict[str, Any], metric: str) -> float | None:
     """The searched metric; None without a finite one."""
     try:
-        value = float(report["held_out"]["tuned"][metric]["value"])
+        value = float(report[HELD_OUT][TUNED][metric]["value"])
     except (KeyError, TypeError):
         return None
     return value if math.isfinite(value) else None

@@ -7,20 +7,16 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from prefopt.config.choices import HELD_OUT_METRICS, AlgorithmName
+from prefopt.config.choices import HELD_OUT_METRICS
 from prefopt.config.cluster import SearchConfig, SweepConfig
 from prefopt.config.load import complete, fingerprint
 from prefopt.config.schema import TrainConfig
-from prefopt.evaluation.metrics import METRICS, Better, Metric
+from prefopt.evaluation.metrics import ACCURACY, COMPARED, HELD_OUT, REWARD_MARGIN, TUNED, Better, Metric
 from prefopt.process.errors import UserError
 from prefopt.process.ranks import Launch
 from prefopt.sweeps.definition import Search
 from prefopt.sweeps.points import Composer, Plan, Point
 from prefopt.sweeps.space import Space, read_space
-
-IN_REPORT = ("held_out", "tuned")
-PAIR_METRICS = ("preference_accuracy", "mean_margin")
-REWARD_METRICS = ("reward_accuracy", "reward_margin")
 
 
 @dataclass(frozen=True)
@@ -116,8 +112,8 @@ def _find_metric(wanted: SearchConfig, configs: Sequence[TrainConfig], searched:
     Raises:
         UserError: Some trial would not have it, trials could not be compared by it, or it is to be made worse.
     """
-    known = [metric for metric in METRICS if metric.path[:2] == IN_REPORT]
-    allowed = [metric for metric in known if all(metric.key in _reported(config) for config in configs)]
+    known = [metric for metric in COMPARED if metric.path[:2] == (HELD_OUT, TUNED)]
+    allowed = [metric for metric in known if all(_is_reported(metric, config) for config in configs)]
     metric = next((metric for metric in allowed if wanted.metric in (metric.key, metric.logged)), None)
     if metric is None:
         raise UserError(
@@ -127,10 +123,10 @@ def _find_metric(wanted: SearchConfig, configs: Sequence[TrainConfig], searched:
     if (metric.better is Better.higher) != wanted.maximise:
         right = str(not wanted.maximise).lower()
         raise UserError(f"sweep.search.metric={metric.key}: {metric.better.value}; set sweep.search.maximise={right}.")
-    if metric.key == "reward_margin" and "algorithm.beta" in searched:
+    if metric.key == REWARD_MARGIN and "algorithm.beta" in searched:
         raise UserError(
-            "sweep.search.metric=reward_margin scales with algorithm.beta, which is searched: the largest beta would "
-            "win. Set sweep.search.metric=preference_accuracy, or leave beta out."
+            f"sweep.search.metric={REWARD_MARGIN} scales with algorithm.beta, which is searched: the largest beta "
+            f"would win. Set sweep.search.metric={ACCURACY}, or leave beta out."
         )
     if len({_held_out_of(config) for config in configs}) > 1:
         raise UserError(
@@ -140,13 +136,12 @@ def _find_metric(wanted: SearchConfig, configs: Sequence[TrainConfig], searched:
     return metric
 
 
-def _reported(config: TrainConfig) -> tuple[str, ...]:
-    """The held-out metrics that the report of a run has."""
+def _is_reported(metric: Metric, config: TrainConfig) -> bool:
+    """Whether the report of a run has a metric of its held-out data."""
     if config.data.held_out is None and config.data.held_out_fraction == 0:
-        return ()
-    if config.algorithm.name is AlgorithmName.dpo:
-        return (*PAIR_METRICS, *REWARD_METRICS)
-    return ("loss", *(PAIR_METRICS if config.evaluation.pairs is not None else ()))
+        return False
+    has_pairs = metric.of_pairs and config.evaluation.pairs is not None
+    return has_pairs or config.algorithm.name in metric.algorithms
 
 
 def _held_out_of(config: TrainConfig) -> str:

@@ -98,7 +98,7 @@ class Session:
             if logs:
                 self._keep(logs[-1])
             errors = _read_errors(logs[-1]) if logs else []
-        upload = _judge(code, output, errors, is_marked=self.marker.exists(), timeout_s=timeout_s)
+        upload = _conclude(code, output, errors, is_marked=self.marker.exists(), timeout_s=timeout_s)
         if upload.outcome is Outcome.failed:
             self.marker.unlink(missing_ok=True)
         else:
@@ -145,7 +145,7 @@ def _run(command: Sequence[str], environment: dict[str, str], timeout_s: float) 
         return process.returncode, output
 
 
-def _judge(code: int | None, output: str, errors: Sequence[str], *, is_marked: bool, timeout_s: float) -> Upload:
+def _conclude(code: int | None, output: str, errors: Sequence[str], *, is_marked: bool, timeout_s: float) -> Upload:
     """What has become of a session, from the client's exit code, output, log and mark."""
     found = re.findall(r"View run .*?(?:at )?(https?://\S+)", output)
     url = found[-1] if found else ""

@@ -22,6 +22,7 @@ from prefopt.distributed.checkpoint import CheckpointFacts
 from prefopt.distributed.group import agree, during, gather, on_main, raise_on_all
 from prefopt.distributed.preemption import Preempted, StopRequest
 from prefopt.distributed.saving import CheckpointSaver
+from prefopt.evaluation.metrics import logged_metric
 from prefopt.models.kernels import FusedLayers
 from prefopt.process import phases
 from prefopt.process.errors import UserError
@@ -36,8 +37,6 @@ from prefopt.training.records import RunRecords
 from prefopt.training.window import MetricsWindow, OnThisRank
 
 logger = logging.getLogger(__name__)
-
-LOWER_IS_BETTER = ("loss",)
 
 
 class NothingLeftError(Exception):
@@ -355,8 +354,8 @@ class DurableTrainer:
         value = metrics[name]
         if not math.isfinite(value):
             return
-        sign = -1 if name in LOWER_IS_BETTER else 1
-        if self.best is None or sign * value > sign * self.best[0]:
+        badness = logged_metric(name, self._config.algorithm.name).badness
+        if self.best is None or badness(value) < badness(self.best[0]):
             self.best = value, self.state.global_step
             self.control.should_save = True
 

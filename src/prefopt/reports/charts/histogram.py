@@ -38,8 +38,10 @@ def histogram(groups: dict[str, list[float]], *, x_label: str, description: str,
 
 
 def _outline(style: str, counts: Sequence[int], edges: Sequence[float], x: Scale, y: Scale) -> str:
-    tops = "".join(f"V{y(count):.1f}H{x(end):.1f}" for count, end in zip(counts, edges[1:], strict=True))
-    return f'<path class="{style} area" d="M{x(edges[0]):.1f} {y(0):.1f}{tops}V{y(0):.1f}"/>'
+    """From the first bin that holds anything to the last one."""
+    filled = [place for place, count in enumerate(counts) if count]
+    tops = "".join(f"V{y(counts[i]):.1f}H{x(edges[i + 1]):.1f}" for i in range(filled[0], filled[-1] + 1))
+    return f'<path class="{style} area" d="M{x(edges[filled[0]]):.1f} {y(0):.1f}{tops}V{y(0):.1f}"/>'
 
 
 def count_in(values: Sequence[float], edges: Sequence[float]) -> list[int]:

@@ -557,7 +557,7 @@ def curve_of(chart: str, style: str) -> list[tuple[float, float]]:
 def test_a_curve_goes_through_what_was_logged(tmp_path: Path) -> None:
     metrics = [{"step": 10 * step, "rewards/margins": value} for step, value in enumerate((0.0, 3.0, -1.0, 2.0), 1)]
     text = render_report(dpo_report(), metrics, [], tmp_path).read_text()
-    chart = text[text.index('aria-label="Reward margin: train train 0 to 2"') :].partition("</svg>\n</svg>")[0]
+    chart = text[text.index('aria-label="Reward margin: train 0 to 2"') :].partition("</svg>\n</svg>")[0]
     points = curve_of(chart, "base train")
     assert [x for x, _ in points] == pytest.approx([58.5, 117, 175.5, 234], abs=0.1)
     per_unit = points[2][1] - points[0][1]

@@ -14,6 +14,6 @@ def row_style(row: int) -> str:
     return f"best k{row % NUM_COLOURS}" + (" dashed" if row >= NUM_COLOURS else "")
 
 
-def of_row(row: int, content: str) -> str:
+def row_group(row: int, content: str) -> str:
     """`content` in the colour of a row."""
     return group(row_style(row), content, row)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefopt.comparison.colours import of_row, row_style
+from prefopt.comparison.colours import row_group, row_style
 from prefopt.comparison.metrics import is_finite
 from prefopt.comparison.ranking import Comparison, Row
 from prefopt.comparison.settings import MISSING, Settings, as_text
 from prefopt.evaluation.metrics import ACCURACY, BY_KEY, KL, LOSS, Metric
-from prefopt.reports.charts.drawing import Box, Figure, Scale, line, spread_out, svg, text, tick_text, ticks
+from prefopt.reports.charts.drawing import Box, Figure, Scale, line, of_row, spread_out, svg, text, tick_text, ticks
 
 AXIS_WIDTH = 130
 MIN_WIDTH, HEIGHT = 520, 380
@@ -155,14 +155,14 @@ def _points(index: int, axes: Sequence[Axis], x: Scale, num_rows: int) -> list[t
 
 def _draw_line(index: int, points: Sequence[tuple[float, float]]) -> str:
     corners = "L".join(f"{x:.0f} {y:.1f}" for x, y in points)
-    return f'<path class="{row_style(index)}" data-g="{index}" d="M{corners}"/>'
+    return f'<path class="{row_style(index)}"{of_row(index)} d="M{corners}"/>'
 
 
 def _label_ranks(ends: Sequence[tuple[float, float]]) -> list[str]:
     """The ranks of the best rows beside the ends of their lines, none upon another."""
     heights = spread_out([y for _, y in ends], LABEL_GAP, TOP, HEIGHT - BOTTOM)
     return [
-        of_row(index, text(x + 8, y + 4, str(index + 1), anchor="start", style="label"))
+        row_group(index, text(x + 8, y + 4, str(index + 1), anchor="start", style="label"))
         for index, ((x, _), y) in enumerate(zip(ends, heights, strict=True))
     ]
 

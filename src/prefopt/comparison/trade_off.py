@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from prefopt.comparison.colours import NUM_BEST, of_row, row_style
+from prefopt.comparison.colours import NUM_BEST, row_group, row_style
 from prefopt.comparison.groups import Spread
 from prefopt.comparison.ranking import Comparison, Row
 from prefopt.evaluation.metrics import ACCURACY, BASE_ACCURACY, BY_KEY, KL, LOSS, Metric
@@ -115,7 +115,7 @@ def _bars(row: int, kl: Spread, found: Spread, x: Scale, y: Scale) -> str:
     at_x, at_y = x.within(kl.mean), y.within(found.mean)
     parts = [line(low, at_y, high, at_y, "bar") for low, high in _inside(kl, x)]
     parts += [line(at_x, low, at_x, high, "bar") for low, high in _inside(found, y)]
-    return of_row(row, "".join(parts))
+    return row_group(row, "".join(parts))
 
 
 def _inside(found: Spread, scale: Scale) -> list[tuple[float, float]]:
@@ -137,7 +137,7 @@ def _labels(points: Points, x: Scale, y: Scale, base: float | None) -> list[str]
         places = [(across + dx, up + dy) for dx, dy in LABEL_PLACES]
         place = next((spot for spot in places if not any(_overlap(spot, other) for other in taken)), places[0])
         taken.append(place)
-        parts.append(of_row(row, text(place[0], place[1] + 4, str(row + 1), style="label")))
+        parts.append(row_group(row, text(place[0], place[1] + 4, str(row + 1), style="label")))
     return parts
 
 

@@ -20,6 +20,11 @@ class Series:
     num_averaged: int
     """Log lines behind one point."""
 
+    @property
+    def name(self) -> str:
+        """`train`, or of several metrics `train chosen`."""
+        return " ".join(dict.fromkeys(("held-out" if self.is_held_out else "train", self.label)))
+
 
 @dataclass(frozen=True)
 class Panel:

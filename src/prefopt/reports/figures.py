@@ -144,10 +144,7 @@ def _curve_figure(panel: Panel, metrics: list[dict[str, Any]]) -> Figure | None:
     lines = series_of(panel, metrics)
     if not _has_curve(lines):
         return None
-    ends = "; ".join(
-        f"{'held-out' if line.is_held_out else 'train'} {line.label} {line.values[0]:.3g} to {line.values[-1]:.3g}"
-        for line in lines
-    )
+    ends = "; ".join(f"{line.name} {line.values[0]:.3g} to {line.values[-1]:.3g}" for line in lines)
     notes = [note for note in (panel.hint, _not_drawn(panel, metrics)) if note]
     return Figure(panel.title, "; ".join(notes), _curve_chart(panel, lines, description=f"{panel.title}: {ends}"))
 
@@ -159,7 +156,7 @@ def _has_curve(lines: list[Series]) -> bool:
 
 def _without_curve(panel: Panel, metrics: list[dict[str, Any]]) -> str:
     """The panel's title, and what it was logged as; empty if it was not logged."""
-    points = [f"{line.label} {number(line.values[0])}" for line in series_of(panel, metrics)]
+    points = [f"{line.name} {number(line.values[0])}" for line in series_of(panel, metrics)]
     said = [note for note in (*points, _not_drawn(panel, metrics)) if note]
     return f"{panel.title} ({', '.join(said)})" if said else ""
 
@@ -172,9 +169,8 @@ def _not_drawn(panel: Panel, metrics: list[dict[str, Any]]) -> str:
 def _curve_chart(panel: Panel, lines: list[Series], *, description: str) -> str:
     """Training (thin) and held-out (thick) over steps, each labelled at its end."""
     values = [value for line in lines for value in line.values]
-    low, high = min(0.45, *values) - 0.02, 1.02
-    if not panel.is_share:
-        low, high = with_air(*_ends([*values, *([] if panel.baseline is None else [panel.baseline])]))
+    values += [] if panel.baseline is None else [panel.baseline]
+    y_range = (min(0.45, *values) - 0.02, 1.02) if panel.is_share else with_air(min(values), max(values))
     has_held_out = any(line.is_held_out for line in lines)
     labelled = [line for line in lines if line.is_held_out or len(panel.metrics) == 1 or not has_held_out]
     return line_chart(
@@ -190,12 +186,8 @@ def _curve_chart(panel: Panel, lines: list[Series], *, description: str) -> str:
         ],
         [Label(line.label, line.values[-1], line.style) for line in labelled],
         axes={"steps": "step"},
-        y_range=(low, high),
+        y_range=y_range,
         is_share=panel.is_share,
         baseline=panel.baseline,
         description=description,
     )
-
-
-def _ends(values: list[float]) -> tuple[float, float]:
-    return min(values), max(values)

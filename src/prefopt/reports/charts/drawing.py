@@ -90,9 +90,13 @@ def line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
     return f'<line x1="{x1:.5g}" y1="{y1:.5g}" x2="{x2:.5g}" y2="{y2:.5g}" class="{style}"/>'
 
 
+def of_row(row: int | None) -> str:
+    """The attribute by which a page's script finds what belongs to a row of a ranking."""
+    return "" if row is None else f' data-g="{row}"'
+
+
 def circle(x: float, y: float, radius: float, style: str, row: int | None = None) -> str:
-    data = "" if row is None else f' data-g="{row}"'
-    return f'<circle class="{style}"{data} cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"/>'
+    return f'<circle class="{style}"{of_row(row)} cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"/>'
 
 
 def diamond(x: float, y: float, radius: int, style: str) -> str:
@@ -101,9 +105,8 @@ def diamond(x: float, y: float, radius: int, style: str) -> str:
 
 
 def group(style: str, content: str, row: int | None = None) -> str:
-    """`content` in the colour of `style`. `row`: of a ranking, by which the page's script finds it."""
-    data = "" if row is None else f' data-g="{row}"'
-    return f'<g class="{style}"{data}>{content}</g>'
+    """`content` in the colour of `style`."""
+    return f'<g class="{style}"{of_row(row)}>{content}</g>'
 
 
 def y_axis(box: Box, y: Scale, marks: Iterable[float], *, is_share: bool = False) -> list[str]:

@@ -9,6 +9,7 @@ from prefopt.reports.charts.drawing import (
     Scale,
     group,
     line,
+    of_row,
     path,
     plot_area,
     spread_out,
@@ -100,7 +101,7 @@ def _curve(shown: Line, xs: Mapping[str, Scale], y: Scale) -> str:
     if min(heights) < top or max(heights) > bottom:
         heights = [min(max(height, top), bottom) for height in heights]
     first, *others = (axis for axis in xs if axis in shown.places)
-    data = "" if shown.row is None else f' data-g="{shown.row}"'
+    data = of_row(shown.row)
     places = "".join(f' data-{axis}="{steps(xs[axis].all(shown.places[axis]))}"' for axis in others)
     across = xs[first].all(shown.places[first])
     style = shown.style if len(heights) > 1 else f"{shown.style} dot"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefopt.config.algorithms import rows_of
 from prefopt.evaluation.metrics import CHANGE, NUMBER, PERCENT, POINTS, RATIO, Unit
 from prefopt.reports.numbers import NOT_APPLICABLE, Cell, cell, count, is_measured
 
@@ -141,8 +142,8 @@ def held_out_table(report: Block) -> Table | None:
     """Base against tuned on the held-out data, or None if nothing was measured."""
     held_out = block(report, "held_out")
     base, tuned, gain = (block(held_out, key) for key in ("base", "tuned", "gain"))
-    is_sft = block(report, "run").get("algorithm") == "sft"
-    metrics = (*HELD_OUT, TOKEN_LOSS if is_sft else PREFERENCE_LOSS, PERPLEXITY)
+    loss = {"sft": TOKEN_LOSS}.get(str(rows_of(block(report, "run").get("algorithm"))), PREFERENCE_LOSS)
+    metrics = (*HELD_OUT, loss, PERPLEXITY)
     rows = [
         Row(
             metric.label,

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from prefopt.distributed import checkpoint as on_disk
-from prefopt.distributed.checkpoint import DAMAGED_PREFIX, MANIFEST
+from prefopt.distributed.checkpoint import DAMAGED_PREFIX
 from prefopt.distributed.group import barrier, gather, on_main
 from prefopt.process.errors import UserError
 from prefopt.process.ranks import rank, world_size

@@ -27,6 +27,7 @@ from transformers import AutoTokenizer
 from trl.trainer import utils as trl_utils
 
 from benchmarks.shapes import COLUMNS, Batches, Row
+from prefopt.algorithms.dpo import DPOTrainer
 from prefopt.config.choices import PeftMethod
 from prefopt.config.schema import ModelConfig, PeftConfig
 from prefopt.data.ragged import PairTable
@@ -38,7 +39,6 @@ from prefopt.models.reference import ReferenceStore, Usage
 from prefopt.models.shared_prefix import SharedPrefix
 from prefopt.models.shared_prefix.collate import REFERENCE_COLUMNS, PairCollator
 from prefopt.process.paths import shipped
-from prefopt.training.dpo import DPOTrainer
 from prefopt.training.window import MetricsWindow
 
 BASELINE, PRECOMPUTE = "trl", "trl_precompute"

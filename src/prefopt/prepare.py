@@ -58,9 +58,12 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
         examples = load_examples(config)
 
         with importing():
-            from prefopt.training.runner import compute_reference  # TRL, a matter of seconds
+            from prefopt.algorithms import load_algorithm
+            from prefopt.training.runner import compute_reference
 
-        compute_reference(config, run, examples, stop, console, argv)
+            algorithm = load_algorithm(config.algorithm)  # TRL, a matter of seconds
+
+        compute_reference(algorithm, config, run, examples, stop, console, argv)
 
 
 if __name__ == "__main__":

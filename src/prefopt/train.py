@@ -94,8 +94,11 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
         examples = load_examples(config)
 
         with importing():
+            from prefopt.algorithms import load_algorithm
             from prefopt.evaluation.verdict import MIN_HELD_OUT
-            from prefopt.training.runner import train_and_report  # TRL, a matter of seconds
+            from prefopt.training.runner import train_and_report
+
+            algorithm = load_algorithm(config.algorithm)  # TRL, a matter of seconds
 
         num_held_out = len(examples.tokenized.held_out or ())
         if is_main() and num_held_out < MIN_HELD_OUT:
@@ -103,7 +106,7 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
                 f"held_out: {num_held_out} rows, and a report decides from {MIN_HELD_OUT} on. Name a larger "
                 "data.held_out, or raise data.held_out_fraction."
             )
-        train_and_report(config, run, examples, stop, console, argv)
+        train_and_report(algorithm, config, run, examples, stop, console, argv)
 
 
 def describe(config: TrainConfig) -> str:

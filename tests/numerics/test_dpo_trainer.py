@@ -11,6 +11,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.utils import add_fused_lm_head
 
+from prefopt.algorithms import dpo, load_algorithm
 from prefopt.config.choices import LOSS_TYPES
 from prefopt.config.load import load_config
 from prefopt.data.ragged import PairTable
@@ -19,8 +20,7 @@ from prefopt.distributed.preemption import StopRequest
 from prefopt.evaluation.scoring import PairScores, Scorer
 from prefopt.models.examples import load_examples
 from prefopt.runs.directory import RunDirectory
-from prefopt.training import dpo
-from prefopt.training.arguments import build_dpo_arguments
+from prefopt.training.arguments import build_arguments
 from prefopt.training.batches import StepSize
 from tests.conftest import read_rows, write_rows
 
@@ -35,7 +35,7 @@ def load(path):
 def build(config) -> dpo.DPOTrainer:
     """Our trainer, as a run builds it, with its reference log-probs."""
     run = RunDirectory.of(config)
-    arguments = build_dpo_arguments(config, run, StepSize.of(config, None))
+    arguments = build_arguments(load_algorithm(config.algorithm), config, run, StepSize.of(config, None))
     arguments.eval_strategy = "steps"
     arguments.eval_steps = 10**9
     trainer = dpo.build(config, arguments, load_examples(config))
@@ -52,7 +52,9 @@ def build_plain(config, tiny_model, pair_files) -> trl.DPOTrainer:
     return trl.DPOTrainer(
         model=load(tiny_model),
         ref_model=load(tiny_model),
-        args=build_dpo_arguments(config, RunDirectory.of(config), StepSize.of(config, None)),
+        args=build_arguments(
+            load_algorithm(config.algorithm), config, RunDirectory.of(config), StepSize.of(config, None)
+        ),
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=AutoTokenizer.from_pretrained(tiny_model),

@@ -8,13 +8,13 @@ import torch
 import trl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prefopt.algorithms import load_algorithm, sft
 from prefopt.config.load import load_config
 from prefopt.data.steps import IGNORED, ROWS
 from prefopt.distributed.preemption import StopRequest
 from prefopt.models.examples import load_examples
 from prefopt.runs.directory import RunDirectory
-from prefopt.training import sft
-from prefopt.training.arguments import build_sft_arguments
+from prefopt.training.arguments import build_arguments
 from prefopt.training.batches import StepSize
 from tests.conftest import STUDY, read_rows, write_rows
 from tests.numerics.test_dpo_trainer import losses, move
@@ -32,7 +32,7 @@ def settings(overrides, tmp_path) -> list[str]:
 def build(config) -> sft.SFTTrainer:
     """Our trainer, as a run builds it."""
     run = RunDirectory.of(config)
-    arguments = build_sft_arguments(config, run, StepSize.of(config, None))
+    arguments = build_arguments(load_algorithm(config.algorithm), config, run, StepSize.of(config, None))
     arguments.eval_strategy = "steps"
     arguments.eval_steps = 10**9
     trainer = sft.build(config, arguments, load_examples(config))
@@ -45,7 +45,9 @@ def build_plain(config, tiny_model) -> trl.SFTTrainer:
     tokenized = load_examples(config).tokenized
     return trl.SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32),
-        args=build_sft_arguments(config, RunDirectory.of(config), StepSize.of(config, None)),
+        args=build_arguments(
+            load_algorithm(config.algorithm), config, RunDirectory.of(config), StepSize.of(config, None)
+        ),
         train_dataset=tokenized.train,
         eval_dataset=tokenized.held_out,
         processing_class=AutoTokenizer.from_pretrained(tiny_model),

@@ -20,6 +20,7 @@ import pytest
 from tokenizers import normalizers, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from prefopt.config.algorithms import Kind
 from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
 from prefopt.config.schema import DataConfig
 from prefopt.data import cache, loading
@@ -27,7 +28,7 @@ from prefopt.data.cache import ABOUT, DAMAGED, MANIFEST, fetch_cached, load_cach
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_splits
 from prefopt.data.notes import DataNotes
 from prefopt.data.ragged import PairTable
-from prefopt.data.records import Kind, PreferencePair, ReadNotes, Record, SFTExample
+from prefopt.data.records import PreferencePair, ReadNotes, Record, SFTExample
 from prefopt.models.examples import Examples
 from prefopt.process.errors import UserError
 from prefopt.storage import sealed

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.cluster.slurm import find_queued
-from prefopt.config.choices import AlgorithmName, ClusterKind, PeftMethod, ReferenceMode
+from prefopt.config.choices import ClusterKind, PeftMethod, ReferenceMode
 from prefopt.config.cluster import ClusterConfig, SubmitConfig, SweepConfig
 from prefopt.config.composition import as_dict
 from prefopt.config.load import load_config
@@ -239,7 +239,7 @@ def _plan_reference(plan: Plan, folder: SweepFolder, arguments: list[str], after
     """The job that computes what several points share, with a task per model and data, unless an earlier one did."""
     groups: dict[str, list[int]] = {}
     for number, run in enumerate(plan.configs):
-        if run.algorithm.name is AlgorithmName.dpo and run.reference.mode is ReferenceMode.store:
+        if run.algorithm.has_reference and run.reference.mode is ReferenceMode.store:
             groups.setdefault(_reference_key(run), []).append(number)
     shared = [numbers for numbers in groups.values() if len(numbers) > 1]
     tasks = {}

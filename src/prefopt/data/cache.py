@@ -28,7 +28,7 @@ from prefopt.config.schema import DataConfig
 from prefopt.data.encoding import TokenizeNotes
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized
 from prefopt.data.notes import DataNotes
-from prefopt.data.records import PreferencePair, ReadNotes, Record, SFTExample
+from prefopt.data.records import RECORDS, ReadNotes, Record
 from prefopt.process.errors import UserError
 from prefopt.storage import sealed
 from prefopt.storage.files import PARTIAL, write_json, write_text
@@ -152,7 +152,7 @@ def _key(splits: Splits, tokenizer: Any, config: DataConfig, loss_on: LossOn) ->
         "num_records": [None if side is None else len(side) for side in sides],
     }
     digest = hashlib.sha256(json.dumps(header, default=str).encode())
-    names = [field.name for field in fields(PreferencePair if splits.kind == "preference" else SFTExample)]
+    names = [field.name for field in fields(RECORDS[splits.kind])]
     for side in sides:
         _add_records(digest, side or (), attrgetter(*names))
     return digest.hexdigest()

@@ -36,19 +36,22 @@ COLUMNS: dict[DataFormat, tuple[str, ...]] = {
 
 
 BEDROCK_SCHEMA = "bedrock-conversation"
+ANSWER = {"preference": "chosen", "sft": "output"}
+"""The column beside Alpaca's `instruction`."""
 
 
 def detect_format(row: Row, kind: str) -> DataFormat:
     """Returns the format that the keys of `row` show; TRL's own if none other does."""
     if "conversations" in row or ("messages" in row and isinstance(row.get("chosen"), dict)):
         return DataFormat.sharegpt
-    if "instruction" in row and ("output" in row if kind == "sft" else "chosen" in row):
+    if "instruction" in row and ANSWER[kind] in row:
         return DataFormat.alpaca
     if "preferred_output" in row or "non_preferred_output" in row:
         return DataFormat.openai
     if str(row.get("schemaVersion", "")).startswith(BEDROCK_SCHEMA):
         return DataFormat.bedrock
-    if kind == "preference" and ("rejected_response" in row or "rejected_messages" in row):
+    is_swift = "rejected_response" in row or "rejected_messages" in row
+    if is_swift and (DataFormat.swift, kind) in CONVERTERS:
         return DataFormat.swift
     return DataFormat.trl
 
@@ -73,8 +76,14 @@ def _has_functions(row: Row) -> bool:
 
 def other_kind(row: Row, kind: str) -> str:
     """Returns the sentence for a row that is of no use for `kind`, but for another one; empty if it is for none."""
-    if kind == "sft":
-        return " These are pairs: set algorithm=dpo." if "chosen" in row and "rejected" in row else ""
+    return OTHER_KINDS[kind](row)
+
+
+def _name_pairs(row: Row) -> str:
+    return " These are pairs: set algorithm=dpo." if "chosen" in row and "rejected" in row else ""
+
+
+def _name_single_answers(row: Row) -> str:
     if "text" not in row and any(says_wanted(row.get(column)) is not None for column in LABELS):
         return (
             " These are KTO's rows, single answers with a label; DPO needs two answers to each prompt. "
@@ -83,6 +92,9 @@ def other_kind(row: Row, kind: str) -> str:
     if any(name in row for name in ("messages", "conversations", "completion", "output", "text")):
         return " These are demonstrations: set algorithm=sft."
     return ""
+
+
+OTHER_KINDS = {"preference": _name_single_answers, "sft": _name_pairs}
 
 
 def unread_columns(row: Row, format: DataFormat, kind: str, fields: Iterable[str]) -> list[str]:
@@ -107,14 +119,11 @@ def unread_columns(row: Row, format: DataFormat, kind: str, fields: Iterable[str
 
 @cache
 def _read_columns(format: str, kind: str, fields: tuple[str, ...]) -> frozenset[str]:
-    if format == "trl" or (kind == "sft" and format in ("openai", "swift")):
+    if (DataFormat(format), kind) not in CONVERTERS:
         return frozenset((*PASSED_ON, "system", *fields))
     read = {*PASSED_ON, *COLUMNS[DataFormat(format)]}
-    if kind == "preference":
-        read.update(fields)
-    elif format == "alpaca":
-        read.add("output")
-    return frozenset(read)
+    own = {"preference": fields, "sft": ("output",) if format == "alpaca" else ()}
+    return frozenset(read.union(own[kind]))
 
 
 def convert_sharegpt_pair(row: Row) -> Row:

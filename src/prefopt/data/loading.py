@@ -1,10 +1,12 @@
 """The way from a data configuration to records, and on to token ids."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from prefopt.config.algorithms import Kind
 from prefopt.config.choices import LossOn, OnBadRow, OnControlToken
 from prefopt.config.schema import DataConfig
 from prefopt.data.as_chat import to_chat
@@ -13,7 +15,7 @@ from prefopt.data.defects import drop_defects
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import Labels
 from prefopt.data.notes import DataNotes, SplitName
-from prefopt.data.records import Kind, ReadNotes, Record, read_records
+from prefopt.data.records import ReadNotes, Record, read_records
 from prefopt.data.split import find_overlap, split_by_prompt
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
 from prefopt.process.errors import UserError
@@ -253,12 +255,12 @@ def _tokenize(
         "on_long_completion": config.on_long_completion,
         "on_extra_eos": config.on_extra_eos,
     }
-    tokenized: Tokenized
     treated = treat_control_tokens(records, tokenizer, config.on_control_token)
-    if splits.kind == "preference":
-        tokenized = tokenize_pairs(treated.records, tokenizer, **limits)
-    else:
-        tokenized = tokenize_sft(treated.records, tokenizer, loss_on=loss_on, **limits)
+    tokenize: dict[Kind, Callable[..., Tokenized]] = {
+        "preference": tokenize_pairs,
+        "sft": partial(tokenize_sft, loss_on=loss_on),
+    }
+    tokenized = tokenize[splits.kind](treated.records, tokenizer, **limits)
     notes = splits.notes.tokenized[split] = tokenized.notes
     notes.first_control_token = treated.first
     if config.on_control_token is OnControlToken.strip:

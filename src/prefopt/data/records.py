@@ -3,10 +3,11 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from prefopt.config.algorithms import Kind
 from prefopt.config.choices import DataFormat
 from prefopt.data.cells import parse_cells
 from prefopt.data.files import iter_rows
@@ -29,8 +30,6 @@ from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.tool_calls import check_tools
 from prefopt.data.values import RowError, check_text, describe, show_name, show_names
 from prefopt.process.errors import UserError
-
-Kind = Literal["preference", "sft"]
 
 MAX_CHARACTERS = 4_000_000
 """Of a row, at most: about a million tokens. A tokenizer takes some 100 bytes of memory for each character."""
@@ -66,6 +65,7 @@ class SFTExample:
 
 
 Record = PreferencePair | SFTExample
+RECORDS: dict[Kind, type[Record]] = {"preference": PreferencePair, "sft": SFTExample}
 
 
 def num_characters(record: Record) -> int:
@@ -210,7 +210,7 @@ def build_record(row: dict[str, Any], kind: Kind, source: str) -> tuple[Record, 
     for column in ("image", "images"):
         if row.get(column):
             raise RowError(f"'{column}' holds images; prefopt trains text models. Remove the column or these rows.")
-    record, shape = _build_pair(row, source) if kind == "preference" else _build_example(row, source)
+    record, shape = BUILDERS[kind](row, source)
     _require_short(record)
     return record, shape
 
@@ -330,6 +330,12 @@ def _require_same_question(prompt: Any, messages: list[Message]) -> None:
             f"'prompt' ({describe(asked)}) does not occur in what the user says in 'messages'. Remove the column, or "
             "correct it."
         )
+
+
+BUILDERS: dict[Kind, Callable[[dict[str, Any], str], tuple[Record, Shape]]] = {
+    "preference": _build_pair,
+    "sft": _build_example,
+}
 
 
 def _require_short(record: Record) -> None:

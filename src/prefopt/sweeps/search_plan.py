@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from prefopt.config.choices import HELD_OUT_METRICS
 from prefopt.config.cluster import SearchConfig, SweepConfig
 from prefopt.config.load import complete, fingerprint
 from prefopt.config.schema import TrainConfig
@@ -166,7 +165,7 @@ def _find_min_examples(wanted: SearchConfig, metric: Metric, configs: Sequence[T
                 "sweep.search.prune compares trials after the same number of examples, and with "
                 f"trainer.tokens_per_device steps differ in it. Set trainer.per_device_batch_size instead, {off}."
             )
-        if metric.logged not in HELD_OUT_METRICS[config.algorithm.name]:
+        if metric.logged not in config.algorithm.held_out_metrics:
             raise UserError(
                 f"sweep.search.metric={metric.key}: algorithm={config.algorithm.name.value} measures it at the end "
                 f"alone, so no trial can be pruned by it. Set another metric, {off}."

@@ -5,8 +5,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from prefopt.config.choices import WHOLE_BATCH_LOSSES, BatchOrder
-from prefopt.config.schema import DPOAlgorithmConfig, TrainConfig
+from prefopt.config.choices import BatchOrder
+from prefopt.config.schema import TrainConfig
 from prefopt.data.batching import PairBatches
 from prefopt.data.ragged import PairTable
 from prefopt.data.steps import StepBatches
@@ -74,13 +74,12 @@ class StepSize:
 
 def _require_divisible_losses(config: TrainConfig, kept: StepSize, divided: StepSize) -> None:
     """Refuses to go on with another division where the sizes of forwards change what is trained."""
-    trainer, algorithm = config.trainer, config.algorithm
+    trainer, whole = config.trainer, config.algorithm.whole_batch_losses
     reason = None
     if trainer.tokens_per_device is not None or trainer.batch_order is not BatchOrder.random:
         reason = "the batches of trainer.tokens_per_device and trainer.batch_order depend on the number of ranks"
-    elif isinstance(algorithm, DPOAlgorithmConfig):
-        whole = sorted(set(algorithm.loss_types) & WHOLE_BATCH_LOSSES)
-        reason = f"algorithm.loss_type={', '.join(whole)} looks at a forward's pairs as a whole" if whole else None
+    elif whole:
+        reason = f"algorithm.loss_type={', '.join(whole)} looks at a forward's pairs as a whole"
     if reason is not None:
         raise UserError(f"this run began with {kept} examples per step, and {reason}. Start {kept.num_ranks} ranks.")
 

@@ -11,7 +11,6 @@ from rich.console import Console
 from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from prefopt.config.choices import AlgorithmName
 from prefopt.config.schema import TrainConfig
 from prefopt.distributed import group
 from prefopt.distributed.deepspeed import choose_optimizer
@@ -31,8 +30,8 @@ from prefopt.runs.directory import RunDirectory, RunTakenOverError, State, troub
 from prefopt.runs.provenance import collect, command_line
 from prefopt.tracking.metrics import MetricsLog
 from prefopt.tracking.wandb import start_wandb
-from prefopt.training import dpo, sft
-from prefopt.training.arguments import build_dpo_arguments, build_sft_arguments
+from prefopt.training.algorithm import Algorithm
+from prefopt.training.arguments import build_arguments
 from prefopt.training.batches import StepSize
 from prefopt.training.fit import Fit, is_tried, without_trial
 from prefopt.training.guards import DivergedError
@@ -42,13 +41,9 @@ from prefopt.training.training import train
 
 logger = logging.getLogger(__name__)
 
-ALGORITHMS = {
-    AlgorithmName.dpo: (build_dpo_arguments, dpo.build),
-    AlgorithmName.sft: (build_sft_arguments, sft.build),
-}
-
 
 def train_and_report(
+    algorithm: Algorithm,
     config: TrainConfig,
     run: RunDirectory,
     examples: Examples,
@@ -71,7 +66,7 @@ def train_and_report(
     kept = None if is_fresh else on_main(run.read_step_size)
     size = StepSize.of(config, StepSize(**kept) if kept else None)
     kept_fit = None if is_fresh else on_main(run.read_fit)
-    trainer = build_trainer(config, run, examples, size, Fit(**kept_fit) if kept_fit else None)
+    trainer = build_trainer(algorithm, config, run, examples, size, Fit(**kept_fit) if kept_fit else None)
     found = {"fit": asdict(trainer.fit)} if is_tried(config) else {}
 
     def start() -> None:
@@ -113,6 +108,7 @@ def train_and_report(
 
 
 def compute_reference(
+    algorithm: Algorithm,
     config: TrainConfig,
     run: RunDirectory,
     examples: Examples,
@@ -129,7 +125,7 @@ def compute_reference(
         Preempted: A stop was asked for; the same command goes on.
     """
     set_seed(config.run.seed)
-    trainer = build_trainer(without_trial(config), run, examples, StepSize.of(config, None))
+    trainer = build_trainer(algorithm, without_trial(config), run, examples, StepSize.of(config, None))
     data = {"sha256": examples.fingerprints(), **describe_sources(config, examples)}
     provenance = collect(config, data, describe_model(config.model), command_line("prefopt.prepare", argv))
     on_main(lambda: run.start(config, provenance))
@@ -147,13 +143,17 @@ def compute_reference(
 
 @phases.of("set_up")
 def build_trainer(
-    config: TrainConfig, run: RunDirectory, examples: Examples, size: StepSize, fit: Fit | None = None
+    algorithm: Algorithm,
+    config: TrainConfig,
+    run: RunDirectory,
+    examples: Examples,
+    size: StepSize,
+    fit: Fit | None = None,
 ) -> Any:
     """Loads the models and returns TRL's trainer; what TRL and PEFT refuse is the user's to mend."""
-    build_arguments, build = ALGORITHMS[config.algorithm.name]
-    arguments = build_arguments(config, run, size)
+    arguments = build_arguments(algorithm, config, run, size)
     try:
-        trainer = build(config, arguments, examples, fit)
+        trainer = algorithm.build(config, arguments, examples, fit)
         trainer.optimizer_cls_and_kwargs = choose_optimizer(config.deepspeed, config.optim)
         rehearse(trainer, config)
         return trainer

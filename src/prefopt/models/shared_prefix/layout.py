@@ -93,15 +93,15 @@ class PairLayout:
         segment_lengths = segments.reshape(-1)
         starts = np.cumsum(segment_lengths) - segment_lengths
         segment = np.repeat(np.arange(SEGMENTS * pairs), segment_lengths)
-        pair, kind = np.divmod(segment, SEGMENTS)
+        pair, part = np.divmod(segment, SEGMENTS)
         token = np.arange(len(segment))
         within = token - starts[segment]
-        position = within + np.where(kind > 0, segments[:, 0][pair], 0)
-        row = pair + np.where(kind == 2, pairs, 0)
+        position = within + np.where(part > 0, segments[:, 0][pair], 0)
+        row = pair + np.where(part == 2, pairs, 0)
         last_of_prompt = (starts[0::SEGMENTS] + segment_lengths[0::SEGMENTS] - 1)[pair]
         before = np.where(within == 0, last_of_prompt, token - 1)
         source = row * width + position
-        is_scored = (kind > 0) & (position >= np.maximum(prompts, 1)[pair])
+        is_scored = (part > 0) & (position >= np.maximum(prompts, 1)[pair])
         if completion_mask is not None:
             is_scored &= completion_mask[row, position] == 1
         return cls(

@@ -13,7 +13,7 @@ from trl.models.utils import prepare_deepspeed
 from trl.trainer import dpo_trainer
 
 from prefopt.config.choices import PeftMethod, ReferenceMode
-from prefopt.config.schema import TrainConfig
+from prefopt.config.schema import DPOAlgorithmConfig, TrainConfig
 from prefopt.data.ragged import PairLogps, PairTable
 from prefopt.distributed.group import agree, during, gather
 from prefopt.distributed.preemption import Preempted
@@ -27,6 +27,7 @@ from prefopt.models.shared_prefix import SharedPrefix, share_prompts
 from prefopt.models.shared_prefix.collate import REFERENCE, REFERENCE_COLUMNS, PairCollator
 from prefopt.process.console import progress_bar
 from prefopt.process.ranks import is_main, world_size
+from prefopt.training.algorithm import Algorithm
 from prefopt.training.batches import plan_batches
 from prefopt.training.deferred import Deferred, Number
 from prefopt.training.durable import DurableTrainer
@@ -268,7 +269,7 @@ def build(config: TrainConfig, arguments: Any, examples: Examples, kept: Fit | N
 
     Args:
         config: The settings.
-        arguments: What `build_dpo_arguments` returned.
+        arguments: What `build_arguments` returned.
         examples: The data.
         kept: What an earlier attempt of this run found to fit.
 
@@ -308,6 +309,27 @@ def build(config: TrainConfig, arguments: Any, examples: Examples, kept: Fit | N
     return trainer
 
 
+def trl_fields(config: TrainConfig) -> dict[str, Any]:
+    """The fields of TRL's DPOConfig that DPO's settings decide."""
+    algorithm = config.algorithm
+    assert isinstance(algorithm, DPOAlgorithmConfig)
+    return {
+        "beta": algorithm.beta,
+        "loss_type": algorithm.loss_types,
+        "loss_weights": algorithm.loss_weights,
+        "label_smoothing": algorithm.label_smoothing,
+        "ld_alpha": algorithm.ld_alpha,
+        "f_divergence_type": algorithm.f_divergence_type.value,
+        "f_alpha_divergence_coef": algorithm.f_alpha_divergence_coef,
+        "use_weighting": algorithm.use_weighting,
+        "discopop_tau": algorithm.discopop_tau,
+        "sync_ref_model": algorithm.sync_ref_model,
+        "ref_model_mixup_alpha": algorithm.ref_model_mixup_alpha,
+        "ref_model_sync_steps": algorithm.ref_model_sync_steps,
+        "precompute_ref_log_probs": config.reference.mode is not ReferenceMode.live,
+    }
+
+
 @contextmanager
 def _without_weights_hash() -> Iterator[None]:
     """Keeps TRL from hashing all weights, 60 million parameters a second on every rank, for a cache not used here."""
@@ -317,3 +339,6 @@ def _without_weights_hash() -> Iterator[None]:
         yield
     finally:
         dpo_trainer.hash_module = original
+
+
+ALGORITHM = Algorithm(DPOAlgorithmConfig, trl.DPOConfig, trl_fields, build)

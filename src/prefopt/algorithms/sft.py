@@ -6,13 +6,14 @@ import torch
 import trl
 from rich.console import Console
 
-from prefopt.config.schema import TrainConfig
+from prefopt.config.schema import SFTAlgorithmConfig, TrainConfig
 from prefopt.data.steps import IGNORED
 from prefopt.distributed.group import gather
 from prefopt.models.examples import Examples
 from prefopt.models.kernels import fuse_layers
 from prefopt.models.load import build_peft_config, load_model
 from prefopt.process.ranks import is_main
+from prefopt.training.algorithm import Algorithm
 from prefopt.training.batches import plan_batches
 from prefopt.training.deferred import Deferred, Number
 from prefopt.training.durable import DurableTrainer
@@ -79,7 +80,7 @@ def build(config: TrainConfig, arguments: Any, examples: Examples, kept: Fit | N
 
     Args:
         config: The settings.
-        arguments: What `build_sft_arguments` returned.
+        arguments: What `build_arguments` returned.
         examples: The data.
         kept: What an earlier attempt of this run found to fit.
 
@@ -98,3 +99,13 @@ def build(config: TrainConfig, arguments: Any, examples: Examples, kept: Fit | N
     trainer.fit = Fit.of(trainer, config, kept)
     trainer.batches = plan_batches(trainer, config)
     return trainer
+
+
+def trl_fields(config: TrainConfig) -> dict[str, Any]:
+    """The fields of TRL's SFTConfig that SFT decides; rows come with their labels, so TRL prepares nothing."""
+    algorithm = config.algorithm
+    assert isinstance(algorithm, SFTAlgorithmConfig)
+    return {"loss_type": algorithm.loss_type.value, "dataset_kwargs": {"skip_prepare_dataset": True}}
+
+
+ALGORITHM = Algorithm(SFTAlgorithmConfig, trl.SFTConfig, trl_fields, build)

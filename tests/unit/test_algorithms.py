@@ -12,7 +12,9 @@ from prefopt.config.load import load_config
 from prefopt.process.paths import shipped
 
 SOURCE = Path(prefopt.__file__).parent
-BRANCH = re.compile(r"AlgorithmName\.|isinstance\([^)]*(DPO|SFT)AlgorithmConfig|kind ==|is_dpo|is_sft|== \"(sft|dpo)\"")
+BRANCH = re.compile(
+    r"AlgorithmName\.|isinstance\([^)]*(DPO|SFT)AlgorithmConfig|kind ==|is_dpo|is_sft|== \"(sft|dpo)\""
+)
 
 
 def test_every_algorithm_has_a_name_a_schema_a_module_and_an_option():

@@ -1,8 +1,8 @@
 """What can be optimised: one schema per algorithm, with all that is known of it before torch is loaded.
 
-What needs torch (TRL's trainer, its arguments, and what prefopt changes of it) is in `prefopt.algorithms`, in the module
-of the same name. A further algorithm is a member of `AlgorithmName` and a schema here, a module there, and a file in
-`conf/algorithm/`.
+What needs torch (TRL's trainer, its arguments, and what prefopt changes of it) is in `prefopt.algorithms`, in the
+module of the same name. A further algorithm is a member of `AlgorithmName` and a schema here, a module there, and a
+file in `conf/algorithm/`.
 """
 
 from dataclasses import dataclass

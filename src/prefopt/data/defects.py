@@ -15,9 +15,7 @@ def drop_defects(
 ) -> list[Record]:
     """Returns the records without empty and identical ones, and counts these and the duplicates in `notes`.
 
-    Duplicates are kept.
-
-    A pair with two empty completions counts as empty, not as identical.
+    Duplicates are kept. A pair with two empty completions counts as empty, not as identical.
 
     Raises:
         UserError: Some record is empty or identical and its setting is `refuse`.

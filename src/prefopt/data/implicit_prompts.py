@@ -67,7 +67,7 @@ EXERCISES = (
 WORD_ENDS = " \t\n\r\u3002\uff01\uff1f\u2026"
 _SENTENCE_END = re.compile(r"""[.!?:\u3002\uff01\uff1f\u2026]["')\]\u201d\u2019*]*\s*\Z|\n[ \t]*\Z""")
 MAX_SHORTENED = 4
-"""A prompt cuts the longer ones down only if these are at most so many times as many pairs as have it."""
+"""Longer prompts are cut down to a shorter one only if they are at most this many times as frequent."""
 
 
 @dataclass(kw_only=True)

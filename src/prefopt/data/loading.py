@@ -186,7 +186,7 @@ def _agree_on_prompts(*sides: tuple[list[Record], ReadNotes | None]) -> list[lis
             notes.num_shortened_prompts += sum(new is not old for new, old in zip(results[-1], records, strict=True))
             notes.num_crowded_prompts = found.num_crowded_prompts
             notes.crowded_prompt = found.crowded_prompt
-            found.num_crowded_prompts = 0  # the count is of all sides together, so it is added to one of them
+            found.num_crowded_prompts = 0  # the count is of all lists together, so only one reports it
     return results
 
 

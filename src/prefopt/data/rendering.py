@@ -34,7 +34,7 @@ THOUGHT_MARKS = {
 Templates may replace the marks by others, or leave the thought out of all turns but the last.
 """
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Keys of a message whose thought is not part of its content."""
+"""Keys under which a message may have its thought, if it is not part of the content."""
 EMPTY_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
 
 BEGUN_MARK = re.compile(r"[<\[][^<>\[\]\s]*\Z")
@@ -270,7 +270,7 @@ def _turn_span(tokenizer: Any, chat: Chat, text: str, turn: int, before: str, af
         # earlier messages, however, must be the beginning of the chat's text.
         earlier = render_chats(tokenizer, [chat._replace(messages=chat.messages[:turn], trained=())])[0]
         is_told_apart = text.startswith(earlier)
-        if begun := BEGUN_MARK.search(text, len(earlier), start):  # `<` of `<b>` and `<think>`
+        if begun := BEGUN_MARK.search(text, len(earlier), start):  # `<` is common to `<b>` and `<think>`
             start = begun.start()
     end = len(after)
     if not text.startswith(after):

@@ -111,7 +111,7 @@ def parse_row(text: str) -> Any:
 
 
 def parse_rows(text: str) -> Iterator[Any]:
-    """Yields the items of a JSON list one by one, as `parse_row` returns them; items before an error are yielded.
+    """Yields the items of a JSON list one by one, as `parse_row` returns them, so that those before an error are read.
 
     Raises:
         JSONError: As for `parse_row`.

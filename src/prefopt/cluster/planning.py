@@ -38,7 +38,7 @@ class Submission:
 
     Attributes:
         folder: Folder of the run or sweep, for `prefopt status`; for a chain, of its last run.
-        jobs: The jobs; each waits for those that it names in `after`. Empty if nothing is left to do.
+        jobs: The jobs; each may wait for Slurm jobs and for the one before it. Empty if nothing is left to do.
         answer: Message about runs that are over. A dry run still shows the jobs of these if there are no others.
         write: Writes the files that jobs read besides their scripts; its argument is the submitting command.
         is_sweep: True for several runs that can be compared.

@@ -49,7 +49,7 @@ def start(config: TrainConfig) -> None:
     """Connects the processes that a launcher started, on NCCL where there are GPUs and on Gloo elsewhere.
 
     Args:
-        config: `run.timeout_s` limits how long a rank waits for another one; `deepspeed` says whether to use DeepSpeed.
+        config: `run.timeout_s` limits how long a rank waits for another one; `deepspeed` says whether DeepSpeed runs.
     """
     global _prompt, _patient
     import torch

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from benchmarks.checkpoints_rank import describe
 from benchmarks.results import write_results
 from prefopt.distributed.saving import CheckpointSaver
-from prefopt.storage.sealed import bring_to_disk
+from prefopt.storage.files import bring_to_disk
 
 GIB = 2**30
 TENSOR_BYTES = 2**26

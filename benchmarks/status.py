@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.results import write_results
-from prefopt.cluster.attempts import FILE, Attempt
+from prefopt.runs.jobs import ATTEMPTS, Attempt
 from prefopt.runs.lock import RunLock
 from prefopt.storage.files import append_line
 from prefopt.sweeps.folder import SweepFolder
@@ -103,7 +103,7 @@ def _note_failure(run: Path, job: str) -> None:
     step = json.loads((run / "status.json").read_text(encoding="utf-8"))["step"]
     for following in ("again", "stop"):
         attempt = Attempt(job, _now(), "failed", step, step, 1, following, "2 attempts in a row came no further")
-        append_line(run / "slurm" / FILE, asdict(attempt))
+        append_line(run / "slurm" / ATTEMPTS, asdict(attempt))
 
 
 def _now() -> str:

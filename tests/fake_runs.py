@@ -11,7 +11,7 @@ from typing import Any
 from prefopt.config.load import load_config, to_yaml
 from prefopt.config.schema import TrainConfig
 from prefopt.evaluation.statistics import wilson
-from prefopt.sweeps.folder import FORMAT
+from prefopt.runs.find import SWEEP_FORMAT
 
 NUM_HELD_OUT = 132
 
@@ -99,7 +99,7 @@ def write_fake_sweep(folder: Path, points: dict[str, dict[str, Any]]) -> Path:
     """Writes `folder/sweep.json` with these points (run name -> changed settings) and returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     plan = {
-        "format": FORMAT,
+        "format": SWEEP_FORMAT,
         "name": folder.name,
         "points": [
             {"index": i, "name": name, "changes": changes, "overrides": [f"{k}={v}" for k, v in changes.items()]}

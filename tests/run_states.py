@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefopt.cluster import attempts
-from prefopt.cluster.attempts import Attempt
 from prefopt.cluster.slurm import QueuedJob
+from prefopt.runs.find import find_groups
+from prefopt.runs.jobs import ATTEMPTS, Attempt
 from prefopt.state.look import View, look
-from prefopt.state.places import find_groups
-from prefopt.state.queue import look_up
-from prefopt.state.records import RunStatus
+from prefopt.state.queue import ask_slurm
+from prefopt.state.run_status import RunStatus
 from prefopt.storage.files import append_line
 from prefopt.storage.lock_file import Holder
 from prefopt.sweeps.folder import SweepFolder
@@ -89,7 +88,7 @@ def write_log(folder: Path, name: str, text: str) -> Path:
 def decide(run: Path, following: str, **changes: Any) -> None:
     """Adds a line to a run's attempts.jsonl."""
     decided = Attempt("7", LATER, "failed", 0, 0, 1, following, "why it was decided")
-    append_line(run / "slurm" / attempts.FILE, {**asdict(decided), **changes})
+    append_line(run / "slurm" / ATTEMPTS, {**asdict(decided), **changes})
 
 
 def leave_lock(run: Path, *, age_s: float = 0.0, **changes: Any) -> Path:
@@ -115,7 +114,7 @@ def look_at(*folders: Path, slurm: Mapping[str, str] | None = None, ended: Mappi
     """
     rows = [QueuedJob(job, *words.partition(" ")[::2]) for job, words in (slurm or {}).items()]
     past = [QueuedJob(job, state, "") for job, state in (ended or {}).items()]
-    return look(find_groups(folders), ask=partial(look_up, queued=lambda jobs: rows, ended=lambda jobs: past))
+    return look(find_groups(folders), ask=partial(ask_slurm, queued=lambda jobs: rows, ended=lambda jobs: past))
 
 
 def look_at_one(run: Path, **said: Any) -> RunStatus:

@@ -174,7 +174,6 @@ def _serve() -> None:
 def _load_what_children_need() -> None:
     with suppress(ImportError):
         import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 (with it torch's inductor)
-    import matplotlib.figure  # noqa: F401
 
     import prefopt.evaluation.run
     import prefopt.reports.render

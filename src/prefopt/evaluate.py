@@ -1,10 +1,8 @@
-"""Entry point: a finished run → its report, measured again. `python -m prefopt.evaluate --help` shows the use."""
+"""Entry point: measures a finished run again and rebuilds its report. `python -m prefopt.evaluate --help`."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from prefopt.config.aliases import nearest
 from prefopt.config.checks import check
 from prefopt.config.choices import Kernels
 from prefopt.config.composition import as_dict
@@ -20,8 +18,8 @@ from prefopt.process.ranks import Launch, is_launched
 from prefopt.process.terminal import quote
 from prefopt.runs.changes import find_changed_model
 from prefopt.runs.directory import RunDirectory
+from prefopt.runs.find import find_run
 from prefopt.runs.settings import read_config
-from prefopt.sweeps.folder import IS_REFERENCE, list_runs
 
 HELP = """Measure a finished run again and rebuild its report.
 
@@ -33,15 +31,12 @@ HELP = """Measure a finished run again and rebuild its report.
 Settings of `evaluation` and `data.held_out` may be changed; everything else is as in the run's config.yaml.
 A report on other data goes to a folder of its own beside the run's, runs/<name>/report-<file>-<digest>."""
 
-MAX_NAMED = 5
-"""Folders that a message names, at most."""
-
 
 def main(argv: list[str]) -> None:
     """Rebuilds `report/` of a run, or writes a report on other data beside it.
 
     Raises:
-        UserError: No such run, no final model in it, or a setting that may not change.
+        UserError: There is no such run, it has no final model, or a setting may not change.
     """
     parser = SettingsParser("prefopt.evaluate", HELP, [TRAIN])
     parser.add_argument("overrides", nargs="+", help="run=<folder>, evaluation.<setting>=<value>, data.held_out=...")
@@ -53,7 +48,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"run={run.path}: has no final model yet. Finish it with the command that started it.")
     trained = read_config(run.config)
     config = override(trained, overrides)
-    config.engine.kernels = Kernels.auto  # those of the machine that measures, and not of the one that trained
+    config.engine.kernels = Kernels.auto  # chosen for this machine, not for the one that trained
 
     from prefopt.models.examples import load_examples
     from prefopt.process.console import build_console
@@ -65,14 +60,14 @@ def main(argv: list[str]) -> None:
             group.start(config)
     console = build_console()
     keep_in(run.path)
-    run.read_records()  # a damaged line is told of now, and not after measuring
+    run.read_records()  # reports a damaged line now, not after measuring
     require_sound_model(run)
     group.on_main(lambda: require_same_base(run, trained))
     is_other = config.data.held_out != trained.data.held_out
     examples = load_examples(trained, measured=config.data.held_out if is_other else None)
 
     with importing():
-        from prefopt.evaluation.run import build_material, choose_folder, evaluate_run  # TRL, a matter of seconds
+        from prefopt.evaluation.run import build_material, choose_folder, evaluate_run  # imports TRL: seconds
         from prefopt.reports.console import print_report
         from prefopt.reports.publish import publish
         from prefopt.tracking.wandb import record_evaluation
@@ -86,35 +81,11 @@ def main(argv: list[str]) -> None:
         record_evaluation(config, run, report.to_dict())
 
 
-def find_run(folder: Path) -> RunDirectory:
-    """The run in a folder.
-
-    Raises:
-        UserError: There is none, with the folder that was meant, or the runs to choose from.
-    """
-    run = RunDirectory(folder)
-    if run.config.is_file():
-        return run
-    if folder.is_dir():
-        runs = [path for path in list_runs(folder)[0] if not IS_REFERENCE.fullmatch(path.name)]
-        if runs:
-            more = f", or one of {len(runs) - MAX_NAMED:,} more" if len(runs) > MAX_NAMED else ""
-            raise UserError(f"run={folder}: a folder of runs. Give one of them: {_choices(runs[:MAX_NAMED])}{more}")
-        raise UserError(f"run={folder}: no run of prefopt here (no config.yaml).")
-    siblings = {path.name: path for path in list_runs(folder.parent)[0]} if folder.parent.is_dir() else {}
-    near = [siblings[name] for name in nearest(folder.name, siblings)[:MAX_NAMED]]
-    raise UserError(f"run={folder}: no such folder." + (f" Did you mean {_choices(near)}" if near else ""))
-
-
-def _choices(runs: Sequence[Path]) -> str:
-    return " or ".join(f"run={quote(str(run))}" for run in runs)
-
-
 def require_same_base(run: RunDirectory, config: TrainConfig) -> None:
-    """Refuses a base that is not the one that was trained: the run would be compared with, or put upon, another model.
+    """Refuses a base model that has changed since training: it would be a wrong baseline, or a wrong base of adapters.
 
     Raises:
-        UserError: With the files that have changed.
+        UserError: The message names the files that have changed.
     """
     with importing():
         from prefopt.models.fingerprint import describe_model
@@ -127,7 +98,7 @@ def require_same_base(run: RunDirectory, config: TrainConfig) -> None:
 def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
     """Returns `config` with the given settings changed."""
     values = as_dict(config)
-    values["deepspeed"] = asdict(DeepSpeedConfig())  # training's; each rank of an evaluation has a whole model
+    values["deepspeed"] = asdict(DeepSpeedConfig())  # off: in an evaluation each rank holds a whole model
     for key, value in overrides.items():
         if key not in TRAIN.setting_names():
             raise UserError(TRAIN.unknown(key))
@@ -141,7 +112,7 @@ def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
         if key == "data.held_out":
             values["data"]["held_out_fraction"] = (
                 DataConfig().held_out_fraction
-            )  # training's, beside a file of its own
+            )  # the run's own fraction does not apply to a file
     changed = from_dict(values, "the changed settings")
     check(changed, Launch.of_this_process())
     return changed

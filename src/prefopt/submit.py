@@ -1,6 +1,6 @@
-"""Entry point: a configuration → a checked job, sweep or chain → SLURM, or this machine.
+"""Entry point: checks a run, sweep or chain and submits it to SLURM, or runs it on this machine.
 
-`python -m prefopt.submit --help` shows the use. Nothing here imports torch: it answers at once.
+`python -m prefopt.submit --help` shows the use. Nothing here imports torch, so it answers at once.
 """
 
 import shutil
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from prefopt.cluster.local import LOG, list_commands, run_here
+from prefopt.cluster.local import list_commands, run_here
 from prefopt.cluster.planning import Submission, plan_submission
 from prefopt.cluster.script import render
 from prefopt.cluster.slurm import cancel, require_sbatch, submit
@@ -21,6 +21,7 @@ from prefopt.config.settings_parser import SettingsParser
 from prefopt.distributed.entry import run_entry
 from prefopt.process.console import build_console
 from prefopt.process.terminal import quote
+from prefopt.runs.jobs import JOBS, LOG
 from prefopt.runs.provenance import command_line
 from prefopt.storage.files import append_line, write_text
 from prefopt.sweeps.jobs import Job, write_tasks
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> None:
     """Checks, writes scripts and submits them.
 
     Raises:
-        UserError: For everything that the user can mend; nothing is submitted then.
+        UserError: For every mistake that the user can fix; nothing is submitted then.
     """
     parser = SettingsParser("prefopt.submit", HELP, [TRAIN, SUBMIT])
     parser.add_argument("overrides", nargs="*", help="of prefopt.train, and of: " + ", ".join(GROUPS))
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> None:
     submission = plan_submission(config, runs, given.config_dir)
     command = command_line("prefopt.submit", argv)
     if config.submit.dry_run and submission.answer:
-        print(submission.answer, file=sys.stderr)  # what goes to a file is the script alone
+        print(submission.answer, file=sys.stderr)  # stdout, which may go to a file, gets only the script
     elif not submission.jobs:
         build_console().print(submission.answer)
     if config.submit.dry_run:
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> None:
 
 
 def split(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """Tells the overrides of a submission from those of its runs."""
+    """Splits overrides into those of the submission and those of its runs."""
     own: list[str] = []
     runs: list[str] = []
     for line, override in zip(overrides, parse(overrides), strict=True):
@@ -76,7 +77,7 @@ def split(overrides: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _preview(jobs: Sequence[Job], cluster: ClusterConfig) -> Iterator[str]:
-    """What would be executed: the scripts, or the commands on this machine."""
+    """Yields what would be executed: the scripts, or the commands on this machine."""
     if cluster.kind is ClusterKind.local:
         yield "".join(f"{command}\n" for job in jobs for command in list_commands(job, cluster))
         return
@@ -87,7 +88,7 @@ def _preview(jobs: Sequence[Job], cluster: ClusterConfig) -> Iterator[str]:
 
 
 def _run_here(submission: Submission, config: SubmitConfig) -> int:
-    """Runs everything on this machine; of several runs it says where they are, and how to compare them."""
+    """Runs everything on this machine; for a sweep, prints where its runs are and how to compare them."""
     console = build_console()
     if submission.is_sweep:
         num, place = len(submission.jobs[-1].tasks), quote(submission.folder)
@@ -117,7 +118,7 @@ def _submit(submission: Submission, config: SubmitConfig, command: str) -> None:
                 write_tasks(job)
             write_text(job.script, render(placed, config.cluster))
             ids.append(submit(job.script))
-            append_line(job.folder / "slurm" / "jobs.jsonl", {**placed.to_record(ids[-1]), "command": command})
+            append_line(job.folder / "slurm" / JOBS, {**placed.to_record(ids[-1]), "command": command})
     except BaseException:
         cancel(ids)
         for folder in fresh:

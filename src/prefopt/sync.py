@@ -1,11 +1,10 @@
 """Entry point: W&B sessions recorded offline → the W&B server. `python -m prefopt.sync --help` shows the use."""
 
 import argparse
-import os
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from enum import Enum
@@ -16,10 +15,9 @@ from rich.console import Console
 from prefopt.distributed.entry import run_entry
 from prefopt.process.console import build_console
 from prefopt.process.errors import UserError
-from prefopt.runs.directory import RunDirectory
+from prefopt.runs.find import find_folders, is_closed
 from prefopt.runs.lock import RunLock
 from prefopt.storage.lock_file import Life, find_holder, look_at
-from prefopt.sweeps.folder import is_closed
 from prefopt.tracking.credentials import base_url, has_api_key
 from prefopt.tracking.sessions import Outcome, Session, find_sessions
 
@@ -32,8 +30,6 @@ HELP = """Upload what W&B recorded offline, such as on compute nodes without a n
 Attempts at a run become one W&B run, in their order. What was uploaded is not uploaded again; a run that is still
 going on is left for later. Exit code 1 if something could not be uploaded: the same command tries again."""
 
-DEPTH = 2
-"""Folders between what was named and a run: the runs' root holds sweeps, and a sweep holds runs."""
 REACH_TIMEOUT_S = 10
 
 
@@ -107,21 +103,12 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder. Give folders of runs or sweeps.")
-        found = list(_runs_in(folder, DEPTH))
+        found = find_folders(folder)
         if not found:
-            raise UserError(f"{folder}: holds no runs (no config.yaml in it or in its folders).")
+            raise UserError(f"{folder}: holds no runs.")
         for run in found:
             runs.setdefault(run.resolve(), run)
     return list(runs.values())
-
-
-def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
-    if os.path.isfile(RunDirectory(folder).config) or is_closed(folder):
-        yield folder
-    elif depth > 0:
-        for child in sorted(folder.iterdir()):
-            if child.is_dir() and not child.name.startswith("."):
-                yield from _runs_in(child, depth - 1)
 
 
 def check_server() -> None:

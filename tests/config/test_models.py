@@ -13,11 +13,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from prefopt.algorithms import load_algorithm
 from prefopt.config.load import load_config
+from prefopt.config.step_size import StepSize
 from prefopt.models.load import build_peft_config
 from prefopt.runs.directory import RunDirectory
-from prefopt.training.arguments import build_dpo_arguments
-from prefopt.training.batches import StepSize
+from prefopt.training.arguments import build_arguments
 
 ARCHITECTURES = {
     "llama3_1_8b": (LlamaConfig, LlamaForCausalLM),
@@ -55,6 +56,8 @@ def test_lora_targets_exist_in_the_architecture(name, method):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_training_arguments_are_accepted_by_trl(name, monkeypatch):
     config = load_config([f"model={name}", "peft=lora", "trainer.precision=bf16"])
-    arguments = build_dpo_arguments(config, RunDirectory.of(config), StepSize.of(config, None))
+    arguments = build_arguments(
+        load_algorithm(config.algorithm), config, RunDirectory.of(config), StepSize.of(config, None)
+    )
     assert arguments.bf16
     assert arguments.learning_rate == pytest.approx(1e-5)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefopt.config.choices import HELD_OUT_METRICS, AlgorithmName
+from prefopt.config.algorithms import DPOAlgorithmConfig
 from prefopt.storage import sealed
 from prefopt.storage.files import hash_file
 from prefopt.train import main
@@ -368,4 +368,4 @@ def test_a_best_metric_that_is_not_measured_is_refused(overrides, fails, algorit
 
 def test_the_metrics_that_can_be_best_are_those_that_are_measured(runs):
     (record, *_) = outcomes.held_out(runs.whole(Case(0)))
-    assert record.keys() - {"step", "pairs", "tokens", "split"} == set(HELD_OUT_METRICS[AlgorithmName.dpo])
+    assert record.keys() - {"step", "pairs", "tokens", "split"} == set(DPOAlgorithmConfig.held_out_metrics)

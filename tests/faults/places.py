@@ -39,7 +39,7 @@ PLACES = {
     "after the rows of a step are written": Place(Injection(f"{TRAINER}._write_rows", when="after"), 12),
     "before a log line": Place(Injection("prefopt.training.records:RunRecords.write"), 7),
     "after a log line": Place(Injection("prefopt.training.records:RunRecords.write", when="after"), 7),
-    "in an evaluation": Place(Injection("prefopt.training.dpo:DPOTrainer._evaluate_batch"), 6),
+    "in an evaluation": Place(Injection("prefopt.algorithms.dpo:DPOTrainer._evaluate_batch"), 6),
     "before a checkpoint": Place(Injection(f"{SAVER}.save"), 3),
     "in a checkpoint, after the weights": Place(Injection("prefopt.distributed.saving:save_weights", when="after"), 3),
     "in a checkpoint, while state is written": Place(Injection("torch:save"), 6),

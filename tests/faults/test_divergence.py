@@ -16,7 +16,7 @@ STEP_7 = 14
     [("ddp", "spoil_loss"), ("zero2", "spoil_gradient"), ("zero2", "spoil_loss"), ("zero3", "spoil_gradient")],
 )
 def test_a_nan_on_one_rank_stops_all_and_names_the_rows(arena, mode, action):
-    at = Injection("prefopt.training.dpo:DPOTrainer.compute_loss", action, "after", call=STEP_7, rank=1)
+    at = Injection("prefopt.algorithms.dpo:DPOTrainer.compute_loss", action, "after", call=STEP_7, rank=1)
     seen = {}
 
     def look(run):

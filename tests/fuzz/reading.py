@@ -24,10 +24,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prefopt.config.algorithms import Kind
 from prefopt.config.choices import OnBadRow
 from prefopt.config.schema import DataConfig
 from prefopt.data.loading import read_splits
-from prefopt.data.records import Kind
 from prefopt.process.errors import UserError
 
 HANG_S = 10

@@ -215,8 +215,8 @@ def test_the_parts_of_a_run_sum_up_to_the_wall_time_of_its_command(overrides, tm
 
 def test_throughput_leaves_evaluations_and_checkpoints_out(overrides, tmp_path, monkeypatch, capsys):
     """Each takes a second here; a step takes milliseconds."""
+    from prefopt.algorithms.dpo import DPOTrainer
     from prefopt.distributed.saving import CheckpointSaver
-    from prefopt.training.dpo import DPOTrainer
 
     def after_a_second(cls, name):
         plain = getattr(cls, name)

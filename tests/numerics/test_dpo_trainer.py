@@ -1,6 +1,7 @@
 """Our DPO trainer against plain TRL, and its evaluation against per-pair sums."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,17 +12,19 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.utils import add_fused_lm_head
 
+from prefopt.algorithms import dpo, load_algorithm
 from prefopt.config.choices import LOSS_TYPES
 from prefopt.config.load import load_config
+from prefopt.config.step_size import StepSize
 from prefopt.data.ragged import PairTable
 from prefopt.data.steps import COUNTS, ROWS
 from prefopt.distributed.preemption import StopRequest
 from prefopt.evaluation.scoring import PairScores, Scorer
 from prefopt.models.examples import load_examples
 from prefopt.runs.directory import RunDirectory
-from prefopt.training import dpo
-from prefopt.training.arguments import build_dpo_arguments
-from prefopt.training.batches import StepSize
+from prefopt.training.arguments import build_arguments
+from prefopt.training.build import build_trainer
+from prefopt.training.context import RunContext
 from tests.conftest import read_rows, write_rows
 
 PLAIN = ["engine=trl", "reference=live"]
@@ -34,14 +37,12 @@ def load(path):
 
 def build(config) -> dpo.DPOTrainer:
     """Our trainer, as a run builds it, with its reference log-probs."""
+    config = replace(config, trainer=replace(config.trainer, eval_every=10**9))
     run = RunDirectory.of(config)
-    arguments = build_dpo_arguments(config, run, StepSize.of(config, None))
-    arguments.eval_strategy = "steps"
-    arguments.eval_steps = 10**9
-    trainer = dpo.build(config, arguments, load_examples(config))
+    context = RunContext(config, run, StopRequest([]), Console(quiet=True), StepSize.of(config, None))
+    trainer = build_trainer(load_algorithm(config.algorithm), context, load_examples(config))
     run.path.mkdir(parents=True, exist_ok=True)
-    trainer.attach(config, run, StopRequest([]))
-    trainer.prepare(Console(quiet=True))
+    trainer.prepare()
     return trainer
 
 
@@ -52,7 +53,9 @@ def build_plain(config, tiny_model, pair_files) -> trl.DPOTrainer:
     return trl.DPOTrainer(
         model=load(tiny_model),
         ref_model=load(tiny_model),
-        args=build_dpo_arguments(config, RunDirectory.of(config), StepSize.of(config, None)),
+        args=build_arguments(
+            load_algorithm(config.algorithm), config, RunDirectory.of(config), StepSize.of(config, None)
+        ),
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=AutoTokenizer.from_pretrained(tiny_model),

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from prefopt.runs.find import find_groups
 from prefopt.state.look import look
-from prefopt.state.places import find_groups
 from tests.run_states import leave_lock, submit, words_of, write_run, write_sweep
 
 pytestmark = pytest.mark.slow

@@ -11,26 +11,26 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig, SFTConfig
 
-from prefopt.config.choices import AlgorithmName
+from prefopt.algorithms import load_algorithm
+from prefopt.config.algorithms import ALGORITHMS
 from prefopt.config.extra import check_fields, named_as_installed
 from prefopt.config.fields import (
     BOUNDS,
     COMPILERS,
     FORMER_NAMES,
     PASSED,
-    PASSED_TO_ONE,
     RECOMPUTATION,
     REFUSED,
     SET_BY,
 )
 from prefopt.config.load import TRAIN, load_config
 from prefopt.config.overrides import typed
+from prefopt.config.step_size import StepSize
 from prefopt.config.trainer import TrainerConfig
 from prefopt.process.errors import UserError
 from prefopt.runs.directory import RunDirectory
 from prefopt.training import arguments
-from prefopt.training.arguments import build_dpo_arguments, build_sft_arguments, choose_implementation
-from prefopt.training.batches import StepSize
+from prefopt.training.arguments import build_arguments, choose_implementation
 from prefopt.training.extra import check_values
 from prefopt.training.rehearsal import SCHEDULES, rehearse
 
@@ -50,7 +50,7 @@ def test_adamw_is_fused_on_a_gpu_and_other_optimizers_are_what_they_were(name, o
 
 
 def check_extra(extra: dict[str, object], *, sft: bool = False, **trainer: object) -> None:
-    check_fields(AlgorithmName.sft if sft else AlgorithmName.dpo, extra)
+    check_fields(ALGORITHMS["sft" if sft else "dpo"], extra)
     check_values(SFTConfig if sft else DPOConfig, TrainerConfig(extra=extra, **trainer))
 
 
@@ -96,17 +96,19 @@ def test_a_further_field_of_the_declared_type_passes(extra):
     check_extra(extra)
 
 
+OWN_FIELDS = [name for schema in ALGORITHMS.values() for name in schema.own_fields]
 FIELDS = {field.name for kind in (DPOConfig, SFTConfig) for field in dataclasses.fields(kind)}
 
 
 def test_every_field_of_trl_has_one_decision():
     """A field that a new version of TRL or transformers brings is looked at before anybody can set it."""
-    decided = [*REFUSED, *SET_BY, *PASSED, *PASSED_TO_ONE]
+    decided = [*REFUSED, *SET_BY, *PASSED, *OWN_FIELDS]
     newer = {"activation_checkpointing", *FORMER_NAMES}  # than the oldest transformers that is admitted
     assert sorted(decided) == sorted({*FIELDS, *newer})
-    assert set(BOUNDS) <= {*PASSED, *PASSED_TO_ONE}
+    assert set(BOUNDS) <= {*PASSED, *OWN_FIELDS}
     of = {"dpo": DPOConfig, "sft": SFTConfig}
-    assert all(name in get_type_hints(of[only]) for name, (only, _) in PASSED_TO_ONE.items())
+    for name, schema in ALGORITHMS.items():
+        assert set(schema.own_fields) <= set(get_type_hints(of[name]))
     for kind in of.values():
         assert set(named_as_installed(kind, dict.fromkeys(PASSED))) <= set(get_type_hints(kind))
 
@@ -114,12 +116,13 @@ def test_every_field_of_trl_has_one_decision():
 @pytest.mark.parametrize("algorithm", ["dpo", "sft"])
 def test_no_field_that_prefopt_sets_can_be_set_beside_it(algorithm, monkeypatch):
     kept: dict[str, object] = {}
-    name = "DPOConfig" if algorithm == "dpo" else "SFTConfig"
-    monkeypatch.setattr(arguments, name, lambda **fields: kept.update(fields) or Namespace(**NO_WORKERS))
+    config = load_config([f"algorithm={algorithm}"])
+    kind = lambda **fields: kept.update(fields) or Namespace(**NO_WORKERS)  # noqa: E731
+    spec = dataclasses.replace(load_algorithm(config.algorithm), trl_config=kind)
     monkeypatch.setattr(arguments, "check_values", lambda *_: None)
-    build(f"algorithm={algorithm}")
+    build_arguments(spec, config, RunDirectory.of(config), StepSize.of(config, None))
     assert kept
-    assert not set(kept) & {*PASSED, *PASSED_TO_ONE}
+    assert not set(kept) & {*PASSED, *OWN_FIELDS}
 
 
 NO_WORKERS = {f"dataloader_{name}": None for name in ("persistent_workers", "prefetch_factor")} | {
@@ -230,8 +233,9 @@ def test_an_unknown_field_is_found_before_any_data_are_read():
 
 def build(*overrides: str) -> object:
     config = load_config(list(overrides))
-    build_arguments = build_dpo_arguments if config.algorithm.name is AlgorithmName.dpo else build_sft_arguments
-    return build_arguments(config, RunDirectory.of(config), StepSize.of(config, None))
+    return build_arguments(
+        load_algorithm(config.algorithm), config, RunDirectory.of(config), StepSize.of(config, None)
+    )
 
 
 @pytest.mark.parametrize(

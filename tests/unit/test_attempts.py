@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from prefopt.cluster.attempts import MAX_IDLE, MAX_STALLED, Attempt, judge, main, read_attempts
+from prefopt.cluster.attempts import MAX_IDLE, MAX_STALLED, Attempt, decide_next, main, read_attempts
 from prefopt.distributed.entry import ATTEMPT, run_entry
 from prefopt.process.errors import UserError
 from prefopt.runs.directory import RunDirectory
@@ -22,7 +22,7 @@ def attempt(state: str, from_step: int, to_step: int) -> Attempt:
 
 def decide(state: str | None, step: int = 0, *, earlier=(), code: int = 1, message: str = "") -> Attempt:
     status = {} if state is None else {"state": state, "step": step, "attempts": 1, "message": message}
-    return judge(status, list(earlier), "7", code, MAX_ATTEMPTS, MAX_CRASHES)
+    return decide_next(status, list(earlier), "7", code, MAX_ATTEMPTS, MAX_CRASHES)
 
 
 def follow(*ends: tuple[str, int]) -> list[str]:
@@ -146,7 +146,7 @@ def test_earlier_attempts_of_the_job_are_remembered(run, capsys):
     assert [(each.from_step, each.to_step) for each in read_attempts(run)] == [(0, 40), (40, 40), (40, 40)]
 
 
-def test_a_run_that_is_submitted_anew_is_judged_anew(run, capsys):
+def test_a_run_that_is_submitted_anew_is_decide_nextd_anew(run, capsys):
     write_status(run, "running", 40)
     assert [call(run, capsys) for _ in range(3)] == ["again", "again", "stop"]
     assert call(run, capsys, job="8") == "again"

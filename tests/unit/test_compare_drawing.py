@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from prefopt.comparison.drawing import path, robust_range, spread_out, steps, tick_text, ticks
 from prefopt.comparison.page import render_page
 from prefopt.comparison.parallel import setting_axis
 from prefopt.comparison.ranking import build_comparison
 from prefopt.comparison.records import Curve, Measure
+from prefopt.reports.charts.drawing import path, robust_range, spread_out, steps, tick_text, ticks
 from tests.unit.test_compare_statistics import record
 
 
@@ -64,7 +64,7 @@ def test_the_axes_of_few_runs_hold_their_intervals() -> None:
 def test_labels_of_two_points_near_the_base_lie_on_nothing() -> None:
     html = two_runs()
     trade_off = html[html.index("against KL per token of") :].partition("</svg>")[0]
-    texts = re.findall(r'<text x="([^"]+)" y="([^"]+)"[^>]* class="(?:rank|tick)">(1|2|base)</text>', trade_off)
+    texts = re.findall(r'<text x="([^"]+)" y="([^"]+)"[^>]* class="(?:label|tick)">(1|2|base)</text>', trade_off)
     places = {content: (float(x), float(y)) for x, y, content in texts}
     assert set(places) == {"1", "2", "base"}
     assert abs(places["2"][0] - places["base"][0]) > 20 or abs(places["2"][1] - places["base"][1]) > 10
@@ -73,7 +73,7 @@ def test_labels_of_two_points_near_the_base_lie_on_nothing() -> None:
 def test_ranks_at_the_end_of_parallel_lines_stand_apart() -> None:
     html = two_runs()
     parallel = html[html.index("Parallel coordinates of") :].partition("</svg>")[0]
-    heights = [float(y) for y in re.findall(r'y="([^"]+)" text-anchor="start" class="rank"', parallel)]
+    heights = [float(y) for y in re.findall(r'y="([^"]+)" text-anchor="start" class="label"', parallel)]
     assert len(heights) == 2
     assert abs(heights[0] - heights[1]) >= 13
 

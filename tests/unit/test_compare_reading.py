@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prefopt.cluster.attempts import Attempt
 from prefopt.comparison import log, read
-from prefopt.comparison.curves import CURVES, points_for, read_curves, thin
+from prefopt.comparison.curves import CURVES
 from prefopt.comparison.log import NUMBERS, from_rows, parse_log
 from prefopt.comparison.places import find_places
 from prefopt.comparison.read import RunReader
 from prefopt.comparison.records import DONE, NOT_BEGUN, RunRecord
 from prefopt.comparison.settings import differing, from_typed, identity_but_seed, read_settings, short_names
+from prefopt.comparison.thinning import points_for, read_curves, thin
 from prefopt.config.load import fingerprint, to_yaml
 from prefopt.process.errors import UserError
+from prefopt.runs.jobs import Attempt
 from prefopt.storage.files import append_line
 from tests.fake_runs import base_config, fake_lines, with_settings, write_fake_run, write_fake_sweep
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from prefopt.cluster import local
-from prefopt.cluster.local import LOG, run_here
+from prefopt.cluster.local import run_here
 from prefopt.config.choices import ClusterKind
 from prefopt.config.cluster import ClusterConfig
 from prefopt.process.terminal import Terminal
+from prefopt.runs.jobs import LOG
 from prefopt.sweeps.jobs import Job, Task
 
 LOCAL = ClusterConfig(kind=ClusterKind.local)

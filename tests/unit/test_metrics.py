@@ -7,7 +7,7 @@ import pytest
 from prefopt.comparison.curves import CURVES
 from prefopt.comparison.log import NUMBERS
 from prefopt.comparison.metrics import from_line, from_report, from_summary
-from prefopt.config.choices import HELD_OUT_METRICS, AlgorithmName
+from prefopt.config.algorithms import ALGORITHMS, AlgorithmName
 from prefopt.config.cluster import SearchConfig
 from prefopt.evaluation.metrics import BY_KEY, COMPARED, METRICS, Better, logged_metric
 from prefopt.reports.curves import PANELS
@@ -35,8 +35,11 @@ def test_a_name_in_the_log_is_one_metric_of_an_algorithm() -> None:
 @pytest.mark.parametrize("algorithm", AlgorithmName)
 def test_keep_best_takes_the_metrics_that_the_algorithm_logs_and_each_has_a_good_end(algorithm: AlgorithmName) -> None:
     logged = [metric.logged for metric in METRICS if metric.logged and algorithm in metric.algorithms]
-    assert set(HELD_OUT_METRICS[algorithm]) == set(logged)
-    assert all(logged_metric(name, algorithm).better is not Better.neither for name in HELD_OUT_METRICS[algorithm])
+    assert set(ALGORITHMS[algorithm.value].held_out_metrics) == set(logged)
+    assert all(
+        logged_metric(name, algorithm).better is not Better.neither
+        for name in ALGORITHMS[algorithm.value].held_out_metrics
+    )
 
 
 def test_the_default_of_a_search_is_a_metric_and_on_its_good_side() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import json
 import math
 import random
@@ -17,10 +18,11 @@ from rich.console import Console
 from prefopt.evaluation.metrics import CHANGE, NUMBER, PERCENT, POINTS
 from prefopt.evaluation.report import Report
 from prefopt.reports import console, render
+from prefopt.reports.charts.drawing import FINE
+from prefopt.reports.charts.histogram import bin_edges, count_in, histogram
+from prefopt.reports.charts.intervals import IntervalRow, interval_chart
 from prefopt.reports.curves import MAX_POINTS, PANELS, series_of
 from prefopt.reports.numbers import cell, duration
-from prefopt.reports.plots import bin_edges
-from prefopt.reports.svg import CSS_COLOURS
 
 HOSTILE = (
     '<script src="http://evil.example/x.js">alert(1)</script><img src=x onerror=alert(2)>\n'
@@ -261,7 +263,7 @@ def test_html_tags_are_balanced_and_ids_unique(html: str) -> None:
     elements = Elements(html)
     ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
     assert elements.open == []
-    assert len(ids) == len(set(ids)) > 0
+    assert len(ids) == len(set(ids))
 
 
 def test_every_reference_inside_a_plot_resolves(html: str) -> None:
@@ -338,11 +340,16 @@ def test_plots_take_their_colours_from_the_page(html: str) -> None:
     plots = "".join(re.findall(r'<svg role="img".*?</svg>', html, flags=re.DOTALL))
     assert not re.search(r"#[0-9a-f]{6}\b", plots)
     light, dark = (html[html.index(start) :].split("}")[0] for start in (":root", "prefers-color-scheme: dark"))
-    for name in CSS_COLOURS:
+    style = html[html.index("<style>") : html.index("</style>")]
+    used = set(re.findall(r"var\(--([a-z-]+)", style)) - {"c", "sans", "mono"}
+    assert {"page", "ink", "muted", "grid", "base", "tuned", "chosen", "rejected"} <= used
+    for name in used:
         assert f"--{name}:" in light
         assert f"--{name}:" in dark
-    for name in ("ink", "muted", "grid", "base", "tuned", "chosen", "rejected"):
-        assert f"var(--{name})" in plots
+    classes = set(" ".join(re.findall(r'class="([^"]+)"', plots)).split())
+    assert {"base", "tuned", "chosen", "rejected", "muted"} <= classes
+    for name in classes - {"tick", "plot", "axis"}:
+        assert re.search(rf"\.{name}\b", style), f"no style says what {name} looks like"
 
 
 def test_plots_speak_to_screen_readers(html: str) -> None:
@@ -520,6 +527,61 @@ def test_no_bin_straddles_zero(values: list[float]) -> None:
     assert 0.0 in edges
     assert edges == sorted(set(edges))
     assert 2 < len(edges) < 60
+
+
+@pytest.mark.parametrize(
+    "values", [[-0.4, 0.0, 0.2, 0.4], [0.1 * index - 3 for index in range(80)], [7.0] * 500 + [1e6]]
+)
+def test_every_pair_is_in_the_bin_where_numpy_counts_it(values: list[float]) -> None:
+    edges = bin_edges(values)
+    expected, _ = np.histogram(np.clip(values, edges[0] + 1e-12, edges[-1] - 1e-12), edges)
+    assert count_in(values, edges) == expected.tolist()
+    assert sum(expected) == len(values)
+
+
+def test_the_steps_of_a_histogram_are_as_high_as_its_counts() -> None:
+    chart = histogram({"base": [-1.5, -0.5, -0.5, 0.5], "tuned": [0.5]}, x_label="x", description="d", width=430)
+    (d,) = re.findall(r'<path class="base area" d="M\S+ (\S+?)((?:V[\d.]+H[\d.]+)+)V', chart)
+    bottom, heights = float(d[0]), [float(y) for y in re.findall(r"V([\d.]+)", d[1])]
+    counts = count_in([-1.5, -0.5, -0.5, 0.5], bin_edges([-1.5, -0.5, -0.5, 0.5, 0.5]))
+    per_pair = (bottom - min(heights)) / max(counts)
+    assert [(bottom - height) / per_pair for height in heights] == pytest.approx(counts, abs=0.01)
+
+
+def test_the_axis_of_intervals_holds_them_whole() -> None:
+    rows = [IntervalRow("a", 3.0, (-40.0, 9.0), "", "tuned"), IntervalRow("b", 0.1, (0.0, 77.0), "", "base")]
+    chart = interval_chart(rows, is_share=False, chance=None, description="d")
+    ends = [float(x) for pair in re.findall(r'x1="(\S+)" \S+ x2="(\S+)" \S+ class="interval"', chart) for x in pair]
+    assert len(ends) == 4
+    assert 14 < min(ends) < max(ends) < 430 - 22
+    scale = (ends[1] - ends[0]) / 49
+    assert ends[2] == pytest.approx(ends[0] + 40 * scale, abs=0.1)
+
+
+def curve_of(chart: str, style: str) -> list[tuple[float, float]]:
+    """The points of a curve in pixels, from the corner of the plot area."""
+    (d,) = re.findall(rf'<path class="{style}" d="([^"]+)"', chart)
+    numbers = [int(number) / FINE for number in re.findall(r"-?\d+", d)]
+    return list(zip(itertools.accumulate(numbers[::2]), itertools.accumulate(numbers[1::2]), strict=True))
+
+
+def test_a_curve_goes_through_what_was_logged(tmp_path: Path) -> None:
+    metrics = [{"step": 10 * step, "rewards/margins": value} for step, value in enumerate((0.0, 3.0, -1.0, 2.0), 1)]
+    text = render_report(dpo_report(), metrics, [], tmp_path).read_text()
+    chart = text[text.index('aria-label="Reward margin: train 0 to 2"') :].partition("</svg>\n</svg>")[0]
+    points = curve_of(chart, "base train")
+    assert [x for x, _ in points] == pytest.approx([58.5, 117, 175.5, 234], abs=0.1)
+    per_unit = points[2][1] - points[0][1]
+    assert [(points[0][1] - y) / per_unit for _, y in points] == pytest.approx([0, 3, -1, 2], abs=0.01)
+
+
+def test_a_curve_needs_two_points_and_what_was_logged_once_is_said(tmp_path: Path) -> None:
+    once: dict[str, Any] = {"step": 5, "loss": 0.6931, "rewards/margins": 0.25}
+    shown = visible(render_report(dpo_report(), [once], [], tmp_path).read_text())
+    assert "no curve: Loss (train 0.693); Reward margin (train 0.250)." in shown
+    html = render_report(dpo_report(), [once, {**once, "step": 6}, {**once, "split": "held_out"}], [], tmp_path)
+    assert "no curve" not in html.read_text()
+    assert html.read_text().count('<path class="tuned held_out dot"') == 2  # a single held-out value is a dot
 
 
 def test_terminal_summary_fits_80_columns_and_says_it_all() -> None:

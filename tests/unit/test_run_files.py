@@ -305,7 +305,7 @@ def test_records_that_cannot_be_written_wait_for_the_next_and_leave_no_part(tmp_
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("prefopt.tracking.metrics.os.fsync", full)
+    monkeypatch.setattr("prefopt.storage.files.os.fsync", full)
     for step in (2, 3):
         with pytest.raises(OSError, match="No space"):
             log.write({"step": step})

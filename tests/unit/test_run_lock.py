@@ -305,7 +305,7 @@ def test_a_process_that_is_taking_over_keeps_others_out(run, monkeypatch):
 def test_a_process_killed_while_taking_over_does_not_block_the_next(run):
     leave_dead_lock(run)
     kill_while_replacing = HOLD.replace(
-        "RunLock(Path", "from prefopt.distributed import lock; import os\n"
+        "RunLock(Path", "from prefopt.runs import lock; import os\n"
         "write = lock.write_bytes\n"
         "lock.write_bytes = lambda path, content: os.kill(os.getpid(), 9) if path.suffix == '.lock' "
         "else write(path, content)\n"

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("optuna")
 
-from prefopt.cluster.attempts import judge
+from prefopt.cluster.attempts import decide_next
 from prefopt.cluster.planning import plan_submission
 from prefopt.cluster.script import render
 from prefopt.config.cluster import SUBMIT
@@ -183,5 +183,5 @@ def test_planning_loads_neither_torch_nor_optuna(tmp_path):
 
 
 def test_a_pruned_run_is_not_queued_again():
-    attempt = judge({"state": "pruned", "step": 15, "message": "x"}, [], "1", 0, 9, 3)
+    attempt = decide_next({"state": "pruned", "step": 15, "message": "x"}, [], "1", 0, 9, 3)
     assert (attempt.next, attempt.why) == ("done", "pruned")

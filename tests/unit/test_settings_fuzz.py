@@ -5,16 +5,17 @@ from collections.abc import Callable
 
 import pytest
 
+from prefopt.algorithms import load_algorithm
 from prefopt.cluster.planning import plan_submission
 from prefopt.config.cluster import SUBMIT
 from prefopt.config.load import TRAIN, complete, load_config
-from prefopt.config.schema import SFTAlgorithmConfig, TrainConfig
+from prefopt.config.schema import TrainConfig
+from prefopt.config.step_size import StepSize
 from prefopt.process.errors import UserError
 from prefopt.runs.directory import RunDirectory
 from prefopt.submit import split
 from prefopt.sweeps.points import Composer
-from prefopt.training.arguments import build_dpo_arguments, build_sft_arguments
-from prefopt.training.batches import StepSize
+from prefopt.training.arguments import build_arguments
 
 SEED = 20240607
 NUM_COMPOSED = 60
@@ -141,8 +142,7 @@ def draw_override(rng: random.Random, names: list[str]) -> str:
 
 def build(config: TrainConfig) -> None:
     """As far as a run gets before anything is loaded."""
-    build = build_sft_arguments if isinstance(config.algorithm, SFTAlgorithmConfig) else build_dpo_arguments
-    build(config, RunDirectory.of(config), StepSize.of(config, None))
+    build_arguments(load_algorithm(config.algorithm), config, RunDirectory.of(config), StepSize.of(config, None))
 
 
 def submit(overrides: list[str]) -> None:

@@ -8,10 +8,10 @@ import pytest
 
 from prefopt import status
 from prefopt.runs.directory import State
+from prefopt.runs.find import find_groups
 from prefopt.state.look import look
-from prefopt.state.places import find_groups
 from prefopt.state.queue import Queue
-from prefopt.state.records import Word
+from prefopt.state.run_status import Word
 from prefopt.storage.lock_file import SILENT_AFTER_S, Life
 from prefopt.storage.lock_file import look_at as look_at_lock
 from tests.run_states import (

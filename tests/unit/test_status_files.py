@@ -15,13 +15,14 @@ from prefopt.config.load import load_config, to_yaml
 from prefopt.data.steps import StepBatches
 from prefopt.process.errors import UserError
 from prefopt.runs.directory import RunDirectory
+from prefopt.runs.find import Kind, find_groups
+from prefopt.runs.jobs import Submitted
 from prefopt.state import queue as queue_module
+from prefopt.state.logs import LOG_BYTES, find_error
 from prefopt.state.look import look
-from prefopt.state.places import find_groups
 from prefopt.state.progress import Progress, count_steps, read_progress, read_trainer_settings
-from prefopt.state.queue import find_ended, look_up
-from prefopt.state.records import Kind, Submitted
-from prefopt.state.tail import LOG_BYTES, find_error, read_last, read_objects
+from prefopt.state.queue import ask_slurm, find_ended
+from prefopt.storage.files import read_last, read_objects
 from tests.run_states import leave_lock, look_at, look_at_one, submit, write_log, write_run, write_sweep
 
 EPOCHS = {"max_steps": "null", "tokens_per_device": "null", "batch_order": "random"}
@@ -271,7 +272,7 @@ def test_a_sweep_that_cannot_be_understood_is_refused_with_its_file(tmp_path, te
 def test_tasks_that_slurm_lists_together_are_told_apart():
     job = [Submitted(f"12_{index}", None, "") for index in (0, 2, 5, 6)]
     rows = [QueuedJob("12_[0-2,5%4]", "PENDING", "(Resources)")]
-    found = look_up(job, job, queued=lambda jobs: rows, ended=lambda jobs: []).jobs
+    found = ask_slurm(job, job, queued=lambda jobs: rows, ended=lambda jobs: []).jobs
     assert sorted(found) == ["12_0", "12_1", "12_2", "12_5"]
     assert found["12_5"].reason == "Resources"
 
@@ -288,11 +289,11 @@ def test_slurm_is_asked_once_each_and_accounts_only_of_what_the_queue_does_not_k
         return [QueuedJob("9", "FAILED", ""), QueuedJob("12_0", "FAILED", "")]
 
     jobs = [Submitted(job, None, "") for job in ("9", "12_0", "12_1", "10", "no number; rm -rf")]
-    found = look_up(jobs, [jobs[0], jobs[1]], queued=queued, ended=ended)
+    found = ask_slurm(jobs, [jobs[0], jobs[1]], queued=queued, ended=ended)
     assert asked == [("squeue", ["9", "10", "12"]), ("sacct", ["9"])]
     assert {job: row.state for job, row in found.jobs.items()} == {"12_0": "RUNNING", "9": "FAILED"}
     asked.clear()
-    assert look_up([], [], queued=queued, ended=ended).jobs == {}
+    assert ask_slurm([], [], queued=queued, ended=ended).jobs == {}
     assert asked == []
 
 
@@ -304,7 +305,7 @@ def test_a_queue_that_does_not_answer_is_a_note_and_no_error(tmp_path):
         raise UserError("squeue: does not answer. Try again later.")
 
     place = find_groups([run])[0].places[0]
-    found = look_up([place.job], [place.job], queued=silent, ended=lambda jobs: [])
+    found = ask_slurm([place.job], [place.job], queued=silent, ended=lambda jobs: [])
     assert found.notes == ["squeue: does not answer. Try again later. Which jobs wait or run is not known"]
 
 
@@ -326,6 +327,6 @@ def test_accounts_tell_only_of_jobs_that_are_over(monkeypatch, output, states):
 def test_without_slurms_commands_nobody_is_asked_and_it_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     job = Submitted("12", None, "")
-    found = look_up([job], [job])
+    found = ask_slurm([job], [job])
     assert found.jobs == {}
     assert "squeue is not on this machine" in found.notes[0]

@@ -19,7 +19,7 @@ from prefopt.tracking import service
 from prefopt.tracking.artifacts import _label, _plain, _sources
 from prefopt.tracking.credentials import CLOUD, base_url, has_api_key
 from prefopt.tracking.lineage import Parent, find_parent
-from prefopt.tracking.sessions import Outcome, _judge, find_sessions
+from prefopt.tracking.sessions import Outcome, _conclude, find_sessions
 from prefopt.tracking.wandb import SHOWN_OF_SLURM, WandbMirror, _few_of_slurm
 from prefopt.training.guards import DivergedError
 
@@ -297,8 +297,8 @@ SEEN = f"wandb: [prefopt/abc] View run n at {URL}\nwandb: [prefopt/abc] Finished
         (None, "", [], False, Outcome.failed, "no end after 9 s"),
     ],
 )
-def test_an_upload_is_judged_by_what_is_missing_on_the_server(code, output, errors, is_marked, outcome, reason):
-    upload = _judge(code, output, errors, is_marked=is_marked, timeout_s=9)
+def test_an_upload_is_concluded_by_what_is_missing_on_the_server(code, output, errors, is_marked, outcome, reason):
+    upload = _conclude(code, output, errors, is_marked=is_marked, timeout_s=9)
     assert upload.outcome is outcome
     assert reason in upload.reason
     assert upload.url == (URL if output == SEEN else "")

@@ -1,12 +1,12 @@
-"""What comes after an attempt at a run under Slurm: nothing more, another attempt, or a stop that people must look at.
+"""Decides what follows an attempt at a run under Slurm: nothing, another attempt, or a stop that needs a person.
 
-Called by the job script when the ranks have ended. It prints one word for the script, and why for the log.
+The job script calls it when the ranks have ended. It prints one word for the script, and the reason for the log.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
@@ -15,38 +15,15 @@ from typing import Any
 from prefopt.distributed.entry import REFUSED, USER_ERROR, run_entry
 from prefopt.process.terminal import printable
 from prefopt.runs.directory import RunDirectory, State
-from prefopt.storage.files import append_line, read_lines
+from prefopt.runs.jobs import ATTEMPTS, Attempt, read_attempts
+from prefopt.storage.files import append_line
 
-FILE = "attempts.jsonl"
 MAX_STALLED = 2
-"""Crashes without a step forward in between, after which another attempt would do no better."""
+"""Crashes without a new step in between, after which the run is not queued again."""
 MAX_IDLE = 10
-"""Attempts in a row without a step forward, be they stopped on request: a pass of the reference may take several."""
+"""Attempts in a row without a new step, after which the run is not queued again, even if each stopped on request.
 
-
-@dataclass(frozen=True)
-class Attempt:
-    """One line of `<run>/slurm/attempts.jsonl`.
-
-    Attributes:
-        job: Slurm's id, with the task's index for an array.
-        ended: When, ISO 8601 in UTC.
-        state: Of status.json; "none" without one.
-        from_step: Where the attempt before had come to.
-        to_step: The last saved step.
-        code: Exit code of the step that ran the ranks.
-        next: done, again or stop.
-        why: For people.
-    """
-
-    job: str
-    ended: str
-    state: str
-    from_step: int
-    to_step: int
-    code: int
-    next: str
-    why: str
+Above 1 because the reference log-probs may take several attempts."""
 
 
 def main(argv: list[str]) -> None:
@@ -60,40 +37,34 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--max-crashes", type=int, required=True)
     options = parser.parse_args(argv)
     run = RunDirectory(options.run)
-    earlier = [attempt for attempt in read_attempts(run) if attempt.job == options.job]  # submitted anew, judged anew
+    earlier = [attempt for attempt in read_attempts(run) if attempt.job == options.job]  # submitted anew, decided anew
     status = run.read_status()
     code = USER_ERROR if (options.attempt / REFUSED).exists() else options.code
     if code != 0 and not _wrote_status(run, options.attempt):
         status = {"step": status.get("step")}
-    attempt = judge(status, earlier, options.job, code, options.max_attempts, options.max_crashes)
-    append_line(run.slurm / FILE, asdict(attempt))
+    attempt = decide_next(status, earlier, options.job, code, options.max_attempts, options.max_crashes)
+    append_line(run.slurm / ATTEMPTS, asdict(attempt))
     print(printable(f"{run.path}: {attempt.why}"), file=sys.stderr)
     print(attempt.next)
 
 
-def read_attempts(run: RunDirectory) -> list[Attempt]:
-    """The attempts so far that came to their end; those that Slurm killed whole left no line."""
-    path = run.slurm / FILE
-    return [Attempt(**line) for line in read_lines(path)] if path.exists() else []
-
-
 def _wrote_status(run: RunDirectory, attempt: Path) -> bool:
-    """True if status.json is of this attempt, by the clock of the file system."""
+    """True if this attempt wrote status.json, by the file system's time stamps."""
     return run.status.exists() and run.status.stat().st_mtime_ns >= attempt.stat().st_mtime_ns
 
 
-def judge(
+def decide_next(
     status: dict[str, Any], earlier: list[Attempt], job: str, code: int, max_attempts: int, max_crashes: int
 ) -> Attempt:
     """Decides what follows an attempt.
 
     Args:
-        status: status.json as the attempt left it; empty if it wrote none.
-        earlier: The attempts of this job before, oldest first.
-        job: Slurm's id.
+        status: Content of status.json; without a state if the attempt failed and did not write it.
+        earlier: The earlier attempts of this job, oldest first.
+        job: Slurm's id of the job.
         code: Exit code of the ranks.
-        max_attempts: After so many, no other.
-        max_crashes: After so many in a row, no other, be there progress or not.
+        max_attempts: Number of attempts after which no other follows.
+        max_crashes: Number of crashes in a row, with or without progress, after which no attempt follows.
     """
     state = str(status.get("state", "none"))
     from_step = earlier[-1].to_step if earlier else 0
@@ -126,7 +97,7 @@ def judge(
 
 
 def _last_states(attempts: list[Attempt], holds: Callable[[Attempt], bool]) -> list[str]:
-    """The states of the last attempts, without a gap, that something holds for."""
+    """The states of the latest attempts in a row for which `holds` is true, newest first."""
     return [attempt.state for attempt in takewhile(holds, reversed(attempts))]
 
 

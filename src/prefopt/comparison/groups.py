@@ -29,6 +29,15 @@ class Spread:
     values: tuple[float, ...]
     single: Measure | None
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The interval of a run, or one standard deviation over seeds to each side; None where it is not known."""
+        if self.sd is not None:
+            return self.mean - self.sd, self.mean + self.sd
+        if self.single is None or self.single.low is None or self.single.high is None:
+            return None
+        return self.single.low, self.single.high
+
 
 @dataclass(frozen=True, slots=True)
 class Group:

@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefopt.comparison.drawing import Box, Scale, line, look, spread_out, svg, text, tick_text, ticks
+from prefopt.comparison.colours import row_group, row_style
 from prefopt.comparison.metrics import is_finite
 from prefopt.comparison.ranking import Comparison, Row
 from prefopt.comparison.settings import MISSING, Settings, as_text
 from prefopt.evaluation.metrics import ACCURACY, BY_KEY, KL, LOSS, Metric
+from prefopt.reports.charts.drawing import Box, Figure, Scale, line, of_row, spread_out, svg, text, tick_text, ticks
 
 AXIS_WIDTH = 130
 MIN_WIDTH, HEIGHT = 520, 380
 LEFT, RIGHT, TOP, BOTTOM = 74, 40, 46, 30
+WHOLE_FROM = 700
+"""Pixels from which on a chart takes the whole width of the page."""
 MAX_SETTINGS = 8
 NUM_NAMED, LABEL_GAP = 3, 13
 """Rows whose rank stands at the end of their line, and the least distance of two such labels in pixels."""
@@ -46,16 +49,7 @@ class Axis:
     is_fanned: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ParallelChart:
-    """The chart, its width in pixels, and the settings it has no room for."""
-
-    svg: str
-    width: int
-    left_out: list[str]
-
-
-def parallel_chart(comparison: Comparison) -> ParallelChart | None:
+def parallel_figure(comparison: Comparison) -> Figure | None:
     """The chart of the ranked rows; None if no setting differs or fewer than two rows are ranked."""
     rows = [row for row in comparison.rows if row.rank is not None]
     if not comparison.settings or len(rows) < 2:
@@ -74,7 +68,12 @@ def parallel_chart(comparison: Comparison) -> ParallelChart | None:
     parts += [_label_axis(axis, x(place)) for place, axis in enumerate(axes)]
     heads = ", ".join(axis.head for axis in axes)
     chart = svg(box, parts, description=f"Parallel coordinates of {len(rows)} configurations over {heads}")
-    return ParallelChart(chart, box.width, list(comparison.settings.values())[MAX_SETTINGS:])
+    left_out = list(comparison.settings.values())[MAX_SETTINGS:]
+    caption = (
+        "One line per configuration, best on top where lines share a value; the numbers are the ranks of the best "
+        + (f"three. No room for: {', '.join(left_out)}." if left_out else "three.")
+    )
+    return Figure("Settings and outcomes", caption, chart, style="whole" if width > WHOLE_FROM else "")
 
 
 def setting_axis(head: str, key: str, rows: Sequence[Settings]) -> Axis | None:
@@ -156,17 +155,16 @@ def _points(index: int, axes: Sequence[Axis], x: Scale, num_rows: int) -> list[t
 
 def _draw_line(index: int, points: Sequence[tuple[float, float]]) -> str:
     corners = "L".join(f"{x:.0f} {y:.1f}" for x, y in points)
-    return f'<path class="{look(index)}" data-g="{index}" d="M{corners}"/>'
+    return f'<path class="{row_style(index)}"{of_row(index)} d="M{corners}"/>'
 
 
 def _label_ranks(ends: Sequence[tuple[float, float]]) -> list[str]:
     """The ranks of the best rows beside the ends of their lines, none upon another."""
     heights = spread_out([y for _, y in ends], LABEL_GAP, TOP, HEIGHT - BOTTOM)
-    parts = []
-    for index, ((x, _), y) in enumerate(zip(ends, heights, strict=True)):
-        label = text(x + 8, y + 4, str(index + 1), anchor="start", style="rank")
-        parts.append(f'<g class="{look(index)}" data-g="{index}">{label}</g>')
-    return parts
+    return [
+        row_group(index, text(x + 8, y + 4, str(index + 1), anchor="start", style="label"))
+        for index, ((x, _), y) in enumerate(zip(ends, heights, strict=True))
+    ]
 
 
 def _y(height: float) -> float:

@@ -1,7 +1,6 @@
 """Run folders → records: whatever state a run is in, whatever of it is damaged."""
 
 import gc
-import json
 import os
 import signal
 import time
@@ -12,24 +11,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefopt.comparison.curves import points_for, read_curves
 from prefopt.comparison.log import Log, from_rows, parse_log
 from prefopt.comparison.metrics import from_line, from_report, speed_of
 from prefopt.comparison.outcomes import FILE as PAIRS
 from prefopt.comparison.outcomes import read_outcomes
-from prefopt.comparison.places import Place
 from prefopt.comparison.records import DONE, NOT_BEGUN, RUNNING, Measure, Mode, RunRecord, WandbPlace
-from prefopt.comparison.settings import read_settings
-from prefopt.runs.directory import RunDirectory, State
+from prefopt.comparison.settings import from_typed, read_settings
+from prefopt.comparison.thinning import points_for, read_curves
+from prefopt.runs.directory import State
+from prefopt.runs.find import BEGUN, REPORT, Place, is_closed
 from prefopt.runs.provenance import MEASURED
-from prefopt.state.facts import read_decision
-from prefopt.storage.lock_file import SILENT_AFTER_S, Life, look_at
-from prefopt.sweeps.folder import is_closed
+from prefopt.runs.read import Facts, read_facts, read_json
+from prefopt.storage.lock_file import SILENT_AFTER_S, Life
 
 UNKNOWN = "unknown"
 ENDED_EARLY = (State.preempted.value, State.failed.value)
-FILES, REPORT = ("status.json", "config.yaml", "metrics.jsonl"), "report.json"
-"""A run whose files have the same times and sizes is not read again."""
 MIN_FOR_POOL = 48
 """Runs from which on more processes pay."""
 MAX_PROCESSES = 8
@@ -74,7 +70,8 @@ def _signature(place: Place) -> Signature:
 
 
 def _files(place: Place) -> list[Path]:
-    return [*(place.path / file for file in FILES), place.report / REPORT, place.report / PAIRS]
+    """A run whose files have the same times and sizes is not read again."""
+    return [*(place.run.path / file for file in BEGUN), place.report / "report.json", place.report / PAIRS]
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -87,25 +84,28 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def read_run(place: Place, max_points: int) -> RunRecord:
     """Everything that a comparison needs of one run; curves keep at most `max_points` points."""
-    if is_closed(place.path):
+    run = place.run
+    changes = {key: from_typed(value) for key, value in place.changes.items()}
+    if is_closed(run.path):
         problem = "the folder may not be entered"
-        return RunRecord(place.name, str(place.path), UNKNOWN, settings=dict(place.changes), problems=(problem,))
+        return RunRecord(place.name, str(run.path), UNKNOWN, settings=changes, problems=(problem,))
     if not place.has_begun:
-        return RunRecord(place.name, str(place.path), NOT_BEGUN, settings=dict(place.changes))
+        return RunRecord(place.name, str(run.path), NOT_BEGUN, settings=changes)
     problems: list[str] = []
-    status = _read_json(place.path / "status.json", problems)
-    settings = _read_config(place, problems)
-    log = _read_log(place.path / "metrics.jsonl", problems)
-    _note_lost_lines(log, status, problems)
-    state = str(status.get("state", UNKNOWN))
-    report = _read_json(place.report / REPORT, problems) if state == DONE or place.is_later else {}
-    if place.is_later:
+    facts = _read_status(place, problems)
+    settings = _read_config(run.config, changes, problems)
+    log = _read_log(run.metrics, problems)
+    _note_lost_lines(log, facts, problems)
+    state = UNKNOWN if facts.state is None else facts.state.value
+    is_later = place.evaluation != REPORT
+    report = _read_report(place, problems) if state == DONE or is_later else {}
+    if is_later:  # of other data than the run's own
         state, settings = DONE if report else state, {**settings, **_measured_data(report)}
     metrics, measured_at = (from_report(report), None) if report else from_log(log, settings.get("algorithm.name"))
     held_out_data = _held_out_data(report)
     return RunRecord(
         name=place.name,
-        where=str(place.path),
+        where=str(run.path),
         state=state,
         step=log.last_step,
         settings=settings,
@@ -117,10 +117,17 @@ def read_run(place: Place, max_points: int) -> RunRecord:
         curves=read_curves(log, max_points),
         held_out_data=held_out_data,
         outcomes=_read_outcomes(place, held_out_data, problems) if report else None,
-        message=str(status.get("message", "")),
+        message=facts.message,
         problems=tuple(problems),
-        wandb=_wandb_place(place.path, settings),
+        wandb=_wandb_place(run.path, settings),
     )
+
+
+def _read_status(place: Place, problems: list[str]) -> Facts:
+    facts = read_facts(place)
+    if facts.state is None:
+        problems.append(facts.problem or f"{place.run.status.name} is missing")
+    return facts
 
 
 def _read_log(path: Path, problems: list[str]) -> Log:
@@ -137,39 +144,27 @@ def _read_log(path: Path, problems: list[str]) -> Log:
     return log
 
 
-def _note_lost_lines(log: Log, status: Mapping[str, Any], problems: list[str]) -> None:
+def _note_lost_lines(log: Log, facts: Facts, problems: list[str]) -> None:
     """Notes lines of metrics.jsonl that were there at the last save and are not any more."""
-    expected, step = status.get("records"), status.get("step")
-    if not isinstance(expected, int) or not isinstance(step, int):
-        return
+    expected, step = facts.num_records, facts.step
     found = int((log.columns["step"] <= step).sum()) + log.num_damaged
-    if found < expected:
+    if expected is not None and found < expected:
         problems.append(f"metrics.jsonl has lost {expected - found} of its {expected} lines up to step {step}")
 
 
-def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
-    """The object in a file; empty, with a problem noted, where there is none."""
-    name = f"{path.parent.name}/{path.name}" if path.name == REPORT else path.name
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        problems.append(f"{name} is missing")
-        return {}
-    except (OSError, ValueError) as error:
-        problems.append(f"{name} is damaged ({str(error).splitlines()[0]})")
-        return {}
-    if not isinstance(value, dict):
-        problems.append(f"{name} is damaged (not an object)")
-        return {}
-    return value
+def _read_report(place: Place, problems: list[str]) -> dict[str, Any]:
+    report, problem = read_json(place.report / "report.json")
+    if report is None or problem:
+        problems.append(f"{place.report.name}/{problem or 'report.json is missing'}")
+    return report or {}
 
 
-def _read_config(place: Place, problems: list[str]) -> dict[str, Any]:
+def _read_config(path: Path, changes: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     try:
-        return read_settings(place.path / "config.yaml")
+        return read_settings(path)
     except (OSError, ValueError) as error:
         problems.append(f"config.yaml cannot be read ({getattr(error, 'strerror', None) or error})")
-        return dict(place.changes)
+        return changes
 
 
 def _read_outcomes(place: Place, held_out_data: str | None, problems: list[str]) -> Any:
@@ -234,13 +229,13 @@ def _wandb_place(run: Path, settings: Mapping[str, Any]) -> WandbPlace | None:
 def _with_life(record: RunRecord, place: Place) -> RunRecord:
     """A run that has ended early, marked if its job has queued it again, or if a kill left nothing that says so."""
     if record.state in ENDED_EARLY:
-        decision = read_decision(RunDirectory(place.path))
+        decision = read_facts(place).decision
         return replace(record, is_queued_again=decision is not None and decision.next == "again")
     if record.state != RUNNING:
         return record
-    sighting = look_at(place.path)
-    if sighting is not None:
-        return replace(record, is_abandoned=sighting.life is Life.dead)
+    lock = read_facts(place).lock
+    if lock is not None:
+        return replace(record, is_abandoned=lock.life is Life.dead)
     stamps = [stamp[0] for file in _files(place) if (stamp := _stamp(file))]  # without a lock: does it write?
     silent_s = time.time() - max(stamps, default=0) / 1e9
     return replace(record, is_abandoned=silent_s > SILENT_AFTER_S)

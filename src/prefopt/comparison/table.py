@@ -14,7 +14,6 @@ from prefopt.comparison.records import DONE, RUNNING, RunRecord
 from prefopt.comparison.settings import MISSING, Settings, shown
 from prefopt.comparison.wording import (
     OTHER_DATA,
-    clean,
     decision_text,
     describe_noise,
     last_held_out,
@@ -38,7 +37,7 @@ from prefopt.evaluation.metrics import (
     TRAIN_TIME,
     Metric,
 )
-from prefopt.process.terminal import Terminal
+from prefopt.process.terminal import Terminal, one_line
 
 NAME_WIDTH, SETTING_WIDTH, MESSAGE_WIDTH = 40, 28, 60
 PADDING = 2
@@ -114,7 +113,7 @@ def render_table(comparison: Comparison, *, width: int | None, limit: int) -> Gr
         width: Characters of a line; None: as many as the table takes.
         limit: Rows of each of the two tables, at most.
     """
-    head = Text.assemble((clean(comparison.title), "bold"), f"  {summary_text(comparison)}")
+    head = Text.assemble((one_line(comparison.title), "bold"), f"  {summary_text(comparison)}")
     parts: list[Table | Text] = [head]
     left_out: list[str] = []
     rows, unranked = comparison.rows[:limit], comparison.unranked[:limit]
@@ -131,9 +130,9 @@ def render_table(comparison: Comparison, *, width: int | None, limit: int) -> Gr
         notes.append(
             f"Not shown here: {num_hidden[0]:,} ranked rows, {num_hidden[1]:,} other runs (--rows shows more)."
         )
-    warnings = [Text(clean(warning), "yellow") for warning in comparison.warnings]
+    warnings = [Text(one_line(warning), "yellow") for warning in comparison.warnings]
     remarks = [Text(note, "dim") for note in (*notes, *describe_noise(comparison))]
-    return Group(*parts, *warnings, *remarks, *(Text(clean(link)) for link in comparison.links))
+    return Group(*parts, *warnings, *remarks, *(Text(one_line(link)) for link in comparison.links))
 
 
 def print_table(comparison: Comparison, console: Console, *, limit: int) -> None:
@@ -187,7 +186,7 @@ def ranked_columns(comparison: Comparison, rows: Sequence[Row]) -> list[Column]:
         Column("name", "run", [_shortened(name_of(row), NAME_WIDTH) for row in rows], is_number=False),
     ]
     columns += [
-        Column(key, clean(head), _setting_cells([row.group.settings for row in rows], key))
+        Column(key, one_line(head), _setting_cells([row.group.settings for row in rows], key))
         for key, head in comparison.settings.items()
     ]
     if any(row.group.num_planned > 1 for row in rows):
@@ -211,9 +210,9 @@ def ranked_columns(comparison: Comparison, rows: Sequence[Row]) -> list[Column]:
 
 
 def _unranked_columns(comparison: Comparison, runs: Sequence[RunRecord]) -> list[Column]:
-    columns = [Column("run", "not ranked", [_shortened(clean(run.name), NAME_WIDTH) for run in runs], is_number=False)]
+    columns = [Column("run", "not ranked", [_shortened(run.name, NAME_WIDTH) for run in runs], is_number=False)]
     columns += [
-        Column(key, clean(head), _setting_cells([run.settings for run in runs], key))
+        Column(key, one_line(head), _setting_cells([run.settings for run in runs], key))
         for key, head in comparison.settings.items()
     ]
     states = [Text(state_text(run), STATE_STYLES.get(run.state, "")) for run in runs]
@@ -224,7 +223,7 @@ def _unranked_columns(comparison: Comparison, runs: Sequence[RunRecord]) -> list
         Column("held_out", "last held-out evaluation", [Text(last_held_out(run)) for run in runs], is_number=False),
         Column("train_time_s", "time", [Text(speed_text(run, "train_time_s")) for run in runs]),
         Column("pairs_per_s", "pairs/s", [Text(speed_text(run, "pairs_per_s")) for run in runs]),
-        Column("message", "why", [_shortened(clean(run.message), MESSAGE_WIDTH) for run in runs], is_number=False),
+        Column("message", "why", [_shortened(run.message, MESSAGE_WIDTH) for run in runs], is_number=False),
     ]
 
 
@@ -267,7 +266,7 @@ def _are_as_distinct(texts: Sequence[str], originals: Sequence[str]) -> bool:
 
 def _shortened(text: str, width: int) -> Text:
     """`text` in at most `width` cells: its middle is left out, since names differ at their ends."""
-    text = clean(text)
+    text = one_line(text)
     if cell_len(text) <= width:
         return Text(text)
     half = (width - 1) // 2

@@ -1,12 +1,28 @@
 """Quality against distance from the base: every configuration a point, with the front that none of them beats."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from prefopt.comparison.drawing import NUM_BEST, Box, Scale, line, look, robust_range, svg, text, tick_text, ticks
+from prefopt.comparison.colours import NUM_BEST, row_group, row_style
 from prefopt.comparison.groups import Spread
-from prefopt.comparison.ranking import Row
-from prefopt.evaluation.metrics import BASE_ACCURACY, KL, Better, Metric
+from prefopt.comparison.ranking import Comparison, Row
+from prefopt.evaluation.metrics import ACCURACY, BASE_ACCURACY, BY_KEY, KL, LOSS, Metric
+from prefopt.reports.charts.drawing import (
+    Box,
+    Figure,
+    Scale,
+    circle,
+    diamond,
+    line,
+    robust_range,
+    svg,
+    text,
+    ticks,
+    x_axis,
+    y_axis,
+)
+
+Points = dict[int, tuple[Spread, Spread]]
+"""Row -> its KL per token, and its accuracy or loss."""
 
 BOX = Box(width=520, height=380, left=58, right=26, top=14, bottom=46)
 SIDES = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
@@ -16,31 +32,28 @@ NAME_WIDTH = 22.0
 """Pixels from the base's mark to the middle of its name."""
 
 
-@dataclass(frozen=True, slots=True)
-class TradeOffChart:
-    """The chart, and how many points it shows at its edge, because they are too far off."""
+def trade_off_figure(comparison: Comparison) -> Figure | None:
+    """Accuracy, or else the loss, against KL per token; None unless two rows have both."""
+    for key in (ACCURACY, LOSS):
+        points = _points(comparison.rows, key)
+        if len(points) >= 2:
+            return _figure(points, BY_KEY[key], _base(comparison.rows) if key == ACCURACY else None)
+    return None
 
-    svg: str
-    num_beyond: int
 
-
-def trade_off_chart(rows: Sequence[Row], quality: Metric) -> TradeOffChart | None:
-    """Each row at (KL per token, `quality`); None unless two rows have both."""
-    points = _points(rows, quality)
-    if len(points) < 2:
-        return None
-    base = _base(rows) if quality.better is Better.higher else None
+def _figure(points: Points, quality: Metric, base: float | None) -> Figure:
     is_share = quality.unit.suffix == " %"
-    x = Scale(*_range([kl for kl, _ in points.values()], [0.0]), BOX.left, BOX.width - BOX.right)
+    x = BOX.x(*_range([kl for kl, _ in points.values()], [0.0]))
     low, high = _range([found for _, found in points.values()], [] if base is None else [base])
-    y = Scale(low, min(high, 1.005) if is_share else high, BOX.height - BOX.bottom, BOX.top)
+    y = BOX.y(low, min(high, 1.005) if is_share else high)
     front = find_front({row: (kl.mean, quality.badness(found.mean)) for row, (kl, found) in points.items()})
     ordered = sorted(points, reverse=True)
     chart = svg(
         BOX,
         [
-            *_axes(x, y, quality, is_share=is_share),
-            *([] if base is None else [_base_mark(x, y, base)]),
+            *y_axis(BOX, y, ticks(y.low, y.high, 5), is_share=is_share),
+            *x_axis(BOX, x, ticks(x.low, x.high, 6), "KL to the base, nats per token of own answers"),
+            *([] if base is None else [diamond(x(0), y(base), 6, "base value")]),
             _front_line([points[row] for row in front], x, y),
             *(_bars(row, *points[row], x, y) for row in ordered if row < NUM_BEST),
             *(_dot(row, *points[row], x, y) for row in ordered),
@@ -49,15 +62,20 @@ def trade_off_chart(rows: Sequence[Row], quality: Metric) -> TradeOffChart | Non
         description=f"{quality.title} against KL per token of {len(points)} configurations; on the front: "
         + ", ".join(f"#{row + 1}" for row in front),
     )
-    shown = (
-        x(kl.mean) == x.within(kl.mean) and y(found.mean) == y.within(found.mean) for kl, found in points.values()
+    num_beyond = sum(
+        x(kl.mean) != x.within(kl.mean) or y(found.mean) != y.within(found.mean) for kl, found in points.values()
     )
-    return TradeOffChart(chart, sum(not is_inside for is_inside in shown))
+    beyond = f" Far-off points stand at the edge: {num_beyond}." if num_beyond else ""
+    caption = (
+        "Dashed: the front, on which no configuration is better at less KL. "
+        f"Bars: 95 % intervals, or ± 1 sd over seeds.{beyond}"
+    )
+    return Figure(f"{quality.title} against KL", caption, chart)
 
 
 def _range(spreads: Sequence[Spread], others: Sequence[float]) -> tuple[float, float]:
     """An axis that holds the points and the bars of those in colour, all but the far-off ones."""
-    ends = [end for spread in spreads[:NUM_BEST] for end in _ends(spread)]
+    ends = [end for spread in spreads[:NUM_BEST] for end in spread.bounds or ()]
     return robust_range([*(spread.mean for spread in spreads), *ends, *others])
 
 
@@ -72,7 +90,7 @@ def find_front(points: dict[int, tuple[float, float]]) -> list[int]:
     return front
 
 
-def _points(rows: Sequence[Row], quality: Metric) -> dict[int, tuple[Spread, Spread]]:
+def _points(rows: Sequence[Row], quality: str) -> Points:
     found = ((index, row.group.spread(KL), row.group.spread(quality)) for index, row in enumerate(rows))
     return {index: (kl, value) for index, kl, value in found if kl is not None and value is not None}
 
@@ -82,22 +100,6 @@ def _base(rows: Sequence[Row]) -> float | None:
     return found[0] if found and max(found) - min(found) < 1e-9 else None
 
 
-def _axes(x: Scale, y: Scale, quality: Metric, *, is_share: bool) -> list[str]:
-    parts = []
-    for tick in ticks(y.low, y.high, 5):
-        parts.append(line(BOX.left, y(tick), BOX.width - BOX.right, y(tick), "grid"))
-        parts.append(text(BOX.left - 7, y(tick) + 4, tick_text(tick, is_share=is_share), anchor="end"))
-    bottom = BOX.height - BOX.bottom
-    parts += [text(x(tick), bottom + 18, tick_text(tick)) for tick in ticks(x.low, x.high, 6)]
-    middle = BOX.left + BOX.inner[0] / 2
-    return [*parts, text(middle, bottom + 38, "KL to the base, nats per token of own answers")]
-
-
-def _base_mark(x: Scale, y: Scale, base: float) -> str:
-    across, up = x(0), y(base)
-    return f'<path class="base" d="M{across:.1f} {up - 6:.1f}l6 6-6 6-6-6z"/>'
-
-
 def _front_line(points: Sequence[tuple[Spread, Spread]], x: Scale, y: Scale) -> str:
     corners = [f"{x.within(kl.mean):.1f} {y.within(found.mean):.1f}" for kl, found in points]
     return f'<path class="front" d="M{"L".join(corners)}"/>'
@@ -105,34 +107,23 @@ def _front_line(points: Sequence[tuple[Spread, Spread]], x: Scale, y: Scale) -> 
 
 def _dot(row: int, kl: Spread, found: Spread, x: Scale, y: Scale) -> str:
     radius = 5.5 if row < NUM_BEST else 3
-    at_x, at_y = x.within(kl.mean), y.within(found.mean)
-    return f'<circle class="{look(row)}" data-g="{row}" cx="{at_x:.1f}" cy="{at_y:.1f}" r="{radius}"/>'
+    return circle(x.within(kl.mean), y.within(found.mean), radius, row_style(row), row)
 
 
 def _bars(row: int, kl: Spread, found: Spread, x: Scale, y: Scale) -> str:
     """The interval of a run, or one standard deviation over seeds, in both directions."""
     at_x, at_y = x.within(kl.mean), y.within(found.mean)
-    parts = [line(low, at_y, high, at_y, "bar") for low, high in _bounds(kl, x)]
-    parts += [line(at_x, low, at_x, high, "bar") for low, high in _bounds(found, y)]
-    return f'<g class="{look(row)}" data-g="{row}">{"".join(parts)}</g>'
+    parts = [line(low, at_y, high, at_y, "bar") for low, high in _inside(kl, x)]
+    parts += [line(at_x, low, at_x, high, "bar") for low, high in _inside(found, y)]
+    return row_group(row, "".join(parts))
 
 
-def _bounds(found: Spread, scale: Scale) -> list[tuple[float, float]]:
+def _inside(found: Spread, scale: Scale) -> list[tuple[float, float]]:
     """The ends of a bar inside the plot; none where the uncertainty is not known."""
-    ends = _ends(found)
-    return [(scale.within(ends[0]), scale.within(ends[1]))] if ends else []
+    return [(scale.within(found.bounds[0]), scale.within(found.bounds[1]))] if found.bounds else []
 
 
-def _ends(found: Spread) -> tuple[float, float] | tuple[()]:
-    """The interval of a run, or one standard deviation over seeds to each side; empty where it is not known."""
-    if found.single is None:
-        assert found.sd is not None, "several seeds have a spread"
-        return found.mean - found.sd, found.mean + found.sd
-    low, high = found.single.low, found.single.high
-    return () if low is None or high is None else (low, high)
-
-
-def _labels(points: dict[int, tuple[Spread, Spread]], x: Scale, y: Scale, base: float | None) -> list[str]:
+def _labels(points: Points, x: Scale, y: Scale, base: float | None) -> list[str]:
     """The rank beside each of the best points, and the base's name, where they cover no point and no other label."""
     best = {row: point for row, point in points.items() if row < NUM_BEST}
     dots = {row: (x.within(kl.mean), y.within(found.mean)) for row, (kl, found) in best.items()}
@@ -146,8 +137,7 @@ def _labels(points: dict[int, tuple[Spread, Spread]], x: Scale, y: Scale, base: 
         places = [(across + dx, up + dy) for dx, dy in LABEL_PLACES]
         place = next((spot for spot in places if not any(_overlap(spot, other) for other in taken)), places[0])
         taken.append(place)
-        label = text(place[0], place[1] + 4, str(row + 1), style="rank")
-        parts.append(f'<g class="{look(row)}" data-g="{row}">{label}</g>')
+        parts.append(row_group(row, text(place[0], place[1] + 4, str(row + 1), style="label")))
     return parts
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from prefopt.comparison.curves import points_for, read_curves
 from prefopt.comparison.log import from_rows
 from prefopt.comparison.metrics import HELD_OUT, SPLIT, from_summary
 from prefopt.comparison.read import from_log
 from prefopt.comparison.records import DONE, NOT_BEGUN, RUNNING, Mode, RunRecord, WandbPlace
 from prefopt.comparison.settings import flatten
+from prefopt.comparison.thinning import points_for, read_curves
 from prefopt.config.schema import TrainConfig
 from prefopt.evaluation.metrics import BY_KEY
 from prefopt.process.errors import UserError

@@ -9,21 +9,16 @@ from prefopt.comparison.ranking import Comparison, Row, count_states
 from prefopt.comparison.records import Measure, RunRecord
 from prefopt.comparison.settings import MISSING, shown
 from prefopt.evaluation.metrics import BY_KEY, COMPARED, PERCENT, POINTS, Metric
-from prefopt.process.terminal import REPLACEMENT, UNPRINTABLE
+from prefopt.process.terminal import one_line
 from prefopt.reports.numbers import Cell
 
 DECISIONS = {"ship": "ship", "do_not_ship": "do not ship", "undecided": "undecided"}
 OTHER_DATA = "*"
 
 
-def clean(text: str) -> str:
-    """`text` on one line, without characters that act on a terminal or that UTF-8 cannot hold."""
-    return UNPRINTABLE.sub(REPLACEMENT, text.replace("\n", " ").replace("\t", " "))
-
-
 def summary_text(comparison: Comparison) -> str:
     """How many runs, in which states, ranked by what."""
-    states = ", ".join(f"{number} {clean(state)}" for state, number in count_states(comparison.runs).items())
+    states = ", ".join(f"{number} {one_line(state)}" for state, number in count_states(comparison.runs).items())
     runs = "1 run" if len(comparison.runs) == 1 else f"{len(comparison.runs):,} runs"
     return f"{runs}: {states}. Ranked by {comparison.metric.key} ({comparison.metric.better.value})."
 
@@ -38,12 +33,12 @@ def label_of(row: Row, comparison: Comparison) -> str:
     settings = row.group.settings
     parts = [f"{name} {shown(settings, key)}" for key, name in comparison.settings.items() if key in settings]
     seeds = f" ({len(row.group.members)} seeds)" if len(row.group.members) > 1 else ""
-    return clean(", ".join(parts) + seeds if parts else row.group.name)
+    return one_line(", ".join(parts) + seeds if parts else row.group.name)
 
 
 def name_of(row: Row) -> str:
     """What the row's runs are called."""
-    return clean(row.group.name)
+    return one_line(row.group.name)
 
 
 def seeds_text(row: Row) -> str:
@@ -56,8 +51,8 @@ def decision_text(row: Row) -> str:
     """The reports' decision; of seeds that disagree each with how many."""
     found = {DECISIONS.get(name, name): number for name, number in row.group.decisions.items()}
     if len(found) <= 1:
-        return clean(next(iter(found), MISSING))
-    return clean(", ".join(f"{name} {number}" for name, number in found.items()))
+        return one_line(next(iter(found), MISSING))
+    return one_line(", ".join(f"{name} {number}" for name, number in found.items()))
 
 
 def spread_cell(metric: Metric, group: Group) -> Cell:
@@ -105,7 +100,7 @@ def speed_text(run: RunRecord, key: str) -> str:
 
 def state_text(run: RunRecord) -> str:
     """The state, and whether a run that is running by its status has lost its process."""
-    return clean(run.state) + (", process gone" if run.is_abandoned else "")
+    return one_line(run.state) + (", process gone" if run.is_abandoned else "")
 
 
 def describe_noise(comparison: Comparison) -> list[str]:

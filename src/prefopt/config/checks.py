@@ -6,9 +6,6 @@ from typing import Any
 
 from prefopt.config.choices import (
     AUTO,
-    HELD_OUT_METRICS,
-    WHOLE_BATCH_LOSSES,
-    FDivergence,
     OffloadDevice,
     PeftMethod,
     Precision,
@@ -17,7 +14,7 @@ from prefopt.config.choices import (
 )
 from prefopt.config.extra import check_fields
 from prefopt.config.ranges import require
-from prefopt.config.schema import DPOAlgorithmConfig, TrainConfig
+from prefopt.config.schema import TrainConfig
 from prefopt.process.ranks import Launch
 
 
@@ -28,7 +25,7 @@ def check(config: TrainConfig, launch: Launch) -> None:
         UserError: With the settings to change.
     """
     _check_launch(config, launch)
-    check_fields(config.algorithm.name, config.trainer.extra)
+    check_fields(type(config.algorithm), config.trainer.extra)
     _check_deepspeed(config)
     _check_batch_size(config, launch)
     _check_algorithm(config)
@@ -36,7 +33,7 @@ def check(config: TrainConfig, launch: Launch) -> None:
         config.trainer.keep_best is None or config.trainer.eval_every is not None,
         "trainer.keep_best needs held-out metrics on the way: set trainer.eval_every.",
     )
-    metrics, best = HELD_OUT_METRICS[config.algorithm.name], config.trainer.keep_best
+    metrics, best = config.algorithm.held_out_metrics, config.trainer.keep_best
     require(
         best is None or best in metrics,
         f"trainer.keep_best={best}: no held-out metric of algorithm={config.algorithm.name.value}. "
@@ -140,34 +137,19 @@ def _check_precision(config: TrainConfig) -> None:
 def _check_effect(config: TrainConfig) -> None:
     """Refuses settings that were given, but that nothing reads because what they belong to is off."""
     algorithm, peft = config.algorithm, config.peft
-    is_dpo = isinstance(algorithm, DPOAlgorithmConfig)
+    has_pairs, has_reference = algorithm.trains_pairs, algorithm.has_reference
     owners: list[tuple[Any, str, str, bool]] = [
-        (config.engine, "engine", "name", is_dpo),
-        (config.reference, "reference", "mode", is_dpo),
-        (config.trainer, "trainer", "tokens_per_device", is_dpo),
-        (config.trainer, "trainer", "batch_order", is_dpo),
-        (config.reference, "reference", "path", is_dpo and config.reference.mode is ReferenceMode.store),
+        (config.engine, "engine", "name", has_pairs),
+        (config.reference, "reference", "mode", has_reference),
+        (config.trainer, "trainer", "tokens_per_device", has_pairs),
+        (config.trainer, "trainer", "batch_order", has_pairs),
+        (config.reference, "reference", "path", has_reference and config.reference.mode is ReferenceMode.store),
         (config.data, "data", "held_out_fraction", config.data.held_out is None),
         (config.deepspeed, "deepspeed", "offload_optimizer", config.deepspeed.stage is not None),
     ]
     owners += [(peft, "peft", name, peft.method is not PeftMethod.none) for name in ("r", "alpha", "dropout")]
     owners.append((peft, "peft", "target_modules", peft.method is not PeftMethod.none))
-    if isinstance(algorithm, DPOAlgorithmConfig):
-        losses = set(algorithm.loss_types)
-        moves, alpha = algorithm.sync_ref_model, algorithm.f_divergence_type is FDivergence.alpha_divergence
-        owners += [
-            (algorithm, "algorithm", "label_smoothing", bool(losses & {"robust", "exo_pair", "aot", "aot_unpaired"})),
-            (algorithm, "algorithm", "discopop_tau", "discopop" in losses),
-            (algorithm, "algorithm", "f_alpha_divergence_coef", alpha),
-            (algorithm, "algorithm", "ref_model_mixup_alpha", moves),
-            (algorithm, "algorithm", "ref_model_sync_steps", moves),
-        ]
-        trained = peft.dropout == 0 or not config.trainer.extra.get("disable_dropout", True)
-        require(
-            trained,
-            f"peft.dropout={peft.dropout} has no effect in DPO, since TRL turns dropout off. "
-            "Set it to 0, or trainer.extra.disable_dropout=false.",
-        )
+    owners += [(algorithm, "algorithm", name, is_read) for name, is_read in algorithm.settings_that_are_read().items()]
     for group, name, setting, is_read in owners:
         value, default = getattr(group, setting), getattr(type(group)(), setting)
         require(
@@ -178,24 +160,14 @@ def _check_effect(config: TrainConfig) -> None:
 
 def _check_algorithm(config: TrainConfig) -> None:
     algorithm = config.algorithm
-    if isinstance(algorithm, DPOAlgorithmConfig):
-        require(bool(algorithm.loss_types), "algorithm.loss_type: needs at least one loss, found an empty list.")
-        require(
-            not (algorithm.sync_ref_model and config.peft.method is not PeftMethod.none),
-            "algorithm.sync_ref_model=true needs a reference of its own; with adapters there is none. Set peft=none.",
-        )
-        require(
-            not algorithm.sync_ref_model or config.reference.mode is ReferenceMode.live,
-            f"algorithm.sync_ref_model=true with reference={config.reference.mode.name}: a reference that moves "
-            "has to be computed in every step. Set reference=live.",
-        )
-        whole = sorted(set(algorithm.loss_types) & WHOLE_BATCH_LOSSES)
-        require(
-            config.trainer.tokens_per_device is None or not whole,
-            f"trainer.tokens_per_device with algorithm.loss_type={', '.join(whole)}: these losses look at a "
-            "micro-batch as a whole, so its size must not vary. Set trainer.per_device_batch_size instead.",
-        )
-        require(
-            config.evaluation.pairs is None,
-            "evaluation.pairs is for algorithm=sft; with algorithm=dpo give data.held_out.",
-        )
+    algorithm.check(config)
+    whole = algorithm.whole_batch_losses
+    require(
+        config.trainer.tokens_per_device is None or not whole,
+        f"trainer.tokens_per_device with algorithm.loss_type={', '.join(whole)}: these losses look at a "
+        "micro-batch as a whole, so its size must not vary. Set trainer.per_device_batch_size instead.",
+    )
+    require(
+        not algorithm.trains_pairs or config.evaluation.pairs is None,
+        f"evaluation.pairs is for algorithm=sft; with algorithm={algorithm.name.value} give data.held_out.",
+    )

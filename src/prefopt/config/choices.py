@@ -58,21 +58,6 @@ class DataFormat(Enum):
     swift = "swift"
 
 
-class AlgorithmName(Enum):
-    sft = "sft"
-    dpo = "dpo"
-
-
-HELD_OUT_METRICS = {
-    AlgorithmName.dpo: (
-        "loss", "preference_accuracy", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins",
-        "logps/chosen", "logps/rejected",
-    ),
-    AlgorithmName.sft: ("loss", "mean_token_accuracy"),
-}  # fmt: skip
-"""What the held-out evaluations on the way measure."""
-
-
 class SFTLoss(Enum):
     nll = "nll"
     dft = "dft"

@@ -2,39 +2,40 @@
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
-from prefopt.config.choices import AlgorithmName
+from prefopt.config.algorithms import ALGORITHMS, AlgorithmConfig
 from prefopt.config.fields import (
     FORMER_NAMES,
     PASSED,
-    PASSED_TO_ONE,
     REFUSED,
     SET_BY,
 )
 from prefopt.process.errors import UserError
 
 
-def check_fields(algorithm: AlgorithmName, extra: Mapping[str, Any]) -> None:
+def check_fields(algorithm: type[AlgorithmConfig], extra: Mapping[str, Any]) -> None:
     """Refuses fields that prefopt sets itself, that TRL has not, or that have no effect. Does not import TRL.
 
     Raises:
         UserError: With the field.
     """
+    of_one = {name: reason for schema in ALGORITHMS.values() for name, reason in schema.own_fields.items()}
+    set_by = {field.name: f"algorithm.{field.name}" for field in fields(algorithm) if field.name != "name"} | SET_BY
     for name in extra:
         key = f"trainer.extra.{name}"
         if name in REFUSED:
             raise UserError(f"{key}: not available, because {REFUSED[name]}.")
-        if name in SET_BY:
-            raise UserError(f"{key}: prefopt sets this field itself. Use {SET_BY[name]}.")
-        if name not in (*PASSED, *PASSED_TO_ONE):
-            kind = f"{algorithm.name.upper()}Config"
-            near = difflib.get_close_matches(str(name), [*PASSED, *PASSED_TO_ONE, *SET_BY, *REFUSED], n=1)
+        if name in set_by:
+            raise UserError(f"{key}: prefopt sets this field itself. Use {set_by[name]}.")
+        if name not in (*PASSED, *of_one):
+            kind = f"{algorithm.name.value.upper()}Config"
+            near = difflib.get_close_matches(str(name), [*PASSED, *of_one, *set_by, *REFUSED], n=1)
             hint = f"Did you mean {near[0]}?" if near else f"See the fields of TRL's {kind}."
             raise UserError(f"{key}: {kind} has no such field. {hint}")
-        only, reason = PASSED_TO_ONE.get(name, (algorithm.value, ""))
-        if only != algorithm.value:
-            raise UserError(f"{key}: not available, because {reason}.")
+        if name in of_one and name not in algorithm.own_fields:
+            raise UserError(f"{key}: not available, because {of_one[name]}.")
 
 
 def named_as_installed(kind: type[Any], extra: Mapping[str, Any]) -> dict[str, Any]:

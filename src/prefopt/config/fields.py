@@ -164,12 +164,7 @@ PASSED = (
     "torch_compile_mode",
     "torch_empty_cache_steps",
 )
-"""Fields that do here what TRL and transformers say that they do."""
-PASSED_TO_ONE = {
-    "disable_dropout": ("dpo", "TRL leaves dropout on in SFT"),
-    "pad_to_multiple_of": ("sft", "prefopt pads pairs itself"),
-}
-"""The same for one algorithm alone, which one, and why not for the other."""
+"""Fields that do here what TRL and transformers say that they do; `AlgorithmConfig.own_fields` has further ones."""
 COMPILERS = ("inductor", "cudagraphs", "aot_eager", "eager")
 """What `torch_compile_backend` takes: the backends that both torch and accelerate know, and that need no package."""
 RECOMPUTATION: dict[str, tuple[object, ...]] = {

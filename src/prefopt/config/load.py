@@ -8,26 +8,19 @@ from typing import Any
 
 import yaml
 
+from prefopt.config.algorithms import ALGORITHMS
 from prefopt.config.checks import check
-from prefopt.config.choices import AlgorithmName, PeftMethod
+from prefopt.config.choices import PeftMethod
 from prefopt.config.composition import Composed, Tree, as_dict
 from prefopt.config.presets import find_left_out
-from prefopt.config.schema import DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig
+from prefopt.config.schema import TrainConfig
 from prefopt.process.errors import UserError
 from prefopt.process.paths import places
 from prefopt.process.ranks import Launch, is_main
 
 logger = logging.getLogger(__name__)
 
-ALGORITHMS = {AlgorithmName.dpo: DPOAlgorithmConfig, AlgorithmName.sft: SFTAlgorithmConfig}
-TRAIN = Tree(
-    "train",
-    TrainConfig,
-    {"algorithm": {name.value: schema for name, schema in ALGORITHMS.items()}},
-    open_tables=("trainer.extra",),
-)
-DEFAULT_LEARNING_RATE = {AlgorithmName.dpo: (1e-6, 1e-5), AlgorithmName.sft: (2e-5, 2e-4)}
-"""For all weights, and for adapters."""
+TRAIN = Tree("train", TrainConfig, {"algorithm": ALGORITHMS}, open_tables=("trainer.extra",))
 NOT_IDENTITY = {
     "run": ("name", "root", "overwrite", "time_limit", "timeout_s"),
     "logger": None,
@@ -88,7 +81,7 @@ def complete(composed: Composed, launch: Launch | None = None) -> TrainConfig:
         group, _, name = key.partition(".")
         setattr(getattr(config, group), name, None)
     if config.optim.learning_rate is None:
-        for_all, for_adapters = DEFAULT_LEARNING_RATE[config.algorithm.name]
+        for_all, for_adapters = config.algorithm.learning_rates
         config.optim.learning_rate = for_all if config.peft.method is PeftMethod.none else for_adapters
     label = composed.label or config.algorithm.name.value
     if config.logger.group is None:
@@ -107,7 +100,7 @@ def to_yaml(config: TrainConfig) -> str:
 def from_dict(values: dict[str, Any], where: str) -> TrainConfig:
     """Builds the configuration from plain values; `where` names their source in errors."""
     try:
-        algorithm = AlgorithmName[values["algorithm"]["name"]].value
+        algorithm = values["algorithm"]["name"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{where}: not a configuration of this version of prefopt ({error}).") from error
     config: TrainConfig = TRAIN.build_from(values, {"algorithm": algorithm}, where)

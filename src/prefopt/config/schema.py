@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from prefopt.config.algorithms import AlgorithmConfig, DPOAlgorithmConfig, SFTAlgorithmConfig
 from prefopt.config.choices import (
     DataFormat,
     EngineName,
@@ -24,15 +25,7 @@ from prefopt.config.choices import (
 )
 from prefopt.config.durations import parse_time_limit
 from prefopt.config.ranges import require, require_at_most, require_folder_name
-from prefopt.config.trainer import (
-    AlgorithmConfig,
-    DeepSpeedConfig,
-    DPOAlgorithmConfig,
-    OptimConfig,
-    PeftConfig,
-    SFTAlgorithmConfig,
-    TrainerConfig,
-)
+from prefopt.config.trainer import DeepSpeedConfig, OptimConfig, PeftConfig, TrainerConfig
 from prefopt.process.errors import shorten
 
 __all__ = [

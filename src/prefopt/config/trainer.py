@@ -3,133 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
-
 from prefopt.config.choices import (
     AUTO,
-    F_DIVERGENCE_LOSS_TYPES,
-    LOSS_TYPES,
-    AlgorithmName,
     BatchOrder,
-    FDivergence,
-    LossOn,
     OffloadDevice,
     PeftMethod,
     Precision,
-    SFTLoss,
 )
 from prefopt.config.ranges import or_auto, require, require_at_most
-from prefopt.process.errors import shorten
 
 MAX_EPOCHS = 1_000_000
 MAX_BATCH = 1_000_000
 MAX_RANK = 16_384
-
-
-@dataclass(kw_only=True)
-class AlgorithmConfig:
-    """What is optimised. `algorithm=sft` and `algorithm=dpo` bring their own fields."""
-
-    name: AlgorithmName = MISSING
-    """Set by the chosen option."""
-
-
-@dataclass(kw_only=True)
-class SFTAlgorithmConfig(AlgorithmConfig):
-    """Supervised fine-tuning through TRL's SFTTrainer."""
-
-    name: AlgorithmName = AlgorithmName.sft
-    """Set by the chosen option."""
-    loss_type: SFTLoss = SFTLoss.nll
-    """nll: cross-entropy. dft: dynamic fine-tuning (arXiv 2508.05629)."""
-    loss_on: LossOn = LossOn.completions
-    """Train on the assistant's tokens alone, or on every token. Plain `text` rows are always trained whole."""
-
-
-@dataclass(kw_only=True)
-class DPOAlgorithmConfig(AlgorithmConfig):
-    """Direct preference optimisation (arXiv 2305.18290) and its relatives through TRL's DPOTrainer."""
-
-    name: AlgorithmName = AlgorithmName.dpo
-    """Set by the chosen option."""
-    loss_type: Any = "sigmoid"
-    """One of TRL's losses, or a list of them (summed with `loss_weights`)."""
-    loss_weights: list[float] | None = None
-    """One weight per loss; default 1 for each."""
-    beta: float = 0.1
-    """Strength of the pull to the reference, > 0: higher stays closer. For IPO this is tau."""
-    label_smoothing: float = 0.0
-    """Assumed share of flipped labels, in [0, 0.5): for `robust`, `exo_pair`, `aot` and `aot_unpaired`."""
-    ld_alpha: float | None = None
-    """LD-DPO: weight in [0, 1] of the tokens beyond the shorter completion's length. Unset: 1."""
-    f_divergence_type: FDivergence = FDivergence.reverse_kl
-    """Divergence that regularises the policy (f-DPO)."""
-    f_alpha_divergence_coef: float = 0.5
-    """Alpha of `alpha_divergence`."""
-    use_weighting: bool = False
-    """WPO: weigh pairs by the policy's own probability of them."""
-    discopop_tau: float = 0.05
-    """Temperature of the `discopop` loss."""
-    sync_ref_model: bool = False
-    """TR-DPO: let the reference follow the policy."""
-    ref_model_mixup_alpha: float = 0.6
-    """TR-DPO: share of the policy in the new reference."""
-    ref_model_sync_steps: int = 512
-    """TR-DPO: optimizer steps between two updates of the reference."""
-
-    @property
-    def loss_types(self) -> list[str]:
-        """`loss_type` as a list."""
-        return [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
-
-    def __post_init__(self) -> None:
-        found = shorten(repr(self.loss_type))
-        require(
-            isinstance(self.loss_type, str | list), f"algorithm.loss_type: must be a loss or a list, found {found}."
-        )
-        for loss_type in self.loss_types:
-            require(
-                loss_type in LOSS_TYPES,
-                f"algorithm.loss_type: unknown loss {shorten(repr(loss_type))}. Allowed: {', '.join(LOSS_TYPES)}.",
-            )
-        require(
-            0 <= self.label_smoothing < 0.5,
-            f"algorithm.label_smoothing: must be in [0, 0.5), found {self.label_smoothing}.",
-        )
-        require(
-            self.ld_alpha is None or 0 <= self.ld_alpha <= 1,
-            f"algorithm.ld_alpha: must be in [0, 1], found {self.ld_alpha}.",
-        )
-        for name in ("discopop_tau", "beta"):
-            require(getattr(self, name) > 0, f"algorithm.{name}: must be > 0, found {getattr(self, name)}.")
-        alpha, steps = self.ref_model_mixup_alpha, self.ref_model_sync_steps
-        require(0 <= alpha <= 1, f"algorithm.ref_model_mixup_alpha: must be in [0, 1], found {alpha}.")
-        require(steps >= 1, f"algorithm.ref_model_sync_steps: must be >= 1, found {steps}.")
-        self._check_combinations()
-
-    def _check_combinations(self) -> None:
-        losses = self.loss_types
-        weights = self.loss_weights
-        require(
-            weights is None or len(weights) == len(losses),
-            f"algorithm.loss_weights: {len(weights or [])} weights for {len(losses)} losses ({', '.join(losses)}).",
-        )
-        require(
-            "exo_pair" not in losses or self.label_smoothing > 0,
-            "algorithm.loss_type=exo_pair needs algorithm.label_smoothing > 0 (its paper: 0.001).",
-        )
-        plain = self.f_divergence_type is FDivergence.reverse_kl
-        bad = [loss for loss in losses if loss not in F_DIVERGENCE_LOSS_TYPES]
-        require(
-            plain or not bad,
-            f"algorithm.f_divergence_type={self.f_divergence_type.name} has no form for {', '.join(bad)}. "
-            f"Use reverse_kl, or a loss of {', '.join(sorted(F_DIVERGENCE_LOSS_TYPES))}.",
-        )
-        sorting = [loss for loss in losses if loss in ("aot", "aot_unpaired")]
-        require(
-            not (self.use_weighting and sorting),
-            f"algorithm.use_weighting=true cannot go with {', '.join(sorting)}: these losses sort the pairs.",
-        )
 
 
 @dataclass(kw_only=True)

@@ -28,19 +28,17 @@ from prefopt.config.schema import DataConfig
 from prefopt.data.encoding import TokenizeNotes
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized
 from prefopt.data.notes import DataNotes
-from prefopt.data.records import PreferencePair, ReadNotes, Record, SFTExample
+from prefopt.data.records import RECORDS, ReadNotes, Record
 from prefopt.process.errors import UserError
-from prefopt.storage.files import PARTIAL, write_text
+from prefopt.storage import sealed
+from prefopt.storage.files import PARTIAL, write_json, write_text
+from prefopt.storage.sealed import DAMAGED, MANIFEST
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of the folder and of what goes into a key."""
-MANIFEST = "manifest.json"
 ABOUT = "about.json"
-DAMAGED = ".damaged"
-STALE_S = 3600.0
-"""Age at which a half-written folder is taken for the leftover of a killed process."""
 HASHED_ROWS = 1000
 """Records that are turned into bytes together."""
 
@@ -154,7 +152,7 @@ def _key(splits: Splits, tokenizer: Any, config: DataConfig, loss_on: LossOn) ->
         "num_records": [None if side is None else len(side) for side in sides],
     }
     digest = hashlib.sha256(json.dumps(header, default=str).encode())
-    names = [field.name for field in fields(PreferencePair if splits.kind == "preference" else SFTExample)]
+    names = [field.name for field in fields(RECORDS[splits.kind])]
     for side in sides:
         _add_records(digest, side or (), attrgetter(*names))
     return digest.hexdigest()
@@ -230,11 +228,7 @@ def _find(folder: Path, key: str) -> TokenizedSplits | None:
         return None
     except _Unsound as error:
         logger.warning("data: %s is damaged (%s); the rows are tokenised again", folder, error)
-    try:
-        # Not deleted: on a network file system others may read it, soundly, at this moment.
-        folder.rename(folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:12]}{DAMAGED}"))
-    except OSError as error:
-        logger.warning("data: %s cannot be set aside (%s)", folder, error.strerror or error)
+    sealed.set_aside(folder, folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:12]}{DAMAGED}"), logger)
     return None
 
 
@@ -250,8 +244,10 @@ def _read(folder: Path, key: str | None) -> TokenizedSplits:
     """Opens a folder after a check of every byte: little work beside tokenising."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        for name, mark in manifest.items():
-            _check_file(folder / name, mark)
+        marks = {name: {"size": mark["bytes"], "sha256": mark["sha256"]} for name, mark in manifest.items()}
+        damage = sealed.find_damage(folder, marks)
+        if damage is not None:
+            raise _Unsound(damage)
         about = json.loads((folder / ABOUT).read_bytes())
         if not {ABOUT, *map(_file_name, about["splits"])} <= manifest.keys():
             raise _Unsound(f"{MANIFEST} leaves files out")
@@ -264,19 +260,6 @@ def _read(folder: Path, key: str | None) -> TokenizedSplits:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _Unsound(f"its {MANIFEST} or {ABOUT} makes no sense: {error}") from error
     return TokenizedSplits(kind=about["kind"], train=datasets["train"], held_out=datasets.get("held_out"), notes=notes)
-
-
-def _check_file(path: Path, mark: dict[str, Any]) -> None:
-    size = path.stat().st_size
-    if size != mark["bytes"]:
-        raise _Unsound(f"{path.name} has {size} bytes instead of {mark['bytes']}")
-    if _digest_file(path) != mark["sha256"]:
-        raise _Unsound(f"the content of {path.name} has changed")
-
-
-def _digest_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _file_name(split: str) -> str:
@@ -327,12 +310,12 @@ def _store(folder: Path, key: str, tokenized: TokenizedSplits) -> None:
         OSError: It cannot be written; nothing is left of it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(folder.parent)
+    sealed.remove_stale(folder.parent)
     partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
     try:
         partial.mkdir()
         _write(partial, key, tokenized)
-        partial.rename(folder)
+        sealed.publish(partial, folder, [])
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
@@ -346,10 +329,9 @@ def _write(folder: Path, key: str, tokenized: TokenizedSplits) -> None:
         _write_table(folder / _file_name(split), dataset.with_format("arrow")[:])
     about = {"key": key, "kind": tokenized.kind, "splits": list(datasets), "notes": tokenized.notes.to_dict()}
     write_text(folder / ABOUT, json.dumps(about, indent=2) + "\n")
-    manifest = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _digest_file(path)} for path in sorted(folder.iterdir())
-    }
-    write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    digests = sealed.digest(folder, sorted(path.name for path in folder.iterdir()))
+    marks = {name: {"bytes": entry["size"], "sha256": entry["sha256"]} for name, entry in digests.items()}
+    write_json(folder / MANIFEST, marks)
 
 
 def _write_table(path: Path, table: Any) -> None:
@@ -359,11 +341,3 @@ def _write_table(path: Path, table: Any) -> None:
         table = table.combine_chunks()  # one piece is read from the file without a copy
     with path.open("wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
-
-
-def _remove_stale(root: Path) -> None:
-    for partial in root.glob(f"*{PARTIAL}"):
-        with suppress(OSError):  # its writer has finished, or it is another user's
-            written = max(path.stat().st_mtime for path in (partial, *partial.iterdir()))
-            if time.time() - written > STALE_S:
-                shutil.rmtree(partial)

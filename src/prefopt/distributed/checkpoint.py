@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from prefopt.storage import sealed
 from prefopt.storage.files import delete, hash_file, write_json, write_text
-from prefopt.storage.sealed import Digests, bring_to_disk, read_digests
+from prefopt.storage.sealed import MANIFEST, Digests, read_digests
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,6 @@ PREFIX = "step-"
 DAMAGED_PREFIX = "damaged-"
 REMOVED_PREFIX = "removed-"
 RESHARDED_PREFIX = "resharded-"
-MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE"
 TRAINER_STATE = "trainer_state.json"
 FORMAT = 1
@@ -86,14 +86,8 @@ def seal(partial: Path, facts: CheckpointFacts, digests: Digests) -> Path:
     """Makes a written folder a checkpoint: manifest, COMPLETE, and last the rename to `step-<n>`."""
     write_json(partial / MANIFEST, {"run": asdict(facts), "files": dict(sorted(digests.items()))})
     write_text(partial / COMPLETE, hash_file(partial / MANIFEST) + "\n")
-    for folder in {partial / name for name in digests}:
-        bring_to_disk(folder.parent)
     final = partial.with_name(f"{PREFIX}{facts.step}")
-    earlier = _doom(final) if final.exists() else None
-    partial.rename(final)
-    bring_to_disk(final.parent)
-    if earlier is not None:
-        delete(earlier)
+    sealed.publish(partial, final, digests, doomed=_doomed(final))
     return final
 
 
@@ -163,8 +157,7 @@ def find_stranger(checkpoint: Path, expected: Digests) -> str | None:
 def set_aside(checkpoint: Path, problem: str) -> None:
     """Renames a damaged checkpoint, so that it is not tried again, and says so."""
     aside = checkpoint.with_name(DAMAGED_PREFIX + checkpoint.name)
-    delete(aside)
-    checkpoint.rename(aside)
+    sealed.move(checkpoint, aside)
     logger.warning("checkpoint: %s is damaged (%s); set aside as %s", checkpoint, problem, aside.name)
 
 
@@ -183,11 +176,10 @@ def keep_newest(folder: Path, number: int, best_step: int | None = None) -> None
 
 def remove(checkpoint: Path) -> None:
     """Deletes a checkpoint so that a kill in the midst of it leaves none that looks whole."""
-    delete(_doom(checkpoint))
+    sealed.move(checkpoint, _doomed(checkpoint))
+    delete(_doomed(checkpoint))
 
 
-def _doom(checkpoint: Path) -> Path:
-    doomed = checkpoint.with_name(REMOVED_PREFIX + checkpoint.name)
-    delete(doomed)
-    checkpoint.rename(doomed)
-    return doomed
+def _doomed(checkpoint: Path) -> Path:
+    """Its name while it is removed."""
+    return checkpoint.with_name(REMOVED_PREFIX + checkpoint.name)

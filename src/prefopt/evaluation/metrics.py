@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from prefopt.config.choices import AlgorithmName
+from prefopt.config.algorithms import AlgorithmName
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.config.choices import DataFormat
-from prefopt.config.schema import DPOAlgorithmConfig, TrainConfig
+from prefopt.config.schema import TrainConfig
 from prefopt.data.loading import TokenizedSplits, load_tokenized, read_pairs
 from prefopt.data.messages import trained_turns
 from prefopt.data.origin import describe_origin
@@ -90,7 +90,7 @@ def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, mat
     summary = Summary(
         measured,
         material,
-        beta=algorithm.beta if isinstance(algorithm, DPOAlgorithmConfig) else None,
+        beta=algorithm.reward_scale,
         bootstrap=Bootstrap(config.evaluation.bootstrap_resamples, config.run.seed),
     )
     metrics = run.read_records()
@@ -129,14 +129,14 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
     held_out = data.held_out if data.held_out is not None else data.train.select([])
     answered = take_sample(held_out, settings.num_samples, seed) if settings.num_samples else held_out.select([])
     by_source = {record.source: record for record in examples.records.held_out or []}
-    is_dpo = isinstance(config.algorithm, DPOAlgorithmConfig)
-    pairs = (held_out if len(held_out) else None) if is_dpo else _read_pairs(config, examples)
-    prompts = [list(i) for i in answered["prompt_ids"]] if is_dpo else [prompt_of(row) for row in to_rows(answered)]
+    has_pairs = config.algorithm.trains_pairs
+    pairs = (held_out if len(held_out) else None) if has_pairs else _read_pairs(config, examples)
+    prompts = [list(i) for i in answered["prompt_ids"]] if has_pairs else [prompt_of(row) for row in to_rows(answered)]
     if examples.limits is not None:
         examples.limits.check_answers(prompts, settings.max_new_tokens)
     return Material(
-        held_out=Split(pairs, None if is_dpo or not len(held_out) else to_rows(held_out)),
-        train=Split(pairs=train) if is_dpo else Split(rows=to_rows(train)),
+        held_out=Split(pairs, None if has_pairs or not len(held_out) else to_rows(held_out)),
+        train=Split(pairs=train) if has_pairs else Split(rows=to_rows(train)),
         clusters=number_prompts(pairs) if pairs is not None else None,
         sources=list(pairs["source"]) if pairs is not None else [],
         prompts=prompts,
@@ -160,7 +160,7 @@ def _read_pairs(config: TrainConfig, examples: Examples) -> Any:
 def describe_data(examples: Examples, material: Material) -> dict[str, Any]:
     """Digests and counts of what is trained on and measured: of the token ids, so the tokenizer is in them."""
     digests = examples.fingerprints()
-    if examples.tokenized.kind == "sft" and material.held_out.pairs is not None:
+    if material.held_out.pairs is not None and material.held_out.pairs is not examples.tokenized.held_out:
         digests["pairs"] = hash_rows(material.held_out.pairs)
     if material.neutral:
         ids = json.dumps([list(sequence.input_ids) for sequence in material.neutral])
@@ -221,7 +221,7 @@ def describe_run(config: TrainConfig, data: TokenizedSplits, metrics: list[dict[
         "seed": config.run.seed,
         "steps": max((record["step"] for record in metrics), default=0),
         "epochs": _count_epochs(config, data, metrics),
-        "beta": algorithm.beta if isinstance(algorithm, DPOAlgorithmConfig) else None,
+        "beta": algorithm.reward_scale,
         "learning_rate": config.optim.learning_rate,
         "method": "full" if config.peft.method.value == "none" else config.peft.method.value,
     }

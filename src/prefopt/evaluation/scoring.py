@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from trl.trainer.utils import add_fused_lm_head
 
 from prefopt.config.choices import Precision
-from prefopt.config.schema import DPOAlgorithmConfig, TrainConfig
+from prefopt.config.schema import TrainConfig
 from prefopt.data.ragged import PairLogps, PairTable, Ragged
 from prefopt.distributed.group import place, pool, share_out
 from prefopt.evaluation.statistics import Floats
@@ -99,7 +99,7 @@ class Scorer:
         add_fused_lm_head(model.get_base_model() if hasattr(model, "peft_config") else model)
         fuse_layers(model, config, model.device, level=logging.DEBUG, is_strict=False)
         engine = None
-        if isinstance(config.algorithm, DPOAlgorithmConfig):
+        if config.algorithm.trains_pairs:
             engine = share_prompts(model, config, model.device, level=logging.DEBUG, is_strict=False)
         bf16 = config.trainer.precision is Precision.bf16
         return cls(model, pad_token_id, config.evaluation.batch_size, bf16, engine is not None)

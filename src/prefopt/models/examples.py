@@ -5,10 +5,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefopt.config.choices import AlgorithmName, LossOn
-from prefopt.config.schema import SFTAlgorithmConfig, TrainConfig
+from prefopt.config.schema import TrainConfig
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_splits
-from prefopt.data.records import Kind
 from prefopt.distributed.group import keep_on_main, on_main
 from prefopt.process import phases
 from prefopt.process.imports import importing
@@ -60,10 +58,10 @@ def load_examples(config: TrainConfig, *, measured: Any = None) -> Examples:
     Raises:
         UserError: Rows, a precision or a tokenizer that cannot be used. Nothing has been written then.
     """
-    kind: Kind = "preference" if config.algorithm.name is AlgorithmName.dpo else "sft"
+    algorithm = config.algorithm
 
     def read() -> Splits:
-        return read_splits(config.data, kind=kind, seed=config.run.seed, measured=measured)
+        return read_splits(config.data, kind=algorithm.rows, seed=config.run.seed, measured=measured)
 
     with phases.of("reading"):
         records = keep_on_main(read)
@@ -75,14 +73,15 @@ def load_examples(config: TrainConfig, *, measured: Any = None) -> Examples:
         from prefopt.models.load import check_hardware, load_tokenizer
 
     check_hardware(config)
-    loss_on = config.algorithm.loss_on if isinstance(config.algorithm, SFTAlgorithmConfig) else LossOn.completions
     with importing():  # the first tokenizer makes transformers import what it then needs for models too
         limits = Limits.of(config.model)  # first: one file, so a hub out of reach is found out after one round
         tokenizer = load_tokenizer(config.model)
         limits.check_tokenizer(tokenizer, config.model)
     with phases.of("tokenising"):
         stored = keep_on_main(
-            lambda: fetch_cached(records, tokenizer, config.data, loss_on=loss_on, root=cache_folder() / "tokens")
+            lambda: fetch_cached(
+                records, tokenizer, config.data, loss_on=algorithm.trained_tokens, root=cache_folder() / "tokens"
+            )
         )
         folder = on_main(lambda: stored.folder)
         if is_main():
@@ -90,7 +89,7 @@ def load_examples(config: TrainConfig, *, measured: Any = None) -> Examples:
         elif folder is not None:
             tokenized = open_cached(folder)
         else:
-            tokenized = load_tokenized(read(), tokenizer, config.data, loss_on=loss_on)
+            tokenized = load_tokenized(read(), tokenizer, config.data, loss_on=algorithm.trained_tokens)
     for line in tokenized.notes.lines():
         logger.info("data: %s", line)
     limits.check_data(tokenized)

@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from importlib.metadata import version
@@ -33,14 +33,13 @@ from prefopt.models.load import count_tokens, from_pretrained
 from prefopt.models.shards import FORMAT, SHARD, Keys, Rows, Shard, keys_of, read_sound
 from prefopt.process.errors import UserError
 from prefopt.process.paths import cache_folder, expand
-from prefopt.storage.files import PARTIAL, write_bytes, write_json
+from prefopt.storage.files import write_bytes, write_json
+from prefopt.storage.sealed import remove_stale
 
 CHUNK_PAIRS = 256
 """Pairs between two looks at what other processes have stored meanwhile."""
 FLUSH_S = 5.0
 """Seconds of computing that a kill can cost, and that others may do again."""
-STALE_S = 3600.0
-"""Age at which a half-written file is taken for the leftover of a killed process."""
 
 Compute = Callable[[PairTable, Rows], Iterator[tuple[Rows, PairLogps]]]
 Progress = Callable[[int, int], None]
@@ -308,10 +307,7 @@ class ReferenceStore:
                 write_json(self.folder / "key.json", self.key)
             if not os.access(self.folder, os.W_OK | os.X_OK):
                 raise PermissionError("not writable")
-            for path in self.folder.glob(f"*{PARTIAL}"):
-                with suppress(FileNotFoundError):  # its writer has finished
-                    if time.time() - path.stat().st_mtime > STALE_S:
-                        path.unlink()
+            remove_stale(self.folder)
 
     def _write(self, shard: Shard, usage: Usage) -> Shard:
         """Stores what was computed and returns an empty shard."""

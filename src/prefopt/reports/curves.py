@@ -10,22 +10,26 @@ MAX_POINTS = 100
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart: `label` stands at its end, `colour` names a CSS variable."""
+    """One line of a chart: `label` stands at its end, `style` is the CSS class of its colour."""
 
     label: str
     steps: list[float]
     values: list[float]
-    colour: str
+    style: str
     is_held_out: bool
     num_averaged: int
     """Log lines behind one point."""
 
+    @property
+    def name(self) -> str:
+        """`train`, or of several metrics `train chosen`."""
+        return " ".join(dict.fromkeys(("held-out" if self.is_held_out else "train", self.label)))
+
 
 @dataclass(frozen=True)
 class Panel:
-    """A small chart of `series`, each with its metric name; `baseline` is the value of a thin reference line."""
+    """A small chart of `metrics`, each with the CSS class of its colour; a dashed line goes across at `baseline`."""
 
-    name: str
     title: str
     hint: str
     metrics: tuple[tuple[str, str], ...]
@@ -35,31 +39,27 @@ class Panel:
 
 SINGLE = "tuned"
 PANELS = (
-    Panel("loss", "Loss", "lower is better", (("loss", SINGLE),)),
+    Panel("Loss", "lower is better", (("loss", SINGLE),)),
     Panel(
-        "accuracy",
         "Reward accuracy",
         "share of pairs; dashed line: chance",
         (("rewards/accuracies", SINGLE),),
         baseline=0.5,
         is_share=True,
     ),
-    Panel("margin", "Reward margin", "chosen - rejected", (("rewards/margins", SINGLE),), baseline=0.0),
+    Panel("Reward margin", "chosen - rejected", (("rewards/margins", SINGLE),), baseline=0.0),
     Panel(
-        "rewards",
         "Rewards of chosen and rejected",
         "beta times the change of log-prob",
         (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected")),
         baseline=0.0,
     ),
     Panel(
-        "logps",
         "Log-probs of chosen and rejected",
         "sum over the completion",
         (("logps/chosen", "chosen"), ("logps/rejected", "rejected")),
     ),
     Panel(
-        "token-accuracy",
         "Token accuracy",
         "share of next tokens guessed right",
         (("mean_token_accuracy", SINGLE),),
@@ -71,9 +71,9 @@ PANELS = (
 def series_of(panel: Panel, metrics: list[dict[str, Any]]) -> list[Series]:
     """The panel's train and held-out lines that have a finite point to draw, train first."""
     found = [
-        _series(metrics, key, colour, is_held_out=is_held_out, is_only_metric=len(panel.metrics) == 1)
+        _series(metrics, key, style, is_held_out=is_held_out, is_only_metric=len(panel.metrics) == 1)
         for is_held_out in (False, True)
-        for key, colour in panel.metrics
+        for key, style in panel.metrics
     ]
     return [series for series in found if series.steps]
 
@@ -83,9 +83,7 @@ def num_not_finite(panel: Panel, metrics: list[dict[str, Any]]) -> int:
     return sum(1 for line in metrics for key, _ in panel.metrics if key in line and not _is_finite(line[key]))
 
 
-def _series(
-    metrics: list[dict[str, Any]], key: str, colour: str, *, is_held_out: bool, is_only_metric: bool
-) -> Series:
+def _series(metrics: list[dict[str, Any]], key: str, style: str, *, is_held_out: bool, is_only_metric: bool) -> Series:
     split = "held_out" if is_held_out else "train"
     points = [
         (float(line["step"]), float(line[key]))
@@ -95,8 +93,8 @@ def _series(
     size = math.ceil(len(points) / MAX_POINTS) or 1
     means = [_mean(points[start : start + size]) for start in range(0, len(points), size)]
     label = split.replace("_", "-") if is_only_metric else key.split("/")[-1]
-    shown = "base" if is_only_metric and not is_held_out else colour
-    return Series(label, [x for x, _ in means], [y for _, y in means], shown, is_held_out, size)
+    style = "base" if is_only_metric and not is_held_out else style
+    return Series(label, [x for x, _ in means], [y for _, y in means], style, is_held_out, size)
 
 
 def _mean(points: list[tuple[float, float]]) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from prefopt.config.algorithms import rows_of
 from prefopt.evaluation.metrics import PERCENT
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.statistics import Estimate
@@ -59,7 +60,7 @@ def subtitle(report: Report) -> str:
     run = report.run or {}
     data = run.get("data") or {}
     sizes = {"num_train": "for training", "num_held_out": "held out"}
-    rows = "pairs" if run.get("algorithm") == "dpo" else "examples"
+    rows = {"preference": "pairs"}.get(str(rows_of(run.get("algorithm"))), "examples")
     parts = [f"{count(data[key])} {rows} {words}" for key, words in sizes.items() if data.get(key) is not None]
     of = f" of {run['model']}" if run.get("model") else ""
     when = [f"measured on {moment(report.date)}"] if report.date else []

@@ -1,7 +1,6 @@
 """Which charts a report gets: from the report, the metrics and the pairs to titled SVGs."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from prefopt.evaluation.metrics import (
@@ -17,31 +16,28 @@ from prefopt.evaluation.metrics import (
 )
 from prefopt.evaluation.report import HeldOut
 from prefopt.evaluation.statistics import Estimate
-from prefopt.reports.curves import PANELS, Panel, num_not_finite, series_of
-from prefopt.reports.numbers import cell, count, interval, is_measured
-from prefopt.reports.plots import NARROW, WIDE, IntervalRow, bin_edges, curve_chart, histogram, interval_chart
+from prefopt.reports.charts.drawing import Box, Figure, with_air
+from prefopt.reports.charts.histogram import bin_edges, histogram
+from prefopt.reports.charts.intervals import WIDTH, IntervalRow, interval_chart
+from prefopt.reports.charts.lines import Label, Line, line_chart
+from prefopt.reports.curves import PANELS, Panel, Series, num_not_finite, series_of
+from prefopt.reports.numbers import cell, count, interval, is_measured, number
 
+NARROW = 340
+"""Pixels of a chart of which three stand in a row."""
+CURVE_BOX = Box(NARROW, 200, left=44, right=62, top=8, bottom=40)
+MAX_DOTS = 20
+"""A held-out curve with more points has no dot on each of them."""
 CHANCE = 0.5
 BASELINES = {LONGER_WINS: "always the longer answer", SHORTER_WINS: "always the shorter answer"}
 
 
-@dataclass(frozen=True)
-class FigureBlock:
-    """A chart ready for the page; `svg` is trusted markup made by `plots`."""
-
-    title: str
-    caption: str
-    svg: str
-    colours: tuple[str, ...] = ()
-    """Names of the groups, each also the CSS variable of its colour; empty where the chart says it itself."""
-
-
-def result_figures(held_out: HeldOut, pairs: list[dict[str, Any]]) -> list[FigureBlock]:
+def result_figures(held_out: HeldOut, pairs: list[dict[str, Any]]) -> list[Figure]:
     """The headline chart and the histogram of average margins, where there is something to draw."""
     return [figure for figure in (_headline_figure(held_out), _margin_figure(pairs)) if figure]
 
 
-def training_figures(metrics: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> list[FigureBlock]:
+def training_figures(metrics: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> list[Figure]:
     """Learning curves, then the reward margins that they led to."""
     curves = [_curve_figure(panel, metrics) for panel in PANELS]
     return [figure for figure in (*curves, _reward_figure(pairs)) if figure]
@@ -53,34 +49,37 @@ def curve_note(metrics: list[dict[str, Any]]) -> str:
     averaged = max((line.num_averaged for line in lines), default=1)
     notes = ["Thin line: training. Thick line: held-out."] if any(line.is_held_out for line in lines) else []
     notes += [f"A point is the mean over up to {averaged} log lines."] if averaged > 1 else []
+    bare = [_without_curve(panel, metrics) for panel in PANELS if not _has_curve(series_of(panel, metrics))]
+    bare = [words for words in bare if words]
+    notes += [f"Fewer than two points, so there is no curve: {'; '.join(bare)}."] if bare else []
     return " ".join(notes)
 
 
-def _headline_figure(held_out: HeldOut) -> FigureBlock | None:
+def _headline_figure(held_out: HeldOut) -> Figure | None:
     if is_measured(held_out.model(TUNED).get(ACCURACY)):
         return _interval_figure(
             _model_rows(held_out, ACCURACY, PERCENT) + _baseline_rows(held_out),
             "Preference accuracy on held-out pairs",
             "Share of pairs whose chosen answer the model prefers. Bars: 95 % intervals.",
-            unit=PERCENT,
+            is_share=True,
             chance=CHANCE,
         )
     rows = _model_rows(held_out, LOSS, NUMBER)
     caption = "Loss per token on the held-out data, lower is better. Bars: 95 % intervals."
-    return _interval_figure(rows, "Held-out loss", caption, unit=NUMBER, chance=None) if rows else None
+    return _interval_figure(rows, "Held-out loss", caption, is_share=False, chance=None) if rows else None
 
 
 def _interval_figure(
-    rows: list[IntervalRow], title: str, caption: str, *, unit: Unit, chance: float | None
-) -> FigureBlock:
+    rows: list[IntervalRow], title: str, caption: str, *, is_share: bool, chance: float | None
+) -> Figure:
     description = f"{title}: " + "; ".join(f"{row.label} {row.text}" for row in rows)
-    return FigureBlock(title, caption, interval_chart(rows, unit=unit, chance=chance, description=description))
+    return Figure(title, caption, interval_chart(rows, is_share=is_share, chance=chance, description=description))
 
 
 def _model_rows(held_out: HeldOut, key: str, unit: Unit) -> list[IntervalRow]:
     estimates = {model: held_out.model(model).get(key) for model in (TUNED, BASE)}
     return [
-        _interval_row(model.capitalize(), estimate, unit, colour=model)
+        _interval_row(model.capitalize(), estimate, unit, style=model)
         for model, estimate in estimates.items()
         if estimate is not None and is_measured(estimate)
     ]
@@ -93,48 +92,42 @@ def _baseline_rows(held_out: HeldOut) -> list[IntervalRow]:
     }
     best = sorted(known, key=lambda label: -known[label].value)[:1]
     return [
-        _interval_row(label.capitalize(), known[label], PERCENT, colour="muted", is_baseline=True) for label in best
+        _interval_row(label.capitalize(), known[label], PERCENT, style="muted", is_baseline=True) for label in best
     ]
 
 
-def _interval_row(
-    label: str, estimate: Estimate, unit: Unit, *, colour: str, is_baseline: bool = False
-) -> IntervalRow:
+def _interval_row(label: str, estimate: Estimate, unit: Unit, *, style: str, is_baseline: bool = False) -> IntervalRow:
     shown = cell(estimate, unit)
     text = f"{shown.value}  ({shown.interval})" if shown.interval else shown.value
-    return IntervalRow(label, estimate.value, interval(estimate), text, colour, is_baseline)
+    return IntervalRow(label, estimate.value, interval(estimate), text, style, is_baseline)
 
 
-def _margin_figure(pairs: list[dict[str, Any]]) -> FigureBlock | None:
+def _margin_figure(pairs: list[dict[str, Any]]) -> Figure | None:
     groups = {"base": _finite(pairs, "base_margin"), "tuned": _finite(pairs, "tuned_margin")}
     groups = {label: values for label, values in groups.items() if values}
     if not groups:
         return None
     svg = histogram(
         groups,
-        {"base": "base", "tuned": "tuned"},
-        name="margins",
         x_label="average log-prob, chosen - rejected (nats per token)",
         description="Histogram of margins per held-out pair, base and tuned. " + _sides(groups),
-        width=WIDE,
+        width=WIDTH,
     )
     caption = f"Right of zero the model prefers the chosen answer. {_sides(groups)}{_outliers(groups)}"
-    return FigureBlock("Margin per held-out pair", caption, svg, tuple(groups))
+    return Figure("Margin per held-out pair", caption, svg, tuple(groups))
 
 
-def _reward_figure(pairs: list[dict[str, Any]]) -> FigureBlock | None:
+def _reward_figure(pairs: list[dict[str, Any]]) -> Figure | None:
     values = _finite(pairs, "reward_margin")
     if not values:
         return None
     svg = histogram(
         {"tuned": values},
-        {"tuned": "tuned"},
-        name="reward-margins",
         x_label="reward, chosen - rejected",
         description="Histogram of reward margins per held-out pair. " + _sides({"tuned": values}),
         width=NARROW,
     )
-    return FigureBlock("Reward margin per held-out pair", f"After training.{_outliers({'tuned': values})}", svg)
+    return Figure("Reward margin per held-out pair", f"After training.{_outliers({'tuned': values})}", svg)
 
 
 def _sides(groups: dict[str, list[float]]) -> str:
@@ -157,15 +150,54 @@ def _finite(pairs: list[dict[str, Any]], key: str) -> list[float]:
     return [float(value) for value in values if value is not None and math.isfinite(value)]
 
 
-def _curve_figure(panel: Panel, metrics: list[dict[str, Any]]) -> FigureBlock | None:
+def _curve_figure(panel: Panel, metrics: list[dict[str, Any]]) -> Figure | None:
     lines = series_of(panel, metrics)
-    if not lines:
+    if not _has_curve(lines):
         return None
-    ends = "; ".join(
-        f"{'held-out' if line.is_held_out else 'train'} {line.label} {line.values[0]:.3g} to {line.values[-1]:.3g}"
-        for line in lines
+    ends = "; ".join(f"{line.name} {line.values[0]:.3g} to {line.values[-1]:.3g}" for line in lines)
+    notes = [note for note in (panel.hint, _not_drawn(panel, metrics)) if note]
+    return Figure(panel.title, "; ".join(notes), _curve_chart(panel, lines, description=f"{panel.title}: {ends}"))
+
+
+def _has_curve(lines: list[Series]) -> bool:
+    """Whether there is more to draw than points."""
+    return any(len(line.values) > 1 for line in lines)
+
+
+def _without_curve(panel: Panel, metrics: list[dict[str, Any]]) -> str:
+    """The panel's title, and what it was logged as; empty if it was not logged."""
+    points = [f"{line.name} {number(line.values[0])}" for line in series_of(panel, metrics)]
+    said = [note for note in (*points, _not_drawn(panel, metrics)) if note]
+    return f"{panel.title} ({', '.join(said)})" if said else ""
+
+
+def _not_drawn(panel: Panel, metrics: list[dict[str, Any]]) -> str:
+    missing = num_not_finite(panel, metrics)
+    return f"{count(missing)} values that are not finite are not drawn" if missing else ""
+
+
+def _curve_chart(panel: Panel, lines: list[Series], *, description: str) -> str:
+    """Training (thin) and held-out (thick) over steps, each labelled at its end."""
+    values = [value for line in lines for value in line.values]
+    values += [] if panel.baseline is None else [panel.baseline]
+    y_range = (min(0.45, *values) - 0.02, 1.02) if panel.is_share else with_air(min(values), max(values))
+    has_held_out = any(line.is_held_out for line in lines)
+    labelled = [line for line in lines if line.is_held_out or len(panel.metrics) == 1 or not has_held_out]
+    return line_chart(
+        CURVE_BOX,
+        [
+            Line(
+                f"{line.style} {'held_out' if line.is_held_out else 'train'}",
+                line.values,
+                {"steps": line.steps},
+                has_dots=line.is_held_out and len(line.values) <= MAX_DOTS,
+            )
+            for line in lines
+        ],
+        [Label(line.label, line.values[-1], line.style) for line in labelled],
+        axes={"steps": "step"},
+        y_range=y_range,
+        is_share=panel.is_share,
+        baseline=panel.baseline,
+        description=description,
     )
-    notes = [panel.hint]
-    if missing := num_not_finite(panel, metrics):
-        notes.append(f"{count(missing)} values that are not finite are not drawn")
-    return FigureBlock(panel.title, "; ".join(notes), curve_chart(panel, lines, description=f"{panel.title}: {ends}"))

@@ -7,9 +7,10 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from prefopt.evaluation.report import Report
+from prefopt.process.terminal import REPLACEMENT
 from prefopt.reports import facts, sections
 from prefopt.reports.figures import curve_note, result_figures, training_figures
 from prefopt.reports.glossary import terms_for
@@ -21,7 +22,6 @@ LEVELS = {"good": "Good", "info": "Note", "warning": "Warning", "bad": "Bad"}
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SURROGATES = re.compile(r"[\ud800-\udfff]")
-REPLACEMENT = "\ufffd"
 
 
 def render_report(
@@ -52,9 +52,9 @@ def render_report(
     if read_phases is not None:
         report.phases = shown.phases = written["phases"] = read_phases()
     content = {**_content(shown), "terms": terms_for(written)}
-    environment = _environment()
-    html = environment.get_template("report.html.j2").render(content, **charts, curve_note=curve_note(metrics))
-    markdown = environment.get_template("report.md.j2").render(content)
+    templates = environment("prefopt.reports")
+    html = templates.get_template("report.html.j2").render(content, **charts, curve_note=curve_note(metrics))
+    markdown = templates.get_template("report.md.j2").render(content)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", written)
     write_text(folder / "report.md", markdown)
@@ -88,25 +88,33 @@ def _answers(sample: dict[str, str | None]) -> list[tuple[str, str, str]]:
     return [(titles.get(name, name.capitalize()), name, text) for name, text in sample.items() if text is not None]
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("prefopt.reports"),
+def environment(*packages: str, clean: Callable[[str], str] | None = None) -> Environment:
+    """What fills the templates of `packages`, with every text as it is shown: escaped, and nothing in it acts.
+
+    Args:
+        packages: In each of them are `templates/`; the first one that has a name gives it.
+        clean: What makes a text harmless; unset: control characters are made visible, and lines stay lines.
+    """
+
+    def finalize(value: Any) -> Any:
+        return (clean or _printable)(value) if type(value) is str else value
+
+    made = Environment(
+        loader=ChoiceLoader([PackageLoader(package) for package in packages]),
         autoescape=select_autoescape(enabled_extensions=("html.j2",), default=False),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        finalize=_printable,
+        finalize=finalize,
     )
-    environment.filters["markdown"] = _markdown
-    environment.filters["fenced"] = _fenced
-    environment.filters["unbroken"] = _unbroken
-    return environment
+    made.filters |= {"markdown": _markdown, "fenced": _fenced, "unbroken": _unbroken}
+    return made
 
 
-def _printable(value: Any) -> Any:
+def _printable(text: str) -> str:
     """Makes control characters of model output visible: they are invalid in HTML and act on a terminal."""
-    return CONTROL_CHARACTERS.sub(REPLACEMENT, value) if type(value) is str else value
+    return CONTROL_CHARACTERS.sub(REPLACEMENT, text)
 
 
 def _markdown(text: str) -> str:

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.config.load import differences, fingerprint, has_grown, to_yaml
-from prefopt.runs.settings import read_config
-from prefopt.distributed.group import on_main
-from prefopt.runs.lock import RunLock
-from prefopt.process.errors import FULL, OF_THE_MACHINE, EndedError, UserError, describe, explained
-from prefopt.storage.files import PARTIAL, overwrite_in_place, write_json, write_text
-from prefopt.process.paths import expand
-from prefopt.runs.files import PROVENANCE, STATUS, WORK, read_run_file, read_steps
 from prefopt.config.schema import TrainConfig
-from prefopt.runs.changes import find_changed_input, find_changed_versions, with_earlier
+from prefopt.distributed.group import on_main
+from prefopt.process.errors import FULL, OF_THE_MACHINE, EndedError, UserError, describe, explained
 from prefopt.process.output import ERRORS, OUTPUT
+from prefopt.process.paths import expand
+from prefopt.runs.changes import find_changed_input, find_changed_versions, with_earlier
+from prefopt.runs.files import PROVENANCE, STATUS, WORK, read_run_file, read_steps
+from prefopt.runs.lock import RunLock
+from prefopt.runs.settings import read_config
+from prefopt.storage.files import PARTIAL, overwrite_in_place, write_json, write_text
 
 logger = logging.getLogger(__name__)
 

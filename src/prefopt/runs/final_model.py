@@ -8,19 +8,19 @@ version left it, or whoever has edited the model took it away.
 import json
 import logging
 import shlex
-from prefopt.storage import sealed
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
 from prefopt.distributed import checkpoint as on_disk
-from prefopt.distributed.checkpoint import DAMAGED_PREFIX, MANIFEST
-from prefopt.storage.sealed import Digests
+from prefopt.distributed.checkpoint import DAMAGED_PREFIX
 from prefopt.distributed.group import barrier, gather, on_main
-from prefopt.process.ranks import rank, world_size
 from prefopt.process.errors import UserError
-from prefopt.storage.files import copy_file, write_json
+from prefopt.process.ranks import rank, world_size
 from prefopt.runs.directory import RunDirectory
+from prefopt.storage import sealed
+from prefopt.storage.files import copy_file, write_json
+from prefopt.storage.sealed import MANIFEST, Digests
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ STATE_FILES = (
     "latest",
     "zero_to_*.py",
     on_disk.TRAINER_STATE,
-    on_disk.MANIFEST,
+    MANIFEST,
     on_disk.COMPLETE,
 )
 """What a checkpoint holds beside the model."""
@@ -67,10 +67,7 @@ def copy_model(checkpoint: Path, folder: Path, *, with_code: bool) -> Digests:
 def seal_model(aside: Path, model: Path, digests: Digests) -> None:
     """Makes a written folder, whose files are on the disk, the final model."""
     write_json(aside / MANIFEST, {"format": FORMAT, "files": dict(sorted(digests.items()))})
-    for folder in {aside, *((aside / name).parent for name in digests)}:
-        sealed.bring_to_disk(folder)
-    aside.rename(model)
-    sealed.bring_to_disk(model.parent)
+    sealed.publish(aside, model, digests)
 
 
 def is_sealed(model: Path) -> bool:

@@ -21,9 +21,9 @@ from glob import escape
 from pathlib import Path
 from types import TracebackType
 
-from prefopt.storage.lock_file import SILENT_AFTER_S, Holder, LockFile, create, lock_path, read
 from prefopt.process.errors import UserError
 from prefopt.storage.files import PARTIAL, write_bytes
+from prefopt.storage.lock_file import SILENT_AFTER_S, Holder, LockFile, create, lock_path, read
 
 logger = logging.getLogger(__name__)
 

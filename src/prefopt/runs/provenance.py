@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from prefopt.process.ranks import world_size
 from prefopt.config.schema import TrainConfig
+from prefopt.process.ranks import world_size
 from prefopt.runs.code_state import CodeState
 
 PACKAGES = (
@@ -67,8 +67,6 @@ def _hardware() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
     return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
-
-
 
 
 def command_line(module: str, argv: list[str]) -> str:

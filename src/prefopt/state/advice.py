@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefopt.process.terminal import quote
+from prefopt.runs.find import Group, Kind
 from prefopt.state.look import View
-from prefopt.state.records import Group, Kind, RunStatus, Word
+from prefopt.state.run_status import RunStatus, Word
 from prefopt.tracking.sessions import find_sessions
 
 RESUME = "sweep.resume=true"

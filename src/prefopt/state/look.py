@@ -1,4 +1,4 @@
-"""A look at many runs: their files first, then one question to Slurm, then a judgement of each."""
+"""A look at many runs: their files first, then one question to Slurm, then a conclusion on each."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 from prefopt.cluster.slurm import QueuedJob
 from prefopt.runs.directory import State
-from prefopt.state.facts import OVER, Facts, read_facts
-from prefopt.state.judge import judge
+from prefopt.runs.find import Group, Kind, Place
+from prefopt.runs.read import OVER, Facts, read_facts
+from prefopt.state.conclude import conclude
 from prefopt.state.progress import Progress, count_steps, read_progress, read_trainer_settings
-from prefopt.state.queue import EXECUTING, Queue, look_up
-from prefopt.state.records import Group, Kind, Place, RunStatus, Word
+from prefopt.state.queue import EXECUTING, Queue, ask_slurm
+from prefopt.state.run_status import RunStatus, Word
 from prefopt.state.wording import clean, describe_time
 
 QUIET_S = 600.0
@@ -33,7 +34,7 @@ class View:
 
 
 def look(
-    groups: Sequence[Group], *, ask: Callable[..., Queue] = look_up, clock: Callable[[], float] = time.time
+    groups: Sequence[Group], *, ask: Callable[..., Queue] = ask_slurm, clock: Callable[[], float] = time.time
 ) -> View:
     """Says what state runs are in; writes nothing.
 
@@ -52,20 +53,20 @@ def look(
 
 def _describe(place: Place, facts: Facts, queue: Queue, clock: Callable[[], float]) -> RunStatus:
     queued = queue.jobs.get(place.job.id) if place.job is not None else None
-    judgement = judge(facts, place.job, queued)
+    conclusion = conclude(facts, place.job, queued)
     for _ in range(SECOND_LOOKS):
-        if judgement.word is not Word.killed:
+        if conclusion.word is not Word.killed:
             break
         facts = read_facts(place)
-        judgement = judge(facts, place.job, queued)
+        conclusion = conclude(facts, place.job, queued)
     status = RunStatus(
         place,
-        judgement.word,
-        clean(judgement.why),
+        conclusion.word,
+        clean(conclusion.why),
         attempts=facts.attempts,
         log=facts.log,
         queue=queued.state if queued is not None else None,
-        is_live=judgement.is_live,
+        is_live=conclusion.is_live,
     )
     doing = ""
     if facts.state is not None and place.kind is not Kind.reference:

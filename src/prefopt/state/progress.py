@@ -10,7 +10,8 @@ from typing import Any
 
 from prefopt.distributed.checkpoint import TRAINER_STATE, list_complete
 from prefopt.runs.directory import RunDirectory
-from prefopt.state.tail import as_count, as_number, read_end, read_last
+from prefopt.runs.files import is_count, is_number
+from prefopt.storage.files import read_end, read_last
 
 STATE_BYTES = 1 << 14
 """The end of trainer_state.json, behind its log of all steps, that holds `max_steps`."""
@@ -56,12 +57,12 @@ def read_progress(run: RunDirectory, now: float) -> Progress | None:
         age_s = max(0.0, now - os.stat(run.metrics).st_mtime)
     except OSError:
         age_s = 0.0
-    return Progress(line["step"], as_number(line["time_s"]) or 0.0, as_number(line.get("loss")), age_s)
+    loss: Any = line.get("loss")
+    return Progress(line["step"], float(line["time_s"]), float(loss) if is_number(loss) else None, age_s)
 
 
 def _is_training(line: dict[str, Any]) -> bool:
-    is_whole = as_count(line.get("step")) is not None and as_number(line.get("time_s")) is not None
-    return is_whole and "split" not in line
+    return is_count(line.get("step")) and is_number(line.get("time_s")) and "split" not in line
 
 
 def read_trainer_settings(run: RunDirectory) -> dict[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from prefopt.cluster.planning import WAITING_OR_RUNNING
 from prefopt.cluster.slurm import TIMEOUT_S, QueuedJob, find_queued
 from prefopt.process.errors import UserError
-from prefopt.state.records import Submitted
+from prefopt.runs.jobs import Submitted
 
 EXECUTING = frozenset({"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"})
 """Of a job that has nodes."""
@@ -49,7 +49,7 @@ def find_ended(jobs: Sequence[str]) -> list[QueuedJob]:
     return [job for job in ended if job.state not in EXECUTING | WAITING]  # these are squeue's to tell
 
 
-def look_up(
+def ask_slurm(
     jobs: Iterable[Submitted], open_jobs: Iterable[Submitted], *, queued: Ask = find_queued, ended: Ask = find_ended
 ) -> Queue:
     """Asks squeue once and, if it does not know a job of a run that is not done, sacct once.

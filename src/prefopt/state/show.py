@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from prefopt.process.terminal import quote
+from prefopt.runs.find import Group, Kind
 from prefopt.state.advice import Advice
 from prefopt.state.look import View
-from prefopt.state.records import OVER, Group, Kind, RunStatus, Word
+from prefopt.state.run_status import OVER, RunStatus, Word
 from prefopt.state.wording import clean, clean_name, describe_time
 
 MANY = 20

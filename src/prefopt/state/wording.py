@@ -1,7 +1,7 @@
 """Names, words of logs and times, each on one line."""
 
 from prefopt.process.terminal import REPLACEMENT, UNPRINTABLE
-from prefopt.state.tail import ANSI
+from prefopt.state.logs import ANSI
 
 
 def clean(text: str) -> str:

@@ -11,7 +11,8 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
-from prefopt.storage.sealed import Digests, bring_to_disk, digest
+from prefopt.storage.files import bring_to_disk
+from prefopt.storage.sealed import Digests, digest
 
 BLOCK_BYTES = 2**20
 """Blocks from this size on are hashed by another thread while they are written."""

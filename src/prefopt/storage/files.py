@@ -1,5 +1,6 @@
 """Writing files so that a reader sees the old content or the new, never a part."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,12 +9,16 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from prefopt.process.errors import UserError, explained
 
 COPY_BYTES = 2**30
 """What the system is asked to copy in one call."""
+NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EACCES})
+"""What a file system answers that cannot bring names to the disk, or a folder that may be written but not listed."""
+TAIL_BYTES = (1 << 12, 1 << 16)
+"""How far back a file is read for its last line: the second only where the first was not enough."""
 PARTIAL = ".partial"
 """Ending of a file that is being written."""
 
@@ -32,9 +37,27 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        bring_to_disk(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def bring_to_disk(path: Path) -> None:
+    """Returns when what was written to a file, or the names in a folder, would survive a loss of power.
+
+    Raises:
+        OSError: It would not. Some network file systems know nothing of the kind for folders: that is no error.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FSYNC or not path.is_dir():
+            raise
 
 
 def hash_file(path: Path) -> str:
@@ -107,12 +130,40 @@ def _refuse_constant(name: str) -> None:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Adds one object to a JSON-lines file; a last line cut by a kill is removed first."""
+    """Adds one object to a JSON-lines file, as `append_text`, and makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+    append_text(path, json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def append_text(path: Path, lines: str) -> None:
+    """Adds whole lines to a file, on disk before it returns; a last line cut by a kill is removed first.
+
+    Raises:
+        OSError: They could not be written; the file is as it was, but for that last line.
+    """
+    content = lines.encode("utf-8")
+    with path.open("a+b", buffering=0) as file:
+        end = _end_of_last_line(file)
+        try:
+            file.truncate(end)
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError as error:
+            file.truncate(end)
+            raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _end_of_last_line(file: IO[bytes]) -> int:
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - TAIL_BYTES[0])
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def read_lines(
@@ -142,6 +193,51 @@ def read_lines(
         if wrong is not None:
             raise _refuse_line(path, number, wrong)
         yield value
+
+
+def read_objects(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file without the lines that are damaged; empty if there is no such file."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return []
+    return [value for line in content.split(b"\n") if (value := _parse(line)) is not None]
+
+
+def read_last(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+    """The last object of a JSON-lines file that is wanted; None if there is none near its end."""
+    for size in TAIL_BYTES:
+        content, is_whole = read_end(path, size)
+        for line in reversed(content.split(b"\n")):
+            value = _parse(line)
+            if value is not None and wanted(value):
+                return value
+        if is_whole:
+            break
+    return None
+
+
+def read_end(path: Path, num_bytes: int) -> tuple[bytes, bool]:
+    """The last `num_bytes` of a file, and whether that is all of it; empty if it cannot be read.
+
+    What is not all of a file begins after its first line break: the line before it may be cut.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            start = max(0, os.fstat(file.fileno()).st_size - num_bytes)
+            file.seek(start)
+            content = file.read()
+    except OSError:
+        return b"", True
+    return (content.partition(b"\n")[2], False) if start else (content, True)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line) if line else None
+    except ValueError:  # cut off, damaged, or no UTF-8
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _refuse_line(path: Path, number: int, why: str) -> UserError:

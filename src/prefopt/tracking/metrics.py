@@ -1,11 +1,11 @@
 """metrics.jsonl: one JSON object per log event, the source of truth for every comparison."""
 
-import errno
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any, Protocol
+
+from prefopt.storage.files import append_text
 
 TIMES = ("time_s", "training_s")
 """The keys of a record that no two runs have in common."""
@@ -48,14 +48,5 @@ class MetricsLog:
         """Writes what could not be written before; raises as `write`."""
         if not self._waiting:
             return
-        with self._path.open("ab", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            try:
-                content = "".join(self._waiting).encode("utf-8")
-                if file.write(content) != len(content):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(file.fileno())
-            except OSError as error:
-                file.truncate(size)
-                raise OSError(error.errno, error.strerror, str(self._path)) from error
+        append_text(self._path, "".join(self._waiting))
         self._waiting.clear()

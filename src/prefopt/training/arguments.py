@@ -7,62 +7,27 @@ import torch
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
-from trl import DPOConfig, SFTConfig
 
-from prefopt.config.choices import Precision, ReferenceMode
+from prefopt.config.choices import Precision
 from prefopt.config.extra import named_as_installed
-from prefopt.config.schema import DPOAlgorithmConfig, SFTAlgorithmConfig, TrainConfig
+from prefopt.config.schema import TrainConfig
+from prefopt.config.step_size import StepSize
 from prefopt.distributed.deepspeed import build_deepspeed
 from prefopt.process.errors import UserError, shorten
 from prefopt.process.ranks import is_launched
 from prefopt.runs.directory import RunDirectory
-from prefopt.training.batches import StepSize
+from prefopt.training.algorithm import Algorithm
 from prefopt.training.extra import check_values
 
 
-def build_dpo_arguments(config: TrainConfig, run: RunDirectory, size: StepSize) -> Any:
-    """TRL's DPOConfig for this run."""
-    algorithm = config.algorithm
-    assert isinstance(algorithm, DPOAlgorithmConfig)
-    return _build(
-        DPOConfig,
-        config,
-        run,
-        size,
-        beta=algorithm.beta,
-        loss_type=algorithm.loss_types,
-        loss_weights=algorithm.loss_weights,
-        label_smoothing=algorithm.label_smoothing,
-        ld_alpha=algorithm.ld_alpha,
-        f_divergence_type=algorithm.f_divergence_type.value,
-        f_alpha_divergence_coef=algorithm.f_alpha_divergence_coef,
-        use_weighting=algorithm.use_weighting,
-        discopop_tau=algorithm.discopop_tau,
-        sync_ref_model=algorithm.sync_ref_model,
-        ref_model_mixup_alpha=algorithm.ref_model_mixup_alpha,
-        ref_model_sync_steps=algorithm.ref_model_sync_steps,
-        max_length=None,  # cut, counted and reported when tokenised
-        precompute_ref_log_probs=config.reference.mode is not ReferenceMode.live,
-    )
+def build_arguments(algorithm: Algorithm, config: TrainConfig, run: RunDirectory, size: StepSize) -> Any:
+    """TRL's training arguments for this run.
 
-
-def build_sft_arguments(config: TrainConfig, run: RunDirectory, size: StepSize) -> Any:
-    """TRL's SFTConfig for this run; rows come with their labels, so TRL prepares nothing."""
-    algorithm = config.algorithm
-    assert isinstance(algorithm, SFTAlgorithmConfig)
-    return _build(
-        SFTConfig,
-        config,
-        run,
-        size,
-        loss_type=algorithm.loss_type.value,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-    )
-
-
-def _build(kind: type[Any], config: TrainConfig, run: RunDirectory, size: StepSize, **specific: Any) -> Any:
-    ours = {**_common(config, run, size), **specific}
+    Raises:
+        UserError: Values that TRL or transformers refuse.
+    """
+    kind = algorithm.trl_config
+    ours = {**_common(config, run, size), **algorithm.trl_fields(config)}
     check_values(kind, config.trainer)
     _check_names(config)
     try:
@@ -108,6 +73,7 @@ def _common(config: TrainConfig, run: RunDirectory, size: StepSize) -> dict[str,
     return {
         "output_dir": str(run.checkpoints),
         "seed": config.run.seed,
+        "max_length": None,  # cut, counted and reported when tokenised
         "per_device_train_batch_size": size.per_device,
         "per_device_eval_batch_size": config.evaluation.batch_size,
         "gradient_accumulation_steps": size.accumulation,

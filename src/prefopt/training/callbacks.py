@@ -132,9 +132,9 @@ SHOWN = (
 
 
 def _numbers(record: dict[str, Any]) -> str:
-    is_dpo = "rewards/accuracies" in record
+    has_rewards = "rewards/accuracies" in record
     parts = []
     for key, label, digits in SHOWN:
-        if key in record and not (is_dpo and key == "mean_token_accuracy"):
+        if key in record and not (has_rewards and key == "mean_token_accuracy"):
             parts.append(f"{label} {format(record[key], digits)}")
     return "  ".join(parts)

@@ -1,4 +1,7 @@
-"""Charts as SVG text that takes its colours from the page's CSS: scales, ticks, compact paths."""
+"""The parts of every chart, as SVG text: scales, ticks, axes, marks, compact paths.
+
+A chart takes its colours and its font from `templates/charts.css`: `--c` is the colour of what an element shows.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -6,29 +9,10 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-from prefopt.comparison.wording import clean
+from prefopt.process.terminal import one_line
 
 FINE = 10
 """Paths are drawn in tenths of a pixel, as whole numbers: half the size of decimals, and no visible rounding."""
-NUM_COLOURS = 5
-NUM_BEST = 2 * NUM_COLOURS
-"""Rows that are drawn in colour: five colours, solid and dashed, so that no two look alike to any eye."""
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """The plot area of a chart of `width` x `height`, in pixels."""
-
-    width: int
-    height: int
-    left: int
-    right: int
-    top: int
-    bottom: int
-
-    @property
-    def inner(self) -> tuple[int, int]:
-        return self.width - self.left - self.right, self.height - self.top - self.bottom
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +42,47 @@ class Scale:
         return [shift + slope * value for value in values]
 
 
-def look(index: int) -> str:
-    """CSS classes of the row at this place of the ranking; of those behind the best ones they are the same."""
-    if index >= NUM_BEST:
-        return "rest"
-    return f"best k{index % NUM_COLOURS}" + (" dashed" if index >= NUM_COLOURS else "")
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A chart of `width` x `height` pixels; the four others are its margins around the plot area."""
+
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+    @property
+    def inner(self) -> tuple[int, int]:
+        """Width and height of the plot area."""
+        return self.width - self.left - self.right, self.height - self.top - self.bottom
+
+    def x(self, low: float, high: float) -> Scale:
+        """From values to places across the plot area."""
+        return Scale(low, high, self.left, self.width - self.right)
+
+    def y(self, low: float, high: float) -> Scale:
+        """From values to places up the plot area."""
+        return Scale(low, high, self.height - self.bottom, self.top)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A chart ready for a page; `svg` is markup made here, in which every word of a run is escaped."""
+
+    title: str
+    caption: str
+    svg: str
+    keys: tuple[str, ...] = ()
+    """Names of the groups, each also the CSS class of its colour; empty where the chart says it itself."""
+    style: str = ""
+    """CSS classes."""
 
 
 def text(x: float, y: float, content: str, *, anchor: str = "middle", style: str = "tick") -> str:
     """An SVG text; whatever `content` holds stays text."""
-    shown = escape(clean(content))
+    shown = escape(one_line(content))
     return f'<text x="{x:.5g}" y="{y:.5g}" text-anchor="{anchor}" class="{style}">{shown}</text>'
 
 
@@ -75,9 +90,44 @@ def line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
     return f'<line x1="{x1:.5g}" y1="{y1:.5g}" x2="{x2:.5g}" y2="{y2:.5g}" class="{style}"/>'
 
 
+def of_row(row: int | None) -> str:
+    """The attribute by which a page's script finds what belongs to a row of a ranking."""
+    return "" if row is None else f' data-g="{row}"'
+
+
+def circle(x: float, y: float, radius: float, style: str, row: int | None = None) -> str:
+    return f'<circle class="{style}"{of_row(row)} cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"/>'
+
+
+def diamond(x: float, y: float, radius: int, style: str) -> str:
+    r = radius
+    return f'<path class="{style}" d="M{x:.1f} {y - r:.1f}l{r} {r}-{r} {r}-{r}-{r}z"/>'
+
+
+def group(style: str, content: str, row: int | None = None) -> str:
+    """`content` in the colour of `style`."""
+    return f'<g class="{style}"{of_row(row)}>{content}</g>'
+
+
+def y_axis(box: Box, y: Scale, marks: Iterable[float], *, is_share: bool = False) -> list[str]:
+    """A line across the plot area at each of `marks`, with its label on the left."""
+    parts = []
+    for mark in marks:
+        parts.append(line(box.left, y(mark), box.width - box.right, y(mark), "grid"))
+        parts.append(text(box.left - 7, y(mark) + 4, tick_text(mark, is_share=is_share), anchor="end"))
+    return parts
+
+
+def x_axis(box: Box, x: Scale, marks: Iterable[float], title: str, *, is_share: bool = False) -> list[str]:
+    """A label below the plot area at each of `marks`, and what they count."""
+    bottom = box.height - box.bottom
+    parts = [text(x(mark), bottom + 17, tick_text(mark, is_share=is_share)) for mark in marks]
+    return [*parts, text(box.left + box.inner[0] / 2, bottom + 34, title)] if title else parts
+
+
 def svg(box: Box, parts: Iterable[str], *, description: str) -> str:
     """The whole chart; `description` is what a screen reader says."""
-    label = escape(clean(description))
+    label = escape(one_line(description))
     return (
         f'<svg role="img" aria-label="{label}" viewBox="0 0 {box.width} {box.height}">\n'
         + "\n".join(parts)
@@ -86,7 +136,7 @@ def svg(box: Box, parts: Iterable[str], *, description: str) -> str:
 
 
 def plot_area(box: Box, parts: Iterable[str]) -> str:
-    """A window over the plot area that cuts off what is beyond, with `FINE` units per pixel and y downwards."""
+    """The plot area with `FINE` units per pixel and y downwards; a page's style may cut off what is beyond it."""
     width, height = box.inner
     return (
         f'<svg class="plot" x="{box.left}" y="{box.top}" width="{width}" height="{height}" '
@@ -146,6 +196,11 @@ def robust_range(values: Sequence[float]) -> tuple[float, float]:
     if high - low > 3 * (inner_high - inner_low) > 0:
         low = max(low, inner_low - 0.25 * (inner_high - inner_low))
         high = min(high, inner_high + 0.25 * (inner_high - inner_low))
+    return with_air(low, high)
+
+
+def with_air(low: float, high: float) -> tuple[float, float]:
+    """A little more than from `low` to `high`, so that nothing is drawn upon an edge."""
     air = 0.04 * (high - low) or 0.05 * abs(high) or 0.5
     return low - air, high + air
 

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from prefopt.cluster.slurm import QueuedJob
 from prefopt.runs.directory import State
-from prefopt.state.facts import Facts
+from prefopt.runs.jobs import Submitted
+from prefopt.runs.read import Facts
+from prefopt.state.logs import find_error, find_last_line
 from prefopt.state.queue import EXECUTING, WAITING
-from prefopt.state.records import Submitted, Word
-from prefopt.state.tail import find_error, find_last_line
+from prefopt.state.run_status import Word
 from prefopt.state.wording import clean
 from prefopt.storage.lock_file import Life
 
@@ -17,7 +18,7 @@ BAD_ENDS = {State.failed: Word.failed, State.diverged: Word.diverged}
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class Conclusion:
     """The state of a run, why, and whether a process or a job is at it."""
 
     word: Word
@@ -25,7 +26,7 @@ class Judgement:
     is_live: bool = False
 
 
-def judge(facts: Facts, job: Submitted | None, queued: QueuedJob | None) -> Judgement:
+def conclude(facts: Facts, job: Submitted | None, queued: QueuedJob | None) -> Conclusion:
     """Decides what a run is said to be.
 
     Args:
@@ -34,26 +35,26 @@ def judge(facts: Facts, job: Submitted | None, queued: QueuedJob | None) -> Judg
         queued: What Slurm says of that job; None if it does not know it.
     """
     if facts.problem:
-        return Judgement(Word.damaged, facts.problem)
+        return Conclusion(Word.damaged, facts.problem)
     if _has_process(facts, queued):
-        return Judgement(Word.running, "" if facts.state is State.running else _starting(facts), is_live=True)
+        return Conclusion(Word.running, "" if facts.state is State.running else _starting(facts), is_live=True)
     if queued is not None and queued.state in WAITING:
-        return _judge_waiting(facts, queued)
+        return _conclude_waiting(facts, queued)
     if facts.state is State.done:
-        return Judgement(Word.done, "" if facts.has_result else "its model/ is gone")
+        return Conclusion(Word.done, "" if facts.has_result else "its model/ is gone")
     if facts.state is State.pruned:
-        return Judgement(Word.pruned, facts.message)
+        return Conclusion(Word.pruned, facts.message)
     if _has_stopped(facts, job):
-        return _judge_stopped(facts)
+        return _conclude_stopped(facts)
     if queued is not None and queued.state in EXECUTING:
-        return Judgement(Word.running, _between_attempts(facts), is_live=True)
+        return Conclusion(Word.running, _between_attempts(facts), is_live=True)
     if facts.state is None:
-        return _judge_without_status(facts, job, queued)
+        return _conclude_without_status(facts, job, queued)
     if facts.state is State.running:
-        return Judgement(Word.killed, _how_killed(facts, queued))
+        return Conclusion(Word.killed, _how_killed(facts, queued))
     if facts.state is State.preempted:
-        return Judgement(Word.preempted, facts.message)
-    return Judgement(BAD_ENDS[facts.state], facts.message or _error_of(facts) or _last_line_of(facts))
+        return Conclusion(Word.preempted, facts.message)
+    return Conclusion(BAD_ENDS[facts.state], facts.message or _error_of(facts) or _last_line_of(facts))
 
 
 def _has_process(facts: Facts, queued: QueuedJob | None) -> bool:
@@ -74,38 +75,38 @@ def _has_stopped(facts: Facts, job: Submitted | None) -> bool:
     return is_current and (job is None or job.time <= decision.ended)
 
 
-def _judge_stopped(facts: Facts) -> Judgement:
+def _conclude_stopped(facts: Facts) -> Conclusion:
     assert facts.decision is not None
     why = facts.decision.why
     if facts.state is State.diverged:
-        return Judgement(Word.diverged, facts.message or why)
+        return Conclusion(Word.diverged, facts.message or why)
     if facts.decision.state == "none":
-        return Judgement(Word.stopped, _error_of(facts) or why)
+        return Conclusion(Word.stopped, _error_of(facts) or why)
     error = "" if facts.message else _error_of(facts)
-    return Judgement(Word.stopped, f"{why}: {error}" if error else why)
+    return Conclusion(Word.stopped, f"{why}: {error}" if error else why)
 
 
-def _judge_waiting(facts: Facts, queued: QueuedJob) -> Judgement:
+def _conclude_waiting(facts: Facts, queued: QueuedJob) -> Conclusion:
     why = f"job {queued.id} waits" + (f" ({queued.reason})" if queued.reason not in ("", "None") else "")
     if facts.state is not None:
         why = f"{why}, {_going_on(facts)}"
-    return Judgement(Word.preempted if facts.state is State.preempted else Word.queued, why, is_live=True)
+    return Conclusion(Word.preempted if facts.state is State.preempted else Word.queued, why, is_live=True)
 
 
-def _judge_without_status(facts: Facts, job: Submitted | None, queued: QueuedJob | None) -> Judgement:
+def _conclude_without_status(facts: Facts, job: Submitted | None, queued: QueuedJob | None) -> Conclusion:
     """It has not come to writing status.json: not begun, or failed before."""
     if queued is not None and queued.state in CALLED_OFF:
-        return Judgement(Word.not_begun, f"job {queued.id}: {queued.state}")
+        return Conclusion(Word.not_begun, f"job {queued.id}: {queued.state}")
     error = _error_of(facts)
     if queued is not None:
-        return Judgement(Word.failed, f"job {queued.id}: {queued.state}" + (f", {error}" if error else ""))
+        return Conclusion(Word.failed, f"job {queued.id}: {queued.state}" + (f", {error}" if error else ""))
     if facts.lock is not None:
-        return Judgement(Word.killed, _how_killed(facts, queued))
+        return Conclusion(Word.killed, _how_killed(facts, queued))
     if error:
-        return Judgement(Word.failed, error)
+        return Conclusion(Word.failed, error)
     if job is not None:
-        return Judgement(Word.not_begun, f"Slurm does not know job {job.id} any more")
-    return Judgement(Word.not_begun, _last_line_of(facts))
+        return Conclusion(Word.not_begun, f"Slurm does not know job {job.id} any more")
+    return Conclusion(Word.not_begun, _last_line_of(facts))
 
 
 def _how_killed(facts: Facts, queued: QueuedJob | None) -> str:

@@ -1,16 +1,14 @@
-"""What the files of one run say, read in the time that a thousand runs leave for it."""
+"""What the files of a run say, whatever state it is in: never stopped by what others are writing or have damaged."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.cluster import attempts
-from prefopt.cluster.attempts import Attempt
-from prefopt.cluster.local import LOG
-from prefopt.runs.directory import RunDirectory, State
-from prefopt.state.records import Kind, Place
-from prefopt.state.tail import as_count, read_last
+from prefopt.runs.directory import State
+from prefopt.runs.files import is_count, is_text
+from prefopt.runs.find import Kind, Place
+from prefopt.runs.jobs import LOG, Attempt, read_last_attempt
 from prefopt.storage.lock_file import Sighting, look_at
 
 OVER = (State.done, State.pruned)
@@ -26,6 +24,7 @@ class Facts:
         step: The last saved step.
         attempts: How often it was begun.
         message: Why it ended early.
+        num_records: Lines that metrics.jsonl had at the last saved step; None where that was not counted.
         problem: Why status.json cannot be understood; empty as it should be.
         decision: What its job decided after the last attempt that it saw the end of.
         lock: Its lock; None if there is none, or if it is over.
@@ -37,6 +36,7 @@ class Facts:
     step: int = 0
     attempts: int = 0
     message: str = ""
+    num_records: int | None = None
     problem: str = ""
     decision: Attempt | None = None
     lock: Sighting | None = None
@@ -45,27 +45,44 @@ class Facts:
 
 
 def read_facts(place: Place) -> Facts:
-    """Reads a run; never fails of what others are writing, or of what is not there."""
+    """Reads a run in the time that a thousand runs leave for one."""
     run = place.run
-    status, problem = _read_status(run.status)
+    status, problem = read_json(run.status)
+    if status is not None and status.get("state") not in [known.value for known in State]:
+        problem = problem or f"{run.status.name} has no state that this version knows ({status.get('state')!r})"
     if problem:
         return Facts(problem=problem, log=find_log(place))
     state = State(status["state"]) if status else None
-    step, number = as_count(status.get("step")) or 0, as_count(status.get("attempts")) or 0
-    message = status.get("message")
-    message = message if isinstance(message, str) else ""
+    status = status or {}
+    step, attempts = (status[key] if is_count(status.get(key)) else 0 for key in ("step", "attempts"))
+    message = status["message"] if is_text(status.get("message")) else ""
+    num_records = status["records"] if is_count(status.get("records")) else None
     if state in OVER:
         has_result = state is State.pruned or place.kind is Kind.reference or run.model.is_dir()
-        return Facts(state, step, number, message, has_result=has_result)
+        return Facts(state, step, attempts, message, num_records, has_result=has_result)
     return Facts(
         state,
         step,
-        number,
+        attempts,
         message,
-        decision=read_decision(run),
+        num_records,
+        decision=read_last_attempt(run),
         lock=look_at(run.path),
         log=find_log(place),
     )
+
+
+def read_json(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """The object in a file, None where there is no file; or empty, and what is wrong with the file, in words."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None, ""
+    except OSError as error:
+        return {}, f"{path.name} cannot be read ({error.strerror or error})"
+    except ValueError as error:
+        return {}, f"{path.name} is damaged ({str(error).splitlines()[0]})"
+    return (value, "") if isinstance(value, dict) else ({}, f"{path.name} is damaged (not an object)")
 
 
 def find_log(place: Place) -> Path | None:
@@ -78,26 +95,3 @@ def find_log(place: Place) -> Path | None:
         except OSError:
             continue
     return max(found)[1] if found else None
-
-
-def _read_status(path: Path) -> tuple[dict[str, Any], str]:
-    """status.json, empty without one; and what is wrong with it, in words."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}, ""
-    except (OSError, ValueError) as error:
-        return {}, f"status.json cannot be read ({getattr(error, 'strerror', None) or error})"
-    state = value.get("state") if isinstance(value, dict) else None
-    if state not in [known.value for known in State]:
-        return {}, f"status.json has no state that this version knows ({state!r})"
-    return value, ""
-
-
-def read_decision(run: RunDirectory) -> Attempt | None:
-    """What the job of a run has decided after its last attempt; None without one."""
-    line = read_last(run.slurm / attempts.FILE, lambda value: "next" in value)
-    try:
-        return Attempt(**line) if line is not None else None
-    except TypeError:  # of another version
-        return None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from prefopt.runs.directory import RunDirectory
+from prefopt.runs.find import Kind, Place
 
 
 class Word(Enum):
@@ -28,69 +28,6 @@ class Word(Enum):
 
 OVER = frozenset({Word.pruned, Word.done})
 NEEDS_PERSON = frozenset({Word.failed, Word.stopped, Word.diverged, Word.killed, Word.damaged})
-
-
-class Kind(Enum):
-    """What a run is for."""
-
-    run = "run"
-    point = "point"
-    """Of a sweep."""
-    trial = "trial"
-    """Of a search, which may diverge: that is a result."""
-    reference = "reference"
-    """It computes what the points of a sweep share, and has no model of its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """The newest job of a run, as `slurm/jobs.jsonl` has it.
-
-    Attributes:
-        id: Slurm's id, with the task's index for an array.
-        log: Where it writes, there or not.
-        time: When it was submitted, ISO 8601 in UTC.
-        command: What submitted it; None if that was not recorded.
-    """
-
-    id: str
-    log: Path
-    time: str
-    command: str | None = None
-
-    @property
-    def number(self) -> str:
-        """The id of the whole array."""
-        return self.id.split("_")[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A run to look at; a point of a sweep need not have begun. `name` is unique in its group."""
-
-    run: RunDirectory
-    name: str
-    kind: Kind
-    job: Submitted | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Runs that are shown together.
-
-    Attributes:
-        title: For people.
-        path: The sweep or folder that holds them; None for runs that were named one by one.
-        is_sweep: The runs are points of one sweep, which one command resumes.
-        places: The runs.
-        command: What submitted the sweep; None if that was not recorded.
-    """
-
-    title: str
-    path: Path | None
-    is_sweep: bool
-    places: list[Place]
-    command: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,254 @@
+"""What can be optimised: one schema per algorithm, with all that is known of it before torch is loaded.
+
+What needs torch (TRL's trainer, its arguments, and what prefopt changes of it) is in `prefopt.algorithms`, in the
+module of the same name. A further algorithm is a member of `AlgorithmName` and a schema here, a module there, and a
+file in `conf/algorithm/`.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from omegaconf import MISSING
+
+from prefopt.config.choices import (
+    F_DIVERGENCE_LOSS_TYPES,
+    LOSS_TYPES,
+    WHOLE_BATCH_LOSSES,
+    FDivergence,
+    LossOn,
+    PeftMethod,
+    ReferenceMode,
+    SFTLoss,
+)
+from prefopt.config.ranges import require
+from prefopt.process.errors import shorten
+
+if TYPE_CHECKING:
+    from prefopt.config.schema import TrainConfig
+
+Kind = Literal["preference", "sft"]
+"""What a row of data is: a preference pair, or a demonstration."""
+
+
+class AlgorithmName(Enum):
+    sft = "sft"
+    dpo = "dpo"
+
+
+@dataclass(kw_only=True)
+class AlgorithmConfig:
+    """What is optimised. `algorithm=sft` and `algorithm=dpo` bring their own fields.
+
+    Attributes:
+        rows: What it trains on.
+        has_reference: Its loss compares the policy with a reference model.
+        learning_rates: Defaults of `optim.learning_rate`: for all weights, and for adapters.
+        held_out_metrics: What its held-out evaluations on the way measure, under TRL's names.
+        own_fields: Fields of TRL's configuration that `trainer.extra` takes for this algorithm alone, with the reason
+            that is given where another algorithm is trained.
+    """
+
+    rows: ClassVar[Kind]
+    has_reference: ClassVar[bool]
+    learning_rates: ClassVar[tuple[float, float]]
+    held_out_metrics: ClassVar[tuple[str, ...]]
+    own_fields: ClassVar[dict[str, str]]
+
+    name: AlgorithmName = MISSING
+    """Set by the chosen option."""
+
+    @property
+    def trains_pairs(self) -> bool:
+        """True if it trains on preference pairs."""
+        return self.rows == "preference"
+
+    @property
+    def trained_tokens(self) -> LossOn:
+        """Which tokens of a row are trained."""
+        return LossOn.completions
+
+    @property
+    def reward_scale(self) -> float | None:
+        """What the log-ratio of policy and reference is multiplied with to be a reward; None: there are no rewards."""
+        return None
+
+    @property
+    def whole_batch_losses(self) -> list[str]:
+        """The chosen losses that look at the rows of a forward as a whole: dividing a step otherwise changes them."""
+        return []
+
+    def check(self, config: "TrainConfig") -> None:
+        """Checks what this algorithm needs of the other settings.
+
+        Raises:
+            UserError: With the settings to change.
+        """
+
+    def settings_that_are_read(self) -> dict[str, bool]:
+        """For each setting that depends on others of the algorithm, whether they make anything read it."""
+        return {}
+
+
+@dataclass(kw_only=True)
+class SFTAlgorithmConfig(AlgorithmConfig):
+    """Supervised fine-tuning through TRL's SFTTrainer."""
+
+    rows = "sft"
+    has_reference = False
+    learning_rates = (2e-5, 2e-4)
+    held_out_metrics = ("loss", "mean_token_accuracy")
+    own_fields: ClassVar[dict[str, str]] = {"pad_to_multiple_of": "prefopt pads pairs itself"}
+
+    name: AlgorithmName = AlgorithmName.sft
+    """Set by the chosen option."""
+    loss_type: SFTLoss = SFTLoss.nll
+    """nll: cross-entropy. dft: dynamic fine-tuning (arXiv 2508.05629)."""
+    loss_on: LossOn = LossOn.completions
+    """Train on the assistant's tokens alone, or on every token. Plain `text` rows are always trained whole."""
+
+    @property
+    def trained_tokens(self) -> LossOn:
+        return self.loss_on
+
+
+@dataclass(kw_only=True)
+class DPOAlgorithmConfig(AlgorithmConfig):
+    """Direct preference optimisation (arXiv 2305.18290) and its relatives through TRL's DPOTrainer."""
+
+    rows = "preference"
+    has_reference = True
+    learning_rates = (1e-6, 1e-5)
+    held_out_metrics = (
+        "loss", "preference_accuracy", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins",
+        "logps/chosen", "logps/rejected",
+    )  # fmt: skip
+    own_fields: ClassVar[dict[str, str]] = {"disable_dropout": "TRL leaves dropout on in SFT"}
+
+    name: AlgorithmName = AlgorithmName.dpo
+    """Set by the chosen option."""
+    loss_type: Any = "sigmoid"
+    """One of TRL's losses, or a list of them (summed with `loss_weights`)."""
+    loss_weights: list[float] | None = None
+    """One weight per loss; default 1 for each."""
+    beta: float = 0.1
+    """Strength of the pull to the reference, > 0: higher stays closer. For IPO this is tau."""
+    label_smoothing: float = 0.0
+    """Assumed share of flipped labels, in [0, 0.5): for `robust`, `exo_pair`, `aot` and `aot_unpaired`."""
+    ld_alpha: float | None = None
+    """LD-DPO: weight in [0, 1] of the tokens beyond the shorter completion's length. Unset: 1."""
+    f_divergence_type: FDivergence = FDivergence.reverse_kl
+    """Divergence that regularises the policy (f-DPO)."""
+    f_alpha_divergence_coef: float = 0.5
+    """Alpha of `alpha_divergence`."""
+    use_weighting: bool = False
+    """WPO: weigh pairs by the policy's own probability of them."""
+    discopop_tau: float = 0.05
+    """Temperature of the `discopop` loss."""
+    sync_ref_model: bool = False
+    """TR-DPO: let the reference follow the policy."""
+    ref_model_mixup_alpha: float = 0.6
+    """TR-DPO: share of the policy in the new reference."""
+    ref_model_sync_steps: int = 512
+    """TR-DPO: optimizer steps between two updates of the reference."""
+
+    @property
+    def loss_types(self) -> list[str]:
+        """`loss_type` as a list."""
+        return [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+
+    @property
+    def reward_scale(self) -> float | None:
+        return self.beta
+
+    @property
+    def whole_batch_losses(self) -> list[str]:
+        return sorted(set(self.loss_types) & WHOLE_BATCH_LOSSES)
+
+    def __post_init__(self) -> None:
+        found = shorten(repr(self.loss_type))
+        require(
+            isinstance(self.loss_type, str | list), f"algorithm.loss_type: must be a loss or a list, found {found}."
+        )
+        for loss_type in self.loss_types:
+            require(
+                loss_type in LOSS_TYPES,
+                f"algorithm.loss_type: unknown loss {shorten(repr(loss_type))}. Allowed: {', '.join(LOSS_TYPES)}.",
+            )
+        require(
+            0 <= self.label_smoothing < 0.5,
+            f"algorithm.label_smoothing: must be in [0, 0.5), found {self.label_smoothing}.",
+        )
+        require(
+            self.ld_alpha is None or 0 <= self.ld_alpha <= 1,
+            f"algorithm.ld_alpha: must be in [0, 1], found {self.ld_alpha}.",
+        )
+        for name in ("discopop_tau", "beta"):
+            require(getattr(self, name) > 0, f"algorithm.{name}: must be > 0, found {getattr(self, name)}.")
+        alpha, steps = self.ref_model_mixup_alpha, self.ref_model_sync_steps
+        require(0 <= alpha <= 1, f"algorithm.ref_model_mixup_alpha: must be in [0, 1], found {alpha}.")
+        require(steps >= 1, f"algorithm.ref_model_sync_steps: must be >= 1, found {steps}.")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        losses = self.loss_types
+        weights = self.loss_weights
+        require(
+            weights is None or len(weights) == len(losses),
+            f"algorithm.loss_weights: {len(weights or [])} weights for {len(losses)} losses ({', '.join(losses)}).",
+        )
+        require(
+            "exo_pair" not in losses or self.label_smoothing > 0,
+            "algorithm.loss_type=exo_pair needs algorithm.label_smoothing > 0 (its paper: 0.001).",
+        )
+        plain = self.f_divergence_type is FDivergence.reverse_kl
+        bad = [loss for loss in losses if loss not in F_DIVERGENCE_LOSS_TYPES]
+        require(
+            plain or not bad,
+            f"algorithm.f_divergence_type={self.f_divergence_type.name} has no form for {', '.join(bad)}. "
+            f"Use reverse_kl, or a loss of {', '.join(sorted(F_DIVERGENCE_LOSS_TYPES))}.",
+        )
+        sorting = [loss for loss in losses if loss in ("aot", "aot_unpaired")]
+        require(
+            not (self.use_weighting and sorting),
+            f"algorithm.use_weighting=true cannot go with {', '.join(sorting)}: these losses sort the pairs.",
+        )
+
+    def check(self, config: "TrainConfig") -> None:
+        require(bool(self.loss_types), "algorithm.loss_type: needs at least one loss, found an empty list.")
+        require(
+            not (self.sync_ref_model and config.peft.method is not PeftMethod.none),
+            "algorithm.sync_ref_model=true needs a reference of its own; with adapters there is none. Set peft=none.",
+        )
+        require(
+            not self.sync_ref_model or config.reference.mode is ReferenceMode.live,
+            f"algorithm.sync_ref_model=true with reference={config.reference.mode.name}: a reference that moves "
+            "has to be computed in every step. Set reference=live.",
+        )
+        dropout = config.peft.dropout
+        require(
+            dropout == 0 or not config.trainer.extra.get("disable_dropout", True),
+            f"peft.dropout={dropout} has no effect in DPO, since TRL turns dropout off. "
+            "Set it to 0, or trainer.extra.disable_dropout=false.",
+        )
+
+    def settings_that_are_read(self) -> dict[str, bool]:
+        smooths = bool(set(self.loss_types) & {"robust", "exo_pair", "aot", "aot_unpaired"})
+        return {
+            "label_smoothing": smooths,
+            "discopop_tau": "discopop" in self.loss_types,
+            "f_alpha_divergence_coef": self.f_divergence_type is FDivergence.alpha_divergence,
+            "ref_model_mixup_alpha": self.sync_ref_model,
+            "ref_model_sync_steps": self.sync_ref_model,
+        }
+
+
+ALGORITHMS: dict[str, type[AlgorithmConfig]] = {
+    schema.name.value: schema for schema in (DPOAlgorithmConfig, SFTAlgorithmConfig)
+}
+"""The schema of each option of the group `algorithm`."""
+
+
+def rows_of(algorithm: Any) -> Kind | None:
+    """What the algorithm of this name, as reports have it, trains on; None for one that is not known."""
+    return ALGORITHMS[algorithm].rows if algorithm in ALGORITHMS else None

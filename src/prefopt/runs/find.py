@@ -1,0 +1,313 @@
+"""Which folders are runs: single ones, the points of a sweep, and those that a folder holds."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from prefopt.config.aliases import nearest
+from prefopt.process.errors import UserError
+from prefopt.process.terminal import quote
+from prefopt.runs.directory import RunDirectory
+from prefopt.runs.jobs import JOBS, LOG, Submitted, read_jobs
+
+SWEEP = "sweep.json"
+SWEEP_FORMAT = 1
+SEARCH = "search"
+"""Entry of sweep.json where the points are drawn."""
+REFERENCE = "reference"
+"""Folder, in a sweep's, of the run that computes what the points share; of several with a number behind it."""
+IS_REFERENCE = re.compile(rf"{REFERENCE}(-\d+)?", re.ASCII)
+BEGUN = ("status.json", "config.yaml", "metrics.jsonl")
+"""Any of these tells that a run has begun, even one that was killed as it did."""
+TRACES = (*BEGUN, f"slurm/{JOBS}", f"slurm/{LOG}")
+"""Any of these makes a folder a run, also one that was only submitted."""
+REPORT = "report"
+MAX_NAMED = 5
+"""Folders that a message names, at most."""
+
+
+class Kind(Enum):
+    """What a run is for."""
+
+    run = "run"
+    point = "point"
+    """Of a sweep."""
+    trial = "trial"
+    """Of a search, which may diverge: that is a result."""
+    reference = "reference"
+    """It computes what the points of a sweep share, and has no model of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A run that was found; a point of a sweep need not have begun.
+
+    Attributes:
+        run: Its folder.
+        name: What it is called; unique in its group.
+        kind: What it is for.
+        job: The newest job of it.
+        changes: The settings of its point in a sweep, by dotted name, as one would type them.
+        evaluation: Name of the folder in it that holds the report: another one than `report` is of a later
+            evaluation on other data.
+    """
+
+    run: RunDirectory
+    name: str
+    kind: Kind = Kind.run
+    job: Submitted | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: str = REPORT
+
+    @property
+    def report(self) -> Path:
+        return self.run.path / self.evaluation
+
+    @property
+    def has_begun(self) -> bool:
+        return _has_any(self.run.path, BEGUN)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs that belong together.
+
+    Attributes:
+        title: For people.
+        path: The sweep or folder that holds them; None for runs that were named one by one.
+        is_sweep: The runs are points of one sweep, which one command resumes.
+        places: The runs; in a sweep those of other kinds first, then the points in their order.
+        command: What submitted the sweep; None if that was not recorded.
+    """
+
+    title: str
+    path: Path | None
+    is_sweep: bool
+    places: list[Place]
+    command: str | None = None
+
+
+def find_groups(targets: Sequence[Path], *, others: str = "") -> list[Group]:
+    """The runs of run folders, of sweeps, and of folders that hold either, each run once.
+
+    Args:
+        targets: As a user names them; a report's folder in a run's is that run with that report.
+        others: What else the user may name, for messages.
+
+    Raises:
+        UserError: A folder that is not there or that holds no run; a damaged sweep.json.
+    """
+    groups: list[Group] = []
+    single: list[Place] = []
+    allowed = f"Give folders of runs or sweeps, or one that holds them{others}."
+    for target in targets:
+        if not target.is_dir():
+            raise UserError(f"{target}: no such folder. {allowed}")
+        if is_sweep(target):
+            groups.append(_read_sweep_group(target))
+        elif is_run(target):
+            single.append(_place_alone(target))
+        elif (target / "report.json").is_file() and is_run(target.resolve().parent):
+            single.append(replace(_place_alone(target.resolve().parent), evaluation=target.resolve().name))
+        else:
+            found = list(_find_in_folder(target))
+            if not found:
+                raise UserError(f"{target}: holds no runs (no {SWEEP}, and no {BEGUN[0]} in its folders). {allowed}")
+            groups += found
+    if single:
+        groups.insert(0, Group("runs" if len(single) > 1 else single[0].name, None, False, single))
+    return _without_repeats(groups)
+
+
+def find_run(folder: Path) -> RunDirectory:
+    """The run in a folder that was given as `run=<folder>`.
+
+    Raises:
+        UserError: There is none, with the folder that was meant, or the runs to choose from.
+    """
+    run = RunDirectory(folder)
+    if run.config.is_file():
+        return run
+    if folder.is_dir():
+        runs = [path for path in list_runs(folder)[0] if not IS_REFERENCE.fullmatch(path.name)]
+        if runs:
+            more = f", or one of {len(runs) - MAX_NAMED:,} more" if len(runs) > MAX_NAMED else ""
+            raise UserError(f"run={folder}: a folder of runs. Give one of them: {_choices(runs[:MAX_NAMED])}{more}")
+        raise UserError(f"run={folder}: no run of prefopt here (no config.yaml).")
+    siblings = {path.name: path for path in list_runs(folder.parent)[0]} if folder.parent.is_dir() else {}
+    near = [siblings[name] for name in nearest(folder.name, siblings)[:MAX_NAMED]]
+    raise UserError(f"run={folder}: no such folder." + (f" Did you mean {_choices(near)}" if near else ""))
+
+
+def find_folders(folder: Path) -> list[Path]:
+    """The runs that a folder is or holds, those of its sweeps too, by name; points that have not begun are left out.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    if is_run(folder) or is_closed(folder):
+        return [folder]
+    runs, sweeps = list_runs(folder)
+    return sorted([*runs, *(run for sweep in sweeps for run in list_runs(sweep)[0])])
+
+
+def list_runs(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The runs and the sweeps in a folder, by name; hidden ones are left out. A closed folder counts as a run.
+
+    Raises:
+        UserError: The folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}).") from error
+    runs: list[Path] = []
+    sweeps: list[Path] = []
+    for child in (folder / name for name in names):
+        if is_sweep(child):
+            sweeps.append(child)
+        elif is_run(child) or is_closed(child):
+            runs.append(child)
+    return runs, sweeps
+
+
+def is_run(folder: Path) -> bool:
+    """True if a run has begun in a folder, or was submitted there."""
+    return _has_any(folder, TRACES)
+
+
+def is_sweep(folder: Path) -> bool:
+    """True if a folder is that of a sweep."""
+    return os.path.isfile(f"{folder}/{SWEEP}")
+
+
+def is_closed(folder: Path) -> bool:
+    """True if this user may not look into a folder: what is in it, nobody can say, but it must not be passed over."""
+    return os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK)
+
+
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """The sweep.json of a folder.
+
+    Raises:
+        UserError: There is none, or it is not one of this version.
+    """
+    try:
+        content: dict[str, Any] = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: no sweep here (no {SWEEP}).") from error
+    except ValueError as error:
+        raise _damaged(folder, error) from error
+    version = content.get("format") if isinstance(content, dict) else None
+    if version != SWEEP_FORMAT:
+        raise UserError(f"{folder / SWEEP}: of another version of prefopt (format {version}).")
+    return content
+
+
+def _read_sweep_group(folder: Path) -> Group:
+    content = read_sweep(folder)
+    changes = _read_changes(folder, content)
+    own_kind = Kind.trial if SEARCH in content else Kind.point
+    jobs = read_jobs(folder, prepare=REFERENCE)
+    planned = sorted(name for name in jobs if IS_REFERENCE.fullmatch(name))  # has no folder before it begins
+    found = [child.name for child in list_runs(folder)[0]]
+    others = [name for name in dict.fromkeys([*planned, *found]) if name not in changes]
+    places = []
+    for name in (*others, *changes):
+        kind = own_kind if name in changes else Kind.reference if IS_REFERENCE.fullmatch(name) else Kind.run
+        run = folder / name
+        places.append(Place(RunDirectory(run), name, kind, _newest(jobs, run), changes.get(name, {})))
+    newest = max((job for job in jobs.values() if job.command), key=lambda job: job.time, default=None)
+    command = newest.command if newest else content.get("command")
+    return Group(_name(folder), folder, True, places, command if isinstance(command, str) else None)
+
+
+def _read_changes(folder: Path, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The points of a sweep in their order: name of the run's folder -> the swept settings.
+
+    Raises:
+        UserError: They are damaged, or a name leads out of the folder.
+    """
+    try:
+        changes = {str(point["name"]): dict(point.get("changes") or {}) for point in content["points"]}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(folder, error) from error
+    stray = next((name for name in changes if not _is_plain(name)), None)
+    if stray is not None:
+        raise UserError(f"{folder / SWEEP}: {stray!r} is no plain folder name, so it cannot be a run of this sweep.")
+    return changes
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    return UserError(f"{folder / SWEEP}: damaged ({type(error).__name__}: {error}). Submit the sweep again.")
+
+
+def _find_in_folder(folder: Path) -> Iterator[Group]:
+    """The runs of a folder as one group, and each of its sweeps."""
+    runs, sweeps = list_runs(folder)
+    if runs:
+        yield Group(_name(folder), folder, False, [Place(RunDirectory(r), r.name, job=_newest({}, r)) for r in runs])
+    for sweep in sweeps:
+        yield _read_sweep_group(sweep)
+
+
+def _place_alone(run: Path) -> Place:
+    """A run that was named itself; it may be a point of a sweep, which has its jobs."""
+    real = run.resolve()
+    in_sweep = is_sweep(real.parent)
+    jobs = read_jobs(real.parent, prepare=REFERENCE) if in_sweep else {}
+    is_reference = in_sweep and IS_REFERENCE.fullmatch(real.name) is not None
+    return Place(RunDirectory(run), str(run), Kind.reference if is_reference else Kind.run, _newest(jobs, run))
+
+
+def _newest(jobs: dict[str, Submitted], run: Path) -> Submitted | None:
+    """The job that was submitted last for a run, by its sweep or by itself."""
+    name = run.name or run.resolve().name
+    own = read_jobs(run).values() if os.path.exists(f"{run}/slurm/{JOBS}") else ()
+    return max([*own, *filter(None, [jobs.get(name)])], key=lambda job: job.time, default=None)
+
+
+def _without_repeats(groups: Sequence[Group]) -> list[Group]:
+    """Keeps a run, with the same report, where it is first; a sweep or folder that is left without runs goes."""
+    seen: set[tuple[str, str]] = set()
+    kept = []
+    for group in groups:
+        parents: dict[Path, str] = {}
+        places = []
+        for place in group.places:
+            path = place.run.path
+            parent = parents.setdefault(path.parent, os.path.realpath(path.parent))
+            is_name = path.name not in ("", "..") and not path.is_symlink()
+            real = os.path.join(parent, path.name) if is_name else os.path.realpath(path)
+            if (real, place.evaluation) not in seen:
+                seen.add((real, place.evaluation))
+                places.append(place)
+        if places or not group.places:
+            kept.append(replace(group, places=places))
+    return kept
+
+
+def _has_any(folder: Path, files: Sequence[str]) -> bool:
+    return any(os.path.isfile(f"{folder}/{file}") for file in files)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name can be that of a folder in the sweep's."""
+    try:
+        return Path(name).name == name and b"\0" not in os.fsencode(name) and name not in ("", "..")
+    except UnicodeEncodeError:
+        return False
+
+
+def _name(folder: Path) -> str:
+    return folder.resolve().name or str(folder)
+
+
+def _choices(runs: Sequence[Path]) -> str:
+    return " or ".join(f"run={quote(str(run))}" for run in runs)

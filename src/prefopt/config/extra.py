@@ -16,10 +16,10 @@ from prefopt.process.errors import UserError
 
 
 def check_fields(algorithm: AlgorithmName, extra: Mapping[str, Any]) -> None:
-    """Refuses fields that prefopt sets itself, that TRL has not, or that have no effect. Does not import TRL.
+    """Refuses fields that prefopt sets itself, that TRL does not have, or that have no effect. Does not import TRL.
 
     Raises:
-        UserError: With the field.
+        UserError: A field is refused; the message names it.
     """
     for name in extra:
         key = f"trainer.extra.{name}"
@@ -38,6 +38,6 @@ def check_fields(algorithm: AlgorithmName, extra: Mapping[str, Any]) -> None:
 
 
 def named_as_installed(kind: type[Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """`trainer.extra` under the names that the fields of TRL's configuration have in the installed versions."""
+    """`trainer.extra` with each field under its name in the installed version of TRL's configuration."""
     known = getattr(kind, "__dataclass_fields__", {})
     return {name if name in known else FORMER_NAMES.get(name, name): value for name, value in extra.items()}

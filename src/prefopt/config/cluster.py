@@ -1,4 +1,4 @@
-"""The settings of `prefopt.submit`: where to run, which points of a sweep, what comes after what."""
+"""The settings of `prefopt.submit`: the cluster, the points of a sweep, the stages of a chain."""
 
 import re
 from dataclasses import dataclass, field

@@ -181,8 +181,7 @@ RECOMPUTATION: dict[str, tuple[object, ...]] = {
     "every_n_layers": tuple(range(1, 1025)),
     "offload": (True, False),
 }
-"""Keys and values of `activation_checkpointing_kwargs`: torch's arguments that fit into YAML, and two of transformers.
-"""
+"""Keys and values of `activation_checkpointing_kwargs`: torch's arguments that fit YAML, and two of transformers."""
 FORMER_NAMES = {"activation_checkpointing_kwargs": "gradient_checkpointing_kwargs"}
 """Fields that have another name in earlier versions of transformers that `pyproject.toml` allows."""
 NOT_REENTRANT = ("debug", "early_stop", "determinism_check")

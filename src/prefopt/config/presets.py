@@ -1,7 +1,7 @@
 """Finds held-out files of a preset that do not belong to the training data of a run.
 
-A preset or an experiment chooses its held-out files for the training file that it names itself. A run that replaces
-the training file must not be reported on held-out files that belong to the original one.
+A preset or an experiment chooses its held-out files for the training file that it names itself. A run with another
+training file must not be evaluated on the held-out files of the original one.
 """
 
 from collections.abc import Iterator

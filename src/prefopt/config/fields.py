@@ -164,7 +164,7 @@ PASSED = (
     "torch_compile_mode",
     "torch_empty_cache_steps",
 )
-"""Fields that are passed to TRL, and work as TRL and transformers document them; see also `AlgorithmConfig.own_fields`."""
+"""Fields that are passed to TRL, and work as TRL and transformers document them, like `AlgorithmConfig.own_fields`."""
 COMPILERS = ("inductor", "cudagraphs", "aot_eager", "eager")
 """Values of `torch_compile_backend`: the backends that torch and accelerate both know, and that need no package."""
 RECOMPUTATION: dict[str, tuple[object, ...]] = {

@@ -221,9 +221,10 @@ def main(argv: list[str]) -> None:
     folder, settings = Path(argv[0]), Settings(**json.loads(argv[1]))
     content: dict[str, Any] = {}
 
-    def work(trainer: Any, config: Any, run: Any, *rest: Any) -> None:
+    def work(trainer: Any) -> None:
+        run = trainer.run.directory
         with clocked(trainer) as clock:
-            training.train(trainer, config, run, *rest)
+            training.train(trainer, None)
             content["spans"] = clock.take()
         content["agreements_s"] = time_agreement(settings.agreements)
         newest = find_newest(run.checkpoints)

@@ -8,14 +8,8 @@ from contextlib import suppress
 from typing import Any
 from unittest import mock
 
-from rich.console import Console
-
 from prefopt import train
-from prefopt.config.schema import TrainConfig
 from prefopt.distributed import group
-from prefopt.distributed.preemption import StopRequest
-from prefopt.runs.directory import RunDirectory
-from prefopt.tracking.metrics import MetricsLog
 from prefopt.training import runner
 
 SHOWN_LINES = 25
@@ -47,7 +41,7 @@ def launch(module: str, arguments: list[str], *, ranks: int, **environment: str)
         raise SystemExit(f"{module} on {ranks} ranks ended with exit code {done.returncode}:\n{shown}")
 
 
-Work = Callable[[Any, TrainConfig, RunDirectory, MetricsLog | None, StopRequest, Console], None]
+Work = Callable[[Any], None]
 
 
 def run_until_training(argv: list[str], work: Work) -> None:
@@ -55,11 +49,11 @@ def run_until_training(argv: list[str], work: Work) -> None:
 
     Args:
         argv: Overrides of `prefopt.train`.
-        work: Called on every rank with what `prefopt.training.training.train` is called with.
+        work: Called on every rank with the trainer that `prefopt.training.training.train` is called with.
     """
 
-    def instead(*arguments: Any) -> None:
-        work(*arguments)
+    def instead(trainer: Any, *_: Any) -> None:
+        work(trainer)
         raise _Done
 
     with mock.patch.object(runner, "train", instead), suppress(_Done):

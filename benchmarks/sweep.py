@@ -39,16 +39,17 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.results import write_results
 from prefopt.algorithms import load_algorithm
-from prefopt.algorithms.dpo import build
 from prefopt.config.load import load_config
 from prefopt.config.schema import TrainConfig
+from prefopt.config.step_size import StepSize
 from prefopt.distributed.preemption import StopRequest
 from prefopt.models.examples import load_examples
 from prefopt.models.load import load_model, load_tokenizer
 from prefopt.process.paths import shipped
 from prefopt.runs.directory import RunDirectory
 from prefopt.training.arguments import build_arguments
-from prefopt.training.batches import StepSize
+from prefopt.training.build import build_trainer
+from prefopt.training.context import RunContext
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 BETAS = (0.1, 0.3)
@@ -87,13 +88,11 @@ class Counter:
 def prepare_prefopt(config: TrainConfig, rows: Path, counter: Counter) -> Any:
     """Builds our trainer and looks up the reference."""
     run = RunDirectory.of(config)
+    context = RunContext(config, run, StopRequest([]), Console(quiet=True), StepSize.of(config, None))
+    trainer = build_trainer(load_algorithm(config.algorithm), context, load_examples(config))
+    _without_saving(trainer.args)
     run.path.mkdir(parents=True)
-    arguments = _without_saving(
-        build_arguments(load_algorithm(config.algorithm), config, run, StepSize.of(config, None))
-    )
-    trainer = build(config, arguments, load_examples(config))
-    trainer.attach(config, run, StopRequest([]))
-    trainer.prepare(Console(quiet=True))
+    trainer.prepare()
     counter.num_pairs += json.loads(run.work.read_text(encoding="utf-8"))["reference"]["num_computed"]
     return trainer
 

@@ -23,15 +23,19 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
+from rich.console import Console
 from transformers import AutoTokenizer
 from trl.trainer import utils as trl_utils
 
 from benchmarks.shapes import COLUMNS, Batches, Row
 from prefopt.algorithms.dpo import DPOTrainer
 from prefopt.config.choices import PeftMethod
+from prefopt.config.load import load_config
 from prefopt.config.schema import ModelConfig, PeftConfig
+from prefopt.config.step_size import StepSize
 from prefopt.data.ragged import PairTable
 from prefopt.data.steps import TokenCounts
+from prefopt.distributed.preemption import StopRequest
 from prefopt.evaluation.scoring import Scorer
 from prefopt.models.kernels import FusedLayers
 from prefopt.models.load import build_peft_config
@@ -39,7 +43,8 @@ from prefopt.models.reference import ReferenceStore, Usage
 from prefopt.models.shared_prefix import SharedPrefix
 from prefopt.models.shared_prefix.collate import REFERENCE_COLUMNS, PairCollator
 from prefopt.process.paths import shipped
-from prefopt.training.window import MetricsWindow
+from prefopt.runs.directory import RunDirectory
+from prefopt.training.context import RunContext
 
 BASELINE, PRECOMPUTE = "trl", "trl_precompute"
 OURS = "prefopt"
@@ -221,13 +226,16 @@ class Contest:
         )
 
     def _build_ours(self) -> Any:
+        # Each variant shares prompts and fuses layers itself, and rows bring the reference.
+        off = ["engine=trl", "engine.kernels=none", "reference=live"]
+        config = load_config([*off, f"run.root={self._folder}", "run.name=prefopt"])
         trainer = self._build(
             DPOTrainer,
             args=self._arguments(precompute_ref_log_probs=True),
             data_collator=PairCollator(self._tokenizer.pad_token_id, with_layout=True),
-            train_dataset=Dataset.from_list([{name: [0] for name in COLUMNS}]),
+            train_dataset=Dataset.from_list([{name: [0] for name in COLUMNS} | {"source": ""}]),
+            run=RunContext(config, RunDirectory.of(config), StopRequest([]), Console(quiet=True), StepSize(1, 1, 1)),
         )
-        trainer.window = MetricsWindow()  # a run makes it when it begins to train
         trainer.counts = TokenCounts(0, (1, 1))
         trainer.num_rows = 1  # of one in the step: a forward is a whole step here, and its loss has the weight 1
         return trainer

@@ -147,11 +147,10 @@ def main(argv: list[str]) -> None:
     baseline = read_memory("VmRSS")
     content: dict[str, Any] = {}
 
-    def work(trainer: Any, config: Any, run: Any, log: Any, stop: Any, console: Any) -> None:
+    def work(trainer: Any) -> None:
         """`prefopt.training.training.train` without a reference, a metrics log and checkpoints."""
         watch = Watch(trainer)
         trainer.args.save_strategy = "no"
-        trainer.attach(config, run, stop)
         trainer.remove_callback(PrinterCallback)
         for callback in (StepCallback(trainer), watch):
             trainer.add_callback(callback)

@@ -24,7 +24,7 @@ USAGE = "usage: prefopt <command> [arguments]\n\ncommands:\n" + "".join(
 
 
 def dispatch(argv: list[str]) -> None:
-    """Runs one command; modules are imported only when asked for."""
+    """Runs one command, and imports its module only."""
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE + "\nprefopt <command> --help shows one command.")
         return

@@ -1,4 +1,4 @@
-"""Entry point: runs → a table, compare.html and compare.csv. `python -m prefopt.compare --help` shows the use."""
+"""Entry point: compares runs in a table, compare.html and compare.csv. `python -m prefopt.compare --help`."""
 
 import argparse
 import os
@@ -48,7 +48,7 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where the files go. `has_page`: compare.html too."""
+    """The folder for the files, and whether compare.html is one of them."""
 
     folder: Path
     has_page: bool
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     """Compares runs from a command line.
 
     Raises:
-        UserError: For everything that the user can mend; nothing is written then.
+        UserError: For every mistake that the user can fix; nothing is written then.
     """
     parser = argparse.ArgumentParser("prefopt.compare", None, HELP, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("targets", nargs="+", help="sweep folders, run folders, or entity/project/group of W&B")
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
 
 
 def sort_targets(targets: list[str]) -> Targets:
-    """Folders, and what is no folder but has three parts: W&B groups."""
+    """Splits the targets into folders and W&B groups: a group has three parts and does not exist as a folder."""
     folders, groups = [], []
     for target in targets:
         group = None if expand(target).exists() else parse_group(target)
@@ -99,10 +99,10 @@ def sort_targets(targets: list[str]) -> Targets:
 
 
 def choose_folder(wanted: str | None, folders: list[Path]) -> Path:
-    """Where the files go: as wanted, else into the one folder that was given unless it is a run's, else here.
+    """The folder for the files: `wanted`, else the only given folder unless it is a run's, else the current one.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: The folder cannot be written.
     """
     if wanted is not None:
         folder = expand(wanted)
@@ -119,7 +119,7 @@ def write(comparison: Comparison, output: Output) -> list[Path]:
     """Writes the files and returns their paths.
 
     Raises:
-        UserError: They cannot be written.
+        UserError: The files cannot be written.
     """
     writers = {PAGE: write_page, TABLE: write_csv} if output.has_page else {TABLE: write_csv}
     try:
@@ -132,7 +132,7 @@ def write(comparison: Comparison, output: Output) -> list[Path]:
 
 
 def watch(compare: Callable[[], Comparison], output: Output, console: Console, *, every_s: float, rows: int) -> None:
-    """Shows and writes the comparison whenever it has changed, until no run can move by itself; Ctrl-C ends it."""
+    """Shows and writes the comparison whenever it has changed, until no run can continue by itself, or Ctrl-C."""
     shown: list[RunRecord] | None = None
     written: list[Path] = []
     try:
@@ -156,7 +156,7 @@ def watch(compare: Callable[[], Comparison], output: Output, console: Console, *
 
 
 def _comparer(targets: Targets, metric: Metric | None) -> Callable[[], Comparison]:
-    """Reads the targets anew at each call; runs that have not changed are not read again."""
+    """Returns a function that compares the targets anew at each call; unchanged runs are not read again."""
     reader = RunReader()
     title = ", ".join([*([title_of(targets.folders)] if targets.folders else []), *map(str, targets.groups)])
     folders = [str(folder) for folder in targets.folders]

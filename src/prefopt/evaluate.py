@@ -1,4 +1,4 @@
-"""Entry point: a finished run → its report, measured again. `python -m prefopt.evaluate --help` shows the use."""
+"""Entry point: measures a finished run again and rebuilds its report. `python -m prefopt.evaluate --help`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     """Rebuilds `report/` of a run, or writes a report on other data beside it.
 
     Raises:
-        UserError: No such run, no final model in it, or a setting that may not change.
+        UserError: There is no such run, it has no final model, or a setting may not change.
     """
     parser = SettingsParser("prefopt.evaluate", HELP, [TRAIN])
     parser.add_argument("overrides", nargs="+", help="run=<folder>, evaluation.<setting>=<value>, data.held_out=...")
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"run={run.path}: has no final model yet. Finish it with the command that started it.")
     trained = read_config(run.config)
     config = override(trained, overrides)
-    config.engine.kernels = Kernels.auto  # those of the machine that measures, and not of the one that trained
+    config.engine.kernels = Kernels.auto  # chosen for this machine, not for the one that trained
 
     from prefopt.models.examples import load_examples
     from prefopt.process.console import build_console
@@ -60,14 +60,14 @@ def main(argv: list[str]) -> None:
             group.start(config)
     console = build_console()
     keep_in(run.path)
-    run.read_records()  # a damaged line is told of now, and not after measuring
+    run.read_records()  # reports a damaged line now, not after measuring
     require_sound_model(run)
     group.on_main(lambda: require_same_base(run, trained))
     is_other = config.data.held_out != trained.data.held_out
     examples = load_examples(trained, measured=config.data.held_out if is_other else None)
 
     with importing():
-        from prefopt.evaluation.run import build_material, choose_folder, evaluate_run  # TRL, a matter of seconds
+        from prefopt.evaluation.run import build_material, choose_folder, evaluate_run  # imports TRL: seconds
         from prefopt.reports.console import print_report
         from prefopt.reports.publish import publish
         from prefopt.tracking.wandb import record_evaluation
@@ -82,10 +82,10 @@ def main(argv: list[str]) -> None:
 
 
 def require_same_base(run: RunDirectory, config: TrainConfig) -> None:
-    """Refuses a base that is not the one that was trained: the run would be compared with, or put upon, another model.
+    """Refuses a base model that has changed since training: it would be a wrong baseline, or a wrong base of adapters.
 
     Raises:
-        UserError: With the files that have changed.
+        UserError: The message names the files that have changed.
     """
     with importing():
         from prefopt.models.fingerprint import describe_model
@@ -98,7 +98,7 @@ def require_same_base(run: RunDirectory, config: TrainConfig) -> None:
 def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
     """Returns `config` with the given settings changed."""
     values = as_dict(config)
-    values["deepspeed"] = asdict(DeepSpeedConfig())  # training's; each rank of an evaluation has a whole model
+    values["deepspeed"] = asdict(DeepSpeedConfig())  # off: in an evaluation each rank holds a whole model
     for key, value in overrides.items():
         if key not in TRAIN.setting_names():
             raise UserError(TRAIN.unknown(key))
@@ -112,7 +112,7 @@ def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
         if key == "data.held_out":
             values["data"]["held_out_fraction"] = (
                 DataConfig().held_out_fraction
-            )  # training's, beside a file of its own
+            )  # the run's own fraction does not apply to a file
     changed = from_dict(values, "the changed settings")
     check(changed, Launch.of_this_process())
     return changed

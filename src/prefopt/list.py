@@ -1,4 +1,4 @@
-"""Entry point: what can be chosen. `python -m prefopt.list --help` shows the use."""
+"""Entry point: lists what can be chosen. `python -m prefopt.list --help` shows the use."""
 
 import argparse
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     """Lists the config groups, or the options of one.
 
     Raises:
-        UserError: No such group, or no such folder.
+        UserError: There is no such group or folder.
     """
     parser = argparse.ArgumentParser("prefopt.list", None, HELP, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("group", nargs="?", help="a config group, such as models, or settings; all groups without")
@@ -56,7 +56,7 @@ def find_group(asked: str, groups: Sequence[str]) -> str:
     """The group of this name, in the singular or the plural.
 
     Raises:
-        UserError: There is none, with the nearest one.
+        UserError: There is none; the message names the nearest ones.
     """
     for group in groups:
         if asked in (group, f"{group}s", f"{group}es"):
@@ -67,7 +67,7 @@ def find_group(asked: str, groups: Sequence[str]) -> str:
 
 
 def _print_groups(found: dict[str, list[Option]], console: Terminal) -> None:
-    """A line per group: how it is chosen, and from what."""
+    """Prints a line per group: how it is chosen, and its options."""
     groups = dict.fromkeys([EXPERIMENT, *read_defaults("train"), *read_defaults("submit"), *found])
     width = max(map(len, map(_choice, groups)))
     for group in (group for group in groups if group in found):
@@ -77,7 +77,7 @@ def _print_groups(found: dict[str, list[Option]], console: Terminal) -> None:
 
 
 def _print_settings(word: str, console: Terminal) -> None:
-    """Two lines per setting: what is typed with its default, and what it does."""
+    """Prints two lines per setting: its name with default and type, and its meaning."""
     found = [
         (section, setting)
         for tree in (TRAIN, SUBMIT)
@@ -100,7 +100,7 @@ def _print_settings(word: str, console: Terminal) -> None:
 
 
 def _print_options(group: str, options: Sequence[Option], console: Terminal) -> None:
-    """A line per option: its name and what its file says of it."""
+    """Prints a line per option: its name and the description in its file."""
     command = " of prefopt.submit" if group in read_defaults("submit") else ""
     console.print(Text.assemble((f"{_choice(group)}<name>", "bold"), f"{command}  {_about(group)}"))
     width = max(len(option.name) for option in options)

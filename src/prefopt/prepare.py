@@ -1,4 +1,4 @@
-"""Entry point: what several runs share, computed before them: tokens and reference log-probs.
+"""Entry point: computes tokens and reference log-probs for several runs, before they start.
 
 `python -m prefopt.prepare --help` shows the use.
 """
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     """Fills the caches for one configuration.
 
     Raises:
-        UserError: For everything that the user can mend.
+        UserError: For every mistake that the user can fix.
     """
     parser = SettingsParser("prefopt.prepare", HELP, [TRAIN])
     parser.add_argument("overrides", nargs="*", help="as for prefopt.train")
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
 
 
 def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
-    """Loads and checks the examples, then computes what the store lacks."""
+    """Loads and checks the examples, then computes the reference log-probs that the store lacks."""
     console = build_console()
     with RunDirectory.of(config).claimed(config) as run:
         keep_in(run.path)

@@ -1,4 +1,4 @@
-"""Entry point: folders → what state their runs are in, and what to do next. `python -m prefopt.status --help`."""
+"""Entry point: shows the state of the runs in folders, and what to do next. `python -m prefopt.status --help`."""
 
 import argparse
 import json
@@ -29,11 +29,11 @@ NEEDS_PERSON = 1
 
 
 def main(argv: list[str]) -> None:
-    """Looks at runs; writes nothing.
+    """Shows the state of runs; writes nothing.
 
     Raises:
-        UserError: No such folder, no runs in it, or a damaged sweep.json.
-        SystemExit: With code 1 if a run needs somebody.
+        UserError: A folder does not exist or has no runs, or a sweep.json is damaged.
+        SystemExit: With code 1 if a run needs a person.
     """
     parser = argparse.ArgumentParser("prefopt.status", None, HELP, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="folders of runs or sweeps, or one that holds them")
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
 
 
 def to_dict(view: View) -> dict[str, Any]:
-    """The view as `--json` prints it: groups with their runs, what could not be learnt, and what to do next."""
+    """The view as `--json` prints it: groups with their runs, notes on missing information, and what to do next."""
     return {
         "groups": [_group(group, runs) for group, runs in view.groups],
         "needs_person": any(run.needs_person for run in view.runs),

@@ -1,6 +1,6 @@
-"""Entry point: a configuration → a checked job, sweep or chain → SLURM, or this machine.
+"""Entry point: checks a run, sweep or chain and submits it to SLURM, or runs it on this machine.
 
-`python -m prefopt.submit --help` shows the use. Nothing here imports torch: it answers at once.
+`python -m prefopt.submit --help` shows the use. Nothing here imports torch, so it answers at once.
 """
 
 import shutil
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     """Checks, writes scripts and submits them.
 
     Raises:
-        UserError: For everything that the user can mend; nothing is submitted then.
+        UserError: For every mistake that the user can fix; nothing is submitted then.
     """
     parser = SettingsParser("prefopt.submit", HELP, [TRAIN, SUBMIT])
     parser.add_argument("overrides", nargs="*", help="of prefopt.train, and of: " + ", ".join(GROUPS))
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     submission = plan_submission(config, runs, given.config_dir)
     command = command_line("prefopt.submit", argv)
     if config.submit.dry_run and submission.answer:
-        print(submission.answer, file=sys.stderr)  # what goes to a file is the script alone
+        print(submission.answer, file=sys.stderr)  # stdout, which may go to a file, gets only the script
     elif not submission.jobs:
         build_console().print(submission.answer)
     if config.submit.dry_run:
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
 
 
 def split(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """Tells the overrides of a submission from those of its runs."""
+    """Splits overrides into those of the submission and those of its runs."""
     own: list[str] = []
     runs: list[str] = []
     for line, override in zip(overrides, parse(overrides), strict=True):
@@ -77,7 +77,7 @@ def split(overrides: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _preview(jobs: Sequence[Job], cluster: ClusterConfig) -> Iterator[str]:
-    """What would be executed: the scripts, or the commands on this machine."""
+    """Yields what would be executed: the scripts, or the commands on this machine."""
     if cluster.kind is ClusterKind.local:
         yield "".join(f"{command}\n" for job in jobs for command in list_commands(job, cluster))
         return
@@ -88,7 +88,7 @@ def _preview(jobs: Sequence[Job], cluster: ClusterConfig) -> Iterator[str]:
 
 
 def _run_here(submission: Submission, config: SubmitConfig) -> int:
-    """Runs everything on this machine; of several runs it says where they are, and how to compare them."""
+    """Runs everything on this machine; for a sweep, prints where its runs are and how to compare them."""
     console = build_console()
     if submission.is_sweep:
         num, place = len(submission.jobs[-1].tasks), quote(submission.folder)

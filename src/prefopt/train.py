@@ -1,4 +1,4 @@
-"""Entry point: compose → typed config → SFT or DPO run → report. `python -m prefopt.train --help` shows the use."""
+"""Entry point: composes the configuration, trains by SFT or DPO, writes a report. `python -m prefopt.train --help`."""
 
 import logging
 from typing import Any
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     """Runs one training run from command-line overrides.
 
     Raises:
-        UserError: For everything that the user can mend; nothing is written then.
+        UserError: For every mistake that the user can fix; nothing is written then.
     """
     parser = SettingsParser("prefopt.train", HELP, [TRAIN])
     parser.add_argument("overrides", nargs="*", help="group=option, group.setting=value, +experiment=name")
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
         print(to_yaml(config), end="")
         return
     if is_launched():
-        with importing():  # torch, and waiting for the other ranks to have it
+        with importing():  # imports torch, and waits for the other ranks to do so
             group.start(config)
     limit, end = parse_time_limit(config.run.time_limit), scheduler_end()
     with StopRequest.install(time_limit_s=limit, scheduler_end=end) as stop:
@@ -77,7 +77,7 @@ def _run_several(overrides: list[str], config_dir: str | None) -> None:
 
 
 def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
-    """Loads and checks the examples, then trains and reports; the run directory appears in between."""
+    """Loads and checks the examples, then trains and reports; the run's folder is created in between."""
     console = build_console()
     with RunDirectory.of(config).claimed(config) as run:
         keep_in(run.path)
@@ -110,7 +110,7 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
 
 
 def describe(config: TrainConfig) -> str:
-    """One line that says what runs."""
+    """One line with the main settings of a run."""
     parts: dict[str, Any] = {
         "": config.algorithm.name.value,
         "model": config.model.path,

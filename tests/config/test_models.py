@@ -15,10 +15,10 @@ from transformers import (
 
 from prefopt.algorithms import load_algorithm
 from prefopt.config.load import load_config
+from prefopt.config.step_size import StepSize
 from prefopt.models.load import build_peft_config
 from prefopt.runs.directory import RunDirectory
 from prefopt.training.arguments import build_arguments
-from prefopt.training.batches import StepSize
 
 ARCHITECTURES = {
     "llama3_1_8b": (LlamaConfig, LlamaForCausalLM),

@@ -1,6 +1,7 @@
 """Our DPO trainer against plain TRL, and its evaluation against per-pair sums."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from trl.trainer.utils import add_fused_lm_head
 from prefopt.algorithms import dpo, load_algorithm
 from prefopt.config.choices import LOSS_TYPES
 from prefopt.config.load import load_config
+from prefopt.config.step_size import StepSize
 from prefopt.data.ragged import PairTable
 from prefopt.data.steps import COUNTS, ROWS
 from prefopt.distributed.preemption import StopRequest
@@ -21,7 +23,8 @@ from prefopt.evaluation.scoring import PairScores, Scorer
 from prefopt.models.examples import load_examples
 from prefopt.runs.directory import RunDirectory
 from prefopt.training.arguments import build_arguments
-from prefopt.training.batches import StepSize
+from prefopt.training.build import build_trainer
+from prefopt.training.context import RunContext
 from tests.conftest import read_rows, write_rows
 
 PLAIN = ["engine=trl", "reference=live"]
@@ -34,14 +37,12 @@ def load(path):
 
 def build(config) -> dpo.DPOTrainer:
     """Our trainer, as a run builds it, with its reference log-probs."""
+    config = replace(config, trainer=replace(config.trainer, eval_every=10**9))
     run = RunDirectory.of(config)
-    arguments = build_arguments(load_algorithm(config.algorithm), config, run, StepSize.of(config, None))
-    arguments.eval_strategy = "steps"
-    arguments.eval_steps = 10**9
-    trainer = dpo.build(config, arguments, load_examples(config))
+    context = RunContext(config, run, StopRequest([]), Console(quiet=True), StepSize.of(config, None))
+    trainer = build_trainer(load_algorithm(config.algorithm), context, load_examples(config))
     run.path.mkdir(parents=True, exist_ok=True)
-    trainer.attach(config, run, StopRequest([]))
-    trainer.prepare(Console(quiet=True))
+    trainer.prepare()
     return trainer
 
 

@@ -1,21 +1,25 @@
 """Our SFT trainer against plain TRL: losses, weights, log lines, and its evaluation for any batch size."""
 
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 import trl
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefopt.algorithms import load_algorithm, sft
 from prefopt.config.load import load_config
+from prefopt.config.step_size import StepSize
 from prefopt.data.steps import IGNORED, ROWS
 from prefopt.distributed.preemption import StopRequest
 from prefopt.models.examples import load_examples
 from prefopt.runs.directory import RunDirectory
 from prefopt.training.arguments import build_arguments
-from prefopt.training.batches import StepSize
+from prefopt.training.build import build_trainer
+from prefopt.training.context import RunContext
 from tests.conftest import STUDY, read_rows, write_rows
 from tests.numerics.test_dpo_trainer import losses, move
 
@@ -31,13 +35,10 @@ def settings(overrides, tmp_path) -> list[str]:
 
 def build(config) -> sft.SFTTrainer:
     """Our trainer, as a run builds it."""
+    config = replace(config, trainer=replace(config.trainer, eval_every=10**9))
     run = RunDirectory.of(config)
-    arguments = build_arguments(load_algorithm(config.algorithm), config, run, StepSize.of(config, None))
-    arguments.eval_strategy = "steps"
-    arguments.eval_steps = 10**9
-    trainer = sft.build(config, arguments, load_examples(config))
-    trainer.attach(config, run, StopRequest([]))
-    return trainer
+    context = RunContext(config, run, StopRequest([]), Console(quiet=True), StepSize.of(config, None))
+    return build_trainer(load_algorithm(config.algorithm), context, load_examples(config))
 
 
 def build_plain(config, tiny_model) -> trl.SFTTrainer:

@@ -38,7 +38,7 @@ def _change(trainer):
 
     def changed_end_step(self, control):
         step = str(self.state.global_step)
-        while step == os.environ.get("FAULT_HOLD_AT") and _is_held() and self._stop.requested is None:
+        while step == os.environ.get("FAULT_HOLD_AT") and _is_held() and self.run.stop.requested is None:
             time.sleep(0.02)
         end_step(self, control)
         if step == os.environ.get("FAULT_EXIT_AFTER"):

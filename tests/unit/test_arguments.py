@@ -25,12 +25,12 @@ from prefopt.config.fields import (
 )
 from prefopt.config.load import TRAIN, load_config
 from prefopt.config.overrides import typed
+from prefopt.config.step_size import StepSize
 from prefopt.config.trainer import TrainerConfig
 from prefopt.process.errors import UserError
 from prefopt.runs.directory import RunDirectory
 from prefopt.training import arguments
 from prefopt.training.arguments import build_arguments, choose_implementation
-from prefopt.training.batches import StepSize
 from prefopt.training.extra import check_values
 from prefopt.training.rehearsal import SCHEDULES, rehearse
 

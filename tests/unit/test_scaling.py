@@ -20,9 +20,9 @@ from benchmarks.shapes import MODELS, ModelShape
 from prefopt.config.choices import PeftMethod, Precision, WeightsDtype
 from prefopt.config.load import load_config
 from prefopt.config.schema import DataConfig, DeepSpeedConfig, EvaluationConfig, PeftConfig, TrainerConfig
+from prefopt.config.step_size import StepSize
 from prefopt.distributed import deepspeed
 from prefopt.models import shards
-from prefopt.training.batches import StepSize
 
 SHAPES = {model.name: model.shape for model in scaling_choices.ALL}
 LLAMA_2_7B = ModelShape(32, 4096, 32, 32, 128, 11008, 32000, False)

@@ -13,6 +13,7 @@ optuna = pytest.importorskip("optuna")
 from optuna.trial import TrialState  # noqa: E402
 
 from prefopt.config.load import load_config, to_yaml  # noqa: E402
+from prefopt.config.step_size import StepSize  # noqa: E402
 from prefopt.runs.directory import RunDirectory, State  # noqa: E402
 from prefopt.runs.lock import RunLock  # noqa: E402
 from prefopt.storage.files import read_lines, write_json, write_text  # noqa: E402
@@ -296,10 +297,12 @@ def test_a_trial_that_has_ended_takes_no_values(folder):
     assert report(folder, 0, 16, 0.9) is None
 
 
+SIZE = StepSize(per_device=4, accumulation=1, num_ranks=1)
+
+
 def evaluate(callback, step, value, max_steps=8):
-    args = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=1)
     state = SimpleNamespace(global_step=step, max_steps=max_steps)
-    callback.on_evaluate(args, state, None, {"eval_preference_accuracy": value})
+    callback.on_evaluate(None, state, None, {"eval_preference_accuracy": value})
 
 
 def test_training_is_pruned_when_others_were_better_but_not_at_its_last_step(folder):
@@ -307,19 +310,19 @@ def test_training_is_pruned_when_others_were_better_but_not_at_its_last_step(fol
         ask(folder, index)
         report(folder, index, 16, 0.9)
     task, _ = ask(folder, 2)
-    callback = PruningCallback(RunDirectory(task.run))
+    callback = PruningCallback(RunDirectory(task.run), SIZE)
     evaluate(callback, 2, 0.1)
     evaluate(callback, 4, 0.1, max_steps=4)
     assert trials(folder)[2].intermediate_values == {8: 0.1, 16: 0.1}
 
     task, _ = ask(folder, 3)
     with pytest.raises(PrunedError, match="pruned at step 4 of 8: its held-out preference_accuracy") as pruned:
-        evaluate(PruningCallback(RunDirectory(task.run)), 4, 0.1)
+        evaluate(PruningCallback(RunDirectory(task.run), SIZE), 4, 0.1)
     assert pruned.value.step == 4
 
 
 def test_every_rank_does_what_rank_0_was_told(folder, monkeypatch):
-    callback = PruningCallback(RunDirectory(ask(folder, 0)[0].run))
+    callback = PruningCallback(RunDirectory(ask(folder, 0)[0].run), SIZE)
     monkeypatch.setattr("prefopt.training.pruning.on_main", lambda report: "as rank 0 says")
     with pytest.raises(PrunedError, match="as rank 0 says"):
         evaluate(callback, 2, 0.9)
@@ -340,5 +343,5 @@ def test_what_goes_wrong_with_the_journal_does_not_end_training(folder, caplog, 
     else:
         monkeypatch.setitem(sys.modules, "prefopt.sweeps.study", None)
         monkeypatch.delattr("prefopt.sweeps.study")
-    evaluate(PruningCallback(RunDirectory(task.run)), 4, 0.1)
+    evaluate(PruningCallback(RunDirectory(task.run), SIZE), 4, 0.1)
     assert "its journal cannot be used, so this run goes on unpruned" in caplog.text

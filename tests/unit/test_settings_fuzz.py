@@ -10,12 +10,12 @@ from prefopt.cluster.planning import plan_submission
 from prefopt.config.cluster import SUBMIT
 from prefopt.config.load import TRAIN, complete, load_config
 from prefopt.config.schema import TrainConfig
+from prefopt.config.step_size import StepSize
 from prefopt.process.errors import UserError
 from prefopt.runs.directory import RunDirectory
 from prefopt.submit import split
 from prefopt.sweeps.points import Composer
 from prefopt.training.arguments import build_arguments
-from prefopt.training.batches import StepSize
 
 SEED = 20240607
 NUM_COMPOSED = 60

@@ -3,8 +3,8 @@
 import pytest
 
 from prefopt.config.load import load_config
+from prefopt.config.step_size import StepSize
 from prefopt.process.errors import UserError
-from prefopt.training.batches import StepSize
 
 
 @pytest.fixture

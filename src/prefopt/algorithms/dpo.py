@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 import trl
-from rich.console import Console
 from trl.models.utils import prepare_deepspeed
 from trl.trainer import dpo_trainer
 
@@ -18,9 +17,8 @@ from prefopt.data.ragged import PairLogps, PairTable
 from prefopt.distributed.group import agree, during, gather
 from prefopt.distributed.preemption import Preempted
 from prefopt.evaluation.scoring import Scorer
-from prefopt.models.examples import Examples
-from prefopt.models.kernels import FusedLayers, fuse_layers
-from prefopt.models.load import build_peft_config, load_model
+from prefopt.models.kernels import fuse_layers
+from prefopt.models.load import load_model
 from prefopt.models.modes import evaluating
 from prefopt.models.reference import ReferenceStore, Usage, check_independence, open_store
 from prefopt.models.shared_prefix import SharedPrefix, share_prompts
@@ -28,10 +26,9 @@ from prefopt.models.shared_prefix.collate import REFERENCE, REFERENCE_COLUMNS, P
 from prefopt.process.console import progress_bar
 from prefopt.process.ranks import is_main, world_size
 from prefopt.training.algorithm import Algorithm
-from prefopt.training.batches import plan_batches
 from prefopt.training.deferred import Deferred, Number
 from prefopt.training.durable import DurableTrainer
-from prefopt.training.fit import Fit
+from prefopt.training.held_out import iterate_held_out
 
 logger = logging.getLogger(__name__)
 
@@ -45,44 +42,65 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
 
     trl_loss_function = trl.DPOTrainer._compute_loss
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.ld_alpha: float | None
-        self.precompute_ref_logps: bool
-        self.engine: SharedPrefix | None = None
-        self.layers: FusedLayers | None = None
-        self.store: ReferenceStore | None = None
-        self.has_reference = True
-        with _without_weights_hash():
-            super().__init__(*args, **kwargs)
+    ld_alpha: float | None
+    precompute_ref_logps: bool
+    engine: SharedPrefix | None
+    store: ReferenceStore | None
+
+    def __init__(self, **given: Any) -> None:
         self._num_forwards = self._num_pairs = 1
         self._reference: dict[int, ReferenceLogps] = {}
         self._reference_model: Any = None
+        with _without_weights_hash():
+            super().__init__(**given)
 
-    def prepare(self, console: Console) -> None:
+    def equip(self) -> None:
+        """Opens the reference store, and shares prompts in the forwards of policy and reference."""
+        config, device = self.run.config, self.args.device
+        self.has_reference = config.reference.mode is not ReferenceMode.none
+        self.store = open_store(config, casts_weights=self.is_deepspeed_enabled and self.args.bf16)
+        if self.store is not None:
+            check_independence(self.model.config, config.data.max_length)
+            self.store.check(PairTable.of(data) for data in (self.train_dataset, self.eval_dataset) if data)
+        self.engine = share_prompts(self.model, config, device)
+        if self.engine is not None:
+            self.data_collator.with_layout = True
+            if config.trainer.tokens_per_device is not None:
+                self.data_collator.min_saving = 0.0  # the budget counts the tokens of the layout
+        if self.ref_model is None:
+            return
+        reference = self.accelerator.unwrap_model(self.ref_model)
+        if self.layers is not None:  # else the two would differ by rounding at the start
+            fuse_layers(reference, config, device, level=logging.DEBUG)
+        if self.engine is not None:
+            share_prompts(reference, config, device, level=logging.DEBUG)
+
+    def prepare(self) -> None:
         """Gets the reference log-probs; the policy still is the reference, since no checkpoint is loaded yet."""
         work: dict[str, Any] = {"engine": "trl" if self.engine is None else f"shared_prefix ({self.engine.form})"}
         if self.layers is not None:
             work["kernels"] = str(self.layers)
         if self.store is not None:
-            work["reference"] = self._look_up_reference(self.store, console).to_dict()
+            work["reference"] = self._look_up_reference(self.store).to_dict()
             self._release_reference()
-        if is_main() and "engine" not in self._run.read_work():  # later attempts find what the first one stored
-            self._run.add_work(**work)
+        run = self.run.directory
+        if is_main() and "engine" not in run.read_work():  # later attempts find what the first one stored
+            run.add_work(**work)
 
     def _release_reference(self) -> None:
-        """Takes the hooks of the pass off the policy: under ZeRO-3 they would follow the forwards of training too."""
+        """Removes DeepSpeed's inference hooks from the policy; under ZeRO-3 they would also fire in training."""
         if self.is_deepspeed_enabled and self._reference_model is not None:
             self._reference_model.destroy()
         self._reference_model = None
 
-    def _look_up_reference(self, store: ReferenceStore, console: Console) -> Usage:
+    def _look_up_reference(self, store: ReferenceStore) -> Usage:
         """Gives both data sets their reference columns."""
         total = Usage()
         for name in ("train", "eval"):
             dataset = getattr(self, f"{name}_dataset")
             if dataset is None:
                 continue
-            with progress_bar(console, f"reference, {name}") as on_progress:
+            with progress_bar(self.run.console, f"reference, {name}") as on_progress:
                 logps, usage = store.complete(PairTable.of(dataset), self._score_reference, on_progress)
             logger.info("reference: %s: %s", name, usage)
             total += usage
@@ -163,10 +181,10 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         with evaluating(self.model), without_adapter:
             for scored in scorer.iterate_pairs(table, rows):
                 with during("the reference pass"):
-                    (is_asked,) = agree(self._stop.requested is not None)
+                    (is_asked,) = agree(self.run.stop.requested is not None)
                 yield scored
                 if is_asked:
-                    raise Preempted(self._note_stop())
+                    raise Preempted(self.note_stop())
 
     def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
         """TRL fills its own cache here, before the run has begun; ours is filled by `prepare`."""
@@ -179,7 +197,7 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
     def measure_held_out(self) -> dict[str, float]:
         """The held-out metrics under TRL's names, each a mean over pairs."""
         mine = {}
-        for batch in self.iterate_held_out():
+        for batch in iterate_held_out(self):
             values, loss = self._evaluate_batch(batch.index, batch.inputs)
             if batch.counts:
                 mine[batch.index] = {name: value.double().cpu() for name, value in values.items()}, loss
@@ -264,49 +282,13 @@ class Recorder:
         return outputs
 
 
-def build(config: TrainConfig, arguments: Any, examples: Examples, kept: Fit | None = None) -> DPOTrainer:
-    """Loads policy and, where it is needed in every step, reference; returns the trainer.
-
-    Args:
-        config: The settings.
-        arguments: What `build_arguments` returned.
-        examples: The data.
-        kept: What an earlier attempt of this run found to fit.
-
-    Raises:
-        UserError: The model does not allow what the configuration asks for.
-    """
-    has_adapter = config.peft.method is not PeftMethod.none
-    is_live = config.reference.mode is ReferenceMode.live
-    trainer = DPOTrainer(
-        model=load_model(config.model, config.peft.method),
-        ref_model=load_model(config.model) if is_live and not has_adapter else None,
-        args=arguments,
-        data_collator=PairCollator(examples.tokenizer.pad_token_id),
-        train_dataset=examples.tokenized.train,
-        eval_dataset=examples.tokenized.held_out if arguments.eval_strategy != "no" else None,
-        processing_class=examples.tokenizer,
-        peft_config=build_peft_config(config.peft, config.model),
-    )
-    trainer.has_reference = config.reference.mode is not ReferenceMode.none
-    trainer.store = open_store(config, casts_weights=trainer.is_deepspeed_enabled and trainer.args.bf16)
-    if trainer.store is not None:
-        check_independence(trainer.model.config, config.data.max_length)
-        trainer.store.check(PairTable.of(data) for data in (trainer.train_dataset, trainer.eval_dataset) if data)
-    trainer.layers = fuse_layers(trainer.model, config, trainer.args.device)
-    trainer.engine = share_prompts(trainer.model, config, trainer.args.device)
-    reference = None if trainer.ref_model is None else trainer.accelerator.unwrap_model(trainer.ref_model)
-    if reference is not None and trainer.layers is not None:  # else the two would differ by rounding at the start
-        fuse_layers(reference, config, trainer.args.device, level=logging.DEBUG)
-    if trainer.engine is not None:
-        trainer.data_collator.with_layout = True
-        if config.trainer.tokens_per_device is not None:
-            trainer.data_collator.min_saving = 0.0  # the budget counts the tokens of the layout
-        if reference is not None:
-            share_prompts(reference, config, trainer.args.device, level=logging.DEBUG)
-    trainer.fit = Fit.of(trainer, config, kept)
-    trainer.batches = plan_batches(trainer, config)
-    return trainer
+def build_parts(config: TrainConfig, tokenizer: Any) -> dict[str, Any]:
+    """The reference model, where every step needs one that is not the policy without its adapter; the collator."""
+    is_own = config.reference.mode is ReferenceMode.live and config.peft.method is PeftMethod.none
+    return {
+        "ref_model": load_model(config.model) if is_own else None,
+        "data_collator": PairCollator(tokenizer.pad_token_id),
+    }
 
 
 def trl_fields(config: TrainConfig) -> dict[str, Any]:
@@ -341,4 +323,4 @@ def _without_weights_hash() -> Iterator[None]:
         dpo_trainer.hash_module = original
 
 
-ALGORITHM = Algorithm(DPOAlgorithmConfig, trl.DPOConfig, trl_fields, build)
+ALGORITHM = Algorithm(DPOAlgorithmConfig, DPOTrainer, trl.DPOConfig, trl_fields, build_parts)

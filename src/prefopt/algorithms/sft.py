@@ -4,20 +4,15 @@ from typing import Any
 
 import torch
 import trl
-from rich.console import Console
 
 from prefopt.config.schema import SFTAlgorithmConfig, TrainConfig
 from prefopt.data.steps import IGNORED
 from prefopt.distributed.group import gather
-from prefopt.models.examples import Examples
-from prefopt.models.kernels import fuse_layers
-from prefopt.models.load import build_peft_config, load_model
 from prefopt.process.ranks import is_main
 from prefopt.training.algorithm import Algorithm
-from prefopt.training.batches import plan_batches
 from prefopt.training.deferred import Deferred, Number
 from prefopt.training.durable import DurableTrainer
-from prefopt.training.fit import Fit
+from prefopt.training.held_out import iterate_held_out
 
 
 class SFTTrainer(DurableTrainer, trl.SFTTrainer):  # type: ignore[misc]
@@ -25,10 +20,10 @@ class SFTTrainer(DurableTrainer, trl.SFTTrainer):  # type: ignore[misc]
 
     trl_loss_function = trl.SFTTrainer.compute_loss
 
-    def prepare(self, console: Console) -> None:
+    def prepare(self) -> None:
         """Notes what computes; nothing else comes before the first step."""
         if is_main() and self.layers is not None:
-            self._run.add_work(kernels=str(self.layers))
+            self.run.directory.add_work(kernels=str(self.layers))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], **kwargs: Any) -> Any:
         """TRL's loss, a mean over the trained tokens of the step."""
@@ -63,7 +58,7 @@ class SFTTrainer(DurableTrainer, trl.SFTTrainer):  # type: ignore[misc]
     def measure_held_out(self) -> dict[str, float]:
         """The held-out loss and token accuracy, each a mean over trained tokens."""
         mine = {}
-        for batch in self.iterate_held_out():
+        for batch in iterate_held_out(self):
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = self.model(**batch.inputs, use_cache=False, fused_lm_head=True)
             scored = batch.inputs["labels"][:, 1:] != IGNORED
@@ -75,32 +70,6 @@ class SFTTrainer(DurableTrainer, trl.SFTTrainer):  # type: ignore[misc]
         return {"loss": -logps / tokens, "mean_token_accuracy": hits / tokens}
 
 
-def build(config: TrainConfig, arguments: Any, examples: Examples, kept: Fit | None = None) -> SFTTrainer:
-    """Loads the policy and returns the trainer.
-
-    Args:
-        config: The settings.
-        arguments: What `build_arguments` returned.
-        examples: The data.
-        kept: What an earlier attempt of this run found to fit.
-
-    Raises:
-        UserError: The model does not allow what the configuration asks for.
-    """
-    trainer = SFTTrainer(
-        model=load_model(config.model, config.peft.method),
-        args=arguments,
-        train_dataset=examples.tokenized.train,
-        eval_dataset=examples.tokenized.held_out if arguments.eval_strategy != "no" else None,
-        processing_class=examples.tokenizer,
-        peft_config=build_peft_config(config.peft, config.model),
-    )
-    trainer.layers = fuse_layers(trainer.model, config, trainer.args.device)
-    trainer.fit = Fit.of(trainer, config, kept)
-    trainer.batches = plan_batches(trainer, config)
-    return trainer
-
-
 def trl_fields(config: TrainConfig) -> dict[str, Any]:
     """The fields of TRL's SFTConfig that SFT decides; rows come with their labels, so TRL prepares nothing."""
     algorithm = config.algorithm
@@ -108,4 +77,4 @@ def trl_fields(config: TrainConfig) -> dict[str, Any]:
     return {"loss_type": algorithm.loss_type.value, "dataset_kwargs": {"skip_prepare_dataset": True}}
 
 
-ALGORITHM = Algorithm(SFTAlgorithmConfig, trl.SFTConfig, trl_fields, build)
+ALGORITHM = Algorithm(SFTAlgorithmConfig, SFTTrainer, trl.SFTConfig, trl_fields, lambda config, tokenizer: {})

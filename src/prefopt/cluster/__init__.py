@@ -1,1 +1,1 @@
-"""Submitting runs to a cluster, and what happens around a run there. Nothing here imports torch at the top."""
+"""Submits runs to a cluster or this machine, and decides when to restart them. No module imports torch at its top."""

@@ -1,6 +1,6 @@
-"""What comes after an attempt at a run under Slurm: nothing more, another attempt, or a stop that people must look at.
+"""Decides what follows an attempt at a run under Slurm: nothing, another attempt, or a stop that needs a person.
 
-Called by the job script when the ranks have ended. It prints one word for the script, and why for the log.
+The job script calls it when the ranks have ended. It prints one word for the script, and the reason for the log.
 """
 
 import argparse
@@ -19,9 +19,11 @@ from prefopt.runs.jobs import ATTEMPTS, Attempt, read_attempts
 from prefopt.storage.files import append_line
 
 MAX_STALLED = 2
-"""Crashes without a step forward in between, after which another attempt would do no better."""
+"""Crashes without a new step in between, after which the run is not queued again."""
 MAX_IDLE = 10
-"""Attempts in a row without a step forward, be they stopped on request: a pass of the reference may take several."""
+"""Attempts in a row without a new step, after which the run is not queued again, even if each stopped on request.
+
+Above 1 because the reference log-probs may take several attempts."""
 
 
 def main(argv: list[str]) -> None:
@@ -47,7 +49,7 @@ def main(argv: list[str]) -> None:
 
 
 def _wrote_status(run: RunDirectory, attempt: Path) -> bool:
-    """True if status.json is of this attempt, by the clock of the file system."""
+    """True if this attempt wrote status.json, by the file system's time stamps."""
     return run.status.exists() and run.status.stat().st_mtime_ns >= attempt.stat().st_mtime_ns
 
 
@@ -57,12 +59,12 @@ def decide_next(
     """Decides what follows an attempt.
 
     Args:
-        status: status.json as the attempt left it; empty if it wrote none.
-        earlier: The attempts of this job before, oldest first.
-        job: Slurm's id.
+        status: Content of status.json; without a state if the attempt failed and did not write it.
+        earlier: The earlier attempts of this job, oldest first.
+        job: Slurm's id of the job.
         code: Exit code of the ranks.
-        max_attempts: After so many, no other.
-        max_crashes: After so many in a row, no other, be there progress or not.
+        max_attempts: Number of attempts after which no other follows.
+        max_crashes: Number of crashes in a row, with or without progress, after which no attempt follows.
     """
     state = str(status.get("state", "none"))
     from_step = earlier[-1].to_step if earlier else 0
@@ -95,7 +97,7 @@ def decide_next(
 
 
 def _last_states(attempts: list[Attempt], holds: Callable[[Attempt], bool]) -> list[str]:
-    """The states of the last attempts, without a gap, that something holds for."""
+    """The states of the latest attempts in a row for which `holds` is true, newest first."""
     return [attempt.state for attempt in takewhile(holds, reversed(attempts))]
 
 

@@ -1,4 +1,4 @@
-"""Jobs on this machine: in their order, the tasks of each so many at a time, every run in processes of its own."""
+"""Runs jobs on this machine: one after the other, the tasks of a job in parallel, each run in processes of its own."""
 
 import os
 import signal
@@ -40,11 +40,11 @@ class _Process:
     log: Path
     begun: float
     num_attempts: int
-    """At the run before this one."""
+    """Number of earlier attempts at the run."""
 
     @property
     def was_stopped(self) -> bool:
-        """It ended early on request, with its state safe; torchrun then ends with 1."""
+        """True if the run ended early on request, with its state saved; torchrun's own exit code is then 1."""
         status = RunDirectory(self.task.run).read_status()
         is_preempted = status.get("state") == State.preempted.value and _count_attempts(status) > self.num_attempts
         return is_preempted or self.process.returncode in (STOPPED, -signal.SIGTERM)
@@ -55,13 +55,13 @@ class _Process:
 
 
 class _Stop:
-    """Whether this process was asked to stop; the runs are told as well."""
+    """A request to stop this process; it is passed on to the runs that are being executed."""
 
     def __init__(self) -> None:
         self.requested = False
         self.running: list[_Process] = []
         self.has_stopped = False
-        """A run ended before its end, on this request or by its own time limit."""
+        """True once a run has stopped early, on this request or by its own time limit."""
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -87,14 +87,14 @@ def _terminate(item: _Process) -> None:
 
 
 def run_here(jobs: Sequence[Job], cluster: ClusterConfig, console: Console | None = None) -> int:
-    """Runs jobs one after the other; returns the exit code: 0, 1 if a run failed, 75 if one was stopped before.
+    """Runs jobs one after the other; returns the exit code: 0, 1 if a run failed, 75 if one stopped early on request.
 
-    A single run shows what it prints; of several, each writes a log.
+    A single run prints to the terminal; of several, each writes a log.
 
     Args:
-        jobs: In their order. One whose predecessor failed is left out.
-        cluster: Ranks per run, and how many runs at a time.
-        console: Where to tell of it.
+        jobs: In order of execution. After a job with a failed run, the rest is skipped.
+        cluster: Gives the number of ranks per run.
+        console: Where progress is shown.
     """
     console = console or build_console()
     stop = _Stop()
@@ -114,7 +114,7 @@ def run_here(jobs: Sequence[Job], cluster: ClusterConfig, console: Console | Non
 
 
 def list_commands(job: Job, cluster: ClusterConfig) -> list[str]:
-    """What `run_here` would execute for a job, for people; of a search, whose settings are drawn later, a remark."""
+    """The commands that `run_here` would execute for a job; a remark for a search, whose settings are drawn later."""
     if job.is_search:
         return [f"# {len(job.tasks)} trials, each with settings that are drawn when it starts"]
     return [" ".join(map(quote, _command(job, task, cluster))) for task in job.tasks.values()]
@@ -133,7 +133,7 @@ def _run_job(job: Job, cluster: ClusterConfig, console: Console, stop: _Stop, sh
                 failed.append((job.tasks[index], _log(job.tasks[index])))
                 continue
             stop.running.append(_start(job, index, task, cluster, shows))
-            if stop.requested:  # as it started
+            if stop.requested:  # a signal came while it started
                 _terminate(stop.running[-1])
         time.sleep(POLL_S)
         for item in [item for item in stop.running if item.process.poll() is not None]:
@@ -151,8 +151,8 @@ def _run_job(job: Job, cluster: ClusterConfig, console: Console, stop: _Stop, sh
 
 
 def _ask(job: Job, index: int) -> Task | None:
-    """The run of a search's task; None, with the reason in its log, if the search has none for it."""
-    from prefopt.sweeps.search import ask  # Optuna, which only searches need
+    """The run that a search draws for a task; None, with the reason in the task's log, if it draws none."""
+    from prefopt.sweeps.search import ask  # imports Optuna, which only searches need
 
     task = None
     try:
@@ -223,7 +223,7 @@ def _tell(console: Console, job: Job, item: _Process, place: str) -> None:
 
 
 def _result(run: RunDirectory, item: _Process) -> str | None:
-    """What a run came to in one line: its report's decision and decisive number, or why it ended early."""
+    """The result of a run in one line: its report's decision and decisive number, or why it ended early."""
     if item.process.returncode != 0:
         status = run.read_status()
         return str(status.get("message", "")) if _count_attempts(status) > item.num_attempts else None

@@ -1,4 +1,4 @@
-"""What a submission consists of: jobs, their order, and what is written before they are queued."""
+"""Plans a submission: its jobs, their order, and the files that are written before they are queued."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ TRAIN, PREPARE = "prefopt.train", "prefopt.prepare"
 
 
 def _nothing(command: str) -> None:
-    """No folder to write before the jobs."""
+    """Writes nothing: runs and chains need no files besides their scripts."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Submission:
     """Jobs in the order in which they are submitted.
 
     Attributes:
-        folder: Of the run or sweep, for `prefopt status`; of a chain's last run.
-        jobs: A job waits for those before it that it names in `after`. None if nothing is left to do.
-        answer: What is said of runs that are over; a dry run shows their jobs all the same if there are no others.
-        write: Writes what jobs read, besides their scripts; it is given the command that submits.
-        is_sweep: Several runs to compare.
+        folder: Folder of the run or sweep, for `prefopt status`; for a chain, of its last run.
+        jobs: The jobs; each may wait for Slurm jobs and for the one before it. Empty if nothing is left to do.
+        answer: Message about runs that are over. A dry run still shows the jobs of these if there are no others.
+        write: Writes the files that jobs read besides their scripts; its argument is the submitting command.
+        is_sweep: True for several runs that can be compared.
     """
 
     folder: Path
@@ -53,7 +53,7 @@ class Submission:
 
 
 def plan_submission(config: SubmitConfig, overrides: Sequence[str], config_dir: str | None) -> Submission:
-    """Checks everything and says what to submit; writes nothing.
+    """Checks everything and returns what to submit; writes nothing.
 
     Raises:
         UserError: Anything that would make a run fail at its start.
@@ -120,7 +120,7 @@ def _check_environment(cluster: ClusterConfig) -> None:
 def _plan_run(
     run: TrainConfig, overrides: Sequence[str], config_dir: str | None, is_dry: bool, after: list[str]
 ) -> Submission:
-    """The job of one run. Of a run that is over there is none, but that a dry run has something to show."""
+    """Plans the job of one run. A run that is over gets a job only in a dry run, which shows it."""
     directory = RunDirectory(RunDirectory.of(run).path.absolute())
     directory.check(run)
     answer = "" if run.run.overwrite else _why_over(run, directory)
@@ -142,7 +142,7 @@ def _why_over(run: TrainConfig, directory: RunDirectory) -> str:
 
 
 def _located(run: TrainConfig, directory: RunDirectory) -> list[str]:
-    """Makes the run's folder independent of the directory in which a node starts."""
+    """Overrides with the absolute path of the run's folder, since a node may start in another directory."""
     assert run.run.name is not None
     return [assign("run.root", str(directory.path.parent)), assign("run.name", run.run.name)]
 
@@ -171,7 +171,7 @@ def _plan_sweep(
 
 
 def _plan_search(config: SubmitConfig, overrides: Sequence[str], config_dir: str | None, launch: Launch) -> Submission:
-    """One task per trial; what it runs is drawn when it starts."""
+    """Plans one task per trial; the settings of a trial are drawn when it starts."""
     if config.chain.stages:
         raise UserError("chain and sweep: a chain takes one value per setting. Submit the sweep after the chain.")
     own_folder = None if config_dir is None else str(expand(config_dir).absolute())
@@ -201,10 +201,10 @@ def _plan_search(config: SubmitConfig, overrides: Sequence[str], config_dir: str
 
 
 def _open_sweep(plan: Plan, sweep: SweepConfig) -> SweepFolder:
-    """The folder of a new sweep, or with `sweep.resume` of the one that is there.
+    """The folder of a new sweep, or with `sweep.resume` of the existing one.
 
     Raises:
-        UserError: An input that is missing, or a folder that holds something else.
+        UserError: An input is missing, or the folder holds something else.
     """
     for run in {_inputs_key(run): run for run in plan.configs}.values():
         check_inputs(run)
@@ -220,7 +220,7 @@ def _open_sweep(plan: Plan, sweep: SweepConfig) -> SweepFolder:
 
 
 def _in_order(folder: SweepFolder, jobs: list[Job], write: Callable[[str], None]) -> Submission:
-    """Jobs of a sweep, each after the one before it."""
+    """The submission of a sweep, in which each job waits for the one before it."""
     waiting = [job.waiting() if number else job for number, job in enumerate(jobs)]
     return Submission(folder.path, waiting, write=write, is_sweep=True)
 
@@ -236,7 +236,7 @@ def _check_same(folder: SweepFolder, plan: Plan, resume: bool) -> None:
 
 
 def _plan_reference(plan: Plan, folder: SweepFolder, arguments: list[str], after: list[str]) -> list[Job]:
-    """The job that computes what several points share, with a task per model and data, unless an earlier one did."""
+    """The job, if needed, for reference log-probs that several points share: one task per model and data."""
     groups: dict[str, list[int]] = {}
     for number, run in enumerate(plan.configs):
         if run.algorithm.has_reference and run.reference.mode is ReferenceMode.store:
@@ -255,7 +255,7 @@ def _plan_reference(plan: Plan, folder: SweepFolder, arguments: list[str], after
 
 
 def _reference_key(run: TrainConfig) -> str:
-    """What decides the reference log-probs that a run needs; the seed only moves pairs from one split to the other."""
+    """Identifies the reference log-probs that a run needs; without the seed, which only moves pairs between splits."""
     extra = {name: run.trainer.extra[name] for name in ("tf32",) if name in run.trainer.extra}
     is_quantised = run.peft.method is PeftMethod.qlora
     casts = run.deepspeed.stage is not None
@@ -266,7 +266,7 @@ def _reference_key(run: TrainConfig) -> str:
 def _plan_chain(
     config: SubmitConfig, overrides: list[str], config_dir: str | None, launch: Launch, after: list[str]
 ) -> Submission:
-    """Stages that each wait for the one before; `{name}` in a stage's overrides is the folder of an earlier one."""
+    """Plans stages that each wait for the one before; `{name}` in overrides is the folder of an earlier stage."""
     folders: dict[str, str] = {}
     submissions: list[Submission] = []
     for number, stage in enumerate(config.chain.stages):
@@ -314,10 +314,10 @@ def _fill(line: str, folders: dict[str, str], stage: str) -> str:
 
 
 def check_inputs(run: TrainConfig, *, with_model: bool = True) -> None:
-    """Refuses a run whose files are not there; what lies on a hub is looked at when it starts.
+    """Refuses a run whose local files are missing; models and data on a hub are checked when it starts.
 
     Raises:
-        UserError: With the file that is missing.
+        UserError: A file is missing; the message names it.
     """
     for spec in (run.data.train, run.data.held_out, run.evaluation.pairs, run.evaluation.neutral_texts):
         for item in spec if isinstance(spec, list) else [spec]:
@@ -333,7 +333,7 @@ def _inputs_key(run: TrainConfig) -> str:
 
 
 def _find_after(config: SubmitConfig, axes: Axes, config_dir: str | None, launch: Launch) -> list[str]:
-    """Jobs to wait for, none if nothing is given to wait for or all of it is done."""
+    """Ids of the jobs to wait for; empty if `submit.after` is unset or names something that is done."""
     after = config.submit.after
     ids = find_parent(after, axes, config_dir, launch) if after else []
     if ids and config.cluster.kind is ClusterKind.local:
@@ -342,10 +342,10 @@ def _find_after(config: SubmitConfig, axes: Axes, config_dir: str | None, launch
 
 
 def find_parent(after: str, axes: Axes, config_dir: str | None, launch: Launch) -> list[str]:
-    """The job to wait for: an id as it is, or the last job of a run that is not done.
+    """Ids of the jobs to wait for: `after` itself if it is an id, else the queued jobs of that run or sweep.
 
     Raises:
-        UserError: No such run, or one that nobody has submitted and that is not done.
+        UserError: There is no such run or sweep, or it is neither done nor queued.
     """
     if re.fullmatch(r"\d+(_\d+)?", after):
         return [after]
@@ -366,7 +366,7 @@ def find_parent(after: str, axes: Axes, config_dir: str | None, launch: Launch) 
 
 
 def queued_jobs(folder: Path) -> list[str]:
-    """Ids of the jobs of a run or sweep that Slurm has not finished with."""
+    """Ids of the jobs of a run or sweep that wait or run in Slurm."""
     path = folder / "slurm" / "jobs.jsonl"
     ids = [str(line["job"]) for line in read_lines(path)] if path.exists() else []
     alive = {job.id.split("_")[0] for job in find_queued(ids) if job.state in WAITING_OR_RUNNING}

@@ -1,7 +1,7 @@
-"""A look at every node before ranks start there: devices, disk, the run's folder, the network between the nodes.
+"""Checks every node before ranks start there: devices, disk, the run's folder, the network between the nodes.
 
-`look` runs once per node and leaves a file with what it found; `judge` runs once, where all these files must be
-visible, names bad nodes on stdout for Slurm, and says why on stderr.
+`look` runs once per node and writes its findings to a file; `judge` runs once, where all these files must be visible,
+prints the bad nodes to stdout for Slurm, and the reasons to stderr.
 """
 
 import argparse
@@ -25,22 +25,22 @@ from prefopt.storage.files import write_json
 
 SUFFIX = ".node.json"
 TIMEOUT_S = 60.0
-"""How long a node waits for the files of the others, and for the all-reduce."""
+"""Seconds that a node waits for the files of the other nodes, and for the all-reduce."""
 MIN_TEMPORARY_GIB = 0.5
-"""Least space for compiled kernels and sockets in the temporary folder of a node."""
+"""Least free space in the temporary folder of a node, for compiled kernels and sockets."""
 ELEMENTS = 1 << 20
 """float32 values in the timed all-reduce: 4 MiB."""
 
 
 @dataclass
 class Finding:
-    """What one node found.
+    """The findings of one node.
 
     Attributes:
-        node: Its name in Slurm.
-        problems: What is wrong with this node; empty as it should be.
-        folder_problems: What is wrong with the run's folder, which all nodes share: no node's fault.
-        waits_for: Nodes whose files this one does not see.
+        node: The node's name in Slurm.
+        problems: Problems of this node; empty if it is fit.
+        folder_problems: Problems of the run's folder; all nodes share it, so no node is left out for them.
+        waits_for: Number of nodes whose files this one does not see.
         all_reduce_s: Seconds of an all-reduce of 4 MiB over all nodes; None with one node.
     """
 
@@ -52,7 +52,7 @@ class Finding:
 
 
 def main(argv: list[str]) -> None:
-    """`look` or `judge`."""
+    """Runs `look` or `judge`."""
     parser = argparse.ArgumentParser("prefopt.cluster.preflight", description=__doc__)
     parser.add_argument("action", choices=["look", "judge"])
     parser.add_argument("folder", type=Path, help="of this attempt, in the run's folder")
@@ -81,15 +81,15 @@ def look(
     count_gpus: Callable[[], int] | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Finding:
-    """Looks at this node and writes what it found to `<folder>/<node>.node.json`.
+    """Checks this node and writes its findings to `<folder>/<node>.node.json`.
 
     Args:
-        folder: Of this attempt; must be the same on all nodes.
-        num_nodes: How many look.
-        num_gpus: Devices that must be there.
-        min_free_gib: Least free space, GiB.
-        count_gpus: For tests.
-        timeout_s: Limit for other nodes' files.
+        folder: Folder of this attempt; must be the same on all nodes.
+        num_nodes: Number of nodes that are checked.
+        num_gpus: Number of GPUs that must be there.
+        min_free_gib: Least free space in `folder`, GiB.
+        count_gpus: Replaces the count by nvidia-smi, for tests.
+        timeout_s: Seconds to wait for the other nodes' files.
     """
     finding = Finding(os.environ.get("SLURMD_NODENAME") or socket.gethostname())
     found = (count_gpus or _count_gpus)() if num_gpus else 0
@@ -118,7 +118,7 @@ def look(
 
 
 def judge(folder: Path, num_nodes: int) -> tuple[list[str], list[str]]:
-    """Names the nodes to leave out, and what is wrong, in words; nothing if all is well."""
+    """Returns the nodes to leave out, and the problems in words; two empty lists if all is well."""
     findings = read_findings(folder)
     problems = [f"{found.node}: {problem}" for found in findings for problem in found.problems + found.folder_problems]
     bad = [finding.node for finding in findings if finding.problems]
@@ -136,7 +136,7 @@ def judge(folder: Path, num_nodes: int) -> tuple[list[str], list[str]]:
 
 
 def read_findings(folder: Path) -> list[Finding]:
-    """What nodes have written so far, by name."""
+    """The findings that nodes have written so far, ordered by node name."""
     return [Finding(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob(f"*{SUFFIX}"))]
 
 
@@ -158,7 +158,7 @@ def _count_gpus() -> int:
 
 
 def _wait_for_files(folder: Path, num_nodes: int, timeout_s: float) -> int:
-    """Waits until all nodes' files are visible here; returns how many are."""
+    """Waits until the files of all nodes are visible here, up to `timeout_s`; returns the number of visible files."""
     deadline = time.monotonic() + timeout_s
     while (seen := len(list(folder.glob(f"*{SUFFIX}")))) < num_nodes and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -166,7 +166,7 @@ def _wait_for_files(folder: Path, num_nodes: int, timeout_s: float) -> int:
 
 
 def _time_all_reduce(finding: Finding, num_nodes: int) -> float | None:
-    """Seconds of the fastest of three, or None with a problem noted."""
+    """Seconds of the fastest of three all-reduces; None, with a problem added to `finding`, if they fail."""
     try:
         import torch
         import torch.distributed as dist

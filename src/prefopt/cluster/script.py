@@ -1,4 +1,4 @@
-"""A job as a batch script: the one place where settings become shell and #SBATCH lines."""
+"""Renders a job as a batch script: the one place where settings become shell and #SBATCH lines."""
 
 import os
 import re
@@ -15,20 +15,20 @@ from prefopt.sweeps.jobs import Job, require_one_line
 
 TEMPLATE = "slurm/job.sh.j2"
 MAX_BAD_NODES = 3
-"""Restarts in a row that a job's preflight may ask for."""
+"""Most restarts in a row because of a failed preflight."""
 
 
 def render(job: Job, cluster: ClusterConfig, *, python: str = sys.executable, workdir: Path | None = None) -> str:
     """The batch script of a job.
 
     Args:
-        job: What runs.
-        cluster: Where.
-        python: The interpreter on the nodes; without effect in a container.
-        workdir: Where relative paths start; unset: here.
+        job: The job.
+        cluster: Where it runs, and with which resources.
+        python: The Python interpreter on the nodes; ignored with a container.
+        workdir: Folder in which relative paths start; default: the current one.
 
     Raises:
-        UserError: A path or override that a line of the script cannot hold.
+        UserError: A line of the script cannot hold a path or an override.
     """
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
@@ -64,7 +64,7 @@ def render(job: Job, cluster: ClusterConfig, *, python: str = sys.executable, wo
 
 
 def describe(cluster: ClusterConfig) -> str:
-    """Nodes and devices in words."""
+    """Nodes and devices in words, such as `2 nodes x 8 GPUs`."""
     nodes = f"{cluster.nodes} node{'s' if cluster.nodes > 1 else ''}"
     unit = "GPU" if cluster.gpus_per_node else "CPU rank"
     number = cluster.num_ranks_per_node
@@ -100,7 +100,7 @@ def _options(job: Job, cluster: ClusterConfig) -> list[str]:
 
 
 def _array(job: Job) -> str:
-    """Indices as ranges, such as 0-4,7, with the throttle."""
+    """Task indices as ranges, such as 0-4,7, with the limit of parallel tasks, such as %4."""
     ranges: list[list[int]] = []
     for index in sorted(job.tasks):
         if ranges and ranges[-1][1] == index - 1:
@@ -112,7 +112,7 @@ def _array(job: Job) -> str:
 
 
 def _in_option(path: Path, folder: Path) -> str:
-    """A path in an #SBATCH line, quoted as sbatch reads it; patterns such as %j are not meant in `folder`."""
+    """Quotes a path for an #SBATCH line; `%` in `folder` is escaped, else sbatch would replace patterns such as %j."""
     text = os.fspath(path).replace(os.fspath(folder), os.fspath(folder).replace("%", "%%"), 1)
     if re.search(r"[\"\\\n]", text):
         raise UserError(f"{text}: sbatch takes no path with quotes, backslashes or line breaks. Rename it.")

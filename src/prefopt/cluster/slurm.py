@@ -1,4 +1,4 @@
-"""Slurm's commands: submitting a script, and asking how jobs are."""
+"""Slurm's commands: submitting a script, cancelling jobs, and asking for their states."""
 
 import shutil
 import subprocess
@@ -16,8 +16,8 @@ class QueuedJob:
     """A job, or a task of an array, that Slurm knows.
 
     Attributes:
-        id: With the task's index for an array, such as 12_3.
-        state: Slurm's word, such as PENDING, RUNNING or COMPLETED.
+        id: Slurm's id, with the task's index for an array, such as 12_3.
+        state: Slurm's state, such as PENDING, RUNNING or COMPLETED.
         reason: Why it waits, or the nodes it runs on.
     """
 
@@ -27,7 +27,7 @@ class QueuedJob:
 
 
 def require_sbatch() -> None:
-    """Refuses a machine that cannot submit."""
+    """Raises `UserError` on a machine without sbatch."""
     if shutil.which("sbatch") is None:
         raise UserError(
             "sbatch: not found on this machine, so nothing was submitted. Submit on a login node of the cluster, "
@@ -39,7 +39,7 @@ def submit(script: Path) -> str:
     """Gives a script to sbatch and returns the job's id.
 
     Raises:
-        UserError: sbatch refuses, with its reason.
+        UserError: sbatch refuses the script; the message has its reason.
     """
     done = _run(["sbatch", "--parsable", str(script)])
     if done.returncode != 0:
@@ -50,16 +50,16 @@ def submit(script: Path) -> str:
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """Takes jobs out of the queue, as far as they are still there."""
+    """Cancels jobs; those that have ended are ignored."""
     if jobs:
         _run(["scancel", *jobs])
 
 
 def find_queued(jobs: Sequence[str]) -> list[QueuedJob]:
-    """What squeue knows of jobs; arrays are listed task by task. Those that ended a while ago are not in it.
+    """The jobs that squeue lists, arrays task by task; jobs that ended a while ago are missing.
 
     Raises:
-        UserError: squeue does not know, since Slurm's controller cannot be asked.
+        UserError: squeue fails, for example because Slurm's controller does not answer.
     """
     if not jobs or shutil.which("squeue") is None:
         return []

@@ -13,13 +13,13 @@ from prefopt.data.values import RowError, show_name
 from prefopt.process.errors import UserError, first_line
 
 BATCH_ROWS = 1000
-"""Rows of a Parquet file that become Python objects together."""
+"""Rows of a Parquet file that are converted to Python objects at once."""
 
 Row = dict[str, Any]
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[Row, str]]:
-    """Yields the rows of a Parquet file, each with its place.
+    """Yields (row, place) for each row of a Parquet file; the place is `path:row N`, for error messages.
 
     Raises:
         UserError: The file is damaged, or holds a column twice.
@@ -41,10 +41,10 @@ def parquet_rows(path: Path) -> Iterator[tuple[Row, str]]:
 
 
 def folder_rows(path: Path) -> Iterator[tuple[Row, str]]:
-    """Yields the rows of a folder that `datasets` has saved, each with its place.
+    """Yields (row, place) for each row of a folder that `datasets.save_to_disk` wrote.
 
     Raises:
-        UserError: The folder is none of `datasets`, is damaged, or holds several splits.
+        UserError: The folder was not written by `datasets`, is damaged, or holds several splits.
     """
     not_readable = (f"{path}: not a readable folder of `datasets`", "Fetch it again, or write it with save_to_disk.")
     if (path / "dataset_dict.json").exists():
@@ -62,11 +62,11 @@ def folder_rows(path: Path) -> Iterator[tuple[Row, str]]:
 
 
 def hub_rows(spec: str, address: str) -> Iterator[tuple[Row, str]]:
-    """Yields the rows of a data set of the hub, each with its place.
+    """Yields (row, place) for each row of a data set on the Hugging Face hub.
 
     Args:
-        spec: What the user wrote, for places and errors.
-        address: `<id>` or `<id>:<split>`.
+        spec: The setting as the user wrote it, for places and errors.
+        address: `<id>` or `<id>:<split>`; the default split is `train`.
 
     Raises:
         UserError: There is no such data set or split, or it cannot be loaded.
@@ -92,7 +92,10 @@ def _dataset_rows(dataset: Any, name: str) -> Iterator[tuple[Row, str]]:
 
 @contextmanager
 def _foreign_code(what: str, remedy: str) -> Iterator[None]:
-    """Tells what Arrow and `datasets` raise, which is of any kind where a file is damaged, between these words."""
+    """Turns any error from Arrow or `datasets` into a `UserError`: `what`, the reason, `remedy`.
+
+    It catches every `Exception`, since a damaged file makes these libraries raise errors of many types.
+    """
     try:
         yield
     except UserError:
@@ -105,16 +108,19 @@ Strip = Callable[[Any], Any]
 
 
 def _row_stripper(schema: Any, name: str, *, read_json: Strip) -> Callable[[Row, str], Row]:
-    """Returns what makes of a row with this schema, given its place, the row that was written.
+    """Returns a function of (row, place) that restores the row as it was before it became Arrow.
 
     Arrow gives all objects of a column the same keys: `{"a": 1}` beside `{"b": 2}` comes back as
-    `{"a": 1, "b": None}`. Such a key is taken out, at every depth; what stands in lists and maps stays. A map, which
-    comes back as a list of (key, value), is an object.
+    `{"a": 1, "b": None}`. Keys with a null value are removed, at every depth; nulls in lists and maps are kept. A map,
+    which Arrow returns as a list of (key, value), becomes an object.
 
     Args:
-        schema: Of the table.
-        name: Of the table, for errors.
-        read_json: What reads a value of Arrow's type for JSON.
+        schema: The table's Arrow schema.
+        name: The table's name, for errors.
+        read_json: Parses a value of Arrow's JSON type.
+
+    Raises:
+        UserError: A column name occurs twice.
     """
     repeated = next((column for column, count in Counter(schema.names).items() if count > 1), None)
     if repeated is not None:
@@ -131,7 +137,7 @@ def _row_stripper(schema: Any, name: str, *, read_json: Strip) -> Callable[[Row,
 
 
 def _stripper(type: Any, read_json: Strip) -> Strip | None:
-    """Returns what makes of a value of an Arrow type the one that was written, or None where it is that already."""
+    """Returns a function that restores values of an Arrow type as they were written; None if nothing has changed."""
     import pyarrow.types as kinds
 
     if kinds.is_struct(type):

@@ -1,4 +1,4 @@
-"""Plain text made chats: for a model that is asked in turns."""
+"""Converts records of plain text into chats, for models with a chat template."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,8 +14,8 @@ def to_chat(record: Record) -> Record:
     """Returns a record of plain text as a chat: the prompt is a user's message, a completion the assistant's.
 
     Raises:
-        UserError: A demonstration is one text, of which nobody knows where a question ends; or the prompt is a
-            transcript, whose turns would become one message.
+        UserError: A demonstration is a single `text`, so that its prompt is unknown; or the prompt is a transcript,
+            whose turns would become one message.
     """
 
     def say(role: str, text: Content) -> list[Message]:

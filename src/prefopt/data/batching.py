@@ -1,4 +1,4 @@
-"""Which pairs share a batch and in what order, epoch by epoch: decided by lengths, seed and epoch alone."""
+"""Batches of preference pairs, epoch by epoch: they depend on lengths, seed and epoch alone."""
 
 import heapq
 from collections.abc import Iterator, Sequence
@@ -12,10 +12,10 @@ from prefopt.config.choices import BatchOrder
 from prefopt.process.errors import UserError
 
 WINDOW_BATCHES = 64
-"""Length grouping sorts windows of about this many batches: more group tighter, fewer mix better."""
+"""Length grouping sorts windows of about this many batches: larger windows waste less padding but mix pairs less."""
 
 MIN_WINDOWS = 4
-"""Length grouping sorts at most a quarter of the pairs at once; else the pairs of small data would always meet."""
+"""Least number of windows: in small data, one window over all pairs would form the same batches in every epoch."""
 
 
 class _Plan(NamedTuple):
@@ -39,19 +39,19 @@ class PairBatches:
 
     Every pair is in exactly one batch of an epoch. The number of batches is the same in every epoch and a multiple of
     `num_ranks`; rank r takes batches r, r + num_ranks, ... (accelerate's `BatchSamplerShard`). Equal arguments give
-    equal batches on every rank and in every process, so a resumed run goes on with the order that it left.
+    equal batches on every rank and in every process, so a resumed run continues with the same order.
 
     `random` is a fresh permutation per epoch. `length_grouped` sorts windows of a fresh permutation by length, so that
-    pairs of like length share a batch; the batches that the ranks run at the same time cost about the same, and the
+    pairs of similar length share a batch; the batches that the ranks run at the same time cost about the same, and the
     costliest batch of the epoch comes first, so that an out-of-memory error shows at once.
 
-    Batches are made smaller, those with most pairs first, where their number must grow. Where that cannot help (a pair
-    per batch, and the ranks do not divide the pairs), as few as possible of the cheapest pairs share a batch instead:
-    with `pairs=1`, at most num_ranks - 1 batches have two pairs.
+    To reach the number of batches, the batches with most pairs are split. If every batch has one pair already and the
+    number of ranks does not divide the number of pairs, as few as possible of the cheapest pairs share a batch
+    instead: with `pairs=1`, at most num_ranks - 1 batches have two pairs.
     """
 
     batch_size: None = None
-    """Batches vary in size. With a number here, accelerate drops the batches of ranks beside a smaller one."""
+    """None, since batches vary in size: with a number, accelerate drops batches when one of them is smaller."""
 
     drop_last = False
 
@@ -68,19 +68,19 @@ class PairBatches:
         num_epochs: int = 1,
         sources: Sequence[str] | None = None,
     ) -> None:
-        """Plans how many batches an epoch has.
+        """Computes the number of batches of an epoch.
 
         Args:
             lengths: Tokens of prompt, chosen and rejected of each pair, shape (num_pairs, 3).
-            order: Which pairs share a batch, see the class.
+            order: `random` or `length_grouped`; see the class.
             seed: Not negative; with the epoch, the only source of randomness.
-            num_ranks: Processes that share the batches (those of one tensor-parallel group count once).
+            num_ranks: Processes that share the batches (a tensor-parallel group counts as one).
             pairs: Pairs per batch, at least 1. Exactly one of `pairs` and `tokens` is given.
-            tokens: Budget of tokens per batch: as many pairs share a batch as fit.
-            padded: What a batch of n pairs costs: 2 * n * max(P + max(C, R)) tokens if each completion has its own
-                copy of the prompt and all are padded to the longest; else the sum of P + C + R.
-            num_epochs: With `tokens`, epochs up to this one can be planned.
-            sources: Where each pair stands, `file:line`, for errors.
+            tokens: Budget of tokens per batch: a batch takes as many pairs as fit.
+            padded: How a batch of n pairs is counted. True: 2 * n * max(P + max(C, R)) tokens, since each completion
+                has its own copy of the prompt and all are padded to the longest. False: the sum of P + C + R.
+            num_epochs: Number of epochs that can be planned when `tokens` is given.
+            sources: Place of each pair, `file:line`, for errors.
 
         Raises:
             UserError: There are fewer pairs than ranks, or the budget is too small.
@@ -101,24 +101,25 @@ class PairBatches:
         self._num_batches = self._count_batches()
 
     def __len__(self) -> int:
-        """Returns the number of batches of an epoch, over all ranks."""
+        """Returns the number of batches in an epoch, over all ranks."""
         return self._num_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Returns the batches of the chosen epoch, lists of row indices; the same until `set_epoch`."""
+        """Yields the batches of the current epoch as lists of row indices; they change only with `set_epoch`."""
         rows, bounds = self._plan(self._epoch)
         return (rows[start:stop].tolist() for start, stop in pairwise(bounds.tolist()))
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch (from 0) that the next iteration yields.
+        """Sets the epoch, counted from 0, of the next iteration.
 
-        To be called on this object when an epoch begins: in a resumed epoch on several ranks, `skip_first_batches`
-        wraps the `BatchSamplerShard`, and neither accelerate nor the Trainer passes the epoch through both.
+        Call it on this object, not on a wrapper, when an epoch begins: in a resumed epoch on several ranks,
+        `skip_first_batches` wraps the `BatchSamplerShard`, and neither accelerate nor the Trainer passes the epoch
+        through both wrappers.
         """
         self._epoch = epoch
 
     def num_rows_after(self, num_batches: int) -> int:
-        """Returns the pairs in the first `num_batches` batches over all ranks, counted from epoch 0 over epochs."""
+        """Returns the number of pairs in the first `num_batches` batches of all ranks since the start of epoch 0."""
         epochs, batches = divmod(num_batches, self._num_batches)
         return epochs * len(self._tokens) + (int(self._plan(epochs).bounds[batches]) if batches else 0)
 
@@ -154,7 +155,7 @@ class PairBatches:
         return num_batches
 
     def _cut(self, rng: np.random.Generator) -> _Plan:
-        """The batches of an epoch before their number is made to fit the other epochs and the ranks."""
+        """Returns the batches of an epoch before their number is adjusted to the other epochs and the ranks."""
         rows = rng.permutation(len(self._tokens))
         if self._order is BatchOrder.length_grouped:
             rows = self._sort_windows(rows)
@@ -164,7 +165,7 @@ class PairBatches:
         return _Plan(rows, np.append(np.arange(0, len(rows), self._pairs), len(rows)))
 
     def _sort_windows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Sorts each window by length, up and down in turn: a batch that spans two windows holds like lengths too."""
+        """Sorts windows by length, alternately up and down, so that a batch across two windows has similar lengths."""
         typical = self._pairs or (self._budget or 0) * len(rows) // int(self._tokens.sum())
         size = max(min(WINDOW_BATCHES * max(typical, 1), len(rows) // MIN_WINDOWS), 1)
         window = np.arange(len(rows)) // size
@@ -172,7 +173,7 @@ class PairBatches:
         return rows[np.lexsort((np.where(window % 2, -tokens, tokens), window))]
 
     def _group_by_cost(self, plan: _Plan, rng: np.random.Generator) -> NDArray[np.int64]:
-        """An order of batches: the costliest first, like costs beside each other on the ranks, otherwise random."""
+        """Returns an order of batches: the costliest first, then random, with similar costs on all ranks at a time."""
         groups = np.argsort(-self._batch_tokens(plan), kind="stable").reshape(-1, self._num_ranks)
         later = rng.permutation(rng.permuted(groups[1:], axis=1))
         return np.concatenate([groups[:1], later]).reshape(-1)
@@ -184,7 +185,7 @@ class PairBatches:
         return np.add.reduceat(tokens, starts)
 
     def _join_cheapest(self) -> _Plan:
-        """One pair per batch, but for the cheapest: of those the i-th cheapest meets the i-th costliest."""
+        """Returns batches of one pair, but the cheapest ones are joined: the i-th cheapest with the i-th costliest."""
         rows = np.argsort(self._tokens, kind="stable")
         num_joined = len(rows) % self._num_ranks
         lower, upper = np.split(rows[: 2 * num_joined], 2)
@@ -214,19 +215,19 @@ class PairBatches:
 
 
 def pair_tokens(lengths: NDArray[np.int64], *, padded: bool) -> NDArray[np.int64]:
-    """Returns what a pair costs in a batch of its own, shape (num_pairs,)."""
+    """Returns the tokens of each pair in a batch of its own, shape (num_pairs,)."""
     prompt, chosen, rejected = lengths.astype(np.int64).T
     tokens: NDArray[np.int64] = 2 * (prompt + np.maximum(chosen, rejected)) if padded else prompt + chosen + rejected
     return tokens
 
 
 def fill(tokens: NDArray[np.int64], *, budget: int, padded: bool) -> int:
-    """Returns how many of the first pairs share a batch within a budget; `tokens` as of `pair_tokens`."""
+    """Returns how many of the first pairs fit into one batch within a budget; `tokens` comes from `pair_tokens`."""
     return int(_cut_by_budget(tokens, budget=budget, padded=padded)[1])
 
 
 def _cut_by_budget(tokens: NDArray[np.int64], *, budget: int, padded: bool) -> NDArray[np.int64]:
-    """Returns the bounds of batches of neighbours, each as long as fits; no pair alone is above the budget."""
+    """Returns the bounds of batches of consecutive pairs, each filled up to the budget; no single pair exceeds it."""
     bounds, most, total = [0], 0, 0
     for index, cost in enumerate(tokens.tolist()):
         most = max(most, cost)
@@ -238,13 +239,13 @@ def _cut_by_budget(tokens: NDArray[np.int64], *, budget: int, padded: bool) -> N
 
 
 def _split_largest(plan: _Plan, num_batches: int) -> _Plan:
-    """Halves the batch with most pairs (of several, the last) until there are `num_batches`."""
+    """Halves the batch with most pairs (the last of several) until there are `num_batches`."""
     num_missing = num_batches - plan.num_batches
     if not num_missing:
         return plan
     starts, sizes = plan.bounds[:-1], np.diff(plan.bounds)
     ranked = np.lexsort((-starts, -sizes))
-    # Each split touches one batch, so that no more than the largest `num_missing` can be touched.
+    # Each split halves one batch, so only the largest `num_missing` batches can be affected.
     heap = [(-int(sizes[batch]), -int(starts[batch])) for batch in ranked[:num_missing]]
     new = []
     for _ in range(num_missing):

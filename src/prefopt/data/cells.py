@@ -1,4 +1,4 @@
-"""Message lists that a table's cell holds as text, in JSON or as Python prints them."""
+"""Message lists that table cells hold as text, in JSON or in Python's notation."""
 
 import re
 from typing import Any
@@ -27,10 +27,10 @@ _BEGINS_AS_MESSAGES = re.compile(r"""\s*\[\s*\{\s*(["'])(?:role|content|from|val
 
 
 def parse_cells(row: dict[str, Any]) -> dict[str, Any]:
-    """Returns `row` with lists in the place of texts that hold lists of messages; without any, `row` itself.
+    """Returns `row` with each text that holds a list of messages parsed into that list; `row` itself if none does.
 
     Raises:
-        RowError: A text begins as a list of messages does, but cannot be read as one.
+        RowError: A text begins like a list of messages, but cannot be parsed.
     """
     parsed = {}
     for name, text in row.items():

@@ -1,4 +1,4 @@
-"""Control tokens that somebody has written into a chat or its tools: to the model they begin and end turns."""
+"""Control tokens written in the text of a chat or its tools: the model would read them as starts or ends of turns."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ from prefopt.process.errors import UserError
 
 
 class ControlTokens:
-    """The control tokens of a tokenizer: begin and end of sequence, of turns, of roles; a thought's marks are none."""
+    """The control tokens of a tokenizer: its special tokens for sequences, turns and roles, but not for thoughts."""
 
     def __init__(self, tokenizer: Any) -> None:
         added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
@@ -20,35 +20,37 @@ class ControlTokens:
         self._pattern = re.compile("|".join(map(re.escape, tokens)))
 
     def find(self, text: str) -> str | None:
-        """Returns the first control token in `text`."""
+        """Returns the first control token in `text`; None if there is none."""
         if not any(letter in text for letter in self._first_letters):  # ten times as fast as the pattern
             return None
         found = self._pattern.search(text)
         return found and found.group()
 
     def strip(self, text: str) -> str:
-        """Returns `text` without control tokens, also without those that come about when others are gone."""
+        """Returns `text` without control tokens, including those that form when another is removed."""
         while self.find(text) is not None:
             text = self._pattern.sub("", text)
         return text
 
 
 class Treated(NamedTuple):
-    """Records after their control tokens were kept or stripped, and what was found."""
+    """Records whose control tokens were kept or stripped, and how many had one."""
 
     records: list[Any]
     num_rows: int
+    """Records with a control token."""
     first: str
-    """`path:line: token`; empty if there is none."""
+    """The first control token, as `path:line: token`; empty if there is none."""
 
 
 def treat_control_tokens(records: Sequence[Record], tokenizer: Any, setting: OnControlToken) -> Treated:
-    """Looks for control tokens in all that a template renders: messages and their calls, tools, its own variables.
+    """Finds control tokens in all fields that the chat template renders, and keeps, strips or refuses them.
 
-    Plain text is left alone: it may be a chat rendered before.
+    These fields are messages with their tool calls, tools, and `chat_template_kwargs`. Records of plain text are not
+    searched: they may be chats that were rendered before.
 
     Raises:
-        UserError: There is one, and `setting` is `refuse`; or two keys of an object are the same once it is stripped.
+        UserError: A record has one and `setting` is `refuse`; or stripping makes two keys of an object equal.
     """
     control = ControlTokens(tokenizer)
     treated = list(records)
@@ -78,7 +80,7 @@ def _rendered(record: Record) -> dict[str, Any]:
 
 
 def _texts(values: Iterable[Any]) -> Iterator[str]:
-    """Yields the texts in some values, at every depth, keys included."""
+    """Yields all strings within `values`, at every depth, keys included."""
     for value in values:
         if isinstance(value, str):
             yield value

@@ -1,4 +1,4 @@
-"""Records that read well and teach nothing: empty completions, identical pairs; and exact duplicates."""
+"""Valid records from which nothing can be learned (empty completions, identical pairs), and exact duplicates."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ from prefopt.process.errors import UserError
 def drop_defects(
     records: Sequence[Record], *, on_empty: OnBadRow, on_identical: OnBadRow, notes: ReadNotes
 ) -> list[Record]:
-    """Returns the records that can be trained on, and counts the others and the duplicates in `notes`.
+    """Returns the records without empty and identical ones, and counts these and the duplicates in `notes`.
 
-    A pair with two empty completions counts as empty, not as identical.
+    Duplicates are kept. A pair with two empty completions counts as empty, not as identical.
 
     Raises:
         UserError: Some record is empty or identical and its setting is `refuse`.
@@ -55,12 +55,12 @@ def is_empty(record: Record) -> bool:
 
 
 def is_identical(record: Record) -> bool:
-    """Returns whether chosen and rejected are the same text, apart from blanks around it."""
+    """Returns whether chosen and rejected are equal up to leading and trailing whitespace."""
     return isinstance(record, PreferencePair) and _stripped(record.chosen) == _stripped(record.rejected)
 
 
 def record_key(record: Record) -> bytes:
-    """Returns a digest that two records share exactly if all but their source is equal."""
+    """Returns a digest (SHA-256) of all fields but `source`: equal records have equal digests."""
     fields = [getattr(record, name) for name in record.__slots__ if name != "source"]
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).digest()
 

@@ -1,4 +1,4 @@
-"""Token ids of demonstrations: texts, prompts with completions, and conversations, and what of each is the answer."""
+"""Token ids of demonstrations (texts, prompts with completions, conversations) and the spans that are answers."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -28,16 +28,17 @@ from prefopt.data.rendering import (
 
 
 class ExampleIds(NamedTuple):
-    """Ids of a whole demonstration, and the tokens that its assistant (or, for text, its author) wrote."""
+    """Token ids of a demonstration, and which of them are answers."""
 
     ids: list[int]
     spans: list[Span]
+    """Ranges of `ids` that the assistant wrote; for plain text, all of it."""
     num_ends: list[int]
-    """How many end-of-sequence tokens each span may have: one for each message in it."""
+    """Most end-of-sequence tokens that each span may have: one for each message in it."""
 
 
 def _form(example: SFTExample, loss_on: LossOn) -> str:
-    """Returns how an example becomes ids: a key of `ENCODERS`."""
+    """Returns the key in `ENCODERS` of the function that encodes an example."""
     if example.text is not None:
         return "text"
     if example.messages is not None:
@@ -49,7 +50,7 @@ def _form(example: SFTExample, loss_on: LossOn) -> str:
 def encode_examples(
     tokenizer: Any, special: SpecialTokens, examples: Sequence[SFTExample], loss_on: LossOn, notes: TokenizeNotes
 ) -> list[ExampleIds]:
-    """Returns the ids of each example, of whatever forms."""
+    """Returns the ids of each example, in order; the examples may have different forms."""
     forms = [_form(example, loss_on) for example in examples]
     encoded: dict[str, Iterator[ExampleIds]] = {}
     for form in set(forms):
@@ -88,11 +89,11 @@ def _encode_texts(
     control = ControlTokens(tokenizer)
     for text, ids in zip(texts, encode(tokenizer, texts, are_chats=False), strict=True):
         drop_double_bos([ids], special, notes)
-        # Some tokenizers begin a text with the token that others end it with (OPT).
+        # Some tokenizers (OPT) use one token as begin- and end-of-sequence token.
         num_ends = 1 + (ids[:1] == [special.bos_id] == [special.eos_id])
         if control.find(text.replace(special.eos, "")):
             notes.num_rendered_before += 1
-            num_ends = ids.count(special.eos_id)  # its turns end where it says
+            num_ends = ids.count(special.eos_id)  # a rendered chat: every end-of-sequence token may end a turn
         yield ExampleIds(ids, [Span(0, len(ids))], [num_ends])
 
 

@@ -1,4 +1,4 @@
-"""What holds for the ids of every row: one beginning, one end, and the limit on length."""
+"""Encoding of all rows to token ids: one begin and one end of sequence, and the limit on length."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -17,62 +17,62 @@ CHUNK_ROWS = 1000
 """Rows that are rendered and tokenized together."""
 
 IGNORED_LABEL = -100
-"""Label of a token without loss."""
+"""Label of a token that the loss ignores."""
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 @dataclass(kw_only=True)
 class TokenizeNotes:
-    """What happened while rows became ids. Counts are rows unless the name says otherwise."""
+    """Counts of what happened during tokenization. Counts are rows unless the name says otherwise."""
 
     num_rows: int = 0
-    """Rows given."""
+    """Rows of the input."""
     num_kept: int = 0
-    """Rows in the result."""
+    """Rows of the result."""
     num_long_prompt_skipped: int = 0
-    """The prompt alone fills `max_length`."""
+    """Skipped rows whose prompt alone fills `max_length`."""
     num_long_completion_skipped: int = 0
     num_extra_eos_skipped: int = 0
-    """A completion has more end-of-sequence tokens than messages."""
+    """Skipped rows with a completion that has more end-of-sequence tokens than messages."""
     num_truncated: int = 0
-    """Kept rows of which a completion was cut at `max_length`."""
+    """Kept rows with a completion that was cut at `max_length`."""
     num_eos_lost: int = 0
-    """Completions that lost their end-of-sequence token to the cut."""
+    """Completions whose end-of-sequence token was cut off."""
     num_equal_skipped: int = 0
-    """Pairs whose completions have the same tokens, most often because both were cut."""
+    """Skipped pairs whose completions have the same tokens, most often because both were cut."""
     num_eos_appended: int = 0
-    """Completions of messages to which the chat template gives no end-of-sequence token."""
+    """Completions that got the end-of-sequence token that the chat template does not write."""
     num_double_bos: int = 0
     """Rows that began with two begin-of-sequence tokens; one was removed."""
     num_prompt_cut: int = 0
-    """Rows whose prompt ends in tokens that the prompt followed by its completion does not have."""
+    """Rows whose last prompt tokens change once a completion follows; these tokens count as completion."""
     num_prompt_tokens_cut: int = 0
-    """Tokens, summed over these rows."""
+    """Prompt tokens lost in this way, summed over all rows."""
     num_context_turns: int = 0
-    """Turns of users and tools inside completions, and turns there that are marked as not trained."""
+    """Turns inside completions that are not trained: of users and tools, or marked as not trained."""
     num_marked_turns: int = 0
     """Turns of the assistant in `messages` that are marked as not trained."""
     num_greetings: int = 0
-    """Messages of the assistant in `messages` before anybody else has spoken: they answer nothing."""
+    """Messages of the assistant in `messages` before the first one of a user or tool; they are not trained."""
     num_lost_thoughts: int = 0
     """Thoughts of trained answers that the chat template leaves out."""
     num_rendered_before: int = 0
-    """Rows of text with control tokens beside the end-of-sequence token, as chats have that were rendered before."""
+    """Rows of plain text with control tokens other than end of sequence: probably chats that were rendered before."""
     num_control_kept: int = 0
-    """Rows of messages with a control token of the tokenizer in their text."""
+    """Rows of messages with a control token of the tokenizer in their text, which was kept."""
     num_control_stripped: int = 0
-    """The same, where it was taken out."""
+    """Rows of messages from whose text control tokens were removed."""
     first_control_token: str = ""
-    """The first of them, as `path:line: token`."""
+    """The first control token found, as `path:line: token`."""
     num_plain: int = 0
-    """Rows of plain text, though the tokenizer has a chat template."""
+    """Rows of plain text, although the tokenizer has a chat template."""
     unread_keys: dict[str, int] = field(default_factory=dict)
-    """Key of messages that the chat template does not read: in how many rows it occurs."""
+    """For each key of messages that the chat template does not read: the number of rows that have it."""
 
 
 class SpecialTokens(NamedTuple):
-    """The tokens that begin and end a sequence, looked up once: the tokenizer computes them at each access."""
+    """The begin- and end-of-sequence tokens of a tokenizer, which computes them anew at each access."""
 
     eos: str
     eos_id: int
@@ -80,7 +80,11 @@ class SpecialTokens(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: Any) -> "SpecialTokens":
-        """Returns those of `tokenizer`; refuses one without an end, with which a model never learns to stop."""
+        """Returns the special tokens of `tokenizer`.
+
+        Raises:
+            UserError: There is no end-of-sequence token, so the model would never learn to stop.
+        """
         if tokenizer.eos_token_id is None:
             raise UserError(
                 f"model.path: the tokenizer of {tokenizer.name_or_path or 'the model'} has no end-of-sequence token. "
@@ -91,7 +95,10 @@ class SpecialTokens(NamedTuple):
 
 @dataclass(slots=True)
 class Gate:
-    """Which rows may pass, and those that were refused; the first of them is named once all rows have been seen."""
+    """Decides which rows are kept, and collects refused rows for one error after all rows have been seen.
+
+    `long_prompts`, `long_completions` and `extra_eos` hold the place of each refused row and its count of tokens.
+    """
 
     max_length: int
     on_long_prompt: OnBadRow
@@ -103,7 +110,7 @@ class Gate:
     extra_eos: list[tuple[str, int]] = field(default_factory=list)
 
     def admits(self, source: str, *, prompt_length: int, length: int, notes: TokenizeNotes) -> bool:
-        """Returns whether a row of `length` tokens is kept (and cut, where it is longer than `max_length`)."""
+        """Returns whether a row of `length` tokens is kept; the caller cuts a kept row at `max_length`."""
         if prompt_length >= self.max_length:
             notes.num_long_prompt_skipped += 1
             if self.on_long_prompt is OnBadRow.refuse:
@@ -117,7 +124,7 @@ class Gate:
         return True
 
     def admits_eos(self, source: str, num_eos: Sequence[int], allowed: Sequence[int], notes: TokenizeNotes) -> bool:
-        """Returns whether every part of a row has at most as many end-of-sequence tokens as messages."""
+        """Returns whether no part of a row has more end-of-sequence tokens than allowed: one for each message."""
         extra = [count for count, limit in zip(num_eos, allowed, strict=True) if count > limit]
         if not extra:
             return True
@@ -127,7 +134,7 @@ class Gate:
         return False
 
     def raise_refused(self) -> None:
-        """Raises a `UserError` that names the first row that was refused, if there is one."""
+        """Raises a `UserError` that names the first refused row, if there is one."""
         if self.extra_eos:
             source, count = self.extra_eos[0]
             raise UserError(
@@ -169,13 +176,13 @@ def with_eos(text: str, eos: str) -> str:
 
 
 def encode(tokenizer: Any, texts: list[str], *, are_chats: bool) -> list[list[int]]:
-    """Returns the ids of each text; a chat's template has already written its special tokens."""
+    """Returns the ids of each text; special tokens are added unless the texts are rendered chats, which have them."""
     add_special_tokens = not are_chats
     if not tokenizer.is_fast:
         rows: list[list[int]] = tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
         return rows
-    # This call sets the backend's truncation, padding and treatment of special tokens; `encode_batch_fast` then saves
-    # the offsets, 40 % of the time.
+    # This call sets the backend's truncation, padding and treatment of special tokens. `encode_batch_fast` computes no
+    # offsets, which takes 40 % less time.
     tokenizer("", verbose=False)
     encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
     return [encoding.ids for encoding in encodings]
@@ -184,7 +191,7 @@ def encode(tokenizer: Any, texts: list[str], *, are_chats: bool) -> list[list[in
 def encode_parts(
     tokenizer: Any, eos: str, parts: Sequence[tuple[Any, ...]], records: Sequence[Record], notes: TokenizeNotes
 ) -> list[list[list[int]]]:
-    """Returns, for each record, the ids of its prompt and of the prompt followed by each completion."""
+    """Returns for each record a list of ids: of its prompt, then of the prompt followed by each completion."""
     if isinstance(parts[0][0], str):
         texts = [
             text
@@ -208,7 +215,7 @@ def encode_parts(
 
 
 def split_prompt(sequences: list[list[int]], special: SpecialTokens, notes: TokenizeNotes) -> int:
-    """Returns how many tokens the prompt, the first sequence, has in common with all others."""
+    """Returns how many leading tokens the prompt (the first sequence) shares with all other sequences."""
     drop_double_bos(sequences, special, notes)
     prompt, *others = sequences
     length = min(common_prefix_length(prompt, ids) for ids in others)
@@ -219,15 +226,15 @@ def split_prompt(sequences: list[list[int]], special: SpecialTokens, notes: Toke
 
 
 def encode_chat_groups(tokenizer: Any, groups: Sequence[list[str]]) -> list[list[list[int]]]:
-    """Returns the ids of each rendered chat of each group; what a group's chats have in common is encoded once.
+    """Returns the ids of each rendered chat of each group, encoding the common beginning of a group only once.
 
-    A tokenizer cuts text at its special tokens before it does anything else, so ids on the two sides of one do not
-    depend on each other, and all chats of a group may share the ids before their last common special token::
+    A tokenizer splits text at its special tokens first, so the ids on the two sides of a special token do not depend
+    on each other. All chats of a group can therefore share the ids before their last common special token::
 
         <|im_start|>user ... <|im_end|>  |  <|im_start|>assistant Yes.<|im_end|>
                      shared              |  <|im_start|>assistant No.<|im_end|>
 
-    The first group is encoded in both ways; should they differ, nothing is shared.
+    The first group is encoded in both ways; if the results differ, all groups are encoded without sharing.
     """
     marks = _special_token_pattern(tokenizer)
     cuts = [_last_common_mark(texts, marks) if marks else 0 for texts in groups]
@@ -246,9 +253,9 @@ def encode_chat_groups(tokenizer: Any, groups: Sequence[list[str]]) -> list[list
 
 
 def _special_token_pattern(tokenizer: Any) -> re.Pattern[str] | None:
-    """Returns what matches the added tokens before which text may be cut, or None if there are none.
+    """Returns a pattern of the added tokens before which text may be split, or None if there are none.
 
-    A token that takes in the blanks on its left, or that overlaps the end of another one, is not among them.
+    It leaves out tokens that absorb blanks on their left and tokens that another token can overlap.
     """
     tokens = list(tokenizer.added_tokens_decoder.values())
     if not tokenizer.is_fast or tokenizer.split_special_tokens:
@@ -280,10 +287,10 @@ def _last_common_mark(texts: Sequence[str], marks: re.Pattern[str]) -> int:
 
 
 def drop_double_bos(sequences: Sequence[list[int]], special: SpecialTokens, notes: TokenizeNotes) -> bool:
-    """Removes, in place, one of two begin-of-sequence tokens at the beginning of one row's sequences.
+    """Removes, in place, one of two leading begin-of-sequence tokens from the sequences of one row.
 
     Returns:
-        Whether there were two. Where the token is also the end-of-sequence token, two may be meant.
+        Whether there were two. Always False if the token is also the end-of-sequence token: two may be intended.
     """
     bos = special.bos_id
     if bos is None or bos == special.eos_id or sequences[-1][:2] != [bos, bos]:
@@ -296,7 +303,7 @@ def drop_double_bos(sequences: Sequence[list[int]], special: SpecialTokens, note
 
 
 def chunks(records: Sequence[AnyRecord], kind: Any) -> Iterator[list[AnyRecord]]:
-    """Yields neighbours that have the same `kind(record)`: up to `CHUNK_ROWS` of them, fewer where they are long."""
+    """Yields lists of consecutive records with equal `kind(record)`: up to `CHUNK_ROWS`, fewer if they are long."""
     for _, run in groupby(records, key=kind):
         chunk: list[AnyRecord] = []
         size = 0
@@ -311,10 +318,10 @@ def chunks(records: Sequence[AnyRecord], kind: Any) -> Iterator[list[AnyRecord]]
 
 
 class IdTable:
-    """Rows of token ids, gathered chunk by chunk in Arrow's memory instead of Python's."""
+    """Rows of token ids, moved chunk by chunk from Python lists to compact Arrow memory."""
 
     def __init__(self, columns: Sequence[str]) -> None:
-        # Imported here: slow, and reading records, which imports this module for its notes, does without.
+        # Imported here because it is slow, and code that only reads records imports this module without need for it.
         import pyarrow as pa
 
         self.num_rows = 0
@@ -323,7 +330,7 @@ class IdTable:
         self._batches: list[Any] = []
 
     def add(self, ids: Sequence[list[int]], source: str) -> None:
-        """Adds one row: its id columns in order, and where it came from."""
+        """Adds one row: its id columns in order, and its place `path:line`."""
         for column, value in zip(self._columns, (*ids, source), strict=True):
             column.append(value)
         self.num_rows += 1

@@ -1,4 +1,4 @@
-"""Rows from files, `datasets` folders and the hub, each with the place that an error message names."""
+"""Reads rows from files, `datasets` folders and the hub, each with its place for error messages."""
 
 import csv
 import glob
@@ -20,7 +20,7 @@ from prefopt.process.paths import describe_missing, resolve
 
 HUB = "hub:"
 MAX_LINE_BYTES = 64 * 2**20
-"""Of a text file, at most: a line is read into memory whole."""
+"""Longest line of a text file: a line is read into memory whole."""
 GZIP = b"\x1f\x8b"
 FOREIGN = {
     b"version https://git-lfs": "a Git LFS pointer, not the data. Fetch them with: git lfs pull",
@@ -35,9 +35,9 @@ FOREIGN = {
     b"<!DOCTYPE": "a web page, not the data. Download the file itself",
     b"<html": "a web page, not the data. Download the file itself",
 }
-"""What files begin with whose name promises something else."""
+"""Beginnings of files whose content is not what their name says, each with an explanation and a remedy."""
 DELIMITERS = (",", "\t", ";", "|")
-"""Between the cells of a `.csv` table: the one that its header holds most often; of a `.tsv` table it is the tab."""
+"""Delimiters of a `.csv` file: the most frequent one in its header is used. A `.tsv` file always uses the tab."""
 
 QUOTES = (
     "In a table, a cell that begins with a quote ends at the next one. Where quotes belong to the text, double each "
@@ -49,9 +49,9 @@ Row = dict[str, Any]
 
 
 def iter_rows(spec: Any) -> Iterator[tuple[Row, str]]:
-    """Yields each row of `spec` with its place: `path:line`, or `path:row N` where a file has no lines.
+    """Yields (row, place) for each row of `spec`; the place is `path:line`, or `path:row N` if a file has no lines.
 
-    A row of JSON in which a key stands twice is a `RepeatingRow`, for whoever knows which columns are read.
+    A JSON row with a repeated key is a `RepeatingRow`: the caller decides whether a column that it reads is affected.
 
     Args:
         spec: A file, a list of files, a glob, a `datasets` folder, or `hub:<id>[:<split>]`.
@@ -74,14 +74,14 @@ def iter_rows(spec: Any) -> Iterator[tuple[Row, str]]:
 
 
 def find_files(spec: str) -> list[Path]:
-    """Returns the path of `spec`, or those that match it as a glob, sorted.
+    """Returns the path of `spec`, or all paths that match it as a glob, sorted.
 
     Raises:
-        UserError: Nothing is there, or it may not be looked at.
+        UserError: Nothing is there, or access is denied.
     """
     path = resolve(spec)
     with explained(path):
-        str(path).encode()  # every row's place is UTF-8, in memory and in reports
+        str(path).encode()  # raises unless the path is valid UTF-8, which places of rows must be
         if path.exists():
             return [path]
         if glob.has_magic(spec):
@@ -93,7 +93,11 @@ def find_files(spec: str) -> list[Path]:
 
 
 def _require_rows(rows: Iterator[tuple[Row, str]], name: str) -> Iterator[tuple[Row, str]]:
-    """Yields `rows`, of which there must be some; what the system raises on the way is told with `name`."""
+    """Yields `rows`.
+
+    Raises:
+        UserError: There are none, a row is no object, or the system reports an error; it names `name`.
+    """
     is_empty = True
     with explained(name):
         for row, source in rows:
@@ -123,7 +127,7 @@ def _path_rows(path: Path) -> Iterator[tuple[Row, str]]:
 
 
 def _refuse_foreign(start: bytes, path: Path) -> None:
-    """Refuses what some program or web server has put where the data should be."""
+    """Refuses a file whose first bytes are of another type, such as a Git LFS pointer or a web page."""
     is_parquet = path.name.lower().endswith(".parquet")
     for mark, what in FOREIGN.items():
         if start.lstrip().startswith(mark) and not (is_parquet and mark == b"PAR1"):
@@ -131,7 +135,7 @@ def _refuse_foreign(start: bytes, path: Path) -> None:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a text file, packed with gzip or not, whatever its name says."""
+    """Yields the lines of a text file; gzip is recognised by content, not by name."""
     with path.open("rb") as file:
         is_packed = file.read(2) == GZIP
         file.seek(0)
@@ -158,7 +162,7 @@ def _decode(raw: bytes, place: str) -> str:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[Row, str]]:
-    """Yields the objects of a file with one in each line, or with one list of them; its first line tells which."""
+    """Yields the objects of a JSON-lines file, or of one JSON list; the first line decides which of both it is."""
     is_first = True
     lines = _lines(path)
     for number, line in enumerate(lines, start=1):
@@ -221,7 +225,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[Row, str]]:
 
 
 def _refuse_swallowed(cells: list[str], place: str) -> None:
-    """Refuses a cell that goes on over the ends of a cell and of a line: a quote was meant as a quote."""
+    """Refuses a TSV row with a cell that spans tabs and line ends: its quote was meant as text, not as a delimiter."""
     for cell in cells:
         if "\t" in cell and ("\n" in cell or "\r" in cell):
             raise UserError(
@@ -230,6 +234,6 @@ def _refuse_swallowed(cells: list[str], place: str) -> None:
 
 
 def _csv_lines(path: Path) -> Iterator[str]:
-    """Yields lines that end as those of any system may, in `\\r` too."""
+    """Yields lines that end with `\\n`, `\\r\\n` or `\\r`."""
     for line in _lines(path):
         yield from io.StringIO(line, newline="") if "\r" in line else (line,)

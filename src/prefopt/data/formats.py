@@ -1,4 +1,4 @@
-"""Rows of other systems, turned into rows of TRL's formats by pure functions."""
+"""Detects the format of rows and converts rows of other systems to TRL's formats, by pure functions."""
 
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -32,7 +32,7 @@ COLUMNS: dict[DataFormat, tuple[str, ...]] = {
     DataFormat.bedrock: ("schemaVersion", "system", "messages"),
     DataFormat.swift: ("messages", "rejected_response", "rejected_messages", "system"),
 }
-"""What the converters read, beside the completions (`chosen`, `rejected`, `output`) and `PASSED_ON`."""
+"""Columns that the converters read, besides the completions (`chosen`, `rejected`, `output`) and `PASSED_ON`."""
 
 
 BEDROCK_SCHEMA = "bedrock-conversation"
@@ -41,7 +41,7 @@ ANSWER = {"preference": "chosen", "sft": "output"}
 
 
 def detect_format(row: Row, kind: str) -> DataFormat:
-    """Returns the format that the keys of `row` show; TRL's own if none other does."""
+    """Returns the format of `row` by its keys; TRL's own if no other matches."""
     if "conversations" in row or ("messages" in row and isinstance(row.get("chosen"), dict)):
         return DataFormat.sharegpt
     if "instruction" in row and ANSWER[kind] in row:
@@ -57,7 +57,7 @@ def detect_format(row: Row, kind: str) -> DataFormat:
 
 
 def convert(row: Row, format: DataFormat, kind: str) -> Row:
-    """Returns `row` as TRL writes it; a row of TRL's format is returned as it is.
+    """Returns `row` converted to TRL's format; a row that has it already is returned unchanged.
 
     Raises:
         RowError: The row lacks what its format needs.
@@ -66,7 +66,7 @@ def convert(row: Row, format: DataFormat, kind: str) -> Row:
     if converter is not None:
         converted = converter(row)
         return converted | {key: row[key] for key in PASSED_ON if key in row and key not in converted}
-    # OpenAI's and Swift's demonstrations are `messages`, as TRL's; OpenAI once called tools functions.
+    # Demonstrations of OpenAI and Swift are `messages`, like TRL's; OpenAI's older name for tools is `functions`.
     return {**row, "tools": wrap_tools(row["functions"])} if _has_functions(row) else row
 
 
@@ -75,7 +75,7 @@ def _has_functions(row: Row) -> bool:
 
 
 def other_kind(row: Row, kind: str) -> str:
-    """Returns the sentence for a row that is of no use for `kind`, but for another one; empty if it is for none."""
+    """Returns a hint for an error message if `row` fits another kind than `kind`; else an empty string."""
     return OTHER_KINDS[kind](row)
 
 
@@ -98,13 +98,13 @@ OTHER_KINDS = {"preference": _name_single_answers, "sft": _name_pairs}
 
 
 def unread_columns(row: Row, format: DataFormat, kind: str, fields: Iterable[str]) -> list[str]:
-    """Returns the columns of `row` that hold a value which no record will carry.
+    """Returns the columns of `row` that have a value but are not read.
 
     Args:
-        row: The row as it was read.
-        format: Its format.
+        row: The row as it was read from the file.
+        format: The format of the row.
         kind: `preference` or `sft`.
-        fields: The fields of TRL's format that its record was made from.
+        fields: The fields of TRL's format from which the record was built.
     """
     read = _read_columns(format.value, kind, tuple(fields))
     unread = [key for key, value in row.items() if key not in read and value is not None]
@@ -162,7 +162,7 @@ def convert_openai_pair(row: Row) -> Row:
 
 
 def convert_bedrock_example(row: Row) -> Row:
-    """Returns a Bedrock conversation, whose system prompt is a column of parts, as `messages`."""
+    """Returns a Bedrock conversation, whose system prompt is a column with a list of parts, as `messages`."""
     messages = _get(row, "messages")
     if not isinstance(messages, list):
         raise RowError(f"'messages' must be a list of messages {{role, content}}, found {describe(messages)}.")
@@ -171,12 +171,12 @@ def convert_bedrock_example(row: Row) -> Row:
 
 
 def convert_bedrock_pair(row: Row) -> Row:
-    """Refuses a Bedrock conversation where pairs are wanted."""
+    """Raises a `RowError`: Bedrock conversations are demonstrations, and hold no pairs."""
     raise RowError("Bedrock conversations are demonstrations and hold no pairs. Set algorithm=sft.")
 
 
 def convert_swift_pair(row: Row) -> Row:
-    """Returns Swift's `messages` beside another last answer, or beside another whole conversation, as completions."""
+    """Returns Swift's `messages` as chosen, and its `rejected_response` or `rejected_messages` as rejected."""
     messages = _get(row, "messages")
     if not isinstance(messages, list) or not messages:
         raise RowError(f"'messages' must be a list of messages {{role, content}}, found {describe(messages)}.")
@@ -216,7 +216,7 @@ def _sharegpt_turns(row: Row) -> list[Message]:
 
 def _sharegpt_message(turn: Any, field: str) -> Message:
     if isinstance(turn, dict) and "role" in turn and not turn.keys().isdisjoint(("content", "tool_calls")):
-        return turn  # LLaMA-Factory reads turns with OpenAI's keys in these columns too
+        return turn  # LLaMA-Factory also accepts turns with OpenAI's keys in these columns
     if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
         raise RowError(f"'{field}' must be a turn {{from, value}}, found {describe(turn)}.")
     speaker, value = turn["from"], check_text(turn["value"], f"{field}.value")

@@ -1,8 +1,8 @@
-"""Prompts of pairs that have none of their own: what chosen and rejected both begin with.
+"""Implicit prompts: for pairs without a prompt, the common beginning of chosen and rejected.
 
-Of messages it is those that are equal. Of text the first differing character says little, since two answers may begin
-with the same words: a transcript is cut behind the last mark of an assistant's turn, other text where a word ends, and
-there at the same place in all pairs of a prompt.
+For messages, it is the messages that are equal. For text, the first differing character is not enough, since two
+answers may begin with the same words: a transcript is cut after the last mark of an assistant's turn, and other text
+at the end of a word, at the same place in all pairs with the same prompt.
 """
 
 import re
@@ -18,16 +18,16 @@ from prefopt.data.values import RowError, describe
 
 
 class Marks(NamedTuple):
-    """What stands before the turns of a transcript, in one way of writing it."""
+    """Patterns of the marks before each turn of a transcript, in one notation."""
 
     asks: re.Pattern[str]
-    """Before a person's turn, or the system's."""
+    """Mark before a turn of the user or the system."""
     answers: re.Pattern[str]
-    """Before an assistant's."""
+    """Mark before a turn of the assistant."""
     are_words: bool
-    """Both are words that any text may hold: an answer's mark counts only behind one that asks."""
+    """The marks are words that occur in any text: an assistant's mark counts only after a user's mark."""
     have_names: bool = False
-    """The marks are names, as in a play that an answer may hold: they count where they are those of the transcript."""
+    """The marks are speakers' names, which a dialogue within an answer may have too; see `_asked_for`."""
 
 
 _NAMED = r"\n[ \t]*(?:[#*]+ ?)?(?:%s)(?:\*\*)? ?:(?:\*\*)?"
@@ -54,7 +54,7 @@ TURNS = (
     Marks(re.compile(r"\[INST\]"), re.compile(r"\[/INST\]"), are_words=True),
     Marks(re.compile(r"[\n >]USER:"), re.compile(r" ASSISTANT:"), are_words=True, have_names=True),
 )
-"""Ways to write a transcript; each pattern begins with a few characters, for a fast search."""
+"""Notations of transcripts. Each pattern begins with one of a few characters, so that the search is fast."""
 EXERCISES = (
     Marks(
         re.compile(_NAMED % "(?i:instruction|question|q|input|problem|query|task|prompt)"),
@@ -63,38 +63,38 @@ EXERCISES = (
     ),
     Marks(re.compile(r"\Z"), re.compile(r"\n[ \t]*(?:#+ ?)?TL;DR ?:"), are_words=False),
 )
-"""Ways to write one question; they count only where no assistant is named, whose answer may hold them."""
+"""Notations of a single question and answer. They count only in text without assistant marks of `TURNS`."""
 WORD_ENDS = " \t\n\r\u3002\uff01\uff1f\u2026"
 _SENTENCE_END = re.compile(r"""[.!?:\u3002\uff01\uff1f\u2026]["')\]\u201d\u2019*]*\s*\Z|\n[ \t]*\Z""")
 MAX_SHORTENED = 4
-"""Pairs that are cut where a shorter prompt ends, at most, for each pair that has this prompt of itself."""
+"""Longer prompts are cut down to a shorter one only if they are at most this many times as frequent."""
 
 
 @dataclass(kw_only=True)
 class ImplicitNotes:
-    """How the prompts of pairs of text were found."""
+    """Counts of how the implicit prompts of text pairs were found."""
 
     num_marked_prompts: int = 0
-    """They end behind the mark of an assistant's turn."""
+    """Prompts that end after the mark of an assistant's turn."""
     num_word_prompts: int = 0
-    """They have no such mark, and end where a word does."""
+    """Prompts without such a mark, which end at the end of a word."""
     num_shortened_prompts: int = 0
-    """Of these, cut where the shorter prompt of another pair ends."""
+    """Word prompts that were cut down to the shorter prompt of another pair."""
     num_crowded_prompts: int = 0
-    """Of these, not cut there, since more than `MAX_SHORTENED` times as many would be as have the shorter prompt."""
+    """Word prompts that were not cut down to a shorter prompt, because of `MAX_SHORTENED`."""
     crowded_prompt: str = ""
-    """The prompt at which most of them would be cut, as it is shown in a sentence."""
+    """The shorter prompt to which most of these would have been cut, as it is shown in a sentence."""
     num_further_turns: int = 0
-    """Pairs with a completion in which the mark of an assistant's turn stands again."""
+    """Pairs with a completion that contains another mark of an assistant's turn."""
 
 
 def split_common_prompt(chosen: Content, rejected: Content) -> tuple[Any, Any, Any]:
-    """Returns prompt, chosen and rejected of a pair whose prompt is the common beginning of both completions.
+    """Returns (prompt, chosen, rejected) of a pair whose prompt is the common beginning of both completions.
 
-    For messages it is the rule of `trl.data_utils.extract_prompt`: the last message never belongs to the prompt.
+    For messages the rule is that of `trl.data_utils.extract_prompt`: the last message never belongs to the prompt.
 
     Raises:
-        RowError: Two transcripts, or two lists of messages, differ in what is asked, and not only in the answers.
+        RowError: The two transcripts, or lists of messages, first differ in a question and not in an answer.
     """
     if isinstance(chosen, str) and isinstance(rejected, str):
         end = _end_of_text(chosen, rejected)
@@ -105,11 +105,11 @@ def split_common_prompt(chosen: Content, rejected: Content) -> tuple[Any, Any, A
 
 
 def _require_same_question(chosen: Any, rejected: Any, position: int) -> None:
-    """Refuses completions that part in a message which is no answer, at a position of both."""
+    """Refuses a pair if the first messages that differ, at `position`, have the same role and are no answers."""
     if chosen == rejected or chosen["role"] != rejected["role"] or chosen["role"] == "assistant":
         return
     said = [message.get("content", "") for message in (chosen, rejected)]
-    is_said = said[0] != said[1]  # else it is some other key
+    is_said = said[0] != said[1]  # else the messages differ in another key than content
     start = max(common_prefix_length(*said) - 20, 0) if is_said else 0
     parts = [text[start:] for text in said] if is_said else [chosen, rejected]
     where = f", from character {start}," if start else ""
@@ -146,8 +146,8 @@ def _other_question(position: int, where: str) -> RowError:
 
 
 def _answers(text: str, ways: Sequence[Marks]) -> Iterator[int]:
-    """Yields where in a text the marks of an assistant's turn end, those that count, in no order."""
-    lines = "\n" + text  # the first line begins like the others
+    """Yields the end positions of the assistant marks in a text that count (see `_asked_for`), in no order."""
+    lines = "\n" + text  # so that a mark in the first line also follows a line break
     for marks in ways:
         answers = list(marks.answers.finditer(lines))
         if answers and marks.are_words:
@@ -156,11 +156,12 @@ def _answers(text: str, ways: Sequence[Marks]) -> Iterator[int]:
 
 
 def _asked_for(answers: list[re.Match[str]], asks: list[re.Match[str]], marks: Marks) -> list[re.Match[str]]:
-    """Returns the marks of an assistant's turn that count, of all in a text and of those before which somebody asks.
+    """Returns the assistant marks that count as turns, given all assistant and user marks of a text.
 
-    Those are behind the first that asks. Of names, the last one to ask must be the first one of all, or of the first
-    answer (a question may quote a dialogue); and if an empty line is before the first answer, one is before each. Else
-    it is a dialogue within an answer.
+    Only assistant marks after the first user mark count. If the marks are names, two more rules exclude a dialogue
+    within an answer. The user mark before an assistant mark must have the same name as the first user mark of the
+    text, or as the user mark before the first assistant mark (a question may quote a dialogue). And if an empty line
+    precedes the first assistant mark, one must precede each of them.
     """
     if marks.have_names:
         asks = [match for match in asks if not _is_system(match)] or asks
@@ -186,19 +187,20 @@ def _is_system(match: re.Match[str]) -> bool:
 
 
 def _is_apart(match: re.Match[str]) -> bool:
-    """Returns whether an empty line is before a mark."""
+    """Returns whether an empty line precedes a mark."""
     return match.string[max(match.start() - 8, 0) : match.start()].rstrip(" \t\r").endswith("\n")
 
 
 def _last_answer(text: str, ways: Sequence[Marks]) -> int:
-    """Returns where the last mark of an assistant's turn ends in a text; 0 without one."""
+    """Returns the end position of the last assistant mark in a text; 0 if there is none."""
     return max(_answers(text, ways), default=0)
 
 
 def _is_asked_again(shared: str, end: int) -> bool:
-    """Returns whether in what two transcripts share a person's turn follows behind the last answer's mark.
+    """Returns whether the shared beginning of two transcripts has a user's turn after the last assistant mark.
 
-    Its mark must be spelt like one before, and stand apart as they do: an answer may hold a dialogue of its own.
+    The user mark must be spelt like an earlier one, and follow an empty line if the assistant marks do: otherwise it
+    belongs to a dialogue within the answer.
     """
     lines = "\n" + shared
     for marks in TURNS:
@@ -214,7 +216,7 @@ def _is_asked_again(shared: str, end: int) -> bool:
 
 
 def _is_transcript(text: str, common: int) -> bool:
-    """Returns whether a text has turns, of which the first begins it or stands in its first `common` characters."""
+    """Returns whether a text has turns, the first of them at its beginning or in its first `common` characters."""
     lines = "\n" + text
     opening = len(text) - len(text.lstrip())  # the blanks before its first line
     begins = "\n" + text[opening : opening + 80]
@@ -229,32 +231,33 @@ def _is_transcript(text: str, common: int) -> bool:
 
 
 def _end_of_word(text: str, end: int) -> int:
-    """Returns where the last whole word before `end` ends; a blank behind it goes to the completion."""
+    """Returns the end of the last whole word before `end`; a blank after it belongs to the completion."""
     while end and text[end - 1] not in WORD_ENDS:
         end -= 1
     return end - 1 if end and text[end - 1] == " " else end
 
 
 def _has_turn_behind(text: str, end: int) -> bool:
-    """Returns whether an assistant's mark counts behind the first `end` characters of a text."""
-    has_mark = any(marks.answers.search(text, end) for marks in TURNS)  # a fast look: few texts have one
+    """Returns whether an assistant mark that counts follows the first `end` characters of a text."""
+    has_mark = any(marks.answers.search(text, end) for marks in TURNS)  # a fast check first: few texts have a mark
     return has_mark and _last_answer(text, TURNS) > end
 
 
 def agree_on_prompts(pairs: Sequence[Any], given: Sequence[str] = ()) -> tuple[list[Any], ImplicitNotes]:
-    """Returns pairs of text, read one by one, with one prompt where they were cut at several places; and counts.
+    """Returns text pairs with equal prompts for equal questions, and counts of the changes.
 
-    A prompt that was cut where a word ends holds the words with which both answers happen to begin. It is cut where
-    the prompt of another pair ends with which it begins, if that one ends a sentence or a line, or is the prompt of
-    several pairs: "I" or "Write a" in one pair alone is no question. Nor is what would cut more than `MAX_SHORTENED`
-    times as many pairs as have it, such as a greeting.
+    A prompt that was cut at the end of a word also contains the words with which both answers happen to begin, so
+    pairs of one question may have prompts of different lengths. Such a prompt is cut down to the prompt of another
+    pair with which it begins, if the shorter one ends a sentence or a line, or is the prompt of several pairs: "I" or
+    "Write a" in one pair alone is no question. A shorter prompt that would cut more than `MAX_SHORTENED` times as many
+    pairs as have it, such as a greeting, is not used.
 
     Args:
-        pairs: Those whose prompt was found by `split_common_prompt`.
-        given: Prompts of other rows, which have a column for them: they end where they end, whatever that is.
+        pairs: Pairs whose prompt was found by `split_common_prompt`.
+        given: Prompts of other rows, which have a column for them. They are questions as they stand, and not cut.
     """
     agreed = list(pairs)
-    asked = [index for index, pair in enumerate(pairs) if pair.prompt]  # without one, an answer is empty
+    asked = [index for index, pair in enumerate(pairs) if pair.prompt]  # a pair with an empty answer has no prompt
     words = [index for index in asked if not _ends_at_mark(pairs[index].prompt)]
     notes = ImplicitNotes(num_marked_prompts=len(asked) - len(words), num_word_prompts=len(words))
     notes.num_further_turns = sum(
@@ -273,7 +276,7 @@ def agree_on_prompts(pairs: Sequence[Any], given: Sequence[str] = ()) -> tuple[l
 
 
 def _agreed_ends(prompts: Counter[str], given: Counter[str], notes: ImplicitNotes) -> dict[str, str]:
-    """Returns for each prompt the one at which it is cut, which may be itself, and notes what would cut too many."""
+    """Returns for each prompt the one to which it is cut, often itself; adds counts of crowded prompts to `notes`."""
     shorter = _shorter_prompts(prompts, given)
     followers: Counter[str] = Counter()  # pairs with a longer prompt
     for prompt, other in reversed(shorter.items()):
@@ -282,7 +285,7 @@ def _agreed_ends(prompts: Counter[str], given: Counter[str], notes: ImplicitNote
     askers = prompts + given
     crowded = {prompt for prompt, count in followers.items() if count > MAX_SHORTENED * askers[prompt]}
     ends: dict[str, str] = {}
-    behind: set[str] = set()  # what begins with a crowded one
+    behind: set[str] = set()  # prompts that begin with a crowded one
     for prompt, other in shorter.items():
         ends[prompt] = prompt if other is None or (ends[other] == other and other in crowded) else ends[other]
         if other in crowded or other in behind:
@@ -294,12 +297,12 @@ def _agreed_ends(prompts: Counter[str], given: Counter[str], notes: ImplicitNote
 
 
 def _shorter_prompts(prompts: Counter[str], given: Counter[str]) -> dict[str, str | None]:
-    """Returns for each prompt the longest other one with which it begins and that may be a question; in order.
+    """Returns for each prompt, sorted, the longest other question with which it begins; None if there is none.
 
-    A given prompt is a question, and it is not cut.
+    A given prompt is a question in any case, and has None since it is never cut.
     """
     shorter: dict[str, str | None] = {}
-    begun: list[str] = []  # by the present one
+    begun: list[str] = []  # earlier questions with which the current prompt begins
     for prompt in sorted(prompts.keys() | given):
         while begun and not prompt.startswith(begun[-1]):
             begun.pop()

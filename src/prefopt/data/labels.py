@@ -1,4 +1,4 @@
-"""Labels of demonstrations, by which KTO's data say that an answer is one that a model shall avoid."""
+"""Labels in KTO's format: they say whether the answer of a demonstration is wanted or to be avoided."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from prefopt.data.values import describe
 from prefopt.process.errors import UserError
 
 LABELS = ("label", "kto_tag")
-"""Columns in which KTO's rows say whether an answer is wanted."""
+"""Names of the label column in KTO's format."""
 WANTED = frozenset(
     ("true", "yes", "t", "y", "desirable", "desired", "good", "positive", "preferred", "chosen", "wanted", "accepted")
 )
@@ -17,43 +17,43 @@ UNWANTED = frozenset(
     ("false", "no", "f", "n", "undesirable", "undesired", "bad", "negative", "dispreferred", "rejected", "unwanted")
 )
 MISSING = frozenset(("", "null", "none", "nan", "na", "n/a"))
-"""What tables write where a cell is empty."""
+"""Words, in lower case, that tables write into empty cells."""
 
 
 @dataclass
 class _Column:
-    """What a column has held until now."""
+    """Counts of the values that a column has had in all rows so far."""
 
     num_wanted: int = 0
     num_unwanted: int = 0
     num_strange: int = 0
-    """Values that say neither."""
+    """Values that mean neither wanted nor unwanted."""
     first_unwanted: str = ""
     first_strange: str = ""
     is_spelt: bool = False
-    """Some unwanted value is a word or a boolean, and no number."""
+    """Some unwanted value is a word or a boolean, not a number."""
     has_score: bool = False
-    """Some value is another number than -1, 0 and 1."""
+    """Some value is a number other than -1, 0 and 1."""
 
     def is_of_another_meaning(self) -> bool:
-        """Returns whether it holds scores, numbered classes, or mostly words that say neither yes nor no."""
+        """Returns whether the column is no KTO label: it has scores, numbered classes, or mostly other words."""
         if self.has_score and not self.is_spelt:
             return True
         return self.num_strange > self.num_wanted + self.num_unwanted
 
 
 class Labels:
-    """What the columns of demonstrations say about the answers; one object for all files of a data set.
+    """Collects the label columns of all rows; use one object for all files of a data set.
 
-    One row does not tell: 0 may be a label of KTO's, or the first of 77 classes. All rows do.
+    A single row is ambiguous: 0 may be a KTO label, or the first of 77 classes. All rows together decide it.
     """
 
     def __init__(self) -> None:
         self._columns: dict[str, _Column] = {}
 
     def add(self, row: dict[str, Any], source: str) -> None:
-        """Takes in what one row of messages, or of prompt and completion, says."""
-        if is_missing(row.get("rejected")):  # else a pair, of which SFT trains the better answer
+        """Adds the labels of one row, which has messages, or a prompt and a completion."""
+        if is_missing(row.get("rejected")):  # else the row is a pair, of which SFT trains the chosen answer
             for column in LABELS:
                 if not is_missing(value := row.get(column)):
                     self._add(column, value, source)
@@ -73,10 +73,10 @@ class Labels:
             column.is_spelt = column.is_spelt or _number(value) is None
 
     def require_wanted(self) -> None:
-        """Refuses rows of KTO's with answers to avoid.
+        """Refuses KTO rows whose answers are unwanted, since SFT would train them.
 
         Raises:
-            UserError: Naming the first, and the first value that is no label of KTO's if there is one.
+            UserError: It names the first such row, and the first value that is no KTO label if there is one.
         """
         for column in self._columns.values():
             if column.num_unwanted and not column.is_of_another_meaning():
@@ -94,14 +94,14 @@ class Labels:
 
 
 def is_missing(value: Any) -> bool:
-    """Returns whether a cell is empty, as JSON, Parquet or a table writes it."""
+    """Returns whether a value stands for an empty cell: null, NaN, blank, or a word in `MISSING`."""
     if isinstance(value, str):
         return value.strip().lower() in MISSING
     return value is None or (isinstance(value, (float, Decimal)) and math.isnan(value))
 
 
 def says_wanted(value: Any) -> bool | None:
-    """Returns whether a label says that its answer is wanted; None if it says neither."""
+    """Returns whether a label means wanted (True) or unwanted (False); None if it means neither."""
     number = _number(value)
     if number is not None:
         return True if number == 1 else False if number in (0, -1) else None

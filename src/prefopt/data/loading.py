@@ -1,4 +1,4 @@
-"""The way from a data configuration to records, and on to token ids."""
+"""Loads the data of a run: from the configuration to records, and from records to token ids."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Splits:
-    """The records to train on and those held out; no prompt is in both."""
+    """The training records and the held-out records; no prompt is in both."""
 
     kind: Kind
     train: list[Record]
@@ -36,7 +36,7 @@ class Splits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizedSplits:
-    """The same as `datasets.Dataset` of ids; see `prefopt.data.tokenize` for the columns."""
+    """The splits as `datasets.Dataset` of token ids; see `prefopt.data.tokenize.Tokenized` for the columns."""
 
     kind: Kind
     train: Any
@@ -45,16 +45,16 @@ class TokenizedSplits:
 
 
 def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: Any = None) -> Splits:
-    """Reads `config.train`, and takes the held-out records from `config.held_out` or sets them apart by prompt.
+    """Reads `config.train`, and takes the held-out records from `config.held_out` or splits them off by prompt.
 
     Args:
-        config: What is read, and what happens to rows that cannot be used.
-        kind: What the rows are.
-        seed: Chooses the prompts that are set apart.
-        measured: Other data in place of the held-out records; the training records stay those of `config`.
+        config: The files, and what happens to rows that cannot be used.
+        kind: Whether rows are preference pairs or demonstrations.
+        seed: Seed of the choice of held-out prompts.
+        measured: Other data to use as held-out records; the training records stay those of `config`.
 
     Raises:
-        UserError: A row, an overlap or an empty side, as the settings of `config` decide.
+        UserError: A row is invalid, a prompt is in both splits, or a split is empty, as the settings decide.
     """
     notes = DataNotes()
     labels = Labels()
@@ -79,14 +79,14 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: Any = No
 
 
 def read_pairs(config: DataConfig, trained: Sequence[Record]) -> Splits:
-    """Reads `config.train` as pairs on which a run of demonstrations is measured as well; nothing is held out of them.
+    """Reads `config.train` as preference pairs on which an SFT run is evaluated; none of them is held out.
 
     Args:
         config: As for `read_splits`.
         trained: The records that the run trains on.
 
     Raises:
-        UserError: As for `read_splits`; or a prompt of the training is among them.
+        UserError: As for `read_splits`; or a pair has a prompt of the training records.
     """
     notes = DataNotes()
     pairs = _read(config.train, config, "preference", notes, "train", Labels())
@@ -98,16 +98,16 @@ def read_pairs(config: DataConfig, trained: Sequence[Record]) -> Splits:
 def load_tokenized(
     splits: Splits, tokenizer: Any, config: DataConfig, *, loss_on: LossOn = LossOn.completions
 ) -> TokenizedSplits:
-    """Returns the ids of both splits; the notes are those of `splits`, with the counts of this step added.
+    """Returns the token ids of both splits, and adds the counts of tokenization to the notes of `splits`.
 
     Args:
-        splits: What `read_splits` returned.
+        splits: The result of `read_splits`.
         tokenizer: The policy's tokenizer.
         config: Length limit, and what happens to rows beyond it.
-        loss_on: Which tokens of demonstrations are trained; pairs have no use for it.
+        loss_on: Which tokens of demonstrations are trained; without effect on pairs.
 
     Raises:
-        UserError: Naming the row, or the split of which no row is left.
+        UserError: A row is refused, or no row of a split is left; it names the row or the split.
     """
     train = _tokenize(splits, "train", splits.train, tokenizer, config, loss_on)
     held_out = None
@@ -125,7 +125,7 @@ def _read(
 
 
 def _as_chats(records: list[Record], config: DataConfig, notes: DataNotes, split: SplitName) -> list[Record]:
-    """Returns records of text as chats if `config.as_chat` says so; before, their prompts must have been found."""
+    """Returns text records as chats if `config.as_chat` is set; their implicit prompts must have been found before."""
     if not config.as_chat:
         return records
     chats = [to_chat(record) for record in records]
@@ -144,17 +144,17 @@ def _keep_apart(
     notes: DataNotes,
     split: SplitName,
 ) -> list[Record]:
-    """Returns data that a run is measured on, ready to be tokenised; the training stays as it was.
+    """Returns evaluation records ready to be tokenised, and checks that none has a prompt of the training records.
 
     Args:
-        measured: The rows as they were read, `split` in the notes.
-        trained: What the run is trained on, before or after text became chats.
-        setting: Where the data were named.
+        measured: The evaluation records as they were read; their counts are `notes.read[split]`.
+        trained: The training records, before or after text was converted to chats. They are not changed.
+        setting: Name of the setting that names the data, for errors.
 
     Raises:
-        UserError: Naming the first row with a prompt of the training.
+        UserError: A prompt of the training is among them; it names the first.
     """
-    training = replace(notes.read["train"]) if split != "train" else None  # a copy: nothing of it is cut
+    training = replace(notes.read["train"]) if split != "train" else None  # a copy, since its counts must not change
     measured, agreed = _agree_on_prompts((measured, notes.read[split]), (list(trained), training))
     measured = _as_chats(measured, config, notes, split)
     overlap = find_overlap([to_chat(record) for record in agreed] if config.as_chat else agreed, measured)
@@ -168,9 +168,10 @@ def _keep_apart(
 
 
 def _agree_on_prompts(*sides: tuple[list[Record], ReadNotes | None]) -> list[list[Record]]:
-    """Returns the sides with the same prompt wherever they share one that was cut where a word ends, and counts.
+    """Applies `agree_on_prompts` to several lists of records together, and adds its counts to their notes.
 
-    A side in whose notes there is no such prompt has a column of prompts, as one without notes has. Those stay.
+    It changes only lists with prompts that were cut at the end of a word (`num_word_prompts` in their notes). The
+    other lists, and those without notes, have a prompt column; their prompts are kept.
     """
     cut = [notes is not None and notes.num_word_prompts > 0 for _, notes in sides]
     if not any(cut):
@@ -187,12 +188,12 @@ def _agree_on_prompts(*sides: tuple[list[Record], ReadNotes | None]) -> list[lis
             notes.num_shortened_prompts += sum(new is not old for new, old in zip(results[-1], records, strict=True))
             notes.num_crowded_prompts = found.num_crowded_prompts
             notes.crowded_prompt = found.crowded_prompt
-            found.num_crowded_prompts = 0  # of all sides at once, said once
+            found.num_crowded_prompts = 0  # the count is of all lists together, so only one reports it
     return results
 
 
 def _question(record: Record) -> str:
-    """Returns a prompt of text, or what it was before it became a chat; empty for other chats."""
+    """Returns the prompt as plain text, also if it was converted to a chat; empty for other chats."""
     prompt = record.prompt
     if isinstance(prompt, list):
         prompt = prompt[0].get("content") if len(prompt) == 1 and prompt[0]["role"] == "user" else None

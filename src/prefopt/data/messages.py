@@ -1,4 +1,4 @@
-"""Checks on the message lists of one row. No file or format is known here."""
+"""Checks of the messages of one row, independent of files and formats."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from prefopt.data.tool_calls import read_calls
 from prefopt.data.values import RowError, check_nested, check_text, describe
 
 Message = dict[str, Any]
-"""`role` and `content`, and whatever else a chat template reads (`tool_calls`, `name`, ...)."""
+"""A message: `role`, `content`, and other keys that a chat template may read (`tool_calls`, `name`, ...)."""
 
 Content = str | list[Message]
 """A prompt or completion: plain text, or messages for a chat template."""
@@ -15,13 +15,13 @@ Content = str | list[Message]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 MARKS = ("weight", "train", "training", "loss")
-"""Keys of an assistant message that say whether it is trained: 0 or false, 1 or true."""
+"""Keys of an assistant message that say whether it is trained: 1 or true if it is, 0 or false if not."""
 
 UNTRAINED = "train"
-"""Key that a checked message has, with the value False, where one of its marks says so. Templates never see it."""
+"""Key, with the value False, of a checked message that a mark exempts from training. It is removed for templates."""
 
 TEXT_PARTS = ("text", "input_text", "output_text")
-"""Types of a content's parts that are text."""
+"""Values of `type` of the text parts of a message's content."""
 
 RESERVED_KWARGS = frozenset(
     {
@@ -31,11 +31,11 @@ RESERVED_KWARGS = frozenset(
         "bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token",
     }
 )  # fmt: skip
-"""Names in a row's `chat_template_kwargs` that would replace the template, what it renders, or how it is called."""
+"""Forbidden keys of `chat_template_kwargs`: they would replace the template, its input, or arguments of its call."""
 
 
 def check_content(value: Any, field: str) -> Content:
-    """Returns `value` as text or as a checked list of messages."""
+    """Returns `value` as text or as a checked list of messages; raises a `RowError` if it is neither."""
     if isinstance(value, str):
         return check_text(value, field)
     if isinstance(value, list):
@@ -44,7 +44,7 @@ def check_content(value: Any, field: str) -> Content:
 
 
 def check_messages(value: Any, field: str) -> list[Message]:
-    """Returns `value` as messages of known roles; keys that are null are left out, as transformers does."""
+    """Returns `value` as messages with known roles; keys with a null value are removed, as in transformers."""
     if not isinstance(value, list):
         raise RowError(f"'{field}' must be a list of messages {{role, content}}, found {describe(value)}.")
     if not value:
@@ -79,7 +79,7 @@ def _check_message(value: Any, field: str) -> Message:
 
 
 def join_parts(value: Any, field: str) -> Any:
-    """Returns the text of content that is given as parts, one after another; other content as it is."""
+    """Returns the joined text of content that is a list of parts; other content is returned unchanged."""
     if not isinstance(value, list):
         return value
     texts = []
@@ -95,8 +95,8 @@ def join_parts(value: Any, field: str) -> Any:
 
 
 def _read_marks(message: Message, field: str) -> None:
-    """Replaces the marks of a message by `UNTRAINED`, where they say that its turn is not trained."""
-    logged = {"loss"} if message.get("loss", 0) not in (0, 1) else set()  # a number that somebody measured
+    """Removes the marks of a message, and adds `UNTRAINED` if they say that its turn is not trained."""
+    logged = {"loss"} if message.get("loss", 0) not in (0, 1) else set()  # a measured loss, not a mark
     marks = {key: message.pop(key) for key in MARKS if key in message and key not in logged}
     for key, value in marks.items():
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
@@ -114,17 +114,17 @@ def _read_marks(message: Message, field: str) -> None:
 
 
 def is_trained(message: Message) -> bool:
-    """Returns whether a message is one of the assistant's that no mark exempts from training."""
+    """Returns whether a message is of the assistant and not marked as untrained."""
     return message["role"] == "assistant" and UNTRAINED not in message
 
 
 def trained_turns(messages: Sequence[Message], num_prompt: int | None = None) -> list[int]:
-    """Returns which messages are trained: those of the assistant that answer something and are not marked otherwise.
+    """Returns the indices of the trained messages: after the prompt, of the assistant, and not marked as untrained.
 
     Args:
         messages: A whole conversation.
-        num_prompt: Messages at its beginning that are the prompt. Unset: what comes before the first answer, so that
-            a greeting, which answers nothing, is not trained.
+        num_prompt: Number of messages that are the prompt. None: all up to the first message of a user or tool, so
+            that an initial greeting of the assistant is not trained.
     """
     if num_prompt is None:
         num_prompt = 1 + next((at for at, message in enumerate(messages) if message["role"] in ("user", "tool")), 0)
@@ -132,10 +132,10 @@ def trained_turns(messages: Sequence[Message], num_prompt: int | None = None) ->
 
 
 def add_system(prompt: Content, system: Any, field: str = "prompt") -> Content:
-    """Returns a prompt of messages with the row's column 'system' in front.
+    """Returns the prompt with the column `system` of its row prepended as a system message.
 
     Raises:
-        RowError: The prompt is text, or has another system message.
+        RowError: The prompt is text, or begins with a different system message.
     """
     text = check_text(join_parts(system, "system"), "system")
     if not text:
@@ -154,7 +154,7 @@ def add_system(prompt: Content, system: Any, field: str = "prompt") -> Content:
 
 
 def check_completion(messages: list[Message], field: str) -> None:
-    """Refuses a completion that does not begin and end with the assistant."""
+    """Refuses a completion that does not begin and end with an assistant message."""
     for position, message in (("begin", messages[0]), ("end", messages[-1])):
         if message["role"] != "assistant":
             raise RowError(
@@ -164,7 +164,7 @@ def check_completion(messages: list[Message], field: str) -> None:
 
 
 def check_prompt(messages: list[Message], field: str = "prompt") -> None:
-    """Refuses a prompt that ends with the assistant's own turn."""
+    """Refuses a prompt that ends with an assistant message."""
     if messages[-1]["role"] == "assistant":
         raise RowError(
             f"'{field}' must not end with an assistant message. Move it to the front of both completions, or drop it."
@@ -172,7 +172,7 @@ def check_prompt(messages: list[Message], field: str = "prompt") -> None:
 
 
 def check_template_kwargs(value: Any) -> dict[str, Any]:
-    """Returns the arguments that a row passes to the chat template."""
+    """Returns the checked arguments that a row passes to the chat template; {} for None."""
     if value is None:
         return {}
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Everything that was counted between the files and the ids, and its sentences for people."""
+"""All counts of reading and tokenizing, and the sentences that report them to the user."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -52,12 +52,12 @@ TOKENIZE_SENTENCES = {
 
 @dataclass(kw_only=True)
 class DataNotes:
-    """All counts, by split. A split without files of its own has no entry in `read`."""
+    """All counts, by split. A split that was not read from its own files has no entry in `read`."""
 
     num_records: dict[SplitName, int] = field(default_factory=dict)
     """Records after reading, skipping and splitting."""
     num_overlap_skipped: int = 0
-    """Training rows whose prompt is held out."""
+    """Skipped training rows whose prompt is held out."""
     read: dict[SplitName, ReadNotes] = field(default_factory=dict)
     tokenized: dict[SplitName, TokenizeNotes] = field(default_factory=dict)
 
@@ -83,7 +83,7 @@ class DataNotes:
         return [*lines, *(f"{split}: {count} rows used" for split, count in final.items() if count)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all counts, also the zeros, as JSON can hold them."""
+        """Returns all counts, including zeros, as a dict that can be written as JSON."""
         return asdict(self)
 
 

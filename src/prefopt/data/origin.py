@@ -1,4 +1,4 @@
-"""What token ids were made from, so that whoever finds other ids later can say why: files, tokenizer, code."""
+"""Origin of token ids (digests of files, tokenizer and code), so that a later difference of ids can be explained."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from prefopt.process.errors import explained
 
 
 def describe_origin(specs: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """Digests (SHA-256, hex) of all that decides the ids, where it can be told.
+    """Returns digests (SHA-256, hex) of everything on which the token ids depend: `files`, `tokenizer`, `reader`.
 
     Args:
-        specs: Files, lists, globs and so on as `iter_rows` takes them, by what they are for; None for none.
+        specs: Data sets by purpose (`train`, ...), each a file, list or glob as `iter_rows` takes it, or None.
         tokenizer: The policy's tokenizer.
 
     Raises:
@@ -25,7 +25,7 @@ def describe_origin(specs: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
 
 
 def _digest(spec: Any) -> str | None:
-    """Digest of the content of all files of a data set, in their order; None if the hub keeps some of them."""
+    """Returns a digest of the contents of all files of a data set, in order; None if some of them are on the hub."""
     items = [str(item) for item in (spec if isinstance(spec, (list, tuple)) else [spec])]
     if any(item.startswith(HUB) for item in items):
         return None

@@ -1,4 +1,4 @@
-"""With what two sequences begin."""
+"""The common beginning of two sequences."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 def common_prefix_length(first: Sequence[Any], second: Sequence[Any]) -> int:
     """Returns how many leading items (characters, tokens or messages) two sequences of one type share.
 
-    By bisection: slices are compared much faster than items one by one.
+    It uses bisection, since comparing slices is much faster than comparing items one by one.
     """
     low, high = 0, min(len(first), len(second))
     if first[:high] == second[:high]:

@@ -1,4 +1,4 @@
-"""Rows of unequal length in two flat arrays: token ids of a data set, log-probs of its completions."""
+"""Ragged arrays, rows of unequal length in two flat arrays: token ids of a data set, log-probs of its completions."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 CONTEXT_COLUMNS = ("chosen_context", "rejected_context")
-"""Columns of pairs: ranges of a completion's tokens that are not trained, as [start, end, start, end, ...]."""
+"""Columns of a pair data set with the ranges of completion tokens that are not trained: [start, end, start, ...]."""
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """Row i is `values[offsets[i] : offsets[i + 1]]`.
+    """A ragged array: row i is `values[offsets[i] : offsets[i + 1]]`.
 
     Attributes:
-        values: All rows, one after another.
-        offsets: Where each row begins, and where the last one ends; shape (rows + 1,).
+        values: All rows, concatenated.
+        offsets: Start of each row, and end of the last one; shape (rows + 1,).
     """
 
     values: Array
@@ -28,7 +28,7 @@ class Ragged:
 
     @classmethod
     def of(cls, rows: Sequence[Array], dtype: Any) -> "Ragged":
-        """Joins arrays of shape (length,) each."""
+        """Returns the ragged array of some rows, each of shape (length,)."""
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         values = np.concatenate(rows).astype(dtype, copy=False) if len(rows) else np.empty(0, dtype)
         return cls(values, np.concatenate([[0], np.cumsum(lengths)]))
@@ -44,7 +44,7 @@ class Ragged:
         return np.diff(self.offsets)
 
     def without(self, ranges: "Ragged") -> "Ragged":
-        """Leaves out of each row the items in some ranges of it, half-open, as [start, end, start, end, ...]."""
+        """Returns the rows without the items in `ranges`: per row, half-open, as [start, end, start, end, ...]."""
         is_kept = np.ones(len(self.values), dtype=bool)
         for row in np.flatnonzero(ranges.lengths).tolist():
             for start, end in self.offsets[row] + ranges[row].reshape(-1, 2):
@@ -53,13 +53,13 @@ class Ragged:
         return Ragged(self.values[is_kept], num_kept[self.offsets])
 
     def to_arrow(self) -> Any:
-        """The rows as a pyarrow array of lists."""
+        """Returns the rows as a pyarrow array of lists."""
         import pyarrow as pa
 
         return pa.LargeListArray.from_arrays(self.offsets, self.values)
 
     def sums(self) -> NDArray[np.float64]:
-        """Sum of each row in float64, shape (rows,); 0 for an empty one."""
+        """Returns the sum of each row in float64, shape (rows,); 0 for an empty row."""
         sums = np.zeros(len(self))
         filled = self.lengths > 0
         if filled.any():
@@ -72,7 +72,7 @@ class PairTable:
     """Token ids (int32) of preference pairs.
 
     Attributes:
-        contexts: Ranges of chosen's and of rejected's tokens that are not trained; None where all are.
+        contexts: Ranges of tokens that are not trained, for chosen and for rejected; None if all are trained.
     """
 
     prompt: Ragged
@@ -82,7 +82,7 @@ class PairTable:
 
     @classmethod
     def of(cls, dataset: Any) -> "PairTable":
-        """Reads a `datasets.Dataset` with the columns prompt_ids, chosen_ids and rejected_ids."""
+        """Returns the table of a `datasets.Dataset` with the columns prompt_ids, chosen_ids and rejected_ids."""
         table = dataset.with_format("arrow")[:]
         prompt, chosen, rejected = (_read(table.column(f"{name}_ids")) for name in ("prompt", "chosen", "rejected"))
         has_contexts = set(CONTEXT_COLUMNS) <= set(table.column_names)
@@ -94,18 +94,18 @@ class PairTable:
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of prompt, chosen and rejected, shape (pairs, 3)."""
+        """Number of tokens of prompt, chosen and rejected, shape (pairs, 3)."""
         return np.stack([self.prompt.lengths, self.chosen.lengths, self.rejected.lengths], axis=1)
 
     def trained(self, logps: "PairLogps") -> "PairLogps":
-        """Returns the log-probs of the completions' trained tokens alone."""
+        """Returns `logps` without the tokens that are not trained."""
         if self.contexts is None:
             return logps
         chosen, rejected = self.contexts
         return PairLogps(logps.chosen.without(chosen), logps.rejected.without(rejected))
 
     def examples(self, rows: Iterable[int]) -> list[dict[str, Array]]:
-        """Rows as a collator takes them, whose completions count as a whole."""
+        """Returns rows as input for a collator, without context columns: all tokens of a completion are scored."""
         parts = {"prompt_ids": self.prompt, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
         return [{name: part[row] for name, part in parts.items()} for row in rows]
 

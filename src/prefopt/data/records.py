@@ -1,4 +1,4 @@
-"""Records: what one row of training data means, and how rows become records."""
+"""Records, the checked form of rows of training data, and how they are built from rows."""
 
 import difflib
 import json
@@ -32,15 +32,15 @@ from prefopt.data.values import RowError, check_text, describe, show_name, show_
 from prefopt.process.errors import UserError
 
 MAX_CHARACTERS = 4_000_000
-"""Of a row, at most: about a million tokens. A tokenizer takes some 100 bytes of memory for each character."""
+"""Longest row: about a million tokens. A tokenizer takes some 100 bytes of memory for each character."""
 
 LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]"
-"""Of a word, in writing that puts something between words."""
+"""Pattern of a letter in scripts that separate words; it leaves out Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """One prompt with a better and a worse completion; all three are text, or all three are messages."""
+    """One prompt with a better and a worse completion: all three are text, or all three are lists of messages."""
 
     prompt: Content
     chosen: Content
@@ -48,7 +48,7 @@ class PreferencePair:
     tools: list[Any] | None
     chat_template_kwargs: dict[str, Any]
     source: str
-    """`path:line`, or `path:row N` for files without lines."""
+    """Place of the row: `path:line`, or `path:row N` for files without lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ def num_characters(record: Record) -> int:
 
 
 def message_fields(record: Record) -> dict[str, list[Message]]:
-    """Returns the fields of a record that hold messages; none for a record of text."""
+    """Returns the fields of a record that hold messages, by name; {} for a record of text."""
     is_pair = isinstance(record, PreferencePair)
     names = ("prompt", "chosen", "rejected") if is_pair else ("prompt", "completion", "messages")
     return {name: value for name in names if isinstance(value := getattr(record, name), list)}
@@ -94,27 +94,27 @@ def message_fields(record: Record) -> dict[str, list[Message]]:
 
 @dataclass(kw_only=True)
 class ReadNotes(ImplicitNotes):
-    """What happened while rows were read."""
+    """Counts of what happened while rows were read."""
 
     num_rows: int = 0
     """Rows in the files."""
     num_parsed: int = 0
-    """Rows whose messages stood as text in a cell."""
+    """Rows with messages that were given as text in a cell, and parsed."""
     num_repeated_keys: int = 0
-    """Rows in which a key stands twice, in columns that nothing reads."""
+    """Rows with a repeated key in a column that is not read."""
     num_identical_skipped: int = 0
     num_empty_skipped: int = 0
     num_as_chat: int = 0
-    """Rows of plain text that were made chats."""
+    """Rows of plain text that were converted to chats."""
     num_duplicates: int = 0
     """Rows equal to an earlier row in prompt, completions and tools; they are kept."""
     ignored_columns: dict[str, int] = field(default_factory=dict)
-    """Column that nothing reads: in how many rows it has a value."""
+    """For each column that is not read: the number of rows in which it has a value."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadResult:
-    """The records of some files, in their order, and what happened on the way."""
+    """The records of some files, in order, and the counts of reading them."""
 
     records: list[Record]
     notes: ReadNotes
@@ -122,7 +122,7 @@ class ReadResult:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The fields that a row gives, and whether they hold text or messages. All rows of a data set share one."""
+    """The fields of a row, and whether they hold text or messages. All rows of a data set have the same shape."""
 
     fields: tuple[str, ...]
     content: Literal["text", "messages"]
@@ -133,27 +133,27 @@ class Shape:
 
 IMPLICIT_TEXT = Shape(("chosen", "rejected"), "text")
 LABELLED = (("prompt", "completion"), ("messages",))
-"""Fields beside which KTO's rows have a label."""
+"""Fields of the rows that may have a KTO label."""
 CHECKED: dict[Kind, tuple[str, ...]] = {
     "preference": ("prompt", "image", "images"),
     "sft": ("prompt", "image", "images", "rejected", *LABELS),
 }
-"""Columns that no record may carry, but whose values decide whether a row is read."""
+"""Columns that may not be part of a record, but whose values decide whether the row is accepted."""
 
 
 def read_records(spec: Any, *, format: DataFormat, kind: Kind, labels: Labels | None = None) -> ReadResult:
     """Reads and checks every row of `spec`.
 
-    Pairs with identical or empty completions are read like any other: see `prefopt.data.defects`.
+    Pairs with identical or empty completions are kept here; `prefopt.data.defects` drops them.
 
     Args:
         spec: A file, a list of files, a glob, a `datasets` folder, or `hub:<id>[:<split>]`.
-        format: The format of the rows; `auto` takes that of the first row. All rows must share one.
+        format: The format of the rows; `auto` detects it. All rows must have the same format.
         kind: Whether rows are preference pairs or demonstrations.
-        labels: What the other files of the data set have said, if there are some: their columns mean the same.
+        labels: The labels of other files of the same data set, to which those of `spec` are added; None if none.
 
     Raises:
-        UserError: Naming file, line, field, what was found and what is allowed.
+        UserError: A row is invalid; it names file, line, field, the value found and the values allowed.
     """
     records: list[Record] = []
     notes = ReadNotes()
@@ -186,7 +186,7 @@ def read_records(spec: Any, *, format: DataFormat, kind: Kind, labels: Labels | 
 def _read_row(
     row: dict[str, Any], source: str, format: DataFormat, kind: Kind, notes: ReadNotes
 ) -> tuple[Record, DataFormat, Shape]:
-    """Returns the record of a row, its format and its shape, and counts what is left aside."""
+    """Returns the record of a row, its format and its shape, and counts its unread columns in `notes`."""
     parsed = parse_cells(row)
     notes.num_parsed += parsed is not row
     row_format = detect_format(parsed, kind) if format is DataFormat.auto else format
@@ -204,7 +204,7 @@ def build_record(row: dict[str, Any], kind: Kind, source: str) -> tuple[Record, 
     """Returns the record of one row in TRL's format, and the row's shape.
 
     Raises:
-        RowError: What is wrong with the row.
+        RowError: The row is invalid.
     """
     row = {key: value for key, value in row.items() if value is not None}
     for column in ("image", "images"):
@@ -221,7 +221,7 @@ def _build_pair(row: dict[str, Any], source: str) -> tuple[PreferencePair, Shape
     rejected = check_content(row["rejected"], "rejected")
     fields: tuple[str, ...] = ("prompt", "chosen", "rejected")
     if "prompt" not in row or (isinstance(row["prompt"], str) and isinstance(chosen, list)):
-        # UltraFeedback's shape has the prompt's text, too, beside message lists that begin with it.
+        # UltraFeedback has the prompt twice: as text in a column, and as first message of chosen and rejected.
         _require_same_content({"chosen": chosen, "rejected": rejected})
         prompt, chosen, rejected = split_common_prompt(chosen, rejected)
         asked = _ask(prompt, row.get("prompt", ""))
@@ -251,10 +251,10 @@ def _build_pair(row: dict[str, Any], source: str) -> tuple[PreferencePair, Shape
 
 
 def _ask(prompt: Content, text: str) -> Content:
-    """Returns the messages with which both completions begin, and the text prompt beside them if they ask nothing.
+    """Returns the common messages `prompt`, with the prompt column `text` appended if no user asks anything in them.
 
     Raises:
-        RowError: They hold another question.
+        RowError: A user asks something else than `text` in them.
     """
     if not text.strip() or isinstance(prompt, str) or _is_asked(text, prompt):
         return prompt
@@ -267,7 +267,7 @@ def _ask(prompt: Content, text: str) -> Content:
 
 
 def _is_asked(text: str, messages: list[Message]) -> bool:
-    """Returns whether a user's message holds a text, blanks aside, in whole words."""
+    """Returns whether a user's message contains `text` as whole words, with any whitespace between them."""
     said = [message.get("content", "") for message in messages if message["role"] == "user"]
     if text in said:
         return True
@@ -321,7 +321,7 @@ def _check_conversation(row: dict[str, Any]) -> Content:
 
 
 def _require_same_question(prompt: Any, messages: list[Message]) -> None:
-    """Refuses a prompt, beside a whole conversation that is trained, that is not a part of it."""
+    """Refuses a row whose `prompt` is not part of its `messages`."""
     asked = check_content(prompt, "prompt") if prompt else ""
     if isinstance(asked, list) and messages[: len(asked)] != asked:
         raise RowError("'prompt' is not the beginning of 'messages'. Remove the column, or correct it.")
@@ -339,7 +339,7 @@ BUILDERS: dict[Kind, Callable[[dict[str, Any], str], tuple[Record, Shape]]] = {
 
 
 def _require_short(record: Record) -> None:
-    """Refuses a row of which the tokenizer alone would fill the memory."""
+    """Refuses a row so long that tokenizing it could exhaust the memory."""
     length = num_characters(record)
     if length > MAX_CHARACTERS:
         raise RowError(

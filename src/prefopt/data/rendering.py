@@ -1,4 +1,4 @@
-"""Chats rendered to text by the tokenizer's chat template, and where the assistant's turns lie in that text."""
+"""Renders chats to text with the tokenizer's chat template, and locates the assistant's turns in that text."""
 
 import json
 import re
@@ -17,11 +17,11 @@ from prefopt.data.values import describe
 from prefopt.process.errors import UserError
 
 RENDER_LIMIT_S = 10.0
-"""Seconds that a chat template may take, and so much more for each chat that it is given at once:"""
+"""Time limit in seconds of one call of a chat template, to which `RENDER_SHARE_S` is added for each chat."""
 RENDER_SHARE_S = 0.005
 
 CONTENT_TAIL = 20
-"""Characters from the end of a message by which it is known in the rendered text."""
+"""Number of last characters of a message that are searched for to find its end in the rendered text."""
 
 THOUGHT_MARKS = {
     "<think>": "</think>",
@@ -29,17 +29,20 @@ THOUGHT_MARKS = {
     "[THINK]": "[/THINK]",
     "<|channel>thought": "<channel|>",
 }
-"""Around a thought at the beginning of a content. Templates write others, or leave it out of earlier turns."""
+"""Marks around a thought at the beginning of a message's content.
+
+Templates may replace the marks by others, or leave the thought out of all turns but the last.
+"""
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Keys under which a message has its thought where the content has not."""
+"""Keys under which a message may have its thought, if it is not part of the content."""
 EMPTY_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
 
 BEGUN_MARK = re.compile(r"[<\[][^<>\[\]\s]*\Z")
-"""The beginning of a mark such as `<|user|>` or `[INST]` at the end of a text."""
+"""Pattern of an incomplete mark, such as the beginning of `<|user|>` or `[INST]`, at the end of a text."""
 
 
 class Chat(NamedTuple):
-    """Messages to render, with all that their rendering depends on."""
+    """Messages to render, with everything else on which their rendering depends."""
 
     messages: list[Message]
     tools: list[Any] | None
@@ -47,18 +50,18 @@ class Chat(NamedTuple):
     add_generation_prompt: bool
     source: str
     trained: Sequence[int] = ()
-    """Which messages are trained, so that the text must hold what they say; rising."""
+    """Indices of the trained messages, ascending. The rendered text must contain their content."""
 
 
 class Span(NamedTuple):
-    """Half-open range of characters or tokens."""
+    """A range of characters or tokens; `end` is exclusive."""
 
     start: int
     end: int
 
 
 def require_chat_template(tokenizer: Any, source: str) -> None:
-    """Refuses a tokenizer that cannot render the messages of `source`."""
+    """Refuses a tokenizer without a chat template; `source` is the place of a row with messages."""
     if not tokenizer.chat_template:
         raise UserError(
             f"{source}: the rows are messages, but the tokenizer of {tokenizer.name_or_path or 'the model'} has no "
@@ -72,7 +75,7 @@ def render_chats(tokenizer: Any, chats: Sequence[Chat]) -> list[str]:
     Chats that share tools and template arguments are rendered in one call, which sets up the template once.
 
     Raises:
-        UserError: The template refuses a chat, or leaves out its tools or all that is said; the chat is named.
+        UserError: The template refuses a chat, or leaves out its tools or its content; it names the chat.
     """
     _require_tools_rendered(tokenizer, chats)
     groups: dict[tuple[bool, str], list[int]] = defaultdict(list)
@@ -89,7 +92,7 @@ def render_chats(tokenizer: Any, chats: Sequence[Chat]) -> list[str]:
 
 
 def _split_thought(message: Message) -> tuple[str, str]:
-    """Returns a message's thought and what it says, without the blanks around both, which templates take away."""
+    """Returns a message's thought and the rest of its content, both stripped, as templates strip them."""
     content: str = message.get("content", "")
     for begin, end in THOUGHT_MARKS.items():
         if end in content:
@@ -100,7 +103,7 @@ def _split_thought(message: Message) -> tuple[str, str]:
 
 
 def count_lost_thoughts(chats: Iterable[Chat], texts: Iterable[str]) -> int:
-    """Returns how many trained messages have a thought that the chat's text has not."""
+    """Returns how many trained messages have a thought that is not in the rendered text."""
     num_lost = 0
     for chat, text in zip(chats, texts, strict=True):
         position = 0
@@ -112,7 +115,7 @@ def count_lost_thoughts(chats: Iterable[Chat], texts: Iterable[str]) -> int:
 
 
 def _require_content_rendered(chat: Chat, text: str) -> None:
-    """Refuses a template that leaves out what a trained message says, or, as those for images do, all that is said."""
+    """Refuses a template that omits the content of a trained message, or of all messages, as image templates do."""
     said = [content for message in chat.messages if (content := message.get("content", "").strip())]
     if said and not any(content in text for content in said):
         raise UserError(
@@ -167,7 +170,7 @@ def _without_marks(messages: list[Message]) -> list[Message]:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raises a `TimeoutError` in its block after some seconds; only the main thread can be told to."""
+    """Raises a `TimeoutError` in its block after `seconds`; without effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -185,7 +188,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 def _require_tools_rendered(tokenizer: Any, chats: Sequence[Chat]) -> None:
-    """Refuses a template that leaves tools out: the model would be trained on calls to what it was never told of."""
+    """Refuses a template that leaves tools out: the model would be trained to call tools that its prompt lacks."""
     chat = next((chat for chat in chats if chat.tools), None)
     if chat is None:
         return
@@ -198,14 +201,14 @@ def _require_tools_rendered(tokenizer: Any, chats: Sequence[Chat]) -> None:
 
 
 def unread_keys(tokenizer: Any, chats: Iterable[tuple[str, Iterable[Message]]]) -> Counter[str]:
-    """Returns keys of messages that the chat template never mentions, each with the number of chats that have it.
+    """Returns the keys of messages that the chat template never mentions, each with the number of chats that have it.
 
     Args:
-        tokenizer: Has the chat template.
-        chats: Where each one stands, and its messages.
+        tokenizer: A tokenizer with a chat template.
+        chats: Place and messages of each chat.
 
     Raises:
-        UserError: The template leaves out tool calls, so that turns would be trained without what they do.
+        UserError: The template leaves out tool calls, so that turns would be trained without their calls.
     """
     template = tokenizer.chat_template
     source = "\n".join(template.values()) if isinstance(template, dict) else template
@@ -223,20 +226,19 @@ def unread_keys(tokenizer: Any, chats: Iterable[tuple[str, Iterable[Message]]]) 
 
 
 def render_turns(tokenizer: Any, chats: Sequence[Chat]) -> tuple[list[str], list[list[Span]]]:
-    """Returns the text of each chat, and the characters of its trained turns, from header's end to end of turn.
+    """Returns the text of each chat, and for each trained turn its characters from the end of its header on.
 
-    Turns are found by rendering the chat up to them. For `[user, assistant]` in a ChatML template::
+    A turn is located by rendering the chat twice, before and after it. For `[user, assistant]` in a ChatML template::
 
-        <|im_start|>user\\nhi<|im_end|>\\n<|im_start|>assistant\\n   the chat before the turn, with generation prompt
-        <|im_start|>user\\nhi<|im_end|>\\n<|im_start|>assistant\\nhello<|im_end|>\\n   the chat up to and with the turn
+        <|im_start|>user\\nhi<|im_end|>\\n<|im_start|>assistant\\n   before the turn, with generation prompt
+        <|im_start|>user\\nhi<|im_end|>\\n<|im_start|>assistant\\nhello<|im_end|>\\n   after the turn
 
     Args:
-        tokenizer: Has the chat template.
+        tokenizer: A tokenizer with a chat template.
         chats: Whole chats, without a generation prompt.
 
     Raises:
-        UserError: The template renders the beginning of a chat so differently when more messages follow that a turn
-            cannot be told apart.
+        UserError: A turn cannot be located, since the template renders earlier messages differently once more follow.
     """
     requests: list[Chat] = []
     for chat in chats:
@@ -264,10 +266,11 @@ def _turn_span(tokenizer: Any, chat: Chat, text: str, turn: int, before: str, af
     start = common_prefix_length(before, text)
     is_told_apart = True
     if start < len(before):
-        # The generation prompt may hold more than the turn's header (an empty thought, say); the messages may not.
+        # The generation prompt may have more text than the turn's header, such as an empty thought. The text of the
+        # earlier messages, however, must be the beginning of the chat's text.
         earlier = render_chats(tokenizer, [chat._replace(messages=chat.messages[:turn], trained=())])[0]
         is_told_apart = text.startswith(earlier)
-        if begun := BEGUN_MARK.search(text, len(earlier), start):  # `<` of both `<b>`, which is said, and `<think>`
+        if begun := BEGUN_MARK.search(text, len(earlier), start):  # `<` is common to `<b>` and `<think>`
             start = begun.start()
     end = len(after)
     if not text.startswith(after):
@@ -283,29 +286,29 @@ def _turn_span(tokenizer: Any, chat: Chat, text: str, turn: int, before: str, af
 
 
 def _end_of_turn(text: str, after: str, start: int, said: str) -> int:
-    """Returns where in `text` a turn ends that the template renders differently when it is the chat's last one.
+    """Returns the end, in `text`, of a turn that the template renders differently if it is the last of the chat.
 
-    Such a turn has another end then, which is no part of it where more follows (Phi-3, gpt-oss), or another beginning
-    (Qwen3, whose last turn alone has a thought)::
+    As the last turn it may have a different end (Phi-3, gpt-oss) or a different beginning (Qwen3, which renders the
+    thought of the last turn only)::
 
-        <|user|>hi<|end|><|assistant|>hello<|end|><|user|>...              the chat
-        <|user|>hi<|end|><|assistant|>hello<|end|></s>                     up to the turn: ends where the two part
-        <|user|>hi<|end|><|assistant|><think></think>hello<|end|>          ends where the second does
+        <|user|>hi<|end|><|assistant|>hello<|end|><|user|>...              text
+        <|user|>hi<|end|><|assistant|>hello<|end|></s>                     after: the turn ends where the two differ
+        <|user|>hi<|end|><|assistant|><think></think>hello<|end|>          after: the turn ends with the end of `after`
 
-    Only what stands in `after`, which no later message is part of, belongs to the turn.
+    Characters belong to the turn only if they are also in `after`, which contains no later message.
 
     Args:
-        text: The whole chat.
-        after: The chat up to and with the turn.
-        start: Where the turn begins in `text`.
-        said: The end of what the turn says.
+        text: The rendered whole chat.
+        after: The rendered chat up to and including the turn.
+        start: Start of the turn in `text`.
+        said: The last characters of the turn's content.
     """
     parted = common_prefix_length(after, text)
-    if begun := BEGUN_MARK.search(text, start, parted):  # `<|` of both `<|user|>` and `<|endoftext|>`
+    if begun := BEGUN_MARK.search(text, start, parted):  # the common `<|` of `<|user|>` and `<|endoftext|>`
         is_after = said in text[start : begun.start()]
         parted = begun.start() if is_after else text.rfind(said, start, parted) + len(said)
     tails = (after[at:] for at in range(min(parted, start), len(after)))
-    empty = EMPTY_THOUGHT.match(text, start)  # written in the place of a thought that is left out
+    empty = EMPTY_THOUGHT.match(text, start)  # some templates write an empty thought where they leave one out
     begin = empty.end() if empty else start
     length = next((len(tail) for tail in tails if text.startswith(tail, begin)), 0)
     return max(parted, begin + length)
@@ -314,9 +317,9 @@ def _end_of_turn(text: str, after: str, start: int, said: str) -> int:
 def locate_tokens(
     tokenizer: Any, texts: list[str], spans: Sequence[Sequence[Span]]
 ) -> Iterator[tuple[list[int], list[Span]]]:
-    """Yields the ids of each rendered chat and the tokens that its spans of characters cover.
+    """Yields the ids of each rendered chat, and its spans of characters converted to spans of tokens.
 
-    A token that reaches over a span's start belongs to it; one that reaches over its end does not.
+    A token that crosses the start of a span belongs to it; one that crosses its end does not.
     """
     if not tokenizer.is_fast:
         raise UserError(
@@ -332,7 +335,7 @@ def locate_tokens(
 
 
 def _token_at(batch: Any, index: int, position: int, num_characters: int, num_tokens: int) -> int:
-    """Returns the token of the first character at or after `position` that has one."""
+    """Returns the index of the first token at or after character `position`; `num_tokens` if there is none."""
     while position < num_characters:
         token: int | None = batch.char_to_token(index, position)
         if token is not None:

@@ -1,4 +1,4 @@
-"""Which prompts are held out: by prompt and not by row, the same on every machine and in every row order."""
+"""Training and held-out split by prompt, not by row; it is the same on every machine and in every row order."""
 
 import hashlib
 import json
@@ -17,18 +17,20 @@ class Overlap(NamedTuple):
 
 
 def prompt_key(record: Record) -> bytes:
-    """Returns a digest of the record's prompt, all before its first turn that is trained."""
+    """Returns a digest of the record's prompt: everything before its first trained turn."""
     return next(prompt_keys(record))
 
 
 def prompt_keys(record: Record) -> Iterator[bytes]:
-    """Yields a digest of all before each turn that is trained; records that share one stay on one side of a split.
+    """Yields, for each trained turn, a digest of everything before it.
 
-    The first is that of the record's prompt; of a conversation (`messages`) it holds also a greeting and turns that
-    are marked as not trained. More follow where a conversation or a completion has more turns that are trained.
+    Records that share a digest stay on the same side of a split. The first digest is that of the record's prompt,
+    which for a conversation (`messages`) includes a greeting and turns that are marked as not trained. More digests
+    follow if a conversation or completion has several trained turns.
 
-    Of a message who says what counts, and which tools it calls with what; ids, times and other keys do not. Runs of
-    whitespace count as one blank. The system prompt and the tools, in any order, are part of the prompt.
+    A digest covers the role and content of each message and the names and arguments of its tool calls, but no ids,
+    times or other keys. Runs of whitespace count as one blank. The system prompt and the tools, in any order, are part
+    of the prompt.
     """
     tools = json.dumps(sorted(record.tools, key=_spell), sort_keys=True, default=str) if record.tools else ""
     end = f", {json.dumps(tools)}]".encode()
@@ -49,7 +51,7 @@ def prompt_keys(record: Record) -> Iterator[bytes]:
 
 
 def _conversations(record: Record) -> Iterator[tuple[list[Message], list[int]]]:
-    """Yields the conversations of a record of messages, and before which of their messages a prompt ends."""
+    """Yields each conversation of a record of messages, and the indices of messages before which a prompt ends."""
     if isinstance(record, SFTExample) and record.messages is not None:
         yield record.messages, trained_turns(record.messages)
         return
@@ -58,21 +60,21 @@ def _conversations(record: Record) -> Iterator[tuple[list[Message], list[int]]]:
         [record.completion] if isinstance(record, SFTExample) else [record.chosen, record.rejected]
     )
     for number, completion in enumerate(completions):
-        if number == 0 or len(completion) > 1:  # else it tells nothing new
+        if number == 0 or len(completion) > 1:  # one rejected message has the same prompt as chosen
             messages = [*prompt, *completion]
             yield messages, [len(prompt), *trained_turns(messages, len(prompt) + 1)]
 
 
 def split_by_prompt(records: Sequence[Record], *, fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """Returns training and held-out records, both in their order in `records`.
+    """Returns training and held-out records, both in the order of `records`.
 
-    Exactly `round(fraction * number of prompts)` prompts are held out, at least one if `fraction` > 0. Which ones
-    depends on `seed` and the prompts alone.
+    Exactly `round(fraction * number of prompts)` prompts are held out, at least one if `fraction` > 0. The choice
+    depends on `seed` and the prompts alone. Prompts that occur in the same conversation count as one.
 
     Args:
-        records: What is split.
+        records: The records to split.
         fraction: Share of prompts to hold out, in [0, 1).
-        seed: Chooses the prompts.
+        seed: Seed of the choice.
     """
     keys = _linked_prompts(records)
     ranked = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}:".encode() + key).digest())
@@ -84,9 +86,12 @@ def split_by_prompt(records: Sequence[Record], *, fraction: float, seed: int) ->
 
 
 def _linked_prompts(records: Sequence[Record]) -> list[bytes]:
-    """Returns each record's prompt, or that of one of the records with which it shares the prompt of a turn."""
+    """Returns for each record a key of its group: records that share any digest of `prompt_keys` are in one group.
+
+    The groups are found by union-find.
+    """
     first = []
-    above: dict[bytes, bytes] = {}  # from each prompt towards the one of its group
+    above: dict[bytes, bytes] = {}  # parent of each key in its union-find tree
 
     def top(key: bytes) -> bytes:
         while (parent := above.setdefault(key, key)) != key:
@@ -99,14 +104,14 @@ def _linked_prompts(records: Sequence[Record]) -> list[bytes]:
         for other in later:
             above[top(other)] = top(key)
     groups = [top(key) for key in first]
-    least: dict[bytes, bytes] = {}  # whatever the order of rows
+    least: dict[bytes, bytes] = {}  # least key of each group, which does not depend on the order of rows
     for group, key in zip(groups, first, strict=True):
         least[group] = min(least.get(group, key), key)
     return [least[group] for group in groups]
 
 
 def find_overlap(train: Sequence[Record], held_out: Sequence[Record]) -> list[Overlap]:
-    """Returns every training record with a turn whose prompt is one of `held_out`, in the order of `train`."""
+    """Returns each training record that shares a digest of `prompt_keys` with `held_out`, in the order of `train`."""
     first: dict[bytes, Record] = {}
     for record in held_out:
         for key in prompt_keys(record):
@@ -116,7 +121,7 @@ def find_overlap(train: Sequence[Record], held_out: Sequence[Record]) -> list[Ov
 
 
 def _identity(message: Message) -> str:
-    """Returns as JSON text what of a message counts."""
+    """Returns as JSON text the parts of a message that identify it: role, content and tool calls."""
     said = json.dumps(" ".join(message.get("content", "").split()))
     functions = [call.get("function", call) for call in message.get("tool_calls", ())]
     calls = [_spell({key: each.get(key) for key in ("name", "arguments")}) for each in functions]

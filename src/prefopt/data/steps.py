@@ -1,4 +1,4 @@
-"""How rows become the batches of optimizer steps, so that a step sees the same rows on any number of ranks."""
+"""Batches of rows for optimizer steps: a step sees the same rows on any number of ranks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ import torch
 from numpy.typing import NDArray
 
 ROWS = "rows"
-"""In a batch: a list of the index of each row in the training data, -1 for filling."""
+"""Key of a batch: for each row its index in the training data, or `NO_ROW` for a dummy row."""
 NO_ROW = -1
 COUNTS = "counts"
-"""In a batch: its `TokenCounts`."""
+"""Key of a batch: its `TokenCounts`."""
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Tokens of a batch, counted before it is moved: to read a count from a GPU, the host would wait for it.
+    """Numbers of tokens in a batch, counted on the CPU: reading a count from a GPU would make the host wait.
 
     Attributes:
-        real: All but padding.
-        scored: Those that the loss looks at: of chosen and of rejected for pairs, of all for demonstrations.
+        real: Tokens other than padding.
+        scored: Tokens that the loss uses: (chosen, rejected) for pairs, (all,) for demonstrations.
     """
 
     real: int
@@ -30,7 +30,7 @@ class TokenCounts:
 
     @classmethod
     def of(cls, batch: dict[str, Any]) -> "TokenCounts":
-        """Counts the tokens of a padded batch. The first token of a row is never scored, since nothing predicts it."""
+        """Returns the counts of a padded batch. The first token of a row is not scored, since nothing predicts it."""
         if "labels" in batch:
             scored: tuple[torch.Tensor, ...] = (batch["labels"][:, 1:] != IGNORED,)
         else:
@@ -41,15 +41,15 @@ class TokenCounts:
 class StepBatches:
     """The batches of an epoch over all ranks, in random order: a `batch_sampler` for a `DataLoader`.
 
-    An epoch is a permutation of the rows, decided by seed and epoch alone (the one that transformers draws on one
-    process). Step k takes its next `batch_size * accumulation * num_ranks` rows, whatever the three factors are; rank
-    r takes batches r, r + num_ranks, ... (accelerate's `BatchSamplerShard`). The last step of an epoch may have fewer
-    rows: they are spread evenly over as few rounds of forwards as hold them. A rank for which no row is left there
-    gets one as filling (its bitwise complement as index), as all ranks must take part in a forward; it has no weight.
+    The order of an epoch is a permutation of the rows that depends on seed and epoch alone (the same as transformers
+    draws on one process). Each step takes the next `batch_size * accumulation * num_ranks` rows, so only this product
+    matters; rank r takes batches r, r + num_ranks, ... (accelerate's `BatchSamplerShard`). The last step of an epoch
+    may have fewer rows: they are spread evenly over the least number of forwards per rank that can hold them. A rank
+    without a row there gets a zero-weight dummy row, encoded as index ~i, so that all ranks run equally many forwards.
     """
 
     batch_size: None = None
-    """Batches vary in size. With a number here, accelerate drops the batches of ranks beside a smaller one."""
+    """None, since batches vary in size: with a number, accelerate drops batches when one of them is smaller."""
 
     drop_last = False
 
@@ -63,7 +63,7 @@ class StepBatches:
         self._epoch = 0
 
     def __len__(self) -> int:
-        """The number of batches of an epoch, over all ranks."""
+        """Returns the number of batches in an epoch, over all ranks."""
         return self._full_batches + self._tail_batches
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -76,11 +76,11 @@ class StepBatches:
                 yield rows.tolist() or [~int(order[-1])]
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch (from 0) that the next iteration yields."""
+        """Sets the epoch, counted from 0, of the next iteration."""
         self._epoch = epoch
 
     def num_rows_after(self, num_batches: int) -> int:
-        """The rows in the first `num_batches` batches over all ranks, counted from epoch 0 over epochs."""
+        """Returns the number of rows in the first `num_batches` batches of all ranks since the start of epoch 0."""
         epochs, batches = divmod(num_batches, len(self))
         rows = min(batches, self._full_batches) * self._batch_size
         if batches > self._full_batches:
@@ -96,7 +96,7 @@ class StepBatches:
 
 
 class NumberedRows:
-    """A data set whose rows know their index; an index of `~i` gives row i as filling."""
+    """A data set that adds its index to each row as `ROWS`; index `~i` returns row i as a dummy row, with `NO_ROW`."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -113,7 +113,7 @@ class NumberedRows:
 
 
 class NumberingCollator:
-    """Adds to a collator's batch which rows and how many tokens it holds, and takes the labels of filling away."""
+    """Collator that adds `ROWS` and `COUNTS` to the batch of another collator, and masks the labels of dummy rows."""
 
     def __init__(self, collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]) -> None:
         self._collate = collate

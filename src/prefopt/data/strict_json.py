@@ -1,4 +1,4 @@
-"""JSON, and the Python literals that some write in its place: read whole, no key lost, or refused in words."""
+"""Strict parsing of JSON, and of Python literals in its place: repeated keys are errors, not silently dropped."""
 
 import ast
 import json
@@ -10,14 +10,14 @@ from typing import Any
 from prefopt.data.values import RowError
 
 MAX_LITERAL = 1_000_000
-"""Characters of a Python literal, at most: its parser takes some hundred bytes for each."""
+"""Longest Python literal in characters: its parser takes about a hundred bytes of memory for each."""
 
 
 _BLANKS = re.compile(r"[ \n\r\t]*")
 
 
 class JSONError(ValueError):
-    """What is wrong with a JSON text, in which of its lines, counted from 1, and whether it is no JSON at all."""
+    """An error in a JSON text, with its line, counted from 1; `is_syntax` if the text is not JSON at all."""
 
     def __init__(self, message: str, line: int, is_syntax: bool = False) -> None:
         super().__init__(message)
@@ -26,18 +26,18 @@ class JSONError(ValueError):
 
 
 class RepeatingRow(dict[str, Any]):
-    """An object in which keys stand twice, at any depth; each has its last value."""
+    """A row with repeated keys at any depth; each key has its last value."""
 
     def __init__(self, values: dict[str, Any], repeated: dict[str, str]) -> None:
         super().__init__(values)
         self.repeated = repeated
-        """Key of the object itself: the key that stands twice, which is itself or lies in its value."""
+        """Column of the row: the repeated key, which is the column itself or a key within its value."""
 
     def require_whole(self, columns: Iterable[str]) -> None:
-        """Refuses the row if a key stands twice in one of the columns, which are read.
+        """Refuses the row if one of `columns` has a repeated key.
 
         Raises:
-            RowError: Naming the key.
+            RowError: It names the key.
         """
         for column in columns:
             if column in self.repeated:
@@ -49,7 +49,7 @@ class _RepeatedKey(ValueError):
 
 
 class _RepeatingObject(dict[str, Any]):
-    """An object within a row; `repeated` are the keys that stand twice in it."""
+    """An object with repeated keys, which are listed in `repeated`."""
 
     repeated: list[str]
 
@@ -83,10 +83,10 @@ _FORGIVING_DECODER = json.JSONDecoder(object_pairs_hook=_forgiving_object)
 
 
 def parse(text: str) -> Any:
-    """Returns the one value of a JSON text.
+    """Returns the value of a JSON text.
 
     Raises:
-        JSONError: It is no JSON, or holds a key twice, a number of thousands of digits or too much nesting.
+        JSONError: The text is not JSON, or has a repeated key, a number with thousands of digits, or too much nesting.
     """
     try:
         return _DECODER.decode(text)
@@ -95,10 +95,10 @@ def parse(text: str) -> Any:
 
 
 def parse_row(text: str) -> Any:
-    """Returns the one value of a JSON text; of an object in which keys stand twice, a `RepeatingRow`.
+    """Returns the value of a JSON text; an object with repeated keys becomes a `RepeatingRow`.
 
     Raises:
-        JSONError: As for `parse`, but for keys that stand twice.
+        JSONError: As for `parse`, except for repeated keys.
     """
     try:
         value, end = _decode_row(text, _skip_blanks(text, 0))
@@ -111,7 +111,7 @@ def parse_row(text: str) -> Any:
 
 
 def parse_rows(text: str) -> Iterator[Any]:
-    """Yields the items of a JSON list one by one, as `parse_row` does, so that an error is met where it stands.
+    """Yields the items of a JSON list one by one, as `parse_row` returns them, so that those before an error are read.
 
     Raises:
         JSONError: As for `parse_row`.
@@ -136,10 +136,10 @@ def parse_rows(text: str) -> Iterator[Any]:
 
 
 def parse_structure(text: str) -> Any:
-    """Returns the value of a text in JSON or, as `str()` writes lists and objects, in Python.
+    """Returns the value of a JSON text or of a Python literal, as `str()` writes lists and dicts.
 
     Raises:
-        JSONError: It is neither, or holds a key twice.
+        JSONError: The text is neither, or has a repeated key.
     """
     try:
         return parse(text)
@@ -156,7 +156,7 @@ def parse_structure(text: str) -> Any:
 
 
 def _refuse_repeated(literal: ast.AST) -> None:
-    """Refuses a Python literal with an object in which a key stands twice."""
+    """Refuses a Python literal with a repeated key in a dict."""
     for node in ast.walk(literal):
         if isinstance(node, ast.Dict):
             for key, count in Counter(ast.literal_eval(key) for key in node.keys if key is not None).items():
@@ -165,7 +165,7 @@ def _refuse_repeated(literal: ast.AST) -> None:
 
 
 def _decode_row(text: str, position: int) -> tuple[Any, int]:
-    """Returns the value that begins at a position, and where it ends."""
+    """Returns the value that begins at `position`, and its end position."""
     try:
         return _DECODER.raw_decode(text, position)
     except _RepeatedKey:
@@ -177,7 +177,7 @@ def _repeated_columns(row: dict[str, Any]) -> dict[str, str]:
     repeated = {}
     for column, value in row.items():
         inside = [value]
-        for item in inside:  # grows on the way
+        for item in inside:  # the list grows during the loop
             if isinstance(item, _RepeatingObject):
                 repeated[column] = item.repeated[0]
                 break
@@ -193,7 +193,7 @@ def _skip_blanks(text: str, position: int) -> int:
 
 
 def _told(error: Exception, line: int) -> JSONError:
-    """Returns the error in words; `line` is where it is if it does not know itself."""
+    """Returns the error as a `JSONError`; `line` is used if the error has no line of its own."""
     if isinstance(error, json.JSONDecodeError):
         return JSONError(f"invalid JSON: {error.msg} at column {error.colno}", error.lineno, is_syntax=True)
     if isinstance(error, _RepeatedKey):

@@ -1,8 +1,8 @@
-"""Token ids of pairs and demonstrations: those that TRL 1.16 makes, in batches, with its known defects mended.
+"""Token ids of pairs and demonstrations: the same as TRL 1.16 makes, but in batches and without its known defects.
 
-Where ids differ from TRL's: a completion of messages that the chat template leaves without an end-of-sequence token
-gets one; of two begin-of-sequence tokens one is removed; `tools: []` means no tools. What is trained differs where a
-completion holds turns of users or tools: TRL trains them.
+The ids differ from TRL's in three cases: a completion of messages gets an end-of-sequence token if the chat template
+writes none; one of two begin-of-sequence tokens is removed; `tools: []` means no tools. The trained tokens differ if a
+completion has turns of users or tools, which TRL trains and prefopt does not.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,10 +32,11 @@ from prefopt.process.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """A `datasets.Dataset` of int32 lists, and what happened on the way.
+    """A `datasets.Dataset` of int32 lists, and the counts of its tokenization.
 
-    Columns: `prompt_ids`, `chosen_ids`, `rejected_ids`, `source` for pairs, and `CONTEXT_COLUMNS` if some completion
-    has turns that are not trained; `input_ids`, `labels`, `source` for demonstrations (a label of -100 has no loss).
+    Columns for pairs: `prompt_ids`, `chosen_ids`, `rejected_ids`, `source`, and `CONTEXT_COLUMNS` if a completion has
+    turns that are not trained. Columns for demonstrations: `input_ids`, `labels` (-100 where there is no loss),
+    `source`.
     """
 
     dataset: Any
@@ -54,11 +55,11 @@ def tokenize_pairs(
     """Returns prompt, chosen and rejected ids, with prompt + completion at most `max_length` tokens.
 
     The prompt is the common beginning of the tokenized prompt and both tokenized conversations, as in TRL. Turns of
-    users and tools inside a completion, and turns marked as not trained, are context: they are in its ids, and
-    `CONTEXT_COLUMNS` say where.
+    users and tools inside a completion, and turns marked as not trained, are context: they are part of its ids, and
+    `CONTEXT_COLUMNS` give their ranges.
 
     Args:
-        pairs: What `prefopt.data.records` read.
+        pairs: Records from `prefopt.data.records`.
         tokenizer: A transformers tokenizer with an end-of-sequence token, and a chat template if pairs hold messages.
         max_length: Tokens of prompt + completion, >= 2.
         on_long_prompt: What happens to a pair whose prompt has `max_length` tokens or more.
@@ -66,7 +67,7 @@ def tokenize_pairs(
         on_extra_eos: What happens to a pair with a completion that has more end-of-sequence tokens than messages.
 
     Raises:
-        UserError: Naming the row.
+        UserError: A row is refused; it names the row.
     """
     notes = TokenizeNotes(num_rows=len(pairs))
     special = SpecialTokens.of(tokenizer)
@@ -100,11 +101,12 @@ def tokenize_sft(
 ) -> Tokenized:
     """Returns input ids and labels, at most `max_length` tokens each.
 
-    With `loss_on=completions`, loss is on the assistant's turns in the completion, or in `messages`, with what ends a
-    turn, but not on turns that are marked as not trained; with `all`, and for `text`, it is on every token.
+    With `loss_on=completions`, the loss is on the assistant's turns in the completion or in `messages`, including the
+    tokens that end a turn, but not on turns that are marked as not trained. With `all`, and for rows of `text`, it is
+    on every token.
 
     Args:
-        examples: What `prefopt.data.records` read.
+        examples: Records from `prefopt.data.records`.
         tokenizer: A transformers tokenizer with an end-of-sequence token, and a chat template if rows hold messages.
         max_length: Tokens per row, >= 2.
         loss_on: Which tokens are trained.
@@ -113,7 +115,7 @@ def tokenize_sft(
         on_extra_eos: What happens to a row that has more end-of-sequence tokens than messages.
 
     Raises:
-        UserError: Naming the row.
+        UserError: A row is refused; it names the row.
     """
     notes = TokenizeNotes(num_rows=len(examples))
     special = SpecialTokens.of(tokenizer)
@@ -135,7 +137,7 @@ def tokenize_sft(
 
 
 def _count_plain(tokenizer: Any, records: Sequence[Record]) -> int:
-    """Returns how many prompts are plain text, and no chat that was rendered before, though there is a template."""
+    """Returns how many prompts are plain text without control tokens; 0 if the tokenizer has no chat template."""
     if not tokenizer.chat_template:
         return 0
     control = ControlTokens(tokenizer)
@@ -143,7 +145,7 @@ def _count_plain(tokenizer: Any, records: Sequence[Record]) -> int:
 
 
 def _unread_keys(tokenizer: Any, records: Sequence[Record]) -> dict[str, int]:
-    """Returns the keys of messages that the chat template does not read, and in how many rows they are."""
+    """Returns the keys of messages that the chat template does not read, each with the number of rows that have it."""
     if not tokenizer.chat_template:
         return {}
     chats = ((record.source, chain.from_iterable(message_fields(record).values())) for record in records)
@@ -151,12 +153,12 @@ def _unread_keys(tokenizer: Any, records: Sequence[Record]) -> dict[str, int]:
 
 
 def _has_context(pair: PreferencePair) -> bool:
-    """Returns whether a completion holds turns that are not trained."""
+    """Returns whether a completion of the pair has turns that are not trained."""
     return not all(isinstance(side, str) or all(map(is_trained, side)) for side in (pair.chosen, pair.rejected))
 
 
 class _Turns(NamedTuple):
-    """Length of a tokenized conversation, and which of its tokens are trained."""
+    """Length of a tokenized conversation, and the ranges of its trained tokens."""
 
     length: int
     spans: list[Span]
@@ -165,7 +167,7 @@ class _Turns(NamedTuple):
 def _locate_turns_of_pairs(
     tokenizer: Any, pairs: Sequence[PreferencePair], notes: TokenizeNotes
 ) -> Iterator[tuple[_Turns, _Turns]]:
-    """Yields for each pair the trained tokens of the prompt followed by chosen, and by rejected."""
+    """Yields for each pair the trained ranges of two conversations: prompt + chosen, and prompt + rejected."""
     if not pairs:
         return
     chats = []
@@ -187,7 +189,7 @@ def _pair_row(
     gate: Gate,
     notes: TokenizeNotes,
 ) -> tuple[list[int], ...] | None:
-    """Returns the five columns of one pair, or None where it is skipped."""
+    """Returns one pair's values of the id and context columns, or None if it is skipped."""
     special = gate.special
     prompt_length = split_prompt(sequences, special, notes)
     if prompt_length == 0:
@@ -224,7 +226,7 @@ def _pair_row(
 
 
 def _context(turns: _Turns, completion: list[int]) -> list[int]:
-    """Returns the ranges of a completion's tokens before, between and after the trained ones."""
+    """Returns the ranges of completion tokens that are not trained, as [start, end, start, end, ...]."""
     start = turns.length - len(completion)
     bounds = [0, *(max(bound - start, 0) for span in turns.spans for bound in span), len(completion)]
     ranges = zip(bounds[::2], bounds[1::2], strict=True)
@@ -234,7 +236,7 @@ def _context(turns: _Turns, completion: list[int]) -> list[int]:
 def _example_row(
     example: SFTExample, encoded: ExampleIds, loss_on: LossOn, gate: Gate, notes: TokenizeNotes
 ) -> tuple[list[int], list[int]] | None:
-    """Returns ids and labels of one demonstration, or None where it is skipped."""
+    """Returns ids and labels of one demonstration, or None if it is skipped."""
     ids, spans, num_ends = encoded
     special = gate.special
     num_eos = [ids[start:end].count(special.eos_id) for start, end in spans]
@@ -259,7 +261,7 @@ def _example_row(
 
 
 def _require_no_marks(examples: Sequence[SFTExample]) -> None:
-    """Refuses marks on turns where every token is trained."""
+    """Refuses turns that are marked as not trained; called if every token is trained (`loss_on=all`)."""
     for example in examples:
         for content in (example.messages, example.completion):
             if isinstance(content, list) and any(UNTRAINED in message for message in content):

@@ -1,4 +1,4 @@
-"""Tools, and calls of them, as chat templates read them: lists of objects, with arguments that are objects too."""
+"""Checks tools and tool calls, and converts them to the form that chat templates read: lists of objects."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from prefopt.data.values import RowError, check_nested, describe
 
 
 def check_tools(value: Any) -> list[Any] | None:
-    """Returns the tools of a row, given as a list or as its JSON text; none and an empty list are None."""
+    """Returns the tools of a row, given as a list or as JSON text; None if there are none."""
     if isinstance(value, str) and value.strip():
         try:
             value = parse_structure(value)
@@ -33,9 +33,9 @@ def wrap_tools(value: Any) -> list[Any] | None:
 
 
 def read_calls(message: dict[str, Any], field: str) -> None:
-    """Makes the calls of a message, in place, `tool_calls` with arguments that are objects.
+    """Converts the calls of a message, in place, to `tool_calls` with arguments that are objects.
 
-    OpenAI writes the arguments as JSON text, and once wrote one call as `function_call`.
+    OpenAI writes arguments as JSON text, and older files of it have a single call as `function_call`.
     """
     if "function_call" in message:
         if "tool_calls" in message:

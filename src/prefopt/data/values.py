@@ -1,4 +1,4 @@
-"""Single values of a row: what an error says about them, text that can be encoded, nesting that can be followed."""
+"""Checks of single values of a row (encodable text, limited nesting), and how error messages show them."""
 
 import json
 from collections.abc import Iterable
@@ -6,17 +6,17 @@ from types import NoneType
 from typing import Any
 
 MAX_DEPTH = 64
-"""Lists and objects inside each other, at most."""
+"""Deepest nesting of lists and objects."""
 MAX_SHOWN = 12
-"""Names of fields in an error text, at most."""
+"""Most names of fields that an error message lists."""
 
 
 class RowError(ValueError):
-    """What is wrong with one row; the reader puts the row's place in front of it."""
+    """An error in one row; the caller that knows the row's place puts it in front of the message."""
 
 
 def describe(value: Any) -> str:
-    """Returns the JSON type of `value` and its beginning, for error texts."""
+    """Returns the JSON type of `value` and its beginning, for error messages."""
     names = {bool: "a boolean", str: "text", list: "a list", dict: "an object", int: "a number", float: "a number"}
     if value is None:
         return "null"
@@ -29,19 +29,19 @@ def describe(value: Any) -> str:
 
 
 def show_name(name: str) -> str:
-    """Returns the beginning of a field's name, in which halves of UTF-16 pairs, which nothing can write, are spelt."""
+    """Returns the beginning of a field's name, with lone UTF-16 surrogates, which cannot be encoded, escaped."""
     return name[:60].encode(errors="backslashreplace").decode()
 
 
 def show_names(names: Iterable[str]) -> str:
-    """Returns names of fields in quotes, for error texts."""
+    """Returns names of fields in quotes, for error messages."""
     shown = [f"'{show_name(str(name))}'" for name in names]
     more = f" and {len(shown) - MAX_SHOWN} more" if len(shown) > MAX_SHOWN else ""
     return ", ".join(shown[:MAX_SHOWN]) + more
 
 
 def check_text(value: Any, field: str) -> str:
-    """Returns `value` if it is text that a tokenizer can encode."""
+    """Returns `value`; raises a `RowError` unless it is text that a tokenizer can encode."""
     if not isinstance(value, str):
         raise RowError(f"'{field}' must be text, found {describe(value)}.")
     if not value.isascii():
@@ -55,7 +55,7 @@ def check_text(value: Any, field: str) -> str:
 
 
 def check_nested(value: Any, field: str) -> None:
-    """Refuses a value with text that no tokenizer can encode, with what JSON has not, or with too many levels."""
+    """Refuses a value with text that cannot be encoded, with a type that JSON lacks, or with too deep nesting."""
     level = [value]
     for _ in range(MAX_DEPTH):
         below: list[Any] = []

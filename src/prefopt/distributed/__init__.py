@@ -1,1 +1,1 @@
-"""Ranks and checkpoints."""
+"""The ranks of a run: their communication, DeepSpeed, stop requests and checkpoints."""

@@ -1,4 +1,4 @@
-"""ZeRO as the configuration asks for it, in the form that DeepSpeed takes."""
+"""Translates the ZeRO settings of a run into DeepSpeed's configuration and optimizer."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from prefopt.distributed.group import on_main
 from prefopt.distributed.native_ops import load_adam
 
 BUCKET_ELEMENTS = 50_000_000
-"""Gradients that are reduced together. DeepSpeed's own 500 million take 2 GB per rank in float32 for any model."""
+"""Gradient elements that are reduced together. DeepSpeed's default, 500 million, takes 2 GB per rank in float32."""
 
 
 def build_deepspeed(config: DeepSpeedConfig) -> dict[str, Any] | None:
-    """DeepSpeed's configuration; batch sizes, rates and precision come from the training arguments (auto)."""
+    """DeepSpeed's configuration, None without ZeRO; values of "auto" come from the training arguments."""
     if config.stage is None:
         return None
     zero: dict[str, Any] = {"stage": config.stage, "reduce_bucket_size": BUCKET_ELEMENTS}
@@ -34,12 +34,12 @@ def build_deepspeed(config: DeepSpeedConfig) -> dict[str, Any] | None:
 
 
 def choose_optimizer(config: DeepSpeedConfig, optim: OptimConfig) -> tuple[type[Any], dict[str, Any]] | None:
-    """The optimizer that steps in host memory, with its arguments; None where transformers chooses.
+    """Class and arguments of the optimizer that steps in host memory; None without offload: transformers chooses.
 
-    It is given the parameter groups of transformers, so that weight decay falls on the same weights as without it.
+    It uses the parameter groups of transformers, so weight decay applies to the same weights as without offload.
 
     Raises:
-        UserError: DeepSpeed cannot compile it here.
+        UserError: DeepSpeed cannot compile the optimizer on this machine.
     """
     if config.offload_optimizer is not OffloadDevice.cpu:
         return None

@@ -1,4 +1,4 @@
-"""How an entry point ends: what is shown, and the exit code."""
+"""How a command ends: the message that is shown, and the exit code."""
 
 import gc
 import os
@@ -23,20 +23,20 @@ from prefopt.storage.files import write_text
 USER_ERROR = 2
 """Exit code of a `UserError`."""
 FAULT = 1
-"""Exit code of a run that ended badly, and of what nobody foresaw."""
+"""Exit code of a failed run and of an unexpected error."""
 ATTEMPT = "PREFOPT_ATTEMPT"
 """Environment variable of a job's ranks: the folder of this attempt."""
 REFUSED = "refused.txt"
-"""In that folder: what the user must mend. torchrun turns every exit code of its ranks into 1."""
+"""File in that folder with the message of a `UserError`, since torchrun turns every exit code of its ranks into 1."""
 WORD_S = 10.0
-"""How long ranks that are not connected yet leave it to rank 0 to say what all of them have found."""
+"""Seconds that a rank waits for rank 0 to report an error that both have found, before it reports it itself."""
 
 
 def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
     """Runs an entry point.
 
     Exit codes: 2 for a `UserError`, 75 for a run that stopped on request and goes on with the same command, 130 for a
-    second Ctrl-C, 1 for any other error. One that nobody foresaw is one line too; its traceback is in a file.
+    second Ctrl-C, 1 for any other error. An unexpected error is shown in one line too; its traceback is in a file.
     """
     if argv is None:
         phases.count_from_process_start()
@@ -68,7 +68,7 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) 
             _exit(FAULT)
         finally:
             if argv is None:
-                gc.freeze()  # what is left goes with the process; to look through it for garbage takes a second
+                gc.freeze()  # the process ends now; to scan its objects for garbage takes a second
 
 
 def _refuse(error: UserError) -> NoReturn:
@@ -79,7 +79,7 @@ def _refuse(error: UserError) -> NoReturn:
 
 
 def _report_fault(error: BaseException, argv: list[str] | None) -> None:
-    """Says what nobody foresaw in one line, and where the rest of it is; once, be there several ranks that met it."""
+    """Shows an unexpected error in one line, with the file of its traceback; once, even if several ranks met it."""
     path = write_traceback(error, shlex.join(sys.argv if argv is None else argv))
     told = f"{type(error).__name__}: {first_line(error)}"
     if _is_ours_to_say(error, told, FAULT):
@@ -101,9 +101,9 @@ def _is_ours_to_say(error: BaseException, told: str, code: int) -> bool:
 
 
 def _leave_word_to_rank_0(code: int) -> None:
-    """Waits to be ended by the launcher, which ends all ranks once one has ended: before rank 0 has spoken, too.
+    """Waits for rank 0 to report the error: the launcher ends all ranks as soon as one ends, so this one must not.
 
-    Returns if rank 0 has not found what this rank has.
+    When rank 0 ends, the launcher ends this process too, with `code`. Returns after `WORD_S` if rank 0 does not.
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
     with suppress(KeyboardInterrupt):
@@ -111,7 +111,7 @@ def _leave_word_to_rank_0(code: int) -> None:
 
 
 def _note_refusal(message: str) -> None:
-    """Leaves the message where the job script looks for it."""
+    """Writes the message to the file `REFUSED`, where the job script looks for it."""
     folder = os.environ.get(ATTEMPT)
     if folder is not None:
         with suppress(OSError):
@@ -119,7 +119,7 @@ def _note_refusal(message: str) -> None:
 
 
 def _exit(code: int) -> NoReturn:
-    """Ends the process; with other ranks at once, because a rank at the end of Python waits for groups to close."""
+    """Ends the process; with several ranks at once, since Python's normal exit waits for process groups to close."""
     if group.num_ranks() == 1:
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):

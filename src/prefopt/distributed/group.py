@@ -1,7 +1,7 @@
-"""The processes of a run acting as one: what one rank decides or cannot do, all ranks know.
+"""Communication among the ranks of a run: agreeing on values, sharing results and errors, detecting lost ranks.
 
-Every function is trivial, and loads no torch, before `start` and after `stop`. The exchanges here go over groups of
-their own on the CPU, so that they neither wait for a device nor mix with the collectives of training.
+Before `start` and after `stop` every function acts as with a single rank, and imports no torch. The exchanges use
+process groups of their own on the CPU, so they neither wait for a device nor mix with the collectives of training.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ R = TypeVar("R")
 
 WATCH_S = 1.0
 GRACE_S = 15.0
-"""How long after `run.timeout_s` a stuck rank has to end by an error that says more, before it is ended."""
+"""Seconds after `run.timeout_s` in which a stuck rank may still end by a more precise error, before it is ended."""
 FAILED = "rank 0 failed, and says why"
 
 PATIENCE = timedelta(days=30)
-"""How long ranks wait for one that is at work on something of unknown length, such as tokenising.
+"""How long ranks wait for one whose work has no known length, such as tokenising.
 
-A rank that dies ends the wait at once."""
+If that rank dies, the wait ends at once."""
 
 _prompt: Any = None
 _patient: Any = None
@@ -38,7 +38,7 @@ _position: "_Position | None" = None
 
 
 class _Position(NamedTuple):
-    """What this rank is at, since when by the monotonic clock, and whether that may take long."""
+    """What this rank is doing, since when by the monotonic clock, and whether it may take long."""
 
     what: str
     since: float
@@ -49,7 +49,7 @@ def start(config: TrainConfig) -> None:
     """Connects the processes that a launcher started, on NCCL where there are GPUs and on Gloo elsewhere.
 
     Args:
-        config: `run.timeout_s` limits how long a rank waits for another one; `deepspeed` decides who initialises.
+        config: `run.timeout_s` limits how long a rank waits for another one; `deepspeed` says whether DeepSpeed runs.
     """
     global _prompt, _patient
     import torch
@@ -71,7 +71,7 @@ def start(config: TrainConfig) -> None:
 
 
 def stop() -> None:
-    """Disconnects; the counterpart of `start`."""
+    """Disconnects the processes; the counterpart of `start`."""
     global _prompt, _patient
     if _prompt is not None:
         import torch.distributed as dist
@@ -82,17 +82,17 @@ def stop() -> None:
 
 
 def num_ranks() -> int:
-    """Number of processes that are connected: 1 before `start` and after `stop`."""
+    """Number of connected processes: 1 before `start` and after `stop`."""
     return world_size() if _prompt is not None else 1
 
 
 def place() -> tuple[int, int]:
-    """Index of this process among those that are connected, and their number: (0, 1) where none are."""
+    """Index of this process among the connected ones, and their number; (0, 1) before `start` and after `stop`."""
     return (rank(), num_ranks()) if num_ranks() > 1 else (0, 1)
 
 
 def agree(*values: float) -> list[float]:
-    """The largest of each value over all ranks; all ranks call it at the same point."""
+    """The maximum of each value over all ranks; all ranks call it at the same point."""
     if num_ranks() == 1:
         return list(values)
     import torch
@@ -104,7 +104,7 @@ def agree(*values: float) -> list[float]:
 
 
 def gather(value: T) -> list[T]:
-    """The values of all ranks, in their order, on every rank."""
+    """The values of all ranks, in the order of the ranks, on every rank."""
     if num_ranks() == 1:
         return [value]
     import torch.distributed as dist
@@ -115,7 +115,7 @@ def gather(value: T) -> list[T]:
 
 
 def barrier() -> None:
-    """Returns when all ranks are here, however long one of them works before."""
+    """Waits until all ranks have called it, up to `PATIENCE`."""
     if num_ranks() > 1:
         import torch.distributed as dist
 
@@ -123,20 +123,20 @@ def barrier() -> None:
 
 
 def raise_on_all(problem: UserError | None) -> None:
-    """Raises on every rank what any of them could not do; all ranks call it at the same point."""
+    """Raises on every rank the problem of the first rank that has one; all ranks call it at the same point."""
     found = next((text for text in gather(None if problem is None else str(problem)) if text is not None), None)
     if found is not None:
         raise UserError(found) from problem
 
 
 def pool(value: T) -> list[T]:
-    """`gather` of what the ranks worked on by themselves, however much longer one of them worked than another."""
+    """`gather` after work of unequal length: waits up to `PATIENCE` for the slowest rank."""
     barrier()
     return gather(value)
 
 
 def share_out(items: Sequence[T], compute: Callable[[T], R]) -> list[R]:
-    """`compute` of every item, in their order, on every rank; of several ranks each computes every n-th item."""
+    """Returns `compute(item)` of all items, in order, on every rank; each of n ranks computes every n-th item."""
     index, count = place()
     shares = pool([compute(item) for item in items[index::count]])
     return [shares[number % count][number // count] for number in range(len(items))]
@@ -152,7 +152,7 @@ def on_main(function: Callable[[], T]) -> T:
 
 
 def keep_on_main(function: Callable[[], T]) -> T:
-    """Runs `function` on rank 0 alone, where the result stays; other ranks wait for it and get None.
+    """Runs `function` on rank 0 alone and returns its result there; the other ranks wait for it and get None.
 
     Raises:
         UserError: On every rank, if rank 0 raised it.
@@ -187,12 +187,12 @@ def _on_main(function: Callable[[], T], *, is_shared: bool) -> T:
 
 
 def is_first_to_say(message: str) -> bool:
-    """True on one of the ranks that have the same to say; unconnected ranks cannot know."""
+    """True on the first rank that asks about this message, so that it is shown once; True on all unconnected ranks."""
     if num_ranks() == 1:
         return True
     try:
         return bool(_store().add(f"said/{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1)
-    except RuntimeError:  # the store went with the rank that kept it
+    except RuntimeError:  # the store ended with the rank that hosted it
         return True
 
 
@@ -202,16 +202,16 @@ class RankLostError(EndedError):
 
 @contextmanager
 def during(what: str, *, may_take_long: bool = False) -> Iterator[None]:
-    """Says to the other ranks where this one is; an error of a collective operation in here names the ranks that lag.
+    """Tells the other ranks what this one is doing; an error of a collective in the block names the ranks that lag.
 
-    What takes longer than `run.timeout_s` ends the process, since not every collective has a timeout of its own.
+    A block that takes longer than `run.timeout_s` ends the process, since not every collective has its own timeout.
 
     Args:
-        what: For people.
-        may_take_long: One rank may work on its own in here, so only a line is printed when it takes long.
+        what: Name of the block in messages.
+        may_take_long: One rank may work alone in the block: if it takes long, a line is printed and no process ends.
 
     Raises:
-        RankLostError: In place of the errors by which Gloo and NCCL tell of a rank that died or did not come.
+        RankLostError: In place of the errors that Gloo and NCCL raise when a rank has died or does not arrive.
     """
     global _position
     outer, _position = _position, _Position(what, time.monotonic(), may_take_long)
@@ -228,7 +228,7 @@ def during(what: str, *, may_take_long: bool = False) -> Iterator[None]:
 
 
 def _watch(timeout_s: float) -> None:
-    """Says where the ranks are when this one waits too long, and ends it if it does not end by itself then."""
+    """Thread: if this rank waits too long, prints what the others are doing; ends the process if it remains stuck."""
     told = None
     while num_ranks() > 1:
         time.sleep(WATCH_S)
@@ -245,12 +245,12 @@ def _watch(timeout_s: float) -> None:
 
 
 def _describe_positions(what: str) -> str:
-    """Which ranks were seen elsewhere last, for the message of a run that ends because of it."""
+    """Says what the other ranks were last seen doing, for the message of a run that fails because of it."""
     try:
         store = _store()
         keys = {other: f"position/{other}" for other in range(num_ranks()) if other != rank()}
         others = {other: store.get(key).decode() for other, key in keys.items() if store.check([key])}
-    except (RuntimeError, ValueError):  # the store went with the rank that kept it
+    except (RuntimeError, ValueError):  # the store ended with the rank that hosted it
         return f"rank {rank()} lost the other ranks during {what}"
     seen = {other: text.split(" ", 1) for other, text in others.items()}
     where = [

@@ -1,7 +1,7 @@
-"""DeepSpeed's compiled parts: what is needed is built once per machine, and safe from builds that were killed.
+"""DeepSpeed's compiled operations: built once per machine, and not blocked by a build that was killed.
 
-torch guards a build by a lock file, which a killed process leaves behind and every later process waits for without
-end. Here the guard is the kernel's, which ends with its process, and a build becomes visible when it is whole.
+torch guards a build by a lock file, which a killed process leaves behind, so that every later process waits forever.
+Here the guard is a lock of the kernel (flock), which ends with its process, and only a complete build becomes visible.
 """
 
 import fcntl
@@ -23,9 +23,9 @@ VARIABLE = "TORCH_EXTENSIONS_DIR"
 
 
 def leave_out_shared_memory() -> None:
-    """Keeps DeepSpeed from compiling its shared memory communication, half a minute on a new machine.
+    """Keeps DeepSpeed from compiling its shared memory communication, which takes half a minute on a new machine.
 
-    Ranks on CPUs do so when they start, but only tensor-parallel inference talks through it: ZeRO uses Gloo (0.19).
+    Ranks on CPUs compile it when they start, but only tensor-parallel inference uses it: ZeRO uses Gloo (0.19).
     """
     import deepspeed.ops
     from deepspeed.ops.op_builder import ShareMemCommBuilder
@@ -34,16 +34,16 @@ def leave_out_shared_memory() -> None:
 
 
 def load_adam() -> None:
-    """Loads the optimizer that steps in host memory.
+    """Loads DeepSpeed's optimizer that steps in host memory; compiles it first if needed.
 
     Raises:
-        UserError: It cannot be compiled here.
+        UserError: It cannot be compiled on this machine.
     """
     from deepspeed.ops.op_builder import CPUAdamBuilder
 
     try:
         _build(CPUAdamBuilder())
-    except Exception as error:  # compilers fail in many ways, and the user can mend all of them
+    except Exception as error:  # compilers fail in many ways, and the user can fix all of them
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"deepspeed.offload_optimizer=cpu needs DeepSpeed's CPU Adam, which cannot be built here ({lines[0]}). "
@@ -52,7 +52,7 @@ def load_adam() -> None:
 
 
 def _build(builder: Any) -> None:
-    """Builds an operation unless that was done before, and loads it; DeepSpeed's own load then finds it loaded."""
+    """Loads an operation, and builds it first if needed; DeepSpeed's own call to load it then finds it loaded."""
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
@@ -67,14 +67,14 @@ def _build(builder: Any) -> None:
         try:
             with _extensions_in(aside):
                 builder.load(verbose=False)
-            if (aside / builder.name).exists():  # not if it was installed with DeepSpeed, ready to load
+            if (aside / builder.name).exists():  # absent if DeepSpeed was installed with it prebuilt
                 os.rename(aside / builder.name, folder / builder.name)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
 
 def _folder() -> Path:
-    """For these versions: what was built for one torch does not load in another."""
+    """The folder of builds for the installed versions: a build for one torch does not load in another."""
     import deepspeed
     import torch
     from torch.utils.cpp_extension import get_default_build_root

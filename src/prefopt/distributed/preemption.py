@@ -17,21 +17,21 @@ EXIT_CODE = 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """SIGTERM and SIGUSR1: a scheduler or torchrun; SIGINT: Ctrl-C."""
 SAFETY = 1.5
-"""Room for a step and a save that take longer than any before."""
+"""Factor on the longest step and save so far, since the next ones may take longer."""
 TIME_LIMIT_MARGIN_S = 5.0
-"""Least time to keep before run.time_limit, which nobody enforces but us."""
+"""Least time to keep before run.time_limit, which only this process enforces."""
 SCHEDULER_MARGIN_S = 30.0
-"""Least time to keep before the scheduler kills: nothing has been measured before the first save."""
+"""Least time to keep before the scheduler kills the job: before the first save its duration is unknown."""
 
 Phase = Literal["step", "save"]
 Clock = Callable[[], float]
 
 
 class Preempted(BaseException):
-    """A run ended early on request, with its state safe: the same command goes on.
+    """A run ended early on request, with its state saved: the same command continues it.
 
-    Like KeyboardInterrupt no `Exception`: `StopRequest.raise_at_once` may raise it inside any library, and
-    `except Exception` there would swallow it.
+    Like KeyboardInterrupt, this is no subclass of `Exception`: `StopRequest.raise_at_once` may raise it inside any
+    library, where `except Exception` would swallow it.
 
     Attributes:
         reason: What asked for it, such as "SIGTERM" or "time limit".
@@ -43,16 +43,16 @@ class Preempted(BaseException):
 
 
 class StopRequest:
-    """Whether this process has been asked to stop; build it with `install`.
+    """Tells whether this process has been asked to stop; build it with `install`.
 
-    Each rank has its own and they may differ for a while, so ranks agree on `requested` before they act on it.
+    Each rank has its own, and they may differ for a while, so ranks agree on `requested` before they act on it.
     """
 
     def __init__(self, limits: list["_Limit"]) -> None:
         self._limits = limits
         self._longest: dict[Phase, float] = {"step": 0.0, "save": 0.0}
         self._limit: str | None = None
-        self._signal: str | None = None  # not one field with the limit: the handler may run while that is being set
+        self._signal: str | None = None  # apart from _limit: a signal may arrive while that is being set
         self._raises = False
         self._num_interrupts = 0
         self._has_launcher = "LOCAL_RANK" in os.environ
@@ -67,18 +67,18 @@ class StopRequest:
         monotonic: Clock = time.monotonic,
         wall: Clock = time.time,
     ) -> Iterator["StopRequest"]:
-        """Listens to signals and clocks until the block ends, then puts the earlier signal handlers back.
+        """Listens to signals and clocks until the block ends, then restores the earlier signal handlers.
 
-        A rank keeps listening: its launcher terminates all ranks as soon as one has ended, and must change neither
-        how the others end nor what they say. Outside the main thread Python allows no signal handlers: only the
-        clocks work there.
+        With a launcher the handlers stay: it sends SIGTERM to all ranks as soon as one has ended, and this must change
+        neither how the others end nor what they print. Outside the main thread Python allows no signal handlers: only
+        the clocks work there.
 
         Args:
             time_limit_s: Seconds from now; None for no limit.
-            scheduler_end: Unix time at which the scheduler kills; None if none does. One that has passed is of no use
-                (an extended job keeps its first end in the environment) and is ignored with a warning.
-            monotonic: The clock of `time_limit_s`.
-            wall: The clock of `scheduler_end`.
+            scheduler_end: Unix time at which the scheduler kills the job; None if none does. A time in the past is
+                ignored with a warning: an extended job keeps its first end in the environment.
+            monotonic: The clock for `time_limit_s`.
+            wall: The clock for `scheduler_end`.
         """
         limits = []
         if time_limit_s is not None:
@@ -97,23 +97,23 @@ class StopRequest:
 
     @property
     def requested(self) -> str | None:
-        """Why this process should stop after the step at hand; None if it should not. Never goes back to None."""
+        """Why this process should stop after the current step; None if it should not. Never goes back to None."""
         if self._signal is None and self._limit is None:
             self._limit = self._find_limit()
         return self._limit or self._signal
 
     def note_duration(self, phase: Phase, seconds: float) -> None:
-        """Remembers the longest of each phase: what it costs to stop is judged by it."""
+        """Remembers the longest duration of each phase, from which the time needed to stop is estimated."""
         self._longest[phase] = max(self._longest[phase], seconds)
 
     @contextmanager
     def raise_at_once(self) -> Iterator[None]:
-        """For a block in which ranks need not agree: the first signal raises in the middle of it. Main thread only.
+        """Makes the first signal in the block raise at once; for work in which ranks need not agree. Main thread only.
 
         Raises:
-            Preempted: A stop was requested before or, by a signal, within. The clocks are asked only before.
+            Preempted: A stop was requested before the block or, by a signal, in it. Clocks are checked only before it.
         """
-        self._raises = True  # before the question, so that no signal falls in between
+        self._raises = True  # before the check, so that no signal is lost in between
         try:
             if self.requested is not None:
                 raise Preempted(self.requested)
@@ -131,17 +131,17 @@ class StopRequest:
         for number in SIGNALS:
             before = signal.getsignal(number)
             if number == signal.SIGINT and before is signal.SIG_IGN:
-                continue  # a shell's background job, which Ctrl-C is not meant for
+                continue  # a background job of a shell: Ctrl-C is not for it
             try:
                 signal.signal(number, self._on_signal)
             except ValueError as error:
                 logger.debug("preemption: signals are not heard: %s", error)
                 break
-            earlier[number] = signal.SIG_DFL if before is None else before  # None: not set by Python, not ours to know
+            earlier[number] = signal.SIG_DFL if before is None else before  # None: set outside Python, unknown
         return earlier
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Notes the request and no more: printing or logging in a handler can fail in the middle of the same call."""
+        """Only records the request: printing or logging can fail in a handler that has interrupted the same call."""
         if number == signal.SIGINT:
             self._num_interrupts += 1
             if self._num_interrupts > 1 and not self._has_launcher:
@@ -153,7 +153,7 @@ class StopRequest:
 
 
 class _Limit:
-    """A moment before which everything must be safe."""
+    """A time before which the state of the run must be saved."""
 
     def __init__(self, name: str, end: float, least_margin_s: float, clock: Clock) -> None:
         self.name = name
@@ -169,7 +169,7 @@ class _Limit:
 
 
 def scheduler_end() -> float | None:
-    """Unix time at which SLURM ends this job (SLURM_JOB_END_TIME); None if the environment does not tell."""
+    """Unix time at which SLURM ends this job (SLURM_JOB_END_TIME); None if the environment does not say."""
     try:
         end = float(os.environ.get("SLURM_JOB_END_TIME", ""))
     except ValueError:

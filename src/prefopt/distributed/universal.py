@@ -1,16 +1,16 @@
-"""DeepSpeed state that another number of ranks can load: its universal form, and what the engine leaves to mend.
+"""Converts a DeepSpeed checkpoint to its universal form, which another number of ranks can load.
 
-ZeRO divides the optimizer's state among the ranks, so a checkpoint fits the number of ranks that wrote it. DeepSpeed's
-`ds_to_universal` writes that state parameter by parameter, and an engine with `checkpoint: {load_universal: true}`
-divides it anew. Rank 0 makes the folder, all ranks wait, and then train from it:
+ZeRO divides the optimizer's state among the ranks, so a checkpoint fits only the number of ranks that wrote it.
+DeepSpeed's `ds_to_universal` writes that state parameter by parameter, and an engine with
+`checkpoint: {load_universal: true}` divides it anew. Rank 0 makes the folder, all ranks wait, and then train from it:
 
     make_universal(checkpoint, folder)
     load_universal(trainer)
     trainer.train(resume_from_checkpoint=str(folder))
 
-The stage stays: stages 1 and 2 write other files than stage 3. Frozen parameters are in no checkpoint with adapters;
-they come with the base model, as always. The new ranks draw random numbers from the seed of the run: the states that
-the old ranks saved belong to another division of the batches, so the folder does not hold them.
+The ZeRO stage cannot change: stages 1 and 2 write other files than stage 3. A checkpoint with adapters holds no frozen
+parameters; they come from the base model, as always. The new ranks draw random numbers from the seed of the run: the
+random states that the old ranks saved belong to another division of the batches, so the folder leaves them out.
 """
 
 import argparse
@@ -27,27 +27,27 @@ from prefopt.distributed.unpickling import data_only
 from prefopt.process.errors import UserError
 
 LATEST = "latest"
-"""Where DeepSpeed names the folder of the state, `global_step<n>`."""
+"""File in which DeepSpeed names the folder of the state, `global_step<n>`."""
 SUFFIX = "_universal"
 CARRIED = ("trainer_state.json", "scheduler.pt")
-"""What transformers reads of a checkpoint beside DeepSpeed's state; weights and adapters come from that state."""
+"""Files of a checkpoint that transformers reads besides DeepSpeed's state, from which weights and adapters come."""
 
 
 def make_universal(checkpoint: Path, folder: Path) -> None:
-    """Writes to `folder` what another number of ranks needs to go on from `checkpoint`; whole, or not there.
+    """Writes `folder`, from which another number of ranks can resume `checkpoint`; after an error it does not exist.
 
-    Works in one process, needs no process group, and is silent. On the disk it takes as much as `global_step<n>`, and
-    12 bytes per trained parameter more while it works, in a neighbour of `folder` that ends in `.partial`; in memory,
-    one rank's part. It takes minutes for billions of parameters: the other ranks must wait where no timeout ends them.
+    Works in one process, needs no process group, and prints nothing. It takes as much disk space as `global_step<n>`,
+    and 12 bytes more per trained parameter while it works, in a sibling of `folder` that ends in `.partial`; in
+    memory, one rank's part. It takes minutes for billions of parameters, so the other ranks must wait without timeout.
 
-    DeepSpeed unpickles the files of the checkpoint, here and when it loads the result; here they can make data alone.
+    DeepSpeed unpickles the checkpoint's files, here and when it loads the result; here only data may be unpickled.
 
     Args:
         checkpoint: A folder that transformers' Trainer wrote under ZeRO: `global_step<n>` and `latest`.
-        folder: Where to; replaced if it exists. For `Trainer.train(resume_from_checkpoint=...)`.
+        folder: The folder to write, for `Trainer.train(resume_from_checkpoint=...)`; replaced if it exists.
 
     Raises:
-        UserError: The optimizer is not Adam, or its parameter groups have rates of their own.
+        UserError: The optimizer is not Adam, or its parameter groups have different learning rates.
     """
     tag = _read_tag(checkpoint)
     partial = folder.with_name(f"{folder.name}.partial")
@@ -67,7 +67,7 @@ def make_universal(checkpoint: Path, folder: Path) -> None:
 
 
 def find_bad_tag(checkpoint: Path) -> str | None:
-    """Says why the folder that DeepSpeed would load is none of this checkpoint; None if it is one."""
+    """Says why the folder that DeepSpeed would load does not belong to this checkpoint; None if it does."""
     tag = _read_tag(checkpoint)
     if tag in ("", ".", "..") or Path(tag).name != tag:
         return f"{LATEST} names {tag!r}, which is no folder of this checkpoint"
@@ -79,9 +79,9 @@ def _read_tag(checkpoint: Path) -> str:
 
 
 def load_universal(trainer: Any) -> None:
-    """Makes the trainer's next `train(resume_from_checkpoint=...)` load the universal form. All ranks, before it.
+    """Makes the trainer's next `train(resume_from_checkpoint=...)` load the universal form. All ranks call it first.
 
-    What the trainer saves later has DeepSpeed's usual form.
+    Checkpoints that the trainer saves later have DeepSpeed's usual form.
     """
     config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
     config.setdefault("checkpoint", {})["load_universal"] = True  # read when train() builds the engine
@@ -89,15 +89,15 @@ def load_universal(trainer: Any) -> None:
 
 
 class SeparateSteps(TrainerCallback):  # type: ignore[misc]
-    """Gives each part of the optimizer a step counter of its own, where the optimizer computes.
+    """Gives each part of the optimizer its own step counter, on the device where the optimizer computes.
 
     Stage 3 loads one tensor as the step of all sub-groups (`load_hp_checkpoint_state_from_checkpoint_dir_stage3`), and
-    torch's AdamW counts in place: with k sub-groups a step would count k times and Adam's bias correction be wrong.
-    All stages load the step to the CPU, where a fused or capturable AdamW does not accept it.
+    torch's AdamW counts in place: with k sub-groups each step would count k times, and Adam's bias correction would be
+    wrong. All stages load the step to the CPU, where a fused or capturable AdamW does not accept it.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any, **kwargs: Any) -> None:
-        adam = optimizer.optimizer.optimizer  # accelerate's wrapper, DeepSpeed's ZeRO optimizer, torch's
+        adam = optimizer.optimizer.optimizer  # torch's, in DeepSpeed's ZeRO optimizer, in accelerate's wrapper
         on_device = adam.defaults.get("fused") or adam.defaults.get("capturable")
         for parameter, values in adam.state.items():
             if torch.is_tensor(values.get("step")):
@@ -106,7 +106,7 @@ class SeparateSteps(TrainerCallback):  # type: ignore[misc]
 
 
 def _convert(source: Path, target: Path) -> None:
-    """DeepSpeed's own conversion, one file after the other in this process."""
+    """Runs DeepSpeed's own conversion, one file after the other in this process."""
     from deepspeed.checkpoint import ds_to_universal
 
     arguments = argparse.Namespace(
@@ -133,12 +133,12 @@ def _convert(source: Path, target: Path) -> None:
 
 
 def _mend_globals(path: Path, checkpoint: Path) -> None:
-    """Makes stage 3's file of what is not per parameter right for all groups, and small.
+    """Corrects and shrinks stage 3's file of the values that are not stored per parameter.
 
     Stage 3 gives the hyper-parameters of the first group to every group: weight decay would reach the parameters that
-    are to have none. A hyper-parameter that the file does not hold stays as the new optimizer was built, so those that
-    differ between groups are left out. The file also holds rank 0's part of the optimizer, which every rank would load
-    and not use.
+    are to have none. A hyper-parameter that the file does not hold keeps the value of the newly built optimizer, so
+    those that differ between groups are left out. The file also holds rank 0's part of the optimizer, which every rank
+    would load and not use; it is removed.
     """
     from deepspeed.checkpoint.constants import FP32_FLAT_GROUPS, OPTIMIZER_STATE_DICT, PARAM_GROUPS
 

@@ -1,8 +1,8 @@
-"""What the pickles of a checkpoint may make: data, and the few classes that DeepSpeed and numpy put there.
+"""Safe loading of checkpoints: their pickles may create only data and a few classes of DeepSpeed and numpy.
 
-A pickle can run any code when it is loaded, and DeepSpeed loads its files without asking (`weights_only=False`). Sums
-do not help against a checkpoint that somebody else has sealed. So whatever loads a checkpoint here does it within
-`data_only()`, and a file that names anything else is refused before training begins.
+A pickle can run any code when it is loaded, and DeepSpeed loads its files without restriction (`weights_only=False`).
+Checksums do not help if an attacker wrote the checkpoint together with its checksums. So prefopt loads checkpoints
+only within `data_only()`, and refuses a file that names anything else before training begins.
 """
 
 import os
@@ -22,13 +22,13 @@ OF_DEEPSPEED = (
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
 OF_NUMPY = ("numpy._core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype", "numpy.dtypes.UInt32DType")
-"""How a random state of numpy is stored."""
+"""Names in the pickle of a random state of numpy."""
 FORCE, NO_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-"""torch asks these at every `torch.load`, whatever its caller wants."""
+"""Environment variables that override the argument `weights_only` of every `torch.load`."""
 
 
 def find_code(folder: Path, names: Iterable[str]) -> str | None:
-    """Says which file of a checkpoint names what no checkpoint needs; None if all of them hold data alone."""
+    """Says which file of a checkpoint is unreadable or would run code when loaded; None if all hold only data."""
     for name in names:
         if not name.endswith(ENDINGS):
             continue
@@ -44,7 +44,7 @@ def find_code(folder: Path, names: Iterable[str]) -> str | None:
 
 @contextmanager
 def data_only() -> Iterator[None]:
-    """Lets no `torch.load` of the block, whoever calls it, make anything but data and the classes above."""
+    """Restricts every `torch.load` in the block, also within libraries, to data and the classes above."""
     names = (*OF_NUMPY, *(OF_DEEPSPEED if find_spec("deepspeed") is not None else ()))
     before = {name: os.environ.pop(name, None) for name in (FORCE, NO_FORCE)}
     os.environ[FORCE] = "1"

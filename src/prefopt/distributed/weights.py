@@ -1,4 +1,4 @@
-"""Weights that DeepSpeed ZeRO-3 has partitioned, written as `save_pretrained` writes whole ones, a shard at a time."""
+"""Saves weights that DeepSpeed ZeRO-3 has partitioned, in the format of `save_pretrained`, one shard at a time."""
 
 import json
 import logging
@@ -26,19 +26,19 @@ Stream = Iterator[torch.Tensor]
 
 
 def save_partitioned(model: Any, folder: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Writes what `model.save_pretrained(folder)` of the unpartitioned model writes. All ranks call it.
+    """Writes the files that `model.save_pretrained(folder)` of the unpartitioned model would write. All ranks call it.
 
-    Rank 0 holds one shard and one parameter at a time, all adapters of a PeftModel, or where `find_obstacle` finds
-    one all weights.
+    Rank 0 holds one shard and one parameter in memory at a time; all adapters of a PeftModel; or all weights of a
+    model for which `find_obstacle` returns a reason.
 
     Args:
-        model: A PreTrainedModel or a PeftModel, unwrapped. What is not partitioned in it is written as it is.
-        folder: Files get their final names in it; what happens to them when writing fails is the caller's.
-        max_shard_bytes: Size at which a full model's file is split; a larger parameter has a file of its own.
+        model: A PreTrainedModel or a PeftModel, unwrapped. Weights that are not partitioned are written as they are.
+        folder: Files get their final names in it; if writing fails, the caller must deal with them.
+        max_shard_bytes: Size at which a full model's file is split; a larger parameter gets a file of its own.
 
     Raises:
-        OSError, SafetensorError: On rank 0 alone, when a file cannot be written, after it has taken its part in every
-            gather. The other ranks return.
+        OSError, SafetensorError: A file cannot be written. Only rank 0 raises, after it has taken part in every
+            gather; the other ranks return.
     """
     sources = _find_sources(model)
     if isinstance(model, PeftModel):
@@ -64,18 +64,18 @@ def save_partitioned(model: Any, folder: Path, *, max_shard_bytes: int = MAX_SHA
 
 
 def find_obstacle(model: Any) -> str | None:
-    """Says why rank 0 must hold all weights of a model to write it; None if a shard at a time is enough."""
+    """Says why rank 0 must hold all weights of a model to write it; None if one shard at a time is enough."""
     return None if isinstance(model, PeftModel) else _plan(model, _find_sources(model)).obstacle
 
 
 @dataclass
 class _Plan:
-    """What the files of a full model hold.
+    """The content of a full model's files.
 
     Attributes:
-        outlines: For each key in the files a tensor without data, of the shape and dtype to write.
-        sources: For each key in the files what is gathered for it.
-        obstacle: Why there is no such source for some keys; None if there is for all.
+        outlines: For each key in the files, a tensor without data of the shape and dtype to write.
+        sources: For each key in the files, the parameter or buffer to gather.
+        obstacle: Why some keys have no such source; None if all have one.
     """
 
     outlines: Tensors
@@ -84,9 +84,9 @@ class _Plan:
 
 
 def _plan(model: Any, sources: Tensors) -> _Plan:
-    """Has transformers drop, rename and convert weights without data, and looks where each went."""
+    """Lets transformers drop, rename and convert tensors without data, and finds the source of each result."""
     conversions = getattr(model, "_weight_conversions", None)
-    if conversions is not None:  # loading under ZeRO-3 also notes those that did nothing, and saving would revert them
+    if conversions is not None:  # loading under ZeRO-3 also lists unused ones, and saving would revert them
         model._weight_conversions = [conversion for conversion in conversions if conversion.was_used()]
     ignored = model._keys_to_ignore_on_save or ()
     kept = {key: _outline(source) for key, source in sources.items() if key not in ignored}
@@ -117,7 +117,7 @@ def _choose_adapters(model: Any, sources: Tensors) -> Tensors:
 
 
 def _find_sources(model: Any) -> Tensors:
-    """The state dict of a model, with the parameters themselves in it: what ZeRO-3 knows of them is on them."""
+    """The state dict of a model with the parameters themselves as values, since these carry ZeRO-3's attributes."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return {key: parameters.get(key, value) for key, value in model.state_dict().items()}
 
@@ -133,16 +133,16 @@ def _stream(sources: list[torch.Tensor], write: Callable[[Stream], None]) -> Non
         if is_main():
             write(stream)
     finally:
-        for _ in stream:  # also when writing has failed: the others wait for rank 0 in every gather
+        for _ in stream:  # also when writing has failed: other ranks wait for rank 0 in every gather
             pass
 
 
 def _gather(sources: list[torch.Tensor]) -> Stream:
-    """Yields tensors made whole, one at a time; all ranks must exhaust it."""
+    """Yields gathered tensors, one at a time; all ranks must exhaust it."""
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters, ZeroParamStatus
 
     for source in sources:
-        # What every rank holds whole, as ZeRO-3 does with small parameters, would be taken from them on exit.
+        # A parameter that every rank holds whole, as ZeRO-3 keeps small ones, would be partitioned on exit.
         is_whole = getattr(source, "ds_status", ZeroParamStatus.AVAILABLE) is ZeroParamStatus.AVAILABLE
         with GatheredParameters([source], enabled=not is_whole):
             yield source.detach()
@@ -153,7 +153,7 @@ def _distinct(sources: Tensors) -> list[torch.Tensor]:
 
 
 def _collect(sources: Tensors, stream: Stream) -> Tensors:
-    """All tensors by key, on the CPU, from a stream of the distinct ones; what is tied stays one tensor."""
+    """All tensors by key, on the CPU, from a stream of the distinct ones; tied weights stay one tensor."""
     whole = {id(source): tensor.cpu() for source, tensor in zip(_distinct(sources), stream, strict=True)}
     return {key: whole[id(source)] for key, source in sources.items()}
 

@@ -1,4 +1,4 @@
-"""What a model's files say about the function it computes, as one digest."""
+"""Fingerprint of a model: one digest of all files that decide its outputs."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from prefopt.storage.files import write_json
 logger = logging.getLogger(__name__)
 
 INDEXES = "*.index.json"
-"""Files whose `weight_map` names for each tensor the file that holds it, which may lie in another folder."""
+"""Index files: their `weight_map` gives for each tensor the file that holds it, which may be in a subfolder."""
 FUNCTION_FILES = (
     "config.json",
     "*.safetensors",
@@ -30,13 +30,13 @@ FUNCTION_FILES = (
     "custom_generate/*.py",
     ADAPTER_FILE,
 )
-"""Files of a model folder that decide its outputs for given token ids, beside those that an index names."""
+"""Files of a model folder that decide its outputs for given token ids, besides those that an index names."""
 TRAINING_STATE = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")
-"""Beginnings of names of files that a trainer leaves beside the weights."""
+"""Prefixes of names of files that a trainer saves beside the weights; they are not part of the model."""
 REMEMBER_BYTES = 64 * 2**20
-"""Files from this size on are hashed once; smaller ones every time."""
+"""Size from which the digest of a file is remembered; smaller files are hashed every time."""
 ANNOUNCE_BYTES = 2**30
-"""Files from this size on take seconds."""
+"""Size from which hashing is announced in the log, since it takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class ModelFiles:
     """The files of a model that decide its outputs.
 
     Attributes:
-        folder: Where they lie; of a model of the hub, the snapshot of one commit.
-        digests: For each file its SHA-256 (hex).
-        base: The files of the model below an adapter; None for a whole model.
+        folder: Folder of the files; for a model of the hub, the cached snapshot of one commit.
+        digests: SHA-256 (hex) by file name.
+        base: The files of an adapter's base model; None for a whole model.
     """
 
     folder: Path
@@ -55,11 +55,11 @@ class ModelFiles:
 
     @property
     def commit(self) -> str | None:
-        """The commit on the hub; None for a folder of the user's."""
+        """The commit on the hub; None for a local folder."""
         return self.folder.name if self.folder.parent.name == "snapshots" else None
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over all names and contents."""
+        """Returns the SHA-256 (hex) of all file names and contents, an adapter's base included."""
         digest = hashlib.sha256()
         for name, found in self.digests.items():
             digest.update(f"{name}\0{found}\n".encode())
@@ -68,14 +68,14 @@ class ModelFiles:
         return digest.hexdigest()
 
     def by_name(self) -> dict[str, str]:
-        """All digests; names of an adapter's base begin with `base/`."""
+        """Returns all digests by file name; names of an adapter's base begin with `base/`."""
         of_base = {} if self.base is None else self.base.by_name()
         return {**self.digests, **{f"base/{name}": found for name, found in of_base.items()}}
 
 
 @phases.of("hashing")
 def read_model_files(config: ModelConfig) -> ModelFiles:
-    """The files that `config.path` names, an adapter's base included.
+    """Returns the digests of the model files of `config.path`, an adapter's base included.
 
     Raises:
         UserError: The model is not on this machine.
@@ -84,9 +84,9 @@ def read_model_files(config: ModelConfig) -> ModelFiles:
 
 
 def fingerprint_weights(config: ModelConfig) -> str:
-    """The fingerprint of `config.path`, as the key of what is computed with its weights.
+    """Returns the fingerprint of `config.path`, used as key of results that are computed with its weights.
 
-    Parameters in memory are never looked at: under ZeRO-3 they are empty.
+    It reads files and not the parameters in memory, which are empty under ZeRO-3.
 
     Raises:
         UserError: The folder holds no weights, or the model is not on this machine.
@@ -109,9 +109,9 @@ def _read_files(folder: Path) -> ModelFiles:
 
 
 def _list_names(folder: Path) -> set[str]:
-    """The files of `folder`, relative to it, that transformers or PEFT would load.
+    """Returns the files, relative to `folder`, that transformers or PEFT would load.
 
-    Weights in folders below count if an index names them: nobody reads others, such as a trainer's checkpoints.
+    Weights in subfolders count only if an index names them; others, such as a trainer's checkpoints, are not loaded.
     """
     paths = {path for pattern in FUNCTION_FILES for path in folder.glob(pattern) if path.is_file()}
     names = {str(path.relative_to(folder)) for path in paths if not path.name.startswith(TRAINING_STATE)}
@@ -121,7 +121,7 @@ def _list_names(folder: Path) -> set[str]:
 
 
 def _require_weights(files: ModelFiles) -> None:
-    """Refuses what a store cannot watch."""
+    """Refuses a model without weight files, or with code in another repository, whose changes would go unnoticed."""
     folder = files.folder
     if not any(Path(name).suffix in (".safetensors", ".bin", ".pt") for name in files.digests):
         raise UserError(f"{folder}: no weights here (*.safetensors, *.bin), so reference=store has nothing to go by.")
@@ -144,9 +144,9 @@ def _folder(path: str, revision: str | None) -> Path:
 
 
 class _Remembered:
-    """Digests of large files, kept in the cache folder: nothing is written into the folder of a model.
+    """Remembered digests of the large files of a model, stored in the cache folder and not beside the model.
 
-    A digest counts as long as size, times and inode of its file are the same.
+    A remembered digest is valid while size, times and inode of its file are unchanged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -157,7 +157,7 @@ class _Remembered:
         self._is_new = False
 
     def digest(self, name: str) -> str:
-        """SHA-256 (hex) of a file, named relative to the folder."""
+        """Returns the SHA-256 (hex) of a file, named relative to the folder."""
         path = self._folder / name
         stat = path.stat()
         mark = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
@@ -192,7 +192,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def describe_model(config: ModelConfig) -> dict[str, Any]:
-    """Path, revision and commit of the base, and the digests of all files that decide what it computes."""
+    """Returns path, revision, commit, file digests and fingerprint of the model, for records of a run."""
     files = read_model_files(config)
     return {
         "path": config.path,

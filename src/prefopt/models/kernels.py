@@ -1,7 +1,7 @@
-"""Fused layers: a model's RMSNorm, rotary embedding and gated MLP as one kernel each, from Liger, on CUDA.
+"""Fused layers from Liger on CUDA: RMSNorm, rotary embedding and gated MLP of a model, each as one kernel.
 
-Liger has a table of architectures and of the layers that it knows in each; its losses and its fused cross-entropy are
-not used. What it replaces is tried against the model's own layers, values and gradients, before it is trusted.
+Liger knows which layers of which architectures it can replace; its losses and its fused cross-entropy are not used.
+Before fused layers are used, their values and gradients are compared with those of the model's own layers.
 """
 
 import logging
@@ -23,11 +23,12 @@ from prefopt.process.errors import UserError
 logger = logging.getLogger(__name__)
 
 WITHOUT_LOSSES = {"cross_entropy": False, "fused_linear_cross_entropy": False, "layer_norm": False}
-"""Liger's losses would replace the head that TRL's losses are built on; its LayerNorm would replace that of torch."""
+"""Options of Liger that are off: its losses would replace the head that TRL uses, its LayerNorm that of torch."""
 LIMITS = {Precision.fp32: (3e-5, 1e-3), Precision.bf16: (0.02, 0.2)}
-"""Largest trusted difference of log-probs (mean, relative to their mean size) and of the gradient (norm, relative).
+"""Largest accepted differences (log-probs, gradient) between fused and own layers.
 
-The first as for shared prompts. In bf16 two correct orders of summation move a gradient by 0.07, a wrong kernel by 1.
+Log-probs: mean absolute difference divided by mean absolute value, with the limits of shared prompts. Gradient: norm
+of the difference divided by the norm. In bf16, two correct orders of summation differ by 0.07, a wrong kernel by 1.
 """
 INSTALL = "Install it: pip install 'prefopt[gpu]'"
 
@@ -35,14 +36,15 @@ INSTALL = "Install it: pip install 'prefopt[gpu]'"
 class FusedLayers:
     """The fused layers of one model.
 
-    Modules of the model are changed in place. A rotary embedding is no module but a function of the architecture's
-    file, so it is replaced for every model of that architecture in this process, for tensors on `device` alone.
-    What Liger replaces beside these, the classes in that file, is put back at once: models loaded later are as ever.
+    Modules of the model are changed in place. The rotary embedding is a function in the architecture's source file and
+    not a module, so it is replaced for every model of that architecture in this process, for tensors on the type of
+    `device` only. Liger also replaces classes in that file; these are restored at once, so that models loaded later
+    are unchanged.
 
     Attributes:
-        num_modules: Modules with another forward.
+        num_modules: Number of modules whose forward was replaced.
         functions: Names of the functions that were replaced.
-        problem: Why this is not what was wanted; None as it should be.
+        problem: Why the fused layers must not be used; None if they may.
     """
 
     def __init__(self, model: Any, device: torch.device) -> None:
@@ -50,7 +52,7 @@ class FusedLayers:
 
         Args:
             model: A causal language model, or a PeftModel around one, whose architecture Liger knows.
-            device: Where it will compute.
+            device: Device on which the model will compute.
         """
         from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
@@ -58,7 +60,7 @@ class FusedLayers:
         modules = [(module, dict(vars(module))) for module in causal.modules()]
         files = [(file, dict(vars(file))) for file in _files(causal)]
         children = [(module, dict(module._modules)) for module in causal.modules()]
-        activations = dict(ACT2FN.items())  # its `[]` would make one of each
+        activations = dict(ACT2FN.items())  # `ACT2FN[name]` would create an instance
         try:
             _apply_liger_kernel_to_instance(causal, **WITHOUT_LOSSES)
         except BaseException:
@@ -92,14 +94,14 @@ class FusedLayers:
         return f"liger {version('liger-kernel')}, {replaced}"
 
     def remove(self) -> None:
-        """Gives the model its own layers back, and its architecture its own functions."""
+        """Restores the model's own layers and the functions of its architecture."""
         for change in (*self._attributes, *self._globals):
             change.undo()
         self._attributes, self._globals = [], []
 
 
 class _Change:
-    """An attribute of a module or of a file that has another value than before."""
+    """A changed attribute of a torch module or of a Python module (`owner`), which can be restored."""
 
     def __init__(self, owner: Any, name: str, before: dict[str, Any]) -> None:
         self.owner, self.name = owner, name
@@ -115,16 +117,16 @@ class _Change:
         return vars(self.owner).get(self.name) is not self._before
 
     def restrict(self, device: torch.device) -> None:
-        """Lets a function of a file act on one kind of device, and undoes everything else."""
+        """Restricts a replaced function to one type of device; undoes the change if it is of anything else."""
         found, before = vars(self.owner)[self.name], self._before
         if isinstance(found, FunctionType) and callable(before) and not isinstance(before, type | _OnDevice):
             vars(self.owner)[self.name] = _OnDevice(device.type, found, before)
-        else:  # a class, or a function that another model has brought already
+        else:  # a class, or a function that was replaced for an earlier model
             self.undo()
 
 
 class _OnDevice:
-    """A function that is the fused one for tensors on one kind of device, and the model's own for others."""
+    """A function that calls the fused one for tensors on one type of device, and the model's own for others."""
 
     def __init__(self, device_type: str, fused: Callable[..., Any], own: Callable[..., Any]) -> None:
         self._device_type, self._fused, self._own = device_type, fused, own
@@ -135,7 +137,7 @@ class _OnDevice:
 
 
 def check_kernels(config: TrainConfig) -> None:
-    """Refuses `engine.kernels=liger` where this machine cannot have it, before anything is loaded."""
+    """Refuses `engine.kernels=liger` on a machine that cannot run it, before anything is loaded."""
     if config.engine.kernels is not Kernels.liger:
         return
     obstacle = _find_obstacle_on_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -146,19 +148,22 @@ def check_kernels(config: TrainConfig) -> None:
 def fuse_layers(
     model: Any, config: TrainConfig, device: torch.device, *, level: int = logging.INFO, is_strict: bool = True
 ) -> FusedLayers | None:
-    """Replaces a model's layers by fused ones if the configuration, the machine and the model allow it, and says so.
+    """Replaces a model's layers by fused ones if configuration, machine and model allow it, and logs the result.
 
-    To be called before prompts are shared, so that the shared forward is tried with the layers that it will have.
+    Call it before `share_prompts`, so that the shared forward is tried with the layers with which it will run.
 
     Args:
         model: A causal language model or a PeftModel.
-        config: `engine.kernels` decides; `trainer.precision` is what it computes in.
-        device: Where it will compute.
-        level: Of the log line; kernels that are there and fail are a warning unless this is below INFO.
-        is_strict: Refuse where `engine.kernels=liger` cannot be had, instead of going on with the model's own layers.
+        config: Read are `engine.kernels` and `trainer.precision`.
+        device: Device on which the model will compute.
+        level: Level of the log line; kernels that fail are a warning, unless this is below INFO.
+        is_strict: If `engine.kernels=liger` is impossible, raise an error instead of using the model's own layers.
+
+    Returns:
+        The fused layers; None if the model keeps its own.
 
     Raises:
-        UserError: `engine.kernels=liger` and it cannot be had.
+        UserError: `engine.kernels=liger` is impossible and `is_strict`.
     """
     wanted = config.engine.kernels
     if wanted is Kernels.none:
@@ -190,7 +195,7 @@ def _find_obstacle_on_machine(device: torch.device) -> str | None:
     if find_spec("liger_kernel") is None:
         return f"liger-kernel is not installed. {INSTALL}"
     try:
-        import liger_kernel.transformers.monkey_patch  # noqa: F401 (imports Triton, which may not fit the rest)
+        import liger_kernel.transformers.monkey_patch  # noqa: F401 (imports Triton, which may be incompatible)
     except (ImportError, RuntimeError, AttributeError) as error:
         return f"the installed liger-kernel cannot be imported ({str(error).splitlines()[0]}). {INSTALL}"
     return None
@@ -210,7 +215,7 @@ def _find_obstacle(model: Any) -> str | None:
 
 
 def _install(model: Any, precision: Precision, device: torch.device) -> tuple[FusedLayers | None, str]:
-    """Installs the layers and tries them; returns them and what they are, or None and why not."""
+    """Installs and tries the fused layers; returns (layers, description), or (None, reason) if they cannot be used."""
     can_be_tried = _can_be_tried(model, device)
     is_reduced = precision is Precision.bf16 or model.dtype is not torch.float32
     limits = LIMITS[Precision.bf16 if is_reduced else Precision.fp32]
@@ -236,7 +241,7 @@ def _install(model: Any, precision: Precision, device: torch.device) -> tuple[Fu
 
 
 def _measure(model: Any, precision: Precision) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs of random tokens, and the gradient of their mean by the embedded tokens and the weights of norms."""
+    """Returns log-probs of random tokens, and the gradient of their mean w.r.t. token embeddings and norm weights."""
     causal, device = _causal(model), model.device
     generator = torch.Generator().manual_seed(0)
     vocabulary = causal.config.get_text_config().vocab_size
@@ -288,7 +293,7 @@ def _changes(owner: Any, before: dict[str, Any]) -> list[_Change]:
 
 
 def _files(causal: Any) -> list[ModuleType]:
-    """The Python modules in which the layers of a model are defined."""
+    """Returns the Python modules of transformers in which the layers of a model are defined."""
     names = {type(module).__module__ for module in causal.modules()}
     return [sys.modules[name] for name in sorted(names) if name.startswith("transformers.")]
 

@@ -1,4 +1,4 @@
-"""What a model takes at most, and whether data, tokenizer and answers keep to it: said before training, not in it."""
+"""Limits of a model (context length, vocabulary), and checks of data, tokenizer and answers before training."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +15,12 @@ from prefopt.process.errors import UserError
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model's configuration says that it takes.
+    """Limits that a model's configuration states.
 
     Attributes:
-        model: Its path or id.
-        context: Tokens of one sequence; None where it names no limit.
-        num_tokens: Rows of its embedding; None where it does not say.
+        model: Path or id of the model.
+        context: Most tokens of one sequence; None if the configuration gives no limit.
+        num_tokens: Rows of the embedding; None if the configuration does not give it.
     """
 
     model: str
@@ -29,21 +29,21 @@ class Limits:
 
     @classmethod
     def of(cls, config: ModelConfig) -> "Limits":
-        """Reads the configuration of a model, or of the base of an adapter.
+        """Returns the limits of a model; the context of an adapter is that of its base.
 
         Raises:
-            UserError: It cannot be read.
+            UserError: The model's configuration cannot be read.
         """
         base = find_base(config)
         text = from_pretrained(AutoConfig, base or config).get_text_config()
-        # An adapter may bring an embedding of its own, which its tokenizer fits.
+        # An adapter may contain an embedding for its own tokenizer, so the vocabulary of the base is no limit.
         return cls(config.path, _read_context(text), None if base else getattr(text, "vocab_size", None))
 
     def check_tokenizer(self, tokenizer: Any, config: ModelConfig) -> None:
-        """Refuses a tokenizer with tokens that the model has no row for, unless the embedding is to grow.
+        """Refuses a tokenizer with more tokens than the embedding has rows, unless `model.resize_embeddings` is set.
 
         Raises:
-            UserError: With the first of them.
+            UserError: It names the first token without a row.
         """
         if self.num_tokens is None or config.resize_embeddings or count_tokens(tokenizer) <= self.num_tokens:
             return
@@ -55,10 +55,10 @@ class Limits:
         )
 
     def check_data(self, data: TokenizedSplits) -> None:
-        """Refuses rows that are longer than the model's context.
+        """Refuses training and held-out rows that are longer than the model's context.
 
         Raises:
-            UserError: With the first of them.
+            UserError: It names the first such row.
         """
         for split in ("train", "held_out"):
             rows = getattr(data, split)
@@ -66,7 +66,7 @@ class Limits:
                 self.check_rows(rows, f"data.{split}")
 
     def check_rows(self, rows: Any, name: str) -> None:
-        """The same for one data set; `name` is the setting that it comes from."""
+        """Refuses rows of one data set that are longer than the model's context; `name` is its setting, for errors."""
         if self.context is None or not len(rows):
             return
         lengths = _lengths(rows)
@@ -80,10 +80,10 @@ class Limits:
             )
 
     def check_answers(self, prompts: list[list[int]], max_new_tokens: int) -> None:
-        """Refuses answers that could grow beyond the model's context.
+        """Refuses a `max_new_tokens` with which an answer could exceed the model's context.
 
         Raises:
-            UserError: With what would fit.
+            UserError: It names the largest value that fits.
         """
         longest = max(map(len, prompts), default=0)
         if self.context is None or longest + max_new_tokens <= self.context or not longest:
@@ -96,7 +96,7 @@ class Limits:
 
 
 def _read_context(config: Any) -> int | None:
-    """Positions that a model knows, with what its rotary embedding is stretched to."""
+    """Returns the context length in tokens, including the scaling of the rotary embedding; None if unknown."""
     known: int | None = getattr(config, "max_position_embeddings", None)
     if known is None:
         return None
@@ -107,7 +107,7 @@ def _read_context(config: Any) -> int | None:
 
 
 def _lengths(rows: Any) -> NDArray[np.int64]:
-    """Tokens of each row of a tokenised data set; of a pair, of its prompt with the longer completion."""
+    """Returns the number of tokens of each row of a tokenised data set; for a pair, prompt + longer completion."""
     import pyarrow.compute as pc
 
     def of(column: str) -> NDArray[np.int64]:

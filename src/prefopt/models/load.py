@@ -1,4 +1,4 @@
-"""Loads policies, references and tokenizers as the configuration names them."""
+"""Loads policies, references and tokenizers that the configuration names."""
 
 import json
 import logging
@@ -26,16 +26,16 @@ ADAPTER_FILE = "adapter_config.json"
 
 
 def check_hardware(config: TrainConfig) -> None:
-    """Refuses a precision, a quantisation or kernels that this machine cannot run, before anything is loaded."""
+    """Refuses a precision, quantisation or kernels that this machine cannot run, before anything is loaded."""
     disable_progress_bar()
     check_kernels(config)
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to find out
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it must detect the device
     if config.peft.method is PeftMethod.qlora:
         if not torch.cuda.is_available():
             raise UserError("peft=qlora: 4-bit base models need a CUDA device, and there is none. Use peft=lora.")
         try:
-            import bitsandbytes  # noqa: F401 (an optional dependency: only its presence is asked)
+            import bitsandbytes  # noqa: F401 (an optional dependency: only its presence is checked)
         except ImportError as error:
             raise UserError("peft=qlora: needs bitsandbytes. Install it: pip install 'prefopt[qlora]'.") from error
     if config.trainer.precision is Precision.bf16 and not has_bf16():
@@ -49,7 +49,7 @@ def check_hardware(config: TrainConfig) -> None:
 
 
 def has_bf16() -> bool:
-    """True if the device that trains computes in bfloat16 natively."""
+    """Returns whether the device that trains computes in bfloat16 natively."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
@@ -57,12 +57,12 @@ def has_bf16() -> bool:
 
 
 def choose_device() -> torch.device:
-    """The device that this process computes on; with several ranks, each has made one GPU its current one."""
+    """Returns the device of this process: the current GPU, which each rank has set before, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """Loads the tokenizer, with the configured chat template in place of its own where one is given."""
+    """Loads the tokenizer, and replaces its chat template if `model.chat_template` is set."""
     tokenizer = from_pretrained(AutoTokenizer, config)
     if config.chat_template is not None:
         tokenizer.chat_template = _read_template(resolve(config.chat_template))
@@ -89,7 +89,7 @@ def _read_template(path: Path) -> str:
 
 
 def count_tokens(tokenizer: Any) -> int:
-    """Rows that an embedding needs for every token of a tokenizer."""
+    """Returns the number of embedding rows that a tokenizer needs: its largest token id + 1."""
     return 1 + max(tokenizer.get_vocab().values(), default=-1)
 
 
@@ -97,12 +97,15 @@ def count_tokens(tokenizer: Any) -> int:
 def load_model(
     config: ModelConfig, peft: PeftMethod = PeftMethod.none, placement: dict[str, Any] | None = None
 ) -> Any:
-    """Loads the model before training; a folder that holds an adapter is loaded with the adapter merged in.
+    """Loads a model; if the folder holds an adapter, it loads its base with the adapter merged in.
 
     Args:
         config: Path, revision, data type, attention.
-        peft: With `qlora` the weights are quantised to 4-bit NF4.
-        placement: `straight_to_device()`, or nothing: into host memory, from where a trainer moves or shards it.
+        peft: With `qlora`, the weights are quantised to 4-bit NF4.
+        placement: `straight_to_device()`, or None to load into host memory, from where a trainer moves or shards it.
+
+    Raises:
+        UserError: The model is missing, damaged or incomplete.
     """
     path = resolve(config.path)
     arguments = _weights(config, peft) | (placement or {})
@@ -116,7 +119,7 @@ def load_model(
 
 
 def _check_complete(config: ModelConfig, found: dict[str, Any]) -> None:
-    """Refuses a model of which transformers would have made up a part; says which stored tensors it has no use for."""
+    """Refuses a model whose weights lack tensors, which transformers initialises randomly; warns of unused tensors."""
     missing, unused = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
     if missing:
         raise UserError(
@@ -129,7 +132,7 @@ def _check_complete(config: ModelConfig, found: dict[str, Any]) -> None:
 
 
 def _resize_embeddings(model: Any, config: ModelConfig) -> None:
-    """Adds the rows that the tokenizer needs; each is the mean of the others, so every load makes the same model."""
+    """Adds the embedding rows that the tokenizer needs; each is the mean of the old rows, so all loads are equal."""
     wanted, rows = count_tokens(from_pretrained(AutoTokenizer, config)), model.get_input_embeddings().num_embeddings
     if wanted <= rows:
         logger.info("model.resize_embeddings: nothing to do, %d tokens have %d rows", wanted, rows)
@@ -143,9 +146,10 @@ def _resize_embeddings(model: Any, config: ModelConfig) -> None:
 
 
 def straight_to_device() -> dict[str, Any]:
-    """Has a model read onto the GPU tensor by tensor: the ranks of a node need no host memory for copies of it.
+    """Returns arguments of `from_pretrained` that load a model onto the GPU tensor by tensor; {} without a GPU.
 
-    The GPU is named by its number, since what is current is known to one thread, and several read.
+    The ranks of a node then need no host memory for copies of the model. The GPU is named by its number, since the
+    current device is a setting of one thread, and transformers loads with several.
     """
     if choose_device().type != "cuda":
         return {}
@@ -154,7 +158,7 @@ def straight_to_device() -> dict[str, Any]:
 
 @phases.of("model_load")
 def load_tuned(config: TrainConfig, folder: Path) -> Any:
-    """Loads what a run saved, onto the device that measures it: the full model, or the base with a PEFT adapter."""
+    """Loads the model that a run saved in `folder` onto this process's device: full, or the base with its adapter."""
     if not (folder / ADAPTER_FILE).is_file():
         own = {"path": str(folder), "revision": None, "resize_embeddings": False}
         return load_model(ModelConfig(**{**vars(config.model), **own}), placement=straight_to_device())
@@ -215,10 +219,10 @@ def _load_merged(config: ModelConfig, path: Path, peft: PeftMethod, arguments: d
 
 
 def find_base(config: ModelConfig) -> ModelConfig | None:
-    """The base of the adapter that a folder holds, None if it holds none.
+    """Returns the configuration of the base model of the adapter in `config.path`; None if it holds no adapter.
 
     Raises:
-        UserError: The folder does not say, or the base has moved.
+        UserError: The adapter does not name its base, or the base is not there.
     """
     file = resolve(config.path) / ADAPTER_FILE
     if not file.is_file():
@@ -242,10 +246,10 @@ def find_base(config: ModelConfig) -> ModelConfig | None:
 
 
 def from_pretrained(kind: Any, config: ModelConfig, **arguments: Any) -> Any:
-    """What one of transformers' Auto classes reads from the folder or the hub model that the settings name.
+    """Returns `kind.from_pretrained(...)` of the folder or hub model in `config`; `kind` is an Auto class.
 
     Raises:
-        UserError: It is not there, or damaged.
+        UserError: The model is missing or damaged.
     """
     path, local = config.path, is_local(config.path)
     if local and not resolve(path).is_dir():
@@ -267,9 +271,10 @@ def from_pretrained(kind: Any, config: ModelConfig, **arguments: Any) -> Any:
 
 @contextmanager
 def _readable(path: str, what: str = "") -> Iterator[None]:
-    """Turns what transformers, PEFT, tokenizers or safetensors raise over a foreign file into one sentence.
+    """Turns errors of transformers, PEFT, tokenizers or safetensors about a file into a one-sentence `UserError`.
 
-    A damaged file makes them raise anything, from SafetensorError to KeyError; what is no fault of the file goes on.
+    It catches every `Exception`, since a damaged file raises many types, from SafetensorError to KeyError; only
+    out-of-memory errors and `UserError` pass unchanged.
     """
     try:
         yield
@@ -285,7 +290,7 @@ def _readable(path: str, what: str = "") -> Iterator[None]:
 
 
 def _remedy(path: str, reason: str) -> str:
-    """What helps where a model of the hub cannot be had."""
+    """Returns a remedy, as the end of an error message, if a hub model cannot be loaded; empty for a local one."""
     if is_local(path):
         return ""
     first = path.partition("/")[0]

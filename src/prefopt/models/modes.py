@@ -1,4 +1,4 @@
-"""The mode of a model: training, with dropout, or evaluation, without."""
+"""Evaluation mode of a model, in which dropout is off."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts a model into evaluation mode for the block; after it, it is in the mode in which it was."""
+    """Puts a model into evaluation mode for the block, and restores its earlier mode afterwards."""
     was_training = model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Shards of a store of reference log-probs: their records, their keys, and which of them are sound."""
+"""Shards of a store of reference log-probs: their records, their keys, and the check for damage."""
 
 import hashlib
 import logging
@@ -17,25 +17,25 @@ from prefopt.storage.sealed import DAMAGED, set_aside
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Version of the shards and of what goes into a key."""
+"""Version of the format of shards and keys."""
 SHARD = ".safetensors"
 KEY_BYTES = 16
 
 Rows = NDArray[np.int64]
 Keys = tuple[list[bytes], list[bytes]]
-"""Of the chosen and of the rejected completions, one per pair."""
+"""Keys of all pairs: (those of the chosen completions, those of the rejected ones)."""
 
 
 @dataclass
 class Shard:
-    """Records that are not on disk yet."""
+    """Records that are not on disk yet: one completion's log-probs per key."""
 
     keys: list[bytes] = field(default_factory=list)
     records: list[Array] = field(default_factory=list)
     seconds: float = 0.0
 
     def take(self, keys: Keys, rows: Rows, logps: PairLogps) -> None:
-        """Adds the records of both sides of `rows`.
+        """Adds the records of the chosen and rejected completions of `rows`; `logps` has the same order as `rows`.
 
         Raises:
             UserError: A log-prob is not finite.
@@ -56,7 +56,7 @@ class Shard:
 
 
 def keys_of(table: PairTable) -> Keys:
-    """Digests of (prompt, completion), for the chosen and the rejected completions."""
+    """Returns digests of (prompt, completion) for the chosen and the rejected completions."""
     sides: Keys = ([], [])
     for row in range(len(table)):
         prompt = hashlib.sha256(np.int64(len(table.prompt[row])).tobytes() + table.prompt[row].tobytes())
@@ -68,13 +68,16 @@ def keys_of(table: PairTable) -> Keys:
 
 
 def read_sound(path: Path) -> dict[str, Array] | None:
-    """Reads a shard; a damaged one is set aside with a warning, and its records are computed again."""
+    """Returns the content of a shard; None if it is unreadable or damaged.
+
+    A damaged shard is renamed, with a warning, so that its records are computed again.
+    """
     reason = ""
-    for _ in range(2):  # a network file system may hand out a part of a file at first
+    for _ in range(2):  # the first read on a network file system may return only a part of the file
         try:
             packed = path.read_bytes()
         except FileNotFoundError:
-            return None  # set aside by another process
+            return None  # another process has renamed it
         except OSError as error:
             logger.warning("reference: %s cannot be read (%s) and is left out", path, error.strerror)
             return None

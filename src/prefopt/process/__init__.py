@@ -1,1 +1,1 @@
-"""A process: its rank, its paths, its terminal, its log, its clock, and the errors that it tells people."""
+"""What every command needs of its process: rank, paths, terminal output, clock, and errors shown to the user."""

@@ -1,4 +1,4 @@
-"""What a person sees: one console, our log lines on it, other packages' chatter only when it warns."""
+"""The console: prefopt's log lines and progress bars; other packages' loggers show errors only."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ from prefopt.process.terminal import Terminal
 QUIET = ("datasets", "filelock", "httpx", "urllib3", "fsspec", "torch.distributed")
 LINE_EVERY_S = 10.0
 UNLIMITED = 10_000
-"""Characters of a line that no terminal has."""
+"""A line width in characters that exceeds every terminal's."""
 
 
 class ConsoleHandler(logging.Handler):
@@ -58,7 +58,7 @@ def build_console() -> Console:
 
 
 class FittedProgress(Progress):
-    """A line of progress that is never cut: where a terminal has no room for all of it, whole parts go."""
+    """A progress line that is never cut off: on a narrow terminal, whole columns are left out instead."""
 
     def __init__(
         self, *columns: ProgressColumn, expendable: Sequence[ProgressColumn], console: Console, **settings: Any
@@ -66,16 +66,16 @@ class FittedProgress(Progress):
         """Sets up the line.
 
         Args:
-            columns: The parts of the line, left to right.
-            expendable: Those of them that may go, first to last.
-            console: Where it is shown.
-            settings: Others of rich's Progress.
+            columns: The columns of the line, left to right.
+            expendable: Those columns that may be left out, in this order.
+            console: Where the line is shown.
+            settings: Further arguments of rich's Progress.
         """
         self._all, self._expendable, self._terminal = columns, expendable, console
         super().__init__(*columns, console=console, **settings)
 
     def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
-        """The line, at each refresh: a terminal may have been made wider or narrower since."""
+        """Builds the line anew at each refresh, since the terminal's width may have changed."""
         tasks = list(tasks)
         unlimited = self._terminal.options.update(max_width=UNLIMITED)
         for num_gone in range(len(self._expendable) + 1):
@@ -88,7 +88,7 @@ class FittedProgress(Progress):
 
 @contextmanager
 def progress_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows work as (done, total): a bar on a terminal, elsewhere a line every `LINE_EVERY_S` seconds."""
+    """Yields a function of (done, total): it draws a bar on a terminal, else prints a line every `LINE_EVERY_S` s."""
     drawn = BarColumn(bar_width=24)
     columns = [TextColumn(what), drawn, MofNCompleteColumn(), TimeRemainingColumn()]
     is_shown = console.is_terminal

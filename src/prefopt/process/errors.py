@@ -1,4 +1,4 @@
-"""The errors that are the user's to mend, and the one place that makes them of what systems and libraries raise."""
+"""Errors that the user can fix, and the one place that turns errors of files and the system into them."""
 
 import errno
 from collections.abc import Iterator
@@ -19,15 +19,15 @@ OF_THE_MACHINE = frozenset(
         errno.ESTALE,
     }
 )
-"""What a file system answers that no program can do anything about."""
+"""File-system errors that no program can fix, such as a full disk or a missing permission."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 SHOWN = 100
-"""Letters of a value that a message repeats."""
+"""Most characters of a value that a message quotes."""
 
 
 def shorten(text: str, limit: int = SHOWN) -> str:
-    """A value, or another program's words, as a message repeats them."""
+    """Cuts a text to `limit` characters, for quoting it in a message."""
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} letters)"
 
 
@@ -40,21 +40,21 @@ class UserError(ValueError):
 
 
 class ToldByRank0(UserError):
-    """A mistake that rank 0 has found and shows; the other ranks end in silence."""
+    """A `UserError` that rank 0 has found and shows; the other ranks end without a message."""
 
 
 class EndedError(RuntimeError):
-    """A run that ended badly for a reason that its message tells whole: shown without a traceback, exit code 1."""
+    """A run failed for a reason that the message explains completely: shown without a traceback, exit code 1."""
 
 
 @contextmanager
 def explained(path: Path | str, doing: str = "read", remedy: str = "") -> Iterator[None]:
-    """Turns what a file system, or the content of a file, does to the block into one sentence with the path.
+    """Turns errors of reading or writing a file in the block into a `UserError` of one sentence with the path.
 
     Args:
-        path: What the block works on; an error that names a file of its own names that instead.
-        doing: What cannot be done then, as a participle: "read", "written".
-        remedy: The next step, a sentence.
+        path: The file that the block works on; if an error names a file itself, that one is shown instead.
+        doing: What failed, as a participle: "read", "written".
+        remedy: The next step for the user, as a sentence.
 
     Raises:
         UserError: In place of OSError, UnicodeError, RecursionError and MemoryError.
@@ -66,11 +66,11 @@ def explained(path: Path | str, doing: str = "read", remedy: str = "") -> Iterat
 
 
 def describe(error: BaseException, path: Path | str | None = None, doing: str = "read") -> str:
-    """One sentence without its full stop: which file, and what is the matter with it.
+    """Describes a file's problem in one sentence without its full stop: which file, and what is wrong with it.
 
     Args:
-        error: What was raised.
-        path: Named where the error names no file.
+        error: The error that was raised.
+        path: The file to name if the error names none.
         doing: As for `explained`.
     """
     named = getattr(error, "filename", None)
@@ -87,5 +87,5 @@ def describe(error: BaseException, path: Path | str | None = None, doing: str = 
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says; its type where it says nothing."""
+    """The first line of an error's message; the name of its type if it has no message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""How a command imports what takes seconds: its time counted, its garbage not looked for, trackers left out."""
+"""Slow imports of a command: timed, without garbage collection, and without W&B unless it is needed."""
 
 import gc
 import sys
@@ -8,16 +8,16 @@ from contextlib import contextmanager, suppress
 from prefopt.process import phases
 
 UNUSED = "wandb"
-"""TRL and transformers import it where they find it; a run that mirrors to W&B imports it itself."""
+"""A package that TRL and transformers import if it is installed; a run that mirrors to W&B imports it itself."""
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Imports in this block are counted as such, and cost less.
+    """Counts the time of this block as imports, and makes imports in it faster.
 
-    The garbage collector would look through hundreds of thousands of objects that stay: a quarter of the time of the
-    imports, half a second in every later full collection, and a second when the process ends. In a process that is
-    the command's own they are kept from it for good.
+    The garbage collector would scan hundreds of thousands of objects that are never freed: a quarter of the import
+    time, half a second in every later full collection, and a second when the process ends. In a process that runs one
+    command only, these objects are excluded from collection for good.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -33,11 +33,11 @@ def importing() -> Iterator[None]:
 
 @contextmanager
 def _left_out(package: str) -> Iterator[None]:
-    """Lets a package look as if it were not installed, unless it is imported already."""
+    """Makes a package look uninstalled within the block, unless it is already imported."""
     if package in sys.modules:
         yield
         return
-    sys.modules[package] = None  # type: ignore[assignment]  # Python then says that there is none
+    sys.modules[package] = None  # type: ignore[assignment]  # `import` then raises ModuleNotFoundError
     try:
         yield
     finally:

@@ -1,11 +1,11 @@
-"""What a command prints never ends it: a reader that goes away, or a full disk, costs the words and not the work.
+"""Output that never ends a command: when a stream can no longer be written (closed pipe, full disk), work goes on.
 
     with lasting_output():
         keep_in(run.path)
         ...
 
-What can no longer be printed goes to `output.log` of the run. The traceback of an error that nobody foresaw goes to
-its `error.log`, or, where there is no run, to a file that is named.
+Text that can no longer be printed goes to the run's `output.log`. The traceback of an unexpected error goes to its
+`error.log`, or, if there is no run, to a file whose path is shown.
 """
 
 import os
@@ -25,20 +25,20 @@ from prefopt.process.ranks import rank, world_size
 
 OUTPUT, ERRORS = "output.log", "error.log"
 REMEMBERED_CHARACTERS = 2**16
-"""Of what cannot be printed, the last so many are kept until a run has a folder for them."""
+"""Most characters of unprinted text, its last ones, that are kept in memory until the run's folder exists."""
 
 _folder: Path | None = None
 
 
 def keep_in(run: Path) -> None:
-    """Names the folder of the run that this process works on; it need not be there yet."""
+    """Sets the folder of this process's run, for `output.log` and `error.log`; it need not exist yet."""
     global _folder
     _folder = run
 
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Lets nothing that is printed in the block fail, on either stream of this process."""
+    """Keeps writes to stdout and stderr within the block from raising errors."""
     streams, rest = (sys.stdout, sys.stderr), _Rest()
     if None in streams:  # closed before this process began: Python prints nothing then
         yield
@@ -54,12 +54,12 @@ def lasting_output() -> Iterator[None]:
 
 
 class LastingStream:
-    """A text stream that goes on where its reader is gone or its disk is full.
+    """A text stream that keeps accepting text when its reader is gone or its disk is full.
 
     Args:
-        stream: Where text goes as long as that works.
-        name: Of the stream, for people.
-        rest: Where text goes after that.
+        stream: Receives the text as long as it can be written.
+        name: Name of the stream in messages.
+        rest: Receives the text after that.
     """
 
     def __init__(self, stream: TextIO, name: str, rest: "_Rest") -> None:
@@ -96,7 +96,7 @@ class LastingStream:
                 self._lose(error)
 
     def _lose(self, error: OSError) -> None:
-        """Gives the stream up, for code that is not Python's too; what it still holds would fail at every flush."""
+        """Redirects the stream to /dev/null, for native code too: its buffered text would fail at every flush."""
         self._is_lost = True
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -111,7 +111,7 @@ class LastingStream:
 
 
 class _Rest:
-    """What could not be printed: in `output.log` of the run, or in memory while there is no run."""
+    """Text that could not be printed: written to the run's `output.log`, or kept in memory until its folder exists."""
 
     def __init__(self) -> None:
         self._waiting: deque[str] = deque()
@@ -135,11 +135,11 @@ class _Rest:
 
 
 def write_traceback(error: BaseException, command: str) -> Path | None:
-    """Keeps the traceback of an error for whoever mends it; returns the file, None if it can be written nowhere.
+    """Writes the traceback of an error to a file and returns its path; None if no file can be written.
 
     Args:
-        error: With its causes.
-        command: What was run.
+        error: The error; its causes are written too.
+        command: The command line that failed.
     """
     whose = f"rank {rank()} of {world_size()}: " if world_size() > 1 else ""
     told = "".join(traceback.format_exception(error))

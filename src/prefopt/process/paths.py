@@ -1,4 +1,4 @@
-"""Files that ship with the package, found the same way from a wheel, an editable install and a checkout."""
+"""Paths of shipped files (from a wheel, an editable install or a checkout), of the user's files, and of the cache."""
 
 import difflib
 import os
@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parents[1]
 SCHEME = "prefopt:"
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095
-"""What Linux's file systems allow."""
+"""Limits of Linux file systems."""
 
 
 def shipped(relative: str) -> Path:
@@ -26,7 +26,7 @@ def shipped(relative: str) -> Path:
 
 
 def resolve(path: str) -> Path:
-    """Turns a configured path into a file path: `prefopt:<path>` is shipped, anything else is the user's own."""
+    """Turns a configured path into a file path: `prefopt:<path>` names a shipped file, any other one of the user."""
     if path.startswith(SCHEME):
         return shipped(path.removeprefix(SCHEME))
     return expand(path)
@@ -38,14 +38,14 @@ def is_local(path: str) -> bool:
 
 
 def describe_missing(path: Path, kind: str) -> str:
-    """Says that there is no such `kind`, where it was looked for, and what is there under almost that name."""
+    """The message that there is no such `kind` of path: where it was looked for, and a similar path that exists."""
     near = _find_near(Path(path.anchor), path.relative_to(path.anchor).parts)
     hint = f" Did you mean {near}?" if near is not None else ""
     return f"no such {kind} (looked for {path.absolute()}).{hint}"
 
 
 def _find_near(folder: Path, parts: tuple[str, ...]) -> Path | None:
-    """What is there under `folder` at the end of names like `parts`, each as it is or as one much like it."""
+    """The existing path below `folder` whose names equal `parts` or are spelled similarly; None if there is none."""
     if not parts:
         return folder
     if (folder / parts[0]).exists():
@@ -56,15 +56,15 @@ def _find_near(folder: Path, parts: tuple[str, ...]) -> Path | None:
 
 
 def places(value: Any) -> list[str]:
-    """What a setting of one path or several names, so that two ways to write one place are equal."""
+    """The absolute paths in a setting of one path or several, so that two spellings of one path are equal."""
     return [str(resolve(str(name)).resolve()) for name in (value if isinstance(value, list) else [value])]
 
 
 def expand(path: str) -> Path:
-    """The user's own path, with a home folder in place of `~`.
+    """A path of the user, with `~` replaced by the home folder.
 
     Raises:
-        UserError: There is no such user, or no file can have this name.
+        UserError: The user in `~user` does not exist, or no file can have this name.
     """
     try:
         expanded = Path(path).expanduser()
@@ -84,7 +84,7 @@ def expand(path: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where results are kept that runs share: `$PREFOPT_CACHE`, else `prefopt` in the user's cache folder."""
+    """The folder for results that runs share: `$PREFOPT_CACHE`, else `prefopt` in the user's cache folder."""
     chosen = os.environ.get("PREFOPT_CACHE")
     if chosen:
         return expand(chosen)

@@ -1,10 +1,10 @@
-"""Where the seconds of a command go: every moment of it belongs to one named part.
+"""How long each part of a command takes: every moment counts for exactly one named part.
 
     with phases.of("model_load"):
         ...
 
-Parts nest, and time counts for the innermost one alone, so that the parts of a command sum up to its duration; what
-no part claims is `other`. Work that a device still has queued counts where the host waits for it. There is one clock
+Parts nest, and time counts for the innermost one only, so the parts of a command sum to its duration; time outside of
+all parts is `other`. Queued work of a device counts for the part in which the host waits for it. There is one clock
 per process, for its main thread.
 """
 
@@ -23,34 +23,34 @@ logger = logging.getLogger(__name__)
 
 OTHER, IMPORTS, CHECKPOINTS = "other", "imports", "checkpoints"
 TRAINING = ("first_step", "training")
-"""The parts in which weights move."""
+"""The parts that consist of training steps."""
 DIGITS = 3
 SHOWN, LEAST_SHARE = 6, 0.01
-"""Parts of the line in the terminal, at most, and the share of the whole from which on one is named."""
+"""Most parts that the line in the terminal names, and the least share of the total for which a part is named."""
 
 
 class Keeper(Protocol):
-    """What keeps the time of a run from one attempt to the next: a run's folder.
+    """Stores the time of a run from one attempt to the next; a run's folder implements it.
 
     Attributes:
-        work: The file, for messages.
+        work: Path of the file, for messages.
     """
 
     @property
     def work(self) -> Path: ...
 
     def read_work(self) -> dict[str, Any]:
-        """What was kept, an empty dict at the beginning."""
+        """The stored values; an empty dict at first."""
 
     def add_work(self, **parts: Any) -> None:
-        """Keeps further parts."""
+        """Stores further values."""
 
 
 class Clock:
-    """Seconds by part, since the clock began and before.
+    """Seconds per part, of this attempt and the earlier ones.
 
     Args:
-        begun: By `time.monotonic()`; the time since then is the first part's.
+        begun: Start by `time.monotonic()`; the time since then counts for the part `imports`.
     """
 
     def __init__(self, begun: float) -> None:
@@ -74,7 +74,7 @@ class Clock:
         self._open[-1] = part
 
     def group(self) -> str | None:
-        """The group whose parts are told apart, None outside of one."""
+        """The innermost open group, such as `evaluation`; None outside of groups."""
         return next((part.split("/")[0] for part in reversed(self._open) if "/" in part), None)
 
     def keep(self, run: "Keeper") -> None:
@@ -85,18 +85,18 @@ class Clock:
         self._checkpoints["bytes"] += num_bytes
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by part over all attempts, in the order in which the parts were first seen."""
+        """Seconds per part over all attempts, in the order in which the parts first appeared."""
         self._settle()
         earlier = self._saved.get("phases", {})
         return {part: earlier.get(part, 0.0) + self._seconds.get(part, 0.0) for part in {**earlier, **self._seconds}}
 
     def trained(self) -> float:
-        """Seconds of this attempt in which weights moved."""
+        """Seconds of this attempt that were spent on training steps."""
         self._settle()
         return sum(self._seconds.get(part, 0.0) for part in TRAINING)
 
     def checkpoints(self) -> dict[str, Any]:
-        """Number and bytes of the checkpoints of all attempts, and at which speed they were written."""
+        """Number and bytes of the checkpoints of all attempts, and the speed of writing them in GB/s."""
         earlier = self._saved.get(CHECKPOINTS, {})
         counts: dict[str, Any] = {name: earlier.get(name, 0) + new for name, new in self._checkpoints.items()}
         seconds = self.seconds().get(CHECKPOINTS, 0.0)
@@ -115,7 +115,7 @@ _owns_process = False
 
 
 def count_from_process_start() -> None:
-    """Lets the clock of the next `begin` count from the start of this process, so that imports are in it."""
+    """Makes the clock of the next `begin` count from the start of this process, so that imports are included."""
     global _process_begun, _owns_process
     _process_begun, _owns_process = time.monotonic() - _age_s(), True
 
@@ -126,7 +126,7 @@ def owns_process() -> bool:
 
 
 def begin() -> None:
-    """Begins the clock of a command; what came before in this process is another one's."""
+    """Starts the clock of a command; earlier time counts only after `count_from_process_start`."""
     global _clock, _process_begun
     _clock, _process_begun = Clock(time.monotonic() if _process_begun is None else _process_begun), None
     _clock.turn_into(OTHER)
@@ -146,7 +146,7 @@ def of(part: str) -> Iterator[None]:
 
 @contextmanager
 def group(name: str) -> Iterator[None]:
-    """Lets all parts of the block be those of a group, such as `evaluation/model_load`; the rest is its `other`."""
+    """Puts all parts of the block into a group, such as `evaluation/model_load`; the rest is `<group>/other`."""
     clock = _clock
     clock.enter(f"{name}/{OTHER}")
     try:
@@ -156,17 +156,17 @@ def group(name: str) -> Iterator[None]:
 
 
 def turn_into(part: str) -> None:
-    """Lets the innermost part end here, and another one go on to the end of its block."""
+    """Ends the innermost part here; the rest of its block counts for `part`."""
     _clock.turn_into(part)
 
 
 def count_checkpoint(num_bytes: int) -> None:
-    """Notes that a checkpoint of so many bytes was written."""
+    """Counts a checkpoint of `num_bytes` bytes that was written."""
     _clock.count_checkpoint(num_bytes)
 
 
 def keep(run: "Keeper") -> None:
-    """Adds the time of a run's earlier attempts, and lets `save` write to its folder. Rank 0 only."""
+    """Adds the time of a run's earlier attempts, and makes `save` write to its folder. Rank 0 only."""
     _clock.keep(run)
 
 
@@ -182,17 +182,17 @@ def save() -> None:
 
 
 def seconds() -> dict[str, float]:
-    """Seconds by part so far, over all attempts of the run."""
+    """Seconds per part so far, over all attempts of the run."""
     return _clock.seconds()
 
 
 def trained() -> float:
-    """Seconds so far in which weights moved: neither evaluations nor checkpoints, and no earlier attempt."""
+    """Seconds of this attempt that were spent on training steps, without evaluations and checkpoints."""
     return _clock.trained()
 
 
 def describe(seconds: Mapping[str, float]) -> str:
-    """One line: the whole, and its largest parts in seconds."""
+    """One line with the total and the largest parts, in seconds."""
     total = sum(seconds.values())
     totals = by_group(seconds)
     named = sorted((p for p in totals if p != OTHER), key=lambda part: -totals[part])[:SHOWN]
@@ -203,7 +203,7 @@ def describe(seconds: Mapping[str, float]) -> str:
 
 
 def by_group(seconds: Mapping[str, float]) -> dict[str, float]:
-    """The parts of a group in one sum, and the first step with the others."""
+    """Seconds per group: the parts of a group are summed, and `first_step` counts as `training`."""
     totals: dict[str, float] = {}
     for part, value in seconds.items():
         name = TRAINING[-1] if part in TRAINING else part.split("/")[0]
@@ -212,17 +212,17 @@ def by_group(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def outside_training(seconds: Mapping[str, float]) -> float:
-    """Seconds that were not spent on optimizer steps."""
+    """Seconds that were not spent on training steps."""
     return sum(value for part, value in seconds.items() if part not in TRAINING)
 
 
 def label(part: str) -> str:
-    """A part's name for people: `evaluation: model load`."""
+    """A part's name as it is shown, such as `evaluation: model load`."""
     return part.replace("_", " ").replace("/", ": ")
 
 
 def _age_s() -> float:
-    """Seconds since this process began; where the system does not tell, the processor's seconds that it has used."""
+    """Seconds since this process began; if the system does not say, the CPU seconds that it has used."""
     try:
         fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         begun = int(fields[19]) / os.sysconf("SC_CLK_TCK")

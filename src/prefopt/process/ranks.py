@@ -1,4 +1,4 @@
-"""What the launcher says about this process."""
+"""Rank of this process and number of ranks, as the launcher's environment variables say."""
 
 import os
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """True on the one process that writes and talks."""
+    """True on rank 0, the one process that writes files and prints."""
     return rank() == 0
 
 
 def is_launched() -> bool:
-    """True if torchrun or another launcher started this process, be it the only one."""
+    """True if torchrun or another launcher started this process, even if it is the only one."""
     return "LOCAL_RANK" in os.environ
 
 
@@ -29,8 +29,8 @@ class Launch:
     """How a run is started.
 
     Attributes:
-        num_ranks: Its processes.
-        is_launched: By torchrun or another launcher, be it the only one.
+        num_ranks: Number of processes.
+        is_launched: True if torchrun or another launcher starts them, even a single one.
     """
 
     num_ranks: int
@@ -38,5 +38,5 @@ class Launch:
 
     @classmethod
     def of_this_process(cls) -> "Launch":
-        """As the environment says."""
+        """How this process was started, from its environment variables."""
         return cls(world_size(), is_launched())

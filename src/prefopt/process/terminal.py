@@ -1,4 +1,4 @@
-"""What is printed: whatever a path, data or a program's words hold stays text, and commands can be copied."""
+"""Safe printing: no path, data or other program's output controls the terminal, and shown commands can be copied."""
 
 import os
 import re
@@ -11,14 +11,14 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, marks that change the direction of writing, and bytes of file names that are no UTF-8."""
+"""Control characters, marks that change the writing direction, and bytes of file names that are not UTF-8."""
 ACTS = re.compile(rf"(?![\n\t]){UNPRINTABLE.pattern}")
-"""Those that do more to a terminal than to place what follows."""
+"""All of these but line feed and tab, which only position the text that follows."""
 REPLACEMENT = "\ufffd"
 
 
 def printable(text: str) -> str:
-    """`text` without what acts on a terminal; lines stay lines."""
+    """Replaces characters of `text` that control a terminal; line breaks and tabs stay."""
     return ACTS.sub(REPLACEMENT, text)
 
 
@@ -28,7 +28,7 @@ def one_line(text: str) -> str:
 
 
 def quote(value: Path | str) -> str:
-    """A word of a command as bash takes it, and on one line; a path never reads as an option."""
+    """Quotes a word of a command for bash, on one line; a path that begins with `-` gets `./` in front."""
     text = str(value)
     if isinstance(value, Path) and text.startswith("-"):
         text = f"./{text}"
@@ -38,7 +38,7 @@ def quote(value: Path | str) -> str:
 
 
 def _escape(letter: str) -> str:
-    """A letter between $' and ', as bash reads it."""
+    """Escapes a character for bash's $'...' quotes."""
     if letter in "\\'":
         return f"\\{letter}"
     if UNPRINTABLE.match(letter) is None:
@@ -47,12 +47,12 @@ def _escape(letter: str) -> str:
 
 
 class Terminal(Console):
-    """A console on which our own styles alone act: `[/]`, `:smile:` and escape sequences in a text stay text."""
+    """A console that interprets nothing in a text: `[/]`, `:smile:` and escape sequences are shown as text."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **settings)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Everything that is printed comes through here, in tables and progress bars too."""
+        """Cleans every text that is printed; tables and progress bars pass through here too."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else printable(text), style, control)

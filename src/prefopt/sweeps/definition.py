@@ -1,4 +1,4 @@
-"""A search as sweep.json holds it, so that no task needs anything else to know its trial."""
+"""The definition of a search, stored in sweep.json, from which each task of the job array reads its trial."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -10,28 +10,28 @@ from prefopt.sweeps.points import Point
 from prefopt.sweeps.space import Parameter
 
 TRIAL = "trial.json"
-"""In the `slurm/` of a trial's run: where training reports to, so that it can be pruned."""
+"""File in the `slurm/` folder of a trial's run: names the sweep and the trial, so that training can be pruned."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is drawn, what is optimised, and when a trial ends early.
+    """The settings of a search: the searched parameters, the metric, and the rules of pruning.
 
     Attributes:
-        parameters: What is drawn.
-        overrides: What all trials share.
-        config_dir: The user's own config groups, absolute; None without.
+        parameters: Parameters that are drawn for each trial.
+        overrides: Overrides that all trials share.
+        config_dir: Absolute path of the user's own config groups; None if there are none.
         num_ranks: Processes of each run.
-        is_launched: By torchrun.
-        num_trials: Tasks in all.
-        metric: What is optimised: its name in the report, under `held_out.tuned`.
-        logged: Its name in the held-out evaluations on the way; None if they do not have it.
-        maximise: False: lower is better.
-        sampler_seed: Of the sampler, >= 0.
-        num_startup_trials: Trials drawn at random.
-        prune: End trials early.
-        min_examples: Pairs, or rows, that every trial sees before it may be pruned.
-        reduction_factor: One of so many trials goes on at each rung.
+        is_launched: Whether torchrun starts the runs.
+        num_trials: Number of trials, one for each task of the job array.
+        metric: Name of the optimised metric in the report, under `held_out.tuned`.
+        logged: Name of this metric in the held-out evaluations during training; None if it is not measured there.
+        maximise: True if higher is better, False if lower is.
+        sampler_seed: Seed of the sampler, >= 0.
+        num_startup_trials: Number of first trials that are drawn at random.
+        prune: Whether trials may end early.
+        min_examples: Training examples (pairs or rows) of each trial before it may be pruned.
+        reduction_factor: Of this many trials, one continues at each rung of successive halving.
     """
 
     parameters: list[Parameter]
@@ -51,10 +51,10 @@ class Search:
 
     @classmethod
     def read(cls, folder: SweepFolder) -> "Search":
-        """The search of a sweep's folder.
+        """Returns the search that a sweep's folder defines.
 
         Raises:
-            UserError: There is none.
+            UserError: The folder defines none, or one of another version.
         """
         try:
             values: dict[str, Any] = folder.read()[SEARCH]
@@ -63,19 +63,19 @@ class Search:
             raise UserError(f"{folder.path}: holds no search of this version of prefopt ({error}).") from error
 
     def to_record(self) -> dict[str, Any]:
-        """The entry of sweep.json."""
+        """Returns the entry of sweep.json."""
         return asdict(self)
 
     @property
     def arguments(self) -> list[str]:
-        """What `prefopt.train` gets besides overrides."""
+        """Arguments of `prefopt.train` besides overrides."""
         return [] if self.config_dir is None else ["--config-dir", self.config_dir]
 
     def continued(self, folder: SweepFolder) -> "Search":
-        """This search with what the one in the folder has fixed: its rungs.
+        """Returns this search as continuation of the one in the folder, whose `min_examples` (pruning rungs) it keeps.
 
         Raises:
-            UserError: It would have fewer trials.
+            UserError: This search has fewer trials.
         """
         earlier = Search.read(folder)
         if self.num_trials < earlier.num_trials:
@@ -86,10 +86,10 @@ class Search:
         return replace(self, min_examples=earlier.min_examples)
 
     def points(self) -> list[Point]:
-        """The trials as points of a sweep, whose settings nobody knows yet."""
+        """Returns the trials as points of a sweep, without settings, since these are drawn when a task starts."""
         return [Point(index, name_of(index), {}, []) for index in range(self.num_trials)]
 
 
 def name_of(index: int) -> str:
-    """Folder of a trial's run; it does not depend on the number of trials, which may be raised."""
+    """Returns the folder name of a trial's run; it does not depend on the number of trials, which may be raised."""
     return f"trial-{index:03d}"

@@ -1,4 +1,4 @@
-"""What is submitted at once, and what each of its tasks runs."""
+"""Jobs for the cluster's queue, and the tasks of each job."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,8 +14,8 @@ class Task:
     """One run of a job.
 
     Attributes:
-        run: Its folder, absolute.
-        overrides: What the module gets.
+        run: Absolute path of the run's folder.
+        overrides: Arguments of the job's module.
     """
 
     run: Path
@@ -24,18 +24,18 @@ class Task:
 
 @dataclass(frozen=True)
 class Job:
-    """What is submitted at once: one run, or an array of them with one script.
+    """One submission to the queue: a single run, or an array of runs with one script.
 
     Attributes:
-        name: For people, in the queue.
-        folder: Absolute; script, logs and tasks go to its `slurm/`.
-        module: What Python runs, such as prefopt.train.
-        tasks: One run, or the tasks of an array by their index in it.
-        is_array: Submitted as an array, be it of one task.
-        is_search: Each task asks for its overrides when it starts.
-        parallel: Tasks at the same time; None for no limit.
-        after: Job ids that must have succeeded before.
-        waits: For the job that is submitted just before it as well.
+        name: Name in the queue.
+        folder: Absolute path; script, logs and tasks are written to its `slurm/`.
+        module: Python module to run, such as prefopt.train.
+        tasks: Tasks by their index in the array; a single run is one task.
+        is_array: Whether it is submitted as an array; an array may have one task.
+        is_search: Whether each task gets its overrides from the search when it starts.
+        parallel: Most tasks that run at the same time; None for no limit.
+        after: Ids of jobs that must have succeeded before this one starts.
+        waits: Whether it also waits for the job that is submitted just before it.
     """
 
     name: str
@@ -50,19 +50,19 @@ class Job:
 
     @property
     def title(self) -> str:
-        """Name and number of runs."""
+        """Name of the job, with the number of tasks of an array."""
         return f"{self.name}, {len(self.tasks)} tasks" if self.is_array else self.name
 
     def waiting(self) -> "Job":
-        """The same, to start after the job submitted before it."""
+        """Returns this job, set to start after the job that is submitted just before it."""
         return replace(self, waits=True)
 
     def with_ids(self, ids: Sequence[str]) -> "Job":
-        """The same with the id of the job it waits for, of those submitted so far."""
+        """Returns this job, which if it waits has the last of `ids`, the jobs submitted so far, in `after`."""
         return replace(self, after=[*self.after, ids[-1]]) if self.waits else self
 
     def to_record(self, number: str) -> dict[str, Any]:
-        """A line of `slurm/jobs.jsonl`."""
+        """Returns the entry of `slurm/jobs.jsonl` for this job; `number` is the id that the queue gave it."""
         return {
             "job": number,
             "kind": self.kind,
@@ -75,7 +75,7 @@ class Job:
 
     @property
     def kind(self) -> str:
-        """Last word of the module."""
+        """Last part of the module's name, such as `train`."""
         return self.module.rpartition(".")[2]
 
     @property
@@ -84,17 +84,21 @@ class Job:
 
     @property
     def task_folder(self) -> Path:
-        """Where each task of an array finds its run and overrides, one per line."""
+        """Folder with a file for each task of an array, which lists its run and overrides, one per line."""
         return self.folder / "slurm" / f"{self.kind}.tasks"
 
     @property
     def log(self) -> Path:
-        """With Slurm's patterns for job, array and task."""
+        """Path of the log, with Slurm's patterns for job and task."""
         return self.folder / "slurm" / f"{self.kind}-{'%A_%a' if self.is_array else '%j'}.log"
 
 
 def write_tasks(job: Job) -> None:
-    """Writes what the tasks of an array read."""
+    """Writes the files in `job.task_folder` that the tasks of an array read.
+
+    Raises:
+        UserError: An override has a line break.
+    """
     job.task_folder.mkdir(parents=True, exist_ok=True)
     for index, task in job.tasks.items():
         lines = [str(task.run), *task.overrides]
@@ -105,10 +109,10 @@ def write_tasks(job: Job) -> None:
 
 
 def require_one_line(text: str) -> None:
-    """Refuses what a line of a file of tasks, or of a script, cannot hold.
+    """Refuses text that does not fit on one line of a task file or script.
 
     Raises:
-        UserError: It has a line break.
+        UserError: The text has a line break or a null character.
     """
     if "\n" in text or "\0" in text:
         raise UserError(f"{text!r}: a line break cannot be passed to a job. Put the value into a config file.")

@@ -1,4 +1,4 @@
-"""The points of a sweep: what Hydra's override grammar lists, each checked as the run that it will be."""
+"""The points of a sweep: combinations of values in Hydra's override grammar, each composed and checked as a run."""
 
 import hashlib
 import itertools
@@ -21,11 +21,11 @@ from prefopt.process.paths import expand, shipped
 from prefopt.process.ranks import Launch
 
 MAX_NAME = 80
-"""Letters of a point's name; a longer one is cut and ends in a hash."""
+"""Most characters of a point's name; a longer one is cut and ends in a hash."""
 MAX_POINTS = 10_000
-"""Points of a sweep. Each is composed and checked before anything is submitted."""
+"""Most points of a sweep: each is composed and checked before anything is submitted."""
 MAX_LISTED = 20
-"""Problems that one message lists."""
+"""Most problems that one message lists."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Point:
     """One run of a sweep.
 
     Attributes:
-        index: Its place, and its task in a job array.
-        name: Folder of the run in the sweep's folder.
-        changes: The swept settings with their values, as one would type them.
-        overrides: All that `prefopt.train` gets.
+        index: Index of the point, and of its task in a job array.
+        name: Name of the run's folder in the sweep's folder.
+        changes: Values of the swept settings, as they are typed in an override.
+        overrides: All overrides of the run.
     """
 
     index: int
@@ -47,12 +47,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Axes:
-    """What is swept.
+    """The axes of a sweep: their product is the list of points.
 
     Attributes:
         base: Overrides that all points share.
-        parameters: Overrides by setting, one of each per point.
-        points: Lists of overrides, one of which a point has besides.
+        parameters: For each swept setting, its overrides; a point has one of each.
+        points: Lists of overrides; if there are any, a point has one list in addition.
     """
 
     base: list[str]
@@ -60,10 +60,10 @@ class Axes:
     points: list[list[str]] = field(default_factory=list)
 
     def product(self) -> list[list[str]]:
-        """The overrides of every point, without the shared ones; the last parameter changes fastest.
+        """Returns the overrides of every point, without the shared ones; the last parameter varies fastest.
 
         Raises:
-            UserError: They are too many.
+            UserError: There are more than `MAX_POINTS`.
         """
         listed = self.points or [[]]
         lengths = {key: len(values) for key, values in self.parameters.items()}
@@ -82,16 +82,17 @@ def read_axes(
     points: Sequence[Any],
     config_dir: str | None = None,
 ) -> Axes:
-    """Tells what is swept from what all points share.
+    """Returns the axes of a sweep, given command line, `sweep.parameters` and `sweep.points`.
 
     Args:
-        overrides: As on the command line; those with several values join the parameters, and win over them.
-        parameters: Values per setting, in Hydra's grammar or as a list.
+        overrides: Overrides of the command line. They take precedence over `parameters`; those with several values
+            become parameters.
+        parameters: Values by setting, in Hydra's grammar or as a list.
         points: Lists of overrides.
-        config_dir: Where glob() looks for the user's own options.
+        config_dir: Folder of the user's own config groups, which glob() searches too.
 
     Raises:
-        UserError: Something that is no list of values.
+        UserError: A value is not a list of values, or a point has several values of a setting.
     """
     base, swept = [], _read_parameters(parameters, config_dir)
     for line in overrides:
@@ -114,7 +115,7 @@ def read_axes(
 
 
 def _read_parameters(parameters: Mapping[str, Any], config_dir: str | None) -> dict[str, list[str]]:
-    """Overrides by setting."""
+    """Returns the overrides of `sweep.parameters` by setting, one per value."""
     swept: dict[str, list[str]] = {}
     for key, values in parameters.items():
         lines = as_overrides(key, values)
@@ -129,13 +130,13 @@ def _read_parameters(parameters: Mapping[str, Any], config_dir: str | None) -> d
 
 @dataclass(frozen=True)
 class Plan:
-    """The points of a sweep before it has a folder.
+    """The checked points of a sweep that has no folder yet.
 
     Attributes:
-        points: In their order.
-        label: The experiment's name, or the algorithm's.
-        digest: SHA-256 (hex) of what the points compute.
-        configs: Their configurations.
+        points: The points, in order.
+        label: Name of the experiment, or else of the algorithm.
+        digest: SHA-256 (hex) of the fingerprints of all points: equal for sweeps with the same runs.
+        configs: Configuration of each point.
     """
 
     points: list[Point]
@@ -144,7 +145,7 @@ class Plan:
     configs: list[TrainConfig]
 
     def placed(self, folder: Path) -> list[Point]:
-        """The points with their runs in a sweep's folder."""
+        """Returns the points with overrides that place their runs in a sweep's folder."""
         return [
             replace(point, overrides=[*point.overrides, *place_in(folder, point.name, point.overrides)])
             for point in self.points
@@ -152,15 +153,15 @@ class Plan:
 
 
 def plan_points(axes: Axes, config_dir: str | None, launch: Launch) -> Plan:
-    """The points of a sweep, every one composed and checked.
+    """Returns the points of a sweep, each composed and checked.
 
     Args:
-        axes: What is swept.
-        config_dir: The user's own config groups.
+        axes: Axes of the sweep.
+        config_dir: Folder of the user's own config groups; None if there is none.
         launch: How each run will be started.
 
     Raises:
-        UserError: All invalid and all duplicate points, at once.
+        UserError: Some points are invalid or duplicates; one message lists them, up to `MAX_LISTED`.
     """
     composer, problems = Composer(config_dir), []
     plan = Plan([], "", "", [])
@@ -195,7 +196,7 @@ def _digest(identities: Iterable[str]) -> str:
 
 
 def _with_distinct_names(plan: Plan, identities: list[str]) -> Plan:
-    """Adds a hash to the names that several points have."""
+    """Returns the plan with a hash appended to each name that several points have."""
     counts = Counter(point.name for point in plan.points)
     points = [
         point if counts[point.name] == 1 else replace(point, name=f"{point.name}-{identity[:8]}")
@@ -205,18 +206,18 @@ def _with_distinct_names(plan: Plan, identities: list[str]) -> Plan:
 
 
 def place_in(folder: Path, name: str, overrides: Iterable[str]) -> list[str]:
-    """What puts a run into a sweep's folder, which is its W&B group as well unless `overrides` name another."""
+    """Returns overrides that place a run in a sweep's folder and, unless `overrides` set another, in its W&B group."""
     own_group = [] if sets(overrides, "logger.group") else [assign("logger.group", folder.name)]
     return [assign("run.root", str(folder)), assign("run.name", name), *own_group]
 
 
 def sets(overrides: Iterable[str], key: str) -> bool:
-    """Whether one of `overrides` gives a setting its value."""
+    """Returns whether one of `overrides` sets the setting `key`."""
     return any(line.lstrip("+").partition("=")[0] == key for line in overrides)
 
 
 class Composer:
-    """Composes runs that differ in a few settings; Hydra composes anew only for other groups."""
+    """Composes runs that differ in a few settings; Hydra composes once for each choice of config groups."""
 
     def __init__(self, config_dir: str | None) -> None:
         self._config_dir = config_dir
@@ -224,10 +225,10 @@ class Composer:
         self._read_lines: dict[str, tuple[str, Any]] = {}
 
     def compose(self, overrides: Sequence[str]) -> Composed:
-        """The run of these overrides.
+        """Returns the composed configuration of a run.
 
         Raises:
-            UserError: As `TRAIN.compose`.
+            UserError: As for `TRAIN.compose`.
         """
         groups, settings = [], []
         for line in overrides:
@@ -242,7 +243,7 @@ class Composer:
         return base.changed(settings)
 
     def _read(self, line: str) -> tuple[str, Any]:
-        """Setting or group of an override, and its value."""
+        """Returns the setting or group of an override, and its value."""
         if line not in self._read_lines:
             (override,) = parse([TRAIN.normalise(override) for override in parse([line])])
             self._read_lines[line] = override.key_or_group, override.value()
@@ -250,7 +251,7 @@ class Composer:
 
 
 def as_overrides(key: str, values: Any) -> list[str]:
-    """A setting's entry in `sweep.parameters` as overrides: one per item of a list, else one."""
+    """Returns a setting's entry in `sweep.parameters` as overrides: one per item of a list, otherwise one."""
     if isinstance(values, list | tuple):
         return [f"{key}={_as_text(value)}" for value in values]
     return [f"{key}={_as_text(values)}"]
@@ -265,7 +266,11 @@ def _as_text(value: Any) -> str:
 
 
 def list_values(override: Override, config_dir: str | None) -> list[str]:
-    """One override per value."""
+    """Returns one override for each value of an override with several values.
+
+    Raises:
+        UserError: It is an interval, is shuffled, has no value, or has more than `MAX_POINTS` values.
+    """
     key = override.get_key_element()
     if not override.is_discrete_sweep():
         raise UserError(
@@ -303,7 +308,7 @@ def _options_of(group: str, config_dir: str | None) -> list[str]:
 
 
 def _name(changes: Mapping[str, str], identity: str) -> str:
-    """A folder name that says what is swept."""
+    """Returns a folder name made of the swept settings and their values."""
     parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in changes.items()]
     name = re.sub(r"[^\w.-]+", "-", "_".join(parts)).strip("-.") or "run"
     if len(name) > MAX_NAME:

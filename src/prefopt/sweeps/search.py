@@ -1,6 +1,6 @@
-"""A search's trials: which point a task of the job array gets, and how it ended.
+"""Trials of a search: gives a task of the job array its point, and records how it ended.
 
-Called by the job script before and after the ranks. Optuna is loaded here, and where a run of a search trains.
+The job script calls it before and after the ranks. Only this module and the training of a search's run load Optuna.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from prefopt.sweeps.jobs import Job, Task, write_tasks
 from prefopt.sweeps.points import place_in
 
 STOP = "stop"
-"""What `prefopt.cluster.attempts` says of a run that is not tried again."""
+"""Word of `prefopt.cluster.attempts` for a run that is not tried again."""
 
 
 def main(argv: list[str]) -> None:
-    """`ask` or `tell`.
+    """Runs the command `ask` or `tell` of the job script.
 
     Raises:
-        UserError: No such trial, a point that cannot run, or a journal that cannot be used.
+        UserError: There is no such trial, the drawn point is invalid, or the journal cannot be used.
     """
     parser = argparse.ArgumentParser("prefopt.sweeps.search", description=__doc__)
     parser.add_argument("action", choices=["ask", "tell"])
@@ -52,14 +52,14 @@ def main(argv: list[str]) -> None:
 
 
 def ask(folder: SweepFolder, index: int) -> tuple[Task, str]:
-    """The run of a task, the same one however often it is asked for, and a line about it.
+    """Returns the run of a task, the same one at each call, and a line about it for the log.
 
     Args:
-        folder: Of the sweep.
-        index: Of the task.
+        folder: Folder of the sweep.
+        index: Index of the task.
 
     Raises:
-        UserError: No such task, a drawn point that is no valid run, or a journal that cannot be used.
+        UserError: There is no such task, the drawn point is no valid run, or the journal cannot be used.
     """
     search = Search.read(folder)
     if not 0 <= index < search.num_trials:
@@ -71,7 +71,7 @@ def ask(folder: SweepFolder, index: int) -> tuple[Task, str]:
         if trial is None:
             trial = study.begin_trial(opened, index)
         elif trial.state is TrialState.FAIL:
-            # A run goes on at its own point; what could not begin gets another one.
+            # A run that has begun continues with its own point; one that could not begin gets a new point.
             has_begun = run.config.exists()
             trial = study.repeat_trial(opened, trial) if has_begun else study.begin_trial(opened, index)
         drawn = study.draw(opened, trial, search.parameters, search)
@@ -92,12 +92,12 @@ def ask(folder: SweepFolder, index: int) -> tuple[Task, str]:
 
 
 def tell(folder: SweepFolder, index: int, *, has_failed: bool) -> str:
-    """Tells how the run of a task ended, if it did, and returns a line about it.
+    """Records in the study how the run of a task ended, if it did, and returns a line about it for the log.
 
     Args:
-        folder: Of the sweep.
-        index: Of the task.
-        has_failed: Unless it is done or pruned, the run is not tried again.
+        folder: Folder of the sweep.
+        index: Index of the task.
+        has_failed: The run is not tried again; it counts as failed unless it is done or pruned.
 
     Raises:
         UserError: The journal cannot be used.
@@ -110,7 +110,7 @@ def tell(folder: SweepFolder, index: int, *, has_failed: bool) -> str:
         if trial is None:
             return f"{name}: has no trial"
         run = RunDirectory(folder.path / name)
-        is_elsewhere = find_holder(run.path) is not None  # what failed is a second start of it
+        is_elsewhere = find_holder(run.path) is not None  # then the failed attempt was a second start
         if (has_failed and not is_elsewhere) or run.read_status().get("state") == State.diverged.value:
             study.end_trial(opened, trial, TrialState.FAIL)
         trial, best = study.find_trial(opened, index), study.find_best(opened)
@@ -121,16 +121,16 @@ def tell(folder: SweepFolder, index: int, *, has_failed: bool) -> str:
 
 
 def _describe(trial: FrozenTrial, search: Search) -> str:
-    """What a complete trial came to; the decision says more than the metric, which a ruined model may win."""
+    """Returns metric and decision of a complete trial, since even a ruined model may have the best metric."""
     decision = trial.user_attrs.get(study.DECISION)
     words = "" if decision is None else f" ({decision.replace('_', ' ')})"
     return f"{search.metric} {trial.value:.4g}{words}"
 
 
 def _tell_ended(opened: optuna.Study, folder: SweepFolder, search: Search) -> None:
-    """Tells of every run that is done or pruned: a kill may have come between its end and the word of it."""
+    """Records the end of every run that is done or pruned: a job may have been killed before it could record it."""
     for trial in opened.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if study.TASK not in trial.user_attrs:  # a kill came between the trial and its task
+        if study.TASK not in trial.user_attrs:  # killed before the trial was given its task
             continue
         run = RunDirectory(folder.path / name_of(trial.user_attrs[study.TASK]))
         state = run.read_status().get("state")
@@ -144,7 +144,7 @@ def _tell_ended(opened: optuna.Study, folder: SweepFolder, search: Search) -> No
 
 
 def _find_value(report: dict[str, Any], metric: str) -> float | None:
-    """The searched metric; None without a finite one."""
+    """Returns the value of the searched metric in a report; None if it is missing or not finite."""
     try:
         value = float(report[HELD_OUT][TUNED][metric]["value"])
     except (KeyError, TypeError):

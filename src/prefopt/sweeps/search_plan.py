@@ -10,6 +10,7 @@ from typing import Any
 from prefopt.config.cluster import SearchConfig, SweepConfig
 from prefopt.config.load import complete, fingerprint
 from prefopt.config.schema import TrainConfig
+from prefopt.config.step_size import StepSize
 from prefopt.evaluation.metrics import ACCURACY, COMPARED, HELD_OUT, REWARD_MARGIN, TUNED, Better, Metric
 from prefopt.process.errors import UserError
 from prefopt.process.ranks import Launch
@@ -170,7 +171,7 @@ def _find_min_examples(wanted: SearchConfig, metric: Metric, configs: Sequence[T
                 f"sweep.search.metric={metric.key}: algorithm={config.algorithm.name.value} measures it at the end "
                 f"alone, so no trial can be pruned by it. Set another metric, {off}."
             )
-    sizes = [_batch_size(config, launch) for config in configs]
+    sizes = [StepSize.total_of(config, launch.num_ranks) for config in configs]
     least = wanted.min_evaluations * max(config.trainer.eval_every or 0 for config in configs) * max(sizes)
     before_last = [_examples_before_end(config, size) for config, size in zip(configs, sizes, strict=True)]
     if all(examples is not None and examples < least for examples in before_last):
@@ -179,14 +180,6 @@ def _find_min_examples(wanted: SearchConfig, metric: Metric, configs: Sequence[T
             f"trial is evaluated then before its last step. Lower trainer.eval_every, {off}."
         )
     return least
-
-
-def _batch_size(config: TrainConfig, launch: Launch) -> int:
-    """Examples per optimizer step over all ranks."""
-    trainer = config.trainer
-    if trainer.batch_size is not None:
-        return trainer.batch_size
-    return trainer.per_device_batch_size * trainer.gradient_accumulation_steps * launch.num_ranks
 
 
 def _examples_before_end(config: TrainConfig, batch_size: int) -> int | None:

@@ -1,4 +1,4 @@
-"""What a search draws from: settings with an interval, a range or choices, in Hydra's override grammar."""
+"""The search space: settings with an interval, a range or choices, in Hydra's override grammar."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,12 +23,12 @@ class Parameter:
     """A searched setting: an interval of numbers, or choices.
 
     Attributes:
-        key: The setting.
-        choices: Values as an override has them; None for an interval.
-        low: Least value; int for a setting that takes whole numbers.
+        key: Name of the setting.
+        choices: Values as they are typed in an override; None for an interval.
+        low: Least value; an int if the setting takes whole numbers.
         high: Greatest value, of the same type.
-        step: Distance of the values in between; None for any.
-        log: Drawn evenly on a logarithmic scale.
+        step: Distance between neighbouring values; None if all values in between are allowed.
+        log: Whether values are drawn uniformly on a logarithmic scale.
     """
 
     key: str
@@ -39,21 +39,21 @@ class Parameter:
     log: bool = False
 
     def ends(self) -> list[str]:
-        """The overrides between which all others lie: every choice, or the least and the greatest value."""
+        """Returns the overrides with extreme values: all choices, or the least and the greatest value."""
         return [self.override(value) for value in self.choices or (self.low, self.high)]
 
     def override(self, value: Drawn) -> str:
-        """The override that gives the setting this value."""
+        """Returns the override that sets the setting to `value`."""
         return f"{self.key}={value}"
 
 
 @dataclass(frozen=True)
 class Space:
-    """What a search draws from, and what all of its trials share.
+    """The parameters that a search draws, and the overrides that all its trials share.
 
     Attributes:
-        base: Overrides.
-        parameters: In the order in which they are drawn.
+        base: Overrides that all trials share.
+        parameters: Searched parameters, in the order in which they are drawn.
     """
 
     base: list[str] = field(default_factory=list)
@@ -61,16 +61,16 @@ class Space:
 
 
 def read_space(overrides: Sequence[str], parameters: Mapping[str, Any], config_dir: str | None = None) -> Space:
-    """Tells what is searched from what all trials share.
+    """Returns the search space, given the command line and `sweep.parameters`.
 
     Args:
-        overrides: As on the command line. One with an interval or with several values is searched; one with a single
-            value takes its setting out of the search.
-        parameters: By setting, in Hydra's grammar or as a list; a single value is shared by all trials.
-        config_dir: Where glob() looks for the user's own options.
+        overrides: Overrides of the command line. One with an interval or several values is searched; one with a single
+            value removes its setting from the search.
+        parameters: Values by setting, in Hydra's grammar or as a list; a single value is shared by all trials.
+        config_dir: Folder of the user's own config groups, which glob() searches too.
 
     Raises:
-        UserError: Something that cannot be drawn from, or nothing to search.
+        UserError: A value cannot be searched, or nothing is searched.
     """
     shared: dict[str, str] = {}
     searched: dict[str, Parameter] = {}
@@ -135,7 +135,7 @@ def _with_interval(key: str, low: Any, high: Any, step: Any, is_log: bool, line:
 
 
 def _with_range(key: str, sweep: RangeSweep, is_log: bool, line: str | None) -> Parameter:
-    """A range without its stop, as Hydra has it."""
+    """Returns the parameter of a range, which does not include its stop, as in Hydra."""
     numbers = [Decimal(str(number)) for number in (sweep.start, sweep.stop, sweep.step)]
     start, stop, step = numbers
     count = math.ceil((stop - start) / step) if step and all(number.is_finite() for number in numbers) else 0

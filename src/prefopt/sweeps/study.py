@@ -1,4 +1,4 @@
-"""The memory of a search: Optuna's study, in a journal that processes on many nodes may write to."""
+"""The study of a search: Optuna's record of all trials, in a journal to which processes on many nodes can write."""
 
 import json
 import os
@@ -19,21 +19,21 @@ from prefopt.sweeps.definition import Search
 from prefopt.sweeps.space import Drawn, Parameter
 
 JOURNAL = "optuna.journal"
-"""In the sweep's folder."""
+"""File in the sweep's folder."""
 NAME = "search"
-"""Of the study; not the folder's, which may be renamed."""
+"""Name of the study; it is not that of the folder, which may be renamed."""
 TASK = "task"
-"""User attribute of a trial: its place among the sweep's trials, which is its task in the job array."""
+"""User attribute of a trial: the index of its task in the job array."""
 DECISION = "decision"
-"""User attribute of a trial: what its report has decided, such as do_not_ship."""
+"""User attribute of a trial: the decision in its report, such as do_not_ship."""
 BLOCK = 4096
 
 
 class Journal(JournalFileBackend):
-    """Optuna's journal, locked by a file that is created exclusively, which NFS from version 3 on honours.
+    """Optuna's journal, locked by exclusive creation of a file, which also works on NFS from version 3 on.
 
-    A line that a kill or a full disk has cut is removed before the next one is written: with it, nobody could read
-    the journal any more.
+    A last line that was cut off by a kill or a full disk is removed before the next write, since it would make the
+    journal unreadable.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +42,7 @@ class Journal(JournalFileBackend):
         super().__init__(str(path), self._exclusive)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Adds lines, on disk before it returns."""
+        """Appends lines and syncs them to disk."""
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         self._exclusive.acquire()
         try:
@@ -56,7 +56,7 @@ class Journal(JournalFileBackend):
 
 
 def _cut_torn_line(file: IO[bytes]) -> None:
-    """Goes to the end of a file, without what follows its last line break."""
+    """Truncates a file after its last line break, and seeks to its end."""
     end = size = file.seek(0, os.SEEK_END)
     while end > 0:
         start = max(0, end - BLOCK)
@@ -72,11 +72,11 @@ def _cut_torn_line(file: IO[bytes]) -> None:
 
 @contextmanager
 def open_study(folder: Path, search: Search) -> Iterator[optuna.Study]:
-    """The study of a search, made by whoever comes first.
+    """Opens the study of a search for the block; the first process creates it.
 
     Args:
-        folder: Of the sweep.
-        search: What it searches.
+        folder: Folder of the sweep.
+        search: Definition of the search.
 
     Raises:
         UserError: The journal cannot be read or written, here or within the block.
@@ -96,25 +96,25 @@ def open_study(folder: Path, search: Search) -> Iterator[optuna.Study]:
         yield optuna.load_study(study_name=NAME, storage=storage, pruner=pruner)
     except UserError:
         raise
-    except Exception as error:  # a damaged journal shows in many ways
+    except Exception as error:  # a damaged journal raises errors of many types
         raise UserError(f"{path}: cannot be used ({type(error).__name__}: {error}).") from error
 
 
 def find_trial(study: optuna.Study, task: int) -> FrozenTrial | None:
-    """The trial of a task, the last one if earlier ones failed; None before there is one."""
+    """Returns the last trial of a task (earlier ones have failed); None if there is none yet."""
     trials = study.get_trials(deepcopy=False)
     return next((trial for trial in reversed(trials) if trial.user_attrs.get(TASK) == task), None)
 
 
 def begin_trial(study: optuna.Study, task: int) -> FrozenTrial:
-    """A new trial, with nothing drawn yet."""
+    """Creates and returns a new trial of a task, with nothing drawn yet."""
     trial = study.ask()
     trial.set_user_attr(TASK, task)
     return study.trials[trial.number]
 
 
 def repeat_trial(study: optuna.Study, failed: FrozenTrial) -> FrozenTrial:
-    """A new trial at the point of one that failed, whose run goes on; what is told of a trial cannot be taken back."""
+    """Creates and returns a trial with the point of a failed one, which cannot reopen though its run continues."""
     study.add_trial(
         optuna.trial.create_trial(
             state=TrialState.RUNNING,
@@ -129,9 +129,9 @@ def repeat_trial(study: optuna.Study, failed: FrozenTrial) -> FrozenTrial:
 
 
 def draw(study: optuna.Study, trial: FrozenTrial, parameters: Sequence[Parameter], search: Search) -> dict[str, Drawn]:
-    """The values of a trial by setting, drawn as far as they have not been.
+    """Returns the values of a trial by setting, and draws those that it does not have yet.
 
-    Every trial has a sampler of its own, seeded by its number: with one seed every process would draw the same point.
+    The sampler's seed depends on the trial's number: with one seed, every process would draw the same point.
     """
     if trial.state.is_finished():
         return dict(trial.params)
@@ -141,7 +141,7 @@ def draw(study: optuna.Study, trial: FrozenTrial, parameters: Sequence[Parameter
         study.sampler = optuna.samplers.TPESampler(
             seed=seed,
             n_startup_trials=search.num_startup_trials,
-            constant_liar=True,  # keeps workers at the same time from drawing the same point
+            constant_liar=True,  # keeps parallel workers from drawing the same point
         )
     drawing = Trial(study, trial._trial_id)
     return {parameter.key: _draw_one(drawing, parameter) for parameter in parameters}
@@ -163,39 +163,39 @@ def end_trial(
     value: float | None = None,
     decision: str | None = None,
 ) -> None:
-    """Tells how a trial ended; without effect if another process has."""
+    """Records how a trial ended; without effect if another process has already done so."""
     try:
         if decision is not None:
             Trial(study, trial._trial_id).set_user_attr(DECISION, decision)
         study.tell(trial.number, value, state=state, skip_if_finished=True)
-    except optuna.exceptions.UpdateFinishedTrialError:  # between the look and the write
+    except optuna.exceptions.UpdateFinishedTrialError:  # another process ended it since the check
         return
 
 
 def find_best(study: optuna.Study) -> FrozenTrial | None:
-    """The best of the trials that came to their end; None before there is one."""
+    """Returns the best complete trial; None if there is none yet."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     best = max if study.direction is optuna.study.StudyDirection.MAXIMIZE else min
     return best(complete, key=lambda trial: trial.value or 0.0) if complete else None
 
 
 def report_value(study: optuna.Study, number: int, value: float, examples: int) -> bool | None:
-    """Tells a held-out value on the way, and returns whether the trial should end because others did better.
+    """Records a held-out value during training, and returns whether the trial should be pruned.
 
     Args:
-        study: Opened with the search's pruner.
-        number: Of the trial.
-        value: Of the searched metric; NaN loses against everything.
-        examples: Pairs, or rows, that the steps so far have room for. Trials of different batch sizes meet at the same
-            numbers, also where the last batch of an epoch is not full.
+        study: Study opened with the search's pruner.
+        number: Number of the trial.
+        value: Value of the searched metric; NaN loses against everything.
+        examples: Steps so far times examples (pairs or rows) per full step. The numbers of trials with different batch
+            sizes then coincide, even if the last batch of an epoch is not full.
 
     Returns:
-        None if the trial was told to have ended; it takes no more values.
+        True to prune, False to continue; None if the trial has ended already and takes no more values.
     """
     frozen = study.trials[number]
     if frozen.state.is_finished():
         return None
     trial = Trial(study, frozen._trial_id)
-    if examples not in frozen.intermediate_values:  # else an attempt before this one came as far
+    if examples not in frozen.intermediate_values:  # else an earlier attempt has reported it
         trial.report(value, examples)
     return trial.should_prune()

@@ -1,1 +1,1 @@
-"""The metrics log, its mirror in W&B, and where a run came from."""
+"""The metrics log, its mirror in Weights & Biases (W&B), and the run that a run starts from."""

@@ -10,7 +10,7 @@ from prefopt.config.schema import TrainConfig
 from prefopt.data.files import HUB, find_files
 
 MAX_NAME = 128
-"""Letters that W&B allows in an artifact's name."""
+"""Most characters that W&B allows in an artifact's name."""
 HUB_URL = "https://huggingface.co/datasets/"
 
 
@@ -18,7 +18,7 @@ def build_data(config: TrainConfig, described: dict[str, Any]) -> Any:
     """The files of `data.train`, `data.held_out` and `evaluation.pairs` as one artifact of type dataset.
 
     Args:
-        config: Names the files; what comes from the hub is named by its address.
+        config: Names the files; a data set of the hub is recorded by its address.
         described: Digests and counts, for the artifact's metadata.
     """
     import wandb
@@ -34,7 +34,7 @@ def build_data(config: TrainConfig, described: dict[str, Any]) -> Any:
             if isinstance(source, Path):
                 _add(artifact, source, name, config.logger.log_artifacts)
             else:
-                artifact.add_reference(source, name=name, checksum=False)  # of an address: the network is not asked
+                artifact.add_reference(source, name=name, checksum=False)  # an address: no network access
     return artifact
 
 
@@ -42,9 +42,9 @@ def build_model(config: TrainConfig, folder: Path, described: dict[str, Any]) ->
     """A run's final model or adapter as an artifact of type model, named after the run.
 
     Args:
-        config: Of the run.
-        folder: Its `model/`.
-        described: What the report says of it, for the artifact's metadata.
+        config: Configuration of the run.
+        folder: The run's `model/`.
+        described: Values of the report, for the artifact's metadata.
     """
     import wandb
 
@@ -58,7 +58,7 @@ def _add(artifact: Any, path: Path, name: str | None, how: LogArtifacts) -> None
     if how is LogArtifacts.reference:
         artifact.add_reference(path.resolve().as_uri(), name=name)
     elif path.is_dir():
-        artifact.add_dir(str(path), name=name, skip_cache=True, policy="immutable")  # no copies of what lies still
+        artifact.add_dir(str(path), name=name, skip_cache=True, policy="immutable")  # immutable: not copied
     else:
         artifact.add_file(str(path), name=name, skip_cache=True, policy="immutable")
 
@@ -75,7 +75,7 @@ def _sources(spec: Any) -> Iterator[Path | str]:
 
 
 def _label(spec: Any) -> str:
-    """Folder and name of the first file, or the id on the hub: what people call a data set."""
+    """A short name of a data set: folder and name of its first file, or its id on the hub."""
     first = str(spec[0] if isinstance(spec, list | tuple) else spec)
     if first.startswith(HUB):
         return first.removeprefix(HUB).partition(":")[0]
@@ -84,5 +84,5 @@ def _label(spec: Any) -> str:
 
 
 def _plain(name: str) -> str:
-    """The name in the letters that W&B allows."""
+    """Replaces the characters that W&B does not allow in a name, and cuts the name to `MAX_NAME`."""
     return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:MAX_NAME]

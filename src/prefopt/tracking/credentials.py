@@ -1,4 +1,4 @@
-"""Which W&B server is meant, and whether there is a key for it. No key is read into a variable, let alone kept."""
+"""Which W&B server is used, and whether there is an API key for it. The key itself is never kept in a variable."""
 
 import configparser
 import netrc
@@ -10,7 +10,7 @@ CLOUD = "https://api.wandb.ai"
 
 
 def base_url() -> str:
-    """Address of the W&B server: as the environment says, else as `wandb login --host` has noted."""
+    """Address of the W&B server: from WANDB_BASE_URL, else as saved by `wandb login --host`, else W&B's cloud."""
     chosen = os.environ.get("WANDB_BASE_URL")
     if chosen:
         return chosen

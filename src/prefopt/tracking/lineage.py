@@ -9,7 +9,7 @@ from prefopt.process.paths import resolve
 from prefopt.runs.directory import RunDirectory
 
 DEPTH = 3
-"""Folders from a checkpoint, `<run>/checkpoints/step-<n>`, up to its run, itself included."""
+"""Levels of folders from a checkpoint, `<run>/checkpoints/step-<n>`, up to its run, both included."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Parent:
 
     Attributes:
         name: Its name.
-        path: Its folder; None if it is known by name alone.
+        path: Its folder; None if only its name is known.
         wandb_id: Its id in Weights & Biases; None without one.
     """
 
@@ -32,7 +32,7 @@ class Parent:
 
 
 def find_parent(config: TrainConfig) -> Parent | None:
-    """What `logger.parent` names, else the run in whose folder `model.path` lies, else None."""
+    """The run that `logger.parent` names, else the run in whose folder `model.path` lies, else None."""
     named = config.logger.parent
     if named is None:
         run = _find_run(config.model.path)
@@ -42,10 +42,10 @@ def find_parent(config: TrainConfig) -> Parent | None:
 
 
 def _find_run(path: str) -> RunDirectory | None:
-    """The run whose folder `path` is, or lies in as its model or checkpoint."""
+    """The run whose folder, model or checkpoint `path` is; None if there is none."""
     try:
         folder = resolve(path).resolve()
-    except UserError:  # `prefopt:` and nothing of that name
+    except UserError:  # `prefopt:` with an unknown name
         return None
     if not folder.is_dir():
         return None

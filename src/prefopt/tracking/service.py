@@ -1,4 +1,4 @@
-"""The process beside ours in which W&B's client does its work."""
+"""The child process in which W&B's client does its work, its service."""
 
 import os
 import signal
@@ -9,9 +9,9 @@ NAME = "wandb-core"
 
 
 def kill_services(parent: int) -> int:
-    """Kills the services that a process has started, and returns their number. Linux; elsewhere it finds none.
+    """Kills the services that process `parent` has started, and returns their number. Only on Linux does it find any.
 
-    A service that waits for a server heeds neither the end of its parent nor SIGTERM (0.31), and would go on sending.
+    A service that waits for a server ignores the end of its parent and SIGTERM (0.31), and would go on sending.
     """
     killed = 0
     for process in find_services(parent):
@@ -22,7 +22,7 @@ def kill_services(parent: int) -> int:
 
 
 def find_services(parent: int) -> list[int]:
-    """The process ids of the services that a process has started and that have not ended."""
+    """The process ids of the services that process `parent` has started and that have not ended."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:

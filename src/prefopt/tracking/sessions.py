@@ -1,9 +1,8 @@
-"""What W&B's client has recorded in a run's folder, and how one session at a time gets to the server.
+"""Sessions that W&B's client has recorded in a run's folder, and the upload of one session at a time.
 
-`wandb sync` does the talking. Four things that it does not do (0.31) are made up for here: it exits with 0 and marks a
-session as uploaded when its records or files were refused; it never marks a session whose end was lost in a kill, so
-that every call would send it again; at such a session it leaves out those that came after it; and it tries to reach
-a server without end.
+`wandb sync` does the upload. This module works around four faults of it (0.31): it exits with 0 and marks a session as
+uploaded when its records or files were refused; it never marks a session whose end was lost in a kill, so that every
+call would send it again; at such a session it skips those that came after it; and it tries to reach a server forever.
 """
 
 import json
@@ -26,7 +25,7 @@ FOLDER = re.compile(r"(offline-)?run-(\d{8}_\d{6})-(.+)")
 HEADER_BYTES = 7
 """A log of this size holds no record."""
 OF_ONE_RUN = ("WANDB_MODE", "WANDB_DISABLED", "WANDB_RESUME", "WANDB_RUN_ID", "WANDB_SILENT", "WANDB_QUIET")
-"""Settings that are meant for training and would change what `wandb sync` does."""
+"""Environment variables that are meant for training and would change what `wandb sync` does."""
 REFUSED = ("filestream:", "runfiles:", "file transfer:", "sender: failed", "runupserter: failed")
 """Errors in the client's log after which something is missing on the server."""
 CUT = "runsync: incomplete transaction log"
@@ -34,7 +33,7 @@ NO_RUN = "didn't find run info"
 
 
 class Outcome(Enum):
-    """What has become of a session."""
+    """The outcome of an upload."""
 
     uploaded = "uploaded"
     cut = "uploaded up to where a kill cut it off"
@@ -44,7 +43,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Upload:
-    """The result for one session: where it can be seen, or why it failed."""
+    """The result of uploading one session, with its address or the reason of a failure."""
 
     outcome: Outcome
     url: str = ""
@@ -57,8 +56,8 @@ class Session:
 
     Attributes:
         folder: The folder.
-        started: When, as W&B writes it: sessions of a run are uploaded in this order.
-        is_online: True if it was to be uploaded while the run went on.
+        started: Start time as W&B writes it: sessions of a run are uploaded in this order.
+        is_online: True if it was meant to be uploaded during the run.
     """
 
     folder: Path
@@ -72,22 +71,22 @@ class Session:
 
     @property
     def marker(self) -> Path:
-        """Present once the session is on the server: W&B's own mark, so that `wandb sync` and we agree."""
+        """The file that exists once the session is on the server: W&B's own mark, which `wandb sync` reads too."""
         assert self.log is not None
         return self.log.with_name(f"{self.log.name}.synced")
 
     def is_pending(self) -> bool:
-        """True if something of it is still to be uploaded."""
+        """True if a part of the session is not uploaded yet."""
         if self.log is None or self.log.stat().st_size <= HEADER_BYTES:
             return False
         return (self.folder / INCOMPLETE).exists() if self.is_online else not self.marker.exists()
 
     def find_url(self) -> str:
-        """Where it was uploaded to, if it was by us; otherwise empty."""
+        """The address of the session if prefopt has uploaded it; otherwise empty."""
         return self.marker.read_text(encoding="utf-8").strip() if self.log and self.marker.exists() else ""
 
     def upload(self, timeout_s: float) -> Upload:
-        """Sends the session to the server and marks it if all of it has arrived."""
+        """Sends the session to the server, and marks it unless that failed."""
         assert self.log is not None
         with tempfile.TemporaryDirectory(prefix="prefopt-sync-") as scratch:
             environment = {key: value for key, value in os.environ.items() if key not in OF_ONE_RUN}
@@ -107,7 +106,7 @@ class Session:
         return upload
 
     def _keep(self, log: Path) -> None:
-        """Keeps what the client says of the upload beside what it said of the run."""
+        """Copies the client's log of the upload into the session's folder, beside its log of the run."""
         kept = self.folder / "logs" / "debug-sync.log"
         kept.parent.mkdir(exist_ok=True)
         shutil.copyfile(log, kept)
@@ -166,7 +165,7 @@ def _conclude(code: int | None, output: str, errors: Sequence[str], *, is_marked
 
 
 def _read_errors(log: Path) -> list[str]:
-    """The messages of level ERROR in the client's log; what it tried again with success is of a lower level."""
+    """The messages of level ERROR in the client's log; a failure that a retry overcame has a lower level."""
     messages = []
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

@@ -1,4 +1,4 @@
-"""The mirror in Weights & Biases: offline without a key, never a prompt, never the reason for a lost run.
+"""Mirrors a run to Weights & Biases (W&B): offline without an API key, without a prompt; its failures end no run.
 
 What is sent, and what is not, is in docs/wandb.md.
 """
@@ -31,15 +31,15 @@ logger = logging.getLogger(__name__)
 
 INIT_TIMEOUT_S = 30
 FINISH_TIMEOUT_S = 15
-"""How long W&B may go on uploading when a run ends; torchrun kills a rank 30 s after another one has ended."""
+"""Seconds that W&B may go on uploading when a run ends; torchrun kills a rank 30 s after another one has ended."""
 SERVICE_TIMEOUT_S = 5
-"""How long W&B's service may take beyond that to say so, and then to end: it can hang in a request (0.31)."""
+"""Seconds beyond that for W&B's service to answer, and again to end: it can hang in a request (0.31)."""
 UPLOAD_TIMEOUT_S = 3600
-"""How long `logger.log_artifacts=upload` may take at the end of a run."""
+"""Seconds that `logger.log_artifacts=upload` may take at the end of a run."""
 STAGING = "WANDB_DATA_DIR"
-"""Where W&B's client lays down what an artifact holds until it is uploaded; by default in the user's home."""
+"""Environment variable: the folder for the files of artifacts until upload; by default in the user's home."""
 INCOMPLETE = "incomplete"
-"""In the folder of an online session: not all of it has reached the server."""
+"""File in the folder of an online session which says that not all of it has reached the server."""
 SHOWN_OF_SLURM = {
     "SLURM_ARRAY_JOB_ID",
     "SLURM_ARRAY_TASK_ID",
@@ -52,12 +52,12 @@ SHOWN_OF_SLURM = {
     "SLURM_NTASKS",
     "SLURM_RESTART_COUNT",
 }
-"""W&B's client records every variable of this prefix; the rest, such as the credentials in SLURM_JWT, stay here."""
+"""Slurm's variables that W&B's client may record; it would record all, even the credentials in SLURM_JWT."""
 
 
 @phases.of("wandb")
 def start_wandb(config: TrainConfig, run: RunDirectory) -> "WandbMirror | None":
-    """Opens the run's W&B run, the same one on every attempt; None with logger=none. Rank 0 only."""
+    """Opens the run's W&B run, the same one on every attempt; None if W&B is off or fails. Rank 0 only."""
     if config.logger.name is LoggerName.none or is_disabled():
         return None
     if not run.wandb_id.exists():
@@ -79,7 +79,7 @@ def start_wandb(config: TrainConfig, run: RunDirectory) -> "WandbMirror | None":
 def record_evaluation(config: TrainConfig, run: RunDirectory, report: dict[str, Any]) -> None:
     """Records a later evaluation of a run as a W&B run of its own, of job type eval.
 
-    The same evaluation made twice goes to the same W&B run.
+    Repeating the same evaluation updates the same W&B run.
     """
     if config.logger.name is LoggerName.none or is_disabled():
         return
@@ -99,10 +99,8 @@ def record_evaluation(config: TrainConfig, run: RunDirectory, report: dict[str, 
 def _start(
     config: TrainConfig, run: RunDirectory, *, parent: Parent | None, **of_session: str | None
 ) -> "WandbMirror | None":
-    os.environ.setdefault(
-        "WANDB_SILENT", "true"
-    )  # the setting `silent` leaves some of its lines; ours say what matters
-    import wandb  # slow to import, and not every run wants it
+    os.environ.setdefault("WANDB_SILENT", "true")  # the setting `silent` alone does not stop all of W&B's lines
+    import wandb  # slow to import, and not every run needs it
 
     os.environ.setdefault(STAGING, _staging_of(run))
     provenance = run.read_provenance()
@@ -143,19 +141,19 @@ def _start(
 
 
 def _open(mode: Literal["online", "offline"], arguments: dict[str, Any]) -> Any:
-    """Returns a W&B session, or None after a line that says why there is none."""
+    """Returns a W&B session, or None after logging why there is none."""
     import wandb
 
     try:
         with _few_of_slurm():
             return wandb.init(mode=mode, **arguments)
-    except Exception as error:  # the tracker's own failures are many, and none may stop a run
+    except Exception as error:  # W&B fails in many ways, and none may stop a run
         logger.warning("W&B: could not start %s: %s", mode, str(error).splitlines()[0] if str(error) else error)
         return None
 
 
 def _staging_of(run: RunDirectory) -> str:
-    """In the run's folder: a compute node's home may be its own, and another machine is to upload."""
+    """The staging folder, in the run's: a compute node's home may be local, and another machine may upload."""
     return str(run.path.resolve() / "wandb")
 
 
@@ -166,7 +164,7 @@ def _unset_staging(run: RunDirectory) -> None:
 
 @contextmanager
 def _few_of_slurm() -> Iterator[None]:
-    """Hides all but `SHOWN_OF_SLURM` of SLURM's variables from what is started in this block."""
+    """Hides Slurm's variables except `SHOWN_OF_SLURM` from processes that are started in this block."""
     names = [name for name in os.environ if name.startswith("SLURM_") and name not in SHOWN_OF_SLURM]
     hidden = {name: os.environ.pop(name) for name in names}
     try:
@@ -184,7 +182,7 @@ def is_disabled() -> bool:
 
 
 def shows_code() -> bool:
-    """True unless the environment keeps the code's state from W&B."""
+    """True unless environment variables forbid sending the state of the code to W&B."""
     return not (_is_set("WANDB_DISABLE_GIT") or _is_set("WANDB_DISABLE_CODE"))
 
 
@@ -219,7 +217,7 @@ class WandbMirror:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, RunTakenOverError):  # the W&B run is the other process's now
+        if error is None or isinstance(error, RunTakenOverError):  # the other process continues the W&B run
             return
         is_stopped = isinstance(error, Preempted | KeyboardInterrupt)
         if is_stopped:
@@ -228,7 +226,7 @@ class WandbMirror:
         self.close(EXIT_CODE if is_stopped else 1)
 
     def describe(self) -> None:
-        """Says what the records are plotted against, which code runs on which data, and from which run it starts."""
+        """Sends the x-axis of the metrics, the parent run, the diff of the code, and the data."""
         with self._guarded("the axis of the metrics"):
             self._session.define_metric("train/global_step")
             self._session.define_metric("*", step_metric="train/global_step", step_sync=True)
@@ -240,7 +238,7 @@ class WandbMirror:
         if self._config.logger.log_artifacts is not LogArtifacts.none:
             with self._guarded("the data"):
                 artifact = build_data(self._config, self._run.read_provenance().get("data", {}))
-                # As an input of the run. The public way, use_artifact, waits for the server and refuses offline runs.
+                # Logs the data as an input. The public use_artifact waits for the server and refuses offline runs.
                 self._session._log_artifact(artifact, use_after_commit=True)
 
     @phases.of("wandb")
@@ -280,7 +278,7 @@ class WandbMirror:
 
     @phases.of("wandb")
     def close(self, exit_code: int) -> None:
-        """Ends the session with the exit code that W&B shows. What is not uploaded in time stays on disk."""
+        """Ends the session with the exit code that W&B shows. Records that are not uploaded in time stay on disk."""
         problems: list[Exception] = []
 
         def end() -> None:
@@ -296,12 +294,12 @@ class WandbMirror:
             logger.warning("W&B: not all was uploaded in time; prefopt sync %s goes on", self._run.path)
         elif problems:
             logger.warning("W&B: the session could not be ended (%s).", problems[0])
-        _end_service(exit_code)  # it writes the last records after finish has returned
+        _end_service(exit_code)  # the service writes the last records after finish has returned
         _unset_staging(self._run)
 
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
-        """Lets no failure out, and says the first one."""
+        """Suppresses every error in the block; the first one of the session is logged as a warning."""
         try:
             yield
         except Exception as error:  # see _open
@@ -311,11 +309,11 @@ class WandbMirror:
 
 
 def _end_service(exit_code: int = 0) -> None:
-    """Ends the process that W&B's client works in; one that hangs is killed."""
+    """Ends W&B's service process; kills it if it hangs."""
     import wandb
 
     def end() -> None:
-        with suppress(Exception, SystemExit):  # it leaves Python if the service has failed
+        with suppress(Exception, SystemExit):  # teardown raises SystemExit if the service has failed
             wandb.teardown(exit_code)
 
     if not _ends_within(SERVICE_TIMEOUT_S, end):
@@ -323,7 +321,7 @@ def _end_service(exit_code: int = 0) -> None:
 
 
 def _ends_within(seconds: float, work: Callable[[], None]) -> bool:
-    """True if `work` came to its end in time; otherwise it goes on aside and holds nothing up."""
+    """Runs `work` in a thread; True if it ends in time, otherwise it goes on in the background."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(seconds)

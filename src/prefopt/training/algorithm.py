@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.config.algorithms import AlgorithmConfig
+from prefopt.config.schema import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -13,12 +14,15 @@ class Algorithm:
 
     Attributes:
         schema: Its settings, with all that is known of it before torch is loaded.
+        trainer: A `DurableTrainer` before TRL's trainer.
         trl_config: TRL's class of training arguments.
         trl_fields: From the configuration to those fields of `trl_config` that only this algorithm has.
-        build: Loads the models and returns the trainer.
+        parts: From the configuration and the tokenizer to what its trainer takes beside what all take: a reference
+            model, a collator.
     """
 
     schema: type[AlgorithmConfig]
+    trainer: type[Any]
     trl_config: type[Any]
-    trl_fields: Callable[..., dict[str, Any]]
-    build: Callable[..., Any]
+    trl_fields: Callable[[TrainConfig], dict[str, Any]]
+    parts: Callable[[TrainConfig, Any], dict[str, Any]]

@@ -11,12 +11,12 @@ from transformers.training_args import OptimizerNames
 from prefopt.config.choices import Precision
 from prefopt.config.extra import named_as_installed
 from prefopt.config.schema import TrainConfig
+from prefopt.config.step_size import StepSize
 from prefopt.distributed.deepspeed import build_deepspeed
 from prefopt.process.errors import UserError, shorten
 from prefopt.process.ranks import is_launched
 from prefopt.runs.directory import RunDirectory
 from prefopt.training.algorithm import Algorithm
-from prefopt.training.batches import StepSize
 from prefopt.training.extra import check_values
 
 

@@ -4,8 +4,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,26 @@ from torch.utils.data import DataLoader
 from transformers import set_seed
 
 from prefopt.config.load import fingerprint
-from prefopt.config.schema import TrainConfig
 from prefopt.data.steps import COUNTS, NO_ROW, ROWS, NumberedRows, NumberingCollator, TokenCounts
 from prefopt.distributed.checkpoint import CheckpointFacts
+from prefopt.distributed.deepspeed import choose_optimizer
 from prefopt.distributed.group import agree, during, gather, on_main, raise_on_all
-from prefopt.distributed.preemption import Preempted, StopRequest
+from prefopt.distributed.preemption import Preempted
 from prefopt.distributed.saving import CheckpointSaver
 from prefopt.evaluation.metrics import logged_metric
-from prefopt.models.kernels import FusedLayers
+from prefopt.models.kernels import FusedLayers, fuse_layers
 from prefopt.process import phases
 from prefopt.process.errors import UserError
 from prefopt.process.ranks import is_main, rank, world_size
-from prefopt.runs.directory import RunDirectory, RunTakenOverError
-from prefopt.tracking.metrics import MetricsLog
-from prefopt.training.batches import Batches, count_examples
+from prefopt.runs.directory import RunTakenOverError
+from prefopt.training.batches import Batches, count_examples, plan_batches
+from prefopt.training.context import RunContext
 from prefopt.training.deferred import Number, deferred_reads
 from prefopt.training.fit import Fit
 from prefopt.training.guards import StepGuard
+from prefopt.training.held_out import StopEvaluation
 from prefopt.training.records import RunRecords
+from prefopt.training.rehearsal import rehearse
 from prefopt.training.window import MetricsWindow, OnThisRank
 
 logger = logging.getLogger(__name__)
@@ -43,32 +44,14 @@ class NothingLeftError(Exception):
     """No step was left to train, only the evaluation after the last one."""
 
 
-class StopEvaluation(Exception):
-    """All ranks have agreed to stop in the midst of an evaluation."""
-
-
-@dataclass
-class EvaluationBatch:
-    """One batch of the held-out examples on this rank.
-
-    Attributes:
-        index: Its place among all batches, whatever the number of ranks.
-        inputs: Tensors on the device.
-        counts: False for a batch that this rank only computes because all ranks must take part in a forward.
-    """
-
-    index: int
-    inputs: dict[str, Any]
-    counts: bool
-
-
 class DurableTrainer:
-    """Stands before one of TRL's trainers in a class's bases.
+    """Mixin: put it before one of TRL's trainers in the bases. A trainer is whole when it is built.
 
     Every row is seen exactly once an epoch, log lines and held-out metrics are exact means whatever the number of
     ranks, and a run that goes on from a checkpoint goes on as if nothing had happened.
 
     Attributes:
+        run: What the run gives.
         fit: What is computed at once.
         layers: The fused layers of the model, if it has some.
         batches: The batches of an epoch over all ranks.
@@ -87,8 +70,10 @@ class DurableTrainer:
 
     trl_loss_function: Callable[..., Any]
     fit: Fit
-    layers: FusedLayers | None = None
+    layers: FusedLayers | None
     batches: Batches
+    train_dataset: Any
+    data_collator: Any
     model: Any
     model_wrapped: Any
     args: Any
@@ -100,26 +85,50 @@ class DurableTrainer:
     counts: TokenCounts
     optimizer_cls_and_kwargs: tuple[type[Any], dict[str, Any]] | None
 
-    def attach(self, config: TrainConfig, run: RunDirectory, stop: StopRequest, log: MetricsLog | None = None) -> None:
-        """Takes what is known only when a run is about to train; the log is rank 0's."""
-        self._config, self._run, self._stop = config, run, stop
-        self.records = RunRecords(run, log)
-        self._config_fingerprint = fingerprint(config)
-        self.window = MetricsWindow()
-        self.saver = CheckpointSaver(run.checkpoints, config.trainer.keep_checkpoints)
-        self.best: tuple[float, int] | None = None
-        self.evaluation_due = False
-        self.stop_reason: str | None = None
-        self.has_other_ranks = False
-        self.to_remove: Path | None = None
-        self.num_tokens = 0
-        self.time_before_s = self.training_before_s = 0.0
-        self._started, self._trained_s = time.monotonic(), phases.trained()
-        self._step_started = time.monotonic()
-        self._guard = StepGuard(self.train_dataset["source"])  # type: ignore[attr-defined]
+    def __init__(self, *args: Any, run: RunContext, **for_trl: Any) -> None:
+        """Builds TRL's trainer from `args` and `for_trl`, and then all that this class adds.
 
-    def take_up(self, facts: CheckpointFacts) -> None:
-        """Takes from a checkpoint what transformers does not keep."""
+        Raises:
+            UserError: What the settings ask for cannot be had with this model, these data or on this device.
+        """
+        config = run.config
+        self.run = run
+        self.records = RunRecords(run.directory)
+        self.saver = CheckpointSaver(run.directory.checkpoints, config.trainer.keep_checkpoints)
+        self.window = MetricsWindow()
+        self.best: tuple[float, int] | None = None
+        self.evaluation_due = self.has_other_ranks = False
+        self.stop_reason: str | None = None
+        self.to_remove: Path | None = None
+        self.num_tokens, self.time_before_s, self.training_before_s = 0, 0.0, 0.0
+        self._start_clock()
+        super().__init__(*args, **for_trl)
+        self._guard = StepGuard(self.train_dataset["source"])
+        self.layers = fuse_layers(self.model, config, self.args.device)
+        self.equip()
+        self.fit = Fit.of(self, config, run.kept_fit)
+        self.batches = plan_batches(self, config)
+        self.optimizer_cls_and_kwargs = choose_optimizer(config.deepspeed, config.optim)
+        rehearse(self, config)
+
+    def equip(self) -> None:
+        """Adds what the algorithm needs beside the model; called once the model is on its device."""
+
+    def prepare(self) -> None:
+        """Computes what must be known before the first step, while the policy is what it was when it was loaded."""
+
+    def _start_clock(self) -> None:
+        self._started = self._step_started = time.monotonic()
+        self._trained_s = phases.trained()
+
+    def take_up(self, facts: CheckpointFacts, to_remove: Path | None) -> None:
+        """Takes from a checkpoint what transformers does not keep.
+
+        Args:
+            facts: Of the checkpoint.
+            to_remove: A folder that is of no use once training has begun.
+        """
+        self.to_remove = to_remove
         self.window.load(facts.windows, rank=rank(), num_ranks=world_size())
         self.best, self.evaluation_due, self.time_before_s = facts.best, facts.evaluation_due, facts.time_s
         self.training_before_s = facts.time_s if facts.training_s is None else facts.training_s
@@ -144,9 +153,9 @@ class DurableTrainer:
         """This rank's share of the planned batches."""
         args = self.args
         loader: Any = DataLoader(
-            NumberedRows(self.train_dataset),  # type: ignore[attr-defined, arg-type]
+            NumberedRows(self.train_dataset),  # type: ignore[arg-type]
             batch_sampler=self.batches,
-            collate_fn=NumberingCollator(self.data_collator),  # type: ignore[attr-defined]
+            collate_fn=NumberingCollator(self.data_collator),
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
@@ -156,7 +165,7 @@ class DurableTrainer:
 
     def try_rows(self, rows: list[int]) -> None:
         """One forward and backward of some training examples, for the memory that they take; leaves gradients."""
-        batch = self.data_collator(self.train_dataset.__getitems__(rows))  # type: ignore[attr-defined]
+        batch = self.data_collator(self.train_dataset.__getitems__(rows))
         inputs = self._prepare_inputs(batch)
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
             loss: torch.Tensor = self.compute_trial_loss(inputs)  # type: ignore[attr-defined]
@@ -188,10 +197,9 @@ class DurableTrainer:
 
     def begin(self) -> None:
         """Starts the clock, makes sure that DeepSpeed is there if it was asked for, and makes up for an evaluation."""
-        self._started = self._step_started = time.monotonic()
-        self._trained_s = phases.trained()
+        self._start_clock()
         self.state.compute_steps(self.args, self.state.max_steps)  # a checkpoint brings the cadences of its attempt
-        stage = self._config.deepspeed.stage
+        stage = self.run.config.deepspeed.stage
         found = self.model_wrapped.zero_optimization_stage() if self.is_deepspeed_enabled else None
         if found != stage:
             raise UserError(
@@ -221,35 +229,36 @@ class DurableTrainer:
             UserError: The run's folder is gone.
         """
         step = self.state.global_step
-        now = time.monotonic()
-        self._stop.note_duration("step", now - self._step_started)
+        self.run.stop.note_duration("step", time.monotonic() - self._step_started)
         with during(f"the end of step {step}"):
             is_asked, is_bad, is_lost, is_gone = agree(
-                self._stop.requested is not None or self.records.trouble is not None,
+                self.run.stop.requested is not None or self.records.trouble is not None,
                 self._guard.has_bad_loss(),
-                self._run.find_intruder() is not None,
+                self.run.directory.find_intruder() is not None,
                 self.records.is_gone(),
             )
         if is_lost:
-            raise RunTakenOverError(f"{self._run.path}: taken over by another process, so this one must not write")
+            path = self.run.directory.path
+            raise RunTakenOverError(f"{path}: taken over by another process, so this one must not write")
         if is_gone:
             raise_on_all(self.records.refusal())
         if is_bad:
             raise self._guard.diverged(step)
-        if self._config.trainer.log_rows:
+        if self.run.config.trainer.log_rows:
             self._write_rows(step)
         self._guard.end_step()
         self._step_started = time.monotonic()
         if step >= self.state.max_steps:
             control.should_log = True  # the report counts steps, examples and seconds by the last line
         if is_asked and step < self.state.max_steps:
-            self._note_stop()
+            self.note_stop()
             self.evaluation_due = bool(control.should_evaluate)
             control.should_evaluate = False
             control.should_save = control.should_training_stop = True
 
-    def _note_stop(self) -> str:
-        own = self.records.why_stopped() or self._stop.requested
+    def note_stop(self) -> str:
+        """Takes and returns the reason why some rank was asked to stop. All ranks call it."""
+        own = self.records.why_stopped() or self.run.stop.requested
         reason = next(reason for reason in gather(own) if reason is not None)
         logger.warning("stopping on request (%s)", reason)
         self.stop_reason = reason
@@ -299,27 +308,6 @@ class DurableTrainer:
         moved: dict[str, Any] = send_to_device(inputs, self.args.device, non_blocking=True)
         return moved
 
-    def iterate_held_out(self) -> Iterator[EvaluationBatch]:
-        """This rank's share of the held-out batches; all ranks make the same number of rounds.
-
-        Raises:
-            StopEvaluation: On all ranks, when one of them was asked to stop.
-        """
-        data, size = self.eval_dataset, self.args.per_device_eval_batch_size  # type: ignore[attr-defined]
-        num_batches = -(-len(data) // size)
-        for start in range(0, num_batches, world_size()):
-            with during(f"the evaluation after step {self.state.global_step}"):
-                (is_asked,) = agree(self._stop.requested is not None)
-            if is_asked:
-                self._note_stop()
-                raise StopEvaluation
-            index = start + rank()
-            counts = index < num_batches
-            place = index if counts else 0
-            rows = range(place * size, min(len(data), (place + 1) * size))
-            batch = self.data_collator(data.__getitems__(list(rows)))  # type: ignore[attr-defined]
-            yield EvaluationBatch(index, self._prepare_inputs(batch), counts)
-
     @phases.of("held_out_evaluation")
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -348,13 +336,13 @@ class DurableTrainer:
         return prefixed
 
     def _note_best(self, metrics: dict[str, float]) -> None:
-        name = self._config.trainer.keep_best
+        name = self.run.config.trainer.keep_best
         if name is None:
             return
         value = metrics[name]
         if not math.isfinite(value):
             return
-        badness = logged_metric(name, self._config.algorithm.name).badness
+        badness = logged_metric(name, self.run.config.algorithm.name).badness
         if self.best is None or badness(value) < badness(self.best[0]):
             self.best = value, self.state.global_step
             self.control.should_save = True
@@ -369,17 +357,17 @@ class DurableTrainer:
         self.records.write_waiting()
         if self.saver.save(self, self._describe) and is_main():
             self.records.note_saved(self.state.global_step)
-        self._stop.note_duration("save", time.monotonic() - begun)
+        self.run.stop.note_duration("save", time.monotonic() - begun)
         self._step_started = time.monotonic()
 
     def _describe(self) -> CheckpointFacts:
         return CheckpointFacts(
             step=self.state.global_step,
             num_ranks=world_size(),
-            zero_stage=self._config.deepspeed.stage,
-            batch_size=self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * world_size(),
-            config=self._config_fingerprint,
-            wandb_id=self._run.read_wandb_id() if is_main() else None,
+            zero_stage=self.run.config.deepspeed.stage,
+            batch_size=self.run.size.total,
+            config=fingerprint(self.run.config),
+            wandb_id=self.run.directory.read_wandb_id() if is_main() else None,
             windows=gather(self.window.state()),
             time_s=self.seconds,
             training_s=self.training_seconds,
@@ -404,7 +392,7 @@ class DurableTrainer:
         if (Path(checkpoint) / name).is_file() and not self.has_other_ranks:
             super()._load_rng_state(checkpoint)  # type: ignore[misc]
             return
-        set_seed((self._config.run.seed + self.state.global_step * world_size() + rank()) % 2**32)
+        set_seed((self.run.config.run.seed + self.state.global_step * world_size() + rank()) % 2**32)
         logger.info("resume: the number of ranks has changed, so dropout draws afresh; the order of rows goes on")
 
     def create_model_card(self, *_: Any, **__: Any) -> None:

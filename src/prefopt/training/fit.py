@@ -85,12 +85,18 @@ class Fit:
         return f"{budget}{'with' if self.checkpointing else 'without'} gradient checkpointing"
 
 
-def without_trial(config: TrainConfig) -> TrainConfig:
-    """The settings of a pass over the data that trains nothing, and so has nothing to try."""
-    checkpointing = config.trainer.gradient_checkpointing is True
-    return replace(
-        config, trainer=replace(config.trainer, tokens_per_device=None, gradient_checkpointing=checkpointing)
-    )
+def without_trial(config: TrainConfig, *, is_held_out: bool) -> TrainConfig:
+    """The settings of a pass over the data that trains nothing, and so has nothing to try.
+
+    Args:
+        config: Of the runs for which the pass is made.
+        is_held_out: There are held-out examples; the pass goes over them as well, since every report measures them.
+    """
+    trainer = config.trainer
+    every = trainer.eval_every or (1 if is_held_out else None)
+    checkpointing = trainer.gradient_checkpointing is True
+    passing = replace(trainer, tokens_per_device=None, gradient_checkpointing=checkpointing, eval_every=every)
+    return replace(config, trainer=passing)
 
 
 def is_tried(config: TrainConfig) -> bool:

@@ -11,9 +11,10 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerCallback
 
+from prefopt.config.step_size import StepSize
 from prefopt.distributed import group
 from prefopt.distributed.group import during, on_main
-from prefopt.process.ranks import is_main, world_size
+from prefopt.process.ranks import is_main
 from prefopt.runs.directory import RunDirectory, State
 from prefopt.sweeps.definition import TRIAL, Search
 from prefopt.sweeps.folder import SweepFolder
@@ -35,17 +36,17 @@ class PrunedError(Exception):
         self.step = step
 
 
-def build_pruning(run: RunDirectory) -> "list[PruningCallback]":
+def build_pruning(run: RunDirectory, size: StepSize) -> "list[PruningCallback]":
     """The callback of a run that is a trial and may be pruned; none for other runs. All ranks call it."""
     path = run.slurm / TRIAL
-    return [PruningCallback(run)] if on_main(path.is_file) else []
+    return [PruningCallback(run, size)] if on_main(path.is_file) else []
 
 
 class PruningCallback(TrainerCallback):  # type: ignore[misc]
     """Tells every held-out evaluation to the search; rank 0 does, and all ranks hear the answer."""
 
-    def __init__(self, run: RunDirectory) -> None:
-        self._run = run
+    def __init__(self, run: RunDirectory, size: StepSize) -> None:
+        self._run, self._size = run, size
         self._is_over = False
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
@@ -54,10 +55,9 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         Raises:
             PrunedError: On all ranks.
         """
-        batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
         step = state.global_step
         with during("the report to the search", may_take_long=True):
-            why = on_main(lambda: self._report(metrics, step * batch_size))
+            why = on_main(lambda: self._report(metrics, step * self._size.total))
         if why is not None and step < state.max_steps:
             raise PrunedError(f"pruned at step {step} of {state.max_steps}: {why}", step)
 

@@ -5,15 +5,14 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from typing import Any
 
 from rich.console import Console
 from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from prefopt.config.schema import TrainConfig
+from prefopt.config.step_size import StepSize
 from prefopt.distributed import group
-from prefopt.distributed.deepspeed import choose_optimizer
 from prefopt.distributed.group import on_main
 from prefopt.distributed.preemption import Preempted, StopRequest
 from prefopt.evaluation.measure import release_memory
@@ -28,15 +27,13 @@ from prefopt.reports.publish import publish
 from prefopt.runs.code_state import CodeState
 from prefopt.runs.directory import RunDirectory, RunTakenOverError, State, trouble_of
 from prefopt.runs.provenance import collect, command_line
-from prefopt.tracking.metrics import MetricsLog
 from prefopt.tracking.wandb import start_wandb
 from prefopt.training.algorithm import Algorithm
-from prefopt.training.arguments import build_arguments
-from prefopt.training.batches import StepSize
+from prefopt.training.build import build_trainer
+from prefopt.training.context import RunContext
 from prefopt.training.fit import Fit, is_tried, without_trial
 from prefopt.training.guards import DivergedError
 from prefopt.training.pruning import PrunedError, end_pruned
-from prefopt.training.rehearsal import rehearse
 from prefopt.training.training import train
 
 logger = logging.getLogger(__name__)
@@ -66,7 +63,8 @@ def train_and_report(
     kept = None if is_fresh else on_main(run.read_step_size)
     size = StepSize.of(config, StepSize(**kept) if kept else None)
     kept_fit = None if is_fresh else on_main(run.read_fit)
-    trainer = build_trainer(algorithm, config, run, examples, size, Fit(**kept_fit) if kept_fit else None)
+    context = RunContext(config, run, stop, console, size, Fit(**kept_fit) if kept_fit else None)
+    trainer = build_trainer(algorithm, context, examples)
     found = {"fit": asdict(trainer.fit)} if is_tried(config) else {}
 
     def start() -> None:
@@ -82,9 +80,8 @@ def train_and_report(
         mirror = start_wandb(config, run) if is_main() else None
         if mirror is not None:
             after.push(mirror)  # it may take a while to end, and the status is to be on disk before
-        log = MetricsLog(run.metrics, mirror) if is_main() else None
         try:
-            train(trainer, config, run, log, stop, console)
+            train(trainer, mirror)
         except PrunedError as error:
             end_pruned(error, run, mirror, console)
             return
@@ -125,44 +122,20 @@ def compute_reference(
         Preempted: A stop was asked for; the same command goes on.
     """
     set_seed(config.run.seed)
-    trainer = build_trainer(algorithm, without_trial(config), run, examples, StepSize.of(config, None))
+    passing = without_trial(config, is_held_out=examples.tokenized.held_out is not None)
+    context = RunContext(passing, run, stop, console, StepSize.of(config, None))
+    trainer = build_trainer(algorithm, context, examples)
     data = {"sha256": examples.fingerprints(), **describe_sources(config, examples)}
     provenance = collect(config, data, describe_model(config.model), command_line("prefopt.prepare", argv))
     on_main(lambda: run.start(config, provenance))
     on_main(lambda: phases.keep(run))
     with recorded_end(run):
-        trainer.attach(config, run, stop)
-        trainer.eval_dataset = examples.tokenized.held_out  # for the report, be there no evaluation on the way
         with phases.of("reference"):
-            trainer.prepare(console)
+            trainer.prepare()
         if is_main():
             phases.save()
             run.set_state(State.done, message="")
             console.print("prepared: runs with this model and these data find their tokens and reference log-probs")
-
-
-@phases.of("set_up")
-def build_trainer(
-    algorithm: Algorithm,
-    config: TrainConfig,
-    run: RunDirectory,
-    examples: Examples,
-    size: StepSize,
-    fit: Fit | None = None,
-) -> Any:
-    """Loads the models and returns TRL's trainer; what TRL and PEFT refuse is the user's to mend."""
-    arguments = build_arguments(algorithm, config, run, size)
-    try:
-        trainer = algorithm.build(config, arguments, examples, fit)
-        trainer.optimizer_cls_and_kwargs = choose_optimizer(config.deepspeed, config.optim)
-        rehearse(trainer, config)
-        return trainer
-    except UserError:
-        run.discard_if_empty()
-        raise
-    except (ValueError, NotImplementedError) as error:
-        run.discard_if_empty()
-        raise UserError(f"these settings cannot be trained: {error}") from error
 
 
 @contextmanager

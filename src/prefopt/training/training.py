@@ -5,23 +5,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from transformers.trainer_callback import PrinterCallback
 
 from prefopt.config.schema import TrainConfig
 from prefopt.distributed import checkpoint as on_disk
 from prefopt.distributed.checkpoint import CheckpointFacts
 from prefopt.distributed.group import barrier, during, on_main, raise_on_all
-from prefopt.distributed.preemption import Preempted, StopRequest
+from prefopt.distributed.preemption import Preempted
 from prefopt.distributed.saving import Problems, find_newest, save_weights
 from prefopt.distributed.unpickling import data_only
 from prefopt.process import phases
 from prefopt.process.errors import UserError
 from prefopt.process.ranks import is_main, world_size
-from prefopt.runs.directory import RunDirectory, State
+from prefopt.runs.directory import RunDirectory
 from prefopt.runs.final_model import copy_model, has_sound_model, seal_model
 from prefopt.storage import sealed
-from prefopt.tracking.metrics import MetricsLog
+from prefopt.tracking.metrics import Mirror
 from prefopt.training.callbacks import ConsoleCallback, MetricsCallback, StepCallback
 from prefopt.training.durable import NothingLeftError
 from prefopt.training.pruning import build_pruning
@@ -29,16 +28,18 @@ from prefopt.training.pruning import build_pruning
 logger = logging.getLogger(__name__)
 
 
-def train(
-    trainer: Any, config: TrainConfig, run: RunDirectory, log: MetricsLog | None, stop: StopRequest, console: Console
-) -> None:
+def train(trainer: Any, mirror: Mirror | None) -> None:
     """Trains to the end, from the newest complete checkpoint where there is one, and writes `model/`.
+
+    Args:
+        trainer: As `build_trainer` returns it.
+        mirror: Is told every line of metrics.jsonl as well; on rank 0.
 
     Raises:
         Preempted: A stop was asked for; a checkpoint was written, and the same command goes on from it.
         PrunedError: The run is a trial of a search, and others did better.
     """
-    trainer.attach(config, run, stop, log)
+    config, run = trainer.run.config, trainer.run.directory
     if has_sound_model(run):
         logger.info("resume: training was complete; what is left is the report")
         return
@@ -52,12 +53,12 @@ def train(
         return
     start = None if checkpoint is None else take_up(trainer, checkpoint, run)
     tell_rows(trainer, config)
-    trainer.records.num = on_main(lambda: cut_records(run, facts))
+    trainer.records.begin(facts, mirror)
     with phases.of("reference"):
-        trainer.prepare(console)
-    show = ConsoleCallback(console)
+        trainer.prepare()
+    show = ConsoleCallback(trainer.run.console)
     trainer.remove_callback(PrinterCallback)
-    callbacks = (show, MetricsCallback(trainer, show), *build_pruning(run))
+    callbacks = (show, MetricsCallback(trainer, show), *build_pruning(run, trainer.run.size))
     for callback in (*callbacks, StepCallback(trainer)):  # the last one may evaluate
         trainer.add_callback(callback)
     try:
@@ -85,27 +86,6 @@ def tell_rows(trainer: Any, config: TrainConfig) -> None:
         )
 
 
-def cut_records(run: RunDirectory, facts: CheckpointFacts | None) -> int:
-    """Drops the records that will be written again, says how many of the others are gone, and counts all of them.
-
-    Rank 0 only. Those that are gone count, so that whoever reads metrics.jsonl later can know of them.
-    """
-    step, known = (0, 0) if facts is None else (facts.step, facts.num_records)
-    run.cut_records_after(step, evaluation_due=facts is not None and facts.evaluation_due)
-    run.set_state(State.running, step=step, records=known)
-    records = run.read_records()
-    lost = run.count_lost_records(records)
-    if lost:
-        logger.warning(
-            "resume: %s has lost %d of its %d lines up to step %d; the report and comparisons will say so",
-            run.metrics,
-            lost,
-            known,
-            step,
-        )
-    return len(records) if known is None else known
-
-
 def take_up(trainer: Any, checkpoint: Path, run: RunDirectory) -> Path:
     """Takes what transformers does not know from a checkpoint, and returns the folder that it is to load."""
     if getattr(trainer.args, "sync_ref_model", False):
@@ -114,11 +94,10 @@ def take_up(trainer: Any, checkpoint: Path, run: RunDirectory) -> Path:
             "moved reference. Start afresh with run.overwrite=true."
         )
     facts, _ = on_disk.read_manifest(checkpoint)
-    trainer.take_up(facts)
     logger.info("resume: from step %d (%s)", facts.step, checkpoint)
-    if facts.num_ranks == world_size():
-        return checkpoint
-    return _reshard(trainer, checkpoint, facts)
+    start = checkpoint if facts.num_ranks == world_size() else _reshard(trainer, checkpoint, facts)
+    trainer.take_up(facts, None if start == checkpoint else start)
+    return start
 
 
 def _reshard(trainer: Any, checkpoint: Path, facts: CheckpointFacts) -> Path:
@@ -131,7 +110,6 @@ def _reshard(trainer: Any, checkpoint: Path, facts: CheckpointFacts) -> Path:
     folder = checkpoint.with_name(f"{on_disk.RESHARDED_PREFIX}{facts.step}")
     on_main(lambda: make_universal(checkpoint, folder))
     load_universal(trainer)
-    trainer.to_remove = folder
     return folder
 
 

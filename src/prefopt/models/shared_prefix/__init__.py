@@ -1,4 +1,4 @@
-"""The forward that computes the prompt of a preference pair once."""
+"""The shared-prefix forward: it computes the prompt of a preference pair once instead of twice."""
 
 from prefopt.models.shared_prefix.choice import share_prompts
 from prefopt.models.shared_prefix.engine import LAYOUT, SharedPrefix, find_obstacle, verify

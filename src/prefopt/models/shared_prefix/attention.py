@@ -1,12 +1,12 @@
-"""Attention of a shared-prefix row: a token sees its own segment up to itself, and the prompt of its own pair.
+"""Attention of a shared-prefix row: a token attends to its own segment up to itself, and to the prompt of its pair.
 
-Two forms of that rule, and transformers' attention interface for both:
+There are two forms, both registered with transformers' attention interface:
 
-- split: three calls of scaled-dot-product attention per pair. Any device, any head size, softcapping.
-- varlen: one call of a variable-length kernel, whose causal mask is aligned to the last query and the last key. CUDA,
-  half precision.
+- split: three calls of scaled-dot-product attention per pair. It runs on any device, with any head size and softcap.
+- varlen: one call of a variable-length kernel, whose causal mask is aligned to the last query and the last key. It
+  needs CUDA and half precision.
 
-No form builds a mask over the whole row.
+Neither form builds a mask over the whole row.
 """
 
 import sys
@@ -27,22 +27,22 @@ from prefopt.models.shared_prefix.layout import PairLayout, VarlenIndices
 Kernel = Callable[..., torch.Tensor]
 PREFIX = "prefopt_"
 INDEX_DRIVEN = ("s_aux", "position_bias", "alibi")
-"""Arguments of attention that depend on a token's place in the row, or add keys: the row is not a sequence."""
+"""Arguments of attention that are refused: they add keys, or depend on a token's index, which is not its position."""
 HAS_KERNEL = {"cuda"}
-"""Kinds of devices with a variable-length kernel."""
+"""Types of devices with a variable-length kernel."""
 NO_MASK = (1, 1, 1, 1)
-"""Shape of the mask that a packed call carries. Its four dimensions say that it is finished: none is built."""
+"""Shape of the dummy mask of a packed call: given a 4-dimensional mask, transformers builds none itself."""
 
 
 class UnsupportedAttentionError(ValueError):
-    """An attention layer asks for what the shared-prefix forms do not compute."""
+    """An attention layer needs a feature that the shared-prefix forms do not have."""
 
 
 def register(base: str, form: str) -> str:
-    """Makes an attention implementation known to transformers that acts as `base` where no layout is given.
+    """Registers a shared-prefix attention with transformers; in a call without a layout it computes as `base`.
 
     Args:
-        base: The implementation to stand in for: sdpa, eager, ...
+        base: The implementation that it replaces: sdpa, eager, ...
         form: `split` or `varlen`.
 
     Returns:
@@ -84,17 +84,17 @@ def split_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """Three calls per pair: the prompt with itself, each completion with `[prompt; completion]`.
+    """Computes attention in three calls per pair: prompt on prompt, and each completion on `[prompt; completion]`.
 
     Args:
         query: Shape (1, heads, T, head size).
         key: Shape (1, key heads, T, head size); heads is a multiple of key heads.
-        value: As key.
-        layout: Where the segments lie.
+        value: Shape as key.
+        layout: Positions of the segments in the row.
         scaling: Factor of the scores; default 1 / sqrt(head size).
         dropout: Share of attention weights that are dropped.
-        window: A token sees this many last positions, itself included; None: all.
-        softcap: Scores are squashed to ±softcap (Gemma 2).
+        window: Number of last positions that a token attends to, itself included; None: all.
+        softcap: Scores become softcap * tanh(score / softcap) (Gemma 2); None: unchanged.
 
     Returns:
         Shape (1, heads, T, head size).
@@ -138,11 +138,13 @@ def varlen_attention(
     softcap: float | None = None,
     kernel: Kernel | None = None,
 ) -> torch.Tensor:
-    """One kernel call for the whole row. Shapes and arguments as in `split_attention`.
+    """Computes attention in one kernel call for the whole row. Shapes and other arguments as in `split_attention`.
+
+    It falls back to `split_attention` with softcap, with dropout, or if values have another head size than queries.
 
     Args:
-        kernel: Takes `(query, key, value, indices, scaling, window)` with tensors of shape (tokens, heads, head size);
-            default: torch's.
+        kernel: A function of (query, key, value, indices, scaling, window), with tensors of shape (tokens, heads,
+            head size); default: torch's kernel.
     """
     if softcap is not None or dropout or query.shape[-1] != value.shape[-1]:
         return split_attention(
@@ -160,15 +162,15 @@ def varlen_attention(
 
 
 def choose_form(device: torch.device, dtype: torch.dtype, head_size: int, heads: tuple[int, int]) -> tuple[str, str]:
-    """Returns the attention form for this hardware, and why.
+    """Returns the attention form for this hardware, and the reason for it.
 
-    The variable-length kernel is compared with the split form on random tensors before it is trusted.
+    `varlen` is chosen only if its values and gradients agree with `split` on random tensors.
 
     Args:
-        device: Where the model computes.
-        dtype: What attention computes in (under autocast, autocast's type).
-        head_size: Of query, key and value.
-        heads: Number of query heads and of key heads.
+        device: Device on which the model computes.
+        dtype: Type in which attention computes (under autocast, autocast's type).
+        head_size: Head size of query, key and value.
+        heads: Numbers of query heads and of key heads.
     """
     if device.type not in HAS_KERNEL:
         return "split", f"{device.type} has no variable-length kernel"
@@ -200,7 +202,7 @@ def _torch_varlen(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """Calls torch's kernel as the installed version wants it (torch 2.11 to 2.13 differ in the keywords)."""
+    """Calls torch's kernel with the keywords of the installed version (torch 2.11 to 2.13 differ in them)."""
     from torch.nn.attention.varlen import varlen_attn
 
     lengths = (indices.cu_seqlens_q, indices.cu_seqlens_k, indices.max_q, indices.max_k)
@@ -215,12 +217,15 @@ def _torch_varlen(
 
 @cache
 def _must_be_told(kernel: Kernel) -> bool:
-    """True if a kernel wants to be told that several query heads share a key head."""
+    """Returns whether a kernel has the argument `enable_gqa`, which it needs if query heads share key heads."""
     return "enable_gqa" in signature(kernel).parameters
 
 
 def _bottom_right(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """What the last `queries` of `keys` positions may see, or None where that is plain causal or everything."""
+    """Returns the mask, shape (queries, keys), of the last `queries` of `keys` positions.
+
+    It is None if all keys may be attended to, or if the mask is plainly causal.
+    """
     fits = window is None or keys <= window
     if fits and (queries == keys or queries == 1):
         return None

@@ -1,4 +1,4 @@
-"""Whether a model's prompts are shared: what the configuration asks for, what the model allows, and a test of it."""
+"""Decides whether a model's prompts are shared, by the configuration, the model, and a trial of the shared forward."""
 
 import logging
 from typing import Any
@@ -16,28 +16,31 @@ from prefopt.process.errors import UserError
 logger = logging.getLogger(__name__)
 
 FORMS = (None, "split")
-"""Attention forms in the order of trial: what the device suggests, then what always works."""
+"""Attention forms in the order of trial: None, the form that suits the device, then the form that always works."""
 
 PROBE = [(37, 21, 13), (5, 9, 17)]
-"""Lengths of the pairs that a model is tried on."""
+"""Lengths (prompt, chosen, rejected) of the pairs on which a model is tried."""
 LIMIT = {Precision.fp32: 3e-5, Precision.bf16: 0.02}
-"""Mean difference of log-probs, relative to their mean size, above which the shared forward is not trusted."""
+"""Largest accepted mean difference of log-probs from TRL's forward, relative to their mean absolute value."""
 
 
 def share_prompts(
     model: Any, config: TrainConfig, device: torch.device, *, level: int = logging.INFO, is_strict: bool = True
 ) -> SharedPrefix | None:
-    """Installs the shared-prefix forward if the configuration and the model allow it, and says so in the log.
+    """Installs the shared-prefix forward if the configuration and the model allow it, and logs the result.
 
     Args:
         model: A causal language model or a PeftModel, with TRL's fused head.
-        config: `engine.name` decides; `trainer.precision` is what it computes in.
-        device: Where it will compute.
-        level: Of the log line; a fallback is a warning unless this is below INFO.
-        is_strict: Refuse where `engine=shared_prefix` cannot be had, instead of going on with TRL's forward.
+        config: Read are `engine.name`, `trainer.precision` and `trainer.extra`.
+        device: Device on which the model will compute.
+        level: Level of the log line; a fallback is a warning, unless this is below INFO.
+        is_strict: If `engine=shared_prefix` is impossible, raise an error instead of using TRL's forward.
+
+    Returns:
+        The installed forward; None if the model keeps TRL's.
 
     Raises:
-        UserError: `engine=shared_prefix` and the model does not allow it.
+        UserError: `engine=shared_prefix` is impossible and `is_strict`.
     """
     if config.engine.name is EngineName.trl:
         logger.log(level, "engine: trl")
@@ -58,7 +61,7 @@ def share_prompts(
 
 
 def _install_on_flash(model: Any, precision: Precision, device: torch.device, level: int) -> SharedPrefix | None:
-    """Installs the variable-length form on FlashAttention 3 or 4, where one of them is installed and agrees."""
+    """Installs the `varlen` form on FlashAttention 3 or 4, if one is installed and passes its trial; else None."""
     for name in flash.installed(device):
         engine = None
         try:
@@ -85,7 +88,7 @@ def _install_on_flash(model: Any, precision: Precision, device: torch.device, le
 def _install(
     model: Any, precision: Precision, device: torch.device, form: str | None
 ) -> tuple[SharedPrefix | None, str | None]:
-    """Installs one form and tries it; returns why not, where that fails. `None`: the form that the device suggests."""
+    """Installs and tries an attention form (None: the device's); returns (engine, None), or (None, reason)."""
     engine = SharedPrefix(model, device, torch.bfloat16 if precision is Precision.bf16 else None, form)
     if _is_partitioned(model) or model.device.type != device.type:
         engine.reason += "; not tried beforehand, since DeepSpeed places the weights when training begins"
@@ -111,7 +114,7 @@ def _install(
 
 
 def _probe(model: Any) -> dict[str, Any]:
-    """Random pairs as TRL passes them to the model."""
+    """Returns random pairs with the lengths of `PROBE`, in the form in which TRL passes a batch to the model."""
     width = max(prompt + max(chosen, rejected) for prompt, chosen, rejected in PROBE)
     layout = PairLayout.build(PROBE, width)
     generator = torch.Generator().manual_seed(0)

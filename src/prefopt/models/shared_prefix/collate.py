@@ -1,4 +1,4 @@
-"""From tokenised pairs to the padded batch that TRL's DPO trainer expects."""
+"""Collator from tokenised pairs to the padded batch that TRL's DPO trainer expects."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,22 +12,21 @@ from prefopt.models.shared_prefix import LAYOUT, PairLayout
 from prefopt.models.shared_prefix.layout import SHARE_FROM
 
 REFERENCE_COLUMNS = ("ref_chosen_per_token", "ref_rejected_per_token")
-"""Reference log-probs of the completions' tokens, as a store gives them."""
+"""Columns of rows: reference log-probs of the completions' tokens, from a store."""
 REFERENCE = "ref_log_probs"
-"""The same in a batch: shape (2 pairs, width - 1), laid out as TRL's head returns log-probs, 0 elsewhere."""
+"""Key of a batch: reference log-probs, shape (2 pairs, width - 1), as TRL's head returns log-probs, 0 elsewhere."""
 
 
 @dataclass
 class PairCollator:
-    """Pads pairs on the right to `[chosen; rejected]`, with the tensors of TRL's DataCollatorForPreference.
+    """Pads pairs on the right to a batch `[chosen; rejected]` with the tensors of TRL's DataCollatorForPreference.
 
-    `completion_mask` leaves out what `CONTEXT_COLUMNS` name, where there are such columns: turns inside a completion
-    that are not trained.
+    If rows have `CONTEXT_COLUMNS`, `completion_mask` leaves out the turns inside a completion that are not trained.
 
     Attributes:
-        pad_token_id: Fills rows; it is masked.
-        with_layout: Add the `PairLayout` of the batch, for a model whose prompts are shared.
-        min_saving: Share of the padded tokens that a layout must save; else the batch goes without, as in TRL.
+        pad_token_id: Token that pads rows; it is masked.
+        with_layout: Whether to add the `PairLayout` of the batch, for a model whose prompts are shared.
+        min_saving: Least share of the padded tokens that a layout must save; otherwise the batch gets no layout.
     """
 
     pad_token_id: int
@@ -67,7 +66,7 @@ class PairCollator:
 
 
 def _leave_out_contexts(examples: Sequence[dict[str, Any]], batch: dict[str, Any]) -> None:
-    """Takes what is not trained out of a batch's completion mask, and its reference log-probs."""
+    """Sets completion mask and reference log-probs of a batch to 0 at tokens that are not trained."""
     for index, row in enumerate(examples):
         first = len(row["prompt_ids"])
         for lane, name in zip((index, index + len(examples)), CONTEXT_COLUMNS, strict=True):

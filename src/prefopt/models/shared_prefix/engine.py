@@ -1,11 +1,10 @@
-"""Computes every prompt of a pair batch once, below TRL's trainers.
+"""Computes every prompt of a pair batch once, by hooks on the model that TRL's trainers call.
 
-TRL calls the model on a padded batch `[chosen; rejected]` with `labels` and `fused_lm_head=True`. Three forward hooks,
-each a public feature of torch modules, turn that call into one over the packed row and its result back into the padded
-layout: before the model (pack), after the backbone (keep the predicting positions), after the model (spread the
-per-token results). TRL's head, losses and metrics, PEFT, autocast, DDP and DeepSpeed are above or between, unchanged;
-but for that the head scores all positions that reach it without asking which are labelled. A call without
-`pair_layout` passes untouched.
+TRL calls the model on a padded batch `[chosen; rejected]` with `labels` and `fused_lm_head=True`. Three forward hooks
+of torch modules turn this call into one over the packed row, and its result back into the padded form: before the
+model (pack the batch), after the backbone (keep the predicting positions), after the model (spread the per-token
+results). TRL's head, losses and metrics, PEFT, autocast, DDP and DeepSpeed are used unchanged, with one exception: the
+head scores all positions that it gets, without a mask of labelled ones. A call without `pair_layout` is unaffected.
 """
 
 from typing import Any
@@ -19,16 +18,16 @@ from prefopt.models.shared_prefix.attention import NO_MASK, PREFIX, choose_form,
 from prefopt.models.shared_prefix.layout import PairLayout
 
 LAYOUT = "pair_layout"
-"""Key of a `PairLayout` among a batch's entries."""
+"""Key of a batch: its `PairLayout`."""
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 BASES = ("sdpa", "eager")
-"""Attention implementations that ours replaces in pair batches; others look at their own name."""
+"""Attention implementations that can be replaced; for others, transformers checks their name, which would change."""
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-"""Results of TRL's head that have one value per token, but for its mask: the batch tells where completions are."""
+"""Results of TRL's head with one value per token, except `label_mask`: the batch's own mask gives the completions."""
 
 
 def find_obstacle(model: Any) -> str | None:
-    """Says why the prompts of this model cannot be shared, or returns None.
+    """Returns why the prompts of this model cannot be shared; None if they can.
 
     Args:
         model: A causal language model, or a PeftModel around one.
@@ -67,11 +66,11 @@ def find_obstacle(model: Any) -> str | None:
 
 
 class SharedPrefix:
-    """The hooks on one model.
+    """The shared-prefix forward of one model: its hooks and its attention.
 
     Attributes:
-        form: How attention is computed, `split` or `varlen`.
-        reason: Why in this form.
+        form: Attention form, `split` or `varlen`.
+        reason: Why this form was chosen.
     """
 
     def __init__(
@@ -84,11 +83,11 @@ class SharedPrefix:
         """Installs the hooks and the attention.
 
         Args:
-            model: A causal language model without obstacle, or a PeftModel around one. It must have TRL's fused head
-                by the time it is called.
-            device: Where it will compute; default: where it is.
-            compute_dtype: What attention computes in; default: the type of the weights.
-            form: `split` or `varlen`; default: what suits device and type.
+            model: A causal language model, or a PeftModel around one, for which `find_obstacle` returns None. It must
+                have TRL's fused head when it is called.
+            device: Device on which the model will compute; default: its present device.
+            compute_dtype: Type in which attention computes; default: the type of the weights.
+            form: `split` or `varlen`; default: the form that suits device and type.
         """
         causal = _causal(model)
         config = causal.config
@@ -111,21 +110,21 @@ class SharedPrefix:
         return f"{self.form} attention ({self.reason})"
 
     def remove(self) -> None:
-        """Takes the hooks off and gives the model its own attention back."""
+        """Removes the hooks and restores the model's own attention."""
         for handle in self._handles:
             handle.remove()
         _causal(self._model).set_attn_implementation(self._base)
 
 
 def verify(model: Any, batch: dict[str, Any]) -> float:
-    """Compares the shared forward with the plain one on a batch that holds a layout.
+    """Compares the shared forward with the plain one on a batch that has a layout.
 
     Args:
-        model: The model with its hooks, however wrapped.
-        batch: What TRL passes to the model, `labels` and `pair_layout` among it.
+        model: The model with the hooks installed, wrapped (DDP, DeepSpeed) or not.
+        batch: The model's input as TRL passes it, with `labels` and `pair_layout`.
 
     Returns:
-        The mean absolute difference of a completion token's log-prob, relative to the mean absolute log-prob.
+        Mean absolute difference of the completion tokens' log-probs, divided by their mean absolute value.
     """
     plain = {key: value for key, value in batch.items() if key != LAYOUT}
     with torch.no_grad(), evaluating(model):
@@ -136,12 +135,16 @@ def verify(model: Any, batch: dict[str, Any]) -> float:
 
 
 def _select_no_positions(device: torch.device) -> bool:
-    """All positions that reach the head are labelled; to find that out by a mask, the host would wait for a GPU."""
+    """Stands in for `trl_utils._use_triton`, by which TRL's head decides whether to select the labelled positions.
+
+    It is False, since all positions that reach the head are labelled; the selection would make the host wait for the
+    GPU.
+    """
     return False
 
 
 def _end_packed_call(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-    if trl_utils._use_triton is _select_no_positions:  # of this call, or of one that a signal ended
+    if trl_utils._use_triton is _select_no_positions:  # set by this call, or by one that a signal ended
         trl_utils._use_triton = chunked_logprob._use_triton
 
 
@@ -159,7 +162,7 @@ def _pack(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str
             **kwargs,
             "input_ids": taken[:, : layout.num_tokens],
             "position_ids": layout.position_ids,
-            "attention_mask": taken[:, :1].view(NO_MASK),  # nobody reads it
+            "attention_mask": taken[:, :1].view(NO_MASK),  # its values are not read
             "labels": None,
             "shift_labels": taken[:, layout.num_tokens :],
         },
@@ -169,7 +172,7 @@ def _pack(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str
 def _keep_predictors(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
     layout: PairLayout | None = kwargs.get(LAYOUT)
     if layout is not None:
-        # Its backward adds up; that of advanced indexing sorts the indices first, on a GPU.
+        # The backward of `index_select` only adds up; that of advanced indexing first sorts the indices on a GPU.
         output.last_hidden_state = output.last_hidden_state.index_select(1, layout.predictors)
     return output
 
@@ -193,7 +196,7 @@ def _causal(model: Any) -> Any:
 
 
 def _largest_heads(config: Any) -> tuple[int, tuple[int, int]]:
-    """Head size and numbers of query and key heads; of the layer with the largest heads where layers differ."""
+    """Returns (head size, (query heads, key heads)); if layers differ, of the layer with the largest heads."""
     layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
     shapes = []
     for layer in layers:
@@ -208,5 +211,5 @@ def _backbone_is_module(causal: Any) -> bool:
 
 
 def _aux_loss_coefficient(config: Any) -> float:
-    """TRL adds the router loss for every model that can return router logits, unless its coefficient is 0."""
+    """Returns the coefficient of the router loss, which TRL adds for every model that can return router logits."""
     return float(getattr(config, "router_aux_loss_coef", 0.0)) if hasattr(config, "output_router_logits") else 0.0

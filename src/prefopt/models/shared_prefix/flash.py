@@ -1,4 +1,4 @@
-"""FlashAttention 3 and 4 in the place of the flash kernels that torch brings, where they are installed."""
+"""FlashAttention 3 and 4, if installed, as replacement of the flash kernels that torch contains."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +12,15 @@ from prefopt.models.shared_prefix.attention import split_attention, varlen_atten
 from prefopt.models.shared_prefix.layout import PairLayout
 
 MODULES = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute"}
-"""What torch imports when one of its registered implementations is activated (torch 2.13: `_fa3.py`, `_fa4.py`)."""
+"""Module that torch imports when an implementation is activated (torch 2.13: `_fa3.py`, `_fa4.py`)."""
 ORDER = {9: ("FA3", "FA4"), 10: ("FA4",)}
-"""Which are tried, by the major compute capability: FA3 was written for 9, FA4 for 10; torch admits FA4 on 9."""
+"""Implementations to try, by major compute capability: FA3 was written for 9, FA4 for 10; torch allows FA4 on 9."""
 LIMIT = 0.05
-"""Largest trusted difference in bf16, relative to the largest value, as in `choose_form`."""
+"""Largest accepted difference in bf16, relative to the largest value, as in `choose_form`."""
 
 
 def installed(device: torch.device) -> list[str]:
-    """The implementations to try on a device, the most promising first; torch has had the seam since 2.13."""
+    """Returns the implementations to try on a device, the preferred one first; none before torch 2.13."""
     if device.type != "cuda" or not hasattr(attention, "activate_flash_attention_impl"):
         return []
     registered = attention.list_flash_attention_impls()
@@ -29,12 +29,12 @@ def installed(device: torch.device) -> list[str]:
 
 
 def activate(name: str | None) -> None:
-    """Makes one of them, or torch's own for None, the flash kernels of this process.
+    """Activates an implementation of flash kernels for this process; None restores torch's own.
 
-    Both `varlen_attn` and scaled-dot-product attention run on them from here on, those of other models too.
+    From then on `varlen_attn` and scaled-dot-product attention of all models in the process use it.
 
     Raises:
-        ImportError, RuntimeError, ValueError, AttributeError, OSError: It is not what torch expects.
+        ImportError, RuntimeError, ValueError, AttributeError, OSError: The package is not as torch expects it.
     """
     if not hasattr(attention, "current_flash_attention_impl"):
         return
@@ -48,9 +48,10 @@ def activate(name: str | None) -> None:
 
 
 def differs_with_window(device: torch.device) -> str | None:
-    """Says how far sliding windows are off the split form, values and gradients; None where they agree.
+    """Returns by how much attention with a sliding window differs from the split form; None if they agree.
 
-    The trial of `choose_form` has no window, and that of a model is shorter than most windows.
+    It compares values and gradients. Other trials do not cover windows: that of `choose_form` has none, and that of a
+    model has sequences shorter than most windows.
     """
     layout = PairLayout.build([(19, 7, 12), (0, 6, 3), (5, 1, 29)], width=40).to(device)
     generator = torch.Generator(device).manual_seed(0)
@@ -67,7 +68,7 @@ def differs_with_window(device: torch.device) -> str | None:
 
 @contextmanager
 def independent() -> Iterator[None]:
-    """Keeps scaled-dot-product attention off the flash kernels, so that they are not compared with themselves."""
+    """Keeps scaled-dot-product attention from using flash kernels, so that they are not compared with themselves."""
     with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         yield
 
@@ -75,5 +76,5 @@ def independent() -> Iterator[None]:
 def _can_be_found(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ImportError:  # its package is not there
+    except ImportError:  # its parent package is not installed
         return False

@@ -1,8 +1,8 @@
-"""Where the tokens of a pair batch stand once every prompt is kept a single time and nothing is padded.
+"""Layout of the packed row: the tokens of a pair batch with every prompt stored once and without padding.
 
 A batch of B pairs becomes one row of T tokens, pair after pair, each as `[prompt | chosen | rejected]`. P, C and R are
-the lengths of a pair's three segments. A prompt too short to be worth sharing stands in front of each completion
-instead: its first segment is empty then.
+the lengths of a pair's three segments. A prompt that is too short to be worth sharing is part of both completion
+segments instead, and its prompt segment is empty.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,27 +15,27 @@ import torch
 from numpy.typing import NDArray
 
 SEGMENTS = 3
-"""prompt, chosen, rejected."""
+"""Number of segments of a pair: prompt, chosen, rejected."""
 
 SHARE_FROM = 32
-"""Tokens of a prompt from which on sharing it saves more than a further attention call costs."""
+"""Least length of a prompt, in tokens, at which sharing saves more time than the additional attention call costs."""
 
 Indices = NDArray[np.int64]
 
 
 class VarlenIndices(NamedTuple):
-    """What a variable-length attention kernel needs, which computes one causal sequence after the other.
+    """Indices for a variable-length attention kernel, which computes several causal sequences in one call.
 
-    Of a pair `[prompt | chosen | rejected]` the first two are a sequence as they stand, of P + C tokens. The other one
-    has the R tokens of rejected as queries, and P + R keys.
+    A pair `[prompt | chosen | rejected]` is two sequences. The first, prompt + chosen, has P + C queries and keys. The
+    second has the R tokens of rejected as queries, and P + R keys: the prompt and rejected.
 
     Attributes:
         cu_seqlens_q: Cumulative query lengths, int32, shape (2 B + 1,).
         cu_seqlens_k: Cumulative key lengths, int32, shape (2 B + 1,).
         max_q: Longest query sequence, in tokens.
         max_k: Longest key sequence, in tokens.
-        keys: For each key its place in the row, shape (Σ 2 P + C + R,); None where the row itself is the keys. A place
-            occurs at most twice, so the sum of its gradients is the same in either order.
+        keys: Index in the row of each key, shape (Σ 2 P + C + R,); None if the keys are the row itself. An index
+            occurs at most twice, so the sum of its gradients does not depend on their order.
     """
 
     cu_seqlens_q: torch.Tensor
@@ -47,18 +47,21 @@ class VarlenIndices(NamedTuple):
 
 @dataclass(frozen=True)
 class PairLayout:
-    """The shared-prefix form of a padded batch `[chosen; rejected]` of shape (2 B, width), right-padded.
+    """Maps a right-padded batch `[chosen; rejected]`, shape (2 B, width), to the packed row of T tokens and back.
+
+    N is the number of scored tokens.
 
     Attributes:
-        segments: Tokens of each pair's three segments in the row.
+        segments: Number of tokens of each pair's three segments in the row.
         width: Width of the padded batch.
-        source: For each token of the row, and then for each scored token, its place in the flattened padded batch,
-            shape (T + N,).
-        position_ids: Positions, which restart after the prompt for the rejected completion, shape (1, T).
-        predictors: For each scored token the place in the row of the token before it, shape (N,). The last token of a
-            prompt is there twice: it predicts the first token of both completions.
-        scored: For each scored token its place in the flattened (2 B, width - 1) output, shape (N,).
-        varlen: For a variable-length kernel. Made here, on the CPU, and not in a forward, which would wait for a GPU.
+        source: Index in the flattened padded batch of each token of the row, then of each scored token, shape
+            (T + N,).
+        position_ids: Positions, which continue from the prompt in both completions, shape (1, T).
+        predictors: Index in the row of the token before each scored token, shape (N,). The last token of a prompt
+            occurs twice, since it predicts the first token of both completions.
+        scored: Index of each scored token in the flattened (2 B, width - 1) output, shape (N,).
+        varlen: Indices for a variable-length kernel, computed with the layout on the CPU: computing them in a forward
+            would make the host wait for the GPU.
     """
 
     segments: tuple[tuple[int, int, int], ...]
@@ -77,15 +80,15 @@ class PairLayout:
         share_from: int = 0,
         completion_mask: Indices | None = None,
     ) -> "PairLayout":
-        """Lays out pairs.
+        """Returns the layout of a batch of pairs.
 
-        Without a prompt (P = 0) nothing predicts a completion's first token, which then is not scored, as in TRL.
+        Without a prompt, nothing predicts a completion's first token, so it is not scored, as in TRL.
 
         Args:
             lengths: Tokens of prompt, chosen and rejected of each pair; completions have at least one.
-            width: Of the padded batch.
-            share_from: A prompt of fewer tokens is computed with each completion.
-            completion_mask: Which tokens of the completions are scored, 1 or 0, shape (2 B, width). Unset: all.
+            width: Width of the padded batch.
+            share_from: Least length of a prompt that is shared; a shorter one is computed with each completion.
+            completion_mask: Which tokens of the completions are scored, 1 or 0, shape (2 B, width). None: all.
         """
         pairs = len(lengths)
         prompts = np.array([prompt for prompt, *_ in lengths], dtype=np.int64)
@@ -120,25 +123,25 @@ class PairLayout:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that are computed, T."""
+        """Number of tokens of the row, T."""
         return self.position_ids.numel()
 
     @cached_property
     def split(self) -> list[int]:
-        """Lengths of all segments in the order of the row."""
+        """Lengths of all segments, in the order of the row."""
         return [length for pair in self.segments for length in pair]
 
     @cached_property
     def masks(self) -> dict[Any, torch.Tensor | None]:
-        """Masks of completions, one per shape; all layers of a forward use the same."""
+        """Cache of attention masks by shape, shared by all layers of a forward."""
         return {}
 
     def to(self, device: Any, non_blocking: bool = False) -> "PairLayout":
-        """Moves the tensors; called by accelerate for whatever a batch holds."""
+        """Returns the layout on another device; accelerate calls it for each entry of a batch."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "PairLayout":
-        """Pins the tensors; called by torch's data loader for whatever a batch holds."""
+        """Returns the layout in pinned memory; torch's data loader calls it for each entry of a batch."""
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PairLayout":
@@ -150,7 +153,7 @@ class PairLayout:
 
 
 def to_segments(lengths: Indices, share_from: int = SHARE_FROM) -> Indices:
-    """Turns lengths of prompt, chosen and rejected into those of the segments, shape (pairs, 3): what is computed."""
+    """Returns the segment lengths, shape (pairs, 3), given the lengths of prompt, chosen and rejected."""
     prompts = lengths[:, :1]
     own = np.where(prompts < share_from, prompts, 0)
     segments: Indices = lengths + own * np.array([-1, 1, 1])
@@ -158,7 +161,7 @@ def to_segments(lengths: Indices, share_from: int = SHARE_FROM) -> Indices:
 
 
 def _index_sequences(segments: Indices) -> VarlenIndices:
-    """Two sequences for each pair, from the tokens of its segments, shape (pairs, 3)."""
+    """Returns the kernel indices of two sequences per pair, given the segment lengths, shape (pairs, 3)."""
     prompts, rejected = segments[:, 0], segments[:, 2]
     queries = np.stack([segments[:, :2].sum(axis=1), rejected], axis=1).reshape(-1)
     keys = np.stack([queries[0::2], prompts + rejected], axis=1).reshape(-1)
@@ -172,7 +175,7 @@ def _index_sequences(segments: Indices) -> VarlenIndices:
 
 
 def _places_of_keys(queries: Indices, keys: Indices, prompts: Indices) -> Indices:
-    """For each key of each sequence its place in the row: of the second of a pair, first those of the prompt."""
+    """Returns the index in the row of each key of each sequence; the second one of a pair begins with the prompt."""
     starts = np.cumsum(queries) - queries
     sequence = np.repeat(np.arange(len(keys)), keys)
     within = np.arange(len(sequence)) - (np.cumsum(keys) - keys)[sequence]

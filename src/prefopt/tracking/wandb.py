@@ -118,7 +118,7 @@ def _start(
             finish_timeout_raises=True,
             silent=True,
             console="off",
-            disable_git=True,  # it would record the repository of the run's folder, and a diff of any size
+            disable_git=True,  # else it records the repository of the run's folder, and a diff of any size
             git_commit=provenance.get("git_commit") if shows_code() else None,
             git_remote_url=provenance.get("git_remote") if shows_code() else None,
         ),

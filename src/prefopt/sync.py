@@ -17,7 +17,7 @@ from prefopt.process.console import build_console
 from prefopt.process.errors import UserError
 from prefopt.runs.find import find_folders, is_closed
 from prefopt.runs.lock import RunLock
-from prefopt.storage.lock_file import Life, find_holder, look_at
+from prefopt.storage.lock_file import Life, find_holder, read_lock
 from prefopt.tracking.credentials import base_url, has_api_key
 from prefopt.tracking.sessions import Outcome, Session, find_sessions
 
@@ -170,7 +170,7 @@ def sync_run(run: Path, timeout_s: float) -> RunSync:
         with RunLock(folder):  # two uploads at once would send everything twice
             return _upload(run, find_sessions(run), timeout_s)
     except (UserError, OSError) as error:
-        sighting = look_at(folder)
+        sighting = read_lock(folder)
         if sighting is not None and sighting.life is not Life.dead:
             return without_upload(SyncState.later, f"being uploaded by {sighting.who}")
         return without_upload(SyncState.failed, str(error))

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefopt.comparison.records import Measure
+from prefopt.config.algorithms import rows_of
 from prefopt.evaluation.metrics import (
     ACCURACY,
     BASE,
     BY_KEY,
     CHOSEN_CHANGE,
     COMPARED,
-    DPO,
     DRIFT,
     KL,
     LENGTH,
@@ -68,10 +68,10 @@ def from_summary(summary: Mapping[str, Any]) -> dict[str, Measure]:
 def from_line(line: Mapping[str, Any], algorithm: str | None) -> dict[str, Measure]:
     """The metrics of a held-out line of metrics.jsonl.
 
-    The same name may be another metric of another algorithm: DPO's `loss` is no loss per token. A run whose algorithm
-    is not known is read as DPO's.
+    One name can mean different metrics: `loss` of a run on pairs is no loss per token. A run whose algorithm is not
+    known is read as one on pairs.
     """
-    known = [m for m in COMPARED if m.logged and (algorithm or DPO.value) in [each.value for each in m.algorithms]]
+    known = [m for m in COMPARED if m.logged and (rows_of(algorithm) or "preference") in m.rows]
     found = {metric.key: _measure(line.get(metric.logged or "")) for metric in known}
     return {key: value for key, value in found.items() if value is not None}
 

@@ -61,7 +61,7 @@ class Metric:
             alone.
         logged: Its name in the held-out lines of metrics.jsonl and in W&B's history.
         rows: The rows of training data whose runs always have it.
-        of_pairs: It is measured on preference pairs: a run on demonstrations has it too where `evaluation.pairs` is set.
+        of_pairs: It is measured on pairs: a run on demonstrations has it too where `evaluation.pairs` is set.
         is_relative: The tuned model's value is measured against the base, which has none of its own.
         note: What stands beside its name in a table of the report.
         hint: How to read it, in plain sentences; empty where `name` and `note` say it all.

@@ -185,7 +185,7 @@ def choose_folder(config: TrainConfig, run: RunDirectory, examples: Examples, ma
     own = run.read_provenance().get("data", {}).get("sha256", {})
     if measured["train"] != own.get("train"):
         logger.warning(
-            "evaluation: the training data make other tokens than in the run, so the gap to them is of others"
+            "evaluation: the training data are not those of the run, so the overfitting gap is to other data"
         )
     trained = read_config(run.config)
     if measured.get("held_out") == own.get("held_out") and config.evaluation.pairs == trained.evaluation.pairs:

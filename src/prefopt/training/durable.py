@@ -206,7 +206,7 @@ class DurableTrainer:
                 f"deepspeed.stage={stage} was asked for, and the run has {found}: see how it was launched."
             )
         if stage in (1, 2):
-            self.model_wrapped.optimizer.check_grad_overflow = True  # else, in fp32, DeepSpeed trains on a NaN gradient
+            self.model_wrapped.optimizer.check_grad_overflow = True  # else, in fp32, DeepSpeed trains on NaN gradients
         if self.to_remove is not None:
             on_main(partial(shutil.rmtree, self.to_remove))
         if self.evaluation_due:

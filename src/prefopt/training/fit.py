@@ -147,7 +147,7 @@ class Workload:
         return max(total // (MIN_STEPS * self.forwards_per_step), 2 * self.least)
 
     def costliest(self, budget: int | None) -> list[int]:
-        """Returns the rows of the costliest forward: the longest ones that fill the budget, or `per_forward` of them."""
+        """Returns the rows of the costliest forward: the longest ones that fill the budget, or `per_forward` many."""
         order = np.argsort(-self.tokens, kind="stable")
         count = self.per_forward if budget is None else fill(self.tokens[order], budget=budget, padded=self.padded)
         rows: list[int] = order[: max(count, 1)].tolist()
@@ -211,7 +211,7 @@ def fit_on_cpu(work: Workload, config: TrainConfig) -> Fit:
 
 def recompute_activations(trainer: Any) -> None:
     """Turns gradient checkpointing on, in the same way as TRL does when it builds a trainer."""
-    given = getattr(trainer.args, "activation_checkpointing_kwargs", None)  # named so in newer versions of transformers
+    given = getattr(trainer.args, "activation_checkpointing_kwargs", None)  # its name in newer transformers versions
     for_torch = dict(given or trainer.args.gradient_checkpointing_kwargs or {})
     own = {name: for_torch.pop(name) for name in ("every_n_layers", "offload") if name in for_torch}
     trainer.model.gradient_checkpointing_enable(for_torch or None, **own)

@@ -215,7 +215,7 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         """Returns per-pair values of one batch, each of shape (pairs,), and TRL's loss of the batch."""
         reference = self._reference_logps(index, batch)
         recorder = Recorder(self.model)
-        is_stored, self.precompute_ref_logps = self.precompute_ref_logps, True  # TRL takes the reference from the batch
+        is_stored, self.precompute_ref_logps = self.precompute_ref_logps, True  # use the batch's reference
         try:
             with torch.no_grad(), self.compute_loss_context_manager():
                 for_loss = {"ref_chosen_logps": reference.loss[0], "ref_rejected_logps": reference.loss[1]}
@@ -320,7 +320,7 @@ def trl_fields(config: TrainConfig) -> dict[str, Any]:
 
 @contextmanager
 def _without_weights_hash() -> Iterator[None]:
-    """Stops TRL from hashing all weights (60 million parameters/s, on every rank) for a cache that is not used here."""
+    """Stops TRL from hashing all weights (60 million parameters/s, on every rank) for a cache that is not used."""
     original = dpo_trainer.hash_module
     dpo_trainer.hash_module = lambda module: None
     try:

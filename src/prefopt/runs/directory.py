@@ -179,7 +179,7 @@ class RunDirectory:
             return
         if not self.config.exists():
             found = (path for path in self.path.rglob("*") if path.is_file() and self.slurm not in path.parents)
-            own = (self.status, self.path / OUTPUT, self.path / ERRORS)  # all that a run leaves that fails at its start
+            own = (self.status, self.path / OUTPUT, self.path / ERRORS)  # the files of a run that failed at its start
             if any(path.suffix != PARTIAL and path not in own for path in found):
                 raise UserError(f"{self.path}: exists and is no run of prefopt. Set run.name or run.root.")
             return
@@ -194,7 +194,7 @@ class RunDirectory:
             )
 
     def _read_earlier_config(self, config: TrainConfig) -> TrainConfig:
-        """Returns the configuration of the run here; a model revision and the commit that it meant count as the same."""
+        """Returns the configuration of the run here; a model revision and the commit that it meant count as equal."""
         earlier = read_config(self.config)
         if config.model.revision is not None and config.model.path == earlier.model.path:
             known: dict[str, Any] = self.read_provenance().get("model", {})

@@ -64,7 +64,7 @@ class RunConfig:
     seed: int = 0
     """Seed of new weights, data order, the train/held-out split and sampling; >= 0 and below 2^32."""
     time_limit: str | None = None
-    """Stop in time, with a checkpoint: 90m, 2h, HH:MM:SS or D-HH:MM:SS. A scheduler's limit is found in any case."""
+    """Stop, with a checkpoint, before this time ends: 90m, 2h, HH:MM:SS or D-HH:MM:SS. A scheduler's limit is found."""
     timeout_s: int = 1800
     """Seconds, > 0 and up to 30 days, that a rank waits for another rank. Then the run ends with an error that names
     that rank."""
@@ -111,7 +111,7 @@ class DataConfig:
     train: Any = MISSING
     """A file (.jsonl .json .csv .tsv .parquet), a list, a glob, a `datasets` folder, or `hub:<id>[:<split>]`."""
     held_out: Any = None
-    """Held-out data, in the same forms as `train`. Unset: `held_out_fraction` of the training prompts are held out."""
+    """Same as `train`. Unset: `held_out_fraction` of the training prompts are held out."""
     held_out_fraction: float = 0.1
     """Share of prompts held out if `held_out` is unset, in [0, 1). All rows of a prompt go to the same side."""
     format: DataFormat = DataFormat.auto

@@ -193,7 +193,7 @@ def _digest_backend(tokenizer: Any) -> str:
             backend.no_truncation()
             backend.no_padding()
         return hashlib.sha256(backend.to_str().encode()).hexdigest()
-    except Exception as error:  # tokenizers raises nothing narrower
+    except Exception as error:  # the package tokenizers raises no narrower class
         raise _NoKey(f"the tokenizer cannot be written down ({error})") from error
 
 

@@ -145,7 +145,7 @@ def check_independence(model_config: Any, max_length: int) -> None:
 
 @dataclass
 class ReferenceStore:
-    """The records of one model.
+    """The stored reference log-probs of one model.
 
     Attributes:
         folder: Folder of the shards, and of `key.json`, which describes the model for users.

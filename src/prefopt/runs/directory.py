@@ -234,7 +234,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self._remove_half_written()
             attempts = int(self.read_status().get("attempts", 0)) + 1
-            self.set_state(State.running, attempts=attempts)  # first: a kill from here on leaves an unfinished run
+            self.set_state(State.running, attempts=attempts)  # first, so a kill from here on leaves it unfinished
             if self.config.exists() and has_grown(read_config(self.config), config):
                 shutil.rmtree(self.model, ignore_errors=True)
                 logger.info("run: its length was raised; training goes on from the last checkpoint")

@@ -41,7 +41,7 @@ STATE_FILES = (
 
 
 def copy_model(checkpoint: Path, folder: Path, *, with_code: bool) -> Digests:
-    """Copies the model out of a checkpoint, brings it to the disk, and returns the digests of its files.
+    """Copies the model from a checkpoint, flushes it to the disk, and returns the digests of its files.
 
     Args:
         checkpoint: Checkpoint of the last step.

@@ -1,4 +1,4 @@
-"""One live process per run: a lock file beside the run's folder, with a sign of life.
+"""The lock of a run: a file beside its folder that keeps other processes out; its holder touches it regularly.
 
 The lock of `<run.root>/<run.name>` is `<run.root>/.<run.name>.lock`, beside the folder and not in it:
 `run.overwrite=true` deletes the folder, a run that cannot begin removes it if it is empty, and a folder that holds

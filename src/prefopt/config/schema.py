@@ -64,7 +64,7 @@ class RunConfig:
     seed: int = 0
     """Seed of new weights, data order, the train/held-out split and sampling; >= 0 and below 2^32."""
     time_limit: str | None = None
-    """Stop, with a checkpoint, before this time ends: 90m, 2h, HH:MM:SS or D-HH:MM:SS. A scheduler's limit is found."""
+    """Stop with a checkpoint before this time ends: 90m, 2h, HH:MM:SS or D-HH:MM:SS. A scheduler's limit is found."""
     timeout_s: int = 1800
     """Seconds, > 0 and up to 30 days, that a rank waits for another rank. Then the run ends with an error that names
     that rank."""

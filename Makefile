@@ -1,5 +1,6 @@
 # make train   a virtual environment, everything installed, and the main job
-# make test    the same, and the tests
+# make test    the same, and the tests of units, settings, numbers and runs
+# make test-all  every test
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -9,7 +10,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: install train test test-lowest lint docs bench faults data base_model clean
+.PHONY: install train test test-all test-lowest lint docs bench faults data base_model clean
 
 install: $(STAMP)
 
@@ -26,18 +27,22 @@ $(STAMP): pyproject.toml constraints.txt
 train: install
 	$(RUN) -m prefopt.train +experiment=dpo_brand_voice
 
-# Two files at a time, but for the tests that start several ranks or a cluster themselves.
-ALONE := tests/distributed tests/faults tests/slurm
+# Two files at a time. `slow` tests are whole runs, runs of several ranks, faults, Slurm, and public data files.
+PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 test: install
-	$(RUN) -m pytest --numprocesses 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
-	$(RUN) -m pytest $(ALONE)
+	$(PYTEST) -m "not slow"
 
-# Numbers and units on the oldest transformers and PEFT that pyproject.toml admits, laid over the installed ones.
+test-all: install
+	$(PYTEST)
+
+# Numbers, and what names fields of other libraries, on the oldest transformers and PEFT that pyproject.toml admits.
 LOWEST := transformers==5.17.0 peft==0.21.0 huggingface_hub==1.33.0
+OF_LIBRARIES := tests/numerics $(foreach name,algorithms arguments collate fingerprint fit flash_kernels pair_layout preemption scaling \
+	shared_prefix_obstacles steps token_cache tokenize tracking trl_contract versions,tests/unit/test_$(name).py)
 test-lowest: install
 	test -e $(VENV)/lowest/.installed || { $(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/lowest $(LOWEST) \
 		&& touch $(VENV)/lowest/.installed; }
-	PYTHONPATH=$(VENV)/lowest PREFOPT_TEST_VERSIONS="$(LOWEST)" $(RUN) -m pytest --numprocesses 2 --dist loadfile tests/numerics tests/unit
+	PYTHONPATH=$(VENV)/lowest PREFOPT_TEST_VERSIONS="$(LOWEST)" $(PYTEST) -m "not slow" $(OF_LIBRARIES)
 
 lint: install
 	$(RUN) -m ruff check .

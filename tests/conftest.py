@@ -36,13 +36,15 @@ SITE = REPOSITORY / "tests" / "site"
 STUDY = REPOSITORY / "experiments" / "brand_voice"
 
 
-LONGEST_FIRST = ("slurm", "distributed", "faults", "integration", "real_data", "numerics", "config", "unit")
+SLOW = ("slurm", "distributed", "faults", "real_data", "fuzz")
+"""Folders whose tests are marked `slow`, but for those that are marked `smoke`: `make test` leaves them out."""
+LONGEST_FIRST = (*SLOW, "integration", "numerics", "config", "unit")
 """Folders of tests in the order in which they begin, so that no process is left alone with a long file at the end."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts long tests first; with several processes, keeps a file on one of them, and all of Slurm's on one."""
+    """Orders and marks tests; with several processes, a file stays on one of them, and all of Slurm's files do."""
 
     def folder(item: pytest.Item) -> str:
         return item.path.relative_to(REPOSITORY / "tests").parts[0]
@@ -51,6 +53,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         group = "slurm" if folder(item) == "slurm" else str(item.path.relative_to(REPOSITORY))
         item.add_marker(pytest.mark.xdist_group(group))
+        if folder(item) in SLOW and item.get_closest_marker("smoke") is None:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

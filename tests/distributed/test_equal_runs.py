@@ -17,7 +17,6 @@ from tests.distributed import outcomes
 from tests.zygote import Zygote
 
 pytest.importorskip("deepspeed")
-pytestmark = pytest.mark.slow
 
 LIMIT = 1e-5
 """float32: gradients are summed in another order, which Adam carries on over the steps; measured are up to 7e-6."""

@@ -20,7 +20,6 @@ from tests.distributed import outcomes
 from tests.zygote import Ranks, Zygote
 
 pytest.importorskip("deepspeed")
-pytestmark = pytest.mark.slow
 
 LIMIT = 1e-5
 """float32: another number of ranks sums gradients in another order."""

@@ -13,7 +13,6 @@ from tests.conftest import STUDY, quick_run, read_rows, write_rows
 from tests.faults.hooks import Injection
 
 pytest.importorskip("deepspeed")
-pytestmark = pytest.mark.slow
 
 MEASURED = ("held_out", "overfitting", "drift", "likelihood", "samples")
 HELD_OUT = ("held_out.jsonl", 7)

@@ -13,7 +13,6 @@ from tests.conftest import REPOSITORY
 from tests.distributed.compare_engines import CASES, ENGINES
 
 pytest.importorskip("deepspeed")
-pytestmark = pytest.mark.slow
 
 Results = dict[str, dict[str, Any]]
 LIMIT = 1e-5

@@ -14,7 +14,6 @@ from tests.conftest import REPOSITORY, SITE, STUDY, read_rows, write_rows
 from tests.distributed import outcomes
 
 pytest.importorskip("deepspeed")
-pytestmark = pytest.mark.slow
 
 DEADLINE_S = 600.0
 HELD_AT = 3
@@ -49,6 +48,7 @@ def status(run: Path) -> dict:
     return json.loads((run / "status.json").read_text())
 
 
+@pytest.mark.smoke
 def test_after_sigterm_to_torchrun_the_ranks_have_saved_and_the_same_command_goes_on_to_its_report(tmp_path):
     run, log = tmp_path / "runs" / "voice", tmp_path / "log"
     command = [

@@ -18,7 +18,6 @@ from tests.conftest import REPOSITORY, STUDY, read_rows, write_rows
 from tests.distributed.train_steps import BATCH, CASES, SAVED, STEPS
 
 pytest.importorskip("deepspeed")
-pytestmark = pytest.mark.slow
 
 LOSS_LIMIT, NORM_LIMIT = 1e-5, 1e-4
 """float32: gradients are summed in another order; measured were 1.5e-6 and 3e-6."""

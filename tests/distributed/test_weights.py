@@ -119,7 +119,6 @@ def logits(model: Any) -> torch.Tensor:
     return result
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMED)
 def test_a_partitioned_model_is_saved_as_the_plain_one(root, name):
     plain, saved = root / name / "plain", root / name / "saved"
@@ -136,14 +135,12 @@ def test_a_partitioned_model_is_saved_as_the_plain_one(root, name):
     assert torch.equal(logits(model), logits(expected))
 
 
-@pytest.mark.slow
 def test_experts_that_transformers_fused_are_saved_apart_by_the_whole_state_dict(root):
     assert "mlp.experts" not in str(load_file(root / "experts" / "saved" / WEIGHTS).keys())
     assert "block_sparse_moe.experts.0.w2.weight" in seen(root, "experts")["obstacle"]
     assert_same_folder(root / "experts" / "saved", root / "experts" / "plain")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_a_partitioned_adapter_is_saved_as_the_plain_one(root, name):
     plain, saved, base = root / name / "plain", root / name / "saved", root / "untied" / "plain"
@@ -161,7 +158,6 @@ def test_a_partitioned_adapter_is_saved_as_the_plain_one(root, name):
     assert not torch.equal(logits(adapted), logits(AutoModelForCausalLM.from_pretrained(base)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name].base is not None])
 def test_only_what_an_adapter_holds_is_gathered(root, name):
     # Rank 0 holds the adapter at once; a partitioned tensor is padded to a multiple of the two ranks.
@@ -169,7 +165,6 @@ def test_only_what_an_adapter_holds_is_gathered(root, name):
     assert seen(root, name)["peak_bytes"] <= sum(tensor.nbytes + tensor.element_size() for tensor in tensors)
 
 
-@pytest.mark.slow
 def test_rank_0_holds_one_shard_and_one_parameter(root):
     tensors = {}
     files = sorted((root / "sharded" / "saved").glob("model-*.safetensors"))
@@ -182,14 +177,12 @@ def test_rank_0_holds_one_shard_and_one_parameter(root):
     assert seen(root, "sharded", rank=1)["peak_bytes"] <= 2 * max(sizes)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_model_is_left_as_it_was(root, name, rank):
     assert seen(root, name, rank)["statuses_are_as_before"]
 
 
-@pytest.mark.slow
 def test_when_the_disk_is_full_every_rank_returns_and_rank_0_says_so(root):
     found = seen(root, "disk_full")
     assert found["error"] == "[Errno 28] No space left on device"

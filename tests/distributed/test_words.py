@@ -6,7 +6,6 @@ from tests.conftest import write_rows
 from tests.faults.hooks import Injection
 
 pytest.importorskip("deepspeed")
-pytestmark = pytest.mark.slow
 
 REFUSED = 2
 LATE_S = 1.0

@@ -10,6 +10,8 @@ from benchmarks import cost, dpo_step, results
 from benchmarks.gate import DisagreementError
 from prefopt.models.shared_prefix import PairLayout, collate
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_quick_run_writes_every_variant_with_its_costs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "RESULTS", tmp_path)

@@ -10,6 +10,8 @@ from prefopt.evaluate import main as evaluate
 from prefopt.runs.directory import RunDirectory, State
 from prefopt.train import main as train
 
+pytestmark = pytest.mark.slow
+
 
 def left_unfinished(run: Path) -> None:
     """As a kill after the last step leaves it: the model and the report are still to come."""

@@ -1,6 +1,10 @@
 """The count of what the host asks for in a step, and its promise: less than TRL, and nothing that it waits for."""
 
+import pytest
+
 from benchmarks import dispatch
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_step_asks_for_fewer_operations_than_trl_and_waits_for_none(tmp_path):

@@ -13,6 +13,8 @@ from prefopt.models.shared_prefix.collate import REFERENCE
 from prefopt.train import main as train
 from tests.numerics.test_dpo_trainer import build
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def bloom(tiny_model, tmp_path) -> Path:

@@ -13,6 +13,8 @@ from prefopt.evaluate import main as evaluate
 from prefopt.train import main as train
 from tests.conftest import STUDY, quick_run, read_rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tiny_model, tmp_path_factory):

@@ -19,6 +19,8 @@ from prefopt.storage.files import copy_file
 from prefopt.train import main as train
 from tests.conftest import quick_run
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_copy_that_is_not_what_was_sealed_ends_the_run_and_the_next_one_mends_it(overrides, tmp_path, monkeypatch):
     def copy_badly(source, target):

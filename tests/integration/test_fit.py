@@ -13,6 +13,8 @@ from prefopt.train import main as train
 from prefopt.training import fit
 from prefopt.training.fit import Fit
 
+pytestmark = pytest.mark.slow
+
 AUTO = ["trainer.tokens_per_device=auto", "trainer.gradient_checkpointing=auto", "trainer.log_rows=true"]
 
 

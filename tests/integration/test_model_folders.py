@@ -18,6 +18,8 @@ from prefopt.process.errors import UserError
 from prefopt.train import main as train
 from tests.conftest import write_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tiny_model: Path, tmp_path: Path) -> Path:

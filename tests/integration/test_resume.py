@@ -15,6 +15,8 @@ from prefopt.train import main as train
 from tests.conftest import read_rows, write_rows
 from tests.zygote import Zygote
 
+pytestmark = pytest.mark.slow
+
 
 def deterministic(run: Path) -> list[dict]:
     """The metrics without what a clock decides."""

@@ -12,6 +12,8 @@ from prefopt.process.errors import UserError
 from prefopt.train import main as train
 from tests.integration.test_resume import deterministic, report_without_times, weights_equal
 
+pytestmark = pytest.mark.slow
+
 KEYS_THAT_DIFFER = ("name", "learning_rate", "beta")
 
 

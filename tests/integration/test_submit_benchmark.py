@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import results, submit
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_quick_run_writes_seconds_and_memory_of_every_round(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "RESULTS", tmp_path)

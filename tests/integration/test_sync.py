@@ -19,6 +19,8 @@ from tests.conftest import REPOSITORY
 from tests.wandb_runs import attempt, make_run, recording_server, sessions_of
 from tests.wandb_server import KEY
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):

@@ -35,6 +35,8 @@ from tests.wandb_runs import (
 )
 from tests.wandb_server import KEY
 
+pytestmark = pytest.mark.slow
+
 SECRETS = {"SLURM_JWT": "slurm-credentials", "SLURM_MINE": "slurm-private", "HF_TOKEN": "hub-credentials"}
 
 

@@ -10,6 +10,8 @@ from prefopt.models.shared_prefix.collate import PairCollator
 from tests.conftest import read_rows, write_rows
 from tests.numerics.test_dpo_trainer import PLAIN, build, build_plain, first_batch, losses, move
 
+pytestmark = pytest.mark.slow
+
 FAST = ["engine=shared_prefix", "reference=store"]
 
 

@@ -21,6 +21,8 @@ from tests.conftest import STUDY
 from tests.numerics.test_shared_prefix_attention import kernel_of_torch_2_13
 from tests.second_device import Away, LeftBehindError, second_device
 
+pytestmark = pytest.mark.slow
+
 SFT = ["algorithm=sft", f"data.train={STUDY / 'sft_train.jsonl'}", f"data.held_out={STUDY / 'sft_held_out.jsonl'}"]
 
 

@@ -2,12 +2,8 @@
 
 import json
 
-import pytest
-
 from tests.slurm.conftest import job_of
 from tests.zygote import Zygote
-
-pytestmark = pytest.mark.slow
 
 TWO_NODES = ["cluster.nodes=2", "cluster.preflight=true", "cluster.time='00:30:00'"]
 HELD_AT = 3

@@ -7,8 +7,6 @@ import pytest
 from tests.conftest import write_rows
 from tests.slurm.conftest import job_of
 
-pytestmark = pytest.mark.slow
-
 SIX = ["algorithm.beta=0.05,0.1,0.3", "optim.learning_rate=1e-3,3e-3", "sweep.name=six", "cluster.max_parallel=3"]
 
 

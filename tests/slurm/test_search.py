@@ -11,8 +11,6 @@ from prefopt.sweeps.definition import Search, name_of
 from prefopt.sweeps.folder import SweepFolder
 from tests.slurm.conftest import job_of
 
-pytestmark = pytest.mark.slow
-
 
 def test_every_task_of_a_search_has_one_trial_and_keeps_it_when_it_is_queued_again(cluster, workplace):
     quick = [line for line in workplace.quick if not line.startswith("optim")]

@@ -2,13 +2,9 @@
 
 import json
 
-import pytest
-
 from prefopt.runs.find import find_groups
 from prefopt.state.look import look
 from tests.run_states import leave_lock, submit, words_of, write_run, write_sweep
-
-pytestmark = pytest.mark.slow
 
 SCRIPT = """#!/bin/bash
 #SBATCH --array=0-3%2 --output="{folder}/slurm/train-%A_%a.log" --time=02:00:00 --requeue

@@ -13,6 +13,8 @@ from prefopt.config.schema import DataConfig
 from prefopt.process.errors import UserError
 from prefopt.process.ranks import Launch
 
+pytestmark = pytest.mark.slow
+
 FILES = ["data=files", "data.train=pairs.jsonl"]
 ALONE = Launch(num_ranks=1, is_launched=False)
 TORCHRUN = Launch(num_ranks=1, is_launched=True)

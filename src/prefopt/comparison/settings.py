@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from prefopt.comparison.records import SEED
-from prefopt.config.load import NOT_IDENTITY
+from prefopt.config.load import NOT_IDENTITY, ONLY_WHEN_SET
 
 MISSING = "\u2014"
 """Shown where a run has no such setting or no such number."""
@@ -56,7 +56,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def identity_but_seed(settings: Settings) -> str:
     """Equal for runs that compute the same thing but for `run.seed`."""
-    decisive = {key: value for key, value in settings.items() if decides(key) and key != SEED}
+    given = {key: value for key, value in settings.items() if value or key not in ONLY_WHEN_SET}
+    decisive = {key: value for key, value in given.items() if decides(key) and key != SEED}
     return json.dumps(decisive, sort_keys=True, default=str)
 
 

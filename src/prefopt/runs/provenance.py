@@ -28,17 +28,17 @@ MEASURED = ("held_out", "pairs")
 """The digests of a report's `provenance.data.sha256` that say on which rows a model was measured."""
 
 
-def collect(config: TrainConfig, data: dict[str, Any], model: dict[str, Any], command: str) -> dict[str, Any]:
+def collect(config: TrainConfig, data: dict[str, Any], model: dict[str, Any], begun: dict[str, str]) -> dict[str, Any]:
     """Everything needed to say what ran.
 
     Args:
         config: Of the run.
         data: The digests and counts of the loaded examples.
         model: What `prefopt.models.fingerprint.describe_model` says of the base.
-        command: That started this process.
+        begun: The `command` that started this process, or the `program` that called `prefopt.train`.
     """
     return {
-        "command": command,
+        **begun,
         **_describe(CodeState.read()),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "python": platform.python_version(),
@@ -72,3 +72,8 @@ def _hardware() -> str:
 def command_line(module: str, argv: list[str]) -> str:
     """The command that started this process, as one would type it."""
     return shlex.join([Path(sys.executable).name, "-m", module, *argv])
+
+
+def program_line() -> str:
+    """The Python program that runs in this process, as it was started."""
+    return shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])

@@ -36,6 +36,23 @@ SITE = REPOSITORY / "tests" / "site"
 STUDY = REPOSITORY / "experiments" / "brand_voice"
 
 
+LONGEST_FIRST = ("slurm", "distributed", "faults", "integration", "real_data", "numerics", "config", "unit")
+"""Folders of tests in the order in which they begin, so that no process is left alone with a long file at the end."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts long tests first; with several processes, keeps a file on one of them, and all of Slurm's on one."""
+
+    def folder(item: pytest.Item) -> str:
+        return item.path.relative_to(REPOSITORY / "tests").parts[0]
+
+    items.sort(key=lambda item: LONGEST_FIRST.index(folder(item)) if folder(item) in LONGEST_FIRST else len(items))
+    for item in items:
+        group = "slurm" if folder(item) == "slurm" else str(item.path.relative_to(REPOSITORY))
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What runs share lies in a folder of the test session, not of the user."""

@@ -48,7 +48,7 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The folder for the files, and whether compare.html is one of them."""
+    """The folder for the files; `has_page` is True if compare.html is one of them."""
 
     folder: Path
     has_page: bool

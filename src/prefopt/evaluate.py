@@ -96,8 +96,8 @@ def _evaluate(folder: Path, overrides: dict[str, str]) -> dict[str, Any]:
         return {}
     report = publish(evaluation, run, folder)
     print_report(report, folder / "report.html", console)
-    record_evaluation(config, run, report)
-    return report
+    record_evaluation(config, run, report.to_dict())
+    return report.to_dict()
 
 
 def require_same_base(run: RunDirectory, config: TrainConfig) -> None:

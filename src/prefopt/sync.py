@@ -4,7 +4,7 @@ import argparse
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from enum import Enum
@@ -17,7 +17,7 @@ from prefopt.process.console import build_console
 from prefopt.process.errors import UserError
 from prefopt.runs.find import find_folders, is_closed
 from prefopt.runs.lock import RunLock
-from prefopt.storage.lock_file import Life, find_holder, look_at
+from prefopt.storage.lock_file import Life, find_holder, read_lock
 from prefopt.tracking.credentials import base_url, has_api_key
 from prefopt.tracking.sessions import Outcome, Session, find_sessions
 
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if options.jobs < 1 or options.timeout_s <= 0:
         raise UserError("--jobs must be >= 1 and --timeout-s > 0.")
-    runs = find_runs(options.folders)
+    runs = find_folders(options.folders)
     closed = {run for run in runs if is_closed(run) or is_closed(run / "wandb")}
     sessions = {run: [] if run in closed else find_sessions(run) for run in runs}
     recorded = [run for run in runs if sessions[run] or run in closed]
@@ -91,24 +91,6 @@ def main(argv: list[str]) -> None:
     show(results, console)
     if any(result.state is SyncState.failed for result in results):
         raise SystemExit(1)
-
-
-def find_runs(folders: Iterable[Path]) -> list[Path]:
-    """The runs that `folders` are or hold, each once, by name.
-
-    Raises:
-        UserError: A folder that is not there, or that holds no run.
-    """
-    runs: dict[Path, Path] = {}
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder. Give folders of runs or sweeps.")
-        found = find_folders(folder)
-        if not found:
-            raise UserError(f"{folder}: holds no runs.")
-        for run in found:
-            runs.setdefault(run.resolve(), run)
-    return list(runs.values())
 
 
 def check_server() -> None:
@@ -155,25 +137,20 @@ def sync_runs(runs: Sequence[Path], *, jobs: int, timeout_s: float, console: Con
 
 def sync_run(run: Path, timeout_s: float) -> RunSync:
     """Uploads the pending sessions of one run in their order; at the first that fails the rest must wait."""
-    sessions = [] if is_closed(run) else find_sessions(run)
-
-    def without_upload(state: SyncState, reason: str) -> RunSync:
-        return RunSync(run, (len(sessions), 0), state, reason)
-
-    folder = run / "wandb"
-    if is_closed(run) or is_closed(folder):
-        return without_upload(SyncState.failed, "the folder may not be entered")
+    if is_closed(run) or is_closed(run / "wandb"):
+        return RunSync(run, (0, 0), SyncState.failed, "the folder may not be entered")
+    folder, num_sessions = run / "wandb", len(find_sessions(run))
     try:
         holder = find_holder(run)
         if holder is not None:
-            return without_upload(SyncState.later, f"running: in use by {holder}")
+            return RunSync(run, (num_sessions, 0), SyncState.later, f"running: in use by {holder}")
         with RunLock(folder):  # two uploads at once would send everything twice
             return _upload(run, find_sessions(run), timeout_s)
     except (UserError, OSError) as error:
-        sighting = look_at(folder)
+        sighting = read_lock(folder)
         if sighting is not None and sighting.life is not Life.dead:
-            return without_upload(SyncState.later, f"being uploaded by {sighting.who}")
-        return without_upload(SyncState.failed, str(error))
+            return RunSync(run, (num_sessions, 0), SyncState.later, f"being uploaded by {sighting.who}")
+        return RunSync(run, (num_sessions, 0), SyncState.failed, str(error))
 
 
 def _upload(run: Path, sessions: Sequence[Session], timeout_s: float) -> RunSync:

@@ -27,10 +27,12 @@ def test_the_wheel_holds_configuration_study_model_and_templates(wheel):
         "prefopt/assets/base_model/model.safetensors",
         "prefopt/assets/base_model/chat_template.jinja",
         "prefopt/assets/neutral_texts.jsonl",
-        "prefopt/reports/templates/report.html.j2",
+        *(f"prefopt/reports/templates/{name}" for name in ("report.html.j2", "page.html.j2", "charts.css")),
+        "prefopt/comparison/templates/compare.html.j2",
     ):
         assert needed in names
-    assert not [name for name in names if "/runs/" in name or name.endswith(".pyc")]
+    results = {name for name in names if "/runs/" in name and not name.startswith("prefopt/runs/")}
+    assert not results | {name for name in names if name.endswith(".pyc")}
 
 
 def test_the_wheel_names_its_licence_and_holds_it(wheel):

@@ -216,3 +216,22 @@ def test_the_command_compares_folders_with_a_group(
     assert "2 runs: 2 done" in output
     assert "In W&B: https://wandb.test/team/project/groups/group" in output
     assert (tmp_path / "compare.html").is_file()
+
+
+def test_a_run_of_this_machine_is_online_as_soon_as_one_of_its_sessions_is_or_was_uploaded(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "run")
+
+    def mode() -> Mode | None:
+        (record,) = RunReader().read(find_places([folder]))
+        return None if record.wandb is None else record.wandb.mode
+
+    assert mode() is None
+    session = folder / "wandb" / "offline-run-20260101_000000-abc"
+    session.mkdir(parents=True)
+    (session / "run-abc.wandb").write_bytes(b"x" * 100)
+    assert mode() is Mode.offline
+    (session / "run-abc.wandb.synced").touch()
+    assert mode() is Mode.online
+    (session / "run-abc.wandb.synced").unlink()
+    (folder / "wandb" / "run-20260102_000000-abc").mkdir()
+    assert mode() is Mode.online

@@ -15,6 +15,7 @@ import pytest
 
 from prefopt.comparison.metrics import from_report, from_summary
 from prefopt.evaluation.metrics import OUTSIDE
+from prefopt.evaluation.report import Report
 from prefopt.process import phases
 from prefopt.process.imports import importing
 from prefopt.reports.render import render_report
@@ -225,7 +226,7 @@ def test_the_line_names_the_largest_parts_and_their_rest_is_other() -> None:
 
 
 def test_the_bar_adds_up_to_the_whole() -> None:
-    block = time_block({"phases": SECONDS})
+    block = time_block(Report(phases=SECONDS))
     assert block is not None
     assert (block.total, block.outside) == ("22.0 s", "11.0 s")
     for shares in (block.segments, block.parts):
@@ -242,40 +243,42 @@ def test_the_bar_adds_up_to_the_whole() -> None:
 
 
 def test_a_part_that_the_report_does_not_know_is_shown_with_the_others() -> None:
-    block = time_block({"phases": {"training": 1.0, "yet_unknown": 1.0}})
+    block = time_block(Report(phases={"training": 1.0, "yet_unknown": 1.0}))
     assert block is not None
     assert [(share.name, share.group) for share in block.parts] == [("training", "training"), ("yet unknown", "other")]
 
 
 @pytest.mark.parametrize("report", [{}, {"phases": {}}, {"phases": {"other": 0.0}}])
 def test_a_report_without_seconds_has_no_bar(report: dict, tmp_path: Path) -> None:
-    assert time_block(report) is None
-    assert "Where the time went" not in render_report(report, [], [], tmp_path).read_text(encoding="utf-8")
+    assert time_block(Report.from_dict(report)) is None
+    assert "Where the time went" not in render_report(Report.from_dict(report), [], [], tmp_path).read_text(
+        encoding="utf-8"
+    )
 
 
 def test_the_report_shows_bar_legend_and_table(tmp_path: Path) -> None:
-    page = render_report({"phases": SECONDS}, [], [], tmp_path).read_text(encoding="utf-8")
+    page = render_report(Report(phases=SECONDS), [], [], tmp_path).read_text(encoding="utf-8")
     assert 'aria-label="22.0 s: start 3.0 s, model 0.5 s, training 11.0 s' in page
-    assert re.search(r'<span class="training" style="flex-grow: 50\.000"', page)
+    assert re.search(r'<span style="--c: var\(--training\); flex-grow: 50\.000"', page)
     assert "| evaluation: sampling | 4.0 s | 18.2 % |" in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["phases"] == SECONDS
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_group_has_a_colour_in_light_and_dark(group: str, tmp_path: Path) -> None:
-    page = render_report({"phases": SECONDS}, [], [], tmp_path).read_text(encoding="utf-8")
+    page = render_report(Report(phases=SECONDS), [], [], tmp_path).read_text(encoding="utf-8")
     assert len(re.findall(rf"--{group}: #", page)) == 2
-    assert f".{group} {{ color: var(--{group}); }}" in page
+    assert set(re.findall(r'style="--c: var\(--([a-z-]+)\)', page)) <= set(GROUPS)
 
 
 def test_seconds_are_asked_for_when_the_charts_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     drawn: Callable[..., list] = lambda *_: order.append("drawn") or []  # noqa: E731
     monkeypatch.setattr("prefopt.reports.render.training_figures", drawn)
-    report: dict = {}
+    report = Report()
     render_report(report, [], [], tmp_path, lambda: order.append("asked") or SECONDS)
     assert order == ["drawn", "asked"]
-    assert report["phases"] == SECONDS
+    assert report.phases == SECONDS
 
 
 def test_a_comparison_reads_the_seconds_outside_training() -> None:

@@ -16,18 +16,28 @@ import pytest
 from rich.console import Console
 
 from prefopt.evaluation.metrics import CHANGE, NUMBER, PERCENT, POINTS
+from prefopt.evaluation.report import Report
+from prefopt.reports import console, render
 from prefopt.reports.charts.drawing import FINE
 from prefopt.reports.charts.histogram import bin_edges, count_in, histogram
 from prefopt.reports.charts.intervals import IntervalRow, interval_chart
-from prefopt.reports.console import print_report
 from prefopt.reports.curves import MAX_POINTS, PANELS, series_of
 from prefopt.reports.numbers import cell, duration
-from prefopt.reports.render import render_report
 
 HOSTILE = (
     '<script src="http://evil.example/x.js">alert(1)</script><img src=x onerror=alert(2)>\n'
     "```\n# not a heading\n| a | b |\n\x1b[31mred\x00"
 )
+
+
+def render_report(
+    report: dict[str, Any], metrics: list[dict[str, Any]], pairs: list[dict[str, Any]], folder: Path
+) -> Path:
+    return render.render_report(Report.from_dict(report), metrics, pairs, folder)
+
+
+def print_report(report: dict[str, Any], path: Path, to: Console) -> None:
+    console.print_report(Report.from_dict(report), path, to)
 
 
 def estimate(value: float, low: float, high: float, n: int = 132) -> dict[str, Any]:
@@ -55,26 +65,6 @@ def dpo_report() -> dict[str, Any]:
             "learning_rate": 5e-4,
             "method": "full",
         },
-        "decision": "ship",
-        "verdict": [
-            {
-                "level": "warning",
-                "finding": "Chosen answers became much less likely too (likelihood displacement). "
-                "Add an SFT term (algorithm.loss_type=[sigmoid,sft]), or lower optim.learning_rate.",
-                "evidence": "log-prob per token: chosen -0.62, rejected -1.71, n = 132",
-            },
-            {
-                "level": "good",
-                "finding": "The tuned model ranks held-out pairs better than its base.",
-                "evidence": "base 50.8 % [42.3, 59.1], tuned 95.0 % [89.7, 97.7], gain +44.2 points [+35.1, +53.0], "
-                "sign test p = 2.1e-14, n = 132",
-            },
-            {
-                "level": "info",
-                "finding": "The model stayed close to its base.",
-                "evidence": "perplexity of neutral text 2.8 -> 3.0 (x1.08, n = 60)",
-            },
-        ],
         "held_out": {
             "n": 132,
             "base": {
@@ -144,6 +134,26 @@ def dpo_report() -> dict[str, Any]:
             "versions": {"prefopt": "0.1.0", "torch": "2.13.0", "trl": "1.16.0"},
             "hardware": "CPU, 8 threads, x86_64",
         },
+        "decision": "ship",
+        "verdict": [
+            {
+                "level": "warning",
+                "finding": "Chosen answers became much less likely too (likelihood displacement). "
+                "Add an SFT term (algorithm.loss_type=[sigmoid,sft]), or lower optim.learning_rate.",
+                "evidence": "log-prob per token: chosen -0.62, rejected -1.71, n = 132",
+            },
+            {
+                "level": "good",
+                "finding": "The tuned model ranks held-out pairs better than its base.",
+                "evidence": "base 50.8 % [42.3, 59.1], tuned 95.0 % [89.7, 97.7], gain +44.2 points [+35.1, +53.0], "
+                "sign test p = 2.1e-14, n = 132",
+            },
+            {
+                "level": "info",
+                "finding": "The model stayed close to its base.",
+                "evidence": "perplexity of neutral text 2.8 -> 3.0 (x1.08, n = 60)",
+            },
+        ],
     }
 
 
@@ -499,7 +509,8 @@ def test_long_curves_are_averaged_over_equally_many_lines() -> None:
     ],
 )
 def test_numbers_are_rounded_like_their_interval(value: dict[str, Any] | None, unit: Any, text: str) -> None:
-    assert cell(value, unit).text == text
+    read = None if value is None else Report.from_dict({"drift": {"x": value}}).drift["x"]
+    assert cell(read, unit).text == text
 
 
 @pytest.mark.parametrize(

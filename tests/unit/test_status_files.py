@@ -15,7 +15,7 @@ from prefopt.config.load import load_config, to_yaml
 from prefopt.data.steps import StepBatches
 from prefopt.process.errors import UserError
 from prefopt.runs.directory import RunDirectory
-from prefopt.runs.find import Kind, find_groups
+from prefopt.runs.find import Kind, find_folders, find_groups
 from prefopt.runs.jobs import Submitted
 from prefopt.state import queue as queue_module
 from prefopt.state.logs import LOG_BYTES, find_error
@@ -204,6 +204,26 @@ def test_sweeps_runs_and_folders_of_both_are_found_each_run_once(tmp_path):
     alone = str(tmp_path / "runs" / "alone")
     assert found == [(alone, [(alone, Kind.run)]), ("sweep", points)]
     assert [group.title for group in find_groups([tmp_path / "runs"])] == ["runs", "sweep"]
+
+
+def test_the_folders_of_runs_are_those_that_began_each_once_whatever_a_sweeps_plan_says(tmp_path):
+    sweep = write_sweep(tmp_path / "runs" / "sweep", "a", "b")
+    (sweep / "sweep.json").write_text("{}")
+    runs = [write_run(path, "done") for path in (tmp_path / "runs" / "alone", sweep / "a")]
+    write_run(tmp_path / "runs" / ".gone.removed", "done")
+    (tmp_path / "runs" / "link").symlink_to(runs[0])
+    assert find_folders([tmp_path / "runs"]) == find_folders([tmp_path / "runs", sweep, runs[0]]) == runs
+    assert find_folders([runs[1], tmp_path / "runs"]) == [runs[1], runs[0]]
+    with pytest.raises(UserError, match="holds no runs"):
+        find_folders([runs[0], write_log(tmp_path, "x.log", "").parent])
+
+
+def test_a_report_that_is_named_is_its_run(tmp_path):
+    run = write_run(tmp_path / "run", "done")
+    (run / "report-other").mkdir()
+    (run / "report-other" / "report.json").write_text("{}")
+    ((place,),) = (group.places for group in find_groups([run / "report-other"]))
+    assert (place.run.path, place.report) == (run, run / "report-other")
 
 
 def test_a_reference_that_waits_is_shown_before_it_has_a_folder(tmp_path):

@@ -2,7 +2,12 @@
 
 from typing import Any
 
-from prefopt.evaluation.verdict import judge
+from prefopt.evaluation import verdict
+from prefopt.evaluation.report import Report
+
+
+def judge(found: dict[str, Any]) -> tuple[str, list[dict[str, str]]]:
+    return verdict.judge(Report.from_dict(found))
 
 
 def entry(value: float, low: float | None = None, high: float | None = None, n: int = 132) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rich.text import Text
 from prefopt.cluster.planning import TRAIN
 from prefopt.config.cluster import ClusterConfig
 from prefopt.distributed.preemption import EXIT_CODE as STOPPED
+from prefopt.evaluation.report import Report
 from prefopt.process.console import build_console
 from prefopt.process.errors import UserError
 from prefopt.process.terminal import quote
@@ -228,4 +229,5 @@ def _result(run: RunDirectory, item: _Process) -> str | None:
         status = run.read_status()
         return str(status.get("message", "")) if _count_attempts(status) > item.num_attempts else None
     report = run.read_report()
-    return f"{headline(report).decision}: {headline(report).sentence}" if report else None
+    shown = headline(Report.from_dict(report))
+    return f"{shown.decision}: {shown.sentence}" if report else None

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefopt.comparison.records import Measure
+from prefopt.config.algorithms import rows_of
 from prefopt.evaluation.metrics import (
     ACCURACY,
     BASE,
     BY_KEY,
     CHOSEN_CHANGE,
     COMPARED,
-    DPO,
     DRIFT,
     KL,
     LENGTH,
@@ -25,6 +25,7 @@ from prefopt.evaluation.metrics import (
     TUNED,
     Metric,
 )
+from prefopt.evaluation.statistics import Estimate
 from prefopt.process.errors import UserError
 from prefopt.process.phases import outside_training
 from prefopt.reports.numbers import Cell, cell, duration
@@ -67,10 +68,10 @@ def from_summary(summary: Mapping[str, Any]) -> dict[str, Measure]:
 def from_line(line: Mapping[str, Any], algorithm: str | None) -> dict[str, Measure]:
     """The metrics of a held-out line of metrics.jsonl.
 
-    The same name may be another metric of another algorithm: DPO's `loss` is no loss per token. A run whose algorithm
-    is not known is read as DPO's.
+    One name can mean different metrics: `loss` of a run on pairs is no loss per token. A run whose algorithm is not
+    known is read as one on pairs.
     """
-    known = [m for m in COMPARED if m.logged and (algorithm or DPO.value) in [each.value for each in m.algorithms]]
+    known = [m for m in COMPARED if m.logged and (rows_of(algorithm) or "preference") in m.rows]
     found = {metric.key: _measure(line.get(metric.logged or "")) for metric in known}
     return {key: value for key, value in found.items() if value is not None}
 
@@ -89,7 +90,8 @@ def as_text(metric: Metric, measure: Measure) -> Cell:
     """Value with unit, interval and n, ready to print."""
     if metric.key in (TRAIN_TIME, OUTSIDE):
         return Cell(duration(measure.value))
-    return cell({"value": measure.value, "ci95": (measure.low, measure.high), "n": measure.n}, metric.unit)
+    low, high = (math.nan if bound is None else bound for bound in (measure.low, measure.high))
+    return cell(Estimate(measure.value, low, high, measure.n), metric.unit)
 
 
 def is_finite(value: Any) -> bool:

@@ -19,10 +19,12 @@ from prefopt.comparison.records import DONE, NOT_BEGUN, RUNNING, Measure, Mode, 
 from prefopt.comparison.settings import from_typed, read_settings
 from prefopt.comparison.thinning import points_for, read_curves
 from prefopt.runs.directory import State
+from prefopt.runs.files import read_json
 from prefopt.runs.find import BEGUN, REPORT, Place, is_closed
 from prefopt.runs.provenance import MEASURED
-from prefopt.runs.read import Facts, read_facts, read_json
+from prefopt.runs.read import Facts, read_facts
 from prefopt.storage.lock_file import SILENT_AFTER_S, Life
+from prefopt.tracking.sessions import find_sessions
 
 UNKNOWN = "unknown"
 ENDED_EARLY = (State.preempted.value, State.failed.value)
@@ -209,15 +211,10 @@ def _text(value: Any) -> str | None:
 
 def _wandb_place(run: Path, settings: Mapping[str, Any]) -> WandbPlace | None:
     """Where the mirror of a run is: online as soon as one attempt was, or was uploaded."""
-    try:
-        sessions = [path for path in (run / "wandb").iterdir() if path.is_dir() and not path.is_symlink()]
-    except OSError:
+    sessions = find_sessions(run)
+    if not sessions:
         return None
-    offline = [path for path in sessions if path.name.startswith("offline-run-")]
-    online = [path for path in sessions if path.name.startswith("run-")]
-    if not offline and not online:
-        return None
-    is_online = bool(online) or any(any(path.glob("*.synced")) for path in offline)
+    is_online = any(session.is_online or session.is_marked() for session in sessions)
     return WandbPlace(
         Mode.online if is_online else Mode.offline,
         _text(settings.get("logger.entity")) or os.environ.get("WANDB_ENTITY"),

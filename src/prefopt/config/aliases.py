@@ -1,12 +1,12 @@
-"""Which settings a word stands for that is none: other programs' names for them, last names, slips of the fingers."""
+"""The settings that an unknown name may mean: names in other programs, last parts of dotted names, typos."""
 
 import difflib
 from collections.abc import Iterable, Sequence
 
 LIKE = 0.75
-"""Likeness of two names, in [0, 1], from which on one of them is a slip of the fingers."""
+"""Least similarity of two names, in [0, 1], for one to be a typo of the other."""
 NEARLY_AS_LIKE = 0.1
-"""What is less like a word than the likest by this much was not meant."""
+"""Names whose similarity is lower than that of the best one by more than this are left out."""
 ALIASES = {
     "adapter": ("peft.method",),
     "base_model": ("model.path",),
@@ -97,26 +97,26 @@ ALIASES = {
 
 
 def called(word: str, settings: Sequence[str]) -> list[str]:
-    """The settings that go by a word as their whole or last name, or in other programs; dashes stand for `_`."""
+    """The settings whose full or last name is `word`, else those that other programs call so; dashes count as `_`."""
     word = word.lower().replace("-", "_")
     own = [name for name in settings if word in (name, name.rpartition(".")[2])]
     return own or [name for name in ALIASES.get(word, ()) if name in settings]
 
 
 def slipped(word: str, settings: Sequence[str]) -> list[str]:
-    """The settings of whose last name, or of a word in it, `word` is a slip of the fingers."""
+    """The settings of whose last name, or of a word in it, `word` is probably a typo."""
     parts = {part: None for name in settings for part in _parts(name)}
     meant = nearest(word.lower().replace("-", "_"), parts, LIKE)[:1]
     return [name for name in settings if meant and meant[0] in _parts(name)]
 
 
 def nearest(word: str, known: Iterable[str], like: float = 0.6) -> list[str]:
-    """What of `known` a word was probably meant to be: the likest first, equally like ones by name.
+    """The names in `known` that a word probably means: the most similar first, ties by name.
 
     Args:
         word: What was typed.
-        known: What there is.
-        like: Likeness, in [0, 1], from which on a word may be meant.
+        known: The existing names.
+        like: Least similarity, in [0, 1].
     """
     matcher = difflib.SequenceMatcher()
     matcher.set_seq2(word)

@@ -1,4 +1,4 @@
-"""What can be chosen: the options of every config group, shipped and the user's own, each with what its file says."""
+"""The options of every config group, shipped and the user's own, each with the description in its file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ class Option:
 
     Attributes:
         group: Folder below `conf/`.
-        name: What is typed behind `<group>=`.
-        description: The first comment of the file, in one line; empty without.
-        path: Of the file.
-        is_own: It is the user's, not shipped.
-        is_default: It is chosen where nothing else is.
+        name: What is typed after `<group>=`.
+        description: The first comment of the file, in one line; empty if there is none.
+        path: Path of the file.
+        is_own: True if the file is the user's, not shipped.
+        is_default: True if it is chosen by default.
     """
 
     group: str
@@ -36,13 +36,13 @@ class Option:
 
 
 def read_options(config_dir: str | None = None) -> dict[str, list[Option]]:
-    """The options by group, both in the order of their names.
+    """The options by group, groups and options sorted by name.
 
     Args:
         config_dir: A folder of the user's own config groups.
 
     Raises:
-        UserError: No such folder, or an option of it that a shipped one hides.
+        UserError: There is no such folder, or an option in it has the name of a shipped one.
     """
     found = list(_options(shipped("conf"), is_own=False))
     if config_dir is not None:
@@ -61,7 +61,7 @@ def read_defaults(primary: str) -> dict[str, str | None]:
 
 
 def find_folder(config_dir: str) -> Path:
-    """The folder behind `--config-dir`.
+    """The folder that `--config-dir` names.
 
     Raises:
         UserError: There is none, or a file of it has the name of a shipped option, which Hydra would take instead.
@@ -89,7 +89,7 @@ def _options(folder: Path, *, is_own: bool) -> Iterator[Option]:
 
 
 def describe(path: Path) -> str:
-    """The first comment of a config file, up to the end of its line; empty without."""
+    """The first comment line of a config file; empty if there is none."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The settings of `prefopt.submit`: where to run, which points of a sweep, what comes after what."""
+"""The settings of `prefopt.submit`: the cluster, the points of a sweep, the stages of a chain."""
 
 import re
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ from prefopt.process.errors import shorten
 MAX_RANKS_PER_NODE = 1024
 MAX_TRIALS = 10_000
 WORD = re.compile(r"[\w./:@%+,=\[\]&|*()-]+", re.ASCII)
-"""What may stand in an #SBATCH line without quotes."""
+"""A text that needs no quotes in an #SBATCH line."""
 
 
 @dataclass(kw_only=True)
 class ClusterConfig:
-    """Where a run is executed, and with what."""
+    """Where a run is executed, and with which resources."""
 
     kind: ClusterKind = MISSING
     """slurm: through sbatch. local: on this machine."""
@@ -36,7 +36,7 @@ class ClusterConfig:
     nodes: int = 1
     """Nodes per run."""
     gpus_per_node: int = 0
-    """GPUs per node, and with them ranks; 0: a run on CPUs."""
+    """GPUs per node, with one rank each unless ranks_per_node is set; 0: a run on CPUs."""
     ranks_per_node: int | None = None
     """Processes per node; unset: one per GPU, and one without GPUs."""
     gres: str | None = None
@@ -56,13 +56,14 @@ class ClusterConfig:
     container_options: list[str] = field(default_factory=list)
     """Options of `apptainer exec`, such as --nv and --bind=/data."""
     margin_s: int = 300
-    """Seconds before the time limit at which a run is told to save and end: a step, an evaluation batch and a save."""
+    """Seconds before the time limit at which a run is told to save and end. Must be enough for a step, an evaluation
+    batch and a save."""
     max_attempts: int = 100
     """Attempts at a run, after which it is not queued again."""
     max_crashes: int = 3
     """Crashes in a row, each with progress since the one before, after which a run is not queued again."""
     preflight: bool = True
-    """Look at devices, disk, the run's folder and the network of every node before training."""
+    """Check devices, disk, the run's folder and the network of every node before training."""
     min_free_gib: float = 10.0
     """Least free space where the run is written, GiB; below it the preflight fails."""
     max_parallel: int | None = None
@@ -120,21 +121,21 @@ class SearchConfig:
     """A search by Optuna in place of a grid."""
 
     num_trials: int | None = None
-    """Trials in all; unset: no search."""
+    """Total number of trials; unset: no search."""
     metric: str = "preference_accuracy"
-    """The held-out metric to optimise: one of the evaluations on the way, and of the report."""
+    """The held-out metric to optimise; one that is in the evaluations during training and in the report."""
     maximise: bool = True
     """False: lower is better."""
     sampler_seed: int = 0
-    """Seeds the sampler, >= 0; with several workers at once the order of their ends still matters."""
+    """Seed of the sampler, >= 0. With trials in parallel, the order in which they end matters too."""
     num_startup_trials: int = 8
     """Trials drawn at random before the sampler learns from them."""
     prune: bool = True
-    """End trials early that do worse than others at the same step, by successive halving; needs trainer.eval_every."""
+    """End trials early that are worse than others at the same step (successive halving); needs trainer.eval_every."""
     min_evaluations: int = 1
-    """Held-out evaluations that every trial gets."""
+    """Held-out evaluations that every trial gets before it may be ended early."""
     reduction_factor: int = 3
-    """One of so many trials goes on at each rung."""
+    """At each rung of successive halving, one of this many trials goes on."""
 
     def __post_init__(self) -> None:
         require(
@@ -152,7 +153,7 @@ class SearchConfig:
 
 @dataclass(kw_only=True)
 class SweepConfig:
-    """Which points a sweep has: the product of `parameters`, times each of `points`."""
+    """The points of a sweep: each combination of the values in `parameters`, with each of `points`."""
 
     label: str | None = None
     """Set by the chosen option; part of the default name."""
@@ -163,10 +164,10 @@ class SweepConfig:
     points: list[Any] = field(default_factory=list)
     """Points given one by one, each a list of overrides such as [algorithm.beta=0.1, run.seed=1]."""
     search: SearchConfig = field(default_factory=SearchConfig)
-    """Draw points in place of listing them: `parameters` then holds interval(a,b), int(interval(a,b)),
+    """Draw points instead of listing them: `parameters` then holds interval(a,b), int(interval(a,b)),
     tag(log, interval(a,b)) and choice(...)."""
     resume: bool = False
-    """Submit those points of an existing sweep that are not done."""
+    """Submit the points of an existing sweep that are not done."""
 
     def __post_init__(self) -> None:
         for name in ("name", "label"):
@@ -176,10 +177,10 @@ class SweepConfig:
 
 @dataclass(kw_only=True)
 class ChainConfig:
-    """Runs that start from one another: each waits for the one before to be done."""
+    """Runs that build on one another: each starts when the one before is done."""
 
     stages: list[Any] = field(default_factory=list)
-    """In their order: name, and overrides; `{<name>}` in them is the run folder of that earlier stage."""
+    """Stages in order, each with name and overrides; `{<name>}` in overrides is the run folder of an earlier stage."""
 
 
 @dataclass(kw_only=True)
@@ -189,12 +190,12 @@ class SubmitOptions:
     dry_run: bool = False
     """Print the script and submit nothing."""
     after: str | None = None
-    """Start when this is done: a run's folder or name, or a SLURM job id."""
+    """Start only when this is done: a run's folder or name, or a SLURM job id."""
 
 
 @dataclass(kw_only=True)
 class SubmitConfig:
-    """What `prefopt.submit` takes besides the settings of a run."""
+    """The settings of `prefopt.submit` besides those of a run."""
 
     submit: SubmitOptions = field(default_factory=SubmitOptions)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

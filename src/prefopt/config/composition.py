@@ -1,4 +1,4 @@
-"""From overrides to dataclasses: Hydra composes a tree of `conf/`, and what its schema does not know is refused."""
+"""Turns overrides into dataclasses: Hydra composes a tree of `conf/`; settings outside its schema are refused."""
 
 import copy
 import dataclasses
@@ -27,19 +27,19 @@ from prefopt.process.errors import SHOWN, UserError, shorten
 from prefopt.process.paths import shipped
 
 MAX_NAME = 200
-"""Letters of a name of a setting, a group or an option."""
+"""Most characters in the name of a setting, a group or an option."""
 MAX_TEXT = 4096
-"""Letters of a value on the command line: as many as a path may have."""
+"""Most characters of a value on the command line: as many as a path may have."""
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A primary file of `conf/` with the schema of what it composes to.
+    """A primary file of `conf/` with the schema of its composed configuration.
 
     Attributes:
         primary: Name of the file, and of the command that reads it.
-        root: The schema.
-        variants: Groups whose options have schemas of their own, with the schema by the option's name.
+        root: The schema, a dataclass.
+        variants: For each group whose options have their own schemas, the schema by the option's name.
         open_tables: Settings that take any key, such as "trainer.extra".
     """
 
@@ -93,7 +93,7 @@ class Tree:
         return Composed(self, config, chosen, options, frozenset(named), config_dir)
 
     def build(self, composed: DictConfig) -> Any:
-        """The dataclasses of a composed config; the only place where a DictConfig becomes typed."""
+        """Turns a composed config into dataclasses; the only place where a DictConfig becomes typed."""
         try:
             self._refuse_other_kinds(composed)
             config = OmegaConf.to_object(composed)
@@ -107,7 +107,7 @@ class Tree:
         return config
 
     def _refuse_other_kinds(self, composed: DictConfig) -> None:
-        """Refuses a setting that holds a list or a table, and was made to refer to one that does not."""
+        """Refuses a setting for a list or a table whose reference (`${...}`) leads to something else."""
         for key, kind in self._containers.items():
             value = OmegaConf.select(composed, key)
             if value is not None and not isinstance(value, kind):
@@ -115,7 +115,7 @@ class Tree:
                 raise UserError(f"{key}: must be {what}, found {shorten(repr(value))}.")
 
     def build_from(self, values: dict[str, Any], variants: Mapping[str, str], where: str) -> Any:
-        """The dataclasses of plain values; `where` names their source in errors, `variants` the schema per group."""
+        """Turns plain values into dataclasses; `where` is their source in errors, `variants` one option per group."""
         try:
             chosen = {group: self.variants[group][name]() for group, name in variants.items()}
             merged = OmegaConf.merge(OmegaConf.structured(self.root(**chosen)), values)
@@ -127,7 +127,7 @@ class Tree:
     def normalise(self, override: Override) -> str:
         """Checks one override's key against the schema and drops a needless `+` or `++`.
 
-        What `+` would smuggle past the schema is thereby refused by name.
+        So a `+` cannot bypass the schema: an unknown setting is refused by name.
         """
         key = override.key_or_group
         line = override.input_line or ""
@@ -152,18 +152,18 @@ class Tree:
         is_short = not isinstance(value, str) or len(value) <= MAX_TEXT
         require(is_short, f"{key}: must have at most {MAX_TEXT:,} letters, found {shorten(str(value))}.")
         if key == "experiment":
-            return f"+{bare}"  # which Hydra wants for a group that no default names
+            return f"+{bare}"  # Hydra requires the + for a group that no default names
         if self.is_in_table(key):
             return f"++{bare}"
         if not self.knows(key):
             raise UserError(self.unknown(key))
         if key in self._text_settings and isinstance(value, bool | int | float):
-            return f"{key}={quote(bare.partition('=')[2].strip())}"  # else 007 would be 7, and 12_3 be 123
+            return f"{key}={quote(bare.partition('=')[2].strip())}"  # else 007 would become 7, and 12_3 123
         check_usable(key, value)
         return bare
 
     def is_choice(self, key: str, value: Any) -> bool:
-        """True for an override that says where to look, or chooses what is there, and sets nothing itself."""
+        """True for an override that chooses an option or a search path, and sets no single setting."""
         is_group = key in (*self.group_names(), "experiment") and not isinstance(value, dict)
         return is_group or key.startswith("hydra")
 
@@ -180,12 +180,12 @@ class Tree:
         return [f.name for f in dataclasses.fields(self.root)]
 
     def setting_names(self) -> list[str]:
-        """Every dotted setting, of every variant."""
+        """The dotted names of all settings, of every variant."""
         return list(self._settings)
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        """The type of every dotted setting, of every variant."""
+        """The type of every setting by dotted name, of every variant."""
         settings: dict[str, Any] = {}
         for root in self._roots():
             settings |= _leaves(root, "")
@@ -193,7 +193,7 @@ class Tree:
 
     @cached_property
     def _containers(self) -> dict[str, type[Any]]:
-        """How OmegaConf holds each setting that is a list or a table."""
+        """OmegaConf's container class for each setting that is a list or a table."""
         nodes: dict[Any, type[Any]] = {list: ListConfig, dict: DictConfig}
         origins = {key: {get_origin(kind), *map(get_origin, get_args(kind))} for key, kind in self._settings.items()}
         return {key: nodes[origin] for key, found in origins.items() for origin in found if origin in nodes}
@@ -203,7 +203,7 @@ class Tree:
         return {name for name, kind in self._settings.items() if kind in (str, str | None)}
 
     def unknown(self, key: str) -> str:
-        """The message for a setting that does not exist, with the one that was meant where that can be told."""
+        """The message for a setting that does not exist, with the one that was probably meant."""
         group, _, name = key.rpartition(".")
         meant = [each for each in ALIASES.get(name.lower().replace("-", "_"), ()) if self.knows(each)]
         meant = meant or self._nearest(group, name)
@@ -221,7 +221,7 @@ class Tree:
         return f"{shorten(key)}: no such setting. {hint}"
 
     def _nearest(self, group: str, name: str) -> list[str]:
-        """The setting or group that is meant, if the fingers slipped: group and name are each nearly the same."""
+        """The setting or group of which this is probably a typo: group and name are each similar; empty if none is."""
 
         def likeness(other: str) -> float:
             other_group, _, other_name = other.rpartition(".")
@@ -241,10 +241,10 @@ class Tree:
         return alternatives or [self.root()]
 
     def _readable(self, error: Exception) -> UserError:
-        """Turns an error of Hydra or OmegaConf into ours: the setting first, then what is wrong with it."""
+        """Turns an error of Hydra or OmegaConf into a `UserError`: the setting first, then what is wrong with it."""
         if isinstance(error.__cause__, UserError):
             return error.__cause__
-        # OmegaConf's own causes, which it sets in a debugger only, are messages that lack their values.
+        # OmegaConf sets causes of its own only in a debugger; their messages lack the values.
         cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ is not None else error
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), None)
@@ -275,7 +275,7 @@ class Tree:
         return f"{key}: a setting of {group}={', '.join(owners)}, not of the chosen {group}."
 
     def _check_values(self, config: Any, prefix: str) -> None:
-        """Refuses attributes that the dataclasses do not declare (`++` can leave them behind), and unusable values."""
+        """Refuses attributes that the dataclasses do not declare (`++` can add them), and unusable values."""
         declared = {f.name for f in dataclasses.fields(config)}
         for name, value in vars(config).items():
             if name not in declared:
@@ -289,14 +289,14 @@ class Tree:
 
 @dataclass(frozen=True)
 class Composed:
-    """What Hydra made of some overrides.
+    """The result of composing overrides with Hydra.
 
     Attributes:
-        tree: What was composed.
+        tree: The tree that was composed.
         config: The untyped result.
-        choices: The option chosen of each group.
+        choices: The chosen option of each group.
         options: The overrides that chose them.
-        named: The settings that were given one by one.
+        named: The settings that overrides set directly.
         config_dir: The folder of the user's own config groups.
     """
 
@@ -310,16 +310,16 @@ class Composed:
 
     @property
     def label(self) -> str | None:
-        """The chosen experiment as part of a file name, None without."""
+        """The chosen experiment as part of a file name; None if none is chosen."""
         experiment = self.choices.get("experiment")
         return re.sub(r"[^\w.-]+", "-", experiment).strip("-") if experiment else None
 
     def build(self) -> Any:
-        """The dataclasses."""
+        """Turns the result into dataclasses."""
         return self.tree.build(self.config)
 
     def value(self, key: str) -> Any:
-        """A setting as it stands; None where it has no value."""
+        """The value of a setting; None if it has none."""
         try:
             value = OmegaConf.select(self.config, key, default=None)
         except OmegaConfBaseException as error:
@@ -327,14 +327,14 @@ class Composed:
         return OmegaConf.to_container(value) if isinstance(value, ListConfig) else value
 
     def preset(self, options: Sequence[str] | None = None) -> "Composed":
-        """What the chosen options come to without single settings; or what `options` do."""
+        """The result of the chosen options alone, without single settings; or of `options`."""
         lines = self.options if options is None else tuple(options)
         if lines not in self._presets:
             self._presets[lines] = self.tree.compose(lines, self.config_dir)
         return self._presets[lines]
 
     def changed(self, settings: Sequence[tuple[str, Any]]) -> "Composed":
-        """The same with single settings changed, as overrides after all others would: composing again is slow.
+        """A copy with single settings changed, as by overrides after all others; composing again would be slow.
 
         Raises:
             UserError: An unknown or mistyped setting.
@@ -355,7 +355,7 @@ class Composed:
 
 
 def _keys(key: str, value: Any) -> set[str]:
-    """The settings that an override gives a value, itself included."""
+    """The names of all settings that an override sets, `key` included."""
     inner = value.items() if isinstance(value, dict) else ()
     return {key}.union(*(_keys(f"{key}.{name}", item) for name, item in inner))
 
@@ -382,7 +382,7 @@ def _is_option(value: Any, *, may_hold_settings: bool) -> bool:
 
 @cache
 def _folders() -> set[str]:
-    """The groups of `conf/`, which has some that no schema knows."""
+    """The groups of `conf/`, including those that are in no schema."""
     return {path.name for path in shipped("conf").iterdir() if path.is_dir()}
 
 

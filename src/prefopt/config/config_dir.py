@@ -1,4 +1,4 @@
-"""What is wrong with a file of the user's own config folder (`--config-dir`), and in which line."""
+"""Finds the fault, with its line, in a file of the user's own config folder (`--config-dir`)."""
 
 from collections.abc import Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -16,11 +16,11 @@ FORMS = "Write one entry a line, such as `- override /data: files` or `- _self_`
 
 
 def find_fault(folder: Path, overrides: Sequence[str] = ()) -> UserError | None:
-    """The first fault of a file in the folder that keeps Hydra from composing it; None where there is none.
+    """The first fault in the folder's files that keeps Hydra from composing them; None if there is none.
 
     Args:
-        folder: Holds config groups.
-        overrides: Files that these choose, such as `cluster=ours`, are looked at before all others.
+        folder: Folder of config groups.
+        overrides: Files that these choose, such as `cluster=mine`, are checked before all others.
     """
     defaults: dict[str, list[Any]] = {}
     chosen = {override.lstrip("+~") for override in overrides}
@@ -67,7 +67,7 @@ def read(path: Path) -> dict[Any, Any]:
 
 
 def _describe(error: yaml.MarkedYAMLError) -> str:
-    """Line, what was found there, and what to do."""
+    """The line of a YAML error, its problem, and what to do."""
     mark = error.problem_mark or error.context_mark
     problem = str(error.problem or error.context)
     begun = error.context_mark
@@ -93,7 +93,7 @@ def _shown(found: Any) -> str:
 
 
 def _defaults_of(path: Path, values: dict[Any, Any]) -> list[Any]:
-    """The file's list of defaults, each entry of a form that Hydra knows."""
+    """The file's list of defaults; an entry of a form that Hydra does not know is refused."""
     if "defaults" not in values:
         return []
     entries = values["defaults"]
@@ -115,7 +115,7 @@ def _line_of(path: Path, name: str) -> int:
 
 
 def _find_cycle(folder: Path, defaults: dict[str, list[Any]]) -> UserError | None:
-    """A file that includes itself, if only by way of others."""
+    """The error of a file that includes itself, directly or through others; None if there is none."""
     below = {
         name: [each for each in included(name, entries) if each in defaults] for name, entries in defaults.items()
     }

@@ -1,4 +1,4 @@
-"""Times as people write them."""
+"""Reads durations such as 90m, 2h or 12:30:00."""
 
 import re
 
@@ -13,10 +13,10 @@ def parse_time_limit(text: str | float | None) -> float | None:
     """Returns run.time_limit in seconds; None for no limit.
 
     A plain number is refused because it means minutes to SLURM and seconds to most others, and "MM:SS" because it may
-    be HH:MM. YAML 1.1 turns an unquoted 12:30:00 into the number 45000, which is refused with it.
+    be HH:MM. YAML 1.1 turns an unquoted 12:30:00 into the number 45000, which is refused too.
 
     Raises:
-        UserError: Another form, or no time at all.
+        UserError: The text has another form, or the time is not above 0.
     """
     if text is None:
         return None

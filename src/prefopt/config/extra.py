@@ -16,10 +16,10 @@ from prefopt.process.errors import UserError
 
 
 def check_fields(algorithm: type[AlgorithmConfig], extra: Mapping[str, Any]) -> None:
-    """Refuses fields that prefopt sets itself, that TRL has not, or that have no effect. Does not import TRL.
+    """Refuses fields that prefopt sets itself, that TRL does not have, or that have no effect. Does not import TRL.
 
     Raises:
-        UserError: With the field.
+        UserError: A field is refused; the message names it.
     """
     of_one = {name: reason for schema in ALGORITHMS.values() for name, reason in schema.own_fields.items()}
     set_by = {field.name: f"algorithm.{field.name}" for field in fields(algorithm) if field.name != "name"} | SET_BY
@@ -39,6 +39,6 @@ def check_fields(algorithm: type[AlgorithmConfig], extra: Mapping[str, Any]) -> 
 
 
 def named_as_installed(kind: type[Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """`trainer.extra` under the names that the fields of TRL's configuration have in the installed versions."""
+    """`trainer.extra` with each field under its name in the installed version of TRL's configuration."""
     known = getattr(kind, "__dataclass_fields__", {})
     return {name if name in known else FORMER_NAMES.get(name, name): value for name, value in extra.items()}

@@ -1,4 +1,4 @@
-"""Every field of TRL's DPOConfig and SFTConfig: who sets it, or why nobody may. A test holds the tables complete."""
+"""Every field of TRL's DPOConfig and SFTConfig: what sets it, or why it is refused. A test finds missing fields."""
 
 PREPARATION = (
     "packing",
@@ -94,7 +94,7 @@ REFUSED = {
     **dict.fromkeys(EVALUATION, "prefopt has an evaluation of its own, which does not read it (see evaluation)"),
     **dict.fromkeys(REPORTING, "it has no effect; see run.name and logger"),
 }
-"""Fields that would not do what they say, and why."""
+"""Fields that are refused, each with the reason."""
 SET_BY = {
     "output_dir": "run.root and run.name",
     "seed": "run.seed",
@@ -139,7 +139,7 @@ SET_BY = {
     "ref_model_mixup_alpha": "algorithm.ref_model_mixup_alpha",
     "ref_model_sync_steps": "algorithm.ref_model_sync_steps",
 }
-"""Fields that a setting of prefopt decides, and which one."""
+"""Fields that prefopt sets itself, each with the setting that decides its value."""
 PASSED = (
     "activation_checkpointing_kwargs",
     "activation_offloading",
@@ -164,9 +164,9 @@ PASSED = (
     "torch_compile_mode",
     "torch_empty_cache_steps",
 )
-"""Fields that do here what TRL and transformers say that they do; `AlgorithmConfig.own_fields` has further ones."""
+"""Fields that are passed to TRL, and work as TRL and transformers document them, like `AlgorithmConfig.own_fields`."""
 COMPILERS = ("inductor", "cudagraphs", "aot_eager", "eager")
-"""What `torch_compile_backend` takes: the backends that both torch and accelerate know, and that need no package."""
+"""Values of `torch_compile_backend`: the backends that torch and accelerate both know, and that need no package."""
 RECOMPUTATION: dict[str, tuple[object, ...]] = {
     "use_reentrant": (True, False),
     "preserve_rng_state": (True, False),
@@ -176,11 +176,11 @@ RECOMPUTATION: dict[str, tuple[object, ...]] = {
     "every_n_layers": tuple(range(1, 1025)),
     "offload": (True, False),
 }
-"""What `activation_checkpointing_kwargs` takes: torch's arguments that can be written, and two of transformers."""
+"""Keys and values of `activation_checkpointing_kwargs`: torch's arguments that fit YAML, and two of transformers."""
 FORMER_NAMES = {"activation_checkpointing_kwargs": "gradient_checkpointing_kwargs"}
-"""Fields that earlier versions of transformers, which `pyproject.toml` admits, have under another name."""
+"""Fields that have another name in earlier versions of transformers that `pyproject.toml` allows."""
 NOT_REENTRANT = ("debug", "early_stop", "determinism_check")
-"""Those of them that torch does not take, or does not read, unless `use_reentrant` is false."""
+"""Keys of `RECOMPUTATION` that torch refuses or ignores unless `use_reentrant` is false."""
 BOUNDS = {
     "dataloader_num_workers": (0, 256),
     "dataloader_prefetch_factor": (1, 1024),
@@ -189,4 +189,4 @@ BOUNDS = {
     "neftune_noise_alpha": (0, 10**6),
     "pad_to_multiple_of": (1, 2**16),
 }
-"""The least and the most that a field takes, where TRL does not look; more processes or rows fill a machine."""
+"""Least and greatest value of fields that TRL does not check; more processes or rows would exhaust a machine."""

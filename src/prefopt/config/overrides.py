@@ -1,4 +1,4 @@
-"""Overrides as text: how they are read, and how one is written so that Hydra and a shell leave it as it is."""
+"""Reads overrides from text, and writes them so that Hydra and a shell leave their values unchanged."""
 
 import re
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from prefopt.process.errors import SHOWN, UserError, shorten
 MAX_DEPTH = 20
 FORM = "Write overrides as group=option or group.setting=value"
 TYPED_WORDS = ("null", "true", "false", "inf", "nan")
-"""What Hydra's grammar does not take for text."""
+"""Words that Hydra's grammar does not read as text."""
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
     """Reads overrides by Hydra's grammar.
 
     Raises:
-        UserError: Something that is no override, with how it is typed where that can be told.
+        UserError: A line is not an override; the message says how to type it.
     """
     parser = OverridesParser.create()
     parsed = []
@@ -37,7 +37,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
-    """True for lists and dicts with more levels than that, each of which costs a call of a function everywhere."""
+    """True for lists and dicts with more than `levels` levels: code that recurses into them could fail."""
     if not isinstance(value, list | dict):
         return False
     items = value.values() if isinstance(value, dict) else value
@@ -45,23 +45,23 @@ def _is_deeper(value: Any, levels: int) -> bool:
 
 
 def quote(text: str) -> str:
-    """Text as one value in Hydra's grammar, whatever it holds."""
+    """Quotes any text as one value in Hydra's grammar."""
     mark = "'" if '"' in text else '"'
     escaped = re.sub(rf"(\\*)({mark}|\Z)", lambda found: 2 * found[1] + (f"\\{mark}" if found[2] else ""), text)
     return f"{mark}{escaped}{mark}"
 
 
 def assign(key: str, value: str) -> str:
-    """An override that sets a setting to exactly this text, quoted as Hydra's grammar wants it."""
+    """An override that sets a setting to exactly this text, quoted for Hydra's grammar."""
     return f"{key}={_literal(value)}"
 
 
 def typed(key: str, value: Any) -> str:
-    """An override as one types it in a shell, such as `'data.train="a=b.jsonl"'`; for messages that name one.
+    """An override as it is typed in a shell, such as `'data.train="a=b.jsonl"'`; for messages.
 
     Args:
-        key: The setting, with a `+` before it where that is wanted.
-        value: Text, a number, a truth, None, or a list or dict of such.
+        key: The setting, with a `+` before it if needed.
+        value: Text, a number, a boolean, None, or a list or dict of these.
     """
     return terminal.quote(f"{key}={_literal(value)}")
 
@@ -69,7 +69,7 @@ def typed(key: str, value: Any) -> str:
 def _literal(value: Any) -> str:
     if isinstance(value, str):
         is_word = re.fullmatch(r"[A-Za-z/][A-Za-z0-9_./-]*", value) and value.lower() not in TYPED_WORDS
-        plain = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # else OmegaConf would look for another setting
+        plain = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # else OmegaConf would read a reference
         return value if is_word else quote(plain)
     if isinstance(value, list | tuple):
         return f"[{','.join(_literal(item) for item in value)}]"
@@ -79,7 +79,7 @@ def _literal(value: Any) -> str:
 
 
 def _unreadable(line: str, error: Exception) -> UserError:
-    """Says what Hydra's grammar does not take, and how the line is typed instead."""
+    """The error of a line that Hydra's grammar refuses: what is wrong, and how to type it instead."""
     name, equals, value = line.partition("=")
     if not equals or not re.fullmatch(r"[~+]*[\w$@/.:-]*", name, re.ASCII):
         form = f"{FORM}; the name of a setting has letters, digits, _ and dots"
@@ -95,7 +95,7 @@ def _unreadable(line: str, error: Exception) -> UserError:
 
 
 def _mended(name: str, value: str) -> str | None:
-    """What was meant, as one types it: a list with its items quoted, or text; None if that is too long to tell."""
+    """The override that was probably meant, as typed in a shell: a quoted list or text; None if it is too long."""
     if len(value) > SHOWN:
         return None
     items = re.fullmatch(r"\[(.*)\]", value)

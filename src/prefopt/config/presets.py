@@ -1,7 +1,7 @@
-"""Which held-out files go with the training data of a run: those that were named beside them.
+"""Finds held-out files of a preset that do not belong to the training data of a run.
 
-A held-out file that a preset or an experiment names was chosen for the training file that it has itself. Whoever puts
-another training file in its place wants no report on data that belong to the former one.
+A preset or an experiment chooses its held-out files for the training file that it names itself. A run with another
+training file must not be evaluated on the held-out files of the original one.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ GO_WITH_TRAIN = ("data.held_out", "evaluation.pairs")
 
 
 def find_left_out(composed: Composed) -> dict[str, Any]:
-    """The held-out files of `GO_WITH_TRAIN` that came with another training file than that of the run, by setting."""
+    """The settings of `GO_WITH_TRAIN`, with values, that were chosen for another training file than the run's."""
     values = {key: composed.value(key) for key in GO_WITH_TRAIN if key not in composed.named}
     train = composed.value("data.train")
     found = {}
@@ -28,7 +28,7 @@ def find_left_out(composed: Composed) -> dict[str, Any]:
 
 
 def _train_beside(composed: Composed, key: str) -> Any:
-    """The training data of whatever gave a setting its value; None if it names none."""
+    """The training data of the experiment or preset that sets `key`; None if it names none."""
     for name in _experiments(composed):
         if _sets(_read(composed, name), key):
             is_of_data = any(_names_data(composed, each) for each in (name, *_parents(composed, name)))
@@ -39,7 +39,7 @@ def _train_beside(composed: Composed, key: str) -> Any:
 
 
 def _experiments(composed: Composed) -> Iterator[str]:
-    """The experiment that was chosen, and those that it builds on: what comes earlier counts more."""
+    """The chosen experiment and those that it builds on; earlier ones override later ones."""
     chosen = composed.choices.get("experiment")
     if chosen is not None:
         yield f"experiment/{chosen}"

@@ -1,4 +1,4 @@
-"""What the value of a setting may be, said in one way."""
+"""Checks of the values of settings, with messages of one form."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from prefopt.process.errors import UserError, shorten
 
 OWN_CODE = re.compile(r"[\w.]+:[\w.<>]+")
 MAX_FOLDER_BYTES = 200
-"""Of the 255 that file systems allow a name."""
+"""Most bytes in a folder's name, of the 255 that file systems allow."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -23,12 +23,12 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_at_most(key: str, value: float | None, most: int, why: str) -> None:
-    """Refuses a number that no machine takes, before it hangs or fills memory; None is no number."""
+    """Refuses a number so large that the machine would hang or run out of memory; None is allowed."""
     require(value is None or value <= most, f"{key}: must be at most {most:,} ({why}), found {value}.")
 
 
 def require_folder_name(key: str, name: str) -> None:
-    """Refuses what is no plain name of a folder, or leaves no room for the endings of files beside it."""
+    """Refuses a text that is no plain folder name, or leaves no room for the endings of files beside the folder."""
     is_plain = name not in ("", ".", "..") and not set(name) & set("/\\\0")
     require(
         is_plain, f"{key}: must be one plain folder name, found {shorten(repr(name))}. Put its folder in run.root."
@@ -46,11 +46,11 @@ def require_code(key: str, name: str) -> None:
 
 
 def check_usable(key: str, value: Any) -> None:
-    """Refuses what no setting of any kind can use: nan, inf, whole numbers beyond 64 bits, text that no file can hold.
+    """Refuses values that no setting can use: nan, inf, whole numbers beyond 64 bits, text that no file can hold.
 
     Args:
         key: The setting.
-        value: What it holds; items of lists and dicts are looked at too.
+        value: Its value; items of lists and dicts are checked too.
     """
     if isinstance(value, float):
         require(math.isfinite(value), f"{key}: must be a finite number, found {value}.")
@@ -71,7 +71,7 @@ def check_usable(key: str, value: Any) -> None:
 
 
 def or_auto(name: str, value: Any, kind: Any) -> Any:
-    """The value of a setting that is `auto` or of a type, converted to that type as OmegaConf converts others."""
+    """The value of a setting that may be `auto`: `auto` itself, or the value converted to `kind` as OmegaConf does."""
     if value == AUTO:
         return AUTO
     try:

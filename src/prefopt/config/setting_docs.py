@@ -1,4 +1,4 @@
-"""Every setting with its type, default and meaning, in the schemas' own words: docs/settings.md, `prefopt list`.
+"""Every setting with its type, default and meaning, read from the schemas: for docs/settings.md and `prefopt list`.
 
 `python -m prefopt.config.setting_docs` prints the page; `make docs` writes it.
 """
@@ -35,7 +35,7 @@ KINDS = {
     "sweep.points": "list of lists of overrides",
     "chain.stages": "list of tables",
 }
-"""Of settings whose type says nothing, since they take several."""
+"""Types in words of settings that take values of several types."""
 INTRODUCTION = """# Settings
 
 Every setting that a command line, an experiment or a file of your own may give, as `group.setting=value`: its type or
@@ -55,10 +55,10 @@ class Setting:
     """One setting.
 
     Attributes:
-        name: Dotted, as it is typed.
+        name: Dotted name, as it is typed.
         kind: Its type in words, or its choices.
         default: As it is typed, or `REQUIRED`.
-        meaning: What the schema says of it, in one line.
+        meaning: The text below its field in the schema, in one line.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Section:
 
     @property
     def is_variant(self) -> bool:
-        """Other options of the group have other settings."""
+        """True if other options of the group have other settings."""
         return "=" in self.title
 
 
@@ -91,7 +91,7 @@ def read_sections(tree: Tree) -> Iterator[Section]:
 
 
 def to_markdown() -> str:
-    """The page."""
+    """The text of docs/settings.md."""
     parts = [INTRODUCTION]
     for tree in (TRAIN, SUBMIT):
         parts.append(f"## {COMMANDS[tree.primary]}\n")
@@ -120,7 +120,7 @@ def _read_settings(schema: type[Any], prefix: str) -> Iterator[Setting]:
 
 
 def _read_meanings(schema: type[Any]) -> dict[str, str]:
-    """What stands below each field of a dataclass, and of those that it extends."""
+    """The text below each field of a dataclass and of the dataclasses that it extends."""
     found: dict[str, str] = {}
     for cls in reversed([cls for cls in schema.__mro__ if is_dataclass(cls)]):
         (parsed,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
@@ -133,7 +133,7 @@ def _read_meanings(schema: type[Any]) -> dict[str, str]:
 
 
 def _kind(hint: Any) -> str:
-    """A type in words, or its choices; nothing for one that takes several."""
+    """A type in words, or its choices; empty for `Any`."""
     if hint is Any or Any in typing.get_args(hint)[:1]:
         return ""
     parts = [part for part in typing.get_args(hint) if part is not NoneType] if _is_union(hint) else [hint]
@@ -170,7 +170,7 @@ def _first_paragraph(schema: type[Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text in a cell of a Markdown table: what stands in backticks stays as it is, but for the bar."""
+    """Escapes text for a cell of a Markdown table; in backticks only the bar is escaped."""
     parts = re.split(r"(`[^`]*`)", text)
     shown = [part if part.startswith("`") else part.replace("<", "&lt;").replace("*", "\\*") for part in parts]
     return "".join(shown).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Arguments of the commands that take settings: one that was typed as an option is answered with how to type it."""
+"""The parser of commands that take settings: a setting typed as an option gets an error that says how to type it."""
 
 import argparse
 import re
@@ -21,19 +21,19 @@ class SettingsParser(argparse.ArgumentParser):
         """Sets up the parser; its arguments are added as to any other.
 
         Args:
-            program: What the command is called.
+            program: Name of the command.
             about: The text of `--help`, shown as it is.
-            trees: Whose settings the command takes.
+            trees: The trees whose settings the command takes.
         """
         super().__init__(program, None, about, formatter_class=argparse.RawTextHelpFormatter)
         self._settings = list(dict.fromkeys(name for tree in trees for name in tree.setting_names()))
         self._groups = list(dict.fromkeys(name for tree in trees for name in tree.group_names()))
 
     def read(self, argv: list[str]) -> argparse.Namespace:
-        """The arguments.
+        """Parses the arguments.
 
         Raises:
-            UserError: An option that there is none of, with the setting that was meant where that can be told.
+            UserError: There is no such option; the message names the setting that was probably meant.
         """
         given, unknown = self.parse_known_intermixed_args(argv)
         if unknown:
@@ -41,7 +41,7 @@ class SettingsParser(argparse.ArgumentParser):
         return given
 
     def _as_setting(self, option: str, argv: list[str]) -> str:
-        """What to type in place of `--max-steps 3`."""
+        """The message that says what to type in place of an unknown option, such as `--max-steps 3`."""
         word, equals, value = option.lstrip("-").partition("=")
         value = value if equals else _value_behind(option, argv)
         choices = {EXPERIMENT: [f"+{EXPERIMENT}"], **{group: [group] for group in self._groups}}
@@ -54,7 +54,7 @@ class SettingsParser(argparse.ArgumentParser):
 
 
 def _assigned(name: str, value: str) -> str:
-    """An override as one types it in a shell."""
+    """An override as it is typed in a shell."""
     line = f"{name}={value}"
     if value == VALUE:
         return line
@@ -66,6 +66,6 @@ def _assigned(name: str, value: str) -> str:
 
 
 def _value_behind(option: str, argv: list[str]) -> str:
-    """The next argument, unless it is an option or an override itself."""
+    """The argument after an option; `VALUE` if that is an option or an override itself."""
     following = argv[argv.index(option) + 1 :][:1] if option in argv else []
     return next((text for text in following if not re.match(r"-\D|[~+]*[\w.@/]+=", text)), VALUE)

@@ -1,11 +1,10 @@
-"""Measures the tuned model and its base on the same material, one model in memory at a time."""
+"""Measures contestants on the same material, one model in memory at a time."""
 
 import gc
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,9 @@ from prefopt.data.files import iter_rows
 from prefopt.data.ragged import PairTable
 from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.values import RowError, check_text
+from prefopt.evaluation.contestants import Contestant
 from prefopt.evaluation.sampling import Answer, Question, generate
 from prefopt.evaluation.scoring import IGNORED, PairScores, ScoredSequence, Scorer, Scores, completion
-from prefopt.models.load import load_model, load_tuned, straight_to_device
 from prefopt.models.reference import ReferenceStore, open_store
 from prefopt.process import phases
 from prefopt.process.errors import UserError
@@ -42,13 +41,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Material:
-    """What both models are measured on.
+    """What all contestants are measured on.
 
     Attributes:
         held_out: Examples that training never saw.
         train: A sample of the training examples.
         clusters: For each held-out pair, the number of its prompt: rows of one prompt are not independent.
-        prompts: Token ids of the prompts that both models answer.
+        prompts: Token ids of the prompts that every contestant answers.
         texts: For each of them its text, and the answer in the data if there is one.
         sources: Where each held-out pair stands, `file:line`.
         neutral: Texts that have nothing to do with the task.
@@ -62,6 +61,11 @@ class Material:
     texts: list[tuple[str, str | None]]
     neutral: list[ScoredSequence]
 
+    @property
+    def has_pairs(self) -> bool:
+        """Some of it are preference pairs."""
+        return self.held_out.pairs is not None or self.train.pairs is not None
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -74,45 +78,50 @@ class Measured:
     neutral: Scores | None
     samples: list[Answer]
     shown: list[Answer]
+    answers_of: dict[str, Scores] = field(default_factory=dict)
+    """Name of a contestant -> this model's scores of that contestant's `samples`."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Both models' measurements, and both models' scores of the tuned model's own samples."""
+def measure_contestants(
+    contestants: Sequence[Contestant], config: TrainConfig, tokenizer: Any, material: Material
+) -> dict[str, Measured]:
+    """Measures contestants one after another, one in memory at a time; of an adapter, its base is the same model.
 
-    base: Measured
-    tuned: Measured
-    samples_by_base: Scores | None
-    samples_by_tuned: Scores | None
+    Args:
+        contestants: The base comes last: it scores what the others answered.
+        config: Of the run, with the settings of this evaluation.
+        tokenizer: The policy's.
+        material: What each of them is measured on.
 
-
-def compare_models(config: TrainConfig, model_folder: Path, tokenizer: Any, material: Material) -> Comparison:
-    """Measures the model in `model_folder` and the base of `config` on `material`."""
-    model = load_tuned(config, model_folder)
-    scorer = Scorer.of(model, config, tokenizer.pad_token_id)
-    logger.info("evaluation: the tuned model")
-    tuned = measure(scorer, tokenizer, material, config)
-    own = [completion(p, a.ids) for p, a in zip(material.prompts, tuned.samples, strict=True)]
-    by_tuned = score_own(scorer, own)
-    is_adapter = hasattr(model, "disable_adapter")
-    if not is_adapter:
-        del model, scorer
-        release_memory()
-        scorer = Scorer.of(
-            load_model(config.model, config.peft.method, straight_to_device()), config, tokenizer.pad_token_id
-        )
-    logger.info("evaluation: the base model")
-    with scorer.model.disable_adapter() if is_adapter else nullcontext():
-        has_pairs = material.held_out.pairs is not None or material.train.pairs is not None
-        base = measure(scorer, tokenizer, material, config, open_store(config) if has_pairs else None)
-        by_base = score_own(scorer, own)
-    return Comparison(base, tuned, by_base, by_tuned)
+    Returns:
+        Name of a contestant -> what was measured.
+    """
+    measured: dict[str, Measured] = {}
+    written: dict[str, list[ScoredSequence]] = {}
+    model = scorer = None
+    for contestant in contestants:
+        is_below_adapter = contestant.is_base and hasattr(model, "disable_adapter")
+        if scorer is None or not is_below_adapter:
+            model = scorer = None
+            release_memory()
+            model = contestant.load(config)
+            scorer = Scorer.of(model, config, tokenizer.pad_token_id)
+        logger.info("evaluation: the %s model", contestant.name)
+        store = open_store(config) if contestant.is_base and material.has_pairs else None
+        with scorer.model.disable_adapter() if is_below_adapter else nullcontext():
+            found = measure(scorer, tokenizer, material, config, store)
+            own = [completion(p, a.ids) for p, a in zip(material.prompts, found.samples, strict=True)]
+            read = written if contestant.is_base else {contestant.name: own}
+            scores = {name: score_own(scorer, answers) for name, answers in read.items() if answers}
+        written[contestant.name] = own
+        measured[contestant.name] = replace(found, answers_of=scores)
+    return measured
 
 
 @phases.of("scoring_of_samples")
-def score_own(scorer: Scorer, own: list[ScoredSequence]) -> Scores | None:
-    """Scores the tuned model's own answers, if there are any."""
-    return scorer.score(own) if own else None
+def score_own(scorer: Scorer, own: list[ScoredSequence]) -> Scores:
+    """Scores a contestant's own answers."""
+    return scorer.score(own)
 
 
 def release_memory() -> None:
@@ -167,7 +176,7 @@ def answer(
 
 
 def seeds(seed: int) -> Iterator[int]:
-    """A seed for each prompt, the same for both models, so that their answers differ by the models alone."""
+    """A seed for each prompt, the same for all contestants, so that their answers differ by the models alone."""
     rng = np.random.default_rng(seed)
     while True:
         yield int(rng.integers(2**63))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from prefopt.config.algorithms import AlgorithmName
+from prefopt.config.algorithms import Kind
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,10 @@ class Better(Enum):
     neither = "neither end is better"
 
 
-SFT, DPO = AlgorithmName.sft, AlgorithmName.dpo
-BOTH = (SFT, DPO)
+OF_PAIRS: tuple[Kind, ...] = ("preference",)
+OF_DEMONSTRATIONS: tuple[Kind, ...] = ("sft",)
+OF_ALL = OF_PAIRS + OF_DEMONSTRATIONS
+"""The rows that a run trains on, by which its metrics differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,8 @@ class Metric:
         path: Where it stands in report.json and, joined by slashes, in W&B's summary; empty if it is derived or logged
             alone.
         logged: Its name in the held-out lines of metrics.jsonl and in W&B's history.
-        algorithms: The algorithms whose runs have it always.
-        of_pairs: It is measured on preference pairs: an SFT run has it too where `evaluation.pairs` is set.
+        rows: The rows of training data whose runs always have it.
+        of_pairs: It is measured on pairs: a run on demonstrations has it too where `evaluation.pairs` is set.
         is_relative: The tuned model's value is measured against the base, which has none of its own.
         note: What stands beside its name in a table of the report.
         hint: How to read it, in plain sentences; empty where `name` and `note` say it all.
@@ -74,7 +76,7 @@ class Metric:
     better: Better
     path: tuple[str, ...] = ()
     logged: str | None = None
-    algorithms: tuple[AlgorithmName, ...] = BOTH
+    rows: tuple[Kind, ...] = OF_ALL
     of_pairs: bool = False
     is_relative: bool = False
     note: str = ""
@@ -131,7 +133,7 @@ def _tuned(key: str) -> tuple[str, ...]:
 METRICS = (
     Metric(
         ACCURACY, "Preference accuracy", "accuracy", "Held-out preference accuracy", PERCENT, Better.higher,
-        path=_tuned(ACCURACY), logged=ACCURACY, algorithms=(DPO,), of_pairs=True,
+        path=_tuned(ACCURACY), logged=ACCURACY, rows=OF_PAIRS, of_pairs=True,
         note="chosen has the higher average log-prob",
         hint="Share of held-out pairs whose chosen completion has the higher average log-prob per token. Averages, not"
         " sums, so that base and tuned are measured alike and length does not decide. Compare with base, not with"
@@ -141,14 +143,14 @@ METRICS = (
     ),
     Metric(
         "gain", "Gain", "gain", "Accuracy, tuned - base", POINTS, Better.higher,
-        path=(HELD_OUT, "gain", ACCURACY), algorithms=(DPO,), of_pairs=True,
+        path=(HELD_OUT, "gain", ACCURACY), rows=OF_PAIRS, of_pairs=True,
         hint="Paired difference of both models' preference accuracy: both saw the same pairs.",
         trap="Its interval decides, from 30 pairs on. Overlapping intervals of base and tuned do not mean 'no"
         " difference'.",
     ),
     Metric(
         MARGIN, "Mean margin", "margin", "Held-out margin, nats per token", NUMBER, Better.higher,
-        path=_tuned(MARGIN), algorithms=(DPO,), of_pairs=True,
+        path=_tuned(MARGIN), rows=OF_PAIRS, of_pairs=True,
         note="average log-prob, chosen - rejected, nats per token",
         hint="Average log-prob of chosen minus rejected, in nats per token. Above 0: the model leans to the chosen"
         " answer.",
@@ -156,7 +158,7 @@ METRICS = (
     ),
     Metric(
         REWARD_ACCURACY, "Reward accuracy", "reward accuracy", "Held-out reward accuracy", PERCENT, Better.higher,
-        path=_tuned(REWARD_ACCURACY), logged="rewards/accuracies", algorithms=(DPO,), is_relative=True,
+        path=_tuned(REWARD_ACCURACY), logged="rewards/accuracies", rows=OF_PAIRS, is_relative=True,
         note="chosen has the higher reward",
         hint="Share of pairs whose chosen completion gained more than the rejected one by the implicit reward, which"
         " is beta times the change of the summed log-prob against the reference. The base has no value: its rewards"
@@ -166,26 +168,26 @@ METRICS = (
     ),
     Metric(
         REWARD_MARGIN, "Reward margin", "reward margin", "Held-out reward margin; scales with beta", NUMBER,
-        Better.higher, path=_tuned(REWARD_MARGIN), logged="rewards/margins", algorithms=(DPO,), is_relative=True,
+        Better.higher, path=_tuned(REWARD_MARGIN), logged="rewards/margins", rows=OF_PAIRS, is_relative=True,
         note="reward, chosen - rejected",
         hint="Mean implicit reward of chosen minus rejected.",
         trap="It scales with beta, so do not compare it between runs with another beta.",
     ),
     Metric(
         LOSS, "Loss per token", "loss", "Held-out loss, nats per token", NUMBER, Better.lower,
-        path=_tuned(LOSS), logged="loss", algorithms=(SFT,), note="nats; lower is better",
+        path=_tuned(LOSS), logged="loss", rows=OF_DEMONSTRATIONS, note="nats; lower is better",
         hint="What training minimises: nats per token of the held-out demonstrations.",
         trap="A falling training loss proves nothing, and losses of different tokenizers cannot be compared.",
     ),
     Metric(
         "preference_loss", "Preference loss", "loss", "Preference loss", NUMBER, Better.lower,
-        logged="loss", algorithms=(DPO,),
+        logged="loss", rows=OF_PAIRS,
         hint="What training minimises, in the log alone. Of sigmoid type it starts at ln 2 = 0.693.",
         trap="Values of different loss types or betas cannot be compared.",
     ),
     Metric(
         PERPLEXITY, "Perplexity", "perplexity", "Held-out perplexity", NUMBER, Better.lower,
-        path=_tuned(PERPLEXITY), algorithms=(SFT,), note="of the held-out completions; lower is better",
+        path=_tuned(PERPLEXITY), rows=OF_DEMONSTRATIONS, note="of the held-out completions; lower is better",
     ),
     Metric(
         KL, "KL per token", "KL", "KL to the base, nats per token", NUMBER, Better.lower,
@@ -235,7 +237,7 @@ METRICS = (
     ),
     Metric(
         CHOSEN_CHANGE, "Chosen", "chosen", "Log-prob per token of chosen answers, tuned - base", CHANGE, Better.higher,
-        path=(LIKELIHOOD, CHOSEN), algorithms=(DPO,), of_pairs=True,
+        path=(LIKELIHOOD, CHOSEN), rows=OF_PAIRS, of_pairs=True,
         note="change of log-prob per token, tuned - base",
         hint="How training moved the log-prob of chosen completions. Ideal: chosen up, rejected down.",
         trap="In DPO chosen usually falls too (likelihood displacement), and the margin still widens. Worry about its"
@@ -243,17 +245,17 @@ METRICS = (
     ),
     Metric(
         "rejected_change", "Rejected", "rejected", "Log-prob per token of rejected answers, tuned - base", CHANGE,
-        Better.lower, path=(LIKELIHOOD, REJECTED), algorithms=(DPO,), of_pairs=True,
+        Better.lower, path=(LIKELIHOOD, REJECTED), rows=OF_PAIRS, of_pairs=True,
         note="change of log-prob per token, tuned - base",
     ),
     Metric(
         CHOSEN_FELL, "Chosen fell", "chosen fell", "Pairs whose chosen answer became less likely", PERCENT,
-        Better.lower, path=(LIKELIHOOD, CHOSEN_FELL), algorithms=(DPO,), of_pairs=True,
+        Better.lower, path=(LIKELIHOOD, CHOSEN_FELL), rows=OF_PAIRS, of_pairs=True,
         note="share of pairs",
     ),
     Metric(
         "overfitting_gap", "Gap (overfitting)", "gap", "Accuracy, train - held-out", POINTS, Better.near_zero,
-        path=("overfitting", ACCURACY, "gap"), algorithms=(DPO,),
+        path=("overfitting", ACCURACY, "gap"), rows=OF_PAIRS,
         hint="Train minus held-out accuracy. Small is good; a wide gap says that pairs were memorised.",
         trap="A wide gap does not make the held-out number wrong: it says that fewer epochs or more data would help."
         " Training accuracy reaches 100 % even on random labels.",
@@ -276,39 +278,39 @@ METRICS = (
     ),
     Metric(
         BASE_ACCURACY, "Preference accuracy of the base", "base accuracy", "Held-out preference accuracy of the base",
-        PERCENT, Better.higher, path=(HELD_OUT, BASE, ACCURACY), algorithms=(DPO,), of_pairs=True,
+        PERCENT, Better.higher, path=(HELD_OUT, BASE, ACCURACY), rows=OF_PAIRS, of_pairs=True,
     ),
     Metric(
         LONGER_WINS, "Longer wins", "longer wins", "Accuracy of a rule that prefers the longer answer", PERCENT,
-        Better.neither, path=(HELD_OUT, "baselines", LONGER_WINS), algorithms=(DPO,), of_pairs=True,
+        Better.neither, path=(HELD_OUT, "baselines", LONGER_WINS), rows=OF_PAIRS, of_pairs=True,
         hint="Accuracy of a rule without a model that prefers the longer answer.",
         trap="A model that does no better has learned length.",
     ),
     Metric(
         SHORTER_WINS, "Shorter wins", "shorter wins", "Accuracy of a rule that prefers the shorter answer", PERCENT,
-        Better.neither, path=(HELD_OUT, "baselines", SHORTER_WINS), algorithms=(DPO,), of_pairs=True,
+        Better.neither, path=(HELD_OUT, "baselines", SHORTER_WINS), rows=OF_PAIRS, of_pairs=True,
     ),
     Metric(
         "rewards/chosen", "Reward of chosen", "chosen reward", "Reward of chosen answers", NUMBER, Better.higher,
-        logged="rewards/chosen", algorithms=(DPO,),
+        logged="rewards/chosen", rows=OF_PAIRS,
         hint="TRL's name for the implicit reward of chosen answers; held-out lines are means over pairs.",
         trap="TRL's own evaluation averages over batches and changes with the batch size.",
     ),
     Metric(
         "rewards/rejected", "Reward of rejected", "rejected reward", "Reward of rejected answers", NUMBER,
-        Better.lower, logged="rewards/rejected", algorithms=(DPO,),
+        Better.lower, logged="rewards/rejected", rows=OF_PAIRS,
     ),
     Metric(
         "logps/chosen", "Log-prob of chosen", "chosen log-prob", "Log-prob of chosen answers, summed", NUMBER,
-        Better.higher, logged="logps/chosen", algorithms=(DPO,),
+        Better.higher, logged="logps/chosen", rows=OF_PAIRS,
     ),
     Metric(
         "logps/rejected", "Log-prob of rejected", "rejected log-prob", "Log-prob of rejected answers, summed", NUMBER,
-        Better.lower, logged="logps/rejected", algorithms=(DPO,),
+        Better.lower, logged="logps/rejected", rows=OF_PAIRS,
     ),
     Metric(
         "mean_token_accuracy", "Token accuracy", "token accuracy", "Share of next tokens guessed right", PERCENT,
-        Better.higher, logged="mean_token_accuracy", algorithms=(SFT,),
+        Better.higher, logged="mean_token_accuracy", rows=OF_DEMONSTRATIONS,
     ),
 )  # fmt: skip
 COMPARED = tuple(metric for metric in METRICS if metric.is_in_report and metric.better is not Better.neither)
@@ -321,6 +323,6 @@ def metrics_of(*path: str) -> Iterator[Metric]:
     return (metric for metric in METRICS if metric.path[: len(path)] == path)
 
 
-def logged_metric(name: str, algorithm: AlgorithmName) -> Metric:
-    """The metric that this algorithm's held-out lines of metrics.jsonl call `name`."""
-    return next(metric for metric in METRICS if metric.logged == name and algorithm in metric.algorithms)
+def logged_metric(name: str, rows: Kind) -> Metric:
+    """The metric that held-out lines of metrics.jsonl call `name`, for a run that trains on these rows."""
+    return next(metric for metric in METRICS if metric.logged == name and rows in metric.rows)

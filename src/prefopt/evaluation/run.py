@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,17 +19,21 @@ from prefopt.data.messages import trained_turns
 from prefopt.data.origin import describe_origin
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.distributed import group
+from prefopt.evaluation.contestants import of_run
 from prefopt.evaluation.measure import (
-    Comparison,
     Material,
+    Measured,
     Split,
-    compare_models,
+    measure_contestants,
     number_prompts,
     prompt_of,
     read_neutral_texts,
     take_sample,
     to_rows,
 )
+from prefopt.evaluation.metrics import BASE
+from prefopt.evaluation.report import Report
+from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.statistics import Bootstrap
 from prefopt.evaluation.summary import Summary
 from prefopt.evaluation.verdict import judge
@@ -42,23 +47,25 @@ from prefopt.runs.settings import read_config
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Version of report.json; raised when a key changes its meaning."""
-
 
 @dataclass(frozen=True)
 class Evaluation:
     """What was measured of one run.
 
     Attributes:
-        report: What report.json holds, but for `phases`.
+        report: The report, but for `phases`.
         records: The lines of metrics.jsonl.
         pairs: A line of pairs.jsonl per held-out pair.
     """
 
-    report: dict[str, Any]
+    report: Report
     records: list[dict[str, Any]]
     pairs: list[dict[str, Any]]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run."""
+        return max((record["step"] for record in self.records), default=0)
 
 
 def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, material: Material) -> Evaluation | None:
@@ -75,33 +82,32 @@ def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, mat
     started = time.monotonic()
     tokenizer, data = examples.tokenizer, examples.tokenized
     with phases.group("evaluation"), group.during("the final evaluation", may_take_long=True):
-        comparison = compare_models(config, run.model, tokenizer, material)
+        measured = measure_contestants(of_run(run.model), config, tokenizer, material)
     group.stop()
     if not is_main():
         return None
     algorithm = config.algorithm
     summary = Summary(
-        comparison,
+        measured,
         material,
         beta=algorithm.reward_scale,
         bootstrap=Bootstrap(config.evaluation.bootstrap_resamples, config.run.seed),
     )
     metrics = run.read_records()
-    report: dict[str, Any] = {
-        "format": FORMAT,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "run": {**describe_run(config, data, metrics), **describe_flaws(run, metrics)},
-        "measured_on": {"data.held_out": config.data.held_out, "evaluation.pairs": config.evaluation.pairs},
-        "held_out": summary.held_out(),
-        "overfitting": summary.overfitting(),
-        "drift": summary.drift(),
-        "likelihood": summary.likelihood(),
-        "throughput": {**throughput(metrics), "evaluation_time_s": time.monotonic() - started, **read_work(run)},
-        "data": {"notes": data.notes.lines(), "counts": data.notes.to_dict()},
-        "samples": describe_samples(comparison, material, tokenizer),
-        "provenance": {**run.read_provenance(), "data": describe_data(examples, material)},
-    }
-    report["decision"], report["verdict"] = judge(report)
+    report = Report(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        run={**describe_run(config, data, metrics), **describe_flaws(run, metrics)},
+        measured_on={"data.held_out": config.data.held_out, "evaluation.pairs": config.evaluation.pairs},
+        held_out=summary.held_out(),
+        overfitting=summary.overfitting(),
+        drift=summary.drift(),
+        likelihood=summary.likelihood(),
+        throughput={**throughput(metrics), "evaluation_time_s": time.monotonic() - started, **read_work(run)},
+        data={"notes": data.notes.lines(), "counts": data.notes.to_dict()},
+        samples=describe_samples(measured, material, tokenizer),
+        provenance={**run.read_provenance(), "data": describe_data(examples, material)},
+    )
+    report.decision, report.verdict = judge(report)
     return Evaluation(report, metrics, summary.per_pair())
 
 
@@ -248,16 +254,18 @@ def throughput(metrics: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def describe_samples(comparison: Comparison, material: Material, tokenizer: Any) -> list[dict[str, Any]]:
-    """Prompt, both models' greedy answers, and the answer in the data."""
+def describe_samples(
+    measured: Mapping[str, Measured], material: Material, tokenizer: Any
+) -> list[dict[str, str | None]]:
+    """Prompt, every contestant's greedy answer, the base's first, and the answer in the data."""
 
-    def text(ids: Any) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+    def text(answer: Answer) -> str:
+        return str(tokenizer.decode(answer.ids, skip_special_tokens=True)).strip()
 
-    answers = zip(material.texts, comparison.base.shown, comparison.tuned.shown, strict=False)
+    shown = {BASE: measured[BASE].shown, **{name: model.shown for name, model in measured.items()}}
     return [
-        {"prompt": prompt, "base": text(base.ids), "tuned": text(tuned.ids), "chosen": chosen}
-        for (prompt, chosen), base, tuned in answers
+        {"prompt": prompt, **dict(zip(shown, map(text, answers), strict=True)), "chosen": chosen}
+        for (prompt, chosen), *answers in zip(material.texts, *shown.values(), strict=False)
     ]
 
 

@@ -1,7 +1,7 @@
 """Estimates with their 95 % confidence intervals; every number in a report is made here."""
 
 from dataclasses import dataclass
-from math import comb, erfc, sqrt
+from math import comb, erfc, nan, sqrt
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,12 @@ BLOCK = 200
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, its 95 % interval and the number of examples behind it."""
+    """A number, its 95 % interval and the number of examples behind it; a bound that is not known is NaN."""
 
     value: float
-    low: float
-    high: float
-    n: int
+    low: float = nan
+    high: float = nan
+    n: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {"value": self.value, "ci95": [self.low, self.high], "n": self.n}

@@ -1,105 +1,140 @@
-"""From two models' measurements to the numbers of the report."""
+"""From the contestants' measurements to the numbers of the report."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.evaluation.measure import Comparison, Material, Measured
+from prefopt.evaluation.measure import Material, Measured
+from prefopt.evaluation.metrics import (
+    ACCURACY,
+    BASE,
+    CHOSEN,
+    CHOSEN_FELL,
+    FINISHED,
+    KL,
+    KL_PER_RESPONSE,
+    LENGTH,
+    LONGER_WINS,
+    LOSS,
+    MARGIN,
+    PERPLEXITY,
+    REJECTED,
+    REPETITION,
+    REWARD_ACCURACY,
+    REWARD_MARGIN,
+    SHORTER_WINS,
+    TUNED,
+)
+from prefopt.evaluation.report import AnswersEstimate, Estimates, Gap, HeldOut
 from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.scoring import PairScores, Scores
 from prefopt.evaluation.statistics import Bootstrap, Estimate, Floats, share, sign_test
 
-Block = dict[str, Any]
 Clusters = NDArray[np.int64] | None
+
+OF_PAIRS: dict[str, Callable[[PairScores], NDArray[Any]]] = {
+    ACCURACY: lambda pairs: pairs.margins > 0,
+    MARGIN: lambda pairs: pairs.margins,
+}
+"""Metric -> its value for each pair; of truths the share is reported, of numbers the mean."""
+OF_REWARDS: dict[str, Callable[[Floats], NDArray[Any]]] = {
+    REWARD_ACCURACY: lambda margins: margins > 0,
+    REWARD_MARGIN: lambda margins: margins,
+}
+"""Metric -> its value for each pair, from the margins of the implicit rewards."""
+OF_ANSWERS: dict[str, Callable[[Answer], float]] = {
+    LENGTH: lambda answer: len(answer.ids),
+    FINISHED: lambda answer: answer.finished,
+    REPETITION: lambda answer: answer.repetition,
+}
+"""Metric -> its value for an answer of the model's own; the mean is reported."""
 
 
 class Summary:
-    """Computes the report's blocks; each holds `{value, ci95, n}` entries, or is None where nothing was measured."""
+    """Computes the blocks of the report.
+
+    Args:
+        measured: By contestant; `base` and `tuned` are compared.
+        material: What they were measured on.
+        beta: Of DPO; None where there are no implicit rewards.
+        bootstrap: Makes the intervals of means.
+    """
 
     def __init__(
-        self, comparison: Comparison, material: Material, *, beta: float | None, bootstrap: Bootstrap
+        self, measured: Mapping[str, Measured], material: Material, *, beta: float | None, bootstrap: Bootstrap
     ) -> None:
-        self.base, self.tuned = comparison.base, comparison.tuned
-        self.comparison = comparison
+        self.base, self.tuned = measured[BASE], measured[TUNED]
+        self.models = {BASE: self.base, **measured}
         self.clusters, self.sources = material.clusters, material.sources
         self.beta = beta
         self.bootstrap = bootstrap
 
-    def held_out(self) -> Block:
-        block: Block = {"n": self._num_held_out(), "base": {}, "tuned": {}}
-        for name, model in (("base", self.base), ("tuned", self.tuned)):
-            if model.held_out_pairs is not None:
-                block[name] |= self._preferences(model.held_out_pairs, self.clusters)
-            if model.held_out_rows is not None:
-                block[name] |= self._loss(model.held_out_rows)
-        block["gain"] = self._loss_gain()
+    def held_out(self) -> HeldOut:
+        found = HeldOut(self._num_held_out(), {name: self._of_model(model) for name, model in self.models.items()})
+        found.gain = self._loss_gain()
         base, tuned = self.base.held_out_pairs, self.tuned.held_out_pairs
         if base is None or tuned is None:
-            return block
-        if self.beta is not None:
-            block["tuned"] |= self._rewards(base, tuned, self.clusters)
-        hits_base, hits_tuned = base.margins > 0, tuned.margins > 0
-        gain = hits_tuned.astype(float) - hits_base.astype(float)
+            return found
+        gain = (tuned.margins > 0).astype(float) - (base.margins > 0).astype(float)
         wins, losses = int((gain > 0).sum()), int((gain < 0).sum())
         longer = base.chosen.lengths - base.rejected.lengths
-        block["gain"] |= {
-            "preference_accuracy": self._mean(gain, self.clusters),
-            "p_value": sign_test(wins, losses) if wins + losses else 1.0,
+        found.gain[ACCURACY] = self._mean(gain, self.clusters)
+        found.p_value = sign_test(wins, losses) if wins + losses else 1.0
+        found.baselines = {
+            LONGER_WINS: share(longer > 0, self.clusters),
+            SHORTER_WINS: share(longer < 0, self.clusters),
         }
-        block["baselines"] = {
-            "longer_wins": share(longer > 0, self.clusters).to_dict(),
-            "shorter_wins": share(longer < 0, self.clusters).to_dict(),
-        }
-        block["ties"] = {"base": int((base.margins == 0).sum()), "tuned": int((tuned.margins == 0).sum())}
-        return block
+        pairs = {name: model.held_out_pairs for name, model in self.models.items()}
+        found.ties = {name: int((scores.margins == 0).sum()) for name, scores in pairs.items() if scores is not None}
+        return found
 
-    def overfitting(self) -> Block:
+    def overfitting(self) -> dict[str, Gap]:
         """Train and held-out numbers of the tuned model, and their gap (train minus held-out)."""
-        block: Block = {}
+        block: dict[str, Gap] = {}
         held_out, train = self.tuned.held_out_pairs, self.tuned.train_pairs
         if held_out is not None and train is not None:
-            block["preference_accuracy"] = self._gap(train.margins > 0, held_out.margins > 0)
+            block[ACCURACY] = self._gap(train.margins > 0, held_out.margins > 0)
             base_held_out, base_train = self.base.held_out_pairs, self.base.train_pairs
             if self.beta is not None and base_held_out is not None and base_train is not None:
                 rewards = _rewards(base_train, train, self.beta), _rewards(base_held_out, held_out, self.beta)
-                block["reward_accuracy"] = self._gap(rewards[0] > 0, rewards[1] > 0)
+                block[REWARD_ACCURACY] = self._gap(rewards[0] > 0, rewards[1] > 0)
         if self.tuned.held_out_rows is not None and self.tuned.train_rows is not None:
-            losses = [self._loss(rows)["loss"] for rows in (self.tuned.train_rows, self.tuned.held_out_rows)]
-            block["loss"] = {"train": losses[0], "held_out": losses[1], "gap": losses[1]["value"] - losses[0]["value"]}
+            on_train, on_held_out = (self._loss(rows) for rows in (self.tuned.train_rows, self.tuned.held_out_rows))
+            gap = on_held_out.value - on_train.value
+            block[LOSS] = {"train": on_train, "held_out": on_held_out, "gap": gap}
         return block
 
-    def drift(self) -> Block:
+    def drift(self) -> dict[str, Estimate | Estimates]:
         """How far the tuned model moved from its base, on its own answers and on text outside the task."""
-        block: Block = {}
-        by_base, by_tuned = self.comparison.samples_by_base, self.comparison.samples_by_tuned
+        block: dict[str, Estimate | Estimates] = {}
+        by_base, by_tuned = (model.answers_of.get(TUNED) for model in (self.base, self.tuned))
         if by_base is not None and by_tuned is not None:
             log_ratios = by_tuned.logps - by_base.logps
-            block["kl_per_token"] = self.bootstrap.ratio(log_ratios, by_tuned.lengths).to_dict()
-            block["kl_per_response"] = {**self._mean(log_ratios), **_count_cut(self.tuned.samples)}
-            block["response_length"] = self._of_answers(lambda answer: len(answer.ids))
-            block["finished"] = self._of_answers(lambda answer: answer.finished)
-            block["repetition"] = self._of_answers(lambda answer: answer.repetition)
-        if self.base.neutral is not None and self.tuned.neutral is not None:
-            base, tuned = self.base.neutral, self.tuned.neutral
-            change = self.bootstrap.ratio(base.logps - tuned.logps, base.lengths)
-            block["perplexity"] = {
-                "base": _exp(self.bootstrap.ratio(-base.logps, base.lengths)),
-                "tuned": _exp(self.bootstrap.ratio(-tuned.logps, tuned.lengths)),
-                "ratio": _exp(change),
-            }
+            block[KL] = self.bootstrap.ratio(log_ratios, by_tuned.lengths)
+            per_response = self._mean(log_ratios)
+            block[KL_PER_RESPONSE] = AnswersEstimate(**vars(per_response), **_count_cut(self.tuned.samples))
+            for key, value_of in OF_ANSWERS.items():
+                values = {name: [float(value_of(a)) for a in model.samples] for name, model in self.models.items()}
+                block[key] = {name: self._mean(np.array(each)) for name, each in values.items()}
+        neutral = {name: model.neutral for name, model in self.models.items() if model.neutral is not None}
+        if BASE in neutral and TUNED in neutral:
+            base, tuned = neutral[BASE], neutral[TUNED]
+            ratio = _exp(self.bootstrap.ratio(base.logps - tuned.logps, base.lengths))
+            block[PERPLEXITY] = {name: _exp(self._loss(rows)) for name, rows in neutral.items()} | {"ratio": ratio}
         return block
 
-    def likelihood(self) -> Block | None:
+    def likelihood(self) -> Estimates | None:
         """Change of the held-out completions' log-prob per token, tuned minus base."""
         base, tuned = self.base.held_out_pairs, self.tuned.held_out_pairs
         if base is None or tuned is None:
             return None
         chosen = tuned.chosen.avg_logps - base.chosen.avg_logps
         return {
-            "chosen": self._mean(chosen, self.clusters),
-            "rejected": self._mean(tuned.rejected.avg_logps - base.rejected.avg_logps, self.clusters),
-            "chosen_fell": share(chosen < 0, self.clusters).to_dict(),
+            CHOSEN: self._mean(chosen, self.clusters),
+            REJECTED: self._mean(tuned.rejected.avg_logps - base.rejected.avg_logps, self.clusters),
+            CHOSEN_FELL: share(chosen < 0, self.clusters),
         }
 
     def per_pair(self) -> list[dict[str, Any]]:
@@ -124,56 +159,46 @@ class Summary:
             return len(self.tuned.held_out_pairs.margins)
         return len(self.tuned.held_out_rows.logps) if self.tuned.held_out_rows is not None else 0
 
-    def _preferences(self, pairs: PairScores, clusters: Clusters) -> Block:
-        return {
-            "preference_accuracy": share(pairs.margins > 0, clusters).to_dict(),
-            "mean_margin": self._mean(pairs.margins, clusters),
-        }
+    def _of_model(self, model: Measured) -> Estimates:
+        found: Estimates = {}
+        pairs, base = model.held_out_pairs, self.base.held_out_pairs
+        if pairs is not None:
+            found |= {key: self._estimate(value_of(pairs)) for key, value_of in OF_PAIRS.items()}
+        if model.held_out_rows is not None:
+            loss = self._loss(model.held_out_rows)
+            found |= {LOSS: loss, PERPLEXITY: _exp(loss)}
+        if self.beta is not None and pairs is not None and base is not None and model is not self.base:
+            margins = _rewards(base, pairs, self.beta)
+            found |= {key: self._estimate(value_of(margins)) for key, value_of in OF_REWARDS.items()}
+        return found
 
-    def _rewards(self, base: PairScores, tuned: PairScores, clusters: Clusters) -> Block:
-        assert self.beta is not None, "rewards are DPO's"
-        margins = _rewards(base, tuned, self.beta)
-        return {
-            "reward_accuracy": share(margins > 0, clusters).to_dict(),
-            "reward_margin": self._mean(margins, clusters),
-        }
+    def _estimate(self, values: NDArray[Any]) -> Estimate:
+        """The share or the mean over held-out pairs."""
+        return share(values, self.clusters) if values.dtype == bool else self._mean(values, self.clusters)
 
-    def _loss(self, rows: Scores) -> Block:
-        loss = self.bootstrap.ratio(-rows.logps, rows.lengths)
-        return {"loss": loss.to_dict(), "perplexity": _exp(loss)}
+    def _loss(self, rows: Scores) -> Estimate:
+        return self.bootstrap.ratio(-rows.logps, rows.lengths)
 
-    def _loss_gain(self) -> Block:
+    def _loss_gain(self) -> Estimates:
         """Paired change of the loss per token, tuned minus base: negative is better."""
         base, tuned = self.base.held_out_rows, self.tuned.held_out_rows
         if base is None or tuned is None:
             return {}
-        return {"loss": self.bootstrap.ratio(base.logps - tuned.logps, base.lengths).to_dict()}
+        return {LOSS: self.bootstrap.ratio(base.logps - tuned.logps, base.lengths)}
 
-    def _gap(self, train: NDArray[np.bool_], held_out: NDArray[np.bool_]) -> Block:
+    def _gap(self, train: NDArray[np.bool_], held_out: NDArray[np.bool_]) -> Gap:
         """Shares and their difference, with Newcombe's interval of a difference of two independent shares."""
         a, b = share(train), share(held_out, self.clusters)
         gap = a.value - b.value
         low = gap - np.hypot(a.value - a.low, b.high - b.value)
         high = gap + np.hypot(a.high - a.value, b.value - b.low)
-        gap_entry = Estimate(gap, float(low), float(high), b.n).to_dict()
-        return {"train": a.to_dict(), "held_out": b.to_dict(), "gap": gap_entry}
+        return {"train": a, "held_out": b, "gap": Estimate(gap, float(low), float(high), b.n)}
 
-    def _mean(self, values: Floats, clusters: Clusters = None) -> Block:
-        return self.bootstrap.mean(values, clusters).to_dict()
-
-    def _of_answers(self, measure: Any) -> Block:
-        return {
-            name: self._answer_mean(model, measure) for name, model in (("base", self.base), ("tuned", self.tuned))
-        }
-
-    def _answer_mean(self, model: Measured, measure: Any) -> Block:
-        def values(answers: list[Answer]) -> Floats:
-            return np.array([float(measure(answer)) for answer in answers])
-
-        return self._mean(values(model.samples))
+    def _mean(self, values: Floats, clusters: Clusters = None) -> Estimate:
+        return self.bootstrap.mean(values, clusters)
 
 
-def _count_cut(answers: list[Answer]) -> Block:
+def _count_cut(answers: list[Answer]) -> dict[str, Any]:
     """How many answers were cut at the limit of tokens, and where: sums over them are of their beginnings alone."""
     cut = [len(answer.ids) for answer in answers if not answer.finished]
     return {"num_cut": len(cut), "cut_at": max(cut, default=None)}
@@ -186,6 +211,6 @@ def _rewards(base: PairScores, tuned: PairScores, beta: float) -> Floats:
     return np.asarray(beta * (chosen - rejected))
 
 
-def _exp(estimate: Estimate) -> Block:
+def _exp(estimate: Estimate) -> Estimate:
     value, low, high = (float(x) for x in np.exp([estimate.value, estimate.low, estimate.high]))
-    return Estimate(value, low, high, estimate.n).to_dict()
+    return Estimate(value, low, high, estimate.n)

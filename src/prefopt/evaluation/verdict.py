@@ -3,7 +3,22 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from prefopt.evaluation.statistics import detectable_shift
+from prefopt.evaluation.metrics import (
+    ACCURACY,
+    BASE,
+    CHOSEN,
+    FINISHED,
+    KL,
+    LENGTH,
+    LOSS,
+    PERPLEXITY,
+    REJECTED,
+    REPETITION,
+    REWARD_ACCURACY,
+    TUNED,
+)
+from prefopt.evaluation.report import Estimates, Gap, HeldOut, Report
+from prefopt.evaluation.statistics import Estimate, detectable_shift
 
 Level = Literal["good", "info", "warning", "bad"]
 Decision = Literal["ship", "do_not_ship", "undecided"]
@@ -33,20 +48,20 @@ class Finding:
     evidence: str
 
 
-def judge(report: dict[str, Any]) -> tuple[Decision, list[dict[str, str]]]:
+def judge(report: Report) -> tuple[Decision, list[dict[str, str]]]:
     """Returns the decision and the findings, the gravest first.
 
     `do_not_ship`: the model was ruined, or is measurably worse. `ship`: measurably better and nothing grave was found.
     Otherwise `undecided`.
     """
     findings = [
-        *_preference(report["held_out"]),
-        *_loss(report["held_out"]),
+        *_preference(report.held_out),
+        *_loss(report.held_out),
         *_ruin(report),
-        *(_stillness(report["likelihood"]) or _overfitting(report["overfitting"])),
-        *_displacement(report["likelihood"]),
-        *_answers(report["drift"]),
-        *_files(report["run"]),
+        *(_stillness(report.likelihood) or _overfitting(report.overfitting)),
+        *_displacement(report.likelihood),
+        *_answers(report.drift),
+        *_files(report.run or {}),
     ]
     order = ["bad", "warning", "good", "info"]
     findings.sort(key=lambda finding: order.index(finding.level))
@@ -55,22 +70,22 @@ def judge(report: dict[str, Any]) -> tuple[Decision, list[dict[str, str]]]:
     return decision, [asdict(finding) for finding in findings]
 
 
-def _preference(held_out: dict[str, Any]) -> list[Finding]:
-    if "preference_accuracy" not in held_out["gain"]:
+def _preference(held_out: HeldOut) -> list[Finding]:
+    gain, n = held_out.gain.get(ACCURACY), held_out.n
+    if gain is None or n is None:
         return []
-    gain, n = held_out["gain"]["preference_accuracy"], held_out["n"]
-    base, tuned = held_out["base"]["preference_accuracy"], held_out["tuned"]["preference_accuracy"]
+    base, tuned = held_out.models[BASE][ACCURACY], held_out.models[TUNED][ACCURACY]
     evidence = (
         f"base {_percent(base)}, tuned {_percent(tuned)}, gain {_points(gain)}, "
-        f"sign test p = {held_out['gain']['p_value']:.2g}, n = {n}"
+        f"sign test p = {held_out.p_value:.2g}, n = {n}"
     )
     findings = []
-    if gain["ci95"][1] < 0:
+    if gain.high < 0:
         findings.append(Finding("bad", "The tuned model ranks held-out pairs worse than its base.", evidence))
-    elif gain["ci95"][0] > 0 and n < MIN_HELD_OUT:
+    elif gain.low > 0 and n < MIN_HELD_OUT:
         text = f"Held-out pairs show a gain, but there are too few of them to judge by; {MIN_HELD_OUT} are the least."
         findings.append(Finding("warning", text, evidence))
-    elif gain["ci95"][0] <= 0:
+    elif gain.low <= 0:
         shift = 100 * detectable_shift(n)
         findings.append(
             Finding(
@@ -81,8 +96,8 @@ def _preference(held_out: dict[str, Any]) -> list[Finding]:
         )
     else:
         findings.append(Finding("good", "The tuned model ranks held-out pairs better than its base.", evidence))
-    for name, baseline in held_out["baselines"].items():
-        if baseline["value"] >= tuned["value"]:
+    for name, baseline in (held_out.baselines or {}).items():
+        if baseline.value >= tuned.value:
             rule = name.replace("_", " ")
             findings.append(
                 Finding(
@@ -94,40 +109,40 @@ def _preference(held_out: dict[str, Any]) -> list[Finding]:
     return findings
 
 
-def _loss(held_out: dict[str, Any]) -> list[Finding]:
-    if "loss" not in held_out["gain"]:
+def _loss(held_out: HeldOut) -> list[Finding]:
+    change = held_out.gain.get(LOSS)
+    if change is None:
         return []
-    change, base, tuned = held_out["gain"]["loss"], held_out["base"]["loss"], held_out["tuned"]["loss"]
+    base, tuned = held_out.models[BASE][LOSS], held_out.models[TUNED][LOSS]
     evidence = (
-        f"loss per token: base {base['value']:z.3f}, tuned {tuned['value']:z.3f}, "
-        f"change {_interval(change)}, n = {change['n']}"
+        f"loss per token: base {base.value:z.3f}, tuned {tuned.value:z.3f}, change {_interval(change)}, n = {change.n}"
     )
-    if change["n"] < MIN_HELD_OUT:
+    if (change.n or 0) < MIN_HELD_OUT:
         text = f"There are too few held-out demonstrations to judge by; {MIN_HELD_OUT} are the least."
         return [Finding("warning", text, evidence)]
-    if change["ci95"][1] < 0:
+    if change.high < 0:
         return [Finding("good", "Held-out demonstrations became more likely.", evidence)]
-    if change["ci95"][0] > 0:
+    if change.low > 0:
         return [Finding("bad", "Held-out demonstrations became less likely.", evidence)]
     return [Finding("warning", "Held-out demonstrations are about as likely as before.", evidence)]
 
 
-def _ruin(report: dict[str, Any]) -> list[Finding]:
+def _ruin(report: Report) -> list[Finding]:
     """A ruined model can win every comparison on its task; only what lies outside the task gives it away."""
-    perplexity, kl = report["drift"].get("perplexity"), report["drift"].get("kl_per_token")
-    ratio = perplexity["ratio"]["value"] if perplexity else 1.0
-    nats = kl["value"] if kl else 0.0
+    perplexity, kl = _sides(report.drift, PERPLEXITY), report.drift.get(KL)
+    ratio = perplexity["ratio"].value if perplexity else 1.0
+    nats = kl.value if isinstance(kl, Estimate) else 0.0
     parts = []
     if perplexity:
         parts.append(
-            f"perplexity of neutral text {perplexity['base']['value']:.1f} -> {perplexity['tuned']['value']:.1f} "
-            f"(x{ratio:.2f}, n = {perplexity['ratio']['n']})"
+            f"perplexity of neutral text {perplexity[BASE].value:.1f} -> {perplexity[TUNED].value:.1f} "
+            f"(x{ratio:.2f}, n = {perplexity['ratio'].n})"
         )
-    if kl:
-        parts.append(f"KL to the base {nats:z.2f} nats per token of its own answers (n = {kl['n']})")
+    if isinstance(kl, Estimate):
+        parts.append(f"KL to the base {nats:z.2f} nats per token of its own answers (n = {kl.n})")
     evidence = "; ".join(parts)
     if ratio >= RUINED_PERPLEXITY_RATIO or nats >= RUINED_KL_PER_TOKEN:
-        tuned = report["held_out"]["tuned"].get("preference_accuracy")
+        tuned = report.held_out.model(TUNED).get(ACCURACY)
         despite = f", although it ranks {_percent(tuned)} of held-out pairs right" if tuned else ""
         advice = "Train less, lower optim.learning_rate, or raise algorithm.beta."
         return [Finding("bad", f"The model was ruined{despite}. {advice}", evidence)]
@@ -140,44 +155,47 @@ def _ruin(report: dict[str, Any]) -> list[Finding]:
     return [Finding("info", "The model stayed close to its base.", evidence)]
 
 
-def _stillness(block: dict[str, Any] | None) -> list[Finding]:
+def _stillness(block: Estimates | None) -> list[Finding]:
     """Of a model that has not moved, any order of pairs is one of numbers that mean nothing."""
     if block is None:
         return []
-    chosen, rejected = block["chosen"]["value"], block["rejected"]["value"]
+    chosen, rejected = block[CHOSEN].value, block[REJECTED].value
     if max(abs(chosen), abs(rejected)) >= STILL_PER_TOKEN:
         return []
     return [
         Finding(
             "warning",
             "The model has hardly moved. Raise optim.learning_rate, or train longer.",
-            f"log-prob per token: chosen {chosen:+.5f}, rejected {rejected:+.5f}, n = {block['chosen']['n']}",
+            f"log-prob per token: chosen {chosen:+.5f}, rejected {rejected:+.5f}, n = {block[CHOSEN].n}",
         )
     ]
 
 
-def _overfitting(block: dict[str, Any]) -> list[Finding]:
-    for name in ("reward_accuracy", "preference_accuracy"):
+def _overfitting(block: dict[str, Gap]) -> list[Finding]:
+    for name in (REWARD_ACCURACY, ACCURACY):
         if name not in block:
             continue
         train, held_out, gap = (block[name][key] for key in ("train", "held_out", "gap"))
+        assert isinstance(train, Estimate)
+        assert isinstance(held_out, Estimate)
+        assert isinstance(gap, Estimate)
         evidence = f"{name}: train {_percent(train)}, held-out {_percent(held_out)}, gap {_points(gap)}"
-        if held_out["n"] < MIN_HELD_OUT and gap["ci95"][0] > 0:
+        if (held_out.n or 0) < MIN_HELD_OUT and gap.low > 0:
             text = "Better on the pairs it was trained on, as far as so few held-out pairs tell."
-            return [Finding("info", text, f"{evidence}, n = {held_out['n']}")]
-        if gap["ci95"][0] > OVERFITTING_GAP:
+            return [Finding("info", text, f"{evidence}, n = {held_out.n}")]
+        if gap.low > OVERFITTING_GAP:
             return [Finding("warning", "Overfitting: much better on the pairs it was trained on.", evidence)]
-        if gap["ci95"][0] > 0:
+        if gap.low > 0:
             return [Finding("info", "Somewhat better on the pairs it was trained on.", evidence)]
         return [Finding("info", "Training and held-out pairs are ranked about alike.", evidence)]
     return []
 
 
-def _displacement(block: dict[str, Any] | None) -> list[Finding]:
+def _displacement(block: Estimates | None) -> list[Finding]:
     if block is None:
         return []
-    chosen, rejected = block["chosen"]["value"], block["rejected"]["value"]
-    evidence = f"log-prob per token: chosen {chosen:+z.2f}, rejected {rejected:+z.2f}, n = {block['chosen']['n']}"
+    chosen, rejected = block[CHOSEN].value, block[REJECTED].value
+    evidence = f"log-prob per token: chosen {chosen:+z.2f}, rejected {rejected:+z.2f}, n = {block[CHOSEN].n}"
     if chosen < -DISPLACED_PER_TOKEN:
         return [
             Finding(
@@ -190,20 +208,20 @@ def _displacement(block: dict[str, Any] | None) -> list[Finding]:
     return []
 
 
-def _answers(drift: dict[str, Any]) -> list[Finding]:
-    if "response_length" not in drift:
+def _answers(drift: dict[str, Estimate | Estimates]) -> list[Finding]:
+    length, finished, repetition = (_sides(drift, key) for key in (LENGTH, FINISHED, REPETITION))
+    if not length:
         return []
     findings = []
-    length, finished, repetition = drift["response_length"], drift["finished"], drift["repetition"]
-    ratio = length["tuned"]["value"] / max(length["base"]["value"], 1.0)
+    ratio = length[TUNED].value / max(length[BASE].value, 1.0)
     if not 1 / LENGTH_RATIO < ratio < LENGTH_RATIO:
-        evidence = f"tokens per answer: base {_interval(length['base'], 0)}, tuned {_interval(length['tuned'], 0)}"
+        evidence = f"tokens per answer: base {_interval(length[BASE], 0)}, tuned {_interval(length[TUNED], 0)}"
         findings.append(Finding("warning", f"Answers are {ratio:.1f} times as long as before.", evidence))
-    if finished["base"]["value"] - finished["tuned"]["value"] > UNFINISHED_RISE:
-        evidence = f"ended by themselves: base {_percent(finished['base'])}, tuned {_percent(finished['tuned'])}"
+    if finished[BASE].value - finished[TUNED].value > UNFINISHED_RISE:
+        evidence = f"ended by themselves: base {_percent(finished[BASE])}, tuned {_percent(finished[TUNED])}"
         findings.append(Finding("warning", "More answers run into the length limit than before.", evidence))
-    if repetition["tuned"]["value"] - repetition["base"]["value"] > REPETITION_RISE:
-        evidence = f"repeated 4-grams: base {_percent(repetition['base'])}, tuned {_percent(repetition['tuned'])}"
+    if repetition[TUNED].value - repetition[BASE].value > REPETITION_RISE:
+        evidence = f"repeated 4-grams: base {_percent(repetition[BASE])}, tuned {_percent(repetition[TUNED])}"
         findings.append(Finding("bad", "The model repeats itself.", evidence))
     return findings
 
@@ -222,16 +240,19 @@ def _files(run: dict[str, Any]) -> list[Finding]:
     return findings
 
 
-def _percent(entry: dict[str, Any]) -> str:
-    low, high = entry["ci95"]
-    return f"{100 * entry['value']:z.1f} % [{100 * low:z.1f}, {100 * high:z.1f}]"
+def _sides(drift: dict[str, Estimate | Estimates], key: str) -> Estimates:
+    """A number of drift by contestant, empty where it was not measured."""
+    found = drift.get(key)
+    return found if isinstance(found, dict) else {}
 
 
-def _points(entry: dict[str, Any]) -> str:
-    low, high = entry["ci95"]
-    return f"{100 * entry['value']:+z.1f} points [{100 * low:+z.1f}, {100 * high:+z.1f}]"
+def _percent(found: Estimate) -> str:
+    return f"{100 * found.value:z.1f} % [{100 * found.low:z.1f}, {100 * found.high:z.1f}]"
 
 
-def _interval(entry: dict[str, Any], digits: int = 3) -> str:
-    low, high = entry["ci95"]
-    return f"{entry['value']:z.{digits}f} [{low:z.{digits}f}, {high:z.{digits}f}]"
+def _points(found: Estimate) -> str:
+    return f"{100 * found.value:+z.1f} points [{100 * found.low:+z.1f}, {100 * found.high:+z.1f}]"
+
+
+def _interval(found: Estimate, digits: int = 3) -> str:
+    return f"{found.value:z.{digits}f} [{found.low:z.{digits}f}, {found.high:z.{digits}f}]"

@@ -1,13 +1,13 @@
 """The end of a run in the terminal: decision, numbers, findings, where the report is."""
 
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from prefopt.evaluation.report import Report
 from prefopt.reports.numbers import NOT_APPLICABLE, Cell
 from prefopt.reports.sections import Table, drift_table, headline, held_out_table
 
@@ -16,7 +16,7 @@ STYLES = {"good": "green", "info": "blue", "warning": "yellow", "bad": "red"}
 WORDS = {"good": "good", "info": "note", "warning": "warn", "bad": "bad"}
 
 
-def print_report(report: dict[str, Any], path: Path, console: Console) -> None:
+def print_report(report: Report, path: Path, console: Console) -> None:
     """Prints a compact summary of `report`; `path` is where the whole of it was written."""
     shown = headline(report)
     console.print()
@@ -28,7 +28,7 @@ def print_report(report: dict[str, Any], path: Path, console: Console) -> None:
         console.print(_numbers(tables))
     else:
         console.print()
-    for finding in report.get("verdict") or []:
+    for finding in report.verdict or []:
         console.print(_finding(finding))
     console.print(Text.assemble("Report: ", (str(path), "bold")), soft_wrap=True)
 

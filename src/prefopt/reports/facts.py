@@ -5,6 +5,8 @@ from typing import Any
 
 from prefopt.config.algorithms import rows_of
 from prefopt.evaluation.metrics import PERCENT
+from prefopt.evaluation.report import Report
+from prefopt.evaluation.statistics import Estimate
 from prefopt.reports.numbers import NOT_MEASURED, cell, count, duration, moment, number
 
 Block = dict[str, Any]
@@ -37,7 +39,7 @@ THROUGHPUT: dict[str, tuple[str, Callable[[Any], str]]] = {
     "kernels": ("Fused layers", str),
     "reference": ("Reference log-probs", lambda usage: reference_text(usage)),
     "checkpoints": ("Checkpoints", lambda written: checkpoints_text(written)),
-    "mfu": ("Model FLOP utilisation", lambda share: cell({"value": share}, PERCENT).value),
+    "mfu": ("Model FLOP utilisation", lambda share: cell(Estimate(share), PERCENT).value),
 }
 
 
@@ -53,29 +55,29 @@ def checkpoints_text(written: Block) -> str:
     return f"{count(written['num'])} written, {number(written['bytes'] / 1e9)} GB{speed}"
 
 
-def subtitle(report: Block) -> str:
+def subtitle(report: Report) -> str:
     """What was trained on how much, and when it was measured, in one line."""
-    run = report.get("run") or {}
+    run = report.run or {}
     data = run.get("data") or {}
     sizes = {"num_train": "for training", "num_held_out": "held out"}
     rows = {"preference": "pairs"}.get(str(rows_of(run.get("algorithm"))), "examples")
     parts = [f"{count(data[key])} {rows} {words}" for key, words in sizes.items() if data.get(key) is not None]
     of = f" of {run['model']}" if run.get("model") else ""
-    when = [f"measured on {moment(report['date'])}"] if report.get("date") else []
+    when = [f"measured on {moment(report.date)}"] if report.date else []
     return ", ".join([f"{run.get('algorithm', 'tuning').upper()}{of}", *parts, *when])
 
 
-def run_facts(report: Block) -> Facts:
+def run_facts(report: Report) -> Facts:
     """The settings of the run: known ones first, then whatever else is recorded."""
-    run = report.get("run") or {}
+    run = report.run or {}
     known = [(label, _text(run[key])) for key, label in RUN_LABELS.items() if run.get(key) is not None]
     others = [(_label(key), _text(run[key])) for key in run if key not in RUN_LABELS and key != "data"]
     return known + _data_facts(run.get("data") or {}) + others
 
 
-def throughput_facts(report: Block) -> Facts:
+def throughput_facts(report: Report) -> Facts:
     """Speed and times; empty if nothing was recorded."""
-    throughput = report.get("throughput") or {}
+    throughput = report.throughput or {}
     if not throughput:
         return []
     return [
@@ -85,9 +87,9 @@ def throughput_facts(report: Block) -> Facts:
     ]
 
 
-def provenance_facts(report: Block) -> Facts:
+def provenance_facts(report: Report) -> Facts:
     """Everything that was recorded about the origin of the run."""
-    return [(_label(key), _text(value)) for key, value in (report.get("provenance") or {}).items()]
+    return [(_label(key), _text(value)) for key, value in (report.provenance or {}).items()]
 
 
 def _data_facts(data: Block) -> Facts:

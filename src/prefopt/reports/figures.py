@@ -3,14 +3,25 @@
 import math
 from typing import Any
 
-from prefopt.evaluation.metrics import NUMBER, PERCENT, Unit
+from prefopt.evaluation.metrics import (
+    ACCURACY,
+    BASE,
+    LONGER_WINS,
+    LOSS,
+    NUMBER,
+    PERCENT,
+    SHORTER_WINS,
+    TUNED,
+    Unit,
+)
+from prefopt.evaluation.report import HeldOut
+from prefopt.evaluation.statistics import Estimate
 from prefopt.reports.charts.drawing import Box, Figure, with_air
 from prefopt.reports.charts.histogram import bin_edges, histogram
 from prefopt.reports.charts.intervals import WIDTH, IntervalRow, interval_chart
 from prefopt.reports.charts.lines import Label, Line, line_chart
 from prefopt.reports.curves import PANELS, Panel, Series, num_not_finite, series_of
 from prefopt.reports.numbers import cell, count, interval, is_measured, number
-from prefopt.reports.sections import Block, block
 
 NARROW = 340
 """Pixels of a chart of which three stand in a row."""
@@ -18,12 +29,12 @@ CURVE_BOX = Box(NARROW, 200, left=44, right=62, top=8, bottom=40)
 MAX_DOTS = 20
 """A held-out curve with more points has no dot on each of them."""
 CHANCE = 0.5
-BASELINES = {"longer_wins": "always the longer answer", "shorter_wins": "always the shorter answer"}
+BASELINES = {LONGER_WINS: "always the longer answer", SHORTER_WINS: "always the shorter answer"}
 
 
-def result_figures(report: Block, pairs: list[dict[str, Any]]) -> list[Figure]:
+def result_figures(held_out: HeldOut, pairs: list[dict[str, Any]]) -> list[Figure]:
     """The headline chart and the histogram of average margins, where there is something to draw."""
-    return [figure for figure in (_headline_figure(report), _margin_figure(pairs)) if figure]
+    return [figure for figure in (_headline_figure(held_out), _margin_figure(pairs)) if figure]
 
 
 def training_figures(metrics: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> list[Figure]:
@@ -44,17 +55,16 @@ def curve_note(metrics: list[dict[str, Any]]) -> str:
     return " ".join(notes)
 
 
-def _headline_figure(report: Block) -> Figure | None:
-    held_out = block(report, "held_out")
-    if is_measured(block(held_out, "tuned").get("preference_accuracy")):
+def _headline_figure(held_out: HeldOut) -> Figure | None:
+    if is_measured(held_out.model(TUNED).get(ACCURACY)):
         return _interval_figure(
-            _model_rows(held_out, "preference_accuracy", PERCENT) + _baseline_rows(held_out),
+            _model_rows(held_out, ACCURACY, PERCENT) + _baseline_rows(held_out),
             "Preference accuracy on held-out pairs",
             "Share of pairs whose chosen answer the model prefers. Bars: 95 % intervals.",
             is_share=True,
             chance=CHANCE,
         )
-    rows = _model_rows(held_out, "loss", NUMBER)
+    rows = _model_rows(held_out, LOSS, NUMBER)
     caption = "Loss per token on the held-out data, lower is better. Bars: 95 % intervals."
     return _interval_figure(rows, "Held-out loss", caption, is_share=False, chance=None) if rows else None
 
@@ -66,8 +76,8 @@ def _interval_figure(
     return Figure(title, caption, interval_chart(rows, is_share=is_share, chance=chance, description=description))
 
 
-def _model_rows(held_out: Block, key: str, unit: Unit) -> list[IntervalRow]:
-    estimates = {model: block(held_out, model).get(key) for model in ("tuned", "base")}
+def _model_rows(held_out: HeldOut, key: str, unit: Unit) -> list[IntervalRow]:
+    estimates = {model: held_out.model(model).get(key) for model in (TUNED, BASE)}
     return [
         _interval_row(model.capitalize(), estimate, unit, style=model)
         for model, estimate in estimates.items()
@@ -75,21 +85,21 @@ def _model_rows(held_out: Block, key: str, unit: Unit) -> list[IntervalRow]:
     ]
 
 
-def _baseline_rows(held_out: Block) -> list[IntervalRow]:
-    estimates = {label: block(held_out, "baselines").get(key) for key, label in BASELINES.items()}
+def _baseline_rows(held_out: HeldOut) -> list[IntervalRow]:
+    estimates = {label: (held_out.baselines or {}).get(key) for key, label in BASELINES.items()}
     known = {
         label: estimate for label, estimate in estimates.items() if estimate is not None and is_measured(estimate)
     }
-    best = sorted(known, key=lambda label: -known[label]["value"])[:1]
+    best = sorted(known, key=lambda label: -known[label].value)[:1]
     return [
         _interval_row(label.capitalize(), known[label], PERCENT, style="muted", is_baseline=True) for label in best
     ]
 
 
-def _interval_row(label: str, estimate: Block, unit: Unit, *, style: str, is_baseline: bool = False) -> IntervalRow:
+def _interval_row(label: str, estimate: Estimate, unit: Unit, *, style: str, is_baseline: bool = False) -> IntervalRow:
     shown = cell(estimate, unit)
     text = f"{shown.value}  ({shown.interval})" if shown.interval else shown.value
-    return IntervalRow(label, estimate["value"], interval(estimate), text, style, is_baseline)
+    return IntervalRow(label, estimate.value, interval(estimate), text, style, is_baseline)
 
 
 def _margin_figure(pairs: list[dict[str, Any]]) -> Figure | None:

@@ -34,7 +34,7 @@ TERMS = (*(Term(m.name, m.hint, m.trap, m.path) for m in METRICS if m.trap and m
 
 
 def terms_for(report: dict[str, Any]) -> list[Term]:
-    """The terms that this report uses."""
+    """The terms that report.json uses."""
     return [term for term in TERMS if _holds(report, term.path)]
 
 

@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from prefopt.evaluation.metrics import NUMBER, Unit
+from prefopt.evaluation.statistics import Estimate
 
 SIGNIFICANT_DIGITS = 3
 
@@ -33,14 +34,11 @@ NOT_MEASURED = Cell("not measured")
 NOT_APPLICABLE = Cell()
 
 
-def cell(estimate: dict[str, Any] | None, unit: Unit) -> Cell:
-    """Formats `{"value", "ci95", "n"}`; the interval is rounded like the value."""
+def cell(estimate: Estimate | None, unit: Unit) -> Cell:
+    """Formats an estimate; the interval is rounded like the value."""
     if not is_measured(estimate):
         return NOT_MEASURED
-    assert estimate is not None
-    value = estimate["value"]
-    bounds = interval(estimate)
-    num = estimate.get("n")
+    value, num, bounds = estimate.value, estimate.n, interval(estimate)
     half_width = (bounds[1] - bounds[0]) / 2 if bounds else 0.0
     decimals = _decimals(max(abs(value), half_width), unit)
     return Cell(
@@ -50,15 +48,15 @@ def cell(estimate: dict[str, Any] | None, unit: Unit) -> Cell:
     )
 
 
-def is_measured(estimate: dict[str, Any] | None) -> bool:
+def is_measured(estimate: Estimate | None) -> TypeGuard[Estimate]:
     """Whether the estimate holds a finite value."""
-    return estimate is not None and _is_finite(estimate.get("value"))
+    return estimate is not None and math.isfinite(estimate.value)
 
 
-def interval(estimate: dict[str, Any]) -> tuple[float, float] | None:
+def interval(estimate: Estimate) -> tuple[float, float] | None:
     """The 95 % interval, or None unless both bounds are finite."""
-    low, high = estimate.get("ci95") or (None, None)
-    return (low, high) if _is_finite(low) and _is_finite(high) else None
+    is_whole = math.isfinite(estimate.low) and math.isfinite(estimate.high)
+    return (estimate.low, estimate.high) if is_whole else None
 
 
 def count(value: int) -> str:
@@ -84,10 +82,6 @@ def duration(seconds: float) -> str:
 def moment(iso: str) -> str:
     """A time of ISO 8601 in UTC, to the minute: `2026-11-26 09:30 UTC`."""
     return f"{iso[:16].replace('T', ' ')} UTC"
-
-
-def _is_finite(value: float | None) -> TypeGuard[float]:
-    return value is not None and math.isfinite(value)
 
 
 def _decimals(size: float, unit: Unit) -> int:

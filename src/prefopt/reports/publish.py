@@ -2,8 +2,8 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
+from prefopt.evaluation.report import Report
 from prefopt.evaluation.run import Evaluation
 from prefopt.process import phases
 from prefopt.reports.render import render_report
@@ -15,8 +15,8 @@ PAIRS = "pairs.jsonl"
 
 
 @phases.of("report")
-def publish(evaluation: Evaluation, run: RunDirectory, folder: Path | None = None) -> dict[str, Any]:
-    """Writes the report of an evaluation; returns what report.json holds. Rank 0 only.
+def publish(evaluation: Evaluation, run: RunDirectory, folder: Path | None = None) -> Report:
+    """Writes the report of an evaluation, and returns it with its phases. Rank 0 only.
 
     Args:
         evaluation: Of the run.

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from prefopt.evaluation.report import Report
 from prefopt.process.terminal import REPLACEMENT
 from prefopt.reports import facts, sections
 from prefopt.reports.figures import curve_note, result_figures, training_figures
@@ -24,7 +25,7 @@ SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
 def render_report(
-    report: dict[str, Any],
+    report: Report,
     metrics: list[dict[str, Any]],
     pairs: list[dict[str, Any]],
     folder: Path,
@@ -33,7 +34,7 @@ def render_report(
     """Writes the report's three files into `folder`, each one completely or not at all.
 
     Args:
-        report: The evaluation's results; absent blocks and values are shown as not measured or left out.
+        report: The evaluation's results; what it lacks is shown as not measured or left out.
         metrics: The lines of metrics.jsonl.
         pairs: Margins per held-out pair: `base_margin`, `tuned_margin`, `reward_margin`.
         folder: Made if absent.
@@ -42,40 +43,49 @@ def render_report(
     Returns:
         The path of report.html.
     """
-    ready, metrics, pairs = _json_ready(report), _json_ready(metrics), _json_ready(pairs)
-    charts = {"result_figures": result_figures(ready, pairs), "training_figures": training_figures(metrics, pairs)}
+    written, metrics, pairs = _json_ready(report.to_dict()), _json_ready(metrics), _json_ready(pairs)
+    shown = Report.from_dict(written)
+    charts = {
+        "result_figures": result_figures(shown.held_out, pairs),
+        "training_figures": training_figures(metrics, pairs),
+    }
     if read_phases is not None:
-        report["phases"] = ready["phases"] = read_phases()
-    content = _content(ready)
+        report.phases = shown.phases = written["phases"] = read_phases()
+    content = {**_content(shown), "terms": terms_for(written)}
     templates = environment("prefopt.reports")
     html = templates.get_template("report.html.j2").render(content, **charts, curve_note=curve_note(metrics))
     markdown = templates.get_template("report.md.j2").render(content)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "report.json", ready)
+    write_json(folder / "report.json", written)
     write_text(folder / "report.md", markdown)
     write_text(folder / "report.html", html)
     return folder / "report.html"
 
 
-def _content(report: dict[str, Any]) -> dict[str, Any]:
+def _content(report: Report) -> dict[str, Any]:
     return {
-        "name": sections.block(report, "run").get("name") or "unnamed run",
+        "name": (report.run or {}).get("name") or "unnamed run",
         "headline": sections.headline(report),
         "subtitle": facts.subtitle(report),
-        "verdict": report.get("verdict") or [],
+        "verdict": report.verdict or [],
         "levels": LEVELS,
         "held_out": sections.held_out_table(report),
         "overfitting": sections.overfitting_table(report),
         "drift": sections.drift_table(report),
         "likelihood": sections.likelihood_table(report),
-        "samples": report.get("samples") or [],
-        "data_notes": sections.block(report, "data").get("notes") or [],
+        "samples": [_answers(sample) for sample in report.samples or []],
+        "data_notes": (report.data or {}).get("notes") or [],
         "throughput": facts.throughput_facts(report),
         "time": time_block(report),
-        "terms": terms_for(report),
         "run": facts.run_facts(report),
         "provenance": facts.provenance_facts(report),
     }
+
+
+def _answers(sample: dict[str, str | None]) -> list[tuple[str, str, str]]:
+    """Title, CSS class and text of each part of a sample: the prompt, all answers, and the one in the data."""
+    titles = {"chosen": "Chosen in the data"}
+    return [(titles.get(name, name.capitalize()), name, text) for name, text in sample.items() if text is not None]
 
 
 def environment(*packages: str, clean: Callable[[str], str] | None = None) -> Environment:

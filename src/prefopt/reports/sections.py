@@ -1,7 +1,6 @@
 """What the report says, independent of the output format: the decisive sentence and the tables."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from prefopt.evaluation.metrics import (
     ACCURACY,
@@ -22,9 +21,9 @@ from prefopt.evaluation.metrics import (
     Unit,
     metrics_of,
 )
+from prefopt.evaluation.report import AnswersEstimate, Estimates, Gap, HeldOut, Report
+from prefopt.evaluation.statistics import Estimate
 from prefopt.reports.numbers import NOT_APPLICABLE, Cell, cell, count, is_measured
-
-Block = dict[str, Any]
 
 DECISIONS = {"ship": ("Ship", "good"), "do_not_ship": ("Do not ship", "bad"), "undecided": ("Undecided", "warning")}
 """Decision -> (words, level)."""
@@ -59,54 +58,46 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
 
-def block(report: Block, *keys: str) -> Block:
-    """The nested block at `keys`, empty where it is absent or None."""
-    for key in keys:
-        report = report.get(key) or {}
-    return report
-
-
-def headline(report: Block) -> Headline:
+def headline(report: Report) -> Headline:
     """The decision in one plain sentence with its decisive number."""
-    words, level = DECISIONS.get(report.get("decision") or "", ("No decision", "info"))
-    return Headline(words, level, _reason(report), _preference_sentence(report) or _loss_sentence(report))
+    words, level = DECISIONS.get(report.decision or "", ("No decision", "info"))
+    sentence = _preference_sentence(report.held_out) or _loss_sentence(report.held_out)
+    return Headline(words, level, _reason(report), sentence)
 
 
-def _reason(report: Block) -> str | None:
-    wanted = {"do_not_ship": "bad", "undecided": "warning"}.get(report.get("decision") or "")
-    findings = (f["finding"] for f in report.get("verdict") or [] if f["level"] == wanted)
+def _reason(report: Report) -> str | None:
+    wanted = {"do_not_ship": "bad", "undecided": "warning"}.get(report.decision or "")
+    findings = (f["finding"] for f in report.verdict or [] if f["level"] == wanted)
     return next(findings, None)
 
 
-def _preference_sentence(report: Block) -> str | None:
-    base, tuned = (block(report, HELD_OUT, model).get(ACCURACY) for model in (BASE, TUNED))
+def _preference_sentence(held_out: HeldOut) -> str | None:
+    base, tuned = (held_out.model(name).get(ACCURACY) for name in (BASE, TUNED))
     if not is_measured(tuned):
         return None
     shown = cell(tuned, PERCENT)
     pairs = f"{shown.num} held-out pairs" if shown.num else "the held-out pairs"
-    gain = _gain(block(report, HELD_OUT, "gain").get(ACCURACY), base, tuned, POINTS)
+    gain = _gain(held_out.gain.get(ACCURACY), base, tuned, POINTS)
     return f"Tuned prefers the chosen answer on {shown.value} of {pairs}{_ci(shown)}{_against(base, gain, PERCENT)}."
 
 
-def _loss_sentence(report: Block) -> str:
-    base, tuned = (block(report, HELD_OUT, model).get(LOSS) for model in (BASE, TUNED))
+def _loss_sentence(held_out: HeldOut) -> str:
+    base, tuned = (held_out.model(name).get(LOSS) for name in (BASE, TUNED))
     if not is_measured(tuned):
         return "Nothing was measured on held-out data, so nothing can be said about the benefit."
     shown = cell(tuned, NUMBER)
     rows = f"{shown.num} held-out examples" if shown.num else "the held-out examples"
-    gain = _gain(block(report, HELD_OUT, "gain").get(LOSS), base, tuned, CHANGE)
+    gain = _gain(held_out.gain.get(LOSS), base, tuned, CHANGE)
     return f"Tuned has a loss of {shown.value} per token on {rows}{_ci(shown)}{_against(base, gain, NUMBER)}."
 
 
-def _gain(gain: Block | None, base: Block | None, tuned: Block | None, unit: Unit) -> Cell | None:
+def _gain(gain: Estimate | None, base: Estimate | None, tuned: Estimate, unit: Unit) -> Cell | None:
     if is_measured(gain):
         return cell(gain, unit)
-    if base is None or tuned is None or not is_measured(base):
-        return None
-    return cell({"value": tuned["value"] - base["value"]}, unit)
+    return cell(Estimate(tuned.value - base.value), unit) if is_measured(base) else None
 
 
-def _against(base: Block | None, gain: Cell | None, unit: Unit) -> str:
+def _against(base: Estimate | None, gain: Cell | None, unit: Unit) -> str:
     if gain is None:
         return "; the base model was not measured"
     return f", base {cell(base, unit).value}: {gain.value}{_ci(gain)}"
@@ -116,10 +107,10 @@ def _ci(shown: Cell) -> str:
     return f" (95 % CI {shown.interval})" if shown.interval else ""
 
 
-def held_out_table(report: Block) -> Table | None:
+def held_out_table(report: Report) -> Table | None:
     """Base against tuned on the held-out data, or None if nothing was measured."""
-    held_out = block(report, HELD_OUT)
-    base, tuned, gain = (block(held_out, key) for key in (BASE, TUNED, "gain"))
+    held_out = report.held_out
+    base, tuned, gain = held_out.model(BASE), held_out.model(TUNED), held_out.gain
     rows = [
         Row(
             metric.name,
@@ -135,22 +126,21 @@ def held_out_table(report: Block) -> Table | None:
     ]
     if not rows:
         return None
-    notes = [note for note in (_sign_test(gain), _baselines(held_out), _ties(held_out)) if note]
+    notes = [note for note in (_sign_test(held_out.p_value), _baselines(held_out), _ties(held_out)) if note]
     return _without_empty_columns(Table(["Base", "Tuned", "Change"], rows, notes))
 
 
-def _change(gain: Block | None, metric: Metric) -> Cell:
+def _change(gain: Estimate | None, metric: Metric) -> Cell:
     return cell(gain, metric.change_unit) if is_measured(gain) else NOT_APPLICABLE
 
 
-def _sign_test(gain: Block) -> str | None:
-    p_value = gain.get("p_value")
+def _sign_test(p_value: float | None) -> str | None:
     return f"Sign test of the change in preference accuracy: p = {p_value:.2g}." if p_value is not None else None
 
 
-def _baselines(held_out: Block) -> str | None:
+def _baselines(held_out: HeldOut) -> str | None:
     rules = {LONGER_WINS: "the longer answer", SHORTER_WINS: "the shorter answer"}
-    baselines = block(held_out, "baselines")
+    baselines = held_out.baselines or {}
     known = [
         f"always picking {words} is right on {cell(baselines[key], PERCENT).text}"
         for key, words in rules.items()
@@ -159,16 +149,15 @@ def _baselines(held_out: Block) -> str | None:
     return f"Without any model: {', '.join(known)}." if known else None
 
 
-def _ties(held_out: Block) -> str | None:
-    ties = block(held_out, "ties")
-    known = [f"{model} {count(ties[model])}" for model in (BASE, TUNED) if ties.get(model) is not None]
-    total = f" of {count(held_out['n'])} pairs" if held_out.get("n") else ""
+def _ties(held_out: HeldOut) -> str | None:
+    known = [f"{name} {count(num)}" for name, num in (held_out.ties or {}).items()]
+    total = f" of {count(held_out.n)} pairs" if held_out.n else ""
     return f"Ties: {', '.join(known)}{total}." if known else None
 
 
-def overfitting_table(report: Block) -> Table | None:
+def overfitting_table(report: Report) -> Table | None:
     """Train against held-out accuracy and their gap, or None if it was not measured."""
-    overfitting = block(report, "overfitting")
+    overfitting = report.overfitting
     rows = [
         _gap_row(overfitting[metric.report_key], metric)
         for metric in metrics_of(HELD_OUT, TUNED)
@@ -177,10 +166,9 @@ def overfitting_table(report: Block) -> Table | None:
     return Table(["Train", "Held-out", "Gap"], rows) if rows else None
 
 
-def _gap_row(values: Block, metric: Metric) -> Row:
-    train, held_out, gap = values.get("train"), values.get("held_out"), values.get("gap")
-    if isinstance(gap, float):
-        gap = {"value": gap}
+def _gap_row(values: Gap, metric: Metric) -> Row:
+    found = (values.get(key) for key in ("train", "held_out", "gap"))
+    train, held_out, gap = (Estimate(entry) if isinstance(entry, float) else entry for entry in found)
     return Row(
         metric.name,
         [cell(train, metric.unit), cell(held_out, metric.unit), cell(gap, metric.change_unit)],
@@ -188,24 +176,24 @@ def _gap_row(values: Block, metric: Metric) -> Row:
     )
 
 
-def drift_table(report: Block) -> Table | None:
+def drift_table(report: Report) -> Table | None:
     """How far the tuned model moved from the base, or None if it was not measured."""
-    drift = block(report, DRIFT)
-    measured = [(metric, drift[metric.report_key]) for metric in metrics_of(DRIFT) if drift.get(metric.report_key)]
-    rows = [_divergence_row(found, metric) for metric, found in measured if metric.is_relative]
-    rows += [_drift_row(found, metric) for metric, found in measured if metric.path[-1] == TUNED]
+    measured = [(metric, report.drift.get(metric.report_key)) for metric in metrics_of(DRIFT)]
+    rows = [_divergence_row(found, metric) for metric, found in measured if isinstance(found, Estimate)]
+    rows += [
+        _drift_row(found, metric) for metric, found in measured if isinstance(found, dict) and metric.path[-1] == TUNED
+    ]
     return _without_empty_columns(Table(["Base", "Tuned", "Change"], rows)) if rows else None
 
 
-def _divergence_row(values: Block, metric: Metric) -> Row:
+def _divergence_row(found: Estimate, metric: Metric) -> Row:
     """The row says how many answers were cut: what they hold beyond the limit is not in a sum over them."""
-    label, hint, num_cut = metric.name, metric.note, values.get("num_cut")
-    if num_cut:
-        label = (
-            f"{metric.label}, {count(num_cut)} cut"  # no longer than the longest of the others: a terminal is narrow
-        )
-        hint += f"; {count(num_cut)} of {count(values['n'])} were cut at {count(values['cut_at'])} tokens: whole, more"
-    return Row(label, [NOT_APPLICABLE, cell(values, NUMBER), NOT_APPLICABLE], hint)
+    label, hint = metric.name, metric.note
+    if isinstance(found, AnswersEstimate) and found.num_cut and found.n and found.cut_at:
+        num_cut = count(found.num_cut)
+        label = f"{metric.label}, {num_cut} cut"  # no longer than the longest of the others: a terminal is narrow
+        hint += f"; {num_cut} of {count(found.n)} were cut at {count(found.cut_at)} tokens: whole, more"
+    return Row(label, [NOT_APPLICABLE, cell(found, NUMBER), NOT_APPLICABLE], hint)
 
 
 def _without_empty_columns(table: Table) -> Table:
@@ -214,19 +202,19 @@ def _without_empty_columns(table: Table) -> Table:
     return Table([table.columns[i] for i in used], rows, table.notes)
 
 
-def _drift_row(values: Block, metric: Metric) -> Row:
+def _drift_row(values: Estimates, metric: Metric) -> Row:
     ratio = values.get("ratio")
     change = cell(ratio, RATIO) if is_measured(ratio) else NOT_APPLICABLE
     base, tuned = (cell(values.get(model), metric.unit) for model in (BASE, TUNED))
     return Row(metric.name, [base, tuned, change], metric.note)
 
 
-def likelihood_table(report: Block) -> Table | None:
+def likelihood_table(report: Report) -> Table | None:
     """How training moved the log-probs of both completions, or None if it was not measured."""
-    likelihood = block(report, LIKELIHOOD)
+    likelihood = report.likelihood or {}
     rows = [
         Row(metric.name, [cell(likelihood[metric.report_key], metric.unit)], metric.note)
         for metric in metrics_of(LIKELIHOOD)
-        if likelihood.get(metric.report_key) is not None
+        if metric.report_key in likelihood
     ]
     return Table(["Held-out"], rows) if rows else None

@@ -1,8 +1,8 @@
 """Where the seconds of a run went, as one bar: groups of parts in the order of a run, each in a colour of its own."""
 
 from dataclasses import dataclass
-from typing import Any
 
+from prefopt.evaluation.report import Report
 from prefopt.process.phases import OTHER, label
 from prefopt.reports.numbers import duration
 
@@ -48,9 +48,9 @@ class TimeBlock:
         return f"{self.total}: " + ", ".join(f"{share.name} {share.time}" for share in self.segments)
 
 
-def time_block(report: dict[str, Any]) -> TimeBlock | None:
+def time_block(report: Report) -> TimeBlock | None:
     """The seconds of a report, None where they were not recorded."""
-    seconds: dict[str, float] = report.get("phases") or {}
+    seconds: dict[str, float] = report.phases or {}
     total = sum(seconds.values())
     if total <= 0:
         return None

@@ -3,6 +3,7 @@
 Somebody may have edited them, a disk may have damaged them: what reads them further on can rely on these shapes.
 """
 
+import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -89,6 +90,19 @@ def read_run_file(path: Path, shape: Mapping[str, Shape]) -> dict[str, Any]:
     if wrong is not None:
         raise UserError(f"{path}: is damaged ({wrong}). {remedy}")
     return value
+
+
+def read_json(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """The object in a file, None where there is no file; or empty, and what is wrong with the file, in words."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None, ""
+    except OSError as error:
+        return {}, f"{path.name} cannot be read ({error.strerror or error})"
+    except ValueError as error:
+        return {}, f"{path.name} is damaged ({str(error).splitlines()[0]})"
+    return (value, "") if isinstance(value, dict) else ({}, f"{path.name} is damaged (not an object)")
 
 
 def read_steps(path: Path) -> Iterator[dict[str, Any]]:

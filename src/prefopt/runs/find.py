@@ -144,16 +144,23 @@ def find_run(folder: Path) -> RunDirectory:
     raise UserError(f"run={folder}: no such folder." + (f" Did you mean {_choices(near)}" if near else ""))
 
 
-def find_folders(folder: Path) -> list[Path]:
-    """The runs that a folder is or holds, those of its sweeps too, by name; points that have not begun are left out.
+def find_folders(targets: Sequence[Path]) -> list[Path]:
+    """The folders of runs that targets are or hold, those of sweeps too, each once; of points only those that began.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: A folder that is not there, that holds no run, or that cannot be read.
     """
-    if is_run(folder) or is_closed(folder):
-        return [folder]
-    runs, sweeps = list_runs(folder)
-    return sorted([*runs, *(run for sweep in sweeps for run in list_runs(sweep)[0])])
+    found: dict[Path, Path] = {}
+    for target in targets:
+        if not target.is_dir():
+            raise UserError(f"{target}: no such folder. Give folders of runs or sweeps.")
+        runs, sweeps = ([target], []) if is_run(target) or is_closed(target) else list_runs(target)
+        runs = sorted([*runs, *(run for sweep in sweeps for run in list_runs(sweep)[0])])
+        if not runs:
+            raise UserError(f"{target}: holds no runs. Give folders of runs or sweeps.")
+        for run in runs:
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
 
 
 def list_runs(folder: Path) -> tuple[list[Path], list[Path]]:

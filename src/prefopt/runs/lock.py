@@ -8,6 +8,9 @@ Who may take a lock away is decided by locks again. To replace or remove a lock,
 content, `.<run.name>.lock.<hash of the content>`, and look at the lock once more while it holds it. Contents never
 come back, so a process that was slow cannot take away the lock of one that was faster. A claim whose process died is
 taken over by the same rules.
+
+`filelock.SoftFileLease` (4.2) is no substitute: it takes the lock of another host only after a new process has watched
+it for the whole time of silence, however old it is, and its record has no room for the job whose restart settles it.
 """
 
 import hashlib

@@ -1,15 +1,13 @@
 """What the files of a run say, whatever state it is in: never stopped by what others are writing or have damaged."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prefopt.runs.directory import State
-from prefopt.runs.files import is_count, is_text
+from prefopt.runs.files import is_count, is_text, read_json
 from prefopt.runs.find import Kind, Place
 from prefopt.runs.jobs import LOG, Attempt, read_last_attempt
-from prefopt.storage.lock_file import Sighting, look_at
+from prefopt.storage.lock_file import Sighting, read_lock
 
 OVER = (State.done, State.pruned)
 """Nothing is left to do."""
@@ -67,22 +65,9 @@ def read_facts(place: Place) -> Facts:
         message,
         num_records,
         decision=read_last_attempt(run),
-        lock=look_at(run.path),
+        lock=read_lock(run.path),
         log=find_log(place),
     )
-
-
-def read_json(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """The object in a file, None where there is no file; or empty, and what is wrong with the file, in words."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None, ""
-    except OSError as error:
-        return {}, f"{path.name} cannot be read ({error.strerror or error})"
-    except ValueError as error:
-        return {}, f"{path.name} is damaged ({str(error).splitlines()[0]})"
-    return (value, "") if isinstance(value, dict) else ({}, f"{path.name} is damaged (not an object)")
 
 
 def find_log(place: Place) -> Path | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefopt.config.step_size import StepSize
 from prefopt.distributed.checkpoint import TRAINER_STATE, list_complete
 from prefopt.runs.directory import RunDirectory
 from prefopt.runs.files import is_count, is_number
@@ -103,8 +104,7 @@ def _count_by_rows(run: RunDirectory, settings: dict[str, str]) -> int | None:
     try:
         provenance = json.loads(run.provenance.read_bytes())
         num_rows = provenance["data"]["tokenized"]["train"]["num_kept"]
-        size = provenance["step_size"]
-        per_step = size["per_device"] * size["accumulation"] * size["num_ranks"]
+        per_step = StepSize(**provenance["step_size"]).total
         steps: int = math.ceil(float(settings["num_epochs"]) * math.ceil(num_rows / per_step))
         return steps
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, OverflowError):

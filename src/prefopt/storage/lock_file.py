@@ -52,16 +52,14 @@ class Sighting:
         life: Of the process that took it.
         who: That process, in words.
         job: The scheduler's id of the job it belongs to; None outside of one.
-        silent_s: Seconds since its last sign of life.
     """
 
     life: Life
     who: str
     job: str | None
-    silent_s: float
 
 
-def look_at(run: Path) -> Sighting | None:
+def read_lock(run: Path) -> Sighting | None:
     """The lock of a run, None if there is none that this user may read.
 
     Writes nothing, so the seconds are by this machine's clock alone.
@@ -74,7 +72,7 @@ def look_at(run: Path) -> Sighting | None:
         return None
     own, silent_s = Holder.of_this_process(), max(0.0, time.time() - found.modified)
     life = Life.dead if found.is_gone(own, silent_s) else Life.alive if found.can_be_looked_at(own) else Life.unknown
-    return Sighting(life, found.who, None if found.holder is None else found.holder.job, silent_s)
+    return Sighting(life, found.who, None if found.holder is None else found.holder.job)
 
 
 @dataclass(frozen=True)

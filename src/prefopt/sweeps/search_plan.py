@@ -141,7 +141,7 @@ def _is_reported(metric: Metric, config: TrainConfig) -> bool:
     if config.data.held_out is None and config.data.held_out_fraction == 0:
         return False
     has_pairs = metric.of_pairs and config.evaluation.pairs is not None
-    return has_pairs or config.algorithm.name in metric.algorithms
+    return has_pairs or config.algorithm.rows in metric.rows
 
 
 def _held_out_of(config: TrainConfig) -> str:

@@ -81,9 +81,13 @@ class Session:
             return False
         return (self.folder / INCOMPLETE).exists() if self.is_online else not self.marker.exists()
 
+    def is_marked(self) -> bool:
+        """True if it has been uploaded, whole or as much of it as a kill had left."""
+        return self.log is not None and self.marker.exists()
+
     def find_url(self) -> str:
         """The address of the session if prefopt has uploaded it; otherwise empty."""
-        return self.marker.read_text(encoding="utf-8").strip() if self.log and self.marker.exists() else ""
+        return self.marker.read_text(encoding="utf-8").strip() if self.is_marked() else ""
 
     def upload(self, timeout_s: float) -> Upload:
         """Sends the session to the server, and marks it unless that failed."""

@@ -118,7 +118,7 @@ def _start(
             finish_timeout_raises=True,
             silent=True,
             console="off",
-            disable_git=True,  # it would record the repository of the run's folder, and a diff of any size
+            disable_git=True,  # else it records the repository of the run's folder, and a diff of any size
             git_commit=provenance.get("git_commit") if shows_code() else None,
             git_remote_url=provenance.get("git_remote") if shows_code() else None,
         ),
@@ -263,8 +263,9 @@ class WandbMirror:
         summary |= _values(report.get("drift") or {}, "drift")
         summary |= {"outside_training_s": phases.outside_training(report["phases"])} if report.get("phases") else {}
         self.summarise(summary)
-        columns: list[str | int] = ["prompt", "base", "tuned", "chosen"]
-        rows: list[Any] = [[sample.get(column) for column in columns] for sample in report.get("samples") or []]
+        samples = report.get("samples") or []
+        columns: list[str | int] = list(samples[0]) if samples else []
+        rows: list[Any] = [[sample.get(column) for column in columns] for sample in samples]
         if rows:
             with self._guarded("the samples"):
                 self._session.log({"samples": wandb.Table(columns=columns, data=rows)})

@@ -342,7 +342,7 @@ class DurableTrainer:
         value = metrics[name]
         if not math.isfinite(value):
             return
-        badness = logged_metric(name, self.run.config.algorithm.name).badness
+        badness = logged_metric(name, self.run.config.algorithm.rows).badness
         if self.best is None or badness(value) < badness(self.best[0]):
             self.best = value, self.state.global_step
             self.control.should_save = True

@@ -110,10 +110,10 @@ def train_and_report(
             report = publish(evaluation, run)
         print_report(report, run.report / "report.html", console)
         if mirror is not None:
-            mirror.finish(report)
+            mirror.finish(report.to_dict())
         phases.save()
         console.print(phases.describe(phases.seconds()))
-        run.set_state(State.done, step=report["run"]["steps"], message="")
+        run.set_state(State.done, step=evaluation.steps, message="")
 
 
 def compute_reference(

@@ -1,0 +1,160 @@
+"""report.json: what an evaluation found, written by `evaluation`, rendered by `reports`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from math import nan
+from typing import Any
+
+from prefopt import __version__
+from prefopt.evaluation.statistics import Estimate
+
+FORMAT = 1
+"""Of report.json; raised when a key changes its meaning."""
+Block = dict[str, Any]
+Estimates = dict[str, Estimate]
+"""Key of a metric -> its estimate."""
+Gap = dict[str, Estimate | float]
+"""`train`, `held_out` and `gap`, train minus held-out; of a loss the gap has no interval."""
+
+
+@dataclass(frozen=True)
+class AnswersEstimate(Estimate):
+    """An estimate over answers of which some were cut: sums over those are of their beginnings alone.
+
+    Attributes:
+        num_cut: How many were cut at the limit of tokens.
+        cut_at: The limit; None if none was cut.
+    """
+
+    num_cut: int = 0
+    cut_at: int | None = None
+
+    def to_dict(self) -> Block:
+        return {**super().to_dict(), "num_cut": self.num_cut, "cut_at": self.cut_at}
+
+
+@dataclass
+class HeldOut:
+    """What the contestants did with the held-out data.
+
+    Attributes:
+        n: Held-out pairs or demonstrations.
+        models: Name of a contestant -> its metrics.
+        gain: Paired differences, tuned minus base.
+        p_value: Of the sign test of the gain in preference accuracy; None without pairs.
+        baselines: Accuracies of rules without a model; None without pairs.
+        ties: Name of a contestant -> pairs whose sides it finds equally likely; None without pairs.
+    """
+
+    n: int | None = None
+    models: dict[str, Estimates] = field(default_factory=dict)
+    gain: Estimates = field(default_factory=dict)
+    p_value: float | None = None
+    baselines: Estimates | None = None
+    ties: dict[str, int] | None = None
+
+    def model(self, name: str) -> Estimates:
+        """The metrics of a contestant, empty if it was not measured."""
+        return self.models.get(name, {})
+
+    def to_dict(self) -> Block:
+        tested = {} if self.p_value is None else {"p_value": self.p_value}
+        optional = {"baselines": self.baselines, "ties": self.ties}
+        measured = {key: _write(block) for key, block in optional.items() if block is not None}
+        return {"n": self.n, **_write(self.models), "gain": {**_write(self.gain), **tested}, **measured}
+
+    @classmethod
+    def from_dict(cls, block: Mapping[str, Any]) -> "HeldOut":
+        rest = {key: value or {} for key, value in block.items() if key != "n"}
+        gain, baselines, ties = (rest.pop(key, {}) for key in ("gain", "baselines", "ties"))
+        models = {name: _estimates(found) for name, found in rest.items()}
+        known = {name: num for name, num in ties.items() if num is not None}
+        rules = _estimates(baselines) or None
+        return cls(block.get("n"), models, _estimates(gain), gain.get("p_value"), rules, known or None)
+
+
+@dataclass
+class Report:
+    """What an evaluation found. Reports of earlier versions lack some of it.
+
+    Attributes:
+        format: See `FORMAT`.
+        version: The prefopt that wrote it.
+        date: When it was measured, ISO 8601 in UTC.
+        run: What was trained on what.
+        measured_on: The data that a later evaluation measured on.
+        held_out: What the contestants did with the held-out data.
+        overfitting: Key of a metric -> how far training and held-out data are apart.
+        drift: Key of a metric -> an estimate against the base, or estimates by contestant, with their `ratio`.
+        likelihood: Changes of held-out log-probs per token; None without pairs.
+        throughput: Speeds, times, and what work was saved.
+        data: Notes and counts of reading the data.
+        samples: Prompts with every contestant's answer and, as `chosen`, the one in the data.
+        provenance: Where code, data and model came from.
+        decision: ship, do_not_ship or undecided.
+        verdict: The findings, the gravest first.
+        phases: Seconds by part of the run.
+    """
+
+    format: int = FORMAT
+    version: str | None = __version__
+    date: str | None = None
+    run: Block | None = None
+    measured_on: Block | None = None
+    held_out: HeldOut = field(default_factory=HeldOut)
+    overfitting: dict[str, Gap] = field(default_factory=dict)
+    drift: dict[str, Estimate | Estimates] = field(default_factory=dict)
+    likelihood: Estimates | None = None
+    throughput: Block | None = None
+    data: Block | None = None
+    samples: list[dict[str, str | None]] | None = None
+    provenance: Block | None = None
+    decision: str | None = None
+    verdict: list[dict[str, str]] | None = None
+    phases: dict[str, float] | None = None
+
+    def to_dict(self) -> Block:
+        """What report.json holds: everything that is known; `likelihood` is null without pairs."""
+        written = {each.name: _write(getattr(self, each.name)) for each in fields(self)}
+        return {key: block for key, block in written.items() if block is not None or key == "likelihood"}
+
+    @classmethod
+    def from_dict(cls, written: Mapping[str, Any]) -> "Report":
+        """Reads what report.json holds, of an earlier version too; what is absent or null was not measured."""
+        known: Block = {each.name: written.get(each.name) for each in fields(cls)}
+        drift, overfitting, likelihood = (known[key] or {} for key in ("drift", "overfitting", "likelihood"))
+        known |= {
+            "format": known["format"] or FORMAT,
+            "held_out": HeldOut.from_dict(known["held_out"] or {}),
+            "overfitting": {key: _gap(found) for key, found in overfitting.items() if found},
+            "drift": {key: _estimate(found) or _estimates(found) for key, found in drift.items() if found},
+            "likelihood": _estimates(likelihood) or None,
+        }
+        return cls(**known)
+
+
+def _write(value: Any) -> Any:
+    """`value` with its estimates as dicts."""
+    if isinstance(value, dict):
+        return {key: _write(item) for key, item in value.items()}
+    return value.to_dict() if isinstance(value, Estimate | HeldOut) else value
+
+
+def _gap(block: Mapping[str, Any]) -> Gap:
+    return {key: entry for key, entry in block.items() if isinstance(entry, float)} | _estimates(block)
+
+
+def _estimates(block: Mapping[str, Any]) -> Estimates:
+    found = {key: _estimate(entry) for key, entry in block.items()}
+    return {key: estimate for key, estimate in found.items() if estimate is not None}
+
+
+def _estimate(entry: Any) -> Estimate | None:
+    """What an entry `{value, ci95, n}` says; null and what is missing become NaN."""
+    if not isinstance(entry, Mapping) or "value" not in entry:
+        return None
+    bounds = entry.get("ci95") or (None, None)
+    value, low, high = (nan if number is None else number for number in (entry["value"], *bounds))
+    if "num_cut" not in entry:
+        return Estimate(value, low, high, entry.get("n"))
+    return AnswersEstimate(value, low, high, entry.get("n"), entry["num_cut"] or 0, entry.get("cut_at"))

@@ -1,0 +1,88 @@
+"""Contestants are measured one after another on the same material, one model in memory at a time."""
+
+import gc
+import weakref
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prefopt.evaluation import measure
+from prefopt.evaluation.contestants import Contestant, of_run
+from prefopt.evaluation.measure import Material, Measured, Split, measure_contestants
+from prefopt.evaluation.sampling import Answer
+from prefopt.evaluation.scoring import Scores
+
+MATERIAL = Material(Split(), Split(), None, [], [[1, 2]], [("prompt", None)], [])
+
+
+class Model:
+    """A model that knows its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Adapter(Model):
+    """A model that can be its base."""
+
+    @contextmanager
+    def disable_adapter(self) -> Any:
+        whole, self.name = self.name, "base"
+        yield
+        self.name = whole
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What happened; models in folders whose name begins with `adapter` are adapters."""
+    happened: list[str] = []
+    alive: weakref.WeakSet[Model] = weakref.WeakSet()
+
+    def load(self: Contestant, config: Any) -> Model:
+        gc.collect()
+        assert not alive, f"{self.name} is loaded beside {[model.name for model in alive]}"
+        model = (Adapter if str(self.folder).startswith("adapter") else Model)(self.name)
+        alive.add(model)
+        happened.append(f"load {self.name}")
+        return model
+
+    def measured(scorer: Any, *_: Any) -> Measured:
+        happened.append(f"measure {scorer.model.name}")
+        return Measured(None, None, None, None, None, [Answer([3], finished=True)], [])
+
+    def scored(scorer: Any, own: list[Any]) -> Scores:
+        happened.append(f"score by {scorer.model.name}")
+        return Scores(np.zeros(len(own)), np.ones(len(own)))
+
+    monkeypatch.setattr(Contestant, "load", load)
+    monkeypatch.setattr(measure, "Scorer", SimpleNamespace(of=lambda model, *_: SimpleNamespace(model=model)))
+    monkeypatch.setattr(measure, "measure", measured)
+    monkeypatch.setattr(measure, "score_own", scored)
+    return happened
+
+
+def measure_all(*contestants: Contestant) -> dict[str, Measured]:
+    return measure_contestants(contestants, None, SimpleNamespace(pad_token_id=0), MATERIAL)
+
+
+def test_one_model_is_in_memory_at_a_time_and_the_base_scores_what_the_others_wrote(log: list[str]) -> None:
+    found = measure_all(Contestant("first", Path("full")), *of_run(Path("model")))
+    assert log == [
+        "load first", "measure first", "score by first",
+        "load tuned", "measure tuned", "score by tuned",
+        "load base", "measure base", "score by base", "score by base",
+    ]  # fmt: skip
+    assert {name: list(each.answers_of) for name, each in found.items()} == {
+        "first": ["first"],
+        "tuned": ["tuned"],
+        "base": ["first", "tuned"],
+    }
+
+
+def test_the_base_of_an_adapter_is_the_same_model_without_it(log: list[str]) -> None:
+    measure_all(*of_run(Path("adapter")))
+    assert log == ["load tuned", "measure tuned", "score by tuned", "measure base", "score by base"]

@@ -1,0 +1,55 @@
+"""report.json keeps its documented keys, whoever reads it back."""
+
+import json
+import math
+from typing import Any
+
+import prefopt
+from prefopt.evaluation.report import FORMAT, AnswersEstimate, HeldOut, Report
+from prefopt.evaluation.statistics import Estimate
+
+ESTIMATE = {"value": 0.5, "ci95": [0.4, 0.6], "n": 132}
+
+
+def test_a_report_says_its_format_and_which_prefopt_wrote_it() -> None:
+    written = Report(date="2026-11-27").to_dict()
+    assert list(written)[:3] == ["format", "version", "date"]
+    assert (written["format"], written["version"]) == (FORMAT, prefopt.__version__)
+
+
+def test_what_was_written_comes_back() -> None:
+    written: dict[str, Any] = {
+        "format": 1,
+        "version": "0.0.9",
+        "held_out": {"n": 3, "base": {"loss": ESTIMATE}, "tuned": {"loss": ESTIMATE}, "gain": {"loss": ESTIMATE}},
+        "overfitting": {"loss": {"train": ESTIMATE, "held_out": ESTIMATE, "gap": 0.25}},
+        "drift": {
+            "kl_per_token": ESTIMATE,
+            "kl_per_response": {**ESTIMATE, "num_cut": 2, "cut_at": 64},
+            "perplexity": {"base": ESTIMATE, "tuned": ESTIMATE, "ratio": ESTIMATE},
+        },
+        "likelihood": None,
+        "decision": "ship",
+    }
+    report = Report.from_dict(json.loads(json.dumps(written)))
+    assert report.drift["kl_per_response"] == AnswersEstimate(0.5, 0.4, 0.6, 132, num_cut=2, cut_at=64)
+    assert report.held_out.model("tuned") == {"loss": Estimate(0.5, 0.4, 0.6, 132)}
+    assert report.to_dict() == written
+
+
+def test_a_report_of_an_earlier_version_lacks_what_it_lacks() -> None:
+    report = Report.from_dict(
+        {"format": 1, "held_out": None, "drift": {"kl_per_token": {"value": None, "ci95": None}}}
+    )
+    assert (report.version, report.held_out, report.likelihood) == (None, HeldOut(), None)
+    kl = report.drift["kl_per_token"]
+    assert isinstance(kl, Estimate)
+    assert math.isnan(kl.value)
+    assert math.isnan(kl.low)
+
+
+def test_every_contestant_stands_in_the_held_out_block() -> None:
+    block = HeldOut(3, {"base": {}, "tuned": {}, "prompted": {"loss": Estimate(0.5, 0.4, 0.6, 132)}}).to_dict()
+    assert list(block) == ["n", "base", "tuned", "prompted", "gain"]
+    assert block["prompted"] == {"loss": ESTIMATE}
+    assert HeldOut.from_dict(block).to_dict() == block

@@ -10,14 +10,14 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from prefopt.process.version import __version__
+
 if TYPE_CHECKING:
     from prefopt.config.load import load_config
     from prefopt.evaluate import evaluate
     from prefopt.train import train
 
 __all__ = ["__version__", "evaluate", "load_config", "train"]
-
-__version__ = "0.1.0"
 
 _MODULES = {"load_config": "prefopt.config.load", "train": "prefopt.train", "evaluate": "prefopt.evaluate"}
 """Function of the API -> the module that defines it."""

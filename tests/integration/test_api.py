@@ -7,16 +7,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from torch.nn.functional import logsigmoid
 from transformers import TrainerCallback
 
 from prefopt import evaluate, load_config, train
 from prefopt.algorithms.dpo import ScoredPairs
+from prefopt.compare import main as compare
+from prefopt.comparison.metrics import from_report, from_summary
 from prefopt.config.load import fingerprint, identity
 from prefopt.evaluate import main as evaluate_command
+from prefopt.evaluation import metrics, summary
+from prefopt.evaluation.metrics import NUMBER, PERCENT, Better, Metric
+from prefopt.evaluation.scoring import PairScores, Scores
+from prefopt.evaluation.summary import register
 from prefopt.process.errors import UserError
+from prefopt.runs.directory import RunDirectory
 from prefopt.runs.settings import read_config
+from prefopt.tracking.wandb import _values
 from prefopt.train import main as train_command
 from tests.conftest import REPOSITORY, quick_run
 
@@ -60,6 +69,25 @@ class Demanding(TrainerCallback):
 def losses_of(run):
     """The training and the held-out losses of metrics.jsonl."""
     return [(record.get("split"), record["loss"]) for record in run.read_records() if "loss" in record]
+
+
+@pytest.fixture
+def overrides(overrides):
+    """Without neutral texts a run is half as long."""
+    return [*overrides, "evaluation.neutral_texts=null"]
+
+
+@pytest.fixture
+def own_metrics():
+    """What a test registers is gone after it."""
+    lists, tables = (metrics.METRICS, metrics.COMPARED), (metrics.BY_KEY, summary.OF_PAIRS, summary.OF_ANSWERS)
+    before = [list(each) for each in lists], [dict(each) for each in tables]
+    yield
+    for each, values in zip(lists, before[0], strict=True):
+        each[:] = values
+    for each, values in zip(tables, before[1], strict=True):
+        each.clear()
+        each.update(values)
 
 
 @pytest.mark.parametrize("order", ["modules first", "functions first"])
@@ -186,17 +214,23 @@ def test_a_callback_hears_the_exact_numbers_and_can_stop(overrides):
 
 
 def test_callbacks_and_a_loss_that_settings_name_are_imported_from_the_current_folder(
-    overrides, tmp_path, monkeypatch, capsys
+    overrides, own_metrics, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     code = "import sys\nfrom transformers import TrainerCallback\nfrom tests.integration.test_api import sigmoid\n"
     code += "class Tell(TrainerCallback):\n    def on_step_end(self, args, state, control, **_):\n"
     code += "        print('told', state.global_step)\n"
+    code += "from prefopt.evaluation.metrics import NUMBER, Better, Metric\n"
+    code += "from prefopt.evaluation.summary import register\n"
+    code += (
+        "register(Metric('e', 'E', 'e', 'Letters e', NUMBER, Better.lower), of_answers=lambda a: a.text.count('e'))\n"
+    )
     (tmp_path / "named_code.py").write_text(code, encoding="utf-8")
     named = ["trainer.callbacks=[named_code:Tell]", "algorithm.loss_function=named_code:sigmoid"]
     train_command([*overrides, *named])
     assert "told 6" in capsys.readouterr().out
+    assert RunDirectory.of(load_config(overrides)).read_report()["drift"]["e"]["tuned"]["n"] == 3
     (tmp_path / "named_code.py").write_text("raise RuntimeError('must not be imported')", encoding="utf-8")
     del sys.modules["named_code"]
     run = load_config(overrides).run
@@ -232,6 +266,51 @@ def test_an_algorithm_without_pairs_takes_no_loss(overrides):
         train(config, loss=sigmoid)
 
 
+def test_a_metric_stands_in_the_report_in_the_comparison_and_in_the_summary_of_wandb(
+    own_metrics, overrides, tmp_path, capsys
+):
+    wins = Metric(
+        "wide", "Wide wins", "wide", "Wide wins", PERCENT, Better.higher, note="wider than 0", trap="A trap."
+    )
+    register(wins, of_pairs=lambda pairs: pairs.margins > 0)
+    register(Metric("spread", "Spread", "spread", "Spread", NUMBER, Better.lower), of_pairs=lambda p: p.margins)
+    letters = Metric("letters", "Letters", "letters", "Letters per answer", NUMBER, Better.lower)
+    register(letters, of_answers=lambda answer: len(answer.text))
+    report = (run := train(load_config(overrides))).read_report()
+    for model in ("base", "tuned"):
+        found = report["held_out"][model]
+        assert found["wide"] == found["preference_accuracy"]
+        assert found["spread"] == found["mean_margin"]
+        assert report["drift"]["letters"][model]["n"] == 3
+        assert len(report["drift"]["letters"][model]["ci95"]) == 2
+    shown = (run.report / "report.md").read_text(encoding="utf-8")
+    assert all(words in shown for words in ("Wide wins", "wider than 0", "A trap.", "Spread", "Letters"))
+    assert from_report(report)["wide"].value == report["held_out"]["tuned"]["wide"]["value"]
+    in_wandb = _values(report["held_out"], "held_out") | _values(report["drift"], "drift")
+    assert from_summary(in_wandb)["letters"].value == report["drift"]["letters"]["tuned"]["value"]
+    compare([str(run.path), "--rank-by", "wide", "--no-html", "--output", str(tmp_path)])
+    assert {"wide", "wide_low", "letters"} <= set((tmp_path / "compare.csv").read_text().splitlines()[0].split(","))
+
+
+def test_a_metric_of_a_taken_name_or_without_one_function_or_one_value_per_pair_is_refused(own_metrics):
+    def metric(key):
+        return Metric(key, "M", "m", "M", NUMBER, Better.higher)
+
+    for key in ("loss", "tuned", "no name"):
+        with pytest.raises(UserError, match="that prefopt does not use"):
+            register(metric(key), of_answers=len)
+    with pytest.raises(UserError, match="either of_pairs or of_answers"):
+        register(metric("mine"))
+    scores = Scores(np.ones(2), np.ones(2))
+    for values in (1.0, [1.0], ["a", "b"]):
+        register(metric("mine"), of_pairs=lambda pairs, values=values: values)
+        with pytest.raises(UserError, match=r"metric mine: .* of shape \(2,\), found"):
+            summary.OF_PAIRS["mine"](PairScores(scores, scores))
+    register(metric("mine"), of_answers=len)
+    assert "mine" not in summary.OF_PAIRS
+    assert [each.key for each in metrics.METRICS].count("mine") == 1
+
+
 def test_own_code_is_part_of_the_identity_only_where_it_is_named():
     default = load_config(["+experiment=dpo_brand_voice"])
     assert default.run.name == "dpo_brand_voice-0bd1ae58"
@@ -242,9 +321,10 @@ def test_own_code_is_part_of_the_identity_only_where_it_is_named():
     assert len(names) == 3
 
 
-def test_the_page_runs_as_it_stands(tiny_model, pair_files, tmp_path, monkeypatch):
+def test_the_page_runs_as_it_stands(own_metrics, tiny_model, pair_files, tmp_path, monkeypatch):
     """Its settings, and then those of a quick run; a block that begins with the name of a file is that file."""
     quick = [each for each in quick_run(tiny_model, pair_files, tmp_path / "runs") if not each.startswith("run.name")]
+    quick += ["evaluation.neutral_texts=null", "trainer.max_steps=5"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr("prefopt.config.load.load_config", lambda overrides: load_config([*overrides, *quick]))
@@ -258,10 +338,10 @@ def test_the_page_runs_as_it_stands(tiny_model, pair_files, tmp_path, monkeypatc
             (tmp_path / named.group(1)).write_text(block, encoding="utf-8")
         else:
             exec(compile(block, "docs/api.md", "exec"), {"__name__": "__main__"})
-    assert len(blocks) == 7
-    runs = {path.name for path in (tmp_path / "runs").iterdir()}
-    assert {"voice-1", "voice-2", "cautious", "stops"} < runs
-    assert len(runs) == 6
+    assert len(blocks) == 8
+    runs = {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()}
+    assert {"voice-1", "voice-2", "cautious", "stops", "measured"} < runs
+    assert len(runs) == 7
 
 
 def test_the_page_names_every_field_of_a_losss_pairs():

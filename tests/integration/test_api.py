@@ -17,6 +17,7 @@ from prefopt.algorithms.dpo import ScoredPairs
 from prefopt.compare import main as compare
 from prefopt.comparison.metrics import from_report, from_summary
 from prefopt.config.load import fingerprint, identity
+from prefopt.distributed import group
 from prefopt.evaluate import main as evaluate_command
 from prefopt.evaluation import metrics, summary
 from prefopt.evaluation.metrics import NUMBER, PERCENT, Better, Metric
@@ -309,6 +310,13 @@ def test_a_metric_of_a_taken_name_or_without_one_function_or_one_value_per_pair_
     register(metric("mine"), of_answers=len)
     assert "mine" not in summary.OF_PAIRS
     assert [each.key for each in metrics.METRICS].count("mine") == 1
+
+
+def test_ranks_that_torchrun_started_take_one_run(overrides, monkeypatch):
+    monkeypatch.setattr(group, "_was_stopped", True)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(UserError, match="its ranks can be connected once"):
+        train(load_config(overrides))
 
 
 def test_own_code_is_part_of_the_identity_only_where_it_is_named():

@@ -1,4 +1,4 @@
-"""Entry point: W&B sessions recorded offline → the W&B server. `python -m prefopt.sync --help` shows the use."""
+"""Entry point: uploads W&B sessions that were recorded offline. `python -m prefopt.sync --help` shows the usage."""
 
 import argparse
 import ssl
@@ -34,7 +34,7 @@ REACH_TIMEOUT_S = 10
 
 
 class SyncState(Enum):
-    """What has become of a run's sessions."""
+    """Result of uploading a run's sessions."""
 
     uploaded = "uploaded"
     unchanged = "nothing new"
@@ -44,14 +44,14 @@ class SyncState(Enum):
 
 @dataclass(frozen=True)
 class RunSync:
-    """A line of the table.
+    """Result of one run, a row of the table.
 
     Attributes:
         run: The run's folder.
-        sessions: How many sessions it has, and how many of them were uploaded now.
-        state: What has become of them.
-        detail: Why, where that is not plain.
-        url: Where the run can be seen, as far as this machine knows.
+        sessions: Number of its sessions, and of those that were uploaded now.
+        state: Result of the upload.
+        detail: Reason for the state, if it needs one.
+        url: Address of the run in W&B; empty if this machine does not know it.
     """
 
     run: Path
@@ -62,10 +62,10 @@ class RunSync:
 
 
 def main(argv: list[str]) -> None:
-    """Uploads all that is not uploaded.
+    """Uploads all sessions that are not uploaded yet.
 
     Raises:
-        UserError: Nothing there to upload, no key, or no way to the server.
+        UserError: There is nothing to upload, no key, or no connection to the server.
         SystemExit: With code 1 if a run could not be uploaded.
     """
     parser = argparse.ArgumentParser("prefopt.sync", None, HELP, formatter_class=argparse.RawTextHelpFormatter)
@@ -94,10 +94,10 @@ def main(argv: list[str]) -> None:
 
 
 def check_server() -> None:
-    """Refuses early what every single upload would fail of.
+    """Checks once, before any upload, that there is a key and a connection.
 
     Raises:
-        UserError: No key can be found, or the server cannot be reached.
+        UserError: No key was found, or the server cannot be reached.
     """
     server = base_url()
     if not has_api_key():
@@ -108,7 +108,7 @@ def check_server() -> None:
     try:
         urllib.request.urlopen(urllib.request.Request(server, method="HEAD"), timeout=REACH_TIMEOUT_S).close()
     except urllib.error.HTTPError:
-        return  # an answer all the same
+        return  # even an error is an answer: the server can be reached
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLError):
@@ -120,7 +120,7 @@ def check_server() -> None:
 
 
 def sync_runs(runs: Sequence[Path], *, jobs: int, timeout_s: float, console: Console) -> list[RunSync]:
-    """Uploads what is pending in these runs, several at a time, and says so run by run."""
+    """Uploads the pending sessions of these runs, several runs at a time, and prints each result."""
     results: dict[Path, RunSync] = {}
     with ThreadPoolExecutor(jobs) as pool:
         tasks = {pool.submit(sync_run, run, timeout_s): run for run in runs}
@@ -136,7 +136,7 @@ def sync_runs(runs: Sequence[Path], *, jobs: int, timeout_s: float, console: Con
 
 
 def sync_run(run: Path, timeout_s: float) -> RunSync:
-    """Uploads the pending sessions of one run in their order; at the first that fails the rest must wait."""
+    """Uploads the pending sessions of one run in their order; stops at the first that fails."""
     if is_closed(run) or is_closed(run / "wandb"):
         return RunSync(run, (0, 0), SyncState.failed, "the folder may not be entered")
     folder, num_sessions = run / "wandb", len(find_sessions(run))
@@ -172,7 +172,7 @@ def _upload(run: Path, sessions: Sequence[Session], timeout_s: float) -> RunSync
 
 
 def show(results: Sequence[RunSync], console: Console) -> None:
-    """Prints the table, why something is not uploaded, and what it adds up to."""
+    """Prints the table of results, the reasons for failures, and the totals."""
     rows = [("run", "sessions", "state", "W&B")]
     for result in results:
         total, new = result.sessions

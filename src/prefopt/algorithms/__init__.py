@@ -1,6 +1,6 @@
-"""What trains: one module per algorithm, named as the option `algorithm=<name>`, with its `ALGORITHM`.
+"""The algorithms: one module each, named like the option `algorithm=<name>`, which defines `ALGORITHM`.
 
-What is known of an algorithm without torch, its settings first, is its schema in `prefopt.config.algorithms`.
+The schema in `prefopt.config.algorithms` holds an algorithm's settings and all else that does not need torch.
 """
 
 from importlib import import_module
@@ -10,7 +10,7 @@ from prefopt.training.algorithm import Algorithm
 
 
 def load_algorithm(chosen: AlgorithmConfig) -> Algorithm:
-    """The algorithm that the settings choose; imports its TRL trainer."""
+    """Returns the algorithm that the settings choose; imports its TRL trainer."""
     algorithm: Algorithm = import_module(f"prefopt.algorithms.{chosen.name.value}").ALGORITHM
     assert algorithm.schema is type(chosen), "a module is named as the option whose schema it names"
     return algorithm

@@ -1,4 +1,4 @@
-"""DPO through TRL's trainer, on ids that are ready, with shared prompts, a stored reference and exact evaluation."""
+"""DPO through TRL's trainer, on tokenised pairs, with shared prompts, a stored reference and exact evaluation."""
 
 import hashlib
 import logging
@@ -35,10 +35,10 @@ logger = logging.getLogger(__name__)
 
 
 class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
-    """TRL's DPOTrainer on tokenised pairs, with reference log-probs from a store and an evaluation that is exact.
+    """TRL's DPOTrainer on tokenised pairs, with reference log-probs from a store and an exact evaluation.
 
     TRL's own evaluation averages over batches, so its accuracies and margins change with the batch size
-    (huggingface/trl#7010). The loss comes from TRL's code, weighted so that a step is a mean over its pairs.
+    (huggingface/trl#7010). The loss is computed by TRL and weighted so that a step's loss is the mean over its pairs.
     """
 
     trl_loss_function = trl.DPOTrainer._compute_loss
@@ -56,7 +56,7 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
             super().__init__(**given)
 
     def equip(self) -> None:
-        """Opens the reference store, and shares prompts in the forwards of policy and reference."""
+        """Opens the reference store, and turns on shared prompts in the forwards of policy and reference."""
         config, device = self.run.config, self.args.device
         if self.run.own.loss is not None and self.aux_loss_enabled:
             raise UserError(
@@ -72,17 +72,17 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         if self.engine is not None:
             self.data_collator.with_layout = True
             if config.trainer.tokens_per_device is not None:
-                self.data_collator.min_saving = 0.0  # the budget counts the tokens of the layout
+                self.data_collator.min_saving = 0.0  # always share prompts: the token budget counts the shared layout
         if self.ref_model is None:
             return
         reference = self.accelerator.unwrap_model(self.ref_model)
-        if self.layers is not None:  # else the two would differ by rounding at the start
+        if self.layers is not None:  # otherwise policy and reference would differ by rounding at the start
             fuse_layers(reference, config, device, level=logging.DEBUG)
         if self.engine is not None:
             share_prompts(reference, config, device, level=logging.DEBUG)
 
     def prepare(self) -> None:
-        """Gets the reference log-probs; the policy still is the reference, since no checkpoint is loaded yet."""
+        """Gets or computes the reference log-probs; no checkpoint is loaded yet, so the policy is the reference."""
         work: dict[str, Any] = {"engine": "trl" if self.engine is None else f"shared_prefix ({self.engine.form})"}
         if self.layers is not None:
             work["kernels"] = str(self.layers)
@@ -90,7 +90,7 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
             work["reference"] = self._look_up_reference(self.store).to_dict()
             self._release_reference()
         run = self.run.directory
-        if is_main() and "engine" not in run.read_work():  # later attempts find what the first one stored
+        if is_main() and "engine" not in run.read_work():  # keeps the first attempt's entry
             run.add_work(**work)
 
     def _release_reference(self) -> None:
@@ -100,7 +100,7 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         self._reference_model = None
 
     def _look_up_reference(self, store: ReferenceStore) -> Usage:
-        """Gives both data sets their reference columns."""
+        """Adds the columns of reference log-probs to both data sets; returns what the store did."""
         total = Usage()
         for name in ("train", "eval"):
             dataset = getattr(self, f"{name}_dataset")
@@ -112,13 +112,13 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
             total += usage
             for column, values in zip(REFERENCE_COLUMNS, (logps.chosen, logps.rejected), strict=True):
                 mark = f"{dataset._fingerprint} {store.folder.name} {column}"
-                new = hashlib.sha256(mark.encode()).hexdigest()[:16]  # else datasets would hash the whole column
+                new = hashlib.sha256(mark.encode()).hexdigest()[:16]  # else `datasets` would hash the whole column
                 dataset = dataset.add_column(column, values.to_arrow(), new_fingerprint=new)
             setattr(self, f"{name}_dataset", dataset)
         return total
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes the forwards' batches of an optimizer step, and notes how many pairs the step has."""
+        """Returns the batches of an optimizer step's forwards, and stores how many pairs the step has."""
         samples, num_items = super().get_batch_samples(*args, **kwargs)
         step = self.state.global_step
         self._num_forwards = len(samples) * world_size()
@@ -126,7 +126,7 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         return samples, num_items
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], **kwargs: Any) -> Any:
-        """TRL's loss, with the reference log-probs of the batch from the store; in training, as its pairs weigh."""
+        """Returns TRL's loss, with stored reference log-probs; in training, weighted by the batch's share of pairs."""
         if self.precompute_ref_logps and "ref_chosen_logps" not in inputs:
             chosen, rejected = self.compute_ref_log_probs(None, inputs)
             inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
@@ -139,7 +139,7 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         return loss if weight == 1 else loss * weight
 
     def compute_trial_loss(self, batch: dict[str, Any]) -> torch.Tensor:
-        """The loss of a batch whose reference log-probs are not known yet, which takes as much memory."""
+        """Returns the loss of a batch without its reference log-probs (zeros instead); it needs the same memory."""
         if self.precompute_ref_logps:
             zeros = torch.zeros(len(batch["input_ids"]) // 2, device=batch["input_ids"].device)
             batch = {**batch, "ref_chosen_logps": zeros, "ref_rejected_logps": zeros}
@@ -167,7 +167,7 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         return losses.mean(), metrics
 
     def _note_metrics(self, loss: torch.Tensor, metrics: dict[str, Number]) -> None:
-        """Adds TRL's means over this batch to the window, each with the number of what it is a mean of."""
+        """Adds TRL's means over this batch to the window, each with the number of pairs or tokens that it averages."""
         if not self.num_rows:
             return
         chosen, rejected = self.counts.scored
@@ -179,12 +179,15 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         self.window.add_tokens(self.counts.real)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reference log-probs of a batch, shape (pairs,) each, as the loss takes them: stored, zero, or computed."""
+        """Returns a batch's reference log-probs (chosen, rejected) for the loss, shape (pairs,) each.
+
+        They are zero without a reference, taken from the store if the batch has them, and computed otherwise.
+        """
         if not self.has_reference:
             zeros = torch.zeros(len(inputs["input_ids"]), device=inputs["input_ids"].device)
             chosen, rejected = zeros.chunk(2)
             return chosen, rejected
-        if REFERENCE in inputs and self.ld_alpha is None:  # TRL would switch adapters and checkpointing for it
+        if REFERENCE in inputs and self.ld_alpha is None:  # TRL's code would switch adapters and checkpointing
             chosen, rejected = inputs[REFERENCE].sum(dim=1).chunk(2)
             return chosen, rejected
         scored = Replay(inputs[REFERENCE]) if REFERENCE in inputs else model
@@ -192,7 +195,7 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         return chosen, rejected
 
     def _score_reference(self, table: PairTable, rows: Any) -> Iterator[tuple[Any, PairLogps]]:
-        """Scores pairs under the reference: the policy before its first step, without its adapter."""
+        """Yields log-probs of pairs under the reference: the policy before its first step, without its adapter."""
         if self._reference_model is None:
             is_wrapped = self.is_deepspeed_enabled
             self._reference_model = prepare_deepspeed(self.model, self.accelerator) if is_wrapped else self.model
@@ -213,15 +216,15 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
                     raise Preempted(self.note_stop())
 
     def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
-        """TRL fills its own cache here, before the run has begun; ours is filled by `prepare`."""
+        """Returns the data set unchanged. TRL would compute reference log-probs here; `prepare` does it later."""
         return dataset
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
-        """TRL tokenises here; our data sets hold prompt_ids, chosen_ids and rejected_ids already."""
+        """Returns the data set unchanged. TRL would tokenise here; the data sets already hold token ids."""
         return dataset
 
     def measure_held_out(self) -> dict[str, float]:
-        """The held-out metrics under TRL's names, each a mean over pairs."""
+        """Returns the held-out metrics under TRL's names, each a mean over pairs."""
         mine = {}
         for batch in iterate_held_out(self):
             values, loss = self._evaluate_batch(batch.index, batch.inputs)
@@ -235,10 +238,10 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         return {"loss": sum(losses) / sum(sizes), **metrics}
 
     def _evaluate_batch(self, index: int, batch: dict[str, Any]) -> tuple[dict[str, torch.Tensor], float]:
-        """Per-pair values of one batch, each of shape (pairs,), and TRL's loss of the batch."""
+        """Returns per-pair values of one batch, each of shape (pairs,), and TRL's loss of the batch."""
         reference = self._reference_logps(index, batch)
         recorder = Recorder(self.model)
-        is_stored, self.precompute_ref_logps = self.precompute_ref_logps, True  # take the reference from the batch
+        is_stored, self.precompute_ref_logps = self.precompute_ref_logps, True  # use the batch's reference
         try:
             with torch.no_grad(), self.compute_loss_context_manager():
                 for_loss = {"ref_chosen_logps": reference.loss[0], "ref_rejected_logps": reference.loss[1]}
@@ -260,13 +263,13 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         }, loss
 
     def _reference_logps(self, index: int, batch: dict[str, Any]) -> "ReferenceLogps":
-        """Reference log-probs of a held-out batch; computed once, unless the reference moves (TR-DPO)."""
+        """Returns the reference log-probs of a held-out batch; computed once, unless the reference moves (TR-DPO)."""
         if index in self._reference and not self.args.sync_ref_model:
             return self._reference[index]
         model = self.ref_model or self.model
         for_loss = sums = self.compute_ref_log_probs(model, batch)
         if self.ld_alpha is not None:
-            alpha, self.ld_alpha = self.ld_alpha, None  # plain sums
+            alpha, self.ld_alpha = self.ld_alpha, None  # for plain sums
             sums = self.compute_ref_log_probs(model, batch)
             self.ld_alpha = alpha
         self._reference[index] = ReferenceLogps(sums, for_loss)
@@ -299,8 +302,8 @@ class ReferenceLogps(NamedTuple):
     """Chosen and rejected log-probs under the reference, each of shape (pairs,).
 
     Attributes:
-        sums: Plain sums over the completion, behind every reward that is shown.
-        loss: What TRL's loss expects: the same, or discounted by `ld_alpha`.
+        sums: Plain sums over the completion; every reported reward uses them.
+        loss: Values for TRL's loss: the same sums, or sums discounted by `ld_alpha`.
     """
 
     sums: tuple[torch.Tensor, torch.Tensor]
@@ -308,7 +311,7 @@ class ReferenceLogps(NamedTuple):
 
 
 class Replay:
-    """Stands in for a model that has been scored before."""
+    """A stand-in for a model, which returns per-token log-probs that were computed before."""
 
     def __init__(self, log_probs: torch.Tensor) -> None:
         self.log_probs = log_probs
@@ -318,7 +321,7 @@ class Replay:
 
 
 class Recorder:
-    """Calls a model and keeps the per-token log-probs that it returned."""
+    """Wraps a model and keeps the per-token log-probs of its last call."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -331,7 +334,10 @@ class Recorder:
 
 
 def build_parts(config: TrainConfig, tokenizer: Any) -> dict[str, Any]:
-    """The reference model, where every step needs one that is not the policy without its adapter; the collator."""
+    """Returns further arguments of the trainer: the collator, and the reference model if each step needs its own one.
+
+    With adapters there is no reference model of its own: the policy without its adapter is the reference.
+    """
     is_own = config.reference.mode is ReferenceMode.live and config.peft.method is PeftMethod.none
     return {
         "ref_model": load_model(config.model) if is_own else None,
@@ -340,7 +346,7 @@ def build_parts(config: TrainConfig, tokenizer: Any) -> dict[str, Any]:
 
 
 def trl_fields(config: TrainConfig) -> dict[str, Any]:
-    """The fields of TRL's DPOConfig that DPO's settings decide."""
+    """Returns the fields of TRL's DPOConfig that the settings of DPO decide."""
     algorithm = config.algorithm
     assert isinstance(algorithm, DPOAlgorithmConfig)
     return {
@@ -362,7 +368,7 @@ def trl_fields(config: TrainConfig) -> dict[str, Any]:
 
 @contextmanager
 def _without_weights_hash() -> Iterator[None]:
-    """Keeps TRL from hashing all weights, 60 million parameters a second on every rank, for a cache not used here."""
+    """Stops TRL from hashing all weights (60 million parameters/s, on every rank) for a cache that is not used."""
     original = dpo_trainer.hash_module
     dpo_trainer.hash_module = lambda module: None
     try:

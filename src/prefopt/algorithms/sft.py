@@ -1,4 +1,4 @@
-"""SFT through TRL's trainer, on ids and labels that are ready."""
+"""SFT through TRL's trainer, on tokenised rows with labels."""
 
 from typing import Any
 
@@ -16,35 +16,35 @@ from prefopt.training.held_out import iterate_held_out
 
 
 class SFTTrainer(DurableTrainer, trl.SFTTrainer):  # type: ignore[misc]
-    """TRL's SFTTrainer with log lines and held-out metrics that are means over tokens, whatever the batch size."""
+    """TRL's SFTTrainer, with log lines and held-out metrics that are means over tokens, for any batch size."""
 
     trl_loss_function = trl.SFTTrainer.compute_loss
 
     def prepare(self) -> None:
-        """Notes what computes; nothing else comes before the first step."""
+        """Writes the fused kernels to work.json; SFT needs nothing else before the first step."""
         if is_main() and self.layers is not None:
             self.run.directory.add_work(kernels=str(self.layers))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], **kwargs: Any) -> Any:
-        """TRL's loss, a mean over the trained tokens of the step."""
+        """Returns TRL's loss, a mean over the trained tokens of the step."""
         loss, metrics = self._compute_trl_loss(model, inputs, **kwargs)
         if self.model.training:
             self._note_metrics(loss, metrics, kwargs["num_items_in_batch"])
         return loss
 
     def compute_trial_loss(self, batch: dict[str, Any]) -> torch.Tensor:
-        """The loss of a batch, for the memory that it takes."""
+        """Returns the loss of a batch that is tried for the memory that it needs."""
         trained = (batch["labels"][:, 1:] != IGNORED).sum()
         loss, _ = self._compute_trl_loss(self.model, batch, num_items_in_batch=trained)
         return loss
 
     def _note_metrics(self, loss: torch.Tensor, metrics: dict[str, Number], step: torch.Tensor) -> None:
-        """Adds TRL's numbers of this batch to the window, each with its tokens.
+        """Adds TRL's metrics of this batch to the window, weighted by its trained tokens.
 
         Args:
-            loss: The batch's part of the step's loss, times the number of ranks.
+            loss: The batch's part of the step's loss, multiplied by the number of ranks.
             metrics: Means over the batch.
-            step: Trained tokens of the whole step.
+            step: Number of trained tokens in the whole step.
         """
         if self.num_rows:
             self.window.add_tokens(self.counts.real)
@@ -56,7 +56,7 @@ class SFTTrainer(DurableTrainer, trl.SFTTrainer):  # type: ignore[misc]
             self.window.add(name, value * trained, trained)
 
     def measure_held_out(self) -> dict[str, float]:
-        """The held-out loss and token accuracy, each a mean over trained tokens."""
+        """Returns the held-out loss and token accuracy, each a mean over trained tokens."""
         mine = {}
         for batch in iterate_held_out(self):
             with torch.no_grad(), self.compute_loss_context_manager():
@@ -71,7 +71,7 @@ class SFTTrainer(DurableTrainer, trl.SFTTrainer):  # type: ignore[misc]
 
 
 def trl_fields(config: TrainConfig) -> dict[str, Any]:
-    """The fields of TRL's SFTConfig that SFT decides; rows come with their labels, so TRL prepares nothing."""
+    """Returns the fields of TRL's SFTConfig that SFT decides; rows have labels already, so TRL prepares nothing."""
     algorithm = config.algorithm
     assert isinstance(algorithm, SFTAlgorithmConfig)
     return {"loss_type": algorithm.loss_type.value, "dataset_kwargs": {"skip_prepare_dataset": True}}

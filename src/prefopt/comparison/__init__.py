@@ -1,1 +1,1 @@
-"""Many runs side by side: read, grouped by seed, ranked, with what is noise and what is not."""
+"""Compares many runs: reads them, groups them by seed, ranks them, and tells differences from noise."""

@@ -13,21 +13,21 @@ from prefopt.process.terminal import printable
 from prefopt.storage.files import write_text
 
 SETTING = "setting."
-"""Before the name of a setting, so that no setting can be taken for a metric."""
+"""Prefix of a setting's column, so that no setting can be taken for a metric."""
 HEAD = (
     "run", "where", "state", "step", "rank", "against_first", "difference", "difference_low", "difference_high",
     "difference_method", "configuration", "seed", "decision", "measured_at_step", "message",
 )  # fmt: skip
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a cell begins with that a spreadsheet computes."""
+"""First characters of a cell that a spreadsheet takes for a formula."""
 PARTS = ("", "_low", "_high", "_n")
 
 
 def write_csv(comparison: Comparison, path: Path) -> None:
     """Writes all runs, ranked ones first; what was not measured is an empty field.
 
-    `configuration` is the number of the row in which the seeds of one configuration stand together; rank and
-    difference are the row's, everything else is the run's own.
+    `configuration` is the number of the ranking's row that holds all seeds of one configuration. Rank and difference
+    belong to that row, all other fields to the run.
     """
     settings = _settings(comparison)
     fields = [*HEAD, *(printable(f"{SETTING}{key}") for key in settings), *_measured(comparison.runs)]
@@ -43,12 +43,12 @@ def write_csv(comparison: Comparison, path: Path) -> None:
 
 
 def _inert(row: dict[str, Any]) -> dict[str, Any]:
-    """A row none of whose cells a spreadsheet takes for a formula, nor a terminal for a command."""
+    """Makes a row harmless: a spreadsheet takes no cell for a formula, and a terminal no cell for a command."""
     return {printable(key): _inert_text(value) if isinstance(value, str) else value for key, value in row.items()}
 
 
 def _inert_text(text: str) -> str:
-    # A lone \r the csv module would leave without quotes, as the end of the row.
+    # The csv module does not quote a lone \r, which would end the row.
     whole = printable(text.replace("\r", "\n"))
     if not text.startswith(FORMULA):
         return whole
@@ -60,13 +60,13 @@ def _inert_text(text: str) -> str:
 
 
 def _settings(comparison: Comparison) -> list[str]:
-    """The settings that differ; all of them where none does, so that the file says what was run."""
+    """The settings that differ between runs; all settings if none differs, so that the file says what was run."""
     everything = {key: None for run in comparison.runs for key in run.settings if key != SEED}
     return list(comparison.settings or everything)
 
 
 def _measured(runs: list[RunRecord]) -> list[str]:
-    """The columns of metrics in which any run has a number."""
+    """The columns of metrics in which at least one run has a number."""
     has = {key for run in runs for key, value in _numbers(run).items() if value is not None}
     return [f"{metric.key}{part}" for metric in COMPARED for part in PARTS if f"{metric.key}{part}" in has]
 
@@ -108,7 +108,7 @@ def _judgement(row: Row, number: int) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> str | int | float:
-    """Numbers and words as they are; null, true and lists as JSON."""
+    """Returns numbers and strings unchanged; null, booleans and lists as JSON."""
     return (
         value
         if isinstance(value, str | int | float) and not isinstance(value, bool)

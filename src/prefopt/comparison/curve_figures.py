@@ -11,14 +11,14 @@ from prefopt.reports.charts.lines import Label, Line, line_chart
 
 BOX = Box(width=520, height=280, left=52, right=30, top=10, bottom=40)
 AXES = {"steps": "optimizer steps", "pairs": "pairs", "tokens": "tokens"}
-"""What a curve can be drawn against -> the axis' title. The page shows the first, its buttons the others."""
+"""Quantity of the x axis -> its title. The page shows the first; its buttons switch to the others."""
 
 RowCurve = tuple[int, Curve]
-"""A run's curve, and the place of its row: the first ten are in colour."""
+"""The index of a run's row in the ranking, and the run's curve; the first `NUM_BEST` rows are in colour."""
 
 
 def curve_figures(comparison: Comparison) -> tuple[list[Figure], list[str]]:
-    """The curves of which any run has two points, and the titles of what every run has measured once at most."""
+    """Returns the charts in which some run has two points, and the titles of the other charts."""
     charts = list(_curves_by_chart(comparison))
     figures = [
         Figure(title, _caption(kind, curves), _chart(kind, curves), style="curves")
@@ -29,12 +29,12 @@ def curve_figures(comparison: Comparison) -> tuple[list[Figure], list[str]]:
 
 
 def _has_curve(curves: Sequence[RowCurve]) -> bool:
-    """Whether there is more to draw than points."""
+    """Whether any curve has at least two points."""
     return any(len(curve.values) > 1 for _, curve in curves)
 
 
 def _curves_by_chart(comparison: Comparison) -> Iterator[tuple[str, CurveKind, list[RowCurve]]]:
-    """Title, kind and curves of each chart; a loss gets one per algorithm, for two cannot be compared."""
+    """Yields title, kind and curves of each chart; losses of different algorithms get different charts."""
     numbered = [(i, run) for i, row in enumerate(comparison.rows) for run in row.group.members]
     numbered += [(len(comparison.rows) + i, run) for i, run in enumerate(comparison.unranked)]
     algorithms = list(dict.fromkeys(run.algorithm for _, run in numbered if run.curves))
@@ -62,7 +62,7 @@ def _caption(kind: CurveKind, curves: Sequence[RowCurve]) -> str:
 
 
 def _chart(kind: CurveKind, curves: Sequence[RowCurve]) -> str:
-    """The curves of one kind, the best rows on top of the others."""
+    """Draws the curves of one kind, the best rows on top of the others."""
     low, high = robust_range([value for _, curve in curves for value in curve.values])
     return line_chart(
         BOX,
@@ -76,7 +76,7 @@ def _chart(kind: CurveKind, curves: Sequence[RowCurve]) -> str:
 
 
 def _lines(row: int, curve: Curve) -> list[Line]:
-    """A row in colour shows the trend of a noisy curve above what was logged."""
+    """Returns the lines of a curve: for a row in colour, the trend of a noisy curve lies over the logged values."""
     if row < NUM_BEST and curve.trend is not None:
         return [_line(row, curve, f"{row_style(row)} raw"), _line(row, curve.trend, row_style(row))]
     return [_line(row, curve, row_style(row))]
@@ -88,7 +88,7 @@ def _line(row: int, curve: Curve, style: str) -> Line:
 
 
 def _ranks(curves: Sequence[RowCurve]) -> list[Label]:
-    """The rank of each of the best rows at the mean height of its curves' ends."""
+    """Labels the best rows with their place in the ranking, at the mean height of their curves' ends."""
     ends: dict[int, list[float]] = {}
     for row, curve in curves:
         if row < NUM_BEST:

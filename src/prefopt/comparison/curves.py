@@ -1,4 +1,4 @@
-"""Which curves a comparison shows."""
+"""The curves that a comparison shows."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ TRAIN = "train"
 
 @dataclass(frozen=True, slots=True)
 class CurveKind:
-    """A curve of a comparison: `name` of the metric in the lines of one `split`."""
+    """A kind of curve in a comparison: the metric `name` in the log lines of one `split`."""
 
     split: str
     name: str
@@ -17,7 +17,7 @@ class CurveKind:
     hint: str
     is_share: bool = False
     of_algorithm: bool = False
-    """Values of different algorithms cannot stand in one chart."""
+    """Whether values depend on the algorithm, so that each algorithm needs a chart of its own."""
 
     @property
     def key(self) -> str:

@@ -1,4 +1,4 @@
-"""Runs that differ only in their seed, as one: mean and standard deviation over seeds."""
+"""Groups of runs that differ only in their seed, with mean and standard deviation over seeds."""
 
 import statistics
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from prefopt.comparison.settings import Settings, identity_but_seed
 from prefopt.evaluation.metrics import Metric
 
 MIN_STEM = 3
-"""A common beginning of names that is shorter says nothing."""
+"""Least length of a common prefix of names that serves as the name of a group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +18,10 @@ class Spread:
     """A metric of a group.
 
     Attributes:
-        mean: Over the members that have it; of a single run its value.
+        mean: Mean over the members that have the metric; for a single run its value.
         sd: Sample standard deviation over seeds; None for a single run.
-        values: One per member that has it.
-        single: A single run's own number with its interval; None for several seeds.
+        values: One per member that has the metric.
+        single: The measure of a single run, with its interval; None for several seeds.
     """
 
     mean: float
@@ -31,7 +31,7 @@ class Spread:
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """The interval of a run, or one standard deviation over seeds to each side; None where it is not known."""
+        """Mean ± one standard deviation over seeds, or the interval of a single run; None if it is not known."""
         if self.sd is not None:
             return self.mean - self.sd, self.mean + self.sd
         if self.single is None or self.single.low is None or self.single.high is None:
@@ -41,7 +41,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Done runs of one configuration, each with another seed. `num_planned` counts the unfinished ones too."""
+    """Finished runs of one configuration, each with a different seed. `num_planned` counts unfinished runs too."""
 
     members: tuple[RunRecord, ...]
     num_planned: int
@@ -52,7 +52,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The run's name; of several seeds `voice-seed=*`, or where that says nothing `0075 +4`."""
+        """The run's name; for several seeds their common prefix `voice-seed=*`, or without a clear one `0075 +4`."""
         names = [member.name for member in self.members]
         start = _common_start(names)
         if len(names) == 1:
@@ -61,12 +61,12 @@ class Group:
 
     @property
     def decisions(self) -> dict[str, int]:
-        """Decision of the reports -> how many."""
+        """Decision -> number of reports with it."""
         found = [member.decision for member in self.members if member.decision is not None]
         return {decision: found.count(decision) for decision in dict.fromkeys(found)}
 
     def spread(self, metric: Metric | str) -> Spread | None:
-        """The metric over the members, None if none has it."""
+        """Returns the metric over the members; None if no member has it."""
         key = metric if isinstance(metric, str) else metric.key
         measures = [member.metrics[key] for member in self.members if key in member.metrics]
         if not measures:
@@ -78,10 +78,10 @@ class Group:
 
 
 def group_by_seed(runs: Sequence[RunRecord]) -> list[Group]:
-    """Groups the runs that are done, in the order of their first members.
+    """Groups the finished runs, in the order of their first members.
 
-    A run with the configuration *and* the seed of an earlier one is no further seed: it is a group of its own. So is
-    a run whose configuration is not known.
+    A run with the configuration *and* the seed of an earlier run is not a further seed: it goes to another group. A
+    run whose configuration is unknown is a group of its own.
     """
     groups: dict[tuple[str, int], list[RunRecord]] = {}
     planned: dict[tuple[str, int], int] = {}
@@ -102,7 +102,7 @@ def _common_start(names: Sequence[str]) -> str:
 
 
 def find_duplicates(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
-    """Names of runs that have the configuration and the seed of another one, and that one's name."""
+    """Returns pairs of names (run, earlier run) for runs with the configuration and the seed of an earlier run."""
     first: dict[tuple[str, str], str] = {}
     pairs = []
     for run in runs:

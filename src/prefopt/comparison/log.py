@@ -1,4 +1,4 @@
-"""metrics.jsonl as columns: fast enough for a million lines, and never stopped by a line that is half written."""
+"""Reads metrics.jsonl as columns: fast enough for a million lines, and tolerant of half-written lines."""
 
 import io
 import json
@@ -18,20 +18,20 @@ PROGRESS = ("step", "time_s", "training_s", "pairs", "tokens")
 NUMBERS = tuple(
     dict.fromkeys([*PROGRESS, *(kind.name for kind in CURVES), *(m.logged for m in COMPARED if m.logged is not None)])
 )
-"""What is read of a line; it may hold more."""
+"""The fields that are read from a line; others are ignored."""
 ARROW_FROM = 64 * 1024
-"""Bytes from which on Arrow's reader, three times as fast, is worth its import."""
+"""Size in bytes from which on Arrow's reader, three times as fast, is worth the time of its import."""
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """The lines of a run in their order.
+    """The log lines of a run in their order, as columns.
 
     Attributes:
-        columns: Name -> numbers, shape (lines,); NaN where a line has none, or none that is finite.
-        is_held_out: Shape (lines,): held-out evaluations.
-        is_train: Shape (lines,): training lines; a line of another split is neither.
-        num_damaged: Lines that could not be read, and are left out.
+        columns: Name -> numbers, shape (lines,); NaN where a line has no finite number.
+        is_held_out: Whether a line is of a held-out evaluation, shape (lines,).
+        is_train: Whether a line is of training, shape (lines,); a line of another split is neither.
+        num_damaged: Number of lines that could not be read and are left out.
     """
 
     columns: Mapping[str, Floats]
@@ -46,7 +46,7 @@ class Log:
         return int(known[-1]) if len(known) else None
 
     def last(self, *, is_held_out: bool = False) -> dict[str, float]:
-        """The numbers of the last line, or of the last held-out line; empty without one."""
+        """Returns the numbers of the last line, or of the last held-out line; empty if there is none."""
         rows = np.flatnonzero(self.is_held_out) if is_held_out else np.arange(len(self.is_train))
         if not len(rows):
             return {}
@@ -57,8 +57,8 @@ class Log:
 def parse_log(content: bytes) -> Log:
     """Reads a JSON-lines file.
 
-    A last line without an end is being written: it counts if it is whole, and is no damage if it is not. Any other
-    line that is no JSON object is left out and counted.
+    A last line without a newline may be half written: it is read if it is whole, else ignored and not counted as
+    damaged. Any other line that is not a JSON object is left out and counted.
     """
     end = content.rfind(b"\n") + 1
     whole, rest = content[:end], content[end:].strip()
@@ -73,14 +73,14 @@ def parse_log(content: bytes) -> Log:
 
 
 def from_rows(rows: Sequence[Mapping[str, Any]], num_damaged: int = 0) -> Log:
-    """Columns from lines that are parsed already."""
+    """Builds the columns from parsed lines."""
     columns = {name: np.array([_number(row.get(name)) for row in rows], dtype=float) for name in NUMBERS}
     return _log(columns, [row.get(SPLIT) for row in rows], num_damaged)
 
 
 def _by_arrow(whole: bytes) -> Log | None:
-    """All lines at once; None if one of them is not one object."""
-    import pyarrow as pa  # a fifth of a second to import
+    """Parses all lines at once; None if any line is not exactly one JSON object."""
+    import pyarrow as pa  # takes a fifth of a second to import
     from pyarrow import json as arrow_json
 
     schema = pa.schema([(SPLIT, pa.string()), *((name, pa.float64()) for name in NUMBERS)])
@@ -93,7 +93,7 @@ def _by_arrow(whole: bytes) -> Log | None:
     except pa.ArrowInvalid:
         return None
     if table.num_rows != whole.count(b"\n") + (not whole.endswith(b"\n")):
-        return None  # Arrow takes two objects in one line for two lines
+        return None  # Arrow reads two objects in one line as two rows
     columns = {name: table.column(name).to_numpy() for name in NUMBERS}
     finite = {name: np.where(np.isfinite(column), column, np.nan) for name, column in columns.items()}
     return _log(finite, table.column(SPLIT).to_pylist(), 0)

@@ -1,4 +1,4 @@
-"""Which numbers of a run are compared: where they stand, how they are written, and what is better."""
+"""Reads the metrics that are compared from a run's report, log or W&B summary, and formats them."""
 
 import difflib
 import math
@@ -33,14 +33,14 @@ from prefopt.runs.files import LARGEST
 
 SPLIT, HELD_OUT = "split", "held_out"
 SHOWN = (ACCURACY, LOSS, MARGIN, KL, LENGTH_CHANGE, CHOSEN_CHANGE, TRAIN_TIME, OUTSIDE, PAIRS_PER_S)
-"""The columns of the table, where any run has them."""
+"""The metrics that are columns of the table, if any run has them."""
 
 
 def find_metric(key: str) -> Metric:
-    """The metric of this name.
+    """Returns the metric with this key.
 
     Raises:
-        UserError: There is none, with the nearest one.
+        UserError: There is none; the message names the nearest one.
     """
     if key not in BY_KEY:
         near = difflib.get_close_matches(key, BY_KEY, n=1, cutoff=0.5)
@@ -50,7 +50,7 @@ def find_metric(key: str) -> Metric:
 
 
 def from_report(report: Mapping[str, Any]) -> dict[str, Measure]:
-    """The metrics that report.json holds; what it does not hold, or not as a finite number, is absent."""
+    """Returns the metrics in report.json; a metric that is missing or not finite is left out."""
     found = {metric.key: _measure(_at(report, metric.path)) for metric in COMPARED if metric.path}
     found[OUTSIDE] = _outside(report.get("phases"))
     base, tuned = (_measure(_at(report, (DRIFT, LENGTH, model))) for model in (BASE, TUNED))
@@ -58,7 +58,7 @@ def from_report(report: Mapping[str, Any]) -> dict[str, Measure]:
 
 
 def from_summary(summary: Mapping[str, Any]) -> dict[str, Measure]:
-    """The metrics of W&B's summary, which has values without intervals."""
+    """Returns the metrics in W&B's summary, which has values without intervals."""
     found = {metric.key: _measure(summary.get("/".join(metric.path))) for metric in COMPARED if metric.path}
     found[OUTSIDE] = _measure(summary.get(OUTSIDE))
     base, tuned = (_measure(summary.get(f"{DRIFT}/{LENGTH}/{model}")) for model in (BASE, TUNED))
@@ -66,10 +66,10 @@ def from_summary(summary: Mapping[str, Any]) -> dict[str, Measure]:
 
 
 def from_line(line: Mapping[str, Any], algorithm: str | None) -> dict[str, Measure]:
-    """The metrics of a held-out line of metrics.jsonl.
+    """Returns the metrics in a held-out line of metrics.jsonl.
 
-    One name can mean different metrics: `loss` of a run on pairs is no loss per token. A run whose algorithm is not
-    known is read as one on pairs.
+    One name can mean different metrics: `loss` of a run on pairs is not a loss per token. A run of unknown algorithm
+    is read as a run on pairs.
     """
     known = [m for m in COMPARED if m.logged and (rows_of(algorithm) or "preference") in m.rows]
     found = {metric.key: _measure(line.get(metric.logged or "")) for metric in known}
@@ -77,7 +77,7 @@ def from_line(line: Mapping[str, Any], algorithm: str | None) -> dict[str, Measu
 
 
 def speed_of(line: Mapping[str, Any]) -> dict[str, Measure]:
-    """Time and throughput by the last line of metrics.jsonl."""
+    """Returns training time and throughput from the last line of metrics.jsonl."""
     seconds = _measure(line.get("training_s", line.get("time_s")))
     if seconds is None:
         return {}
@@ -87,7 +87,7 @@ def speed_of(line: Mapping[str, Any]) -> dict[str, Measure]:
 
 
 def as_text(metric: Metric, measure: Measure) -> Cell:
-    """Value with unit, interval and n, ready to print."""
+    """Formats a measure with unit, interval and n."""
     if metric.key in (TRAIN_TIME, OUTSIDE):
         return Cell(duration(measure.value))
     low, high = (math.nan if bound is None else bound for bound in (measure.low, measure.high))
@@ -95,7 +95,7 @@ def as_text(metric: Metric, measure: Measure) -> Cell:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a value of a JSON or YAML file is a number that can be drawn and averaged."""
+    """Whether a value from a JSON or YAML file is a finite number of ordinary size, and no boolean."""
     kind = type(value)
     return (kind is float and math.isfinite(value)) or (kind is int and abs(value) < LARGEST)
 

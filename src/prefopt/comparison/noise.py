@@ -1,4 +1,4 @@
-"""Which differences between runs are more than noise: 95 % intervals of the difference."""
+"""95 % intervals of differences between runs, which tell whether a difference is more than noise."""
 
 import math
 import statistics
@@ -13,11 +13,11 @@ from prefopt.evaluation.metrics import Metric
 from prefopt.evaluation.statistics import Z_95
 
 NODES = 100
-"""Of Simpson's rule: the integrand is smooth, and its range shrinks as it grows steep."""
+"""Nodes of Simpson's rule; enough because the integrand is smooth, and its range shrinks as it grows steep."""
 
 
 class Method(Enum):
-    """What the interval of a difference was made from."""
+    """How the interval of a difference was computed."""
 
     seeds = "seeds"
     one_run = "one run against seeds"
@@ -44,15 +44,15 @@ class Difference:
 
     @property
     def is_noise(self) -> bool:
-        """The interval holds 0: these data do not tell the two apart."""
+        """Whether the interval contains 0, so that the data do not tell the two apart."""
         return self.low <= 0 <= self.high
 
 
 def compare_groups(best: Group, other: Group, metric: Metric) -> Difference | None:
-    """The difference other - best; None where a number or its uncertainty is not known.
+    """Returns the difference other - best; None if a value or its uncertainty is not known.
 
-    Several seeds are compared by their spread, because it holds all that chance did to a run. Without any spread (all
-    seeds alike, to the last pair) it says nothing, and the intervals over held-out pairs are used instead.
+    Several seeds are compared by their spread, because it contains all random effects on a run. If the spread is 0
+    (all seeds have the same value), the intervals over held-out pairs are used instead.
     """
     a, b = other.spread(metric), best.spread(metric)
     if a is None or b is None:
@@ -63,7 +63,7 @@ def compare_groups(best: Group, other: Group, metric: Metric) -> Difference | No
 
 
 def welch(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, float] | None:
-    """The 95 % interval of mean(a) - mean(b) without assuming equal spreads (Welch 1947); None if there is no spread.
+    """The 95 % interval of mean(a) - mean(b) without assuming equal variances (Welch 1947); None if both are 0.
 
     Args:
         a: At least two values.
@@ -131,7 +131,7 @@ def _paired(best: Group, other: Group, metric: Metric) -> Difference | None:
 
 
 def _unpaired(a: Measure | None, b: Measure | None) -> Difference | None:
-    """From two intervals of independent estimates (Newcombe 1998, method 10; Zou and Donner 2008 for any interval)."""
+    """Combines the intervals of independent estimates (Newcombe 1998, method 10; Zou and Donner 2008 in general)."""
     if a is None or b is None or a.low is None or a.high is None or b.low is None or b.high is None:
         return None
     value = a.value - b.value

@@ -1,4 +1,4 @@
-"""What a run did with each held-out pair, from `report/pairs.jsonl` where an evaluation wrote it."""
+"""The margins of a run per held-out pair, from `report/pairs.jsonl`."""
 
 import hashlib
 import json
@@ -10,20 +10,20 @@ from prefopt.comparison.records import Outcomes
 from prefopt.evaluation.metrics import ACCURACY, MARGIN, REWARD_ACCURACY, REWARD_MARGIN
 
 FILE = "pairs.jsonl"
-"""One object per held-out pair, as `evaluation.summary.Summary.per_pair` returns them."""
+"""File with one object per held-out pair, as `evaluation.summary.Summary.per_pair` returns them."""
 MARGINS = {
     "tuned_margin": (ACCURACY, MARGIN),
     "reward_margin": (REWARD_ACCURACY, REWARD_MARGIN),
 }
-"""Key of a line -> the metrics that are the share above zero, and the mean, of its values."""
+"""Key of a line -> two metrics: the share of its values that are above zero, and their mean."""
 
 
 def read_outcomes(report: Path, held_out_data: str | None) -> Outcomes | None:
-    """The margins per pair; None where the folder has no such file.
+    """Reads the margins per pair; None if the folder has no such file.
 
     Args:
         report: The folder `report/` of a run.
-        held_out_data: Digest of the held-out data: pairs of other data are other pairs, even at the same file:line.
+        held_out_data: Digest of the held-out data: the same file:line of other data is another pair.
 
     Raises:
         ValueError: The file is damaged.
@@ -46,7 +46,7 @@ def _is_whole(rows: list[dict[str, object]], key: str) -> bool:
 
 
 def outcomes_of(outcomes: Outcomes, metric: str) -> list[float] | None:
-    """Per pair the number whose mean is this metric; None if it is no mean over held-out pairs."""
+    """Returns the numbers per pair whose mean is `metric`; None if the metric is no mean over held-out pairs."""
     for key, (share, mean) in MARGINS.items():
         if key in outcomes.margins and metric in (share, mean):
             margins = outcomes.margins[key]

@@ -36,7 +36,7 @@ from prefopt.storage.files import write_text
 
 BAR_WIDTH, BAR_HEIGHT = 110, 16
 MIN_OPACITY, MAX_OPACITY = 0.08, 0.4
-"""Of lines behind the best ones: the more there are, the fainter each."""
+"""Opacity of the lines of rows that are not in colour: the more runs, the fainter."""
 DECISION_LEVELS = {"ship": "good", "do not ship": "bad", "undecided": "warning"}
 STATE_LEVELS = {"running": "info", "failed": "bad", "diverged": "bad", "preempted": "warning"}
 
@@ -47,7 +47,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
 
 
 def render_page(comparison: Comparison) -> str:
-    """The page as HTML. Nothing in it is loaded from elsewhere, and without scripts it shows all but the switches."""
+    """Returns the page as HTML. It loads nothing from elsewhere; without JavaScript only its switches are missing."""
     curves, measured_once = curve_figures(comparison)
     return (
         environment("prefopt.comparison", "prefopt.reports", clean=one_line)
@@ -104,7 +104,7 @@ def _table_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _bar(spread: Spread | None, span: tuple[float, float]) -> str:
-    """The value with its interval (over seeds: ± 1 sd, and each seed) on the scale of the whole column."""
+    """Draws the value with its interval (several seeds: ± 1 sd, and each seed) on a scale common to the column."""
     if spread is None:
         return ""
     x, middle = Scale(*span, 4, BAR_WIDTH - 4).within, BAR_HEIGHT / 2
@@ -130,12 +130,12 @@ def _unranked(run: RunRecord, comparison: Comparison, index: int) -> dict[str, A
 
 
 def _names(comparison: Comparison) -> list[str]:
-    """What the pointer is told over a line: the rank and what sets it apart."""
+    """Texts shown at the pointer over a line: rank and differing settings; for an unranked run name and state."""
     ranked = [f"#{rank_text(row)}  {label_of(row, comparison)}" for row in comparison.rows]
     return ranked + [f"{one_line(run.name)} ({state_text(run)})" for run in comparison.unranked]
 
 
 def _as_script_data(value: Any) -> str:
-    """JSON in which nothing ends the script element that holds it."""
+    """Returns JSON that cannot end the script element that contains it."""
     text = json.dumps(value, ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

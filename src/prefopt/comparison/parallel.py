@@ -1,4 +1,4 @@
-"""Parallel coordinates: the settings that differ and what came out of them, a line per configuration."""
+"""Parallel coordinates: the settings that differ and the resulting metrics, one line per configuration."""
 
 import math
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ AXIS_WIDTH = 130
 MIN_WIDTH, HEIGHT = 520, 380
 LEFT, RIGHT, TOP, BOTTOM = 74, 40, 46, 30
 WHOLE_FROM = 700
-"""Pixels from which on a chart takes the whole width of the page."""
+"""Width in pixels above which a chart takes the whole width of the page."""
 MAX_SETTINGS = 8
 NUM_NAMED, LABEL_GAP = 3, 13
-"""Rows whose rank stands at the end of their line, and the least distance of two such labels in pixels."""
+"""Number of rows with their rank at the end of their line, and the least distance of two such labels in pixels."""
 MAX_LEVELS = 9
-"""An axis with more different numbers is a scale; with fewer every value has its own place."""
+"""An axis with more distinct numbers is a scale; otherwise each value has a position of its own."""
 MAX_MARKS = 12
 MAX_MARK_TEXT = 16
 LOG_FROM = 20
@@ -29,7 +29,7 @@ LOG_FROM = 20
 FAN = 18
 """Pixels over which lines through one value are spread, best on top, so that they can be told apart."""
 LOW, HIGH = 0.07, 0.93
-"""Where an axis' lowest and highest value stand; a line without a value goes along the bottom."""
+"""Heights of the lowest and highest value of an axis, in [0, 1]; a line without a value goes along the bottom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class Axis:
 
     Attributes:
         head: Its name.
-        heights: Per row the height of its line there, from 0 (bottom) to 1; None where it has no value.
-        marks: Labels at heights.
-        is_fanned: Rows share values.
+        heights: Height of each row's line on the axis, from 0 (bottom) to 1; None if the row has no value.
+        marks: Heights and labels of the marks.
+        is_fanned: Whether lines are spread around a value, because rows share values.
     """
 
     head: str
@@ -50,7 +50,7 @@ class Axis:
 
 
 def parallel_figure(comparison: Comparison) -> Figure | None:
-    """The chart of the ranked rows; None if no setting differs or fewer than two rows are ranked."""
+    """Draws the chart of the ranked rows; None if no setting differs or fewer than two rows are ranked."""
     rows = [row for row in comparison.rows if row.rank is not None]
     if not comparison.settings or len(rows) < 2:
         return None
@@ -77,7 +77,7 @@ def parallel_figure(comparison: Comparison) -> Figure | None:
 
 
 def setting_axis(head: str, key: str, rows: Sequence[Settings]) -> Axis | None:
-    """An axis for a setting: a scale for many numbers, else a place for each value. None if no row has it."""
+    """Returns the axis of a setting: a scale for many numbers, else a position per value. None if no row has it."""
     present = [settings[key] for settings in rows if key in settings]
     if not present:
         return None
@@ -98,7 +98,7 @@ def setting_axis(head: str, key: str, rows: Sequence[Settings]) -> Axis | None:
 
 
 def scale_axis(head: str, values: Sequence[float | None], *, is_share: bool = False) -> Axis:
-    """An axis for numbers, logarithmic where they span orders of magnitude. At least one is known."""
+    """Returns an axis for numbers, at least one of them not None; logarithmic if they span orders of magnitude."""
     known = [value for value in values if value is not None]
     low, high = min(known), max(known)
     if low > 0 and high / low > LOG_FROM:
@@ -113,7 +113,7 @@ def scale_axis(head: str, values: Sequence[float | None], *, is_share: bool = Fa
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """The powers of ten in [low, high]; with few of them their doubles and halves too."""
+    """The powers of ten in [low, high]; on a short range also 2 and 5 times each."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     parts = (1.0, 2.0, 5.0) if high / low < 1000 else (1.0,)
     marks = [float(f"{part * 10.0**power:g}") for power in powers for part in parts]
@@ -121,7 +121,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _outcomes(comparison: Comparison, rows: Sequence[Row]) -> list[Metric]:
-    """The metric of the ranking, and what tells whether it is worth having."""
+    """The metric of the ranking, then accuracy, loss and KL if any row has them; at most three in all."""
     keys = dict.fromkeys((comparison.metric.key, ACCURACY, LOSS, KL))
     return [BY_KEY[key] for key in keys if any(row.group.spread(key) for row in rows)][:3]
 
@@ -143,7 +143,7 @@ def _label_axis(axis: Axis, x: float) -> str:
 
 
 def _points(index: int, axes: Sequence[Axis], x: Scale, num_rows: int) -> list[tuple[float, float]]:
-    """Where a row's line crosses each axis."""
+    """Returns the points (x, y) at which a row's line crosses the axes."""
     points = []
     for place, axis in enumerate(axes):
         height = axis.heights[index]
@@ -159,7 +159,7 @@ def _draw_line(index: int, points: Sequence[tuple[float, float]]) -> str:
 
 
 def _label_ranks(ends: Sequence[tuple[float, float]]) -> list[str]:
-    """The ranks of the best rows beside the ends of their lines, none upon another."""
+    """Labels the best rows with their ranks at the ends of their lines, without overlap."""
     heights = spread_out([y for _, y in ends], LABEL_GAP, TOP, HEIGHT - BOTTOM)
     return [
         row_group(index, text(x + 8, y + 4, str(index + 1), anchor="start", style="label"))

@@ -1,4 +1,4 @@
-"""The runs that are compared, each once and with a name of its own."""
+"""Finds the runs to compare, each once and with a unique name."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -10,10 +10,10 @@ OTHERS = ", or a W&B group as entity/project/group"
 
 
 def find_places(targets: Sequence[Path]) -> list[Place]:
-    """The runs below run folders, sweep folders and folders of either, each once, with distinguishable names.
+    """Finds the runs in run folders, sweep folders and folders of either; each run once, with a unique name.
 
     Raises:
-        UserError: A folder that is not there, or that holds no run; a damaged plan of a sweep.
+        UserError: A folder does not exist or holds no run, or the plan of a sweep is damaged.
     """
     groups = [group for target in targets for group in find_groups([target], others=OTHERS)]
     places: dict[Path, Place] = {}
@@ -23,14 +23,14 @@ def find_places(targets: Sequence[Path]) -> list[Place]:
 
 
 def title_of(targets: Sequence[Path]) -> str:
-    """What is compared, in a few words."""
+    """Returns the title of a comparison of these folders."""
     if len(targets) == 1:
         return targets[0].resolve().name or str(targets[0])
     return f"{targets[0].resolve().name} and {len(targets) - 1} more"
 
 
 def _members(group: Group) -> Iterable[Place]:
-    """The points of a sweep in their order, then other runs beside them, but not those whose work the points share."""
+    """The runs of a group; of a sweep its points in order, then other runs beside them, without shared references."""
     if group.is_sweep:
         own = [place for place in group.places if place.kind is not Kind.reference]
         return sorted(own, key=lambda place: place.kind is Kind.run)
@@ -45,7 +45,7 @@ def _short_name(place: Place) -> str:
 
 
 def _with_distinct_names(places: list[Place]) -> list[Place]:
-    """Runs of one name get as many of their parents' names as it takes."""
+    """Prefixes runs of equal names with as many names of parent folders as make them distinct."""
     named: list[tuple[str, ...]] = [(place.name,) for place in places]
     parents = [place.run.path.resolve().parent.parts for place in places]
     for depth in range(1, max(map(len, parents), default=0) + 1):

@@ -1,4 +1,4 @@
-"""From records to what every output shows: ranked rows, the runs without a rank, warnings, where to look further."""
+"""Builds from run records the content that every output shows: ranked rows, runs without a rank, warnings, links."""
 
 import shlex
 from bisect import bisect_left, bisect_right
@@ -21,15 +21,15 @@ WITHIN_NOISE = "within noise of #1"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A group in its place.
+    """A row of the ranking.
 
     Attributes:
         group: One run, or the seeds of one configuration.
-        rank: From 1; equal values share one; None without the metric.
-        is_tied: Another row has the same rank.
-        is_first: The row that the others are compared with.
-        difference: To the first row; None for the first itself, and where it cannot be told.
-        has_other_data: Its held-out data are not those of the first row.
+        rank: From 1; equal values share a rank; None without the metric.
+        is_tied: Whether another row has the same rank.
+        is_first: Whether it is the row that the others are compared with.
+        difference: Difference to the first row; None for the first row itself, and if it is not known.
+        has_other_data: Whether its held-out data differ from those of the first row.
     """
 
     group: Group
@@ -41,7 +41,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """How it stands to the first row, in words; empty without a rank."""
+        """The comparison with the first row, in words; empty without a rank."""
         if self.is_first or self.rank is None:
             return "best" if self.is_first else ""
         if self.difference is None:
@@ -51,18 +51,18 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Everything that is shown.
+    """The content of a comparison, the same for every output.
 
     Attributes:
-        title: What is compared.
-        runs: All of them, in the order in which they were found.
-        rows: The done ones, grouped by seed, best first.
-        unranked: The others.
-        metric: What `rows` are ranked by.
+        title: Names what is compared.
+        runs: All runs, in the order in which they were found.
+        rows: The finished runs, grouped by seed, best first.
+        unranked: The other runs.
+        metric: The metric that `rows` are ranked by.
         columns: The metrics that the table shows.
-        settings: The settings that differ: dotted name -> head of its column.
-        warnings: What a reader must know, in words.
-        links: How to open the same runs in Weights & Biases.
+        settings: The settings that differ: dotted name -> header of its column.
+        warnings: Sentences that a reader must know.
+        links: Sentences on how to open the same runs in Weights & Biases.
     """
 
     title: str
@@ -77,12 +77,12 @@ class Comparison:
 
     @property
     def is_open(self) -> bool:
-        """Some run may still move."""
+        """Whether any run may still change."""
         return any(run.is_open for run in self.runs)
 
     @property
     def methods(self) -> list[Method]:
-        """How differences were judged, each way once."""
+        """The methods by which differences were judged, each once."""
         return list(dict.fromkeys(row.difference.method for row in self.rows if row.difference is not None))
 
 
@@ -93,9 +93,9 @@ def build_comparison(
 
     Args:
         runs: Records with distinct names.
-        title: What is compared.
-        metric: What to rank by; None: preference accuracy, or the loss if no run has one.
-        folders: What was compared, as given, for the commands that a reader is told.
+        title: Names what is compared.
+        metric: Metric to rank by; None: preference accuracy, or the loss if runs have a loss and no accuracy.
+        folders: The compared folders as given, for the commands in `links`.
     """
     runs = list(runs)
     metric = metric or _default_metric(runs)
@@ -115,7 +115,7 @@ def build_comparison(
 
 
 def rank(groups: Sequence[Group], metric: Metric) -> list[Row]:
-    """The groups, best first, each with its difference to the first; those without the metric last, without a rank."""
+    """Ranks the groups, best first, with differences to the first; those without the metric are last and unranked."""
     measured = [(metric.badness(found.mean), group) for group in groups if (found := group.spread(metric)) is not None]
     measured.sort(key=lambda pair: pair[0])  # stable: ties stay in the order given
     keys = [key for key, _ in measured]
@@ -138,14 +138,14 @@ def rank(groups: Sequence[Group], metric: Metric) -> list[Row]:
 
 
 def count_states(runs: Sequence[RunRecord]) -> dict[str, int]:
-    """State -> how many runs, the done ones first and those that have not begun last."""
+    """Returns state -> number of runs, `done` first and `not begun` last."""
     found = [run.state for run in runs]
     order = sorted(set(found), key=lambda state: (state != DONE, state == NOT_BEGUN, state))
     return {state: found.count(state) for state in order}
 
 
 def describe_links(runs: Sequence[RunRecord], folders: Sequence[str]) -> list[str]:
-    """One line per W&B group that is online, and the command that uploads what is not."""
+    """Returns one line per W&B group that is online, and the command that uploads the offline runs."""
     places = list(dict.fromkeys(run.wandb for run in runs if run.wandb is not None))
     urls = list(dict.fromkeys(_group_url(place) for place in places if place.mode is Mode.online))
     lines = [f"In W&B: {url}" for url in urls[:MAX_LINKS]]
@@ -167,7 +167,7 @@ def _group_url(place: WandbPlace) -> str:
 
 
 def _differing(runs: Sequence[RunRecord]) -> list[str]:
-    """The settings that differ, among those that runs which have begun have, if there are any."""
+    """The settings that differ; once any run has begun, only those that some begun run has."""
     begun = {key for run in runs if run.state != NOT_BEGUN for key in run.settings}
     return [key for key in differing(run.settings for run in runs) if key in begun or not begun]
 

@@ -1,4 +1,4 @@
-"""Run folders → records: whatever state a run is in, whatever of it is damaged."""
+"""Reads run folders into records, whatever the state of a run, and even if its files are damaged."""
 
 import gc
 import os
@@ -29,20 +29,20 @@ from prefopt.tracking.sessions import find_sessions
 UNKNOWN = "unknown"
 ENDED_EARLY = (State.preempted.value, State.failed.value)
 MIN_FOR_POOL = 48
-"""Runs from which on more processes pay."""
+"""Number of runs from which on several processes are faster than one."""
 MAX_PROCESSES = 8
 Signature = tuple[Any, ...]
 
 
 class RunReader:
-    """Reads runs; the second time only those that have changed."""
+    """Reads runs; a later call reads only those that have changed since."""
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[Signature, RunRecord]] = {}
-        """By the folder of the report: of a run that was measured on other data too there are several."""
+        """Keyed by the folder of the report: a run that was measured on other data too has several."""
 
     def read(self, places: Sequence[Place]) -> list[RunRecord]:
-        """One record per place, in their order."""
+        """Returns one record per place, in their order."""
         max_points = points_for(len(places))
         signatures = {place.report: (*_signature(place), max_points) for place in places}
         known = self._known
@@ -62,7 +62,7 @@ def _read_all(places: Sequence[Place], max_points: int) -> list[RunRecord]:
 
 
 def _begin_reader() -> None:
-    """Ctrl-C ends the process that waits for this one; and millions of values without cycles need no collector."""
+    """Sets up a reader process: it leaves Ctrl-C to its parent, and does without the garbage collector for speed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()
 
@@ -72,7 +72,7 @@ def _signature(place: Place) -> Signature:
 
 
 def _files(place: Place) -> list[Path]:
-    """A run whose files have the same times and sizes is not read again."""
+    """The files whose times and sizes tell whether a run must be read again."""
     return [*(place.run.path / file for file in BEGUN), place.report / "report.json", place.report / PAIRS]
 
 
@@ -85,7 +85,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def read_run(place: Place, max_points: int) -> RunRecord:
-    """Everything that a comparison needs of one run; curves keep at most `max_points` points."""
+    """Reads everything that a comparison needs of one run; curves keep at most `max_points` points."""
     run = place.run
     changes = {key: from_typed(value) for key, value in place.changes.items()}
     if is_closed(run.path):
@@ -101,7 +101,7 @@ def read_run(place: Place, max_points: int) -> RunRecord:
     state = UNKNOWN if facts.state is None else facts.state.value
     is_later = place.evaluation != REPORT
     report = _read_report(place, problems) if state == DONE or is_later else {}
-    if is_later:  # of other data than the run's own
+    if is_later:  # measured on other data than the run's own
         state, settings = DONE if report else state, {**settings, **_measured_data(report)}
     metrics, measured_at = (from_report(report), None) if report else from_log(log, settings.get("algorithm.name"))
     held_out_data = _held_out_data(report)
@@ -147,7 +147,7 @@ def _read_log(path: Path, problems: list[str]) -> Log:
 
 
 def _note_lost_lines(log: Log, facts: Facts, problems: list[str]) -> None:
-    """Notes lines of metrics.jsonl that were there at the last save and are not any more."""
+    """Adds a problem if lines of metrics.jsonl that were there at the last save are gone."""
     expected, step = facts.num_records, facts.step
     found = int((log.columns["step"] <= step).sum()) + log.num_damaged
     if expected is not None and found < expected:
@@ -178,14 +178,14 @@ def _read_outcomes(place: Place, held_out_data: str | None, problems: list[str])
 
 
 def from_log(log: Log, algorithm: str | None) -> tuple[dict[str, Measure], int | None]:
-    """The metrics of the last held-out evaluation and the speed until now, and the step of that evaluation."""
+    """Returns the metrics of the last held-out evaluation and the speed so far, and the step of that evaluation."""
     measured = log.last(is_held_out=True)
     at = measured.get("step")
     return {**from_line(measured, algorithm), **speed_of(log.last())}, None if at is None else int(at)
 
 
 def _held_out_data(report: Mapping[str, Any]) -> str | None:
-    """Digests of the rows that were measured, and of an SFT run's pairs."""
+    """Returns the digests of the measured rows and of an SFT run's pairs, joined; None if there are none."""
     found: Any = report
     for key in ("provenance", "data", "sha256"):
         found = found.get(key) if isinstance(found, Mapping) else None
@@ -194,7 +194,7 @@ def _held_out_data(report: Mapping[str, Any]) -> str | None:
 
 
 def _measured_data(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that name the data of a later evaluation, which stand in its report alone."""
+    """Returns the settings that name the data of a later evaluation; only its report has them."""
     found = report.get("measured_on")
     return dict(found) if isinstance(found, Mapping) else {}
 
@@ -210,7 +210,7 @@ def _text(value: Any) -> str | None:
 
 
 def _wandb_place(run: Path, settings: Mapping[str, Any]) -> WandbPlace | None:
-    """Where the mirror of a run is: online as soon as one attempt was, or was uploaded."""
+    """Returns the place of a run in W&B: online if any of its attempts was online or has been uploaded."""
     sessions = find_sessions(run)
     if not sessions:
         return None
@@ -224,7 +224,7 @@ def _wandb_place(run: Path, settings: Mapping[str, Any]) -> WandbPlace | None:
 
 
 def _with_life(record: RunRecord, place: Place) -> RunRecord:
-    """A run that has ended early, marked if its job has queued it again, or if a kill left nothing that says so."""
+    """Marks a run that is queued again after an early end, or whose process is gone though its status says running."""
     if record.state in ENDED_EARLY:
         decision = read_facts(place).decision
         return replace(record, is_queued_again=decision is not None and decision.next == "again")
@@ -233,6 +233,6 @@ def _with_life(record: RunRecord, place: Place) -> RunRecord:
     lock = read_facts(place).lock
     if lock is not None:
         return replace(record, is_abandoned=lock.life is Life.dead)
-    stamps = [stamp[0] for file in _files(place) if (stamp := _stamp(file))]  # without a lock: does it write?
+    stamps = [stamp[0] for file in _files(place) if (stamp := _stamp(file))]  # no lock: has it written lately?
     silent_s = time.time() - max(stamps, default=0) / 1e9
     return replace(record, is_abandoned=silent_s > SILENT_AFTER_S)

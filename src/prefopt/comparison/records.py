@@ -1,4 +1,4 @@
-"""What is known of one run, wherever it was read from."""
+"""The record of one run, the same for a run folder and for W&B."""
 
 from array import array
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 DONE, RUNNING, NOT_BEGUN = "done", "running", "not begun"
 OPEN_STATES = (RUNNING, NOT_BEGUN)
-"""States that may still change without anybody starting something."""
+"""States that may still change without a new command."""
 SEED = "run.seed"
 
 
@@ -28,10 +28,10 @@ class Curve:
 
     Attributes:
         steps: Optimizer steps.
-        pairs: Pairs (SFT: rows) seen by then; None if a line did not say.
-        tokens: Tokens seen by then; None if a line did not say.
-        values: The metric.
-        num_logged: Points before thinning.
+        pairs: Pairs (SFT: rows) seen so far; None if it is missing in a line.
+        tokens: Tokens seen so far; None if it is missing in a line.
+        values: Values of the metric.
+        num_logged: Number of points before thinning.
         trend: Means over neighbouring points, for a noisy curve.
     """
 
@@ -45,11 +45,11 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """What a run did with each held-out pair.
+    """The margins of a run per held-out pair.
 
     Attributes:
-        pairs: Digest of which pairs these are, in their order: equal digests can be compared pair by pair.
-        margins: Metric name -> its margin per pair.
+        pairs: Digest of the pairs in their order: runs with equal digests can be compared pair by pair.
+        margins: Key of a line of pairs.jsonl -> its value per pair.
     """
 
     pairs: str
@@ -57,7 +57,7 @@ class Outcomes:
 
 
 class Mode(Enum):
-    """Where the mirror of a run lies."""
+    """Whether a run's copy in W&B is online, or still offline on the run's machine."""
 
     online = "online"
     offline = "offline"
@@ -65,7 +65,7 @@ class Mode(Enum):
 
 @dataclass(frozen=True, slots=True)
 class WandbPlace:
-    """Where a run is, or would be, in Weights & Biases. `url` is the group's page, None where it must be made up."""
+    """Where a run is, or will be, in Weights & Biases. `url`: the group's page; None: built from the other fields."""
 
     mode: Mode
     entity: str | None
@@ -76,27 +76,27 @@ class WandbPlace:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One run.
+    """Everything that a comparison knows of one run.
 
     Attributes:
         name: Unique within a comparison.
         where: Its folder, or its URL.
-        state: A state of status.json, `not begun`, or W&B's own word.
+        state: A state of status.json, `not begun`, `unknown`, or W&B's name of a state.
         step: The last logged step.
-        settings: Dotted name -> value; of a run that has not begun only what its sweep changes.
+        settings: Dotted name -> value; for a run that has not begun, only the settings that its sweep changes.
         metrics: Key of `METRICS` -> value.
-        measured_at: None if `metrics` come from the report, else the step of the held-out evaluation behind them.
-        has_report: `metrics` come from a whole report.json (W&B: from the summary that it left there).
-        decision: Of the report: ship, do_not_ship or undecided.
+        measured_at: None if `metrics` come from the report, else the step of their held-out evaluation.
+        has_report: Whether `metrics` come from a readable report.json (W&B: from the summary of a finished run).
+        decision: Decision of the report: ship, do_not_ship or undecided.
         reason: The finding that decided against shipping.
         curves: Key of `CURVES` -> points.
         held_out_data: Digest of the held-out data.
-        outcomes: Per held-out pair, where the report folder holds them.
-        message: Of status.json: why the run ended early.
-        is_abandoned: It is running by its status, but no process is behind it any more.
-        is_queued_again: It ended early, and its job has queued it again.
-        problems: What could not be read, in words.
-        wandb: Where the mirror is.
+        outcomes: Margins per held-out pair; None if the report folder has none.
+        message: Message of status.json: why the run ended early.
+        is_abandoned: Whether its status says running, but its process is gone.
+        is_queued_again: Whether it ended early, and its job has queued it again.
+        problems: Sentences on files that could not be read.
+        wandb: Its place in W&B; None if it is not logged there.
     """
 
     name: str
@@ -120,12 +120,12 @@ class RunRecord:
 
     @property
     def is_ranked(self) -> bool:
-        """Done, with the numbers of its report: what is half measured is not ranked."""
+        """Whether it is done and has the numbers of its report; half-measured runs are not ranked."""
         return self.state == DONE and self.has_report
 
     @property
     def is_open(self) -> bool:
-        """It may still move: it has not begun, it runs and its process lives, or it waits for another attempt."""
+        """Whether it may still change: it has not begun, its process is running, or it waits for another attempt."""
         return self.is_queued_again or (self.state in OPEN_STATES and not self.is_abandoned)
 
     @property

@@ -1,4 +1,4 @@
-"""The settings of runs as flat, plain values: what differs, what is the same run but for its seed."""
+"""Reads the settings of runs as flat values; finds those that differ, and runs that differ only in their seed."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -11,20 +11,20 @@ from prefopt.comparison.records import SEED
 from prefopt.config.load import NOT_IDENTITY, ONLY_WHEN_SET
 
 MISSING = "\u2014"
-"""Shown where a run has no such setting or no such number."""
+"""Text shown for a setting or number that a run does not have."""
 Settings = Mapping[str, Any]
 VAGUE = frozenset({"path", "train", "held_out", "pairs", "method", "mode", "stage", "r", "alpha", "format"})
-"""Last parts of names that say little without the first."""
+"""Last parts of dotted names that are not clear without the first part."""
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's loader, where PyYAML was built with it, is four times as fast."""
+"""libyaml's loader, four times as fast, if PyYAML was built with it."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Reads config.yaml as flat settings, without checking them: a run of another version is compared all the same.
+    """Reads config.yaml as flat settings, unchecked, so that runs of other versions can be compared too.
 
     Raises:
-        ValueError: It holds no mapping.
-        OSError: It cannot be read.
+        ValueError: The file is not YAML, or holds no mapping.
+        OSError: The file cannot be read.
     """
     try:
         values = yaml.load(path.read_bytes(), Loader)
@@ -36,18 +36,18 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def from_typed(value: Any) -> Any:
-    """The value of a setting that stands as one types it: `0.1`, `3e-5`, `null` and `[a,b]` are no words."""
+    """Parses the value of a setting as typed in a command: `0.1`, `3e-5`, `null` and `[a,b]` are not strings."""
     if not isinstance(value, str):
         return value
     try:
         parsed = yaml.load(value, Loader)
-        return float(parsed) if isinstance(parsed, str) else parsed  # to YAML, 3e-5 is a word
+        return float(parsed) if isinstance(parsed, str) else parsed  # YAML reads 3e-5 as a string
     except (yaml.YAMLError, ValueError):
         return value
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested groups as dotted names."""
+    """Flattens nested groups to dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -55,7 +55,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def identity_but_seed(settings: Settings) -> str:
-    """Equal for runs that compute the same thing but for `run.seed`."""
+    """Returns a text that is equal for runs that compute the same thing except for `run.seed`."""
     given = {key: value for key, value in settings.items() if value or key not in ONLY_WHEN_SET}
     decisive = {key: value for key, value in given.items() if decides(key) and key != SEED}
     return json.dumps(decisive, sort_keys=True, default=str)
@@ -71,7 +71,7 @@ def decides(key: str) -> bool:
 
 
 def differing(runs: Iterable[Settings]) -> list[str]:
-    """The settings that have several values among the runs that have them, in the order of the configuration."""
+    """Returns the settings with several values among the runs that have them, in the order of the configuration."""
     seen: dict[str, set[str]] = {}
     for settings in runs:
         for key, value in settings.items():
@@ -80,7 +80,7 @@ def differing(runs: Iterable[Settings]) -> list[str]:
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Dotted name -> a head for its column: `beta`; `algorithm` for algorithm.name; in doubt the whole name."""
+    """Returns dotted name -> column header: `beta`; `algorithm` for algorithm.name; the whole name if unclear."""
     keys = list(keys)
     lasts = [key.rpartition(".")[2] for key in keys]
     names = {}
@@ -92,7 +92,7 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def as_text(value: Any) -> str:
-    """A value as one would type it, floats as short as they are exact."""
+    """Formats a value as one would type it, floats as short as is exact."""
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
@@ -106,12 +106,12 @@ def as_text(value: Any) -> str:
 
 
 def shown(settings: Settings, key: str) -> str:
-    """The setting's value as text, a dash where there is none."""
+    """Returns the setting's value as text; a dash if there is none."""
     return as_text(settings[key]) if key in settings else MISSING
 
 
 def _canonical(value: Any) -> str:
-    """Text that is equal for equal values: 1 and 1.0 are, a word and a number are not."""
+    """Returns a text that is equal for equal values: 1 equals 1.0, but a string never equals a number."""
     if isinstance(value, bool | str):
         return repr(value)
     return as_text(float(value)) if isinstance(value, int | float) else json.dumps(value, sort_keys=True, default=str)

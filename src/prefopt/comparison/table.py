@@ -41,13 +41,13 @@ from prefopt.process.terminal import Terminal, one_line
 
 NAME_WIDTH, SETTING_WIDTH, MESSAGE_WIDTH = 40, 28, 60
 PADDING = 2
-"""Blanks behind a column, one of which is the table's own."""
+"""Spaces after a column; rich adds one of them itself."""
 WHOLE = 4000
-"""Characters of a line that no terminal cuts."""
+"""Characters of a line if the output is no terminal, so that nothing is cut."""
 NAMES, NARROW_NAME = ("name", "run"), 14
-"""Columns that are narrowed before any is left out, and how far."""
+"""Columns that are narrowed before any column is left out, and their least width."""
 LONG_SETTING, FIRST_SETTINGS = 20, 3
-"""Characters from which on a column of settings is one of the first to go, and how many of the others go last."""
+"""Width above which a column of settings is left out early, and how many of the other settings are left out last."""
 DECISION_STYLES = {"ship": "green", "do not ship": "red", "undecided": "yellow"}
 VERDICT_STYLES = {"best": "bold green", WITHIN_NOISE: "green", "worse": "dim"}
 STATE_STYLES = {DONE: "green", RUNNING: "blue", "failed": "red", "diverged": "red", "preempted": "yellow"}
@@ -62,9 +62,9 @@ EXPENDABLE = (
     LOSS,
     KL,
 )
-"""Metrics and words that a narrow terminal goes without, first to last; the one that ranks the rows stays."""
+"""Columns that a narrow terminal leaves out, in this order; the metric that ranks the rows always stays."""
 WRAPPED = (*NAMES, ACCURACY, "decision", "verdict", "state", "step", "held_out")
-"""Columns that are never left out: where not even they have room, their cells take several lines."""
+"""Columns that are never left out; their cells are wrapped if there is no room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +72,10 @@ class Column:
     """A column of a table.
 
     Attributes:
-        key: A metric's, a setting's dotted name, or a word of this module.
-        head: What stands above it.
+        key: The key of a metric, the dotted name of a setting, or a word of this module such as `rank`.
+        head: The header.
         cells: One per row.
-        is_number: It is flush right.
+        is_number: Whether it is right-aligned.
     """
 
     key: str
@@ -96,7 +96,7 @@ class Column:
         return len({cell.plain for cell in self.cells}) == 1
 
     def narrowed(self, width: int) -> "Column":
-        """The column in `width` characters, at least `NARROW_NAME`; names that would look the same are wrapped."""
+        """Narrows the column to `width` characters, at least `NARROW_NAME`; wraps names that would look the same."""
         width = max(width, NARROW_NAME)
         whole = [cell.plain for cell in self.cells]
         cells = [_shortened(text, width) for text in whole]
@@ -106,12 +106,12 @@ class Column:
 
 
 def render_table(comparison: Comparison, *, width: int | None, limit: int) -> Group:
-    """The comparison as rich shows it.
+    """Returns the comparison as a renderable for rich.
 
     Args:
-        comparison: What is shown.
-        width: Characters of a line; None: as many as the table takes.
-        limit: Rows of each of the two tables, at most.
+        comparison: The comparison to show.
+        width: Characters of a line; None: as many as the table needs.
+        limit: Most rows of each of the two tables.
     """
     head = Text.assemble((one_line(comparison.title), "bold"), f"  {summary_text(comparison)}")
     parts: list[Table | Text] = [head]
@@ -136,7 +136,7 @@ def render_table(comparison: Comparison, *, width: int | None, limit: int) -> Gr
 
 
 def print_table(comparison: Comparison, console: Console, *, limit: int) -> None:
-    """Prints the comparison: fitted to a terminal, whole to anything else."""
+    """Prints the comparison, fitted to the width of a terminal; in full if the output is no terminal."""
     if console.is_terminal:
         console.print(render_table(comparison, width=console.width, limit=limit))
     else:
@@ -145,12 +145,12 @@ def print_table(comparison: Comparison, console: Console, *, limit: int) -> None
 
 
 def fit(columns: Sequence[Column], width: int | None, order: Sequence[str]) -> tuple[list[Column], list[str]]:
-    """The columns that a line of `width` characters has room for, and the heads of the others.
+    """Returns the columns that fit into a line of `width` characters, and the headers of the others.
 
     Args:
         columns: All of them.
         width: Characters of a line; None: no limit.
-        order: Keys of those that may be left out, first to last.
+        order: Keys of the columns that may be left out, in the order of leaving out.
     """
     if width is None:
         return list(columns), []
@@ -165,10 +165,10 @@ def fit(columns: Sequence[Column], width: int | None, order: Sequence[str]) -> t
 
 
 def expendable(columns: Sequence[Column], comparison: Comparison) -> list[str]:
-    """Keys of the columns that a narrow terminal goes without, first to last.
+    """Returns the keys of the columns that a narrow terminal leaves out, in this order.
 
-    Settings that tell no rows apart, long ones and those far down in the configuration go before the lesser metrics:
-    a run's name stands for them. The first few settings are what a sweep is about, and go after these.
+    First are settings that are the same in all rows, long ones, and those far down in the configuration: a run's name
+    stands for them. Then come the less important metrics. Last are the first few settings: a sweep is about them.
     """
     settings = [column for column in columns if column.key in comparison.settings]
     first = [c.key for c in settings if not c.is_constant and c.width <= LONG_SETTING][:FIRST_SETTINGS]
@@ -243,7 +243,7 @@ def _head(metric: Metric, ranked_by: Metric) -> str:
 
 
 def _number(metric: Metric, row: Row, ranked_by: Metric) -> Text:
-    """The value, with its interval in the columns that decide."""
+    """Cell of a metric: its value; for accuracy, the ranking metric and several seeds with the interval."""
     found = spread_cell(metric, row.group)
     if not found.interval or (metric.key not in (ACCURACY, ranked_by.key) and len(row.group.members) == 1):
         return Text(found.value)
@@ -251,7 +251,7 @@ def _number(metric: Metric, row: Row, ranked_by: Metric) -> Text:
 
 
 def _setting_cells(rows: Sequence[Settings], key: str) -> list[Text]:
-    """A setting's values; of long paths their last parts, where these tell them apart as well."""
+    """Cells of a setting; long paths are reduced to their last parts if these are as distinct."""
     whole = [shown(settings, key) for settings in rows]
     lasts = [text.rpartition("/")[2] or text for text in whole]
     is_long = max(map(cell_len, whole)) > LONG_SETTING
@@ -265,7 +265,7 @@ def _are_as_distinct(texts: Sequence[str], originals: Sequence[str]) -> bool:
 
 
 def _shortened(text: str, width: int) -> Text:
-    """`text` in at most `width` cells: its middle is left out, since names differ at their ends."""
+    """Shortens `text` to at most `width` cells; the middle is left out, since names differ at their ends."""
     text = one_line(text)
     if cell_len(text) <= width:
         return Text(text)

@@ -1,4 +1,4 @@
-"""Learning curves, thinned out so that what the eye would see stays: ends, peaks and dips."""
+"""Thins out learning curves for drawing; ends, peaks and dips stay."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,20 +13,20 @@ from prefopt.comparison.records import Curve
 from prefopt.evaluation.statistics import Floats
 
 TREND_FROM, TREND_POINTS = 80, 40
-"""A training curve with more lines has a trend of so many points, each the mean of its neighbours."""
+"""A training curve of at least `TREND_FROM` points has a trend: `TREND_POINTS` means over neighbouring points."""
 MAX_POINTS, MIN_POINTS = 240, 60
-"""Points of a curve in a comparison of few runs, and of many."""
+"""Most points of a curve in a comparison of few runs, and of many runs."""
 POINT_BUDGET = 60_000
-"""Points of one chart, which bounds the size of the page."""
+"""Number of points that all curves of a chart share, to bound the size of the page."""
 
 
 def points_for(num_runs: int) -> int:
-    """Points that a curve keeps where so many runs share a chart."""
+    """Returns the most points that a curve keeps if `num_runs` runs share a chart."""
     return max(MIN_POINTS, min(MAX_POINTS, POINT_BUDGET // max(num_runs, 1)))
 
 
 def read_curves(log: Log, max_points: int) -> dict[str, Curve]:
-    """The curves that a log holds; values that are not finite have no point."""
+    """Returns the curves in a log; values that are not finite are left out."""
     rows = {TRAIN: log.is_train, HELD_OUT: log.is_held_out}
     found = {kind.key: _curve(log, rows[kind.split], kind, max_points) for kind in CURVES}
     return {key: curve for key, curve in found.items() if curve is not None}
@@ -48,7 +48,7 @@ def _curve(log: Log, is_row: NDArray[np.bool_], kind: CurveKind, max_points: int
 
 
 def _at(log: Log, rows: NDArray[np.int64], values: Floats, kept: Sequence[int], num_logged: int) -> Curve:
-    """The curve through `values`, one for each of `rows`, at the `kept` ones."""
+    """Builds the curve of `values`, one for each of `rows`, with only the points at the indices `kept`."""
     chosen = rows[list(kept)]
 
     def column(name: str) -> list[float] | None:
@@ -65,7 +65,7 @@ def _at(log: Log, rows: NDArray[np.int64], values: Floats, kept: Sequence[int], 
 
 
 def thin(values: Sequence[float], max_points: int) -> list[int]:
-    """Indices of at most `max_points` (>= 4) values: the first, the last, and each stretch's lowest and highest."""
+    """Returns indices of at most `max_points` (>= 4) values: first, last, and each stretch's lowest and highest."""
     if len(values) <= max_points:
         return list(range(len(values)))
     inner = len(values) - 2

@@ -1,4 +1,4 @@
-"""Quality against distance from the base: every configuration a point, with the front that none of them beats."""
+"""Chart of quality against KL to the base: one point per configuration, and the Pareto front."""
 
 from collections.abc import Sequence
 
@@ -22,18 +22,18 @@ from prefopt.reports.charts.drawing import (
 )
 
 Points = dict[int, tuple[Spread, Spread]]
-"""Row -> its KL per token, and its accuracy or loss."""
+"""Index of a row -> its KL per token, and its accuracy or loss."""
 
 BOX = Box(width=520, height=380, left=58, right=26, top=14, bottom=46)
 SIDES = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
 LABEL_PLACES = tuple((12.0 * ring * dx, 12.0 * ring * dy) for ring in (1, 2, 3) for dx, dy in SIDES)
-"""Where a label may stand around its point, in the order of preference."""
+"""Positions of a label relative to its point in pixels, in order of preference."""
 NAME_WIDTH = 22.0
 """Pixels from the base's mark to the middle of its name."""
 
 
 def trade_off_figure(comparison: Comparison) -> Figure | None:
-    """Accuracy, or else the loss, against KL per token; None unless two rows have both."""
+    """Draws accuracy, or else the loss, against KL per token; None unless at least two rows have both."""
     for key in (ACCURACY, LOSS):
         points = _points(comparison.rows, key)
         if len(points) >= 2:
@@ -74,13 +74,13 @@ def _figure(points: Points, quality: Metric, base: float | None) -> Figure:
 
 
 def _range(spreads: Sequence[Spread], others: Sequence[float]) -> tuple[float, float]:
-    """An axis that holds the points and the bars of those in colour, all but the far-off ones."""
+    """Returns the range of an axis: all points and the bars of those in colour, except outliers."""
     ends = [end for spread in spreads[:NUM_BEST] for end in spread.bounds or ()]
     return robust_range([*(spread.mean for spread in spreads), *ends, *others])
 
 
 def find_front(points: dict[int, tuple[float, float]]) -> list[int]:
-    """Keys of the points (cost, badness) that no other point beats in one without losing in the other, by cost."""
+    """Returns the keys of the Pareto front of points (cost, badness), where lower is better, sorted by cost."""
     front: list[int] = []
     best = float("inf")
     for key in sorted(points, key=lambda key: points[key]):
@@ -111,7 +111,7 @@ def _dot(row: int, kl: Spread, found: Spread, x: Scale, y: Scale) -> str:
 
 
 def _bars(row: int, kl: Spread, found: Spread, x: Scale, y: Scale) -> str:
-    """The interval of a run, or one standard deviation over seeds, in both directions."""
+    """Draws the interval of a run, or one standard deviation over seeds, in both directions."""
     at_x, at_y = x.within(kl.mean), y.within(found.mean)
     parts = [line(low, at_y, high, at_y, "bar") for low, high in _inside(kl, x)]
     parts += [line(at_x, low, at_x, high, "bar") for low, high in _inside(found, y)]
@@ -119,12 +119,12 @@ def _bars(row: int, kl: Spread, found: Spread, x: Scale, y: Scale) -> str:
 
 
 def _inside(found: Spread, scale: Scale) -> list[tuple[float, float]]:
-    """The ends of a bar inside the plot; none where the uncertainty is not known."""
+    """Returns the ends of a bar, clamped to the plot; empty if the uncertainty is not known."""
     return [(scale.within(found.bounds[0]), scale.within(found.bounds[1]))] if found.bounds else []
 
 
 def _labels(points: Points, x: Scale, y: Scale, base: float | None) -> list[str]:
-    """The rank beside each of the best points, and the base's name, where they cover no point and no other label."""
+    """Labels the best points with their ranks, and the base's mark, where they cover no point and no other label."""
     best = {row: point for row, point in points.items() if row < NUM_BEST}
     dots = {row: (x.within(kl.mean), y.within(found.mean)) for row, (kl, found) in best.items()}
     taken = list(dots.values())
@@ -142,7 +142,7 @@ def _labels(points: Points, x: Scale, y: Scale, base: float | None) -> list[str]
 
 
 def _base_name(mark: tuple[float, float], taken: list[tuple[float, float]]) -> str:
-    """The word beside the base's mark; where it stands is taken from then on."""
+    """Draws the label beside the base's mark, and adds its position to `taken`."""
     across, up = mark
     sides = [(across + NAME_WIDTH, up), (across - NAME_WIDTH, up), (across, up + 15), (across, up - 15)]
     spots = {side: [(side[0] + dx, side[1]) for dx in (-11, 0, 11)] for side in sides}

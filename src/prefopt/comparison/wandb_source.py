@@ -1,4 +1,4 @@
-"""Runs of a W&B group as records, for runs that lie on another machine."""
+"""Reads the runs of a W&B group as records, for runs on another machine."""
 
 import dataclasses
 import os
@@ -28,9 +28,9 @@ STATES = {
     "killed": "preempted",
     "preempting": "preempted",
 }
-"""W&B's word -> ours where they differ; `finished` is done if the run left its report."""
+"""State in W&B -> state of prefopt, where they differ; `finished` is `done` if the summary has a decision."""
 NOT_TRAINING = ("reference", "eval")
-"""Job types of what runs share (earlier versions), and of an evaluation made later: W&B runs of their own."""
+"""Job types of W&B runs that are no training: shared references (earlier versions) and later evaluations."""
 CONFIG_GROUPS = frozenset(f.name for f in dataclasses.fields(TrainConfig))
 
 
@@ -55,7 +55,7 @@ class WandbApi(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WandbGroup:
-    """What `entity/project/group` names."""
+    """A group of W&B, written `entity/project/group`."""
 
     entity: str
     project: str
@@ -66,7 +66,7 @@ class WandbGroup:
 
 
 def parse_group(target: str) -> WandbGroup | None:
-    """The group that an argument names; None if it does not have three parts, as an absolute path has not."""
+    """Parses `entity/project/group`; None if `target` is not three names, for example a path such as `/runs/a`."""
     parts = target.removesuffix("/").split("/")
     if len(parts) != 3 or not all(parts) or parts[0] in (".", "..", "~"):
         return None
@@ -74,21 +74,21 @@ def parse_group(target: str) -> WandbGroup | None:
 
 
 def read_group(group: WandbGroup, api: WandbApi | None = None) -> list[RunRecord]:
-    """All runs of the group, in W&B's order.
+    """Reads all runs of the group, in W&B's order.
 
     Args:
-        group: Which runs.
-        api: Reads them; None: `wandb.Api` with the user's key.
+        group: The group to read.
+        api: The client; None: `wandb.Api` with the user's key.
 
     Raises:
-        UserError: No key, no such group, or W&B cannot be reached.
+        UserError: There is no key, there is no such group, or W&B cannot be reached.
     """
     failures: tuple[type[Exception], ...] = (ValueError, OSError)  # requests' errors are OSErrors
     if api is None:
         api, failures = _open_api(group, failures)
     try:
         project, filters = f"{group.entity}/{group.project}", {"group": group.group}
-        runs = list(api.runs(project, filters=filters, lazy=False))  # else every configuration is a request of its own
+        runs = list(api.runs(project, filters=filters, lazy=False))  # lazy: one more request per run
         records = [_read(run, group, points_for(len(runs))) for run in runs if run.job_type not in NOT_TRAINING]
     except failures as error:
         raise UserError(
@@ -152,7 +152,7 @@ def _read(run: WandbRun, group: WandbGroup, max_points: int) -> RunRecord:
 
 
 def to_lines(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of W&B's history as lines of metrics.jsonl, in the order of their steps."""
+    """Converts the rows of W&B's history to lines of metrics.jsonl, sorted by step."""
     lines: list[dict[str, Any]] = []
     for row in history:
         step = row.get(STEP)
@@ -167,13 +167,13 @@ def to_lines(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _group_url(run: WandbRun, group: WandbGroup) -> str | None:
-    """The group's page: beside the run's own, whatever server that is on."""
+    """Returns the URL of the group's page on the server of the run; None if the run's URL has another form."""
     project, found, _ = str(run.url).partition("/runs/")
     return f"{project}/groups/{quote(group.group, safe='')}" if found else None
 
 
 def distinct(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """The records with names that can be told apart: W&B lets several runs have one name."""
+    """Returns the records with unique names: W&B lets several runs have one name."""
     counts = Counter(record.name for record in records)
     return [
         replace(record, name=f"{record.name} ({record.where.rsplit('/', 1)[-1]})")

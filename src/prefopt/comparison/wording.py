@@ -17,19 +17,19 @@ OTHER_DATA = "*"
 
 
 def summary_text(comparison: Comparison) -> str:
-    """How many runs, in which states, ranked by what."""
+    """The number of runs, their states, and the metric that ranks them."""
     states = ", ".join(f"{number} {one_line(state)}" for state, number in count_states(comparison.runs).items())
     runs = "1 run" if len(comparison.runs) == 1 else f"{len(comparison.runs):,} runs"
     return f"{runs}: {states}. Ranked by {comparison.metric.key} ({comparison.metric.better.value})."
 
 
 def rank_text(row: Row) -> str:
-    """`1`, `2=` where it is shared, a dash where there is none."""
+    """The rank: `1`; `2=` if it is shared; a dash if there is none."""
     return MISSING if row.rank is None else f"{row.rank}{'=' if row.is_tied else ''}"
 
 
 def label_of(row: Row, comparison: Comparison) -> str:
-    """What tells a row from the others: its settings that differ, or its name if none does."""
+    """The label of a row: its settings that differ from other rows, or its name if none does."""
     settings = row.group.settings
     parts = [f"{name} {shown(settings, key)}" for key, name in comparison.settings.items() if key in settings]
     seeds = f" ({len(row.group.members)} seeds)" if len(row.group.members) > 1 else ""
@@ -37,18 +37,18 @@ def label_of(row: Row, comparison: Comparison) -> str:
 
 
 def name_of(row: Row) -> str:
-    """What the row's runs are called."""
+    """The name of the row's group, on one line."""
     return one_line(row.group.name)
 
 
 def seeds_text(row: Row) -> str:
-    """How many seeds are done, and of how many, if some are not."""
+    """The number of finished seeds: `3`, or `2 of 3` if one is not finished."""
     done, planned = len(row.group.members), row.group.num_planned
     return str(done) if done == planned else f"{done} of {planned}"
 
 
 def decision_text(row: Row) -> str:
-    """The reports' decision; of seeds that disagree each with how many."""
+    """The decision of the reports; if seeds disagree, each decision with its count."""
     found = {DECISIONS.get(name, name): number for name, number in row.group.decisions.items()}
     if len(found) <= 1:
         return one_line(next(iter(found), MISSING))
@@ -56,9 +56,9 @@ def decision_text(row: Row) -> str:
 
 
 def spread_cell(metric: Metric, group: Group) -> Cell:
-    """`97.7 %` with its interval for a run, `97.5 ± 0.4 %` over seeds, a dash where nothing was measured.
+    """`97.7 %` with its interval for a run, `97.5 ± 0.4 %` over seeds, a dash if nothing was measured.
 
-    Where not all seeds have the number, their count stands in place of the interval.
+    If not all seeds have the metric, the number of those that have it replaces the interval.
     """
     spread = group.spread(metric)
     if spread is None:
@@ -76,7 +76,7 @@ def spread_cell(metric: Metric, group: Group) -> Cell:
 
 
 def difference_text(row: Row, metric: Metric) -> str:
-    """The difference to the first row with its interval, empty where there is none."""
+    """The difference to the first row with its interval; empty if there is none."""
     found = row.difference
     if found is None:
         return ""
@@ -86,7 +86,7 @@ def difference_text(row: Row, metric: Metric) -> str:
 
 
 def last_held_out(run: RunRecord) -> str:
-    """The first number of an unfinished run's last held-out evaluation, and at which step that was."""
+    """The first metric of an unfinished run's last held-out evaluation, with the step of that evaluation."""
     found = next((metric for metric in COMPARED if metric.logged is not None and metric.key in run.metrics), None)
     if run.measured_at is None or found is None:
         return MISSING
@@ -94,17 +94,17 @@ def last_held_out(run: RunRecord) -> str:
 
 
 def speed_text(run: RunRecord, key: str) -> str:
-    """Time or throughput so far."""
+    """Time or throughput so far; a dash if it is not known."""
     return as_text(BY_KEY[key], run.metrics[key]).value if key in run.metrics else MISSING
 
 
 def state_text(run: RunRecord) -> str:
-    """The state, and whether a run that is running by its status has lost its process."""
+    """The state of a run; `process gone` is added if its status says running but it has no process."""
     return one_line(run.state) + (", process gone" if run.is_abandoned else "")
 
 
 def describe_noise(comparison: Comparison) -> list[str]:
-    """What `within noise` means here: how many rows are, and how it was found."""
+    """Explains `within noise`: how many rows are, and how the intervals were computed."""
     judged = [row.difference for row in comparison.rows if row.difference is not None]
     if not judged:
         return []

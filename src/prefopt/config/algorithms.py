@@ -1,8 +1,8 @@
-"""What can be optimised: one schema per algorithm, with all that is known of it before torch is loaded.
+"""The schemas of the algorithms: their settings and everything else about them that does not need torch.
 
-What needs torch (TRL's trainer, its arguments, and what prefopt changes of it) is in `prefopt.algorithms`, in the
-module of the same name. A further algorithm is a member of `AlgorithmName` and a schema here, a module there, and a
-file in `conf/algorithm/`.
+The parts that need torch (TRL's trainer, its arguments, and prefopt's changes of it) are in `prefopt.algorithms`, in
+the module of the same name. To add an algorithm, add a member of `AlgorithmName` and a schema here, a module there,
+and a file in `conf/algorithm/`.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from prefopt.config.schema import TrainConfig
 
 Kind = Literal["preference", "sft"]
-"""What a row of data is: a preference pair, or a demonstration."""
+"""Kind of a data row: a preference pair, or a demonstration."""
 
 
 class AlgorithmName(Enum):
@@ -38,15 +38,15 @@ class AlgorithmName(Enum):
 
 @dataclass(kw_only=True)
 class AlgorithmConfig:
-    """What is optimised. `algorithm=sft` and `algorithm=dpo` bring their own fields.
+    """What is optimised. `algorithm=sft` and `algorithm=dpo` have their own fields.
 
     Attributes:
-        rows: What it trains on.
-        has_reference: Its loss compares the policy with a reference model.
+        rows: Kind of rows that it trains on.
+        has_reference: Whether its loss compares the policy with a reference model.
         learning_rates: Defaults of `optim.learning_rate`: for all weights, and for adapters.
-        held_out_metrics: What its held-out evaluations on the way measure, under TRL's names.
-        own_fields: Fields of TRL's configuration that `trainer.extra` takes for this algorithm alone, with the reason
-            that is given where another algorithm is trained.
+        held_out_metrics: TRL's names of the metrics in held-out evaluations during training.
+        own_fields: Fields of TRL's configuration that `trainer.extra` accepts for this algorithm only, each with the
+            reason that the error gives for other algorithms.
     """
 
     rows: ClassVar[Kind]
@@ -56,11 +56,11 @@ class AlgorithmConfig:
     own_fields: ClassVar[dict[str, str]]
 
     name: AlgorithmName = MISSING
-    """Set by the chosen option."""
+    """Set by the choice of `algorithm`."""
 
     @property
     def trains_pairs(self) -> bool:
-        """True if it trains on preference pairs."""
+        """Whether it trains on preference pairs."""
         return self.rows == "preference"
 
     @property
@@ -70,23 +70,23 @@ class AlgorithmConfig:
 
     @property
     def reward_scale(self) -> float | None:
-        """What the log-ratio of policy and reference is multiplied with to be a reward; None: there are no rewards."""
+        """Factor that turns the log-ratio of policy and reference into a reward; None if there are no rewards."""
         return None
 
     @property
     def whole_batch_losses(self) -> list[str]:
-        """The chosen losses that look at the rows of a forward as a whole: dividing a step otherwise changes them."""
+        """The chosen losses that depend on all rows of a forward, so that they change with the division of a step."""
         return []
 
     def check(self, config: "TrainConfig") -> None:
-        """Checks what this algorithm needs of the other settings.
+        """Checks the other settings for this algorithm.
 
         Raises:
-            UserError: With the settings to change.
+            UserError: A setting does not fit; the message names the settings to change.
         """
 
     def settings_that_are_read(self) -> dict[str, bool]:
-        """For each setting that depends on others of the algorithm, whether they make anything read it."""
+        """Returns, for each setting that has an effect only with others of the algorithm, whether it has one."""
         return {}
 
 
@@ -101,11 +101,11 @@ class SFTAlgorithmConfig(AlgorithmConfig):
     own_fields: ClassVar[dict[str, str]] = {"pad_to_multiple_of": "prefopt pads pairs itself"}
 
     name: AlgorithmName = AlgorithmName.sft
-    """Set by the chosen option."""
+    """Set by the choice of `algorithm`."""
     loss_type: SFTLoss = SFTLoss.nll
     """nll: cross-entropy. dft: dynamic fine-tuning (arXiv 2508.05629)."""
     loss_on: LossOn = LossOn.completions
-    """Train on the assistant's tokens alone, or on every token. Plain `text` rows are always trained whole."""
+    """Train on the assistant's tokens only, or on all tokens. Rows of plain `text` always train on all tokens."""
 
     @property
     def trained_tokens(self) -> LossOn:
@@ -126,7 +126,7 @@ class DPOAlgorithmConfig(AlgorithmConfig):
     own_fields: ClassVar[dict[str, str]] = {"disable_dropout": "TRL leaves dropout on in SFT"}
 
     name: AlgorithmName = AlgorithmName.dpo
-    """Set by the chosen option."""
+    """Set by the choice of `algorithm`."""
     loss_type: Any = "sigmoid"
     """One of TRL's losses, or a list of them (summed with `loss_weights`)."""
     loss_function: str | None = None
@@ -135,9 +135,9 @@ class DPOAlgorithmConfig(AlgorithmConfig):
     loss_weights: list[float] | None = None
     """One weight per loss; default 1 for each."""
     beta: float = 0.1
-    """Strength of the pull to the reference, > 0: higher stays closer. For IPO this is tau."""
+    """Strength of the pull to the reference, > 0: a higher value keeps the policy closer. For IPO this is tau."""
     label_smoothing: float = 0.0
-    """Assumed share of flipped labels, in [0, 0.5): for `robust`, `exo_pair`, `aot` and `aot_unpaired`."""
+    """Assumed share of flipped labels, in [0, 0.5); used by `robust`, `exo_pair`, `aot` and `aot_unpaired`."""
     ld_alpha: float | None = None
     """LD-DPO: weight in [0, 1] of the tokens beyond the shorter completion's length. Unset: 1."""
     f_divergence_type: FDivergence = FDivergence.reverse_kl
@@ -145,13 +145,13 @@ class DPOAlgorithmConfig(AlgorithmConfig):
     f_alpha_divergence_coef: float = 0.5
     """Alpha of `alpha_divergence`."""
     use_weighting: bool = False
-    """WPO: weigh pairs by the policy's own probability of them."""
+    """WPO: weight each pair by the policy's probability of it."""
     discopop_tau: float = 0.05
     """Temperature of the `discopop` loss."""
     sync_ref_model: bool = False
-    """TR-DPO: let the reference follow the policy."""
+    """TR-DPO: update the reference with the policy during training."""
     ref_model_mixup_alpha: float = 0.6
-    """TR-DPO: share of the policy in the new reference."""
+    """TR-DPO: share of the policy in the updated reference, in [0, 1]."""
     ref_model_sync_steps: int = 512
     """TR-DPO: optimizer steps between two updates of the reference."""
 
@@ -262,5 +262,5 @@ ALGORITHMS: dict[str, type[AlgorithmConfig]] = {
 
 
 def rows_of(algorithm: Any) -> Kind | None:
-    """What the algorithm of this name, as reports have it, trains on; None for one that is not known."""
+    """Returns the kind of rows that an algorithm trains on, by its name in reports; None for an unknown name."""
     return ALGORITHMS[algorithm].rows if algorithm in ALGORITHMS else None

@@ -1,4 +1,4 @@
-"""Checks of a configuration that span several groups, before anything is loaded."""
+"""Checks of a configuration that concern several groups; they run before anything is loaded."""
 
 import os
 from importlib.util import find_spec
@@ -19,10 +19,10 @@ from prefopt.process.ranks import Launch
 
 
 def check(config: TrainConfig, launch: Launch) -> None:
-    """Checks what spans several groups, and how the run is started, before anything is loaded.
+    """Checks settings of several groups against each other and against the launch of the run.
 
     Raises:
-        UserError: With the settings to change.
+        UserError: A check failed; the message names the settings to change.
     """
     _check_launch(config, launch)
     check_fields(type(config.algorithm), config.trainer.extra)
@@ -135,7 +135,7 @@ def _check_precision(config: TrainConfig) -> None:
 
 
 def _check_effect(config: TrainConfig) -> None:
-    """Refuses settings that were given, but that nothing reads because what they belong to is off."""
+    """Refuses settings that differ from their default but have no effect, because their feature is off."""
     algorithm, peft = config.algorithm, config.peft
     has_pairs, has_reference = algorithm.trains_pairs, algorithm.has_reference
     owners: list[tuple[Any, str, str, bool]] = [

@@ -1,4 +1,4 @@
-"""The closed sets of values that settings take. Members are lower-case: Hydra matches their names."""
+"""The allowed values of settings, as enums. Members are lower-case, since Hydra matches their names."""
 
 from enum import Enum
 
@@ -11,13 +11,13 @@ LOSS_TYPES = (
 F_DIVERGENCE_LOSS_TYPES = frozenset(
     {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
 )
-"""Losses built on the difference of rewards alone: only these have an f-divergence form."""
+"""Losses that depend only on the difference of rewards: only these have an f-divergence form."""
 
 WHOLE_BATCH_LOSSES = frozenset({"sft", "aot", "aot_unpaired"})
-"""Losses that look at the pairs of a forward as a whole, so that dividing a step otherwise changes them."""
+"""Losses that depend on all pairs of a forward together, so that they change with the division of a step."""
 
 AUTO = "auto"
-"""Value of settings that are else a number or a truth: prefopt finds out."""
+"""Value of settings that are otherwise a number or true/false: prefopt decides."""
 
 
 class Precision(Enum):

@@ -1,7 +1,7 @@
 """The settings: one dataclass per config group, each field with its default, unit and effect.
 
-YAML files under `conf/` hold choices; defaults live here and nowhere else; those of training itself stand in
-`prefopt.config.trainer`. `__post_init__` checks one group on its own; `prefopt.config.checks` holds what spans groups.
+Defaults are defined only here and, for training, in `prefopt.config.trainer`; the YAML files under `conf/` hold
+choices. `__post_init__` checks one group on its own; `prefopt.config.checks` checks several groups together.
 """
 
 from dataclasses import dataclass, field
@@ -53,21 +53,21 @@ MAX_TIMEOUT_S = 30 * 24 * 3600
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """Where a run lives and what identifies it."""
+    """Folder, name and limits of a run."""
 
     name: str | None = None
     """Folder of the run under `root`. Default: the experiment's name and 8 hex digits of the configuration's hash."""
     root: str = "runs"
     """Folder that holds the runs."""
     overwrite: bool = False
-    """Delete what an earlier run of this name left, and start afresh."""
+    """Delete the earlier run of this name, if there is one, and start afresh."""
     seed: int = 0
-    """Seeds weights, data order, the train/held-out split and sampling; >= 0 and below 2^32."""
+    """Seed of new weights, data order, the train/held-out split and sampling; >= 0 and below 2^32."""
     time_limit: str | None = None
-    """Stop in time, with a checkpoint, after 90m, 2h, HH:MM:SS or D-HH:MM:SS. A scheduler's limit is found anyway."""
+    """Stop with a checkpoint before this time ends: 90m, 2h, HH:MM:SS or D-HH:MM:SS. A scheduler's limit is found."""
     timeout_s: int = 1800
-    """Seconds, > 0 and up to 30 days, that a rank waits for another one in a joint operation before the run ends and
-    names it."""
+    """Seconds, > 0 and up to 30 days, that a rank waits for another rank. Then the run ends with an error that names
+    that rank."""
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, f"run.seed: must be >= 0 and below 2^32, found {shorten(str(self.seed))}.")
@@ -83,22 +83,22 @@ class ModelConfig:
     """The policy before training, and its tokenizer."""
 
     path: str = MISSING
-    """A Hugging Face model id, a folder, or `prefopt:<path>` for what ships with the package."""
+    """A Hugging Face model id, a folder, or `prefopt:<path>` for a model that ships with the package."""
     revision: str | None = None
-    """Branch, tag or commit of a hub model; a folder has none."""
+    """Branch, tag or commit of a hub model; not for a folder."""
     dtype: WeightsDtype = WeightsDtype.fp32
     """Data type of the loaded weights. `auto`: as stored. With full fine-tuning, float32 keeps small updates."""
     attn_implementation: str = "sdpa"
-    """Attention of transformers: eager, sdpa, flash_attention_2, ..."""
+    """Attention implementation of transformers: eager, sdpa, flash_attention_2, ..."""
     chat_template: str | None = None
     """A Jinja file that replaces the tokenizer's chat template (`prefopt:<path>` allowed)."""
     lora_targets: list[str] = field(default_factory=list)
-    """Linear modules that get adapters when `peft.target_modules` is unset. Empty: all linear layers but the head."""
+    """Linear modules that get adapters if `peft.target_modules` is unset. Empty: all linear layers except the head."""
     resize_embeddings: bool = False
-    """Where the tokenizer has more tokens than the embedding has rows, add rows, each the mean of all others. Else
-    such a tokenizer is refused. Adapters leave the new rows as they are."""
+    """If the tokenizer has more tokens than the embedding has rows, add rows, each the mean of all others. If false,
+    such a tokenizer is refused. Training with adapters does not change the new rows."""
     trust_remote_code: bool = False
-    """Run Python code that the model repository ships. Off unless you have read that code."""
+    """Run Python code from the model repository. Turn it on only if you have read that code."""
 
     def __post_init__(self) -> None:
         require(self.path != "", "model.path: must be a model id or a folder, found an empty text.")
@@ -106,22 +106,22 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Where examples come from, and what happens to rows that cannot be used."""
+    """Sources of the examples, and what to do with rows that cannot be used."""
 
     train: Any = MISSING
     """A file (.jsonl .json .csv .tsv .parquet), a list, a glob, a `datasets` folder, or `hub:<id>[:<split>]`."""
     held_out: Any = None
-    """Same as `train`. Unset: `held_out_fraction` of the training prompts are set apart."""
+    """Same as `train`. Unset: `held_out_fraction` of the training prompts are held out."""
     held_out_fraction: float = 0.1
-    """Share of prompts set apart when `held_out` is unset, in [0, 1). All rows of a prompt go to one side."""
+    """Share of prompts held out if `held_out` is unset, in [0, 1). All rows of a prompt go to the same side."""
     format: DataFormat = DataFormat.auto
-    """Row format; `auto` recognises it from the keys of the first row and holds every row to it."""
+    """Row format; `auto` recognises it from the keys of the first row, and every row must have it."""
     as_chat: bool = False
-    """Make plain prompts a user's message and plain completions the assistant's, without blanks around them."""
+    """Turn plain prompts into user messages and plain completions into assistant messages, without outer blanks."""
     max_length: int = 1024
-    """Tokens of prompt + completion, >= 2; a longer completion is handled by `on_long_completion`."""
+    """Most tokens of prompt + completion, >= 2; `on_long_completion` says what to do with longer rows."""
     on_identical: OnBadRow = OnBadRow.refuse
-    """A pair whose chosen equals its rejected (it has no gradient): refuse the file, or skip the row and count it."""
+    """A pair with equal chosen and rejected (it has no gradient): refuse the file, or skip the row and count it."""
     on_empty: OnBadRow = OnBadRow.refuse
     """A row with an empty completion: refuse the file, or skip the row and count it."""
     on_long_prompt: OnBadRow = OnBadRow.refuse
@@ -129,9 +129,9 @@ class DataConfig:
     on_long_completion: OnLongCompletion = OnLongCompletion.truncate
     """A completion cut by `max_length` loses its end-of-sequence: truncate and count, skip and count, or refuse."""
     on_extra_eos: OnBadRow = OnBadRow.refuse
-    """A completion whose text holds the end-of-sequence token: refuse the file, or skip the row and count it."""
+    """A completion whose text contains the end-of-sequence token: refuse the file, or skip the row and count it."""
     on_control_token: OnControlToken = OnControlToken.keep
-    """A control token (`<|im_end|>`) in messages, calls or tools: keep or strip it, and count; or refuse the file."""
+    """A control token (`<|im_end|>`) in messages, tool calls or tools: keep or strip it, and count; or refuse."""
     on_overlap: OnBadRow = OnBadRow.refuse
     """A training prompt that is also in `held_out`: refuse, or skip the training row and count it."""
 
@@ -145,34 +145,34 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class EngineConfig:
-    """Who runs the forward of preference pairs, and on which layers; the numbers are the same."""
+    """Implementation of the forward of preference pairs, and of layers; results are the same."""
 
     name: EngineName = EngineName.auto
-    """shared_prefix: every prompt once, no padding. trl: TRL's forward. auto: shared_prefix where the model allows."""
+    """shared_prefix: each prompt once, no padding. trl: TRL's forward. auto: shared_prefix if the model allows it."""
     kernels: Kernels = Kernels.auto
-    """liger: fused RMSNorm, rotary embedding, MLP (CUDA, `prefopt[gpu]`). auto: where they can be had. none: off."""
+    """liger: fused RMSNorm, rotary embedding, MLP (CUDA, `prefopt[gpu]`). auto: liger if available. none: off."""
 
 
 @dataclass(kw_only=True)
 class ReferenceConfig:
-    """Where reference log-probs come from."""
+    """Source of the reference log-probs."""
 
     mode: ReferenceMode = ReferenceMode.store
-    """store: computed once per model and pair, kept across runs. live: in every step. none: a reference of zeros."""
+    """store: computed once per model and pair, and reused by all runs. live: computed in every step. none: zeros."""
     path: str | None = None
-    """Folder of the store. Unset: `$PREFOPT_CACHE/reference`, else ~/.cache/prefopt/reference. Runs share it."""
+    """Folder of the store, shared by runs. Unset: `$PREFOPT_CACHE/reference`, else ~/.cache/prefopt/reference."""
 
 
 @dataclass(kw_only=True)
 class LoggerConfig:
-    """Where metrics are mirrored; `metrics.jsonl` is always written."""
+    """Where metrics are logged besides `metrics.jsonl`, which is always written."""
 
     name: LoggerName = LoggerName.wandb
-    """wandb, or none."""
+    """wandb (Weights & Biases, W&B) or none."""
     project: str = "prefopt"
     """W&B project."""
     entity: str | None = None
-    """W&B user or team; unset: the key's own."""
+    """W&B user or team; unset: the default of the API key."""
     group: str | None = None
     """W&B group; default: the experiment's name."""
     job_type: str | None = None
@@ -180,11 +180,11 @@ class LoggerConfig:
     tags: list[str] = field(default_factory=list)
     """W&B tags, of 1 to 64 letters each."""
     parent: str | None = None
-    """Run that this one starts from, by folder or name. Unset: the one in whose folder `model.path` lies, if any."""
+    """Run whose model this run starts from: its folder or name. Unset: the run that `model.path` belongs to."""
     mode: WandbMode = WandbMode.auto
-    """auto: online when an API key is found, else offline. Never asks."""
+    """auto: online if an API key is found, else offline. Never asks for a key."""
     log_artifacts: LogArtifacts = LogArtifacts.reference
-    """Model and data as W&B artifacts: none, reference (paths, sizes and checksums), or upload (their content too)."""
+    """Log model and data as W&B artifacts: none, reference (paths, sizes, checksums), or upload (also the content)."""
 
     def __post_init__(self) -> None:
         bad = [tag for tag in self.tags if not 1 <= len(tag) <= 64]
@@ -197,24 +197,24 @@ class LoggerConfig:
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
-    """The exact evaluation behind the report."""
+    """The evaluation whose results are in the report."""
 
     batch_size: int = 8
     """Pairs (or rows) per forward. No effect on the numbers in fp32; in bf16 a margin may move in its third digit."""
     pairs: Any = None
-    """Preference files for an SFT run, so that its report has a preference accuracy too."""
+    """Preference data for an SFT run, so that its report also has a preference accuracy."""
     max_train_examples: int = 256
-    """Training examples measured for the train/held-out gap."""
+    """Most training examples that are measured, for the train/held-out gap."""
     num_samples: int = 32
-    """Held-out prompts that both models answer: for KL, lengths and the samples in the report; 0 turns it off."""
+    """Held-out prompts that both models answer, for KL, answer lengths and samples in the report; 0 turns it off."""
     num_shown_samples: int = 8
-    """How many of these answers are shown side by side, at most."""
+    """Most of these answers that the report shows side by side."""
     max_new_tokens: int = 128
-    """Limit of a generated answer, at most a million."""
+    """Most tokens of a generated answer, at most a million."""
     neutral_texts: str | None = "prefopt:assets/neutral_texts.jsonl"
-    """JSONL file with a `text` field, unrelated to the task: its perplexity shows drift. null turns it off."""
+    """JSONL file of texts (field `text`) unrelated to the task; their perplexity shows drift. null turns it off."""
     bootstrap_resamples: int = 2000
-    """Resamples behind the confidence intervals of means, at most 100,000."""
+    """Bootstrap resamples for the confidence intervals of means, at most 100,000."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_train_examples", "max_new_tokens", "bootstrap_resamples"):

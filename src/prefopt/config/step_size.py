@@ -1,4 +1,4 @@
-"""How many examples an optimizer step has, and how they are divided among ranks and forwards."""
+"""Number of examples per optimizer step, and their division among ranks and forwards."""
 
 import logging
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepSize:
-    """How the examples of an optimizer step are divided.
+    """The division of an optimizer step's examples.
 
     Attributes:
         per_device: Examples per rank and forward.
-        accumulation: Forwards per rank.
-        num_ranks: Processes.
+        accumulation: Forwards per rank and step.
+        num_ranks: Number of processes.
     """
 
     per_device: int
@@ -32,24 +32,25 @@ class StepSize:
 
     @classmethod
     def wished(cls, config: TrainConfig, num_ranks: int) -> "StepSize":
-        """What the settings say of the size of a forward and the number of forwards."""
+        """Returns the size of a forward and the number of forwards as the settings give them."""
         return cls(config.trainer.per_device_batch_size, config.trainer.gradient_accumulation_steps, num_ranks)
 
     @classmethod
     def total_of(cls, config: TrainConfig, num_ranks: int) -> int:
-        """Examples per step of a run that begins on this number of ranks."""
+        """Returns the examples per step of a run that begins on this number of ranks."""
         return config.trainer.batch_size or cls.wished(config, num_ranks).total
 
     @classmethod
     def of(cls, config: TrainConfig, kept: "StepSize | None") -> "StepSize":
-        """Divides a step among the ranks that there are.
+        """Divides a step among the current ranks.
 
         Args:
-            config: Wishes for the sizes.
-            kept: How the run began; the examples of its steps stay, whatever the number of ranks is now.
+            config: Settings with the wished sizes.
+            kept: Division of the first attempt, whose examples per step are kept on any number of ranks; None in the
+                first attempt.
 
         Raises:
-            UserError: The ranks cannot share that number, or would change what is computed.
+            UserError: The ranks cannot share that number evenly, or the new division would change the loss.
         """
         trainer, ranks = config.trainer, world_size()
         wished = cls.wished(config, ranks)
@@ -73,7 +74,7 @@ class StepSize:
 
 
 def _require_divisible_losses(config: TrainConfig, kept: StepSize, divided: StepSize) -> None:
-    """Refuses to go on with another division where the sizes of forwards change what is trained."""
+    """Refuses to resume with another division if the loss depends on the sizes of forwards."""
     trainer, whole = config.trainer, config.algorithm.whole_batch_losses
     reason = None
     if trainer.tokens_per_device is not None or trainer.batch_order is not BatchOrder.random:

@@ -1,7 +1,7 @@
-"""Token ids on disk, named by all that decides them: no two ranks or runs tokenise the same rows twice.
+"""Cache of token ids on disk, so that no two ranks or runs tokenise the same rows. The key is a hash of all inputs.
 
-What is stored is a folder: an Arrow file for each split, `about.json` with the notes, and `manifest.json` with sizes
-and digests of these files. It is written beside its place and renamed into it, so it is there whole or not at all.
+An entry is a folder with an Arrow file for each split, `about.json` with the notes, and `manifest.json` with sizes and
+digests of these files. It is written under a temporary name and renamed, so it is complete or does not exist.
 """
 
 import errno
@@ -37,41 +37,41 @@ from prefopt.storage.sealed import DAMAGED, MANIFEST
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Version of the folder and of what goes into a key."""
+"""Version of the folder's format and of the key."""
 ABOUT = "about.json"
 HASHED_ROWS = 1000
-"""Records that are turned into bytes together."""
+"""Records that are serialised together for hashing."""
 
 READING_SETTINGS = frozenset(
     {"train", "held_out", "held_out_fraction", "format", "as_chat", "on_identical", "on_empty", "on_overlap"}
 )
-"""Settings that have had their effect once there are records; every other one, also one to come, is in the key."""
+"""Settings that only affect the records, which are in the key; all other settings are in the key themselves."""
 TOKENIZER_SETTINGS = ("chat_template", "split_special_tokens", "add_bos_token", "add_eos_token", "padding_side")
 PACKAGES = ("prefopt", "tokenizers", "transformers", "jinja2")
-# Read with the modules themselves: later, the files may be newer than the code that runs.
+# Read at import: later, the files may be newer than the running code.
 CODE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
-"""Digest of the code between files and ids."""
+"""Digest of the code that turns files into token ids."""
 
 _CLOCK_USES = re.compile(r"""strftime_now(?!\s+is\s)(?:\s*\(\s*(?:'([^']*)'|"([^"]*)")\s*\))?""")
-"""A chat template's calls of the clock with a plain format, and its other uses but `strftime_now is defined`."""
+"""Matches a chat template's uses of the clock, with the format if it is a literal; not `strftime_now is defined`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cached:
-    """Token ids, and where they lie."""
+    """Token ids, and their folder in the cache."""
 
     tokenized: TokenizedSplits
     folder: Path | None
-    """Where `open_cached` finds the same. None where nothing could be stored; a warning has said why."""
+    """Folder for `open_cached`; None if nothing could be stored, for which a warning gives the reason."""
 
 
 def load_cached(
     splits: Splits, tokenizer: Any, config: DataConfig, *, loss_on: LossOn = LossOn.completions, root: Path
 ) -> TokenizedSplits:
-    """What `load_tokenized` returns: from `root` if the same was tokenised before, else tokenised now and stored.
+    """Returns the result of `load_tokenized` from the cache in `root`; on a miss tokenises now and stores it.
 
     Raises:
-        UserError: What `load_tokenized` refuses; nothing is stored then. Trouble with `root` is only warned of.
+        UserError: `load_tokenized` refuses the data; nothing is stored then. A problem with `root` is only a warning.
     """
     return fetch_cached(splits, tokenizer, config, loss_on=loss_on, root=root).tokenized
 
@@ -79,7 +79,7 @@ def load_cached(
 def fetch_cached(
     splits: Splits, tokenizer: Any, config: DataConfig, *, loss_on: LossOn = LossOn.completions, root: Path
 ) -> Cached:
-    """The same as `load_cached`, together with the folder from which other processes can open it."""
+    """Like `load_cached`, but also returns the folder from which other processes can open the result."""
     try:
         key = _key(splits, tokenizer, config, loss_on)
     except _NoKey as error:
@@ -104,10 +104,10 @@ def fetch_cached(
 
 
 def open_cached(folder: Path) -> TokenizedSplits:
-    """Opens what `fetch_cached` stored, with the notes of the process that did. The ids stay on disk (memory-mapped).
+    """Opens a folder that `fetch_cached` stored, with the notes of that process. The ids are memory-mapped.
 
     Raises:
-        UserError: The folder is not there, or damaged.
+        UserError: The folder does not exist or is damaged.
     """
     try:
         return _read_patiently(folder)
@@ -119,7 +119,7 @@ def open_cached(folder: Path) -> TokenizedSplits:
 
 
 def digest_tokenizer(tokenizer: Any) -> str | None:
-    """SHA-256 (hex) over what decides a tokenizer's ids, but for the day; None if it cannot be written down."""
+    """Returns a SHA-256 (hex) of all that decides a tokenizer's ids, without the date; None if it has none."""
     try:
         described = {**_describe_tokenizer(tokenizer), "clock": None}
     except _NoKey:
@@ -128,15 +128,15 @@ def digest_tokenizer(tokenizer: Any) -> str | None:
 
 
 class _NoKey(Exception):
-    """Why it cannot be said what decides the ids."""
+    """No key can be computed for the token ids; the message says why."""
 
 
 class _Unsound(Exception):
-    """What is wrong with a folder."""
+    """A folder of the cache is damaged; the message says how."""
 
 
 def _key(splits: Splits, tokenizer: Any, config: DataConfig, loss_on: LossOn) -> str:
-    """SHA-256 (hex) over all that decides the ids, the `source` column and the notes."""
+    """Returns the SHA-256 (hex) of all that decides the ids, the `source` column and the notes."""
     sides = (splits.train, splits.held_out)
     notes = splits.notes.to_dict()
     del notes["tokenized"]
@@ -148,7 +148,7 @@ def _key(splits: Splits, tokenizer: Any, config: DataConfig, loss_on: LossOn) ->
         "loss_on": loss_on.value,
         "settings": {name: value for name, value in vars(config).items() if name not in READING_SETTINGS},
         "tokenizer": _describe_tokenizer(tokenizer),
-        "notes": notes,  # in their order: it is that of the sentences made from them
+        "notes": notes,  # in their order, which is that of the printed lines
         "num_records": [None if side is None else len(side) for side in sides],
     }
     digest = hashlib.sha256(json.dumps(header, default=str).encode())
@@ -162,16 +162,16 @@ def _add_records(digest: Any, records: Sequence[Record], content: Any) -> None:
     for start in range(0, len(records), HASHED_ROWS):
         rows = [content(record) for record in records[start : start + HASHED_ROWS]]
         try:
-            # Version 2 has no references and knows no interned strings: equal rows are equal bytes in every process.
+            # Marshal's version 2 has no references and no interned strings, so equal rows give equal bytes everywhere.
             packed = marshal.dumps(rows, 2)
         except ValueError:
-            packed = repr(rows).encode()  # dates and decimals, which Parquet knows and JSON does not
+            packed = repr(rows).encode()  # dates and decimals, which Parquet files can hold
         digest.update(packed)
 
 
 def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
-    """What decides a tokenizer's ids, wherever it was loaded from."""
-    kind = type(tokenizer)  # the module of code from a model's folder or repository is named by a hash of that code
+    """Returns all that decides a tokenizer's ids, independent of where it was loaded from."""
+    kind = type(tokenizer)  # for code of a model's repository the module name has a hash of it
     numbers = {name: value for name, value in tokenizer.init_kwargs.items() if isinstance(value, (bool, int, float))}
     templates = getattr(tokenizer, "chat_template", None) or ""
     return {
@@ -188,17 +188,17 @@ def _digest_backend(tokenizer: Any) -> str:
     backend = tokenizer.backend_tokenizer
     try:
         if backend.truncation is not None or backend.padding is not None:
-            # They are leftovers of the last call, and reset before every other one.
+            # Both are left over from the last call; every call sets them anew.
             backend = type(backend).from_str(backend.to_str())
             backend.no_truncation()
             backend.no_padding()
         return hashlib.sha256(backend.to_str().encode()).hexdigest()
-    except Exception as error:  # tokenizers raises nothing narrower
+    except Exception as error:  # the package tokenizers raises no narrower class
         raise _NoKey(f"the tokenizer cannot be written down ({error})") from error
 
 
 def _digest_saved(tokenizer: Any) -> str:
-    """Digest of the files that a tokenizer without a backend of its own consists of."""
+    """Returns the digest of the saved files of a slow tokenizer, which has no Rust backend."""
     digest = hashlib.sha256()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -212,13 +212,13 @@ def _digest_saved(tokenizer: Any) -> str:
 
 
 def _read_clock(template: str) -> list[str]:
-    """What the clock writes into a chat template at present; a use that cannot be foreseen is like no other."""
+    """Returns what the clock writes into a chat template now; a use without a literal format gives a unique value."""
     formats = [single or double for single, double in _CLOCK_USES.findall(template)]
     return [datetime.now().strftime(text) if text else str(time.time_ns()) for text in formats]
 
 
 def _find(folder: Path, key: str) -> TokenizedSplits | None:
-    """Opens what is stored under a key; what is damaged is set aside with a warning."""
+    """Opens the folder of a key; None if there is none or it is damaged, which is set aside with a warning."""
     try:
         if not folder.is_dir():
             return None
@@ -233,7 +233,7 @@ def _find(folder: Path, key: str) -> TokenizedSplits | None:
 
 
 def _read_patiently(folder: Path, key: str | None = None) -> TokenizedSplits:
-    """Looks twice: a network file system may hand out a part of a file at first."""
+    """Reads a folder, and tries again once: a network file system may return a part of a file at first."""
     try:
         return _read(folder, key)
     except (_Unsound, OSError):
@@ -241,7 +241,7 @@ def _read_patiently(folder: Path, key: str | None = None) -> TokenizedSplits:
 
 
 def _read(folder: Path, key: str | None) -> TokenizedSplits:
-    """Opens a folder after a check of every byte: little work beside tokenising."""
+    """Opens a folder after checking the digests of its files, which is fast compared to tokenising."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         marks = {name: {"size": mark["bytes"], "sha256": mark["sha256"]} for name, mark in manifest.items()}
@@ -267,11 +267,11 @@ def _file_name(split: str) -> str:
 
 
 def _open_dataset(folder: Path, split: str, key: str) -> Any:
-    # Imported here: slow, and bad rows are answered before that.
+    # Imported here because it is slow, and bad rows are reported before.
     import pyarrow as pa
     from datasets import Dataset
 
-    # Not `Dataset.from_file`: a dataset that knows its file lets `map` write beside it.
+    # Not `Dataset.from_file`: for a dataset that knows its file, `map` writes cache files beside it.
     with pa.memory_map(str(folder / _file_name(split))) as source:
         table = pa.ipc.open_file(source).read_all()
     return Dataset(table, fingerprint=_fingerprint(split, key))
@@ -293,7 +293,7 @@ def _datasets(tokenized: TokenizedSplits) -> dict[str, Any]:
 
 
 def _with_fingerprints(tokenized: TokenizedSplits, key: str) -> TokenizedSplits:
-    """The same data sets, named as they are when they come from disk."""
+    """Gives the data sets the same fingerprints as if they were read from the cache."""
     from datasets import Dataset
 
     named = {
@@ -304,10 +304,10 @@ def _with_fingerprints(tokenized: TokenizedSplits, key: str) -> TokenizedSplits:
 
 
 def _store(folder: Path, key: str, tokenized: TokenizedSplits) -> None:
-    """Writes a folder, unless another process has meanwhile.
+    """Writes a folder, unless another process has written it meanwhile.
 
     Raises:
-        OSError: It cannot be written; nothing is left of it.
+        OSError: It cannot be written; no part of it is left.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     sealed.remove_stale(folder.parent)
@@ -337,7 +337,7 @@ def _write(folder: Path, key: str, tokenized: TokenizedSplits) -> None:
 def _write_table(path: Path, table: Any) -> None:
     import pyarrow as pa
 
-    with suppress(pa.ArrowInvalid):  # more than 2**31 ids in a column stay in several pieces
-        table = table.combine_chunks()  # one piece is read from the file without a copy
+    with suppress(pa.ArrowInvalid):  # a column with more than 2**31 ids stays in several chunks
+        table = table.combine_chunks()  # a single chunk is read from the file without a copy
     with path.open("wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)

@@ -1,9 +1,9 @@
-"""Checkpoints on disk: whole or not there, verified before use, kept as long as one is needed.
+"""Checkpoints on disk: complete or absent, and verified before use.
 
-A checkpoint is written as `checkpoint-<n>` and renamed to `step-<n>` when it is whole: `manifest.json` holds the size
-and SHA-256 of every file and what the run was, and `COMPLETE`, written last, that of the manifest. Other names are
-leftovers: `checkpoint-*` was never completed, `removed-*` is being deleted, `damaged-*` failed its checks and is kept
-for a look.
+A checkpoint is written as `checkpoint-<n>` and renamed to `step-<n>` when it is complete: `manifest.json` holds facts
+of the run and the size and SHA-256 of every file; `COMPLETE`, written last, holds the SHA-256 of the manifest. Folders
+with other names are left over: `checkpoint-*` was never completed, `removed-*` is being deleted, and `damaged-*`
+failed its checks and is kept so that a user can look at it.
 """
 
 import json
@@ -22,7 +22,7 @@ from prefopt.storage.sealed import MANIFEST, Digests, read_digests
 logger = logging.getLogger(__name__)
 
 PARTIAL_PREFIX = "checkpoint-"
-"""How transformers names a checkpoint; with us, one that is still being written."""
+"""Prefix of a checkpoint that is being written (transformers gives it to all checkpoints)."""
 PREFIX = "step-"
 DAMAGED_PREFIX = "damaged-"
 REMOVED_PREFIX = "removed-"
@@ -31,31 +31,30 @@ COMPLETE = "COMPLETE"
 TRAINER_STATE = "trainer_state.json"
 FORMAT = 1
 LEFT_BEHIND = re.compile(r"\.nfs[0-9a-f]+|\.prefopt_digests\.json")
-"""Files that are nobody's: of removed files that are still open on NFS, and digests that earlier versions left beside
-weights."""
+"""Files to ignore: removed ones that are still open on NFS, and digests that earlier versions wrote beside weights."""
 READ_BY_LOADERS = (
     *(".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py"),
     *(".pt", ".pth", ".ckpt", ".pkl"),
 )
-"""Endings of files that transformers, PEFT, torch or DeepSpeed would load, also of files that were added."""
+"""Endings of files that transformers, PEFT, torch or DeepSpeed would load, even if somebody added them."""
 
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What a checkpoint says about the run that wrote it.
+    """Facts that a checkpoint holds about the run that wrote it.
 
     Attributes:
         step: Optimizer steps done.
-        num_ranks: Processes that wrote it.
-        zero_stage: ZeRO stage, None without DeepSpeed.
+        num_ranks: Number of processes that wrote it.
+        zero_stage: ZeRO stage; None without DeepSpeed.
         batch_size: Examples per optimizer step over all ranks.
-        config: SHA-256 of the identity of the configuration.
-        wandb_id: Of the run in Weights & Biases, None without.
+        config: Fingerprint of the configuration (SHA-256).
+        wandb_id: The run's id in Weights & Biases; None without one.
         windows: For each rank, the state of its `MetricsWindow`.
-        time_s: Seconds of training so far, over all attempts, with evaluations and checkpoints.
-        training_s: Those of optimizer steps alone; None in a checkpoint of a version that did not count them.
-        evaluation_due: The held-out evaluation of this step was interrupted.
-        best: The best value of the watched held-out metric and its step, None if none is watched or seen.
+        time_s: Seconds of training so far over all attempts, with evaluations and checkpoints.
+        training_s: Seconds of optimizer steps alone; None in a checkpoint of a version that did not count them.
+        evaluation_due: Whether the held-out evaluation of this step was interrupted.
+        best: Best value of the metric `trainer.keep_best` and its step; None if there is none.
         num_records: Lines of metrics.jsonl up to this step; None in a checkpoint of an earlier version.
         format: Version of the manifest.
     """
@@ -76,14 +75,14 @@ class CheckpointFacts:
 
 
 def list_files(folder: Path) -> dict[str, int]:
-    """Size in bytes of each file of a folder that is being written; names are relative to it."""
+    """Returns the size in bytes of each file in a folder, by relative name, without manifest and files to ignore."""
     no_content = re.compile(f"{re.escape(MANIFEST)}|{COMPLETE}|{LEFT_BEHIND.pattern}")
     files = [path for path in folder.rglob("*") if not no_content.fullmatch(path.name) and path.is_file()]
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 
 
 def seal(partial: Path, facts: CheckpointFacts, digests: Digests) -> Path:
-    """Makes a written folder a checkpoint: manifest, COMPLETE, and last the rename to `step-<n>`."""
+    """Turns a written folder into a checkpoint: writes manifest and COMPLETE, then renames it to `step-<n>`."""
     write_json(partial / MANIFEST, {"run": asdict(facts), "files": dict(sorted(digests.items()))})
     write_text(partial / COMPLETE, hash_file(partial / MANIFEST) + "\n")
     final = partial.with_name(f"{PREFIX}{facts.step}")
@@ -92,7 +91,7 @@ def seal(partial: Path, facts: CheckpointFacts, digests: Digests) -> Path:
 
 
 def clean(folder: Path) -> None:
-    """Removes what an earlier attempt left half-written or half-deleted."""
+    """Removes half-written and half-deleted checkpoints of earlier attempts."""
     for prefix in (PARTIAL_PREFIX, REMOVED_PREFIX, RESHARDED_PREFIX):
         for path in folder.glob(f"{prefix}*"):
             if prefix == PARTIAL_PREFIX:
@@ -104,7 +103,7 @@ def clean(folder: Path) -> None:
 
 
 def list_complete(folder: Path) -> list[Path]:
-    """The sealed checkpoints, oldest first."""
+    """Lists the complete checkpoints, oldest first."""
     return sorted((path for path in _list_named(folder) if (path / COMPLETE).exists()), key=step_of)
 
 
@@ -113,12 +112,12 @@ def _list_named(folder: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step at which a checkpoint was taken."""
+    """Returns the optimizer step of a checkpoint."""
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def read_manifest(checkpoint: Path) -> tuple[CheckpointFacts, Digests]:
-    """What a sealed checkpoint says of itself.
+    """Returns the facts and the digests in the manifest of a checkpoint.
 
     Raises:
         ValueError: The manifest cannot be read; the message says why.
@@ -138,9 +137,9 @@ def read_manifest(checkpoint: Path) -> tuple[CheckpointFacts, Digests]:
 
 
 def find_stranger(checkpoint: Path, expected: Digests) -> str | None:
-    """Says what is not the checkpoint's own, though a loader might take it, and the way out; None if nothing is.
+    """Finds a file that a loader might read but that is not in the manifest; says what to do. None if there is none.
 
-    A link is not its own either: what it leads to may change after it was looked at.
+    Links are refused too: a link's target may change after the check.
     """
     own = {MANIFEST, COMPLETE, *expected}
     for folder, folders, files in os.walk(checkpoint):
@@ -155,19 +154,19 @@ def find_stranger(checkpoint: Path, expected: Digests) -> str | None:
 
 
 def set_aside(checkpoint: Path, problem: str) -> None:
-    """Renames a damaged checkpoint, so that it is not tried again, and says so."""
+    """Renames a damaged checkpoint, so that it is not tried again, and logs a warning."""
     aside = checkpoint.with_name(DAMAGED_PREFIX + checkpoint.name)
     sealed.move(checkpoint, aside)
     logger.warning("checkpoint: %s is damaged (%s); set aside as %s", checkpoint, problem, aside.name)
 
 
 def is_finished(checkpoint: Path, total_steps: int) -> bool:
-    """True if training had no step left when the checkpoint was taken."""
+    """Returns whether a checkpoint is of the last step of training."""
     return step_of(checkpoint) >= total_steps
 
 
 def keep_newest(folder: Path, number: int, best_step: int | None = None) -> None:
-    """Removes all complete checkpoints but the newest `number` and the best one."""
+    """Removes all complete checkpoints except the newest `number` and the one of `best_step`."""
     assert number >= 1, "the last good checkpoint stays"
     for checkpoint in list_complete(folder)[:-number]:
         if step_of(checkpoint) != best_step:
@@ -175,11 +174,11 @@ def keep_newest(folder: Path, number: int, best_step: int | None = None) -> None
 
 
 def remove(checkpoint: Path) -> None:
-    """Deletes a checkpoint so that a kill in the midst of it leaves none that looks whole."""
+    """Deletes a checkpoint. It is renamed first, so that a kill leaves none that looks complete."""
     sealed.move(checkpoint, _doomed(checkpoint))
     delete(_doomed(checkpoint))
 
 
 def _doomed(checkpoint: Path) -> Path:
-    """Its name while it is removed."""
+    """Returns the path of a checkpoint while it is being removed."""
     return checkpoint.with_name(REMOVED_PREFIX + checkpoint.name)

@@ -1,4 +1,4 @@
-"""All ranks writing one checkpoint, or none: what fails on one of them is undone on all, and training goes on."""
+"""Saves a checkpoint from all ranks. If one rank fails, the checkpoint is removed on all, and training goes on."""
 
 import logging
 import os
@@ -31,12 +31,12 @@ from prefopt.storage.files import write_text
 logger = logging.getLogger(__name__)
 
 ROOM = 1.2
-"""Free space that a checkpoint must find, as a multiple of the size of the one before it."""
+"""Free space that a checkpoint needs, as a multiple of the size of the previous one."""
 TORCH_WRITE_ERRORS = ("PytorchStreamWriter", "inline_container", "iostream error", "unexpected pos")
 
 
 class Problems:
-    """Errors of writing on this rank, kept until all ranks have come to the same point."""
+    """Keeps the first write error of this rank until all ranks have reached the same point."""
 
     def __init__(self) -> None:
         self.first: str | None = None
@@ -47,7 +47,7 @@ class Problems:
             yield
         except (OSError, SafetensorError) as error:
             self.note(error)
-        except RuntimeError as error:  # torch does not say what the file system said
+        except RuntimeError as error:  # torch hides the error of the file system
             if not any(words in str(error) for words in TORCH_WRITE_ERRORS):
                 raise
             self.note(error, "a file could not be written whole, as on a full disk: ")
@@ -57,14 +57,14 @@ class Problems:
         self.first = self.first or what + told.splitlines()[0]
 
     def agreed(self) -> str | None:
-        """The first problem of any rank, the same on all; all ranks call it."""
+        """Returns the first problem of any rank, the same on all; None if there is none. All ranks call it."""
         if not agree(self.first is not None)[0]:
             return None
         return next(text for text in gather(self.first) if text is not None)
 
 
 class CheckpointSaver:
-    """Writes and rotates the checkpoints of a run; all ranks call `save` at the same step."""
+    """Writes checkpoints of a run and removes old ones; all ranks call `save` at the same step."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder = folder
@@ -72,11 +72,11 @@ class CheckpointSaver:
 
     @phases.of(phases.CHECKPOINTS)
     def save(self, trainer: Any, facts: Callable[[], CheckpointFacts]) -> bool:
-        """Writes `step-<n>`; says in the log why not, where that fails. Returns whether there is a checkpoint.
+        """Writes the checkpoint `step-<n>` and returns whether that worked; if not, logs the reason.
 
         Args:
-            trainer: Between two optimizer steps.
-            facts: Called on every rank, as it may gather; what it returns on rank 0 goes into the manifest.
+            trainer: The trainer, between two optimizer steps.
+            facts: Called on every rank, since it may gather; the result on rank 0 is written to the manifest.
         """
         step = trainer.state.global_step
         folder = self._folder / f"{PARTIAL_PREFIX}{step}"
@@ -100,26 +100,26 @@ class CheckpointSaver:
             if is_main():
                 self._require_room()
                 shutil.rmtree(folder, ignore_errors=True)
-                self._folder.mkdir(exist_ok=True)  # the run's folder is not made anew if somebody has removed it
+                self._folder.mkdir(exist_ok=True)  # fails if a user has removed the run's folder
                 folder.mkdir()
         problem = problems.agreed()
         if problem is not None:
             return problem
         save_weights(trainer, folder, problems)
-        barrier()  # rank 0 may have written for long
+        barrier()  # rank 0 may write for a long time
         problem = problems.agreed()
         if problem is not None:
             return problem
         with problems.kept():
             if is_main():
-                digester.begin(on_disk.list_files(folder))  # the weights, while the state of the optimizer is written
+                digester.begin(on_disk.list_files(folder))  # hashes weights while optimizer states are written
         with digester.watching():
             self._write_state(trainer, folder, problems)
         barrier()
         return problems.agreed()
 
     def _write_state(self, trainer: Any, folder: Path, problems: Problems) -> None:
-        """What training goes on from beside the weights."""
+        """Writes the training state besides the weights: optimizer, schedule, random states, trainer."""
         if trainer.is_deepspeed_enabled:
             _save_engine(trainer, folder, problems)
         else:
@@ -132,7 +132,7 @@ class CheckpointSaver:
                 trainer.state.save_to_json(str(folder / TRAINER_STATE))
 
     def _seal(self, folder: Path, facts: CheckpointFacts, digester: Digester) -> str | None:
-        """Digests what no rank has digested yet, each rank its share, and lets rank 0 make the folder a checkpoint."""
+        """Hashes the files that no rank has hashed yet, each rank its share; then rank 0 seals the checkpoint."""
         problems = Problems()
         mine: sealed.Digests = {}
         with problems.kept():
@@ -162,7 +162,7 @@ class CheckpointSaver:
         return problem
 
     def rotate(self, newest: CheckpointFacts) -> None:
-        """Removes the checkpoints that are not to be kept beside the newest one. Rank 0 only."""
+        """Removes old checkpoints, except those to keep (newest and best). Rank 0 only."""
         on_disk.keep_newest(self._folder, self._keep, newest.best[1] if newest.best else None)
 
     def _require_room(self) -> None:
@@ -179,11 +179,11 @@ class CheckpointSaver:
 
 
 def save_weights(trainer: Any, folder: Path, problems: Problems) -> None:
-    """Writes the model or adapter in Hugging Face format, whole. All ranks call it; rank 0 writes."""
+    """Writes the whole model or adapter in Hugging Face format. All ranks call it; rank 0 writes."""
     if not is_partitioned(trainer.model):
         with problems.kept():
             trainer._save(str(folder))
-            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle; config.yaml of the run says it all
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle; config.yaml has the settings
         return
     with problems.kept():
         save_partitioned(trainer.model, folder)
@@ -193,14 +193,14 @@ def save_weights(trainer: Any, folder: Path, problems: Problems) -> None:
 
 
 def is_partitioned(model: Any) -> bool:
-    """True if ZeRO-3 holds the parameters in parts."""
+    """Returns whether ZeRO-3 has partitioned the parameters."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def find_newest(folder: Path) -> Path | None:
-    """Returns the newest complete checkpoint whose files are as they were written; all ranks call it and agree.
+    """Returns the newest complete checkpoint that is undamaged, the same on all ranks. All ranks call it.
 
-    Rank 0 chooses, all ranks check a share of the files, and damaged checkpoints are set aside.
+    Rank 0 chooses a checkpoint, each rank checks a share of its files, and damaged checkpoints are set aside.
     """
     on_main(lambda: on_disk.clean(folder))
     while True:
@@ -217,7 +217,7 @@ def find_newest(folder: Path) -> Path | None:
 
 
 def _find_damage(checkpoint: Path, place: int, num_places: int) -> str | None:
-    """Says what is wrong with every `num_places`-th file of a checkpoint."""
+    """Says what is wrong with a checkpoint; checks every `num_places`-th file, starting at `place`."""
     try:
         _, expected = on_disk.read_manifest(checkpoint)
         sizes = sorted(((name, entry["size"]) for name, entry in expected.items()), key=_largest_first)
@@ -227,9 +227,9 @@ def _find_damage(checkpoint: Path, place: int, num_places: int) -> str | None:
 
 
 def _find_forgery(checkpoint: Path, place: int, num_places: int) -> UserError | None:
-    """A refusal of a checkpoint that would run code, or load what is not its own; looks at every n-th file.
+    """Returns an error if a checkpoint would run code or has added files; checks every `num_places`-th file for code.
 
-    It is not set aside: its own files are sound, and the steps since the one before would be trained again.
+    The checkpoint is not set aside: its own files are sound, and the previous one would cost the steps in between.
     """
     _, files = on_disk.read_manifest(checkpoint)
     stranger = on_disk.find_stranger(checkpoint, files)
@@ -250,7 +250,7 @@ def _set_aside(checkpoint: Path, problem: str) -> None:
     """Sets a checkpoint aside that some rank found damaged, if rank 0 finds it damaged too.
 
     Raises:
-        UserError: It does not, so that the file system is to blame.
+        UserError: Rank 0 finds no damage, so the shared file system is the cause.
     """
     if _find_damage(checkpoint, 0, 1) is None:
         raise UserError(
@@ -261,12 +261,12 @@ def _set_aside(checkpoint: Path, problem: str) -> None:
 
 
 def _largest_first(named: tuple[str, int]) -> tuple[int, str]:
-    """Sharing files out in this order is even."""
+    """Sort key: dividing files among ranks in this order gives even shares."""
     return -named[1], named[0]
 
 
 def _save_engine(trainer: Any, folder: Path, problems: Problems) -> None:
-    """DeepSpeed's part of a checkpoint. Its barriers are reached whatever cannot be written."""
+    """Writes DeepSpeed's part of a checkpoint. A write error is kept, so that all ranks reach DeepSpeed's barriers."""
     engine, tag = trainer.model_wrapped, f"global_step{trainer.state.global_step}"
     writer, copy_script = engine.checkpoint_engine, engine._copy_recovery_script
     save = writer.save

@@ -1,1 +1,1 @@
-"""Exact measurement of a tuned model against its base."""
+"""Measures a tuned model against its base."""

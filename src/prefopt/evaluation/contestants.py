@@ -1,4 +1,4 @@
-"""The models under test."""
+"""The models that an evaluation measures."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ class Contestant:
 
     Attributes:
         name: Its key in the blocks of report.json.
-        folder: A whole model, or an adapter over the base; None: the base that the configuration names.
+        folder: Folder of a whole model, or of an adapter on the base; None: the base model of the configuration.
     """
 
     name: str
@@ -23,16 +23,16 @@ class Contestant:
 
     @property
     def is_base(self) -> bool:
-        """The others are compared with it."""
+        """Whether this is the base model, with which the others are compared."""
         return self.folder is None
 
     def load(self, config: TrainConfig) -> Any:
-        """The model, on the device that measures it."""
+        """Loads the model onto this process's device."""
         if self.folder is None:
             return load_model(config.model, config.peft.method, straight_to_device())
         return load_tuned(config, self.folder)
 
 
 def of_run(model: Path) -> list[Contestant]:
-    """The contestants of a run: the model that it saved in this folder, and the base."""
+    """Returns the contestants of a run: the tuned model saved in folder `model`, and the base."""
     return [Contestant(TUNED, model), Contestant(BASE)]

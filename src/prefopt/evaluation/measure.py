@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 NEUTRAL_MAX_TOKENS = 512
 TEXT_PROMPT_TOKENS = 16
-"""Rows without a prompt are continued from their first tokens."""
+"""For a row without a prompt, at most this many of its first tokens serve as the prompt."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Material:
-    """What all contestants are measured on.
+    """The data that all contestants are measured on.
 
     Attributes:
         held_out: Examples that training never saw.
         train: A sample of the training examples.
-        clusters: For each held-out pair, the number of its prompt: rows of one prompt are not independent.
+        clusters: Prompt number of each held-out pair, shape (pairs,): pairs of one prompt are not independent.
         prompts: Token ids of the prompts that every contestant answers.
-        texts: For each of them its text, and the answer in the data if there is one.
-        sources: Where each held-out pair stands, `file:line`.
-        neutral: Texts that have nothing to do with the task.
+        texts: For each prompt, its text and the answer in the data, if there is one.
+        sources: Location of each held-out pair, `file:line`.
+        neutral: Texts unrelated to the task.
     """
 
     held_out: Split
@@ -63,13 +63,13 @@ class Material:
 
     @property
     def has_pairs(self) -> bool:
-        """Some of it are preference pairs."""
+        """Whether the material contains preference pairs."""
         return self.held_out.pairs is not None or self.train.pairs is not None
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one model did with the material; None or empty where the material has no such part."""
+    """Results of one model on the material; None or empty for a part that the material lacks."""
 
     held_out_pairs: PairScores | None
     train_pairs: PairScores | None
@@ -85,16 +85,18 @@ class Measured:
 def measure_contestants(
     contestants: Sequence[Contestant], config: TrainConfig, tokenizer: Any, material: Material
 ) -> dict[str, Measured]:
-    """Measures contestants one after another, one in memory at a time; of an adapter, its base is the same model.
+    """Measures contestants one after another, one model in memory at a time.
+
+    The base of an adapter is not loaded again: the adapter is disabled.
 
     Args:
-        contestants: The base comes last: it scores what the others answered.
-        config: Of the run, with the settings of this evaluation.
-        tokenizer: The policy's.
-        material: What each of them is measured on.
+        contestants: In the order of measurement; the base comes last, because it scores the answers of the others.
+        config: Configuration of the run, with the settings of this evaluation.
+        tokenizer: Tokenizer of the policy.
+        material: The data to measure on.
 
     Returns:
-        Name of a contestant -> what was measured.
+        Name of a contestant -> its results.
     """
     measured: dict[str, Measured] = {}
     written: dict[str, list[ScoredSequence]] = {}
@@ -125,7 +127,7 @@ def score_own(scorer: Scorer, own: list[ScoredSequence]) -> Scores:
 
 
 def release_memory() -> None:
-    """Frees models that nothing refers to any more, on the device too: trainers hold theirs in reference cycles."""
+    """Frees unused models on host and device; needed because trainers hold their models in reference cycles."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -134,7 +136,7 @@ def release_memory() -> None:
 def measure(
     scorer: Scorer, tokenizer: Any, material: Material, config: TrainConfig, store: ReferenceStore | None = None
 ) -> Measured:
-    """Scores the material and answers its prompts with one model, whose scores of pairs may be in a store."""
+    """Scores the material and answers its prompts with one model; log-probs of pairs that `store` has are reused."""
 
     def score_pairs(pairs: Any) -> PairScores | None:
         if pairs is None or not len(pairs):
@@ -167,7 +169,7 @@ def measure(
 def answer(
     scorer: Scorer, tokenizer: Any, prompts: Sequence[Sequence[int]], config: TrainConfig
 ) -> tuple[list[Answer], list[Answer]]:
-    """A sampled answer to every prompt, for numbers, and greedy ones to the first prompts, for people."""
+    """Returns sampled answers to all prompts, for metrics, and greedy answers to the first few, for people to read."""
     settings = config.evaluation
     sampled = [Question(prompt, seed) for seed, prompt in zip(seeds(config.run.seed), prompts, strict=False)]
     greedy = [Question(prompt) for prompt in prompts[: settings.num_shown_samples]]
@@ -178,7 +180,7 @@ def answer(
 
 
 def seeds(seed: int) -> Iterator[int]:
-    """A seed for each prompt, the same for all contestants, so that their answers differ by the models alone."""
+    """Yields a sampling seed per prompt, the same for all contestants, so that answers differ only by the model."""
     rng = np.random.default_rng(seed)
     while True:
         yield int(rng.integers(2**63))
@@ -188,9 +190,9 @@ def read_neutral_texts(settings: EvaluationConfig, tokenizer: Any, context: int 
     """Tokenises the beginnings of the neutral texts; every token after the first is scored.
 
     Args:
-        settings: Names the file.
-        tokenizer: The policy's.
-        context: Tokens that the model reads at most; None without a limit.
+        settings: Name the file (`neutral_texts`).
+        tokenizer: Tokenizer of the policy.
+        context: Context length of the model in tokens; None: no limit.
 
     Raises:
         UserError: The file is missing, or a line of it has no `text`.
@@ -215,7 +217,7 @@ def read_neutral_texts(settings: EvaluationConfig, tokenizer: Any, context: int 
 
 
 def take_sample(dataset: Any, limit: int, seed: int) -> Any:
-    """At most `limit` rows of a data set, drawn with `seed`, in their order."""
+    """Returns at most `limit` rows of a data set, drawn with `seed` and kept in their order."""
     if len(dataset) <= limit:
         return dataset
     rows = np.random.default_rng(seed).choice(len(dataset), size=limit, replace=False)
@@ -223,17 +225,17 @@ def take_sample(dataset: Any, limit: int, seed: int) -> Any:
 
 
 def number_prompts(pairs: Any) -> NDArray[np.int64]:
-    """For each pair the number of its prompt, shape (pairs,)."""
+    """Returns the prompt number of each pair, shape (pairs,): equal prompts have equal numbers."""
     numbers: dict[tuple[int, ...], int] = {}
     return np.array([numbers.setdefault(tuple(ids), len(numbers)) for ids in pairs["prompt_ids"]])
 
 
 def to_rows(dataset: Any) -> list[ScoredSequence]:
-    """Demonstrations of a tokenised data set with the columns input_ids and labels."""
+    """Converts a tokenised data set with the columns input_ids and labels to demonstrations."""
     return [ScoredSequence(i, label) for i, label in zip(dataset["input_ids"], dataset["labels"], strict=True)]
 
 
 def prompt_of(row: ScoredSequence) -> list[int]:
-    """The tokens before the first trained one; of a row that is trained whole, its first tokens."""
+    """Returns the tokens before the first trained one; for a row that is trained whole, its first tokens."""
     first = next((i for i, label in enumerate(row.labels) if label != IGNORED), len(row.labels))
     return list(row.input_ids[: first or min(TEXT_PROMPT_TOKENS, len(row.input_ids) // 2)])

@@ -1,8 +1,8 @@
-"""The one table of metrics: what prefopt measures, how it is written and read, what is better, and where it stands.
+"""The one table of metrics: what prefopt measures, how to format and read it, what is better, where it is stored.
 
 Reports, their glossary, `prefopt compare`, searches, `trainer.keep_best` and README's section "Reading the numbers"
-derive from this table, or a test holds them to it. A metric of held-out pairs or of answers is one entry here and one
-function in `evaluation/summary.py`.
+are derived from this table or checked against it by a test. To add a metric of held-out pairs or of answers, add one
+entry here and one function in `evaluation/summary.py`.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from prefopt.process.errors import UserError
 
 @dataclass(frozen=True)
 class Unit:
-    """How a value is written. `decimals=None` keeps three significant digits, two below 0.1."""
+    """How a value is formatted. `decimals=None`: three significant digits, two below 0.1."""
 
     scale: float = 1.0
     decimals: int | None = None
@@ -33,7 +33,7 @@ RELATIVE = Unit(scale=100, decimals=0, suffix=" %", signed=True)
 
 
 class Better(Enum):
-    """Which end of a metric is the good one."""
+    """Which values of a metric are better."""
 
     higher = "higher is better"
     lower = "lower is better"
@@ -44,29 +44,28 @@ class Better(Enum):
 OF_PAIRS: tuple[Kind, ...] = ("preference",)
 OF_DEMONSTRATIONS: tuple[Kind, ...] = ("sft",)
 OF_ALL = OF_PAIRS + OF_DEMONSTRATIONS
-"""The rows that a run trains on, by which its metrics differ."""
+"""Kinds of training rows; which metrics a run has depends on the kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A number of a run.
+    """A metric of a run.
 
     Attributes:
         key: Its name in `--rank-by`, in compare.csv and in `RunRecord.metrics`.
         name: Its name in a report.
-        label: A short name: the head of its column in a comparison.
-        title: What it is, in a few words.
-        unit: How it is written.
-        better: Which end is the good one.
-        path: Where it stands in report.json and, joined by slashes, in W&B's summary; empty if it is derived or logged
-            alone.
+        label: A short name: the header of its column in a comparison.
+        title: A description in a few words.
+        unit: How its value is formatted.
+        better: Which values are better.
+        path: Its keys in report.json and, joined by slashes, in W&B's summary; empty if it is derived or only logged.
         logged: Its name in the held-out lines of metrics.jsonl and in W&B's history.
-        rows: The rows of training data whose runs always have it.
-        of_pairs: It is measured on pairs: a run on demonstrations has it too where `evaluation.pairs` is set.
-        is_relative: The tuned model's value is measured against the base, which has none of its own.
-        note: What stands beside its name in a table of the report.
-        hint: How to read it, in plain sentences; empty where `name` and `note` say it all.
-        trap: When it misleads; the glossary of a report and README explain the metrics that have one.
+        rows: The kinds of training rows whose runs always have it.
+        of_pairs: Whether it is measured on pairs: a run on demonstrations has it too if `evaluation.pairs` is set.
+        is_relative: Whether it is measured against the base, which then has no value of its own.
+        note: A remark beside its name in the tables of the report.
+        hint: How to read it, in plain sentences; empty if `name` and `note` suffice.
+        trap: How it can mislead; the glossary of a report and README explain the metrics that have one.
     """
 
     key: str
@@ -86,26 +85,26 @@ class Metric:
 
     @property
     def report_key(self) -> str:
-        """Its key in the blocks of report.json that hold it: `perplexity` of `drift.perplexity.tuned`."""
+        """Its key within a block of report.json: `perplexity` for `drift.perplexity.tuned`."""
         return self.path[1] if self.path[0] == DRIFT else self.path[-1]
 
     @property
     def is_in_report(self) -> bool:
-        """It stands in report.json, or is derived from what does; otherwise it is only logged."""
+        """Whether it is in report.json or derived from it; otherwise it is only logged."""
         return bool(self.path) or self.logged is None
 
     @property
     def change_unit(self) -> Unit:
-        """How a difference of two values is written."""
+        """How a difference of two values is formatted."""
         return POINTS if self.unit is PERCENT else replace(self.unit, signed=True, prefix="")
 
     @property
     def is_speed(self) -> bool:
-        """Time or throughput: the machine's as much as the run's."""
+        """Whether it is a time or a throughput, which depends on the machine as much as on the run."""
         return self.path[:1] == ("throughput",) or self.key == OUTSIDE
 
     def badness(self, value: float) -> float:
-        """A number that is smaller for the better of two values."""
+        """Returns a sort key of a value: the better the value, the smaller the key."""
         ends = {Better.higher: -value, Better.lower: value, Better.near_zero: abs(value), Better.neither: 0.0}
         return ends[self.better]
 
@@ -315,19 +314,19 @@ METRICS = [
     ),
 ]  # fmt: skip
 COMPARED = [metric for metric in METRICS if metric.is_in_report and metric.better is not Better.neither]
-"""What runs are compared and ranked by, in the order of compare.csv."""
+"""The metrics by which runs are compared and ranked, in the order of compare.csv."""
 BY_KEY = {metric.key: metric for metric in COMPARED}
 SHIPPED = frozenset(name for metric in METRICS for name in (metric.key, *metric.path))
 """Names that no metric of the user's own may take."""
 
 
 def metrics_of(*path: str) -> Iterator[Metric]:
-    """The metrics that stand in a block of report.json, in the table's order."""
+    """Returns the metrics of a block of report.json, in the order of `METRICS`."""
     return (metric for metric in METRICS if metric.path[: len(path)] == path)
 
 
 def logged_metric(name: str, rows: Kind) -> Metric:
-    """The metric that held-out lines of metrics.jsonl call `name`, for a run that trains on these rows."""
+    """Returns the metric that is called `name` in held-out lines of metrics.jsonl, for a run that trains on `rows`."""
     return next(metric for metric in METRICS if metric.logged == name and rows in metric.rows)
 
 

@@ -1,4 +1,4 @@
-"""report.json: what an evaluation found, written by `evaluation`, rendered by `reports`."""
+"""The content of report.json: built by `evaluation`, written and rendered by `reports`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -9,21 +9,21 @@ from prefopt.evaluation.statistics import Estimate
 from prefopt.process.version import __version__
 
 FORMAT = 1
-"""Of report.json; raised when a key changes its meaning."""
+"""Version of the format of report.json; raised when a key changes its meaning."""
 Block = dict[str, Any]
 Estimates = dict[str, Estimate]
 """Key of a metric -> its estimate."""
 Gap = dict[str, Estimate | float]
-"""`train`, `held_out` and `gap`, train minus held-out; of a loss the gap has no interval."""
+"""`train`, `held_out` and `gap`: train minus held-out; for a loss, held-out minus train without an interval."""
 
 
 @dataclass(frozen=True)
 class AnswersEstimate(Estimate):
-    """An estimate over answers of which some were cut: sums over those are of their beginnings alone.
+    """An estimate over answers, some of them cut at the token limit: a cut answer counts only up to the cut.
 
     Attributes:
-        num_cut: How many were cut at the limit of tokens.
-        cut_at: The limit; None if none was cut.
+        num_cut: Number of answers that were cut.
+        cut_at: The limit in tokens; None if no answer was cut.
     """
 
     num_cut: int = 0
@@ -35,15 +35,15 @@ class AnswersEstimate(Estimate):
 
 @dataclass
 class HeldOut:
-    """What the contestants did with the held-out data.
+    """Results of the contestants on the held-out data.
 
     Attributes:
-        n: Held-out pairs or demonstrations.
+        n: Number of held-out pairs or demonstrations.
         models: Name of a contestant -> its metrics.
         gain: Paired differences, tuned minus base.
-        p_value: Of the sign test of the gain in preference accuracy; None without pairs.
-        baselines: Accuracies of rules without a model; None without pairs.
-        ties: Name of a contestant -> pairs whose sides it finds equally likely; None without pairs.
+        p_value: P-value of the sign test of the gain in preference accuracy; None without pairs.
+        baselines: Accuracies of rules that need no model, such as `longer_wins`; None without pairs.
+        ties: Name of a contestant -> number of pairs whose margin is 0; None without pairs.
     """
 
     n: int | None = None
@@ -75,25 +75,25 @@ class HeldOut:
 
 @dataclass
 class Report:
-    """What an evaluation found. Reports of earlier versions lack some of it.
+    """The results of an evaluation. Reports of earlier versions lack some fields.
 
     Attributes:
         format: See `FORMAT`.
-        version: The prefopt that wrote it.
-        date: When it was measured, ISO 8601 in UTC.
-        run: What was trained on what.
-        measured_on: The data that a later evaluation measured on.
-        held_out: What the contestants did with the held-out data.
-        overfitting: Key of a metric -> how far training and held-out data are apart.
-        drift: Key of a metric -> an estimate against the base, or estimates by contestant, with their `ratio`.
+        version: Version of prefopt that wrote it.
+        date: Time of the measurement, ISO 8601 in UTC.
+        run: Settings of the run: model, data, algorithm, steps.
+        measured_on: The settings that name the measured data.
+        held_out: Results on the held-out data.
+        overfitting: Key of a metric -> its values on training and held-out data, and their gap.
+        drift: Key of a metric -> an estimate of tuned against base, or an estimate per contestant and their `ratio`.
         likelihood: Changes of held-out log-probs per token; None without pairs.
-        throughput: Speeds, times, and what work was saved.
-        data: Notes and counts of reading the data.
-        samples: Prompts with every contestant's answer and, as `chosen`, the one in the data.
-        provenance: Where code, data and model came from.
+        throughput: Speeds and times, and what work.json holds beside the phases.
+        data: Notes and counts from reading the data.
+        samples: Prompts, each with every contestant's answer and, as `chosen`, the answer in the data.
+        provenance: Origin of code, data and model.
         decision: ship, do_not_ship or undecided.
-        verdict: The findings, the gravest first.
-        phases: Seconds by part of the run.
+        verdict: The findings, worst first.
+        phases: Seconds per part of the run.
     """
 
     format: int = FORMAT
@@ -114,13 +114,13 @@ class Report:
     phases: dict[str, float] | None = None
 
     def to_dict(self) -> Block:
-        """What report.json holds: everything that is known; `likelihood` is null without pairs."""
+        """Returns the content of report.json: all known fields; `likelihood` is null without pairs."""
         written = {each.name: _write(getattr(self, each.name)) for each in fields(self)}
         return {key: block for key, block in written.items() if block is not None or key == "likelihood"}
 
     @classmethod
     def from_dict(cls, written: Mapping[str, Any]) -> "Report":
-        """Reads what report.json holds, of an earlier version too; what is absent or null was not measured."""
+        """Reads the content of report.json, also of earlier versions; an absent or null entry was not measured."""
         known: Block = {each.name: written.get(each.name) for each in fields(cls)}
         drift, overfitting, likelihood = (known[key] or {} for key in ("drift", "overfitting", "likelihood"))
         known |= {
@@ -134,7 +134,7 @@ class Report:
 
 
 def _write(value: Any) -> Any:
-    """`value` with its estimates as dicts."""
+    """Returns `value` with its estimates converted to dicts."""
     if isinstance(value, dict):
         return {key: _write(item) for key, item in value.items()}
     return value.to_dict() if isinstance(value, Estimate | HeldOut) else value
@@ -150,7 +150,7 @@ def _estimates(block: Mapping[str, Any]) -> Estimates:
 
 
 def _estimate(entry: Any) -> Estimate | None:
-    """What an entry `{value, ci95, n}` says; null and what is missing become NaN."""
+    """Parses an entry `{value, ci95, n}`; null and missing numbers become NaN. None if it is no such entry."""
     if not isinstance(entry, Mapping) or "value" not in entry:
         return None
     bounds = entry.get("ci95") or (None, None)

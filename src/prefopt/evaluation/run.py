@@ -1,4 +1,4 @@
-"""A finished run → its report."""
+"""Evaluates a finished run: chooses the data, measures the models, builds the report."""
 
 import dataclasses
 import hashlib
@@ -49,12 +49,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured of one run.
+    """The results of evaluating one run.
 
     Attributes:
-        report: The report, but for `phases`.
+        report: The report, without `phases`.
         records: The lines of metrics.jsonl.
-        pairs: A line of pairs.jsonl per held-out pair.
+        pairs: The lines of pairs.jsonl, one per held-out pair.
     """
 
     report: Report
@@ -63,20 +63,20 @@ class Evaluation:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the run."""
+        """Number of optimizer steps of the run."""
         return max((record["step"] for record in self.records), default=0)
 
 
 def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, material: Material) -> Evaluation | None:
     """Measures `model/` of a run against its base.
 
-    All ranks measure, disconnect, and are free then; rank 0 alone gets the results, and the others None.
+    All ranks measure and then disconnect. Rank 0 returns the results, the other ranks return None.
 
     Args:
-        config: Of the run, with the settings of this evaluation.
-        run: Its folder.
-        examples: What `material` was chosen from.
-        material: What is measured.
+        config: Configuration of the run, with the settings of this evaluation.
+        run: Folder of the run.
+        examples: The data that `material` was chosen from.
+        material: The data to measure on.
     """
     started = time.monotonic()
     tokenizer, data = examples.tokenizer, examples.tokenized
@@ -111,16 +111,16 @@ def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, mat
 
 
 def read_work(run: RunDirectory) -> dict[str, Any]:
-    """What work.json holds about the run's speed, beside its phases."""
+    """Returns the content of work.json about the run's speed, without its phases."""
     phases.save()
     return {part: found for part, found in run.read_work().items() if part != "phases"}
 
 
 def build_material(config: TrainConfig, examples: Examples) -> Material:
-    """Chooses what both models will be measured on; reads every file that the evaluation needs.
+    """Chooses the data that both models will be measured on; reads every file that the evaluation needs.
 
     Raises:
-        UserError: A file of the evaluation is missing or unusable; training has not begun then.
+        UserError: A file of the evaluation is missing or unusable; this is found before training begins.
     """
     settings, seed = config.evaluation, config.run.seed
     data, tokenizer = examples.tokenized, examples.tokenizer
@@ -145,7 +145,7 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
 
 
 def _read_pairs(config: TrainConfig, examples: Examples) -> Any:
-    """The preference pairs on which an SFT run is measured as well, or None."""
+    """Reads the preference pairs on which an SFT run is measured too; None if `evaluation.pairs` is not set."""
     if config.evaluation.pairs is None:
         return None
     whole = {"train": config.evaluation.pairs, "held_out": None, "held_out_fraction": 0.0, "format": DataFormat.auto}
@@ -157,7 +157,7 @@ def _read_pairs(config: TrainConfig, examples: Examples) -> Any:
 
 
 def describe_data(examples: Examples, material: Material) -> dict[str, Any]:
-    """Digests and counts of what is trained on and measured: of the token ids, so the tokenizer is in them."""
+    """Returns counts and digests of the training and evaluation data; the digests are of token ids."""
     digests = examples.fingerprints()
     if material.held_out.pairs is not None and material.held_out.pairs is not examples.tokenized.held_out:
         digests["pairs"] = hash_rows(material.held_out.pairs)
@@ -168,7 +168,7 @@ def describe_data(examples: Examples, material: Material) -> dict[str, Any]:
 
 
 def describe_sources(config: TrainConfig, examples: Examples) -> dict[str, Any]:
-    """What these tokens were made from; see `describe_origin`."""
+    """Describes the files and the tokenizer that the tokens were made from; see `describe_origin`."""
     data, evaluation = config.data, config.evaluation
     specs = {"train": data.train, "held_out": data.held_out}
     specs |= {"pairs": evaluation.pairs, "neutral_texts": evaluation.neutral_texts}
@@ -176,15 +176,15 @@ def describe_sources(config: TrainConfig, examples: Examples) -> dict[str, Any]:
 
 
 def choose_folder(config: TrainConfig, run: RunDirectory, examples: Examples, material: Material) -> Path:
-    """Where the report of a later evaluation goes: to `report/` if it is on the run's own data, else beside it.
+    """Returns the folder for the report of a later evaluation: `report/` for the run's own data, else one beside it.
 
-    What counts are the rows that were measured: a held-out file that has changed since holds other data.
+    Data are compared by digests of the measured rows: a held-out file that has changed since counts as other data.
     """
     measured = describe_data(examples, material)["sha256"]
     own = run.read_provenance().get("data", {}).get("sha256", {})
     if measured["train"] != own.get("train"):
         logger.warning(
-            "evaluation: the training data make other tokens than in the run, so the gap to them is of others"
+            "evaluation: the training data are not those of the run, so the overfitting gap is to other data"
         )
     trained = read_config(run.config)
     if measured.get("held_out") == own.get("held_out") and config.evaluation.pairs == trained.evaluation.pairs:
@@ -197,14 +197,14 @@ def choose_folder(config: TrainConfig, run: RunDirectory, examples: Examples, ma
 
 
 def _short_name(data: Any) -> str:
-    """Part of a folder's name that reminds of where data came from."""
+    """Returns a short name of a data set for use in a folder's name: its first file name without endings."""
     first = data[0] if isinstance(data, list) and data else data
     stem = Path(str(first or "held_out")).name.split(".")[0]
     return re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-")[:40] or "data"
 
 
 def describe_run(config: TrainConfig, data: TokenizedSplits, metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """What was trained on what, for the head of the report."""
+    """Returns the settings of the run for the head of the report: model, data, algorithm, steps."""
     algorithm = config.algorithm
     return {
         "name": config.run.name,
@@ -227,23 +227,24 @@ def describe_run(config: TrainConfig, data: TokenizedSplits, metrics: list[dict[
 
 
 def _count_epochs(config: TrainConfig, data: TokenizedSplits, metrics: list[dict[str, Any]]) -> float | None:
-    """Passes over the training data; a part of one ends with a whole step. None where the run counts steps."""
+    """Returns the passes over the training data up to the last step; None if `trainer.max_steps` is set."""
     if config.trainer.max_steps is not None:
         return None
     return round(metrics[-1]["pairs"] / len(data.train), 4) if metrics else config.trainer.num_epochs
 
 
 def describe_flaws(run: RunDirectory, metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """What of the run's files is not as it was left, for the findings; nothing as it should be."""
+    """Returns the damage to the run's files, for the findings: lost log lines, an unsealed model."""
     lost = run.count_lost_records(metrics)
     flaws: dict[str, Any] = {"lost_records": lost} if lost else {}
     return flaws if is_sealed(run.model) else {**flaws, "model_is_sealed": False}
 
 
 def throughput(metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """Examples and tokens per second of optimizer steps, over all attempts. MFU is unknown without the peak."""
+    """Returns examples and tokens per second of training steps over all attempts. MFU is None: the peak is unknown."""
     last = metrics[-1] if metrics else {"pairs": 0, "tokens": 0, "training_s": 0.0}
-    trained_s: float = last["training_s"] if "training_s" in last else last["time_s"]  # of an earlier version: all
+    # Earlier versions logged only the whole time.
+    trained_s: float = last["training_s"] if "training_s" in last else last["time_s"]
     seconds = max(trained_s, 1e-9)
     return {
         "pairs_per_s": last["pairs"] / seconds,
@@ -254,7 +255,7 @@ def throughput(metrics: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def describe_samples(measured: Mapping[str, Measured], material: Material) -> list[dict[str, str | None]]:
-    """Prompt, every contestant's greedy answer, the base's first, and the answer in the data."""
+    """Returns per prompt: its text, every contestant's greedy answer (the base's first), the answer in the data."""
     shown = {BASE: measured[BASE].shown, **{name: model.shown for name, model in measured.items()}}
     return [
         {"prompt": prompt, **{name: each.text for name, each in zip(shown, answers, strict=True)}, "chosen": chosen}

@@ -1,4 +1,4 @@
-"""Answers of a model to prompts: sampled for drift, greedy for people to read."""
+"""Generates a model's answers to prompts: sampled ones to measure drift, greedy ones for people to read."""
 
 import logging
 from collections import ChainMap
@@ -13,11 +13,11 @@ from prefopt.distributed.group import place, pool
 from prefopt.evaluation.scoring import Scorer
 
 TOKENS_PER_BATCH = 2**15
-"""Prompts and answers of a batch, with padding, at most: in Llama 3.1 8B 4 GiB of keys and values."""
+"""Most tokens of a batch: prompts, answers and padding. For Llama 3.1 8B they need 4 GiB of keys and values."""
 
 
 PLAIN = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-"""What a model's own generation settings may say otherwise."""
+"""Overrides a model's own generation settings, so that answers follow its plain distribution."""
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt to answer, as token ids: greedily, or with a seed at temperature 1 from the whole distribution."""
+    """A prompt to answer, as token ids: sampled with `seed` at temperature 1 from the whole vocabulary, or greedy."""
 
     prompt: Sequence[int]
     seed: int | None = None
@@ -59,16 +59,16 @@ def generate(
     max_new_tokens: int,
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> list[Answer]:
-    """Answers every question, in their order; an answer does not depend on what else is asked, or on the batches.
+    """Answers all questions, in their order; an answer depends neither on the other questions nor on the batches.
 
-    Connected ranks share the questions, and all know the answers.
+    Connected ranks divide the questions among them, and each returns all answers.
 
     Args:
         scorer: Holds the model.
-        tokenizer: Knows a token that ends answers.
-        questions: Sampled and greedy ones share batches, as do prompts of like length.
-        max_new_tokens: Limit of an answer.
-        tokens_per_batch: Budget of prompts, answers and padding.
+        tokenizer: Has the end-of-sequence token; the model's generation settings may have more.
+        questions: Sampled and greedy ones are batched together, by length of the prompt.
+        max_new_tokens: Most tokens of an answer.
+        tokens_per_batch: Most tokens of a batch: prompts, answers and padding. Halved when memory runs out.
     """
     ends = _end_ids(scorer.model, tokenizer)
     settings = GenerationConfig(
@@ -102,7 +102,7 @@ def generate(
 
 
 def _answer(scorer: Scorer, asked: Sequence[Question], settings: GenerationConfig) -> list[list[int]]:
-    """Token ids of the answers of one batch, with what follows an end."""
+    """Returns the token ids generated for one batch, including those after an end-of-sequence token."""
     batch = _left_pad([question.prompt for question in asked], scorer.pad_token_id)
     batch = {name: tensor.to(scorer.device) for name, tensor in batch.items()}
     noise = LogitsProcessorList([GumbelNoise([question.seed for question in asked], scorer.device)])
@@ -112,10 +112,10 @@ def _answer(scorer: Scorer, asked: Sequence[Question], settings: GenerationConfi
 
 
 class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
-    """Adds noise to logits whose largest one then is a sample of their softmax (Gumbel 1954; Maddison et al. 2014).
+    """Adds Gumbel noise to logits: their argmax then is a sample of the softmax (Gumbel 1954; Maddison et al. 2014).
 
-    Each row draws from a generator of its own, so its sample is the same in any batch; a row without a seed gets no
-    noise. A change of the logits in their last digits changes a sample only where the two largest sums nearly tie.
+    Each row has its own random generator, so its sample is the same in any batch; a row without a seed gets no noise.
+    Rounding errors of the logits change a sample only if its two largest noisy logits nearly tie.
     """
 
     def __init__(self, seeds: Sequence[int | None], device: torch.device) -> None:
@@ -125,7 +125,7 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         }
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Returns noisy logits of shape (rows, vocabulary) in float64, whose uniform numbers are fine enough."""
+        """Returns noisy logits, shape (rows, vocabulary), in float64: random numbers in float32 are too coarse."""
         assert len(scores) == self._num_rows, "each question has one row"
         noisy = scores.to(torch.float64, copy=True)
         waits = torch.empty_like(noisy[0])
@@ -137,7 +137,7 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
 def _batches(
     questions: Sequence[Question], rows: Sequence[int], max_new_tokens: int, budget: int
 ) -> Iterator[list[int]]:
-    """Batches of the given rows, the longest prompts first: the largest batch comes first."""
+    """Yields batches of the given rows, longest prompts first."""
     order = _by_length(questions, rows)
     start = 0
     while start < len(order):
@@ -147,7 +147,7 @@ def _batches(
 
 
 def _by_length(questions: Sequence[Question], rows: Iterable[int]) -> list[int]:
-    """Rows, those of long prompts first."""
+    """Sorts rows by length of the prompt, longest first."""
     return sorted(rows, key=lambda row: -len(questions[row].prompt))
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of completions, one value per completion: independent of batch size, padding and order."""
+"""Log-probabilities of completions, one value per completion; independent of batch size, padding and order."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class ScoredSequence:
-    """A token sequence and where it is scored: `labels` equal `input_ids` there and -100 elsewhere."""
+    """A token sequence; `labels` equal `input_ids` at the scored positions and are -100 elsewhere."""
 
     input_ids: Sequence[int]
     labels: Sequence[int]
@@ -68,14 +68,16 @@ class PairScores:
 
 @dataclass(frozen=True)
 class Scorer:
-    """A model ready to be scored; connected ranks, each with a whole model, share the batches and all know the result.
+    """A model ready to score sequences.
+
+    Connected ranks, each with a whole model, divide the batches among them, and each gets all results.
 
     Attributes:
         model: A causal language model, or a PeftModel.
-        pad_token_id: Fills batches; it is masked and never scored.
+        pad_token_id: Pads batches; it is masked and never scored.
         batch_size: Pairs per forward, so twice as many sequences.
         bf16: Compute in bfloat16 (the log-softmax stays float32).
-        shares_prompts: The model carries the hooks of `SharedPrefix`.
+        shares_prompts: Whether the model has the hooks of `SharedPrefix`.
     """
 
     model: Any
@@ -86,15 +88,15 @@ class Scorer:
 
     @classmethod
     def of(cls, model: Any, config: TrainConfig, pad_token_id: int) -> "Scorer":
-        """Moves the model to the device that evaluates and gives it TRL's chunked head (no full logits in memory).
+        """Moves the model to this process's device and gives it TRL's chunked head (no full logits in memory).
 
         Args:
             model: A causal language model, or a PeftModel.
             config: Batch size, precision, and whether the prompt of a pair is computed once.
-            pad_token_id: Of the tokenizer.
+            pad_token_id: Padding token of the tokenizer.
         """
         model.eval().requires_grad_(False)
-        if not getattr(model, "is_quantized", False):  # a quantised one was loaded to where it computes
+        if not getattr(model, "is_quantized", False):  # a quantised model was loaded onto its device
             model.to(load.choose_device())
         add_fused_lm_head(model.get_base_model() if hasattr(model, "peft_config") else model)
         fuse_layers(model, config, model.device, level=logging.DEBUG, is_strict=False)
@@ -113,7 +115,7 @@ class Scorer:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def score(self, sequences: Sequence[ScoredSequence]) -> Scores:
-        """Scores every sequence; batches hold sequences of like length, results keep the order of the input."""
+        """Scores all sequences, batched by length; the results are in the order of the input."""
         scores = Scores(np.zeros(len(sequences)), np.zeros(len(sequences)))
 
         def score_batch(rows: NDArray[np.int64]) -> Scores:
@@ -129,7 +131,7 @@ class Scorer:
         return scores
 
     def score_pairs(self, table: PairTable) -> PairLogps:
-        """Log-probs of all completions' tokens, in the order of the table."""
+        """Returns the log-probs of all completions' tokens, in the order of the table."""
         chosen: list[Any] = [None] * len(table)
         rejected: list[Any] = [None] * len(table)
         for rows, logps in chain(*pool(list(self.iterate_pairs(table, np.arange(len(table)))))):
@@ -142,8 +144,8 @@ class Scorer:
     ) -> Iterator[tuple[NDArray[np.int64], PairLogps]]:
         """Yields batches of `rows`, longest pairs first, each with the log-probs of its completions' tokens.
 
-        Of n connected ranks each gets every n-th batch, and all compute as many, as a model that is spread over them
-        needs: where none is left for a rank, it computes the first one and yields no rows of it.
+        Each of n connected ranks gets every n-th batch. All run equally many forwards, as a model that is sharded over
+        them needs: a rank without a batch left computes the first batch again and yields no rows of it.
         """
         collate = PairCollator(self.pad_token_id, with_layout=self.shares_prompts)
         order = rows[np.argsort(-table.lengths[rows].sum(axis=1), kind="stable")]

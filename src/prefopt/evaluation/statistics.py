@@ -1,4 +1,4 @@
-"""Estimates with their 95 % confidence intervals; every number in a report is made here."""
+"""Estimates with their 95 % confidence intervals; every estimate in a report is computed here."""
 
 from dataclasses import dataclass
 from math import comb, erfc, nan, sqrt
@@ -11,14 +11,14 @@ Floats = NDArray[np.float64]
 
 Z_95 = 1.959963984540054
 EXACT_UP_TO = 2000
-"""Discordant pairs up to which the sign test sums the binomial."""
+"""Most discordant pairs for which the sign test sums the binomial distribution."""
 BLOCK = 200
-"""Resamples drawn at once: bounds the memory of a bootstrap."""
+"""Number of resamples drawn at once; bounds the memory of a bootstrap."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, its 95 % interval and the number of examples behind it; a bound that is not known is NaN."""
+    """A number, its 95 % interval and the number of examples behind it; an unknown bound is NaN."""
 
     value: float
     low: float = nan
@@ -31,7 +31,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals of means are made: resampling whole clusters, so that rows of one prompt stay together.
+    """Cluster bootstrap for intervals of means: all rows of one prompt are resampled together.
 
     Attributes:
         resamples: Number of resamples; the interval is their 2.5th to 97.5th percentile.
@@ -62,7 +62,7 @@ class Bootstrap:
 
 
 def share(hits: NDArray[np.bool_], clusters: NDArray[np.int64] | None = None) -> Estimate:
-    """Estimates a proportion with Wilson's interval; rows of one prompt count as one, which is the cautious end."""
+    """Estimates a proportion with Wilson's interval; all rows of one prompt count as one, which is conservative."""
     n = len(hits) if clusters is None else len(np.unique(clusters))
     low, high = wilson(float(hits.mean()) * n, n)
     return Estimate(float(hits.mean()), low, high, len(hits))
@@ -77,7 +77,7 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided exact p-value that wins and losses are equally likely (McNemar's exact test on discordant pairs)."""
+    """Exact two-sided p-value for wins and losses being equally likely (McNemar's exact test on discordant pairs)."""
     n = wins + losses
     if n > EXACT_UP_TO:
         return erfc((abs(wins - losses) - 1) / sqrt(2 * n))  # normal approximation with continuity correction
@@ -86,5 +86,5 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def detectable_shift(n: int) -> float:
-    """Smallest shift from 50 % that n examples show with 80 % power at 5 % (normal approximation)."""
+    """Smallest shift from 50 % that n examples detect with 80 % power at the 5 % level (normal approximation)."""
     return (Z_95 + 0.8416212335729143) * 0.5 / sqrt(n)

@@ -1,4 +1,4 @@
-"""From the contestants' measurements to the numbers of the report."""
+"""Computes the numbers of the report from the contestants' measurements."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -46,7 +46,7 @@ OF_PAIRS: dict[str, Callable[[PairScores], NDArray[Any]]] = {
     ACCURACY: lambda pairs: pairs.margins > 0,
     MARGIN: lambda pairs: pairs.margins,
 }
-"""Metric -> its value for each pair; of truths the share is reported, of numbers the mean."""
+"""Metric -> its value for each pair; booleans are reported as their share, numbers as their mean."""
 OF_REWARDS: dict[str, Callable[[Floats], NDArray[Any]]] = {
     REWARD_ACCURACY: lambda margins: margins > 0,
     REWARD_MARGIN: lambda margins: margins,
@@ -57,7 +57,7 @@ OF_ANSWERS: dict[str, Callable[[Answer], float]] = {
     FINISHED: lambda answer: answer.finished,
     REPETITION: lambda answer: answer.repetition,
 }
-"""Metric -> its value for an answer of the model's own; the mean is reported."""
+"""Metric -> its value for one answer that the model generated; the mean is reported."""
 
 
 def register(
@@ -110,10 +110,10 @@ class Summary:
     """Computes the blocks of the report.
 
     Args:
-        measured: By contestant; `base` and `tuned` are compared.
-        material: What they were measured on.
-        beta: Of DPO; None where there are no implicit rewards.
-        bootstrap: Makes the intervals of means.
+        measured: Name of a contestant -> its results; `base` and `tuned` are compared.
+        material: The data that they were measured on.
+        beta: DPO's beta; None without implicit rewards.
+        bootstrap: Computes the intervals of means.
     """
 
     def __init__(
@@ -126,6 +126,7 @@ class Summary:
         self.bootstrap = bootstrap
 
     def held_out(self) -> HeldOut:
+        """Metrics of each contestant on the held-out data, and the gain of the tuned model over the base."""
         found = HeldOut(self._num_held_out(), {name: self._of_model(model) for name, model in self.models.items()})
         found.gain = self._loss_gain()
         base, tuned = self.base.held_out_pairs, self.tuned.held_out_pairs
@@ -145,7 +146,7 @@ class Summary:
         return found
 
     def overfitting(self) -> dict[str, Gap]:
-        """Train and held-out numbers of the tuned model, and their gap (train minus held-out)."""
+        """Train and held-out metrics of the tuned model, and their gap (train minus held-out; for a loss reversed)."""
         block: dict[str, Gap] = {}
         held_out, train = self.tuned.held_out_pairs, self.tuned.train_pairs
         if held_out is not None and train is not None:
@@ -192,7 +193,7 @@ class Summary:
         }
 
     def per_pair(self) -> list[dict[str, Any]]:
-        """One row per held-out pair, for plots and for looking at single failures."""
+        """One row per held-out pair, for charts and for a look at single failures."""
         base, tuned = self.base.held_out_pairs, self.tuned.held_out_pairs
         if base is None or tuned is None:
             return []
@@ -227,7 +228,7 @@ class Summary:
         return found
 
     def _estimate(self, values: NDArray[Any]) -> Estimate:
-        """The share or the mean over held-out pairs."""
+        """Estimates the share (of booleans) or the mean over held-out pairs."""
         return share(values, self.clusters) if values.dtype == bool else self._mean(values, self.clusters)
 
     def _loss(self, rows: Scores) -> Estimate:
@@ -253,7 +254,7 @@ class Summary:
 
 
 def _count_cut(answers: list[Answer]) -> dict[str, Any]:
-    """How many answers were cut at the limit of tokens, and where: sums over them are of their beginnings alone."""
+    """Counts the answers that were cut at the token limit: sums over them miss the part after the cut."""
     cut = [len(answer.ids) for answer in answers if not answer.finished]
     return {"num_cut": len(cut), "cut_at": max(cut, default=None)}
 

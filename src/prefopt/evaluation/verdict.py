@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences, each with its evidence; and the decision that follows."""
+"""Turns the numbers of a report into findings, each with its evidence, and into a decision."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -24,21 +24,21 @@ Level = Literal["good", "info", "warning", "bad"]
 Decision = Literal["ship", "do_not_ship", "undecided"]
 
 RUINED_PERPLEXITY_RATIO = 5.0
-"""Text outside the task became this much more surprising: the model forgot how to write."""
+"""Perplexity of neutral text, tuned / base, from which on a model counts as ruined."""
 DRIFTED_PERPLEXITY_RATIO = 1.5
 RUINED_KL_PER_TOKEN = 2.0
-"""In nats: the tuned model's own words are e^2 times likelier to it than to its base, on average, at every token."""
+"""In nats: on average, a token of its own answers is e^2 times likelier to the tuned model than to the base."""
 DRIFTED_KL_PER_TOKEN = 1.0
 OVERFITTING_GAP = 0.1
 DISPLACED_PER_TOKEN = 0.5
-"""Nats per token by which chosen completions may become less likely before it is said."""
+"""Nats per token by which chosen completions may become less likely without a warning."""
 LENGTH_RATIO = 1.5
 REPETITION_RISE = 0.2
 UNFINISHED_RISE = 0.2
 STILL_PER_TOKEN = 0.001
-"""Nats per token below which neither side of the pairs has become more or less likely."""
+"""Nats per token: if chosen and rejected both changed by less, the model counts as not moved."""
 MIN_HELD_OUT = 30
-"""Pairs or demonstrations: with fewer, intervals say less than they seem to."""
+"""Least number of held-out pairs or demonstrations for a judgement: with fewer, intervals are not reliable."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Finding:
 
 
 def judge(report: Report) -> tuple[Decision, list[dict[str, str]]]:
-    """Returns the decision and the findings, the gravest first.
+    """Returns the decision and the findings, worst first.
 
-    `do_not_ship`: the model was ruined, or is measurably worse. `ship`: measurably better and nothing grave was found.
-    Otherwise `undecided`.
+    `do_not_ship`: a finding is `bad`, such as a ruined or measurably worse model. `ship`: no finding is `bad`, and the
+    model is measurably better. `undecided`: otherwise.
     """
     findings = [
         *_preference(report.held_out),
@@ -128,7 +128,7 @@ def _loss(held_out: HeldOut) -> list[Finding]:
 
 
 def _ruin(report: Report) -> list[Finding]:
-    """A ruined model can win every comparison on its task; only what lies outside the task gives it away."""
+    """Judges drift by neutral text and KL: a ruined model can still win every comparison on its own task."""
     perplexity, kl = _sides(report.drift, PERPLEXITY), report.drift.get(KL)
     ratio = perplexity["ratio"].value if perplexity else 1.0
     nats = kl.value if isinstance(kl, Estimate) else 0.0
@@ -156,7 +156,7 @@ def _ruin(report: Report) -> list[Finding]:
 
 
 def _stillness(block: Estimates | None) -> list[Finding]:
-    """Of a model that has not moved, any order of pairs is one of numbers that mean nothing."""
+    """Warns if the model has hardly moved: it then ranks pairs by differences that mean nothing."""
     if block is None:
         return []
     chosen, rejected = block[CHOSEN].value, block[REJECTED].value
@@ -227,7 +227,7 @@ def _answers(drift: dict[str, Estimate | Estimates]) -> list[Finding]:
 
 
 def _files(run: dict[str, Any]) -> list[Finding]:
-    """What of the run's own files cannot be trusted."""
+    """Warns of files of the run that cannot be trusted."""
     findings = []
     if run.get("lost_records"):
         text = "Curves and speeds leave out what metrics.jsonl has lost."
@@ -241,7 +241,7 @@ def _files(run: dict[str, Any]) -> list[Finding]:
 
 
 def _sides(drift: dict[str, Estimate | Estimates], key: str) -> Estimates:
-    """A number of drift by contestant, empty where it was not measured."""
+    """Returns a metric of drift by contestant; empty if it was not measured."""
     found = drift.get(key)
     return found if isinstance(found, dict) else {}
 

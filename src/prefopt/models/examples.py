@@ -1,4 +1,4 @@
-"""The examples of a run, read, checked and tokenised: the one way in for training and for evaluation."""
+"""Reads, checks and tokenises the examples of a run; both training and evaluation use it."""
 
 import hashlib
 import logging
@@ -14,30 +14,30 @@ from prefopt.process.paths import cache_folder
 from prefopt.process.ranks import is_main
 
 if TYPE_CHECKING:
-    from prefopt.models.limits import Limits  # with transformers, a matter of seconds
+    from prefopt.models.limits import Limits  # imports transformers, which takes seconds
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Records, their token ids, and the tokenizer that made them."""
+    """Records, their token ids, and the tokenizer."""
 
     records: Splits
-    """On rank 0 alone; nothing on other ranks asks for them."""
+    """The records, on rank 0 only; other ranks must not read them."""
     tokenized: TokenizedSplits
     tokenizer: Any
     limits: "Limits | None" = None
-    """What the model takes; None where nobody has asked."""
+    """The model's limits; None if they were not looked up."""
 
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256 (hex) of each split's token ids, row for row."""
+        """Returns the SHA-256 (hex) of each split's token ids, in row order."""
         splits = {"train": self.tokenized.train, "held_out": self.tokenized.held_out}
         return {name: hash_rows(dataset) for name, dataset in splits.items() if dataset is not None}
 
 
 def hash_rows(dataset: Any) -> str:
-    """SHA-256 (hex) of a tokenised split's ids, row for row, wherever the rows stood."""
+    """Returns the SHA-256 (hex) of a tokenised split's ids in row order, independent of their source files."""
     digest = hashlib.sha256()
     for name in sorted(set(dataset.column_names) - {"source"}):
         column = dataset.data.column(name).combine_chunks()
@@ -47,16 +47,16 @@ def hash_rows(dataset: Any) -> str:
 
 
 def load_examples(config: TrainConfig, *, measured: Any = None) -> Examples:
-    """Reads and tokenises what `config.data` names, and logs what happened to it.
+    """Reads and tokenises the data of `config.data`, and logs counts of skipped or changed rows.
 
-    Of several ranks only the first one reads and tokenises, however long it takes; the others open what it has stored.
+    Only rank 0 reads and tokenises, however long it takes; the other ranks open the result in the cache.
 
     Args:
-        config: Of the run.
-        measured: Other data, named like `data.held_out`, in place of the run's held-out ones.
+        config: Settings of the run.
+        measured: Other held-out data to use instead of the run's, in the same forms as `data.held_out`.
 
     Raises:
-        UserError: Rows, a precision or a tokenizer that cannot be used. Nothing has been written then.
+        UserError: Rows, the precision or the tokenizer cannot be used. Nothing has been written then.
     """
     algorithm = config.algorithm
 
@@ -66,15 +66,15 @@ def load_examples(config: TrainConfig, *, measured: Any = None) -> Examples:
     with phases.of("reading"):
         records = keep_on_main(read)
 
-    # torch and transformers take seconds to import; bad rows are answered before that.
+    # Imported only here: torch and transformers take seconds, and bad rows are reported before.
     with importing():
         from prefopt.data.cache import fetch_cached, open_cached
         from prefopt.models.limits import Limits
         from prefopt.models.load import check_hardware, load_tokenizer
 
     check_hardware(config)
-    with importing():  # the first tokenizer makes transformers import what it then needs for models too
-        limits = Limits.of(config.model)  # first: one file, so a hub out of reach is found out after one round
+    with importing():  # the first tokenizer makes transformers import further modules
+        limits = Limits.of(config.model)  # first: one file, so an unreachable hub fails early
         tokenizer = load_tokenizer(config.model)
         limits.check_tokenizer(tokenizer, config.model)
     with phases.of("tokenising"):

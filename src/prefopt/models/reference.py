@@ -1,9 +1,9 @@
-"""Reference log-probs, computed once per model and tokenised pair, and shared by every run on them.
+"""The store of reference log-probs, computed once per model and tokenised pair, and shared by all runs.
 
-A store is a folder of shards. A shard is written once, whole, and is named by the SHA-256 of its content, so writers
-never collide and a damaged shard is known by its name. A record is the log-prob of every token of one completion,
-under a key of the token ids alone; what the model is stands in the folder's name. Learning rate, beta, loss, seed,
-adapters, batch size and output folder are in neither, so no two runs compute the same record twice.
+A store is a folder of shards. A shard is written once, as a whole, and named by the SHA-256 of its content, so writers
+never collide and damage shows. A record holds the log-prob of every token of one completion. Its key depends on the
+token ids only; the folder's name depends on the model. Learning rate, beta, loss, seed, adapters, batch size and
+output folder affect neither, so no two runs compute the same record twice.
 """
 
 import hashlib
@@ -37,9 +37,9 @@ from prefopt.storage.files import write_bytes, write_json
 from prefopt.storage.sealed import remove_stale
 
 CHUNK_PAIRS = 256
-"""Pairs between two looks at what other processes have stored meanwhile."""
+"""Pairs that are computed between two looks for records that other processes have stored."""
 FLUSH_S = 5.0
-"""Seconds of computing that a kill can cost, and that others may do again."""
+"""Seconds of computing after which results are stored: a kill loses at most this much."""
 
 Compute = Callable[[PairTable, Rows], Iterator[tuple[Rows, PairLogps]]]
 Progress = Callable[[int, int], None]
@@ -47,14 +47,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class Usage:
-    """What a store did for one request.
+    """Statistics of one request to a store.
 
     Attributes:
-        num_pairs: Pairs that were asked for.
-        num_stored: Of these, how many were there already.
-        num_computed: Pairs computed by this process; others may have computed the rest meanwhile.
+        num_pairs: Pairs that were requested.
+        num_stored: Requested pairs that were stored already.
+        num_computed: Pairs computed for this request; other runs may have computed the rest meanwhile.
         computed_s: Seconds spent on computing.
-        saved_s: Seconds that computing the stored ones took, when they were computed.
+        saved_s: Seconds that the stored pairs took when they were computed.
     """
 
     num_pairs: int = 0
@@ -65,7 +65,7 @@ class Usage:
 
     @property
     def hit_rate(self) -> float:
-        """Share of the pairs that were there already."""
+        """Share of the requested pairs that were stored already."""
         return self.num_stored / self.num_pairs if self.num_pairs else 1.0
 
     def __add__(self, other: "Usage") -> "Usage":
@@ -88,11 +88,11 @@ BATCH_DEPENDENT_ROPE = {"longrope", "dynamic"}
 
 
 def open_store(config: TrainConfig, *, casts_weights: bool = False) -> "ReferenceStore | None":
-    """The store for the reference of this run, or None where the configuration wants none.
+    """Returns the store for the reference of this run; None if the configuration uses none.
 
     Args:
-        config: Names the model and what it computes in.
-        casts_weights: DeepSpeed holds the weights in bf16, instead of computing in bf16 from weights in fp32.
+        config: Settings of the run, with model and precision.
+        casts_weights: Whether DeepSpeed holds the weights in bf16, instead of computing in bf16 with fp32 weights.
 
     Raises:
         UserError: The model's files cannot be found.
@@ -119,7 +119,7 @@ def open_store(config: TrainConfig, *, casts_weights: bool = False) -> "Referenc
 
 
 def _resized(config: ModelConfig) -> dict[str, int]:
-    """What an embedding that grows adds to the key: its new rows take a part of every probability."""
+    """Returns the key's entry for a resized embedding: its new rows change every probability."""
     return {"tokens": count_tokens(from_pretrained(AutoTokenizer, config))} if config.resize_embeddings else {}
 
 
@@ -127,7 +127,7 @@ def check_independence(model_config: Any, max_length: int) -> None:
     """Refuses models whose log-probs of a pair depend on the other pairs of its batch.
 
     Raises:
-        UserError: Pairs may be longer than the length from which on such a model changes all frequencies.
+        UserError: Pairs may be longer than the length above which such a model changes all frequencies.
     """
     config = model_config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
@@ -145,11 +145,11 @@ def check_independence(model_config: Any, max_length: int) -> None:
 
 @dataclass
 class ReferenceStore:
-    """The records of one model.
+    """The stored reference log-probs of one model.
 
     Attributes:
-        folder: Holds the shards, and `key.json`, which says for people what the model is.
-        key: What decides a log-prob besides the token ids.
+        folder: Folder of the shards, and of `key.json`, which describes the model for users.
+        key: Everything besides the token ids that decides a log-prob.
     """
 
     folder: Path
@@ -160,7 +160,7 @@ class ReferenceStore:
 
     @classmethod
     def open(cls, root: Path, key: dict[str, Any]) -> "ReferenceStore":
-        """The store under `root` for a model; nothing is read or written yet."""
+        """Returns the store under `root` for a key; nothing is read or written yet."""
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return cls(root / name[:32], key)
 
@@ -172,7 +172,7 @@ class ReferenceStore:
         Args:
             table: Token ids of the pairs.
             compute: Yields batches of the given rows with their log-probs, in any order.
-            on_progress: Called with the number of pairs done and to do.
+            on_progress: Called with the number of pairs done and of pairs to compute.
 
         Raises:
             UserError: The folder cannot be written.
@@ -192,7 +192,7 @@ class ReferenceStore:
         return logps, usage
 
     def check(self, tables: Iterable[PairTable]) -> None:
-        """Refuses a folder that cannot be written, unless it holds all that these pairs need."""
+        """Refuses a folder that cannot be written, unless it holds the records of all these pairs."""
         try:
             self._prepare()
         except UserError:
@@ -203,7 +203,7 @@ class ReferenceStore:
                     raise
 
     def _begin(self, keys: Keys) -> None:
-        """Reads what there is of these records; others are not kept in memory."""
+        """Loads the stored records of these keys; other records are not kept in memory."""
         self._seen.clear()
         self._wanted = {key for side in keys for key in side}
         self._index.clear()
@@ -218,10 +218,10 @@ class ReferenceStore:
         usage: Usage,
         on_progress: Progress | None,
     ) -> None:
-        """Computes chunk by chunk, each process from another one on, and skips what others stored meanwhile.
+        """Computes chunk by chunk, and skips pairs that other processes have stored meanwhile.
 
-        Chunks are cut from the whole table, so a pair shares its batch with the same others after a kill as before.
-        Ranks compute a chunk together: what one of them cannot write is told to all when the chunk is done.
+        Each run starts at a random chunk. Chunks are cut from the whole table, so that a pair has the same batch after
+        a kill as before. Ranks compute a chunk together; a write error of one is raised on all when it is done.
         """
         order = np.argsort(-table.lengths.sum(axis=1), kind="stable")
         chunks = [order[start : start + CHUNK_PAIRS] for start in range(0, len(order), CHUNK_PAIRS)]
@@ -257,14 +257,14 @@ class ReferenceStore:
         raise_on_all(problem)
 
     def _share(self, usage: Usage) -> None:
-        """Waits for the other ranks, reads what they have stored, and counts it."""
+        """Waits for the other ranks, adds their statistics to `usage`, and reads the records that they stored."""
         everyone = gather(usage)
         usage.num_computed = sum(other.num_computed for other in everyone)
         usage.computed_s = max(other.computed_s for other in everyone)
         self._refresh()
 
     def _still_missing(self, keys: Keys, rows: Rows) -> Rows:
-        """Of `rows` those that no process has stored meanwhile."""
+        """Returns those of `rows` that no process has stored meanwhile."""
         self._refresh()
         return self._missing(keys, rows)
 
@@ -300,7 +300,7 @@ class ReferenceStore:
         return sum(self._index[side[row]][1] for row in rows for side in keys)
 
     def _prepare(self) -> None:
-        """Makes the folder, and clears what killed processes left half-written."""
+        """Creates the folder, and removes half-written files of killed processes."""
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "key.json").is_file():
@@ -310,7 +310,7 @@ class ReferenceStore:
             remove_stale(self.folder)
 
     def _write(self, shard: Shard, usage: Usage) -> Shard:
-        """Stores what was computed and returns an empty shard."""
+        """Writes a shard to the folder, and returns a new empty one."""
         usage.computed_s += shard.seconds
         if shard.keys:
             content = shard.content()
@@ -324,7 +324,7 @@ class ReferenceStore:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turns what the file system refuses into an error that says what to do."""
+        """Turns an OSError in the block into a UserError that says what to do."""
         try:
             yield
         except OSError as error:

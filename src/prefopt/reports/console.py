@@ -1,4 +1,4 @@
-"""The end of a run in the terminal: decision, numbers, findings, where the report is."""
+"""Prints the summary of a report in the terminal: decision, numbers, findings, path of the report."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ WORDS = {"good": "good", "info": "note", "warning": "warn", "bad": "bad"}
 
 
 def print_report(report: Report, path: Path, console: Console) -> None:
-    """Prints a compact summary of `report`; `path` is where the whole of it was written."""
+    """Prints a compact summary of `report`; `path` is the file of the full report."""
     shown = headline(report)
     console.print()
     console.print(

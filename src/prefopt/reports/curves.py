@@ -1,4 +1,4 @@
-"""Learning curves out of the lines of metrics.jsonl."""
+"""Learning curves from the lines of metrics.jsonl."""
 
 import math
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ class Series:
     style: str
     is_held_out: bool
     num_averaged: int
-    """Log lines behind one point."""
+    """Number of log lines averaged into one point."""
 
     @property
     def name(self) -> str:
-        """`train`, or of several metrics `train chosen`."""
+        """`train`, or `train chosen` in a panel of several metrics."""
         return " ".join(dict.fromkeys(("held-out" if self.is_held_out else "train", self.label)))
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A small chart of `metrics`, each with the CSS class of its colour; a dashed line goes across at `baseline`."""
+    """A small chart of `metrics`, each with the CSS class of its colour, and a dashed line at `baseline`."""
 
     title: str
     hint: str
@@ -69,7 +69,7 @@ PANELS = (
 
 
 def series_of(panel: Panel, metrics: list[dict[str, Any]]) -> list[Series]:
-    """The panel's train and held-out lines that have a finite point to draw, train first."""
+    """Returns the panel's train and held-out lines that have a finite point to draw, train first."""
     found = [
         _series(metrics, key, style, is_held_out=is_held_out, is_only_metric=len(panel.metrics) == 1)
         for is_held_out in (False, True)
@@ -79,7 +79,7 @@ def series_of(panel: Panel, metrics: list[dict[str, Any]]) -> list[Series]:
 
 
 def num_not_finite(panel: Panel, metrics: list[dict[str, Any]]) -> int:
-    """How many of the panel's logged values are NaN or infinite, and therefore not drawn."""
+    """Counts the panel's logged values that are NaN or infinite, and therefore not drawn."""
     return sum(1 for line in metrics for key, _ in panel.metrics if key in line and not _is_finite(line[key]))
 
 

@@ -44,19 +44,19 @@ THROUGHPUT: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 
 def reference_text(usage: Block) -> str:
-    """What the reference store saved, in one line."""
+    """Describes in one line what the reference store saved."""
     stored = f"{usage['hit_rate']:.0%} of {count(usage['num_pairs'])} pairs from the store"
     return f"{stored}, {duration(usage['saved_s'])} saved, {duration(usage['computed_s'])} spent"
 
 
 def checkpoints_text(written: Block) -> str:
-    """How many were written, and how fast."""
+    """Describes how many checkpoints were written, and how fast."""
     speed = f" at {number(written['gb_per_s'])} GB/s" if written["gb_per_s"] else ""
     return f"{count(written['num'])} written, {number(written['bytes'] / 1e9)} GB{speed}"
 
 
 def subtitle(report: Report) -> str:
-    """What was trained on how much, and when it was measured, in one line."""
+    """Returns one line with algorithm, model, sizes of the data, and the date of the measurement."""
     run = report.run or {}
     data = run.get("data") or {}
     sizes = {"num_train": "for training", "num_held_out": "held out"}
@@ -68,7 +68,7 @@ def subtitle(report: Report) -> str:
 
 
 def run_facts(report: Report) -> Facts:
-    """The settings of the run: known ones first, then whatever else is recorded."""
+    """Returns the settings of the run: known ones first, then all others that are recorded."""
     run = report.run or {}
     known = [(label, _text(run[key])) for key, label in RUN_LABELS.items() if run.get(key) is not None]
     others = [(_label(key), _text(run[key])) for key in run if key not in RUN_LABELS and key != "data"]
@@ -76,7 +76,7 @@ def run_facts(report: Report) -> Facts:
 
 
 def throughput_facts(report: Report) -> Facts:
-    """Speed and times; empty if nothing was recorded."""
+    """Returns speeds and times; empty if nothing was recorded."""
     throughput = report.throughput or {}
     if not throughput:
         return []
@@ -88,7 +88,7 @@ def throughput_facts(report: Report) -> Facts:
 
 
 def provenance_facts(report: Report) -> Facts:
-    """Everything that was recorded about the origin of the run."""
+    """Returns everything that was recorded about the origin of the run."""
     return [(_label(key), _text(value)) for key, value in (report.provenance or {}).items()]
 
 

@@ -1,4 +1,4 @@
-"""Which charts a report gets: from the report, the metrics and the pairs to titled SVGs."""
+"""The charts of a report: makes titled SVGs from the report, the logged metrics and the pairs."""
 
 import math
 from typing import Any
@@ -24,27 +24,27 @@ from prefopt.reports.curves import PANELS, Panel, Series, num_not_finite, series
 from prefopt.reports.numbers import cell, count, interval, is_measured, number
 
 NARROW = 340
-"""Pixels of a chart of which three stand in a row."""
+"""Width in pixels of a chart; three fit in a row."""
 CURVE_BOX = Box(NARROW, 200, left=44, right=62, top=8, bottom=40)
 MAX_DOTS = 20
-"""A held-out curve with more points has no dot on each of them."""
+"""A held-out curve with at most this many points has a dot on each."""
 CHANCE = 0.5
 BASELINES = {LONGER_WINS: "always the longer answer", SHORTER_WINS: "always the shorter answer"}
 
 
 def result_figures(held_out: HeldOut, pairs: list[dict[str, Any]]) -> list[Figure]:
-    """The headline chart and the histogram of average margins, where there is something to draw."""
+    """Draws the headline chart and the histogram of average margins; a chart without data is left out."""
     return [figure for figure in (_headline_figure(held_out), _margin_figure(pairs)) if figure]
 
 
 def training_figures(metrics: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> list[Figure]:
-    """Learning curves, then the reward margins that they led to."""
+    """Draws the learning curves, then the histogram of reward margins after training."""
     curves = [_curve_figure(panel, metrics) for panel in PANELS]
     return [figure for figure in (*curves, _reward_figure(pairs)) if figure]
 
 
 def curve_note(metrics: list[dict[str, Any]]) -> str:
-    """How to tell the curves apart, and how many log lines stand behind one of their points."""
+    """Explains the curves: line styles, log lines per point, and which panels have too few points for a curve."""
     lines = [line for panel in PANELS for line in series_of(panel, metrics)]
     averaged = max((line.num_averaged for line in lines), default=1)
     notes = ["Thin line: training. Thick line: held-out."] if any(line.is_held_out for line in lines) else []
@@ -160,12 +160,12 @@ def _curve_figure(panel: Panel, metrics: list[dict[str, Any]]) -> Figure | None:
 
 
 def _has_curve(lines: list[Series]) -> bool:
-    """Whether there is more to draw than points."""
+    """Whether any line has at least two points."""
     return any(len(line.values) > 1 for line in lines)
 
 
 def _without_curve(panel: Panel, metrics: list[dict[str, Any]]) -> str:
-    """The panel's title, and what it was logged as; empty if it was not logged."""
+    """Title and logged values of a panel that has no curve; empty if nothing was logged."""
     points = [f"{line.name} {number(line.values[0])}" for line in series_of(panel, metrics)]
     said = [note for note in (*points, _not_drawn(panel, metrics)) if note]
     return f"{panel.title} ({', '.join(said)})" if said else ""
@@ -177,7 +177,7 @@ def _not_drawn(panel: Panel, metrics: list[dict[str, Any]]) -> str:
 
 
 def _curve_chart(panel: Panel, lines: list[Series], *, description: str) -> str:
-    """Training (thin) and held-out (thick) over steps, each labelled at its end."""
+    """Draws training (thin) and held-out (thick) lines over steps, with labels at their ends."""
     values = [value for line in lines for value in line.values]
     values += [] if panel.baseline is None else [panel.baseline]
     y_range = (min(0.45, *values) - 0.02, 1.02) if panel.is_share else with_air(min(values), max(values))

@@ -1,4 +1,4 @@
-"""What each metric means, how to read it, and how it misleads: the sentences of the table of metrics, laid out."""
+"""The glossary: what each metric means and how it can mislead, in the sentences of the table of metrics."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ DIRECTIONS = {
 
 @dataclass(frozen=True)
 class Term:
-    """A term explained; `path` says where report.json holds it: only then it is shown."""
+    """An explained term; it is shown only if report.json has a value at `path`."""
 
     name: str
     meaning: str
@@ -33,12 +33,12 @@ INTERVALS = Term(
 
 
 def terms() -> list[Term]:
-    """What the table of metrics explains, and what an interval is."""
+    """Returns what the table of metrics explains, and what an interval is."""
     return [*(Term(m.name, m.hint, m.trap, m.path) for m in METRICS if m.trap and m.path), INTERVALS]
 
 
 def terms_for(report: dict[str, Any]) -> list[Term]:
-    """The terms that report.json uses."""
+    """Returns the terms that report.json uses."""
     return [term for term in terms() if _holds(report, term.path)]
 
 
@@ -49,7 +49,7 @@ def _holds(values: Any, path: tuple[str, ...]) -> bool:
 
 
 def reading_table() -> str:
-    """README's table of what the numbers mean: every metric that can mislead, as Markdown."""
+    """Returns README's table of what the numbers mean, as Markdown: all metrics that have a trap."""
     rows = [
         f"| {_place(metric)} | {DIRECTIONS[metric.better]} | {metric.hint} | {metric.trap} |"
         for metric in METRICS

@@ -1,4 +1,4 @@
-"""Estimates and counts as text: one place decides rounding, signs and units."""
+"""Formats estimates and counts as text: rounding, signs and units are decided here alone."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ SIGNIFICANT_DIGITS = 3
 
 @dataclass(frozen=True)
 class Cell:
-    """One number ready to print: its value with the unit, its 95 % interval without, and its n."""
+    """A number ready to print: value with unit, 95 % interval without unit, and n."""
 
     value: str = ""
     interval: str | None = None
@@ -54,23 +54,23 @@ def is_measured(estimate: Estimate | None) -> TypeGuard[Estimate]:
 
 
 def interval(estimate: Estimate) -> tuple[float, float] | None:
-    """The 95 % interval, or None unless both bounds are finite."""
+    """Returns the 95 % interval, or None unless both bounds are finite."""
     is_whole = math.isfinite(estimate.low) and math.isfinite(estimate.high)
     return (estimate.low, estimate.high) if is_whole else None
 
 
 def count(value: int) -> str:
-    """A whole number with thousands separators."""
+    """Formats a whole number with thousands separators."""
     return f"{value:,}"
 
 
 def number(value: float) -> str:
-    """A number without unit, rounded to its significant digits."""
+    """Formats a number without unit, rounded to `SIGNIFICANT_DIGITS`."""
     return _fixed(value, _decimals(abs(value), NUMBER), NUMBER)
 
 
 def duration(seconds: float) -> str:
-    """A time span in its two largest units: `1 h 07 min`, `2 min 05 s`, `8.4 s`."""
+    """Formats a time span in its two largest units: `1 h 07 min`, `2 min 05 s`, `8.4 s`."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -80,7 +80,7 @@ def duration(seconds: float) -> str:
 
 
 def moment(iso: str) -> str:
-    """A time of ISO 8601 in UTC, to the minute: `2026-11-26 09:30 UTC`."""
+    """Formats an ISO 8601 time in UTC, to the minute: `2026-11-26 09:30 UTC`."""
     return f"{iso[:16].replace('T', ' ')} UTC"
 
 

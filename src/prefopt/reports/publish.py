@@ -1,4 +1,4 @@
-"""An evaluation becomes the report of its run."""
+"""Writes the report of an evaluation into the folder of its run."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from prefopt.runs.directory import RunDirectory
 from prefopt.storage.files import write_text
 
 PAIRS = "pairs.jsonl"
-"""In `report/`: a line per held-out pair, by which `prefopt compare` compares runs pair by pair."""
+"""File in `report/` with one line per held-out pair; with it `prefopt compare` compares runs pair by pair."""
 
 
 @phases.of("report")
@@ -19,9 +19,9 @@ def publish(evaluation: Evaluation, run: RunDirectory, folder: Path | None = Non
     """Writes the report of an evaluation, and returns it with its phases. Rank 0 only.
 
     Args:
-        evaluation: Of the run.
-        run: Its folder.
-        folder: Where the report goes; unset: `report/` of the run.
+        evaluation: The results for the run.
+        run: Folder of the run.
+        folder: Where the report goes; None: `report/` of the run.
     """
     folder = folder or run.report
     render_report(evaluation.report, evaluation.records, evaluation.pairs, folder, lambda: read_phases(run))
@@ -30,7 +30,7 @@ def publish(evaluation: Evaluation, run: RunDirectory, folder: Path | None = Non
 
 
 def read_phases(run: RunDirectory) -> dict[str, float]:
-    """Seconds of the run by part until now; of a run that is evaluated once more, those of its own command."""
+    """Returns the seconds per part of the run until now; in a later evaluation, those of the training command."""
     phases.save()
     found: dict[str, float] = run.read_work().get("phases", {})
     return found

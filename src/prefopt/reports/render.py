@@ -34,11 +34,11 @@ def render_report(
     """Writes the report's three files into `folder`, each one completely or not at all.
 
     Args:
-        report: The evaluation's results; what it lacks is shown as not measured or left out.
+        report: The evaluation's results; missing parts are shown as not measured or left out.
         metrics: The lines of metrics.jsonl.
         pairs: Margins per held-out pair: `base_margin`, `tuned_margin`, `reward_margin`.
-        folder: Made if absent.
-        read_phases: Returns the report's `phases`; asked when all charts are drawn, which is most of the work here.
+        folder: Created if absent.
+        read_phases: Returns the report's `phases`; called after drawing the charts, so that this time is included.
 
     Returns:
         The path of report.html.
@@ -83,17 +83,17 @@ def _content(report: Report) -> dict[str, Any]:
 
 
 def _answers(sample: dict[str, str | None]) -> list[tuple[str, str, str]]:
-    """Title, CSS class and text of each part of a sample: the prompt, all answers, and the one in the data."""
+    """Title, CSS class and text of each part of a sample: the prompt, all answers, and the answer in the data."""
     titles = {"chosen": "Chosen in the data"}
     return [(titles.get(name, name.capitalize()), name, text) for name, text in sample.items() if text is not None]
 
 
 def environment(*packages: str, clean: Callable[[str], str] | None = None) -> Environment:
-    """What fills the templates of `packages`, with every text as it is shown: escaped, and nothing in it acts.
+    """Returns the Jinja environment for the templates of `packages`: HTML is escaped, and every text is cleaned.
 
     Args:
-        packages: In each of them are `templates/`; the first one that has a name gives it.
-        clean: What makes a text harmless; unset: control characters are made visible, and lines stay lines.
+        packages: Packages with a folder `templates/`; if several have a template of one name, the first is used.
+        clean: Makes a text harmless; None: control characters are made visible, and line breaks stay.
     """
 
     def finalize(value: Any) -> Any:
@@ -113,33 +113,33 @@ def environment(*packages: str, clean: Callable[[str], str] | None = None) -> En
 
 
 def _printable(text: str) -> str:
-    """Makes control characters of model output visible: they are invalid in HTML and act on a terminal."""
+    """Makes control characters in model output visible: they are invalid in HTML and change a terminal's state."""
     return CONTROL_CHARACTERS.sub(REPLACEMENT, text)
 
 
 def _markdown(text: str) -> str:
-    """`text` as one line of Markdown that starts no table cell, tag, link or image."""
+    """Returns `text` as one line of Markdown, escaped so that it starts no table cell, tag, link or image."""
     line = " ".join(text.split())
     escaped = re.sub(r"([\\|`*])", r"\\\1", line).replace("](", "]\\(")
     return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _fenced(text: str) -> str:
-    """`text` as a code block whose fence is longer than any run of backticks inside."""
+    """Returns `text` as a code block whose fence is longer than any run of backticks inside."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text.rstrip()}\n{fence}"
 
 
 def _unbroken(text: str) -> str:
-    """`text` with numbers tied to what gives them their meaning: `95 % CI`, `n = 132`."""
+    """Puts non-breaking spaces between numbers and their units or names: `95 % CI`, `n = 132`."""
     for tied in (" %", "% CI", "n = ", "p = "):
         text = text.replace(tied, tied.replace(" ", "\u00a0"))
     return text
 
 
 def _json_ready(value: Any) -> Any:
-    """A copy that strict JSON can hold: NaN and infinity become None, NumPy scalars become Python's."""
+    """Returns a copy that strict JSON can hold: NaN and infinity become None, NumPy scalars become Python's."""
     if isinstance(value, dict):
         return {str(key): _json_ready(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

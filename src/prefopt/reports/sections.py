@@ -1,4 +1,4 @@
-"""What the report says, independent of the output format: the decisive sentence and the tables."""
+"""The content of a report, independent of the output format: the headline and the tables."""
 
 from dataclasses import dataclass, field
 
@@ -31,7 +31,7 @@ DECISIONS = {"ship": ("Ship", "good"), "do_not_ship": ("Do not ship", "bad"), "u
 
 @dataclass(frozen=True)
 class Headline:
-    """The decision, the finding that decided against (if one did) and the decisive number."""
+    """The decision, the finding that spoke against shipping (if one did), and a sentence with the main number."""
 
     decision: str
     level: str
@@ -47,7 +47,7 @@ class Row:
 
     @property
     def num(self) -> str:
-        """The n of its cells, once where they agree: `132`, or `440 / 132`."""
+        """The n of its cells, written once if they agree: `132`, or `440 / 132`."""
         return " / ".join(dict.fromkeys(cell.num for cell in self.cells if cell.num))
 
 
@@ -59,7 +59,7 @@ class Table:
 
 
 def headline(report: Report) -> Headline:
-    """The decision in one plain sentence with its decisive number."""
+    """Returns the decision, its reason, and one plain sentence with the main number."""
     words, level = DECISIONS.get(report.decision or "", ("No decision", "info"))
     sentence = _preference_sentence(report.held_out) or _loss_sentence(report.held_out)
     return Headline(words, level, _reason(report), sentence)
@@ -108,7 +108,7 @@ def _ci(shown: Cell) -> str:
 
 
 def held_out_table(report: Report) -> Table | None:
-    """Base against tuned on the held-out data, or None if nothing was measured."""
+    """Returns the table of base against tuned on the held-out data, or None if nothing was measured."""
     held_out = report.held_out
     base, tuned, gain = held_out.model(BASE), held_out.model(TUNED), held_out.gain
     rows = [
@@ -156,7 +156,7 @@ def _ties(held_out: HeldOut) -> str | None:
 
 
 def overfitting_table(report: Report) -> Table | None:
-    """Train against held-out accuracy and their gap, or None if it was not measured."""
+    """Returns the table of train against held-out metrics and their gap, or None if they were not measured."""
     overfitting = report.overfitting
     rows = [
         _gap_row(overfitting[metric.report_key], metric)
@@ -177,7 +177,7 @@ def _gap_row(values: Gap, metric: Metric) -> Row:
 
 
 def drift_table(report: Report) -> Table | None:
-    """How far the tuned model moved from the base, or None if it was not measured."""
+    """Returns the table of how far the tuned model moved from the base, or None if it was not measured."""
     measured = [(metric, report.drift.get(metric.report_key)) for metric in metrics_of(DRIFT)]
     rows = [_divergence_row(found, metric) for metric, found in measured if isinstance(found, Estimate)]
     rows += [
@@ -187,11 +187,11 @@ def drift_table(report: Report) -> Table | None:
 
 
 def _divergence_row(found: Estimate, metric: Metric) -> Row:
-    """The row says how many answers were cut: what they hold beyond the limit is not in a sum over them."""
+    """Row of a metric against the base; says how many answers were cut, because sums miss the part after the cut."""
     label, hint = metric.name, metric.note
     if isinstance(found, AnswersEstimate) and found.num_cut and found.n and found.cut_at:
         num_cut = count(found.num_cut)
-        label = f"{metric.label}, {num_cut} cut"  # no longer than the longest of the others: a terminal is narrow
+        label = f"{metric.label}, {num_cut} cut"  # as short as the other labels: a terminal is narrow
         hint += f"; {num_cut} of {count(found.n)} were cut at {count(found.cut_at)} tokens: whole, more"
     return Row(label, [NOT_APPLICABLE, cell(found, NUMBER), NOT_APPLICABLE], hint)
 
@@ -210,7 +210,7 @@ def _drift_row(values: Estimates, metric: Metric) -> Row:
 
 
 def likelihood_table(report: Report) -> Table | None:
-    """How training moved the log-probs of both completions, or None if it was not measured."""
+    """Returns the table of how training moved the log-probs of both completions, or None if it was not measured."""
     likelihood = report.likelihood or {}
     rows = [
         Row(metric.name, [cell(likelihood[metric.report_key], metric.unit)], metric.note)

@@ -1,4 +1,4 @@
-"""Where the seconds of a run went, as one bar: groups of parts in the order of a run, each in a colour of its own."""
+"""The time of a run as one bar: its parts in groups, in the order of a run, one colour per group."""
 
 from dataclasses import dataclass
 
@@ -18,14 +18,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "report": ("report", "wandb"),
     OTHER: (),
 }
-"""Group, also the CSS class of its colour -> its parts, or the first word of their names."""
+"""Group (also the CSS class of its colour) -> its parts, by their names up to the first slash."""
 GROUP_OF = {part: group for group, parts in GROUPS.items() for part in parts}
 ORDER = [*GROUP_OF, OTHER]
 
 
 @dataclass(frozen=True)
 class Share:
-    """A part or a group: its name, its seconds as text, and its share of the whole in percent."""
+    """A part or a group: its name, its seconds as text, and its share of the total in percent."""
 
     name: str
     time: str
@@ -35,7 +35,7 @@ class Share:
 
 @dataclass(frozen=True)
 class TimeBlock:
-    """The bar's `segments`, and all `parts` behind them; both add up to `total`."""
+    """The `segments` of the bar, and all `parts` of the run; both add up to `total`."""
 
     total: str
     outside: str
@@ -49,7 +49,7 @@ class TimeBlock:
 
 
 def time_block(report: Report) -> TimeBlock | None:
-    """The seconds of a report, None where they were not recorded."""
+    """Returns the time of a run from its report; None if it was not recorded."""
     seconds: dict[str, float] = report.phases or {}
     total = sum(seconds.values())
     if total <= 0:

@@ -1,1 +1,1 @@
-"""The folder of a run: what it holds, in which state it is, where it came from."""
+"""The folder of a run: its files, its state, and its provenance."""

@@ -1,4 +1,4 @@
-"""What differs between two attempts at one run, by the provenance that each of them left or would leave."""
+"""Compares two attempts at one run by their provenance.json."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ TOKENS = {
     "neutral_texts": "evaluation.neutral_texts",
     "pairs": "evaluation.pairs",
 }
-"""What a run reads beside its model: name in provenance.json -> for people."""
+"""The data that a run reads: name in provenance.json -> name in messages."""
 SURROUNDINGS = ("versions", "python", "hardware", "world_size", "git_commit", "git_diff_sha256")
-"""What an attempt ran on; it may differ from one to the next."""
+"""Entries of provenance.json for code, packages and hardware, which may differ between attempts."""
 SHOWN_FILES = 4
 PUT_BACK = "Put it back as it was"
 GO_BACK = "go on with the version that began it"
@@ -19,13 +19,13 @@ Provenance = dict[str, Any]
 
 
 def find_changed_input(before: Provenance, now: Provenance) -> str | None:
-    """Says what a run reads that is not what it began with, and how it could go on; None if all of it is.
+    """Says which input of a run has changed since it began, and how it can go on; None if none has.
 
-    What was not recorded is not asked.
+    Inputs that the earlier attempt did not record are not compared.
 
     Args:
-        before: The earlier attempt's, empty if there was none.
-        now: This attempt's.
+        before: Provenance of the earlier attempt, empty if there was none.
+        now: Provenance of this attempt.
     """
     tokens = _find_changed_tokens(before, now)
     if tokens is not None:
@@ -35,7 +35,7 @@ def find_changed_input(before: Provenance, now: Provenance) -> str | None:
 
 
 def _find_changed_tokens(before: Provenance, now: Provenance) -> str | None:
-    """Which data have other tokens, and why: another file, another tokenizer, or code that reads them otherwise."""
+    """Says which data have other tokens, and why: another file, tokenizer, or version of the code that reads them."""
     old, new = before.get("data", {}), now.get("data", {})
     found = new.get("sha256", {})
     names = [TOKENS.get(name, name) for name, digest in old.get("sha256", {}).items() if found.get(name) != digest]
@@ -47,7 +47,7 @@ def _find_changed_tokens(before: Provenance, now: Provenance) -> str | None:
     is_same_reader = old.get("reader") == new.get("reader") and not find_changed_versions(before, now)
     reads = f"this version reads {them} otherwise{_describe_code(before, now)}"
     files = old.get("files", {})
-    if not files or None in files.values():  # of an earlier version, or on the hub
+    if not files or None in files.values():  # recorded by an earlier version, or data of the hub
         return f"{changed}. {PUT_BACK}" if is_same_reader else f"{changed}, or {reads}. {PUT_BACK}, {GO_BACK}"
     if files != new.get("files"):
         return f"{changed}. {PUT_BACK}"
@@ -60,7 +60,7 @@ def _find_changed_tokens(before: Provenance, now: Provenance) -> str | None:
 
 
 def _describe_code(before: Provenance, now: Provenance) -> str:
-    """What else read the data then, in brackets, as far as that is known."""
+    """Names, in brackets, the package versions and commits that changed, as far as known."""
     parts = find_changed_versions(before, now)
     commits = [str(found.get("git_commit") or "none")[:10] for found in (before, now)]
     if commits[0] != commits[1]:
@@ -69,7 +69,7 @@ def _describe_code(before: Provenance, now: Provenance) -> str:
 
 
 def find_changed_model(before: Provenance, now: Provenance) -> str | None:
-    """As `find_changed_input`, of the model alone, whose files are named; an earlier version recorded only some."""
+    """Says which files of the model have changed; None if none has. Earlier versions recorded only some files."""
     old, new = before.get("model", {}), now.get("model", {})
     known, found = old.get("sha256") or {}, new.get("sha256") or {}
     names = known if "fingerprint" not in old else {**known, **found}
@@ -85,14 +85,14 @@ def find_changed_model(before: Provenance, now: Provenance) -> str | None:
 
 
 def find_changed_versions(before: Provenance, now: Provenance) -> list[str]:
-    """The packages whose versions differ, as `torch 2.11.0 -> 2.13.0`."""
+    """Lists the packages whose versions differ, such as `torch 2.11.0 -> 2.13.0`."""
     old, new = before.get("versions", {}), now.get("versions", {})
     names = [name for name in {**old, **new} if old and old.get(name) != new.get(name)]
     return [f"{name} {old.get(name, 'none')} -> {new.get(name, 'none')}" for name in names]
 
 
 def with_earlier(before: Provenance, now: Provenance) -> Provenance:
-    """`now`, and under `earlier` what attempts before it ran on, where that was something else; the oldest first."""
+    """Returns `now` with the differing `SURROUNDINGS` of earlier attempts under `earlier`, oldest first."""
     earlier: list[Provenance] = before.get("earlier", [])
     last = {name: before[name] for name in SURROUNDINGS if name in before}
     if any(now.get(name) != value for name, value in last.items()):

@@ -1,4 +1,4 @@
-"""The code that ran: commit, remote, and what of the tracked files is not committed."""
+"""The code that ran: commit, remote, and the uncommitted changes of tracked files."""
 
 import hashlib
 import subprocess
@@ -11,19 +11,19 @@ from urllib.parse import urlsplit, urlunsplit
 from prefopt.storage.files import write_bytes
 
 MAX_DIFF_BYTES = 1_000_000
-"""What is kept of a diff; its hash is that of the whole."""
+"""Most bytes of a diff that are kept; its hash is that of the whole diff."""
 TIMEOUT_S = 20
 
 
 @dataclass(frozen=True)
 class CodeState:
-    """The git repository of the working directory; all None or empty outside one.
+    """The git repository of the working directory; fields are None or empty if there is none.
 
     Attributes:
         commit: Hash of HEAD.
         remote: Address of `origin`, without credentials.
-        diff: `git diff HEAD`, of which at most `MAX_DIFF_BYTES` in whole lines. Untracked files are not in it.
-        diff_size: Bytes of the whole diff.
+        diff: Output of `git diff HEAD`, whole lines up to `MAX_DIFF_BYTES`. Untracked files are not in it.
+        diff_size: Size of the whole diff in bytes.
         diff_sha256: Hash (hex) of the whole diff; None if everything is committed.
     """
 
@@ -35,7 +35,7 @@ class CodeState:
 
     @classmethod
     def read(cls) -> "CodeState":
-        """The state of the working directory's repository now."""
+        """Reads the state of the working directory's repository now."""
         with tempfile.TemporaryFile() as output:  # a diff may be larger than memory
             commit = _read_word(output, "rev-parse", "HEAD")
             if commit is None:
@@ -52,7 +52,7 @@ class CodeState:
         return cls(commit, without_credentials(remote), diff, size, digest)
 
     def write_diff(self, path: Path) -> None:
-        """Writes the diff to `path`; one that was cut says so in its first line. No difference leaves no file."""
+        """Writes the diff to `path`; its first line says if it was cut. Removes the file if there is no diff."""
         if self.diff_sha256 is None:
             path.unlink(missing_ok=True)
             return
@@ -76,7 +76,7 @@ def _read_word(output: IO[bytes], *arguments: str) -> str | None:
 
 
 def _run_git(output: IO[bytes], *arguments: str) -> int | None:
-    """Puts what git says into `output`, at its start, and returns the number of bytes; None if git failed."""
+    """Writes git's output to `output`, rewound to its start, and returns its size in bytes; None if git failed."""
     output.seek(0)
     output.truncate()
     try:

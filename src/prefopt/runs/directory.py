@@ -1,4 +1,4 @@
-"""One run's folder: what it holds, what state it is in, and whether a command may start or continue it."""
+"""The folder of one run: its files, its state, and whether a command may start or continue it."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunTakenOverError(EndedError):
-    """This process seemed to be gone for so long that another one took over its run."""
+    """Another process took over the run, because this one showed no sign of life for too long."""
 
 
 class State(Enum):
@@ -43,11 +43,11 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Paths and state of `<run.root>/<run.name>`; nothing is written before `start`.
+    """Paths and state of the folder `<run.root>/<run.name>`. Nothing is written before `start`.
 
     Attributes:
         path: The folder.
-        lock: What keeps other processes out while this one uses the folder.
+        lock: Lock that keeps other processes out while this one uses the folder; None if it is only read.
     """
 
     path: Path
@@ -68,7 +68,7 @@ class RunDirectory:
 
     @property
     def diff(self) -> Path:
-        """What of the code was not committed; absent if everything was."""
+        """The uncommitted changes of the code; absent if everything was committed."""
         return self.path / "diff.patch"
 
     @property
@@ -81,7 +81,7 @@ class RunDirectory:
 
     @property
     def rows(self) -> Path:
-        """Which rows each optimizer step saw, with `trainer.log_rows`."""
+        """The rows that each optimizer step saw; written with `trainer.log_rows`."""
         return self.path / "rows.jsonl"
 
     @property
@@ -90,7 +90,7 @@ class RunDirectory:
 
     @property
     def work(self) -> Path:
-        """Which engine and kernels trained, what the reference store saved, and where the seconds went."""
+        """Engine and kernels of the training, what the reference store saved, and seconds by phase."""
         return self.path / "work.json"
 
     @property
@@ -104,7 +104,7 @@ class RunDirectory:
 
     @property
     def slurm(self) -> Path:
-        """What belongs to the jobs that run it: script, logs, attempts. It outlives `run.overwrite`."""
+        """Files of the jobs that run it: script, logs, attempts. `run.overwrite` keeps them."""
         return self.path / "slurm"
 
     @property
@@ -112,16 +112,16 @@ class RunDirectory:
         return self.path / "report"
 
     def read_status(self) -> dict[str, Any]:
-        """status.json, or an empty dict where there is none.
+        """Returns status.json, or an empty dict if there is none.
 
         Raises:
-            UserError: It is damaged, as for `read_provenance` and `read_work`.
+            UserError: The file is damaged; `read_provenance` and `read_work` raise the same.
         """
         return read_run_file(self.status, STATUS)
 
     @contextmanager
     def claimed(self, config: TrainConfig) -> Iterator["RunDirectory"]:
-        """The folder while no other process may use it, if it is fit for this configuration. All ranks call it."""
+        """Checks the folder for this configuration and locks it during the block. All ranks call it."""
         lock = RunLock(self.path)
 
         def claim() -> None:
@@ -135,39 +135,39 @@ class RunDirectory:
             lock.release()
 
     def find_intruder(self) -> str | None:
-        """Who has taken this folder over, in words, since this process seemed to be gone; None as it should be."""
+        """Describes the process that took this folder over from this one; None if none did."""
         return self.lock.lost_to if self.lock is not None else None
 
     def is_done(self, config: TrainConfig) -> bool:
-        """True if nothing is left to do; a run whose length was raised since is not done."""
+        """Returns whether nothing is left to do. A run whose length was raised afterwards is not done."""
         is_done = self.read_status().get("state") == State.done.value and self.model.is_dir()
         return is_done and not has_grown(read_config(self.config), config)
 
     def why_pruned(self) -> str | None:
-        """Why a search has ended this run early, None for other runs."""
+        """Returns why a search ended this run early; None if it did not."""
         status = self.read_status()
         return str(status["message"]) if status.get("state") == State.pruned.value else None
 
     def read_provenance(self) -> dict[str, Any]:
-        """provenance.json, or an empty dict where there is none."""
+        """Returns provenance.json, or an empty dict if there is none."""
         return read_run_file(self.provenance, PROVENANCE)
 
     def read_step_size(self) -> dict[str, int] | None:
-        """How the first attempt divided a step (`StepSize`), None before there was one."""
+        """Returns the fields of the first attempt's `StepSize`; None before the first attempt."""
         size: dict[str, int] | None = self.read_provenance().get("step_size")
         return size
 
     def read_fit(self) -> dict[str, Any] | None:
-        """What the first attempt found to fit on the device (`Fit`), None where nothing was tried."""
+        """Returns the fields of the `Fit` that the first attempt found; None if nothing was tried."""
         fit: dict[str, Any] | None = self.read_provenance().get("fit")
         return fit
 
     def read_wandb_id(self) -> str | None:
-        """The run's id in Weights & Biases, None without."""
+        """Returns the run's id in Weights & Biases; None without one."""
         return self.wandb_id.read_text(encoding="utf-8").strip() if self.wandb_id.exists() else None
 
     def check(self, config: TrainConfig) -> None:
-        """Refuses a folder that belongs to something else, or that cannot be written. Writes nothing."""
+        """Refuses a folder that belongs to another run or program, or that cannot be written. Writes nothing."""
         ancestor = self.path
         while not ancestor.exists() and ancestor != ancestor.parent:
             ancestor = ancestor.parent
@@ -179,7 +179,7 @@ class RunDirectory:
             return
         if not self.config.exists():
             found = (path for path in self.path.rglob("*") if path.is_file() and self.slurm not in path.parents)
-            own = (self.status, self.path / OUTPUT, self.path / ERRORS)  # all that a run leaves that ends as it begins
+            own = (self.status, self.path / OUTPUT, self.path / ERRORS)  # the files of a run that failed at its start
             if any(path.suffix != PARTIAL and path not in own for path in found):
                 raise UserError(f"{self.path}: exists and is no run of prefopt. Set run.name or run.root.")
             return
@@ -194,7 +194,7 @@ class RunDirectory:
             )
 
     def _read_earlier_config(self, config: TrainConfig) -> TrainConfig:
-        """The configuration of the run here; the commit that its model's name meant then may be named by now."""
+        """Returns the configuration of the run here; a model revision and the commit that it meant count as equal."""
         earlier = read_config(self.config)
         if config.model.revision is not None and config.model.path == earlier.model.path:
             known: dict[str, Any] = self.read_provenance().get("model", {})
@@ -203,7 +203,7 @@ class RunDirectory:
         return earlier
 
     def _keep_inputs(self, config: TrainConfig) -> None:
-        """Refuses to overwrite a run that the new one reads from."""
+        """Refuses to overwrite a run whose files the new run reads."""
         inputs = [config.model.path, config.data.train, config.data.held_out, config.evaluation.pairs]
         flat = [path for item in inputs for path in (item if isinstance(item, list) else [item]) if path is not None]
         for path in [*flat, config.model.chat_template, config.evaluation.neutral_texts]:
@@ -211,10 +211,10 @@ class RunDirectory:
                 raise UserError(f"run.overwrite=true would delete {path}, which this run reads. Set another run.name.")
 
     def start(self, config: TrainConfig, provenance: dict[str, Any]) -> None:
-        """Creates the folder, or opens another attempt in it. Rank 0 only.
+        """Creates the folder, or begins another attempt in it. Rank 0 only.
 
         Raises:
-            UserError: The earlier attempt was on other data, or from another model.
+            UserError: The earlier attempt had other data or another model.
         """
         if config.run.overwrite and not self.is_overwriting(config):
             self._delete()
@@ -229,12 +229,12 @@ class RunDirectory:
             logger.warning(
                 "resume: goes on with other versions (%s), so numbers may differ a little", "; ".join(versions)
             )
-        self.read_records()  # a damaged line is told of now, and not after training
+        self.read_records()  # raises for a damaged line now, and not after training
         with explained(self.path, "written", "Free space, or set run.root."):
             self.path.mkdir(parents=True, exist_ok=True)
             self._remove_half_written()
             attempts = int(self.read_status().get("attempts", 0)) + 1
-            self.set_state(State.running, attempts=attempts)  # first: a kill from here on leaves an unfinished run
+            self.set_state(State.running, attempts=attempts)  # first, so a kill from here on leaves it unfinished
             if self.config.exists() and has_grown(read_config(self.config), config):
                 shutil.rmtree(self.model, ignore_errors=True)
                 logger.info("run: its length was raised; training goes on from the last checkpoint")
@@ -242,7 +242,7 @@ class RunDirectory:
             write_json(self.provenance, with_earlier(before, provenance))
 
     def is_overwriting(self, config: TrainConfig) -> bool:
-        """True if the unfinished run here was itself started by this command with `run.overwrite`: it goes on."""
+        """Returns whether this same command with `run.overwrite` began the unfinished run here, so that it goes on."""
         if not config.run.overwrite or not self.config.exists():
             return False
         try:
@@ -254,9 +254,9 @@ class RunDirectory:
         return is_unfinished and earlier.run.overwrite and fingerprint(earlier) == fingerprint(config)
 
     def _delete(self) -> None:
-        """Removes the run so that a kill in the midst of it leaves nothing under its name."""
+        """Removes the run. It is renamed first, so a kill leaves no half-deleted run under its name."""
         if self.path.exists():
-            folder = self.path.resolve()  # of a link, what it leads to
+            folder = self.path.resolve()  # for a link, its target
             doomed = folder.with_name(f".{folder.name}.removed")
             shutil.rmtree(doomed, ignore_errors=True)
             folder.rename(doomed)
@@ -276,8 +276,8 @@ class RunDirectory:
         """Drops the records of metrics.jsonl and rows.jsonl that will be written again.
 
         Args:
-            step: From which training goes on.
-            evaluation_due: The held-out evaluation after that step will be made up for.
+            step: Step from which training resumes.
+            evaluation_due: Whether the held-out evaluation after that step will be repeated.
         """
         for path in (self.metrics, self.rows):
             if path.exists():
@@ -289,31 +289,31 @@ class RunDirectory:
                 write_text(path, "".join(f"{line}\n" for line in kept))
 
     def read_records(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, empty where there is none.
+        """Returns the lines of metrics.jsonl; empty if there is no such file.
 
         Raises:
-            UserError: One is damaged.
+            UserError: A line is damaged.
         """
         return list(read_steps(self.metrics)) if self.metrics.exists() else []
 
     def count_lost_records(self, records: list[dict[str, Any]]) -> int:
-        """How many lines metrics.jsonl lacks of those that it had at the last save; earlier versions did not count."""
+        """Counts the lines that metrics.jsonl has lost since the last save; 0 for versions that did not count."""
         status = self.read_status()
         expected, step = status.get("records"), status.get("step", 0)
         return 0 if expected is None else max(0, expected - sum(record["step"] <= step for record in records))
 
     def discard_if_empty(self) -> None:
-        """Removes the folders that transformers made for a run that then could not begin."""
+        """Removes the empty folders that transformers made for a run that could not begin."""
         for path in (self.checkpoints, self.path):
             with suppress(OSError):
                 path.rmdir()
 
     def read_work(self) -> dict[str, Any]:
-        """work.json, or an empty dict where there is none."""
+        """Returns work.json, or an empty dict if there is none."""
         return read_run_file(self.work, WORK)
 
     def read_report(self) -> dict[str, Any]:
-        """report.json, or an empty dict where there is none that can be read."""
+        """Returns report.json, or an empty dict if there is none that can be read."""
         return read_json(self.report / "report.json")[0] or {}
 
     def add_work(self, **parts: Any) -> None:
@@ -333,7 +333,7 @@ class RunDirectory:
 
 
 def trouble_of(run: RunDirectory, error: BaseException) -> UserError | None:
-    """What a person can do about an error of a run that has begun; None if it is not of that kind."""
+    """Returns an error that says how to mend the folder or disk of a begun run; None if they are not the cause."""
     goes_on = "run the same command: it goes on from its newest checkpoint"
     if not run.path.is_dir():
         return UserError(

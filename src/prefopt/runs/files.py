@@ -1,6 +1,6 @@
-"""The JSON files of a run, read back: whole and of the shape in which they were written, or refused with what to do.
+"""Reads the JSON files of a run and checks their shape; refuses damaged ones and says what to do.
 
-Somebody may have edited them, a disk may have damaged them: what reads them further on can rely on these shapes.
+A user may have edited a file, or a disk damaged it. Callers can rely on the shapes that are checked here.
 """
 
 import json
@@ -14,7 +14,7 @@ from prefopt.storage.files import read_lines, read_object
 
 LARGEST = 2**63
 Shape = Callable[[Any], bool] | Mapping[str, Any]
-"""What a value must be: by a test, or, of an object, by that of each of its keys, all of which must be there."""
+"""A check of a value: a test function or, for an object, the shape of each of its required keys."""
 
 
 def is_text(value: Any) -> bool:
@@ -34,7 +34,7 @@ def is_number(value: Any) -> bool:
 
 
 def of_each(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """An object all of whose values pass a test."""
+    """Returns a test that accepts an object whose values all pass `test`."""
     return lambda value: isinstance(value, dict) and all(map(test, value.values()))
 
 
@@ -66,7 +66,7 @@ RECORD: Mapping[str, Shape] = {
     "pairs": is_count,
     "tokens": is_count,
 }
-"""A line of metrics.jsonl or rows.jsonl, as far as anything is computed with it."""
+"""The keys of a line of metrics.jsonl or rows.jsonl that are computed with."""
 WORK: Mapping[str, Shape] = {
     "phases": of_each(is_number),
     "checkpoints": {"num": is_count, "bytes": is_count, "gb_per_s": or_null(is_number)},
@@ -75,14 +75,14 @@ WORK: Mapping[str, Shape] = {
 
 
 def read_run_file(path: Path, shape: Mapping[str, Shape]) -> dict[str, Any]:
-    """A file that a run can do without; empty where there is none.
+    """Reads a file that a run can do without; returns an empty dict if there is none.
 
     Args:
         path: The file.
-        shape: Of its keys, none of which must be there.
+        shape: Shape of each key; every key may be absent.
 
     Raises:
-        UserError: It cannot be read, is damaged, or holds something of another shape.
+        UserError: The file cannot be read, is damaged, or a value has another shape.
     """
     remedy = f"Remove it, and the run goes on without: rm {shlex.quote(str(path))}"
     value = read_object(path, remedy)
@@ -93,7 +93,7 @@ def read_run_file(path: Path, shape: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """The object in a file, None where there is no file; or empty, and what is wrong with the file, in words."""
+    """Returns the object in a file and ""; (None, "") without a file, ({}, what is wrong) if it is damaged."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -106,10 +106,10 @@ def read_json(path: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def read_steps(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file in which each one is of a step.
+    """Yields the lines of a file whose lines each belong to a step.
 
     Raises:
-        UserError: One of them is damaged.
+        UserError: A line is damaged.
     """
     return read_lines(path, lambda record: _find_misfit(record, RECORD) if "step" in record else "it has no step")
 

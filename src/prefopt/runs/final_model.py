@@ -1,8 +1,8 @@
 """The final model on disk: a folder that transformers or PEFT loads, sealed by the digests of its files.
 
-`manifest.json` in `model/` lists size and SHA-256 of every file. It is written when all of them are on the disk, and
-before the folder gets its name. Of a model without one nobody can tell whether it is what was trained: an earlier
-version left it, or whoever has edited the model took it away.
+`manifest.json` in `model/` lists size and SHA-256 of every file. It is written when all files are on the disk, and
+before the folder gets its name. A model without manifest cannot be verified: an earlier version of prefopt wrote it,
+or a user edited the model and removed the manifest.
 """
 
 import json
@@ -37,21 +37,21 @@ STATE_FILES = (
     MANIFEST,
     on_disk.COMPLETE,
 )
-"""What a checkpoint holds beside the model."""
+"""Patterns of the files that a checkpoint holds beside the model."""
 
 
 def copy_model(checkpoint: Path, folder: Path, *, with_code: bool) -> Digests:
-    """Copies the model out of a checkpoint, brings it to the disk, and returns the digests of its files.
+    """Copies the model from a checkpoint, flushes it to the disk, and returns the digests of its files.
 
     Args:
-        checkpoint: Of the last step.
-        folder: Where to.
-        with_code: Python files too, which transformers saves beside the weights of a model with code of its own.
+        checkpoint: Checkpoint of the last step.
+        folder: Target folder.
+        with_code: Whether to copy Python files, which transformers saves for models with their own code.
 
     Raises:
-        OSError: A file cannot be copied, or the copy is not what was sealed.
+        OSError: A file cannot be copied, or the copy differs from the sealed file.
     """
-    _, files = on_disk.read_manifest(checkpoint)  # what else lies there is not ours
+    _, files = on_disk.read_manifest(checkpoint)  # other files in the folder are not part of the checkpoint
     of_model = [n for n in files if not any(fnmatch(Path(n).parts[0], pattern) for pattern in STATE_FILES)]
     wanted = [n for n in of_model if with_code or not n.endswith(".py")]
     for name in wanted:
@@ -65,18 +65,18 @@ def copy_model(checkpoint: Path, folder: Path, *, with_code: bool) -> Digests:
 
 
 def seal_model(aside: Path, model: Path, digests: Digests) -> None:
-    """Makes a written folder, whose files are on the disk, the final model."""
+    """Turns a written folder, whose files are on the disk, into the final model."""
     write_json(aside / MANIFEST, {"format": FORMAT, "files": dict(sorted(digests.items()))})
     sealed.publish(aside, model, digests)
 
 
 def is_sealed(model: Path) -> bool:
-    """True if the model says what it was when it was written."""
+    """Returns whether the model has a manifest with the digests of its files."""
     return (model / MANIFEST).exists()
 
 
 def has_sound_model(run: RunDirectory) -> bool:
-    """True if the final model is there as it was sealed. One that is not is set aside; all ranks call it."""
+    """Returns whether the final model exists and is undamaged; a damaged one is set aside. All ranks call it."""
     if not on_main(run.model.is_dir):
         return False
     damage = _find_damage(run.model)
@@ -89,7 +89,7 @@ def require_sound_model(run: RunDirectory) -> None:
     """Refuses to measure a model that is not the one that was trained. All ranks call it.
 
     Raises:
-        UserError: It was damaged, or edited: which of them, only a person can know.
+        UserError: The model was damaged or edited; the message has the way out for both.
     """
     damage = _find_damage(run.model)
     if damage is None:
@@ -103,7 +103,7 @@ def require_sound_model(run: RunDirectory) -> None:
 
 
 def _where_from(run: RunDirectory) -> str:
-    """What a run without a final model does."""
+    """Says how the same command gets a final model again, and from which checkpoint."""
     complete, step = on_disk.list_complete(run.checkpoints), run.read_status().get("step")
     if complete and on_disk.step_of(complete[-1]) == step:
         return f"makes it anew from {complete[-1]} and measures it"
@@ -112,7 +112,7 @@ def _where_from(run: RunDirectory) -> str:
 
 
 def _find_damage(model: Path) -> str | None:
-    """Says what is wrong with a model, the same on all ranks, each of which looks at a share of its files."""
+    """Says what is wrong with a model, the same on all ranks; each rank checks a share of its files."""
     if not on_main(partial(is_sealed, model)):
         if rank() == 0:
             logger.warning("%s: has no seal (%s), so it is taken as it is", model, MANIFEST)
@@ -134,7 +134,7 @@ def _find_damage(model: Path) -> str | None:
 
 
 def _set_aside(model: Path, damage: str) -> None:
-    """Gives the folder another name, one that no folder has: somebody may have worked on it."""
+    """Renames the folder to an unused name; it is not deleted, since a user may have worked on it."""
     names = (f"{DAMAGED_PREFIX}{model.name}{number}" for number in ["", *(f"-{n}" for n in range(2, 1000))])
     aside = next(path for name in names if not (path := model.with_name(name)).exists())
     model.rename(aside)

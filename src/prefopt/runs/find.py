@@ -1,4 +1,4 @@
-"""Which folders are runs: single ones, the points of a sweep, and those that a folder holds."""
+"""Finds runs: single ones, the points of a sweep, and the runs in a folder."""
 
 import json
 import os
@@ -18,17 +18,17 @@ from prefopt.runs.jobs import JOBS, LOG, Submitted, read_jobs
 SWEEP = "sweep.json"
 SWEEP_FORMAT = 1
 SEARCH = "search"
-"""Entry of sweep.json where the points are drawn."""
+"""Entry of sweep.json that a search has, whose points are drawn."""
 REFERENCE = "reference"
-"""Folder, in a sweep's, of the run that computes what the points share; of several with a number behind it."""
+"""Name, in a sweep's folder, of the run that computes what the points share; several have a number appended."""
 IS_REFERENCE = re.compile(rf"{REFERENCE}(-\d+)?", re.ASCII)
 BEGUN = ("status.json", "config.yaml", "metrics.jsonl")
-"""Any of these tells that a run has begun, even one that was killed as it did."""
+"""Files that show that a run has begun; any one is enough, even if the run was killed at once."""
 TRACES = (*BEGUN, f"slurm/{JOBS}", f"slurm/{LOG}")
-"""Any of these makes a folder a run, also one that was only submitted."""
+"""Files that make a folder a run, even one that was only submitted; any one is enough."""
 REPORT = "report"
 MAX_NAMED = 5
-"""Folders that a message names, at most."""
+"""Most folders that a message names."""
 
 
 class Kind(Enum):
@@ -36,11 +36,11 @@ class Kind(Enum):
 
     run = "run"
     point = "point"
-    """Of a sweep."""
+    """A point of a sweep."""
     trial = "trial"
-    """Of a search, which may diverge: that is a result."""
+    """A trial of a search. It may diverge, which is a result too."""
     reference = "reference"
-    """It computes what the points of a sweep share, and has no model of its own."""
+    """The run that computes what the points of a sweep share; it has no model of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,13 @@ class Place:
     """A run that was found; a point of a sweep need not have begun.
 
     Attributes:
-        run: Its folder.
-        name: What it is called; unique in its group.
-        kind: What it is for.
-        job: The newest job of it.
-        changes: The settings of its point in a sweep, by dotted name, as one would type them.
-        evaluation: Name of the folder in it that holds the report: another one than `report` is of a later
-            evaluation on other data.
+        run: The run's folder.
+        name: Name of the run, unique in its group.
+        kind: What the run is for.
+        job: The newest job of the run; None if it was never submitted.
+        changes: The swept settings of its point, by dotted name, as typed on the command line.
+        evaluation: Name of the folder in it that holds the report: `report`, or that of a later evaluation on
+            other data.
     """
 
     run: RunDirectory
@@ -78,11 +78,11 @@ class Group:
     """Runs that belong together.
 
     Attributes:
-        title: For people.
-        path: The sweep or folder that holds them; None for runs that were named one by one.
-        is_sweep: The runs are points of one sweep, which one command resumes.
-        places: The runs; in a sweep those of other kinds first, then the points in their order.
-        command: What submitted the sweep; None if that was not recorded.
+        title: Name of the group for users.
+        path: The sweep or folder that holds the runs; None for runs that were named one by one.
+        is_sweep: Whether the runs are points of one sweep, which one command resumes.
+        places: The runs; in a sweep runs of other kinds come first, then the points in their order.
+        command: Command that submitted the sweep; None if it was not recorded.
     """
 
     title: str
@@ -93,14 +93,14 @@ class Group:
 
 
 def find_groups(targets: Sequence[Path], *, others: str = "") -> list[Group]:
-    """The runs of run folders, of sweeps, and of folders that hold either, each run once.
+    """Finds the runs in run folders, sweeps, and folders that hold either; each run is listed once.
 
     Args:
-        targets: As a user names them; a report's folder in a run's is that run with that report.
-        others: What else the user may name, for messages.
+        targets: Folders that the user named. A report folder in a run's folder means that run with that report.
+        others: Text on what else the user may name, for messages.
 
     Raises:
-        UserError: A folder that is not there or that holds no run; a damaged sweep.json.
+        UserError: A folder does not exist or holds no run, or a sweep.json is damaged.
     """
     groups: list[Group] = []
     single: list[Place] = []
@@ -125,10 +125,10 @@ def find_groups(targets: Sequence[Path], *, others: str = "") -> list[Group]:
 
 
 def find_run(folder: Path) -> RunDirectory:
-    """The run in a folder that was given as `run=<folder>`.
+    """Returns the run in a folder that was given as `run=<folder>`.
 
     Raises:
-        UserError: There is none, with the folder that was meant, or the runs to choose from.
+        UserError: The folder is no run; the message names similar folders, or the runs in it.
     """
     run = RunDirectory(folder)
     if run.config.is_file():
@@ -145,10 +145,10 @@ def find_run(folder: Path) -> RunDirectory:
 
 
 def find_folders(targets: Sequence[Path]) -> list[Path]:
-    """The folders of runs that targets are or hold, those of sweeps too, each once; of points only those that began.
+    """Returns the folders of all runs that targets are or hold, each once; sweep points only if they have begun.
 
     Raises:
-        UserError: A folder that is not there, that holds no run, or that cannot be read.
+        UserError: A folder does not exist, holds no run, or cannot be read.
     """
     found: dict[Path, Path] = {}
     for target in targets:
@@ -164,7 +164,7 @@ def find_folders(targets: Sequence[Path]) -> list[Path]:
 
 
 def list_runs(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The runs and the sweeps in a folder, by name; hidden ones are left out. A closed folder counts as a run.
+    """Lists the runs and the sweeps in a folder by name, without hidden ones. An unreadable folder counts as a run.
 
     Raises:
         UserError: The folder cannot be read.
@@ -185,25 +185,25 @@ def list_runs(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def is_run(folder: Path) -> bool:
-    """True if a run has begun in a folder, or was submitted there."""
+    """Returns whether a run has begun in a folder, or was submitted there."""
     return _has_any(folder, TRACES)
 
 
 def is_sweep(folder: Path) -> bool:
-    """True if a folder is that of a sweep."""
+    """Returns whether a folder is that of a sweep."""
     return os.path.isfile(f"{folder}/{SWEEP}")
 
 
 def is_closed(folder: Path) -> bool:
-    """True if this user may not look into a folder: what is in it, nobody can say, but it must not be passed over."""
+    """Returns whether this user may not read a folder; such a folder is reported and not skipped."""
     return os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK)
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
-    """The sweep.json of a folder.
+    """Returns the sweep.json of a folder.
 
     Raises:
-        UserError: There is none, or it is not one of this version.
+        UserError: There is none, or it has the format of another version.
     """
     try:
         content: dict[str, Any] = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
@@ -222,7 +222,7 @@ def _read_sweep_group(folder: Path) -> Group:
     changes = _read_changes(folder, content)
     own_kind = Kind.trial if SEARCH in content else Kind.point
     jobs = read_jobs(folder, prepare=REFERENCE)
-    planned = sorted(name for name in jobs if IS_REFERENCE.fullmatch(name))  # has no folder before it begins
+    planned = sorted(name for name in jobs if IS_REFERENCE.fullmatch(name))  # no folder before it begins
     found = [child.name for child in list_runs(folder)[0]]
     others = [name for name in dict.fromkeys([*planned, *found]) if name not in changes]
     places = []
@@ -236,10 +236,10 @@ def _read_sweep_group(folder: Path) -> Group:
 
 
 def _read_changes(folder: Path, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The points of a sweep in their order: name of the run's folder -> the swept settings.
+    """Returns the points of a sweep in their order: name of the run's folder -> swept settings.
 
     Raises:
-        UserError: They are damaged, or a name leads out of the folder.
+        UserError: The points are damaged, or a name leads out of the sweep's folder.
     """
     try:
         changes = {str(point["name"]): dict(point.get("changes") or {}) for point in content["points"]}
@@ -256,7 +256,7 @@ def _damaged(folder: Path, error: Exception) -> UserError:
 
 
 def _find_in_folder(folder: Path) -> Iterator[Group]:
-    """The runs of a folder as one group, and each of its sweeps."""
+    """Yields the runs of a folder as one group, and each of its sweeps as a group."""
     runs, sweeps = list_runs(folder)
     if runs:
         yield Group(_name(folder), folder, False, [Place(RunDirectory(r), r.name, job=_newest({}, r)) for r in runs])
@@ -265,7 +265,7 @@ def _find_in_folder(folder: Path) -> Iterator[Group]:
 
 
 def _place_alone(run: Path) -> Place:
-    """A run that was named itself; it may be a point of a sweep, which has its jobs."""
+    """Returns the place of a run that was named directly; for a point, the sweep's folder knows its jobs."""
     real = run.resolve()
     in_sweep = is_sweep(real.parent)
     jobs = read_jobs(real.parent, prepare=REFERENCE) if in_sweep else {}
@@ -274,14 +274,14 @@ def _place_alone(run: Path) -> Place:
 
 
 def _newest(jobs: dict[str, Submitted], run: Path) -> Submitted | None:
-    """The job that was submitted last for a run, by its sweep or by itself."""
+    """Returns the job that was submitted last for a run, by its sweep or on its own."""
     name = run.name or run.resolve().name
     own = read_jobs(run).values() if os.path.exists(f"{run}/slurm/{JOBS}") else ()
     return max([*own, *filter(None, [jobs.get(name)])], key=lambda job: job.time, default=None)
 
 
 def _without_repeats(groups: Sequence[Group]) -> list[Group]:
-    """Keeps a run, with the same report, where it is first; a sweep or folder that is left without runs goes."""
+    """Keeps the first of equal entries (same run and report), and drops groups that are left without runs."""
     seen: set[tuple[str, str]] = set()
     kept = []
     for group in groups:
@@ -305,7 +305,7 @@ def _has_any(folder: Path, files: Sequence[str]) -> bool:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name can be that of a folder in the sweep's."""
+    """Returns whether a name can be a folder directly in the sweep's folder."""
     try:
         return Path(name).name == name and b"\0" not in os.fsencode(name) and name not in ("", "..")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""What a folder says of its jobs: `slurm/jobs.jsonl` has the submitted ones, `slurm/attempts.jsonl` their ends."""
+"""Reads a folder's jobs: submitted ones from `slurm/jobs.jsonl`, ended attempts from `slurm/attempts.jsonl`."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,18 +9,18 @@ from prefopt.storage.files import read_last, read_lines, read_objects
 JOBS = "jobs.jsonl"
 ATTEMPTS = "attempts.jsonl"
 LOG = "local.log"
-"""In `slurm/`: what a run prints that was submitted on this machine, without Slurm."""
+"""File in `slurm/` with the output of a run that was submitted on this machine, without Slurm."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A job of a run.
+    """A submitted job of a run.
 
     Attributes:
-        id: Slurm's id, with the task's index for an array.
-        log: Where it writes, there or not.
-        time: When it was submitted, ISO 8601 in UTC.
-        command: What submitted it; None if that was not recorded.
+        id: Slurm's id; for an array with the task's index.
+        log: Path of its log, which need not exist.
+        time: Time of submission, ISO 8601 in UTC.
+        command: Command that submitted it; None if it was not recorded.
     """
 
     id: str
@@ -39,14 +39,14 @@ class Attempt:
     """One line of `attempts.jsonl`.
 
     Attributes:
-        job: Slurm's id, with the task's index for an array.
-        ended: When, ISO 8601 in UTC.
-        state: Of status.json; "none" without one.
-        from_step: Where the attempt before had come to.
+        job: Slurm's id; for an array with the task's index.
+        ended: Time of its end, ISO 8601 in UTC.
+        state: State in status.json; "none" without that file.
+        from_step: The last saved step when the attempt began.
         to_step: The last saved step.
-        code: Exit code of the step that ran the ranks.
-        next: done, again or stop.
-        why: For people.
+        code: Exit code of the job step that ran the ranks.
+        next: What the job does next: done, again or stop.
+        why: Reason for `next`, for users.
     """
 
     job: str
@@ -60,16 +60,16 @@ class Attempt:
 
 
 def read_jobs(folder: Path, prepare: str = "") -> dict[str, Submitted]:
-    """The newest job of each run that was submitted from a folder, by the name of the run's folder.
+    """Returns the newest job of each run that was submitted from a folder, by the name of the run's folder.
 
     Args:
-        folder: Of a run or a sweep.
-        prepare: In a sweep, the name of the run of a job that prepares it.
+        folder: Folder of a run or a sweep.
+        prepare: For a sweep, the folder name of the run that prepares it.
     """
     jobs: dict[str, Submitted] = {}
     for line in read_objects(folder / "slurm" / JOBS):
         number, tasks, command = str(line.get("job", "")), line.get("tasks"), line.get("command")
-        log = folder / "slurm" / Path(str(line.get("log", ""))).name  # here, wherever the folder was then
+        log = folder / "slurm" / Path(str(line.get("log", ""))).name  # here, even if the folder was moved
         command = command if isinstance(command, str) else None
         job = Submitted(number, log, str(line.get("submitted", "")), command)
         if isinstance(tasks, dict):
@@ -87,15 +87,15 @@ def _with_patterns(job: Submitted, number: str, index: str) -> Submitted:
 
 
 def read_attempts(run: RunDirectory) -> list[Attempt]:
-    """The attempts so far that came to their end; those that Slurm killed whole left no line."""
+    """Returns the attempts that have ended. An attempt whose whole job Slurm killed has left no line."""
     path = run.slurm / ATTEMPTS
     return [Attempt(**line) for line in read_lines(path)] if path.exists() else []
 
 
 def read_last_attempt(run: RunDirectory) -> Attempt | None:
-    """The attempt whose end the job of a run saw last, with what it decided then; None without one."""
+    """Returns the last attempt that the run's job has recorded, with its decision; None without one."""
     line = read_last(run.slurm / ATTEMPTS, lambda value: "next" in value)
     try:
         return Attempt(**line) if line is not None else None
-    except TypeError:  # of another version
+    except TypeError:  # written by another version
         return None

@@ -1,16 +1,16 @@
-"""One live process per run: a lock file beside the run's folder, with a sign of life.
+"""The lock of a run: a file beside its folder that keeps other processes out; its holder touches it regularly.
 
 The lock of `<run.root>/<run.name>` is `<run.root>/.<run.name>.lock`, beside the folder and not in it:
 `run.overwrite=true` deletes the folder, a run that cannot begin removes it if it is empty, and a folder that holds
-only a lock would look like one that is no run of prefopt. This way nothing else has to know of the lock.
+only a lock would not be recognised as a run of prefopt. This way no other code has to know of the lock.
 
-Who may take a lock away is decided by locks again. To replace or remove a lock, a process must hold the claim on its
-content, `.<run.name>.lock.<hash of the content>`, and look at the lock once more while it holds it. Contents never
-come back, so a process that was slow cannot take away the lock of one that was faster. A claim whose process died is
-taken over by the same rules.
+To replace or remove a lock, a process must first hold a second lock: the claim on the lock's content, a file named
+`.<run.name>.lock.<hash of the content>`. While it holds the claim it reads the lock again. Contents never repeat, so a
+slow process cannot remove the lock of a faster one. A claim whose process died is taken over by the same rules.
 
-`filelock.SoftFileLease` (4.2) is no substitute: it takes the lock of another host only after a new process has watched
-it for the whole time of silence, however old it is, and its record has no room for the job whose restart settles it.
+`filelock.SoftFileLease` (4.2) is no substitute. It takes over the lock of another host only after a new process has
+watched it for the whole time of silence, however old it is. Its record also lacks the Slurm job and its restart count,
+which show at once that an earlier attempt of the same job has ended.
 """
 
 import hashlib
@@ -31,22 +31,22 @@ from prefopt.storage.lock_file import SILENT_AFTER_S, Holder, LockFile, create, 
 logger = logging.getLogger(__name__)
 
 SIGN_OF_LIFE_S = 30.0
-"""How often a holder touches its lock."""
+"""Seconds between two touches of the lock by its holder."""
 ATTEMPTS = 10
-"""How often a lock may change hands under a process that wants it, before that process gives up."""
+"""Tries to take a lock that others change at the same time, before the process gives up."""
 
 
 class RunLock:
-    """The right of this process to use a run's folder; a context manager. For rank 0 of a launch.
+    """The lock of a run's folder; a context manager. Only rank 0 of a launch takes it.
 
     Attributes:
         path: The lock file.
-        lost_to: Who took this lock over while it was held, in words; None as it should be. It happens if this process
-            shows no sign of life for `SILENT_AFTER_S`, as when its machine sleeps: the run must stop then.
+        lost_to: Describes the process that took this lock over while it was held; None if none did. It happens if
+            this process shows no sign of life for `SILENT_AFTER_S`, as on a sleeping machine; the run must stop then.
     """
 
     def __init__(self, run: Path) -> None:
-        self.path = lock_path(run)  # absolute: it outlives a change of directory
+        self.path = lock_path(run)  # absolute, so a change of the working directory does not matter
         self.lost_to: str | None = None
         self._run = run
         self._own: Holder | None = None
@@ -64,10 +64,10 @@ class RunLock:
         self.release()
 
     def acquire(self) -> None:
-        """Takes the lock, or the one that a process left which is gone. Makes run.root, not the run's folder.
+        """Takes the lock, also one left behind by a dead process. Creates run.root, but not the run's folder.
 
         Raises:
-            UserError: A live process holds it, or the file cannot be written.
+            UserError: A live process holds the lock, or its file cannot be written.
         """
         assert self._own is None, "held already"
         own = Holder.of_this_process()
@@ -84,7 +84,7 @@ class RunLock:
         self._signs.start()
 
     def release(self) -> None:
-        """Removes the lock if it is still this process's, and the folders made for it if nothing else came in."""
+        """Removes the lock if this process still holds it, and the folders created for it if they are empty."""
         own, self._own = self._own, None
         if own is None or own.pid != os.getpid():  # a forked child has the object, not the lock
             return
@@ -96,22 +96,22 @@ class RunLock:
                 found = read(self.path)
                 if found is not None and found.content == own.content:
                     self.path.unlink()
-        except (OSError, UserError) as error:  # the run has ended: nothing may cover up how
+        except (OSError, UserError) as error:  # only a warning: an error here would hide how the run ended
             logger.warning("lock: %s was not removed (%s)", self.path, error)
         self._remove_made_folders()
 
     def _take_in_folder(self, own: Holder) -> str | None:
         for _ in range(ATTEMPTS):
-            with suppress(FileNotFoundError):  # another run's release removed the folder in between
+            with suppress(FileNotFoundError):  # the release of another run's lock removed the folder meanwhile
                 self._make_folder()
                 return self._take(self.path, own)
         raise UserError(f"{self.path.parent}: is removed again and again. Set run.root.")
 
     def _take(self, path: Path, own: Holder) -> str | None:
-        """Makes the lock or claim at `path` this process's; returns in words who left it behind, None if nobody did.
+        """Takes the lock or claim at `path`; returns a description of the dead process that left it, if there was one.
 
         Raises:
-            UserError: A live process holds it.
+            UserError: A live process holds the lock or claim.
         """
         for _ in range(ATTEMPTS):
             if create(path, own.content):
@@ -131,7 +131,7 @@ class RunLock:
 
     @contextmanager
     def _claim(self, path: Path, content: bytes, own: Holder) -> Iterator[None]:
-        """The sole right to replace or remove the lock that has this content."""
+        """Holds, during the block, the claim: the right to replace or remove the lock that has this content."""
         claim = path.with_name(f"{path.name}.{hashlib.sha256(content).hexdigest()[:12]}")
         self._take(claim, own)
         try:
@@ -152,28 +152,28 @@ class RunLock:
         )
 
     def _show_signs_of_life(self, own: Holder) -> None:
-        last = time.time()  # not monotonic: that clock stands still while the machine sleeps
+        last = time.time()  # time.monotonic() stops while the machine sleeps
         while self.lost_to is None and not self._released.wait(SIGN_OF_LIFE_S):
             try:
                 self.lost_to = self._show_life(own, was_silent=time.time() - last > SILENT_AFTER_S)
                 last = time.time()
-            except OSError as error:  # a shared file system may be away for a while
+            except OSError as error:  # a shared file system may be unavailable for a while
                 logger.debug("lock: no sign of life in %s: %s", self.path, error)
         if self.lost_to is not None:
             logger.error("lock: %s was taken over by %s; this run must stop", self.path, self.lost_to)
 
     def _show_life(self, own: Holder, *, was_silent: bool) -> str | None:
-        """Touches the lock if it is this process's; otherwise returns whose it is."""
+        """Touches the lock if this process holds it; otherwise returns a description of its holder."""
         found = read(self.path, touch_if=own.content)
         if found is None and was_silent:
             return "a process that has ended since"
         if found is None:
-            create(self.path, own.content)  # removed by hand; the run is in use all the same
+            create(self.path, own.content)  # a user removed the file, but the run is still in use
             return None
         return None if found.content == own.content else found.who
 
     def _remove_half_made(self, own: Holder) -> None:
-        """Removes locks that a process was about to put in place when it was killed; nobody else has their names."""
+        """Removes the temporary lock files of killed processes; their names are unique."""
         for path in self.path.parent.glob(f"{escape(self.path.name)}.*{PARTIAL}"):
             with suppress(OSError):
                 found = read(path)

@@ -1,4 +1,4 @@
-"""Where a run came from: command, code, packages, data, model, hardware."""
+"""Provenance of a run: command, code, packages, data, model, hardware."""
 
 import platform
 import shlex
@@ -25,16 +25,16 @@ PACKAGES = (
 )
 
 MEASURED = ("held_out", "pairs")
-"""The digests of a report's `provenance.data.sha256` that say on which rows a model was measured."""
+"""Keys of a report's `provenance.data.sha256` whose digests identify the rows on which a model was measured."""
 
 
 def collect(config: TrainConfig, data: dict[str, Any], model: dict[str, Any], begun: dict[str, str]) -> dict[str, Any]:
-    """Everything needed to say what ran.
+    """Returns the content of provenance.json.
 
     Args:
-        config: Of the run.
-        data: The digests and counts of the loaded examples.
-        model: What `prefopt.models.fingerprint.describe_model` says of the base.
+        config: Settings of the run.
+        data: Digests and counts of the loaded examples.
+        model: Description of the base model by `prefopt.models.fingerprint.describe_model`.
         begun: The `command` that started this process, or the `program` that called `prefopt.train`.
     """
     return {
@@ -62,7 +62,7 @@ def _version(package: str) -> str | None:
 
 
 def _hardware() -> str:
-    import torch  # the caller has loaded it by now; `--help` has not
+    import torch  # imported here, so that `--help` need not load it
 
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
@@ -70,7 +70,7 @@ def _hardware() -> str:
 
 
 def command_line(module: str, argv: list[str]) -> str:
-    """The command that started this process, as one would type it."""
+    """Returns the command that started this process, as typed in a shell."""
     return shlex.join([Path(sys.executable).name, "-m", module, *argv])
 
 

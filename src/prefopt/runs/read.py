@@ -1,4 +1,4 @@
-"""What the files of a run say, whatever state it is in: never stopped by what others are writing or have damaged."""
+"""Reads the facts of a run in any state; files that are damaged or being written never cause an error."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,24 +10,24 @@ from prefopt.runs.jobs import LOG, Attempt, read_last_attempt
 from prefopt.storage.lock_file import Sighting, read_lock
 
 OVER = (State.done, State.pruned)
-"""Nothing is left to do."""
+"""States in which nothing is left to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What lies in a run's folder, and beside it.
+    """Facts from the files in a run's folder and beside it.
 
     Attributes:
-        state: Of status.json; None without one.
+        state: State in status.json; None without that file.
         step: The last saved step.
-        attempts: How often it was begun.
-        message: Why it ended early.
-        num_records: Lines that metrics.jsonl had at the last saved step; None where that was not counted.
-        problem: Why status.json cannot be understood; empty as it should be.
-        decision: What its job decided after the last attempt that it saw the end of.
-        lock: Its lock; None if there is none, or if it is over.
-        has_result: The final model is there, or none is due.
-        log: What its last attempt printed.
+        attempts: Number of attempts so far.
+        message: Why the run ended early.
+        num_records: Lines that metrics.jsonl had at the last saved step; None if they were not counted.
+        problem: Why status.json cannot be understood; empty if it can.
+        decision: The last ended attempt that its job recorded, with the job's decision; None without one.
+        lock: The run's lock; None if there is none, or if the run is over.
+        has_result: Whether the final model exists, or the run needs none.
+        log: File with the output of the last attempt; None without one.
     """
 
     state: State | None = None
@@ -43,7 +43,7 @@ class Facts:
 
 
 def read_facts(place: Place) -> Facts:
-    """Reads a run in the time that a thousand runs leave for one."""
+    """Reads the facts of a run; must be fast, since a command may read a thousand runs."""
     run = place.run
     status, problem = read_json(run.status)
     if status is not None and status.get("state") not in [known.value for known in State]:
@@ -71,7 +71,7 @@ def read_facts(place: Place) -> Facts:
 
 
 def find_log(place: Place) -> Path | None:
-    """The log that was written to last: of the run's newest job, or of a run on this machine."""
+    """Returns the log that was written to last: that of the newest job, or of a run on this machine."""
     logs = [place.run.slurm / LOG, *([place.job.log] if place.job is not None else [])]
     found: list[tuple[float, Path]] = []
     for log in logs:

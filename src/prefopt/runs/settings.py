@@ -1,4 +1,4 @@
-"""The settings of a run, as its folder keeps them."""
+"""Reads the settings of a run from its folder."""
 
 import shlex
 from pathlib import Path
@@ -12,10 +12,10 @@ from prefopt.runs.files import PROVENANCE, read_run_file
 
 
 def read_config(path: Path) -> TrainConfig:
-    """Reads back what `to_yaml` wrote (`config.yaml` of a run directory).
+    """Reads the `config.yaml` of a run's folder, which `to_yaml` wrote.
 
     Raises:
-        UserError: It cannot be read, is damaged, or is not of this version.
+        UserError: The file cannot be read, is damaged, or is of another version.
     """
     anew = _how_to_write_anew(path)
     try:

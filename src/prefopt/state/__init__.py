@@ -1,1 +1,1 @@
-"""What state runs and sweeps are in, read from their folders and from Slurm. Nothing here imports torch."""
+"""The state of runs and sweeps, read from their folders and from Slurm. No module here imports torch."""

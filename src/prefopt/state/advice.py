@@ -1,4 +1,4 @@
-"""What to do next: one line per situation, with a command to copy where there is one."""
+"""Advice on what to do next: one line per situation, with a command to copy if there is one."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -13,9 +13,9 @@ from prefopt.tracking.sessions import find_sessions
 
 RESUME = "sweep.resume=true"
 SHOWN_LINES = 50
-"""Of a log, in the command that shows its end."""
+"""Lines of a log that the suggested `tail` command shows."""
 GO_ON = (Word.failed, Word.stopped, Word.killed, Word.preempted, Word.not_begun)
-"""States from which the same command goes on."""
+"""States from which a run goes on if its command is run again."""
 LOOK_AT_FIRST = (Word.failed, Word.stopped, Word.diverged)
 
 
@@ -24,9 +24,9 @@ class Advice:
     """A situation, and what to do about it.
 
     Attributes:
-        situation: How many runs, and what they are.
+        situation: Number of runs and their state.
         what: What to do, in words.
-        command: What to type for it; None if the words say it all.
+        command: Command to type for it; None if there is none.
     """
 
     situation: str
@@ -35,7 +35,7 @@ class Advice:
 
 
 def advise(view: View) -> list[Advice]:
-    """What to do next about all the runs of a view, the most urgent first."""
+    """Returns advice on all runs of a view, the most urgent of each group first."""
     return [advice for group, runs in view.groups for advice in _advise_group(group, runs)]
 
 
@@ -69,8 +69,8 @@ def _the_log(logs: Sequence[Path]) -> str:
 
 
 def _resume(group: Group, runs: Sequence[RunStatus]) -> list[Advice]:
-    """How what is not done goes on."""
-    starts_more = any(run.is_live and run.queue is None for run in runs)  # without Slurm, points follow one another
+    """Returns advice on how to continue runs that are not done and not live."""
+    starts_more = any(run.is_live and run.queue is None for run in runs)  # without Slurm, points run in turn
     idle = [
         run
         for run in runs
@@ -94,7 +94,7 @@ def _resume(group: Group, runs: Sequence[RunStatus]) -> list[Advice]:
 
 
 def _until_ended(runs: Iterable[RunStatus]) -> str:
-    """A sweep is not resumed while jobs of it are there."""
+    """Returns what to wait for before a sweep is resumed: its jobs that still wait or run."""
     live = [run for run in runs if run.is_live]
     numbers = sorted({run.place.job.number for run in live if run.place.job is not None and run.queue is not None})
     if numbers:
@@ -103,7 +103,7 @@ def _until_ended(runs: Iterable[RunStatus]) -> str:
 
 
 def _wait(by_word: dict[Word, list[RunStatus]]) -> list[Advice]:
-    """For runs that need nobody: how to follow them."""
+    """Returns advice on how to follow runs that run or wait."""
     advices = []
     logs = [run.log for run in by_word[Word.running] if run.log is not None]
     if logs:
@@ -117,7 +117,7 @@ def _wait(by_word: dict[Word, list[RunStatus]]) -> list[Advice]:
 
 
 def _use(group: Group, done: Sequence[RunStatus]) -> list[Advice]:
-    """What to do with results."""
+    """Returns advice on what to do with finished runs."""
     results = [run for run in done if run.place.kind is not Kind.reference]
     if not results:
         return []
@@ -135,12 +135,12 @@ def _use(group: Group, done: Sequence[RunStatus]) -> list[Advice]:
 
 
 def _with_resume(command: str) -> str:
-    """The command that submitted a sweep, as one that resumes it."""
+    """Turns the command that submitted a sweep into one that resumes it."""
     return command if RESUME in command.split() else f"{command} {RESUME}"
 
 
 def _command_of(run: RunStatus) -> str | None:
-    """What goes on with a run: what submitted it, else what started it."""
+    """Returns the command that continues a run: the one that submitted it, else the one that started it."""
     job = run.place.job
     if job is not None and job.command is not None:
         return job.command if job.id == job.number else _with_resume(job.command)

@@ -1,4 +1,4 @@
-"""From what the files say and what Slurm says to one word for a run, and why."""
+"""Concludes the state of a run, and its reason, from the run's files and from Slurm."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,13 @@ from prefopt.state.wording import clean
 from prefopt.storage.lock_file import Life
 
 CALLED_OFF = frozenset({"CANCELLED", "COMPLETED"})
-"""States of a job that ended before its run began, and nobody need wonder why."""
+"""End states of a job that need no explanation if its run has not begun."""
 BAD_ENDS = {State.failed: Word.failed, State.diverged: Word.diverged}
 
 
 @dataclass(frozen=True, slots=True)
 class Conclusion:
-    """The state of a run, why, and whether a process or a job is at it."""
+    """The state of a run, its reason, and whether a process or a job works on the run or waits for it."""
 
     word: Word
     why: str = ""
@@ -27,12 +27,12 @@ class Conclusion:
 
 
 def conclude(facts: Facts, job: Submitted | None, queued: QueuedJob | None) -> Conclusion:
-    """Decides what a run is said to be.
+    """Decides the state of a run.
 
     Args:
-        facts: Of its files.
-        job: Its newest job, None if it was never submitted.
-        queued: What Slurm says of that job; None if it does not know it.
+        facts: Facts from its files.
+        job: Its newest job; None if it was never submitted.
+        queued: Slurm's entry of that job; None if Slurm does not know the job.
     """
     if facts.problem:
         return Conclusion(Word.damaged, facts.problem)
@@ -58,7 +58,7 @@ def conclude(facts: Facts, job: Submitted | None, queued: QueuedJob | None) -> C
 
 
 def _has_process(facts: Facts, queued: QueuedJob | None) -> bool:
-    """A process holds the lock; one of another machine does not if it was a job's, and the run's job is not there."""
+    """Returns whether a process holds the lock. A job's process on another machine counts unless its job has left."""
     if facts.lock is None or facts.lock.life is Life.dead:
         return False
     has_left = queued is not None and queued.state not in EXECUTING
@@ -66,11 +66,11 @@ def _has_process(facts: Facts, queued: QueuedJob | None) -> bool:
 
 
 def _has_stopped(facts: Facts, job: Submitted | None) -> bool:
-    """The job has decided against another attempt, and nothing has happened since."""
+    """Returns whether the job has decided against another attempt, and the run has not changed since."""
     decision = facts.decision
     if decision is None or decision.next != "stop":
         return False
-    states = ("none", facts.state and facts.state.value)  # none: that attempt did not begin
+    states = ("none", facts.state and facts.state.value)  # "none": that attempt ended before the run began
     is_current = decision.state in states and decision.to_step == facts.step
     return is_current and (job is None or job.time <= decision.ended)
 
@@ -94,7 +94,7 @@ def _conclude_waiting(facts: Facts, queued: QueuedJob) -> Conclusion:
 
 
 def _conclude_without_status(facts: Facts, job: Submitted | None, queued: QueuedJob | None) -> Conclusion:
-    """It has not come to writing status.json: not begun, or failed before."""
+    """Concludes for a run without status.json: it has not begun, or it failed before it wrote the file."""
     if queued is not None and queued.state in CALLED_OFF:
         return Conclusion(Word.not_begun, f"job {queued.id}: {queued.state}")
     error = _error_of(facts)
@@ -124,7 +124,7 @@ def _between_attempts(facts: Facts) -> str:
 
 
 def _going_on(facts: Facts) -> str:
-    """From where the next attempt goes on, and what ended the one before, if that was no stop on request."""
+    """Says from which step the next attempt goes on, and what ended the last one if it was not a requested stop."""
     after = f" after: {clean(facts.message)}" if facts.message and facts.state is not State.preempted else ""
     return f"goes on from step {facts.step}{after}"
 

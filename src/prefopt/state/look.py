@@ -1,4 +1,4 @@
-"""A look at many runs: their files first, then one question to Slurm, then a conclusion on each."""
+"""Looks at many runs: reads their files, then asks Slurm once, then concludes the state of each."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -16,14 +16,14 @@ from prefopt.state.wording import clean, describe_time
 
 QUIET_S = 600.0
 QUIET_LINES = 5
-"""A run that has logged nothing for so long, and for the time of so many lines, is said to be quiet."""
+"""A run is quiet if it has logged nothing for `QUIET_S` seconds and for the usual time of `QUIET_LINES` lines."""
 SECOND_LOOKS = 3
-"""How often a run is looked at again that seems to have been killed: it may just have come to its end."""
+"""How often a run that seems killed is read again: it may just have ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What was found: the runs of each group in its order, and what could not be learnt."""
+    """The runs of each group with their states, and notes on what could not be found out."""
 
     groups: list[tuple[Group, list[RunStatus]]]
     notes: list[str]
@@ -36,12 +36,12 @@ class View:
 def look(
     groups: Sequence[Group], *, ask: Callable[..., Queue] = ask_slurm, clock: Callable[[], float] = time.time
 ) -> View:
-    """Says what state runs are in; writes nothing.
+    """Finds the state of runs; writes nothing.
 
     Args:
         groups: The runs.
-        ask: What Slurm knows; for tests.
-        clock: Seconds since the epoch; for tests.
+        ask: Asks Slurm; replaced in tests.
+        clock: Returns seconds since the epoch; replaced in tests.
     """
     facts = {id(place): read_facts(place) for group in groups for place in group.places}
     submitted = [place for group in groups for place in group.places if place.job is not None]
@@ -75,7 +75,7 @@ def _describe(place: Place, facts: Facts, queue: Queue, clock: Callable[[], floa
 
 
 def _with_progress(status: RunStatus, facts: Facts, now: float) -> tuple[RunStatus, str]:
-    """Adds steps, loss and time, and for a run that trains the time left; and says what it is at, if not training."""
+    """Adds steps, loss, time and, for a run that trains, the time left; also returns what it does if not training."""
     run = status.place.run
     is_done = facts.state is State.done
     settings = {} if is_done else read_trainer_settings(run)
@@ -103,7 +103,7 @@ def _how_quiet(progress: Progress, settings: dict[str, str]) -> str:
 
 
 def _with_words(status: RunStatus, queued: QueuedJob | None, doing: str) -> RunStatus:
-    """A run that is at work: at what, where, and which attempt it is."""
+    """Adds to a running run's `why` what it does, where it runs, and which attempt it is."""
     where = f"job {queued.id} on {queued.reason}" if queued is not None and queued.state in EXECUTING else ""
     attempt = f"attempt {status.attempts}" if status.attempts > 1 else ""
     return replace(status, why=", ".join(part for part in (status.why, doing, where, attempt) if part))

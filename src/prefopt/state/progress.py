@@ -1,4 +1,4 @@
-"""How far a run has come, how long it will take, and of how many steps it consists."""
+"""Progress of a run: steps done, steps in total, and the time left."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from prefopt.runs.files import is_count, is_number
 from prefopt.storage.files import read_end, read_last
 
 STATE_BYTES = 1 << 14
-"""The end of trainer_state.json, behind its log of all steps, that holds `max_steps`."""
+"""Bytes at the end of trainer_state.json, after its log of all steps, that hold `max_steps`."""
 MAX_STEPS = re.compile(rb'^  "max_steps": (\d+)', re.MULTILINE)
 TRAINER_GROUP = re.compile(r"^trainer:\n((?: .*\n)+)", re.MULTILINE)
 SETTING = re.compile(r"^  (\w+): (.*)$", re.MULTILINE)
@@ -28,8 +28,8 @@ class Progress:
     Attributes:
         step: Optimizer steps done.
         time_s: Training time over all attempts, seconds.
-        loss: Mean training loss since the line before; None if it was not finite.
-        age_s: Seconds since metrics.jsonl was written to.
+        loss: Mean training loss since the previous line; None if it was not finite.
+        age_s: Seconds since metrics.jsonl was last written.
     """
 
     step: int
@@ -39,18 +39,18 @@ class Progress:
 
     @property
     def step_s(self) -> float:
-        """Seconds per step, evaluations and checkpoints included."""
+        """Seconds per step, including evaluations and checkpoints."""
         return self.time_s / self.step if self.step else 0.0
 
     def eta_s(self, total: int) -> float | None:
-        """Seconds from now until the last step, by the mean over all steps; None before the first."""
+        """Estimates seconds from now until the last step, from the mean over all steps; None before the first step."""
         if not self.step or not self.time_s:
             return None
         return max(0.0, (total - self.step) * self.step_s - self.age_s)
 
 
 def read_progress(run: RunDirectory, now: float) -> Progress | None:
-    """The progress of a run that has written a training line; `now`: seconds since the epoch."""
+    """Returns the progress of a run; None before its first training line. `now` is in seconds since the epoch."""
     line = read_last(run.metrics, _is_training)
     if line is None:
         return None
@@ -67,9 +67,9 @@ def _is_training(line: dict[str, Any]) -> bool:
 
 
 def read_trainer_settings(run: RunDirectory) -> dict[str, str]:
-    """The settings of the group `trainer`, as they stand in config.yaml; empty if there is none.
+    """Returns the settings of the group `trainer` in config.yaml, as text; empty if there is no such file.
 
-    Read as lines, since `to_yaml` writes one per setting, and a thousand YAML documents take seconds.
+    Reads lines, not YAML: `to_yaml` writes one line per setting, and parsing a thousand YAML files takes seconds.
     """
     try:
         text = run.config.read_text(encoding="utf-8", errors="replace")
@@ -80,14 +80,14 @@ def read_trainer_settings(run: RunDirectory) -> dict[str, str]:
 
 
 def count_steps(run: RunDirectory, settings: dict[str, str]) -> int | None:
-    """Optimizer steps of the whole run; None where nothing tells.
+    """Returns the optimizer steps of the whole run; None if they are not known.
 
-    They are set, or follow from the rows of an epoch. Where batches are planned by tokens or lengths, only a
-    checkpoint knows.
+    They are `max_steps`, or follow from the number of rows. If batches are planned by tokens or lengths, only a
+    checkpoint has the number.
 
     Args:
-        run: Its folder.
-        settings: Of `read_trainer_settings`.
+        run: The run's folder.
+        settings: Result of `read_trainer_settings`.
     """
     planned = settings.get("max_steps", "null")
     if planned.isdecimal():
@@ -100,7 +100,7 @@ def count_steps(run: RunDirectory, settings: dict[str, str]) -> int | None:
 
 
 def _count_by_rows(run: RunDirectory, settings: dict[str, str]) -> int | None:
-    """What `DurableTrainer.total_steps` counts: a step takes its rows, and the last one of an epoch may be short."""
+    """Counts steps as `DurableTrainer.total_steps` does: rows / rows per step, rounded up in every epoch."""
     try:
         provenance = json.loads(run.provenance.read_bytes())
         num_rows = provenance["data"]["tokenized"]["train"]["num_kept"]
@@ -112,7 +112,7 @@ def _count_by_rows(run: RunDirectory, settings: dict[str, str]) -> int | None:
 
 
 def _read_from_checkpoint(folder: Path) -> int | None:
-    """`max_steps` of the newest checkpoint."""
+    """Returns `max_steps` of the newest checkpoint; None without one."""
     try:
         newest = list_complete(folder)[-1]
     except (OSError, IndexError):

@@ -1,4 +1,4 @@
-"""What Slurm knows of jobs: from squeue of those that wait, run or ended lately, else from sacct, where it is kept."""
+"""Asks Slurm for the states of jobs: squeue for those that wait, run or ended lately, else sacct if available."""
 
 import re
 import shutil
@@ -12,22 +12,22 @@ from prefopt.process.errors import UserError
 from prefopt.runs.jobs import Submitted
 
 EXECUTING = frozenset({"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"})
-"""Of a job that has nodes."""
+"""States of a job that has nodes."""
 WAITING = frozenset({*WAITING_OR_RUNNING, "SPECIAL_EXIT", "RESV_DEL_HOLD"}) - EXECUTING
-"""Of a job that has none, and may still get some."""
+"""States of a job that has no nodes yet and waits for some."""
 SEVERAL = re.compile(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", re.ASCII)
-"""Tasks of an array that Slurm lists together."""
+"""Pattern of an id under which Slurm lists several tasks of an array together."""
 
 Ask = Callable[[Sequence[str]], list[QueuedJob]]
 
 
 @dataclass(frozen=True)
 class Queue:
-    """What Slurm answered.
+    """The answer of Slurm.
 
     Attributes:
-        jobs: By id, with the task's index for an array.
-        notes: What could not be learnt, for people.
+        jobs: Jobs by id; for an array with the task's index.
+        notes: What could not be found out, for users.
     """
 
     jobs: dict[str, QueuedJob] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Queue:
 
 
 def find_ended(jobs: Sequence[str]) -> list[QueuedJob]:
-    """What sacct knows of jobs that are over; nothing without sacct, or where the cluster keeps no accounts."""
+    """Asks sacct for jobs that are over; empty if there is no sacct or the cluster keeps no accounts."""
     if not jobs or shutil.which("sacct") is None:
         return []
     columns = ["--noheader", "--parsable2", "--allocations", "--format=JobID,State"]
@@ -46,19 +46,19 @@ def find_ended(jobs: Sequence[str]) -> list[QueuedJob]:
         return []
     rows = (line.split("|") for line in done.stdout.splitlines() if line.count("|") == 1)
     ended = [QueuedJob(number, state.split(" ")[0], "") for number, state in rows]  # as in "CANCELLED by 1000"
-    return [job for job in ended if job.state not in EXECUTING | WAITING]  # these are squeue's to tell
+    return [job for job in ended if job.state not in EXECUTING | WAITING]  # jobs that wait or run are left to squeue
 
 
 def ask_slurm(
     jobs: Iterable[Submitted], open_jobs: Iterable[Submitted], *, queued: Ask = find_queued, ended: Ask = find_ended
 ) -> Queue:
-    """Asks squeue once and, if it does not know a job of a run that is not done, sacct once.
+    """Asks squeue once; then asks sacct once if squeue does not know the job of a run that is not done.
 
     Args:
         jobs: The newest job of every run.
-        open_jobs: Those of runs that are not done.
-        queued: Asks squeue; for tests.
-        ended: Asks sacct; for tests.
+        open_jobs: The newest jobs of runs that are not done.
+        queued: Asks squeue; replaced in tests.
+        ended: Asks sacct; replaced in tests.
     """
     queue = Queue()
     wanted = _numbers(jobs)
@@ -85,7 +85,7 @@ def _by_id(rows: Iterable[QueuedJob]) -> dict[str, QueuedJob]:
 
 
 def _expand(id: str) -> list[str]:
-    """The single ids behind one such as 12_[0-2,5%4]."""
+    """Expands an id such as 12_[0-2,5%4] to the ids of its tasks."""
     several = SEVERAL.fullmatch(id)
     if several is None:
         return [id]

@@ -1,4 +1,4 @@
-"""What is known of a run's state."""
+"""The state of a run as `prefopt status` shows it."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -8,14 +8,14 @@ from prefopt.runs.find import Kind, Place
 
 
 class Word(Enum):
-    """What a run is said to be, the most urgent first."""
+    """The states of a run, the most urgent first."""
 
     failed = "failed"
     stopped = "stopped"
-    """Ended badly, and its job has decided against another attempt."""
+    """It failed, and its job has decided against another attempt."""
     diverged = "diverged"
     killed = "killed"
-    """It says that it is running, but its process is gone and no job of it waits."""
+    """Its status.json says running, but its process is gone and no job of it waits."""
     damaged = "damaged"
     """status.json cannot be understood."""
     running = "running"
@@ -36,17 +36,17 @@ class RunStatus:
 
     Attributes:
         place: The run.
-        word: Its state.
-        why: What there is to say of it, in one line.
-        step: The last step that is known of.
-        total: Optimizer steps of the whole run; None where the run's files do not tell.
-        loss: Of the last training line.
+        word: State of the run.
+        why: Reason or details, in one line.
+        step: The last known step.
+        total: Optimizer steps of the whole run; None if the run's files do not have it.
+        loss: Loss of the last training line.
         time_s: Training time so far over all attempts, seconds.
-        eta_s: Seconds until the last step; None if it does not run or nothing tells.
-        attempts: How often it was begun.
-        log: What its last attempt has printed; None if there is no such file.
-        queue: Slurm's word for its newest job, None if Slurm does not know the job.
-        is_live: A process works on it, or a job of it runs or waits.
+        eta_s: Seconds until the last step; None if it does not run or cannot be estimated.
+        attempts: Number of attempts so far.
+        log: File with the output of its last attempt; None if there is none.
+        queue: Slurm's state of its newest job; None if Slurm does not know the job.
+        is_live: Whether a process works on it, or a job of it runs or waits.
     """
 
     place: Place
@@ -64,5 +64,5 @@ class RunStatus:
 
     @property
     def needs_person(self) -> bool:
-        """Whether it does not go on by itself, and should."""
+        """Whether a user must act: it should go on, but will not by itself."""
         return self.word in NEEDS_PERSON and not (self.word is Word.diverged and self.place.kind is Kind.trial)

@@ -1,4 +1,4 @@
-"""The state of runs for people: a table on a terminal, plain lines elsewhere, and what to do next."""
+"""Prints the state of runs: a table on a terminal, plain lines elsewhere, and what to do next."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from prefopt.state.run_status import OVER, RunStatus, Word
 from prefopt.state.wording import clean, clean_name, describe_time
 
 MANY = 20
-"""Runs of a group above which those that are over are only counted."""
+"""If a group has more runs than this, finished ones are only counted."""
 LIMIT = 50
-"""Rows of a group's table."""
+"""Most rows of a group's table."""
 ORDER = {word: number for number, word in enumerate(Word)}
 STYLES = {
     Word.failed: "bold red",
@@ -34,25 +34,25 @@ STYLES = {
     Word.done: "green",
 }
 WIDE, MEDIUM = 100, 60
-"""Columns of a terminal below which the table goes without the loss, and without steps."""
+"""Terminal widths: the table has the loss from `WIDE` characters on, and step and ETA from `MEDIUM` on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """The runs of a group that are listed, and how many are not."""
+    """The runs of a group that are listed, and the number of those left out."""
 
     rows: list[RunStatus]
     num_left_out: int = 0
 
 
 def print_view(view: View, advices: Sequence[Advice], console: Console, *, everything: bool) -> None:
-    """Prints a view: fitted to a terminal, in whole lines to anything else.
+    """Prints a view: as a table that fits the terminal, or as whole lines if the output is no terminal.
 
     Args:
         view: The runs.
         advices: What to do next.
-        console: Where to.
-        everything: List every run.
+        console: Output.
+        everything: Whether to list every run.
     """
     for group, runs in view.groups:
         console.print(_summary(group, runs), soft_wrap=True)
@@ -77,7 +77,7 @@ def print_view(view: View, advices: Sequence[Advice], console: Console, *, every
 
 
 def choose(runs: Sequence[RunStatus], *, everything: bool) -> Shown:
-    """The runs that are listed: all of a few, of many those that are not over, the most urgent first."""
+    """Returns the runs to list, the most urgent first; of more than `MANY` runs only those that are not over."""
     if everything:
         return Shown(list(runs))
     is_listed = [run for run in runs if len(runs) <= MANY or run.word not in OVER]
@@ -86,7 +86,7 @@ def choose(runs: Sequence[RunStatus], *, everything: bool) -> Shown:
 
 
 def count_words(runs: Sequence[RunStatus]) -> dict[str, int]:
-    """How many runs are in each state, the most urgent first; states without runs are left out."""
+    """Counts the runs in each state, the most urgent first; states without runs are left out."""
     counts = {word.value: sum(run.word is word for run in runs) for word in Word}
     return {word: number for word, number in counts.items() if number}
 
@@ -135,7 +135,7 @@ def _table(runs: Sequence[RunStatus], width: int) -> Table:
 
 
 def _line(run: RunStatus) -> Text:
-    """A run on one line of its own, in words that can be searched for."""
+    """Formats a run as one line of text that can be searched, such as with grep."""
     parts = [
         f"{run.word.value:<9}",
         clean_name(run.place.name),
@@ -167,5 +167,5 @@ def _steps(run: RunStatus) -> str:
 
 
 def _log(run: RunStatus) -> str:
-    """Where to read more of a run that somebody must look at."""
+    """Returns the path of the log for a run that a user must look at."""
     return f"log {quote(run.log)}" if run.needs_person and run.log is not None else ""

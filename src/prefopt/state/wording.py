@@ -1,22 +1,22 @@
-"""Names, words of logs and times, each on one line."""
+"""Formats names, log lines and times for one line of output."""
 
 from prefopt.process.terminal import REPLACEMENT, UNPRINTABLE
 from prefopt.state.logs import ANSI
 
 
 def clean(text: str) -> str:
-    """The first line of `text` that says something, without what acts on a terminal."""
+    """Returns the first line of `text` that is not blank, without terminal control sequences."""
     lines = [line.strip() for line in ANSI.sub("", text).splitlines()]
     return UNPRINTABLE.sub(REPLACEMENT, next(filter(None, lines), ""))
 
 
 def clean_name(text: str) -> str:
-    """A name on one line: what cannot be printed is replaced, line breaks too."""
+    """Returns a name on one line: unprintable characters and line breaks are replaced."""
     return UNPRINTABLE.sub(REPLACEMENT, text)
 
 
 def describe_time(seconds: float) -> str:
-    """Seconds as 0:47, 1:02:03 or 3d 04h."""
+    """Formats seconds as 0:47, 1:02:03 or 3d 04h."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 72:

@@ -1,1 +1,1 @@
-"""Files that survive a kill: written whole or not at all, locked, and listed with digests."""
+"""Files that survive a kill: written whole or not at all, locked, and checked by digests."""

@@ -1,4 +1,4 @@
-"""SHA-256 of a checkpoint's files, most of it computed while they are written instead of by reading them again."""
+"""Computes the SHA-256 of a checkpoint's files, mostly while they are written, to avoid reading them again."""
 
 import hashlib
 import os
@@ -15,11 +15,11 @@ from prefopt.storage.files import bring_to_disk
 from prefopt.storage.sealed import Digests, digest
 
 BLOCK_BYTES = 2**20
-"""Blocks from this size on are hashed by another thread while they are written."""
+"""Blocks of at least this size are hashed by another thread while they are written."""
 
 
 class Digester:
-    """Hashes what this process writes to a folder; as a context manager it ends its threads.
+    """Hashes the files that this process writes to a folder. Context manager: ends its threads on exit.
 
     Args:
         folder: The checkpoint that is being written.
@@ -40,21 +40,21 @@ class Digester:
         self._of_blocks.shutdown(cancel_futures=True)
 
     def begin(self, names: Iterable[str]) -> None:
-        """Brings finished files to the disk and reads them for their digests, aside, while others are written."""
+        """Starts to flush finished files to the disk and to hash them, in a thread, while other files are written."""
         for name in names:
             self._begun[name] = self._of_files.submit(digest, self._folder, [name])
 
     def finish(self) -> Digests:
-        """Digests of all files that were begun or watched; they are on the disk then.
+        """Waits for and returns the digests of all files that were begun or watched; the files are on the disk then.
 
         Raises:
-            OSError: One could not be read, is not what was written, or could not be brought to the disk.
+            OSError: A file could not be read or flushed to the disk, or is not what was written.
         """
         return {name: entry for digests in self._begun.values() for name, entry in digests.result().items()}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Lets `torch.save` of the block, whoever calls it, hash what it writes to the folder on its way there."""
+        """Makes every `torch.save` in the block hash what it writes to the folder while it writes."""
         original = torch.save
 
         def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
@@ -66,7 +66,7 @@ class Digester:
                 stream = HashingStream(opened, self._of_blocks)
                 try:
                     original(obj, cast(Any, stream), *args, **kwargs)
-                except RuntimeError as error:  # torch does not say what the file system said
+                except RuntimeError as error:  # torch hides the error of the file system
                     raise stream.error or error from error
             name = str(path.relative_to(self._folder))
             self._begun[name] = self._of_files.submit(self._complete, name, stream)
@@ -87,9 +87,9 @@ class Digester:
 
 
 class HashingStream:
-    """A file to write to, whose blocks are hashed at the same time.
+    """A writable file that hashes its blocks while they are written.
 
-    A digest of what was written, and not of what a file then holds, also finds what is lost in between.
+    The digest is of the written data, not of the file's content, so it also finds data lost on the way to the disk.
     """
 
     def __init__(self, file: BinaryIO, pool: ThreadPoolExecutor) -> None:
@@ -97,7 +97,7 @@ class HashingStream:
         self._sha256 = hashlib.sha256()
         self.num_bytes = 0
         self.error: OSError | None = None
-        """Why the file could not be written; None while it can be."""
+        """The error if the file could not be written; else None."""
 
     def write(self, block: Any) -> int:
         """Writes all of a block; returns its size."""
@@ -119,11 +119,11 @@ class HashingStream:
         try:
             self._file.write(view)
         finally:
-            hashed.result()  # the block is its owner's again
+            hashed.result()  # only now may the caller change the block
 
     def flush(self) -> None:
         self._file.flush()
 
     def hexdigest(self) -> str:
-        """Of all that was written."""
+        """Returns the SHA-256 (hex) of everything that was written."""
         return self._sha256.hexdigest()

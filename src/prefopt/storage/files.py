@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new, never a part."""
+"""Writes files so that a reader sees the old content or the new content, never a part of it; and reads them."""
 
 import errno
 import hashlib
@@ -14,22 +14,22 @@ from typing import IO, Any
 from prefopt.process.errors import UserError, explained
 
 COPY_BYTES = 2**30
-"""What the system is asked to copy in one call."""
+"""Most bytes to copy in one system call."""
 NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EACCES})
-"""What a file system answers that cannot bring names to the disk, or a folder that may be written but not listed."""
+"""Errors of fsync on a folder: the file system does not support it, or the folder may be written but not listed."""
 TAIL_BYTES = (1 << 12, 1 << 16)
-"""How far back a file is read for its last line: the second only where the first was not enough."""
+"""Bytes that are read from a file's end for its last line; the second number is tried if the first is too few."""
 PARTIAL = ".partial"
 """Ending of a file that is being written."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces `path` with `text` in one step, on disk before it returns."""
+    """Replaces `path` with `text` atomically; it is on the disk when the function returns."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces `path` with `content` in one step, on disk before it returns; writers at the same time do not mix."""
+    """Replaces `path` with `content` atomically, on the disk when it returns; concurrent writers do not mix."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
     try:
         with partial.open("wb") as file:
@@ -44,10 +44,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def bring_to_disk(path: Path) -> None:
-    """Returns when what was written to a file, or the names in a folder, would survive a loss of power.
+    """Flushes a file, or the names in a folder, to the disk, so that they survive a loss of power (fsync).
 
     Raises:
-        OSError: It would not. Some network file systems know nothing of the kind for folders: that is no error.
+        OSError: It failed. A network file system that does not support this for folders is no error.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -67,7 +67,7 @@ def hash_file(path: Path) -> str:
 
 
 def delete(path: Path) -> None:
-    """Removes a file or a whole folder; of a link the link alone."""
+    """Removes a file or a whole folder; for a link, only the link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -75,12 +75,12 @@ def delete(path: Path) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copies a file; where the file system can, both share their blocks on the disk until one is changed."""
+    """Copies a file; if the file system supports it, both share disk blocks until one is changed."""
     try:
         with source.open("rb") as read, target.open("wb") as written:
             while os.copy_file_range(read.fileno(), written.fileno(), COPY_BYTES):
                 pass
-        is_whole = target.stat().st_size == source.stat().st_size  # some file systems end early without an error
+        is_whole = target.stat().st_size == source.stat().st_size  # some file systems stop early without an error
     except (AttributeError, OSError):  # not on this system, or not on this file system
         is_whole = False
     if not is_whole:
@@ -93,9 +93,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def overwrite_in_place(path: Path, text: str) -> None:
-    """Replaces the content of a small file without a new one, for a disk that has room for nothing more.
+    """Overwrites a small file in place, for a full disk: a file of less than one block needs no new block.
 
-    A reader may see a part of it, and a file of less than a block takes no new one.
+    Not atomic: a reader may see a part of the text.
     """
     with path.open("r+b") as file:
         file.write(text.encode("utf-8"))
@@ -105,10 +105,10 @@ def overwrite_in_place(path: Path, text: str) -> None:
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no file.
+    """Returns the JSON object in a file; empty if there is no file.
 
     Raises:
-        UserError: The file cannot be read, or holds something else; it ends with `remedy`.
+        UserError: The file cannot be read or holds no JSON object; the message ends with `remedy`.
     """
     try:
         with explained(path, remedy=remedy):
@@ -125,21 +125,21 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> None:
-    """NaN and infinity are no JSON, and could not be written again."""
+    """Refuses NaN and infinity, which are no JSON and could not be written again."""
     raise ValueError(f"found {name}, which is no JSON")
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Adds one object to a JSON-lines file, as `append_text`, and makes the folder."""
+    """Appends one object to a JSON-lines file with `append_text`; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     append_text(path, json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def append_text(path: Path, lines: str) -> None:
-    """Adds whole lines to a file, on disk before it returns; a last line cut by a kill is removed first.
+    """Appends whole lines to a file, on the disk when it returns. A last line that a kill cut off is removed first.
 
     Raises:
-        OSError: They could not be written; the file is as it was, but for that last line.
+        OSError: The lines could not be written; the file is as before, without a cut last line.
     """
     content = lines.encode("utf-8")
     with path.open("a+b", buffering=0) as file:
@@ -169,14 +169,14 @@ def _end_of_last_line(file: IO[bytes]) -> int:
 def read_lines(
     path: Path, find_wrong: Callable[[dict[str, Any]], str | None] = lambda value: None
 ) -> Iterator[dict[str, Any]]:
-    """Yields the objects of a JSON-lines file; a last line cut by a kill is left out.
+    """Yields the objects of a JSON-lines file; a last line that a kill cut off is left out.
 
     Args:
         path: The file.
-        find_wrong: Says what is wrong with an object; None if nothing is.
+        find_wrong: Returns what is wrong with an object; None if nothing is.
 
     Raises:
-        UserError: The file cannot be read, or another line is no object or a wrong one; with file and line.
+        UserError: The file cannot be read, or a line holds no object or a wrong one; names file and line.
     """
     with explained(path):
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -196,7 +196,7 @@ def read_lines(
 
 
 def read_objects(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file without the lines that are damaged; empty if there is no such file."""
+    """Returns the objects of a JSON-lines file, without damaged lines; empty if the file cannot be read."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -205,7 +205,7 @@ def read_objects(path: Path) -> list[dict[str, Any]]:
 
 
 def read_last(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
-    """The last object of a JSON-lines file that is wanted; None if there is none near its end."""
+    """Returns the last object of a JSON-lines file for which `wanted` is true; None if there is none near its end."""
     for size in TAIL_BYTES:
         content, is_whole = read_end(path, size)
         for line in reversed(content.split(b"\n")):
@@ -218,9 +218,9 @@ def read_last(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> dict[str,
 
 
 def read_end(path: Path, num_bytes: int) -> tuple[bytes, bool]:
-    """The last `num_bytes` of a file, and whether that is all of it; empty if it cannot be read.
+    """Returns the last `num_bytes` of a file, and whether that is the whole file; empty if it cannot be read.
 
-    What is not all of a file begins after its first line break: the line before it may be cut.
+    If it is not the whole file, the first line, which may be cut, is left out.
     """
     try:
         with open(path, "rb", buffering=0) as file:
@@ -235,7 +235,7 @@ def read_end(path: Path, num_bytes: int) -> tuple[bytes, bool]:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line) if line else None
-    except ValueError:  # cut off, damaged, or no UTF-8
+    except ValueError:  # cut off, damaged, or not UTF-8
         return None
     return value if isinstance(value, dict) else None
 

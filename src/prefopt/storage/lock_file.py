@@ -1,4 +1,4 @@
-"""The lock file of a run: what it holds, and whether anybody stands behind it."""
+"""The lock file of a run: its content, and whether the process that wrote it is alive."""
 
 import errno
 import json
@@ -17,18 +17,18 @@ from pathlib import Path
 from prefopt.storage.files import PARTIAL, write_bytes
 
 SILENT_AFTER_S = 300.0
-"""After this long without a sign of life, a holder that cannot be looked at is gone: ten signs were missed."""
+"""Seconds without a sign of life after which a holder on another machine counts as dead: ten signs were missed."""
 NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 def lock_path(run: Path) -> Path:
-    """Where the lock of a run lies: two names of one folder have one lock."""
+    """Returns the path of a run's lock; links are resolved, so that two names of one folder have one lock."""
     real = run.resolve()
     return real.with_name(f".{real.name}.lock")
 
 
 def find_holder(run: Path) -> str | None:
-    """Who uses a run's folder now, in words; None if nobody does. A lock that was left behind does not count."""
+    """Describes the process that uses a run's folder now; None if there is none. A dead process does not count."""
     path = lock_path(run)
     found = read(path)
     if found is None or found.is_gone(Holder.of_this_process(), found.silent_s(path.parent)):
@@ -37,7 +37,7 @@ def find_holder(run: Path) -> str | None:
 
 
 class Life(Enum):
-    """Whether somebody stands behind a lock; unknown: a process of another machine that showed life lately."""
+    """Whether the holder of a lock is alive; unknown: it is on another machine and gave a sign of life lately."""
 
     alive = "alive"
     dead = "dead"
@@ -46,12 +46,12 @@ class Life(Enum):
 
 @dataclass(frozen=True)
 class Sighting:
-    """A lock as a bystander sees it.
+    """A lock as seen by a process that does not want it.
 
     Attributes:
-        life: Of the process that took it.
-        who: That process, in words.
-        job: The scheduler's id of the job it belongs to; None outside of one.
+        life: Whether the process that holds it is alive.
+        who: Description of that process.
+        job: The scheduler's id of the holder's job; None if it has none.
     """
 
     life: Life
@@ -60,9 +60,9 @@ class Sighting:
 
 
 def read_lock(run: Path) -> Sighting | None:
-    """The lock of a run, None if there is none that this user may read.
+    """Returns the lock of a run; None if there is none that this user may read.
 
-    Writes nothing, so the seconds are by this machine's clock alone.
+    Writes nothing, so silence is measured by this machine's clock, not by that of the file system.
     """
     try:
         found = read(lock_path(run))
@@ -77,20 +77,20 @@ def read_lock(run: Path) -> Sighting | None:
 
 @dataclass(frozen=True)
 class Holder:
-    """A process, so that no other is mistaken for it."""
+    """Identifies the process that holds a lock."""
 
     host: str
     system: str
-    """Boot and pid namespace. Only where they are the same can a pid be looked up: containers may share a hostname."""
+    """Boot id and pid namespace. A pid can be looked up only if both are equal: containers may share a hostname."""
     pid: int
     started: int | None
-    """Start of the process in clock ticks since boot: a pid is used again."""
+    """Start of the process in clock ticks since boot, because pids are reused."""
     job: str | None
     restart: int
-    """The scheduler's job, and how often it was requeued."""
+    """How often the scheduler has requeued the job whose id is `job`."""
     since: str
     token: str
-    """No two locks have the same content."""
+    """Random text, so that no two locks have the same content."""
 
     @classmethod
     def of_this_process(cls) -> "Holder":
@@ -111,29 +111,29 @@ class Holder:
         return (json.dumps(asdict(self), indent=2) + "\n").encode()
 
     def is_alive(self) -> bool:
-        """For a process of this system. A doubt counts as life."""
+        """Returns whether the process, which must be of this system, is alive. In doubt it counts as alive."""
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass  # another user's
+            pass  # the process belongs to another user
         state, started = _state_and_start(self.pid)
-        if state in ("Z", "X"):  # dead, but its parent has not looked yet
+        if state in ("Z", "X"):  # a zombie: dead, but its parent has not collected it yet
             return False
         return None in (started, self.started) or started == self.started
 
 
 @dataclass(frozen=True)
 class LockFile:
-    """A lock file as it was read at one moment."""
+    """A lock file as read at one moment."""
 
     content: bytes
     modified: float
 
     @cached_property
     def holder(self) -> Holder | None:
-        """None for a file that was not written here, or that is half-written where there are no hard links."""
+        """The holder; None if prefopt did not write the file, or if it is half-written (without hard links)."""
         try:
             holder = Holder(**json.loads(self.content))
         except (ValueError, TypeError):
@@ -146,7 +146,7 @@ class LockFile:
         return "an unnamed process" if self.holder is None else f"process {self.holder.pid} on host {self.holder.host}"
 
     def silent_s(self, folder: Path) -> float:
-        """Seconds since the last sign of life, by the clock of the file system: the hosts' clocks may differ."""
+        """Returns seconds since the last sign of life, by the file system's clock, as the hosts' clocks may differ."""
         with tempfile.TemporaryFile(dir=folder) as probe:
             return max(0.0, os.fstat(probe.fileno()).st_mtime - self.modified)
 
@@ -154,10 +154,10 @@ class LockFile:
         return self.holder is not None and (self.holder.host, self.holder.system) == (own.host, own.system)
 
     def is_gone(self, own: Holder, silent_s: float) -> bool:
-        """True if nobody stands behind this lock any more.
+        """Returns whether the holder of this lock is dead.
 
-        The job alone does not tell: `srun` without torchrun starts several rank 0 in one job. A later restart of the
-        same job does, because the scheduler ends the earlier attempt before it begins the next.
+        An equal job id alone does not show it: `srun` without torchrun starts several rank 0 in one job. A later
+        restart of the same job does, because the scheduler ends the earlier attempt before it begins the next.
         """
         if self.holder is not None and self.can_be_looked_at(own):
             return not self.holder.is_alive()
@@ -167,13 +167,13 @@ class LockFile:
 
 
 def create(path: Path, content: bytes) -> bool:
-    """Makes `path` with all of `content` at once, unless there is a file already; True if it is this one."""
+    """Creates `path` with `content` atomically, unless the file exists; returns whether it has this content."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
     try:
         write_bytes(aside, content)
         os.link(aside, path)
     except FileExistsError:
-        found = read(path)  # NFS, asked twice, says "exists" of the link that it has just made
+        found = read(path)  # NFS may repeat the request, and then reports its own link
         return found is not None and found.content == content
     except OSError as error:
         if error.errno not in NO_HARD_LINKS:
@@ -185,7 +185,7 @@ def create(path: Path, content: bytes) -> bool:
 
 
 def _create_in_place(path: Path, content: bytes) -> bool:
-    """For file systems without hard links: a reader may see a part, which counts as live while it is young."""
+    """Like `create`, without hard links: a reader may see a part of the file, which counts as live while it is new."""
     try:
         with path.open("xb") as file:
             file.write(content)
@@ -198,9 +198,9 @@ def _create_in_place(path: Path, content: bytes) -> bool:
 
 
 def read(path: Path, *, touch_if: bytes | None = None) -> LockFile | None:
-    """The file as it is now; None if there is none. `fstat` on the open file, because NFS caches `stat`.
+    """Reads the lock file; None if there is none. Uses `fstat` on the open file, because NFS caches `stat`.
 
-    With the content `touch_if` it is touched: on the open file again, since another may have taken its place.
+    If its content is `touch_if`, the open file is touched; touching the path could touch a file that replaced it.
     """
     try:
         with path.open("rb") as file:
@@ -213,7 +213,7 @@ def read(path: Path, *, touch_if: bytes | None = None) -> LockFile | None:
 
 
 def _system() -> str:
-    """Names the boot and the pid namespace of this process; empty where the system does not tell (macOS)."""
+    """Returns boot id and pid namespace of this process; empty if the system has none (macOS)."""
     parts = []
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
@@ -223,7 +223,7 @@ def _system() -> str:
 
 
 def _state_and_start(pid: int) -> tuple[str | None, int | None]:
-    """State and start time of a process, fields 3 and 22 of /proc/<pid>/stat; (None, None) where it cannot be read."""
+    """Returns state and start of a process, fields 3 and 22 of /proc/<pid>/stat; (None, None) if it cannot be read."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:

@@ -1,8 +1,8 @@
-"""Folders that can be trusted: whole or not there, with a list of digests by which damage is found.
+"""Sealed folders: they are complete or do not exist, and a list of digests shows damage.
 
-One is written beside its place, under a name that says that it is being written. Its files are brought to the disk
-and digested, `manifest.json` lists the digests, and `publish` gives the folder its name. What is found damaged is not
-deleted but renamed, for a look.
+A folder is first written under a temporary name beside its final one. Its files are flushed to the disk and hashed,
+`manifest.json` lists the digests, and `publish` renames the folder. A damaged folder is not deleted but renamed, so
+that a user can look at it.
 """
 
 import logging
@@ -17,13 +17,13 @@ from prefopt.storage.files import PARTIAL, bring_to_disk, delete, hash_file
 MANIFEST = "manifest.json"
 DAMAGED = ".damaged"
 STALE_S = 3600.0
-"""Age at which what is half-written is taken for the leftover of a killed process."""
+"""Age in seconds at which a half-written file or folder counts as left behind by a killed process."""
 Digests = dict[str, dict[str, Any]]
-"""For each file, relative to its folder: `size` in bytes and `sha256`."""
+"""File name relative to its folder -> `size` in bytes and `sha256` (hex)."""
 
 
 def digest(folder: Path, names: Iterable[str]) -> Digests:
-    """Brings files to the disk and returns their digests."""
+    """Flushes files to the disk and returns their digests."""
     found = {}
     for name in names:
         path = folder / name
@@ -33,10 +33,10 @@ def digest(folder: Path, names: Iterable[str]) -> Digests:
 
 
 def read_digests(manifest: dict[str, Any]) -> Digests:
-    """The digests that a manifest lists.
+    """Returns the digests that a manifest lists.
 
     Raises:
-        ValueError: It names a file outside of its folder.
+        ValueError: The manifest names a file outside of its folder.
     """
     digests: Digests = manifest["files"]
     for name in digests:
@@ -47,7 +47,7 @@ def read_digests(manifest: dict[str, Any]) -> Digests:
 
 
 def find_damage(folder: Path, expected: Digests) -> str | None:
-    """Says what is wrong with files of a sealed folder; None if they are as they were written."""
+    """Says what is wrong with the files of a sealed folder; None if they are as they were written."""
     for name, entry in expected.items():
         path = folder / name
         if not path.is_file():
@@ -60,16 +60,16 @@ def find_damage(folder: Path, expected: Digests) -> str | None:
 
 
 def publish(partial: Path, final: Path, names: Iterable[str], *, doomed: Path | None = None) -> None:
-    """Gives a written folder its name, once the names of its files are on the disk; that name is on the disk then.
+    """Flushes the names of a folder's files to the disk, then renames the folder; the new name is on the disk then.
 
     Args:
-        partial: The folder; its files are on the disk.
-        final: Its name.
-        names: Its files.
-        doomed: Makes room for it: the name of a folder that is there already, while that is removed.
+        partial: The folder; its files are on the disk already.
+        final: The final path.
+        names: Names of its files.
+        doomed: If given, a folder that exists at `final` is moved to this path and removed.
 
     Raises:
-        OSError: It has not got its name; without `doomed`, because another folder may have it.
+        OSError: The folder could not be renamed; without `doomed`, perhaps because `final` exists.
     """
     for folder in {partial, *((partial / name).parent for name in names)}:
         bring_to_disk(folder)
@@ -83,23 +83,23 @@ def publish(partial: Path, final: Path, names: Iterable[str], *, doomed: Path | 
 
 
 def move(path: Path, target: Path) -> None:
-    """Renames a file or folder; what has the name is removed."""
+    """Renames a file or folder; a file or folder at `target` is removed first."""
     delete(target)
     path.rename(target)
 
 
 def set_aside(path: Path, aside: Path, log: logging.Logger) -> None:
-    """Renames what is damaged, so that it is not tried again; only warns where that cannot be done."""
+    """Renames a damaged file or folder, so that it is not read again; logs a warning if that fails."""
     try:
-        path.rename(aside)  # not deleted: on a network file system others may read it, soundly, at this moment
+        path.rename(aside)  # not deleted: on a network file system another process may be reading it
     except OSError as error:
         log.warning("%s cannot be set aside (%s)", path, error.strerror or error)
 
 
 def remove_stale(folder: Path) -> None:
-    """Removes what killed processes were writing in a folder that several write to."""
+    """Removes half-written files and folders of killed processes from a folder that several processes write to."""
     for partial in folder.glob(f"*{PARTIAL}"):
-        with suppress(OSError):  # its writer has finished, or it is another user's
+        with suppress(OSError):  # its writer has finished, or it belongs to another user
             parts = (partial, *(partial.iterdir() if partial.is_dir() else ()))
             if time.time() - max(path.stat().st_mtime for path in parts) > STALE_S:
                 delete(partial)

@@ -1,4 +1,4 @@
-"""A sweep's folder: `sweep.json` in it says which points it has."""
+"""The folder of a sweep, whose file `sweep.json` lists its points."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from prefopt.sweeps.points import Point
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """`<run.root>/<sweep.name>`.
+    """The folder `<run.root>/<sweep.name>`.
 
     Attributes:
         path: The folder.
@@ -27,52 +27,52 @@ class SweepFolder:
 
     @property
     def slurm(self) -> Path:
-        """Scripts, logs and tasks of its jobs."""
+        """Folder with scripts, logs and tasks of the sweep's jobs."""
         return self.path / "slurm"
 
     def exists(self) -> bool:
-        """True if there is a sweep here."""
+        """Returns whether there is a sweep in this folder."""
         return is_sweep(self.path)
 
     def write(self, points: Sequence[Point], digest: str, **more: Any) -> None:
-        """Creates the folder.
+        """Creates the folder with its sweep.json.
 
         Args:
-            points: All of the sweep's points.
-            digest: Of what they compute.
-            more: What else `read` is to return.
+            points: All points of the sweep.
+            digest: Digest of what the points compute.
+            more: Further entries of sweep.json.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         described = {"format": SWEEP_FORMAT, "name": self.name, "digest": digest, **more}
         write_json(self.path / SWEEP, {**described, "points": [asdict(point) for point in points]})
 
     def read(self) -> dict[str, Any]:
-        """sweep.json.
+        """Returns the content of sweep.json.
 
         Raises:
-            UserError: There is none, or it is not one of this version.
+            UserError: There is none, or it has the format of another version.
         """
         return read_sweep(self.path)
 
     def points(self) -> list[Point]:
-        """The points in their order."""
+        """Returns the points in their order."""
         return [Point(**point) for point in self.read()["points"]]
 
     def run_of(self, point: Point) -> RunDirectory:
-        """The run of a point, begun or not."""
+        """Returns the run of a point, which need not have begun."""
         return RunDirectory(self.path / point.name)
 
     def unfinished(self) -> list[Point]:
-        """The points for which something is left to do."""
+        """Returns the points whose runs are not finished."""
         is_finished = is_over if SEARCH in self.read() else is_done
         return [point for point in self.points() if not is_finished(self.run_of(point))]
 
 
 def is_done(run: RunDirectory) -> bool:
-    """True if a run has come to its end and has its final model."""
+    """Returns whether a run is done and has its final model."""
     return run.read_status().get("state") == State.done.value and run.model.is_dir()
 
 
 def is_over(run: RunDirectory) -> bool:
-    """True if nothing is left to do for a trial of a search: its run is done, was pruned, or diverged."""
+    """Returns whether a trial of a search is over: its run is done, was pruned, or diverged."""
     return is_done(run) or run.read_status().get("state") in (State.pruned.value, State.diverged.value)

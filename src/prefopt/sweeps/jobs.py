@@ -58,7 +58,7 @@ class Job:
         return replace(self, waits=True)
 
     def with_ids(self, ids: Sequence[str]) -> "Job":
-        """Returns this job, which if it waits has the last of `ids`, the jobs submitted so far, in `after`."""
+        """Returns this job; if it waits, with the last of `ids` (the jobs submitted so far) added to `after`."""
         return replace(self, after=[*self.after, ids[-1]]) if self.waits else self
 
     def to_record(self, number: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A search before it is submitted: every parameter tried at its ends, its metric and its pruning checked."""
+"""Plans a search before it is submitted: checks its parameters at their ends, its metric and its pruning."""
 
 import hashlib
 import json
@@ -21,11 +21,11 @@ from prefopt.sweeps.space import Space, read_space
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """A search before it has a folder.
+    """A search that has no folder yet.
 
     Attributes:
-        search: What sweep.json will hold.
-        corners: Points at the ends of what is searched, with the digest of what the search computes.
+        search: The definition for sweep.json.
+        corners: Points at the ends of the parameters' ranges, with the digest of what the search computes.
     """
 
     search: Search
@@ -33,17 +33,17 @@ class SearchPlan:
 
 
 def plan_search(sweep: SweepConfig, overrides: Sequence[str], config_dir: str | None, launch: Launch) -> SearchPlan:
-    """Reads what is searched and checks it.
+    """Reads the parameters of a search and checks the search.
 
     Args:
-        sweep: With `search.num_trials` set.
-        overrides: Of the runs, as on the command line.
-        config_dir: The user's own config groups, absolute.
+        sweep: Settings of the sweep, with `search.num_trials` set.
+        overrides: Overrides of the runs, as on the command line.
+        config_dir: Absolute path of the user's own config groups; None if there are none.
         launch: How each run will be started.
 
     Raises:
-        UserError: A parameter that does not exist, an end that is no valid run, a metric that runs do not have,
-            pruning that could never happen, or no Optuna.
+        UserError: A parameter does not exist, a run at an end of a range is invalid, runs do not have the metric,
+            pruning could never happen, or Optuna is not installed.
     """
     if find_spec("optuna") is None:
         raise UserError("sweep.search needs Optuna, which is not installed: pip install 'prefopt[search]'.")
@@ -74,7 +74,7 @@ def plan_search(sweep: SweepConfig, overrides: Sequence[str], config_dir: str | 
 
 
 def list_corners(space: Space) -> list[list[str]]:
-    """Every parameter at each of its ends while the others are at their first one, and all of them at their last."""
+    """Lists overrides of each parameter at each of its ends, with the others at their first; and all at their last."""
     ends = [parameter.ends() for parameter in space.parameters]
     first, last = [each[0] for each in ends], [each[-1] for each in ends]
     varied = [[*first[:place], end, *first[place + 1 :]] for place, each in enumerate(ends) for end in each[1:]]
@@ -107,10 +107,10 @@ def _compose_corners(space: Space, config_dir: str | None, launch: Launch) -> Pl
 
 
 def _find_metric(wanted: SearchConfig, configs: Sequence[TrainConfig], searched: Sequence[str]) -> Metric:
-    """The metric to optimise, which every trial has.
+    """Returns the metric to optimise, which every trial must have.
 
     Raises:
-        UserError: Some trial would not have it, trials could not be compared by it, or it is to be made worse.
+        UserError: Some trial would not have it, it cannot compare trials, or `maximise` is wrong for it.
     """
     known = [metric for metric in COMPARED if metric.path[:2] == (HELD_OUT, TUNED)]
     allowed = [metric for metric in known if all(_is_reported(metric, config) for config in configs)]
@@ -137,7 +137,7 @@ def _find_metric(wanted: SearchConfig, configs: Sequence[TrainConfig], searched:
 
 
 def _is_reported(metric: Metric, config: TrainConfig) -> bool:
-    """Whether the report of a run has a metric of its held-out data."""
+    """Returns whether the report of a run has this metric of its held-out data."""
     if config.data.held_out is None and config.data.held_out_fraction == 0:
         return False
     has_pairs = metric.of_pairs and config.evaluation.pairs is not None
@@ -151,7 +151,7 @@ def _held_out_of(config: TrainConfig) -> str:
 
 
 def _find_min_examples(wanted: SearchConfig, metric: Metric, configs: Sequence[TrainConfig], launch: Launch) -> int:
-    """The examples after which every trial has had its evaluations, whatever its batch size.
+    """Returns the number of examples after which every trial has had `min_evaluations`, whatever its batch size.
 
     Raises:
         UserError: Pruning is not possible.
@@ -183,13 +183,13 @@ def _find_min_examples(wanted: SearchConfig, metric: Metric, configs: Sequence[T
 
 
 def _examples_before_end(config: TrainConfig, batch_size: int) -> int | None:
-    """Examples at the last evaluation before the last step; None where the data decide."""
+    """Returns the examples at the last evaluation before the last step; None if the size of the data decides."""
     steps, every = config.trainer.max_steps, config.trainer.eval_every
     return None if steps is None or every is None else (steps - 1) // every * every * batch_size
 
 
 def _digest(wanted: SearchConfig, space: Space, corners: Plan) -> str:
-    """SHA-256 (hex) of what decides the trials, apart from their number."""
+    """Returns the SHA-256 (hex) of all that decides the trials, except their number."""
     settings: dict[str, Any] = {**asdict(wanted), "num_trials": None}
     drawn = [asdict(parameter) for parameter in space.parameters]
     identities = [fingerprint(config) for config in corners.configs]

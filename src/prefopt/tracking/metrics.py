@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per log event, the source of truth for every comparison."""
+"""Writes metrics.jsonl: one JSON object per log event; every comparison of runs reads it."""
 
 import json
 import math
@@ -8,23 +8,23 @@ from typing import Any, Protocol
 from prefopt.storage.files import append_text
 
 TIMES = ("time_s", "training_s")
-"""The keys of a record that no two runs have in common."""
+"""Keys of a record whose values are times, and so differ between equal runs."""
 
 
 class Mirror(Protocol):
-    """Something that is told every record as well, such as W&B."""
+    """A second receiver of every record, such as W&B."""
 
     def log(self, record: dict[str, Any]) -> None: ...
 
 
 class MetricsLog:
-    """Appends records, each a line that is on disk before `write` returns. Rank 0 only.
+    """Appends records to a file, each a line that is on the disk when `write` returns. Rank 0 only.
 
     Records that could not be written are kept, and written before the next one.
 
-    A record has `step`, `time_s` (training time over all attempts, with evaluations and checkpoints), `training_s`
-    (that of optimizer steps alone), `pairs` and `tokens` seen so far, and TRL's metric names; evaluation records carry
-    `split` as well. A value that is not finite is written as null.
+    A record has `step`, `time_s` (seconds of training over all attempts, with evaluations and checkpoints),
+    `training_s` (seconds of optimizer steps alone), `pairs` and `tokens` seen so far, and TRL's metric names;
+    evaluation records also have `split`. A value that is not finite is written as null.
     """
 
     def __init__(self, path: Path, mirror: Mirror | None = None) -> None:
@@ -36,7 +36,7 @@ class MetricsLog:
         """Writes one record.
 
         Raises:
-            OSError: It could not be written, and waits; the file is as it was.
+            OSError: The record could not be written; it is kept, and the file is unchanged.
         """
         finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
         self._waiting.append(json.dumps(finite) + "\n")
@@ -45,7 +45,7 @@ class MetricsLog:
         self.write_waiting()
 
     def write_waiting(self) -> None:
-        """Writes what could not be written before; raises as `write`."""
+        """Writes the records that could not be written before; raises like `write`."""
         if not self._waiting:
             return
         append_text(self._path, "".join(self._waiting))

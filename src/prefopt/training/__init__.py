@@ -1,1 +1,1 @@
-"""TRL's trainers with exact evaluation, durable checkpoints and a readable console."""
+"""Training: TRL's trainers with exact evaluation, durable checkpoints and a readable console."""

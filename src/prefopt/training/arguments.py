@@ -1,4 +1,4 @@
-"""From the configuration to TRL's training arguments."""
+"""Builds TRL's training arguments from the configuration."""
 
 import difflib
 from typing import Any
@@ -21,10 +21,10 @@ from prefopt.training.extra import check_values
 
 
 def build_arguments(algorithm: Algorithm, config: TrainConfig, run: RunDirectory, size: StepSize) -> Any:
-    """TRL's training arguments for this run.
+    """Returns TRL's training arguments for this run.
 
     Raises:
-        UserError: Values that TRL or transformers refuse.
+        UserError: TRL or transformers refuses a value.
     """
     kind = algorithm.trl_config
     ours = {**_common(config, run, size), **algorithm.trl_fields(config)}
@@ -47,10 +47,10 @@ def build_arguments(algorithm: Algorithm, config: TrainConfig, run: RunDirectory
 
 
 def _check_names(config: TrainConfig) -> None:
-    """Refuses names that transformers does not know.
+    """Refuses optimizer and scheduler names that transformers does not know.
 
     Raises:
-        UserError: With those that it knows.
+        UserError: A name is unknown; the message lists the known ones.
     """
     for key, name, kind in (
         ("optim.name", config.optim.name, OptimizerNames),
@@ -64,7 +64,7 @@ def _check_names(config: TrainConfig) -> None:
 
 
 def choose_implementation(optimizer: str, *, on_cuda: bool) -> str:
-    """The optimizer under the name that transformers gives its fastest implementation here; it computes the same."""
+    """Returns transformers' name of the optimizer's fastest implementation on this device; results are the same."""
     return "adamw_torch_fused" if on_cuda and optimizer == "adamw_torch" else optimizer
 
 
@@ -73,7 +73,7 @@ def _common(config: TrainConfig, run: RunDirectory, size: StepSize) -> dict[str,
     return {
         "output_dir": str(run.checkpoints),
         "seed": config.run.seed,
-        "max_length": None,  # cut, counted and reported when tokenised
+        "max_length": None,  # examples are truncated, counted and reported at tokenisation
         "per_device_train_batch_size": size.per_device,
         "per_device_eval_batch_size": config.evaluation.batch_size,
         "gradient_accumulation_steps": size.accumulation,
@@ -81,29 +81,29 @@ def _common(config: TrainConfig, run: RunDirectory, size: StepSize) -> dict[str,
         "max_steps": trainer.max_steps or -1,
         "bf16": trainer.precision is Precision.bf16,
         "use_cpu": not torch.cuda.is_available() and config.deepspeed.stage is None,
-        "gradient_checkpointing": trainer.gradient_checkpointing is True,  # for auto see Fit
+        "gradient_checkpointing": trainer.gradient_checkpointing is True,  # `auto` is decided by Fit
         "optim": choose_implementation(optim.name, on_cuda=torch.cuda.is_available()),
         "learning_rate": optim.learning_rate,
         "lr_scheduler_type": optim.scheduler,
-        "warmup_steps": optim.warmup_ratio,  # below 1 it is a share of all steps
+        "warmup_steps": optim.warmup_ratio,  # transformers reads a value below 1 as a share of all steps
         "weight_decay": optim.weight_decay,
         "adam_beta1": optim.adam_beta1,
         "adam_beta2": optim.adam_beta2,
         "adam_epsilon": optim.adam_epsilon,
         "max_grad_norm": optim.max_grad_norm,
         "logging_steps": trainer.log_every,
-        "logging_nan_inf_filter": False,  # a loss that is not finite must be seen
+        "logging_nan_inf_filter": False,  # a loss that is not finite must be shown
         "eval_strategy": "no" if trainer.eval_every is None else "steps",
         "eval_steps": trainer.eval_every,
         "save_strategy": "steps",
         "save_steps": trainer.save_every,
-        "save_total_limit": None,  # complete checkpoints are counted, not folders: see CheckpointSaver
+        "save_total_limit": None,  # CheckpointSaver removes old checkpoints; it counts complete ones only
         "deepspeed": build_deepspeed(config.deepspeed),
         "accelerator_config": {
-            "use_configured_state": is_launched(),  # that of prefopt.distributed
-            "non_blocking": torch.cuda.is_available(),  # else the host waits for a batch to move
+            "use_configured_state": is_launched(),  # the state that prefopt.distributed has set up
+            "non_blocking": torch.cuda.is_available(),  # otherwise the host waits for each batch to be copied
         },
-        # Else DDP regroups gradients after its first step, and a resumed run of three ranks sums in another order.
+        # Otherwise DDP regroups gradients after its first step, and a resumed run on 3 ranks sums in another order.
         "ddp_find_unused_parameters": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": "none",

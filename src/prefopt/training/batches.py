@@ -1,4 +1,4 @@
-"""Which examples an optimizer step sees, and how far a run has come."""
+"""Which examples each optimizer step sees, and how many examples were seen after a given step."""
 
 import logging
 import math
@@ -17,14 +17,14 @@ logger = logging.getLogger(__name__)
 
 Batches = StepBatches | PairBatches
 MAX_PLANNED = 10**9
-"""Rows that are divided into batches beforehand, which takes some 100 ns each."""
+"""Most rows (over all epochs) that are divided into batches before training; each row takes about 100 ns."""
 
 
 def plan_batches(trainer: Any, config: TrainConfig) -> Batches:
-    """The batches of the run, whose `Fit` is known.
+    """Plans the batches of the run; `trainer.fit` must be set.
 
     Raises:
-        UserError: Fewer examples than ranks, or a pair above the budget of tokens.
+        UserError: There are fewer examples than ranks, or a pair exceeds the token budget.
     """
     settings, pairs, args = config.trainer, trainer.train_dataset, trainer.args
     budget = trainer.fit.tokens
@@ -73,7 +73,7 @@ def plan_batches(trainer: Any, config: TrainConfig) -> Batches:
 
 
 def count_examples(trainer: Any, step: int) -> int:
-    """Examples seen after `step` optimizer steps, over all ranks; the last step of an epoch may be short."""
+    """Counts the examples seen after `step` optimizer steps, over all ranks; an epoch's last step may be smaller."""
     ranks, accumulation = trainer.args.world_size, trainer.args.gradient_accumulation_steps
     per_rank = len(trainer.batches) // ranks
     epochs, within = divmod(step, math.ceil(per_rank / accumulation))

@@ -1,8 +1,8 @@
 """Numbers that stay on the device until they are needed.
 
-To read a number from a GPU the host waits until the GPU has done all that it was asked to do, and then has nothing
-queued. TRL's loss functions read a dozen in every forward, for metrics that are logged every few steps. Under
-`deferred_reads` they get a `Deferred` in place of each, and all are read at once when a line is logged.
+Reading a number from a GPU makes the host wait until the GPU has finished all queued work; the GPU then idles. TRL's
+loss functions read a dozen numbers in every forward, for metrics that are logged every few steps. Under
+`deferred_reads` they get a `Deferred` in place of each number, and all are read at once when a line is logged.
 """
 
 import operator
@@ -17,16 +17,16 @@ from torch.overrides import TorchFunctionMode
 
 
 class Deferred:
-    """A number that is computed from tensors of one element, once somebody needs it."""
+    """A number that is computed from one-element tensors when it is read (see `read`)."""
 
     def __init__(self, tensors: tuple[torch.Tensor, ...], compute: Callable[[Sequence[float]], float]) -> None:
         self.tensors = tensors
         self.compute = compute
-        """From the values of `tensors` to this number."""
+        """Computes this number from the values of `tensors`."""
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> "Deferred":
-        """The element of a tensor that holds one."""
+        """Returns the deferred value of a one-element tensor."""
         return cls((tensor.detach(),), operator.itemgetter(0))
 
     def __mul__(self, other: "Number") -> "Deferred":
@@ -42,7 +42,7 @@ class Deferred:
         return self._with(other, operator.add)
 
     def __gt__(self, other: "Number") -> bool:
-        """True: TRL asks whether a count is above zero before it divides by it; a mean of no tokens is never read."""
+        """Returns True. TRL tests that a count is > 0 before it divides by it; a mean of no tokens is never read."""
         assert other == 0, "only the question that TRL asks has a known answer"
         return True
 
@@ -60,7 +60,7 @@ Number = float | Deferred
 
 
 def read(numbers: Iterable[Number]) -> list[float]:
-    """The values of numbers, in their order; the device is waited for once."""
+    """Returns the values of numbers, in their order; the host waits for the device once."""
     numbers = list(numbers)
     tensors = [tensor for number in numbers if isinstance(number, Deferred) for tensor in number.tensors]
     values = torch.stack([tensor.double().reshape(()) for tensor in tensors]).tolist() if tensors else []
@@ -79,17 +79,18 @@ def read(numbers: Iterable[Number]) -> list[float]:
 def deferred_reads(function: Callable[..., Any]) -> Iterator["Reads"]:
     """In this block `function` gets a `Deferred` where it reads a number from a tensor.
 
-    What it does itself is meant, not what it calls. Two more of its habits would make the host wait. A question for a
-    count above zero is answered with yes. Values without gradient that it picks by a mask, to sum them up, are not
-    picked: TRL's per-token results are zero outside of the completions. So this is for training alone, where what a
-    loss is computed from has a gradient: the mean over picked values would be another one.
+    Only reads in the code of `function` itself are deferred, not those in functions that it calls. Two more of its
+    operations would make the host wait. A test of a tensor's truth, such as count > 0, returns True. Indexing with a
+    boolean mask, which `function` does before it sums, returns all values if they have no gradient: TRL's per-token
+    results are zero outside of the completions, so the sum is the same. Use it in training only: there the values of
+    the loss have a gradient and are selected as usual; without a gradient, the loss would be a mean over all values.
     """
     with Reads(function.__code__) as reads:
         yield reads
 
 
 class Reads(TorchFunctionMode):
-    """See `deferred_reads`."""
+    """The torch function mode behind `deferred_reads`."""
 
     def __init__(self, code: CodeType) -> None:
         super().__init__()
@@ -110,7 +111,7 @@ class Reads(TorchFunctionMode):
         return sys._getframe(2).f_code is self._code
 
     def suspended(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, in which nothing is deferred, and nothing slowed down by asking whether it is."""
+        """Wraps a function so that this mode is off while it runs: no read is deferred, and no call is slowed down."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]

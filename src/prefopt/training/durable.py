@@ -1,4 +1,4 @@
-"""What TRL's trainers lack for runs on many ranks that must not be lost: batches, metrics, evaluation, checkpoints."""
+"""Mixin that gives TRL's trainers batches, metrics, evaluation and checkpoints for long runs on many ranks."""
 
 import logging
 import math
@@ -41,31 +41,31 @@ logger = logging.getLogger(__name__)
 
 
 class NothingLeftError(Exception):
-    """No step was left to train, only the evaluation after the last one."""
+    """Only the evaluation after the last step was left to do; no step was left to train."""
 
 
 class DurableTrainer:
-    """Mixin: put it before one of TRL's trainers in the bases. A trainer is whole when it is built.
+    """Mixin: put it before a TRL trainer in the bases. A trainer is ready to train when its constructor returns.
 
-    Every row is seen exactly once an epoch, log lines and held-out metrics are exact means whatever the number of
-    ranks, and a run that goes on from a checkpoint goes on as if nothing had happened.
+    Every row is seen exactly once per epoch. Log lines and held-out metrics are exact means on any number of ranks.
+    A run that resumes from a checkpoint gives the same results as one that was never interrupted.
 
     Attributes:
-        run: What the run gives.
-        fit: What is computed at once.
-        layers: The fused layers of the model, if it has some.
+        run: Settings, folder and stop requests of the run.
+        fit: Token budget and gradient checkpointing of a forward.
+        layers: The fused layers of the model; None if it has none.
         batches: The batches of an epoch over all ranks.
         window: Metrics since the last log line.
-        best: The best value of `trainer.keep_best` and its step.
-        evaluation_due: The evaluation of this step was interrupted.
-        num_rows: Examples of the current forward; filling is none.
-        counts: Its tokens.
+        best: The best value of the metric `trainer.keep_best` so far, and its step; None if there is none.
+        evaluation_due: Whether the evaluation after this step was interrupted.
+        num_rows: Examples in the current forward, without dummy rows.
+        counts: Token counts of the current forward.
         num_tokens: Tokens (without padding) up to the last record, over all ranks; a pair counts its prompt twice.
-        has_other_ranks: Another number of ranks wrote the checkpoint that this run goes on from.
-        to_remove: A folder that is of no use once training has begun.
-        records: What is written down step by step.
-        stop_reason: Why training ended before its last step; None if it did not.
-        trl_loss_function: Where TRL computes loss and metrics.
+        has_other_ranks: Whether another number of ranks wrote the checkpoint that this run resumes from.
+        to_remove: A folder to remove once training has begun; None if there is none.
+        records: Writes metrics.jsonl, rows.jsonl and status.json.
+        stop_reason: Why training stopped before its last step; None if it did not.
+        trl_loss_function: The TRL function that computes loss and metrics; its reads are deferred.
     """
 
     trl_loss_function: Callable[..., Any]
@@ -86,10 +86,10 @@ class DurableTrainer:
     optimizer_cls_and_kwargs: tuple[type[Any], dict[str, Any]] | None
 
     def __init__(self, *args: Any, run: RunContext, **for_trl: Any) -> None:
-        """Builds TRL's trainer from `args` and `for_trl`, and then all that this class adds.
+        """Builds TRL's trainer from `args` and `for_trl`, then everything that this class adds.
 
         Raises:
-            UserError: What the settings ask for cannot be had with this model, these data or on this device.
+            UserError: The settings do not work with this model, this data or this device.
         """
         config = run.config
         self.run = run
@@ -112,21 +112,21 @@ class DurableTrainer:
         rehearse(self, config)
 
     def equip(self) -> None:
-        """Adds what the algorithm needs beside the model; called once the model is on its device."""
+        """Sets up what the algorithm needs beside the model; called when the model is on its device."""
 
     def prepare(self) -> None:
-        """Computes what must be known before the first step, while the policy is what it was when it was loaded."""
+        """Computes what the first step needs; called while the policy still has the weights of `model.path`."""
 
     def _start_clock(self) -> None:
         self._started = self._step_started = time.monotonic()
         self._trained_s = phases.trained()
 
     def take_up(self, facts: CheckpointFacts, to_remove: Path | None) -> None:
-        """Takes from a checkpoint what transformers does not keep.
+        """Restores from a checkpoint the state that transformers does not save.
 
         Args:
-            facts: Of the checkpoint.
-            to_remove: A folder that is of no use once training has begun.
+            facts: The facts in the checkpoint's manifest.
+            to_remove: A folder to remove once training has begun.
         """
         self.to_remove = to_remove
         self.window.load(facts.windows, rank=rank(), num_ranks=world_size())
@@ -142,15 +142,15 @@ class DurableTrainer:
 
     @property
     def training_seconds(self) -> float:
-        """Seconds of optimizer steps alone over all attempts: what throughput is a rate of."""
+        """Seconds of optimizer steps alone over all attempts; throughput is computed from it."""
         return self.training_before_s + phases.trained() - self._trained_s
 
     def rows_after(self, step: int) -> int:
-        """Examples seen after `step` optimizer steps, over all ranks."""
+        """Counts the examples seen after `step` optimizer steps, over all ranks."""
         return count_examples(self, step)
 
     def get_train_dataloader(self) -> Any:
-        """This rank's share of the planned batches."""
+        """Returns the data loader of this rank's share of the planned batches."""
         args = self.args
         loader: Any = DataLoader(
             NumberedRows(self.train_dataset),  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ class DurableTrainer:
         return self.accelerator.prepare(loader)
 
     def try_rows(self, rows: list[int]) -> None:
-        """One forward and backward of some training examples, for the memory that they take; leaves gradients."""
+        """Runs one forward and backward on these training examples to see if they fit in memory; leaves gradients."""
         batch = self.data_collator(self.train_dataset.__getitems__(rows))
         inputs = self._prepare_inputs(batch)
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
@@ -172,7 +172,7 @@ class DurableTrainer:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """One forward and backward; under DeepSpeed, of the last forward of a step, also the optimizer step."""
+        """Runs one forward and backward; under DeepSpeed, the last one of a step also runs the optimizer step."""
         rows = [row for row in inputs.pop(ROWS) if row != NO_ROW]
         self.num_rows, self.counts = len(rows), inputs.pop(COUNTS)
         with during(f"step {self.state.global_step + 1}"):
@@ -181,24 +181,24 @@ class DurableTrainer:
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The gradient norm of a step; the optimizer has not used the gradient, and will not if it is not finite.
+        """Returns the gradient norm of a step, before the optimizer uses the gradient; raises if it is not finite.
 
-        Here alone does a step wait for the device.
+        This is the only place where a step waits for the device.
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
         self._guard.check_gradient(norm, self.state.global_step + 1)
         return norm
 
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Returns the number of optimizer steps of the whole run."""
         per_epoch = math.ceil(len(self.batches) / world_size() / self.args.gradient_accumulation_steps)
         planned = self.args.max_steps
         return int(planned) if planned > 0 else math.ceil(self.args.num_train_epochs * per_epoch)
 
     def begin(self) -> None:
-        """Starts the clock, makes sure that DeepSpeed is there if it was asked for, and makes up for an evaluation."""
+        """Starts the clock, checks that DeepSpeed is on if it was asked for, and repeats an interrupted evaluation."""
         self._start_clock()
-        self.state.compute_steps(self.args, self.state.max_steps)  # a checkpoint brings the cadences of its attempt
+        self.state.compute_steps(self.args, self.state.max_steps)  # a checkpoint brings its attempt's intervals
         stage = self.run.config.deepspeed.stage
         found = self.model_wrapped.zero_optimization_stage() if self.is_deepspeed_enabled else None
         if found != stage:
@@ -206,7 +206,7 @@ class DurableTrainer:
                 f"deepspeed.stage={stage} was asked for, and the run has {found}: see how it was launched."
             )
         if stage in (1, 2):
-            self.model_wrapped.optimizer.check_grad_overflow = True  # in fp32 it would train on a gradient of NaN
+            self.model_wrapped.optimizer.check_grad_overflow = True  # else, in fp32, DeepSpeed trains on NaN gradients
         if self.to_remove is not None:
             on_main(partial(shutil.rmtree, self.to_remove))
         if self.evaluation_due:
@@ -214,14 +214,14 @@ class DurableTrainer:
 
     def _make_up_for_evaluation(self) -> None:
         self.evaluate()
-        if self.evaluation_due:  # interrupted once more; transformers would go on to the next step first
+        if self.evaluation_due:  # interrupted again; transformers would train one more step before it stops
             assert self.stop_reason is not None
             raise Preempted(self.stop_reason)
-        if self.state.global_step >= self.state.max_steps:  # transformers would begin another step
+        if self.state.global_step >= self.state.max_steps:  # transformers would train another step
             raise NothingLeftError
 
     def end_step(self, control: Any) -> None:
-        """Lets all ranks agree whether to stop; called when an optimizer step is done.
+        """Makes all ranks agree whether to stop; called after every optimizer step.
 
         Raises:
             DivergedError: A loss of this step is not finite, though its gradient is.
@@ -249,7 +249,7 @@ class DurableTrainer:
         self._guard.end_step()
         self._step_started = time.monotonic()
         if step >= self.state.max_steps:
-            control.should_log = True  # the report counts steps, examples and seconds by the last line
+            control.should_log = True  # the report takes steps, examples and seconds from the last log line
         if is_asked and step < self.state.max_steps:
             self.note_stop()
             self.evaluation_due = bool(control.should_evaluate)
@@ -257,7 +257,7 @@ class DurableTrainer:
             control.should_save = control.should_training_stop = True
 
     def note_stop(self) -> str:
-        """Takes and returns the reason why some rank was asked to stop. All ranks call it."""
+        """Sets `stop_reason` to the reason of a rank that was asked to stop, and returns it. All ranks call it."""
         own = self.records.why_stopped() or self.run.stop.requested
         reason = next(reason for reason in gather(own) if reason is not None)
         logger.warning("stopping on request (%s)", reason)
@@ -270,7 +270,7 @@ class DurableTrainer:
             self.records.write_rows(step, rows)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs; a line of training gets the exact means over the examples since the last one."""
+        """Logs a line; a training line gets the exact means over all examples since the previous one."""
         if "loss" in logs:
             logs.update(self.window.close())
             self.num_tokens = int(logs.pop("num_tokens"))
@@ -280,12 +280,12 @@ class DurableTrainer:
     def _compute_trl_loss(
         self, model: Any, inputs: dict[str, Any], **kwargs: Any
     ) -> tuple[torch.Tensor, dict[str, Number]]:
-        """TRL's loss of a forward, and its metrics on this rank: gathered and read when a line is logged, not here.
+        """Returns TRL's loss of a forward and its metrics on this rank, which are gathered when a line is logged.
 
         Args:
             model: Called once, with the keyword arguments that TRL gives it.
-            inputs: The batch, as TRL takes it.
-            kwargs: Further ones of TRL's `compute_loss`.
+            inputs: The batch, as TRL expects it.
+            kwargs: Further arguments of TRL's `compute_loss`.
         """
         mode, accelerator = "train" if self.model.training else "eval", self.accelerator
         self.accelerator = OnThisRank(accelerator)
@@ -300,11 +300,11 @@ class DurableTrainer:
         collected = self._metrics[mode]  # type: ignore[attr-defined]
         metrics = {name: values[-1] for name, values in collected.items() if name != "num_tokens"}
         collected.clear()
-        self._total_train_tokens = 0  # ours are counted in `window`
+        self._total_train_tokens = 0  # `window` counts the tokens instead
         return loss, metrics
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Moves a batch to the device whole; transformers moves tensors alone, and casts them to DeepSpeed's type."""
+        """Moves a whole batch to the device; transformers moves only tensors and casts them to DeepSpeed's dtype."""
         moved: dict[str, Any] = send_to_device(inputs, self.args.device, non_blocking=True)
         return moved
 
@@ -312,7 +312,7 @@ class DurableTrainer:
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Logs and returns the held-out metrics, exact and the same for any number of ranks and any batch size."""
+        """Logs and returns the held-out metrics: exact means that do not depend on ranks or batch size."""
         assert eval_dataset is None, "held-out examples are given to the constructor"
         self.model.eval()
         try:
@@ -348,11 +348,11 @@ class DurableTrainer:
             self.control.should_save = True
 
     def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
-        """Ours is `best`."""
+        """Returns False: `_note_best` tracks the best metric instead."""
         return False
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """A checkpoint that all ranks wrote, or none and a warning."""
+        """Writes a checkpoint on all ranks; if one of them fails, there is none and the log has a warning."""
         begun = time.monotonic()
         self.records.write_waiting()
         if self.saver.save(self, self._describe) and is_main():
@@ -377,7 +377,7 @@ class DurableTrainer:
         )
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Leaves out of transformers' warning the names of weights that were loaded under another name: tied ones."""
+        """Drops tied weights from transformers' warning of missing weights: they were loaded under another name."""
         named = dict(self.model.named_parameters(remove_duplicate=False))
         missing = set(load_result.missing_keys)
         loaded = {id(weight) for name, weight in named.items() if name not in missing}
@@ -385,7 +385,7 @@ class DurableTrainer:
         super()._issue_warnings_after_load(load_result._replace(missing_keys=kept))  # type: ignore[misc]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Random states as they were; ranks that the checkpoint does not know get fresh ones, and the log says so."""
+        """Restores the random states; if the number of ranks has changed, sets new ones and logs it."""
         if checkpoint is None:
             return
         name = "rng_state.pth" if world_size() == 1 else f"rng_state_{rank()}.pth"
@@ -396,4 +396,4 @@ class DurableTrainer:
         logger.info("resume: the number of ranks has changed, so dropout draws afresh; the order of rows goes on")
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """No card for a checkpoint: the run directory says where it comes from."""
+        """Writes no model card: the run directory says where a checkpoint comes from."""

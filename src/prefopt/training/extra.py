@@ -1,4 +1,4 @@
-"""`trainer.extra`: the values that further fields of TRL's configurations take."""
+"""Checks the values in `trainer.extra`, which sets further fields of TRL's configurations."""
 
 import difflib
 import json
@@ -30,14 +30,14 @@ WORDS = {
 
 
 def check_values(kind: type[Any], trainer: TrainerConfig) -> None:
-    """Refuses values of `trainer.extra` that their fields do not take, or that other settings leave without effect.
+    """Refuses values in `trainer.extra` that have a wrong type or range, or no effect with the other settings.
 
     Args:
         kind: TRL's DPOConfig or SFTConfig.
-        trainer: With fields that `check_fields` lets pass.
+        trainer: The settings; `check_fields` has accepted the names in its `extra`.
 
     Raises:
-        UserError: With the field.
+        UserError: A value is refused; the message names its field.
     """
     hints = get_type_hints(kind)
     hints |= {name: hints[former] for name, former in FORMER_NAMES.items() if name not in hints}
@@ -54,7 +54,7 @@ def check_values(kind: type[Any], trainer: TrainerConfig) -> None:
 
 
 def _check_compiling(extra: Mapping[str, Any]) -> None:
-    """Refuses a backend or a mode of torch.compile that there is not, or that would not be read."""
+    """Refuses a backend or mode of torch.compile that does not exist or would have no effect."""
     backend, mode = extra.get("torch_compile_backend"), extra.get("torch_compile_mode")
     for name, value in (("torch_compile_backend", backend), ("torch_compile_mode", mode)):
         if value is not None and extra.get("torch_compile") is False:
@@ -72,7 +72,7 @@ def _check_compiling(extra: Mapping[str, Any]) -> None:
             f"trainer.extra.torch_compile_mode={shorten(mode)}: only inductor has modes, and "
             f"trainer.extra.torch_compile_backend={backend}. Leave one of them out."
         )
-    from torch._inductor import list_mode_options  # a second, for those who give a mode
+    from torch._inductor import list_mode_options  # takes a second to import, so only when a mode is given
 
     if mode not in list_mode_options():
         known = " or ".join(list_mode_options())
@@ -80,7 +80,7 @@ def _check_compiling(extra: Mapping[str, Any]) -> None:
 
 
 def _check_recomputation(trainer: TrainerConfig) -> None:
-    """Refuses arguments of gradient checkpointing that there are not, or that nothing would read."""
+    """Refuses arguments of gradient checkpointing that do not exist or would have no effect."""
     key = "trainer.extra.activation_checkpointing_kwargs"
     found = trainer.extra.get(key.rpartition(".")[2])
     given = json.loads(found) if isinstance(found, str) else found
@@ -107,7 +107,7 @@ def _check_recomputation(trainer: TrainerConfig) -> None:
 
 
 def _check_offloading(extra: Mapping[str, Any]) -> None:
-    """Refuses to move activations off a GPU that there is not."""
+    """Refuses to offload activations from a GPU where there is no GPU."""
     given = extra.get("activation_checkpointing_kwargs")
     arguments = json.loads(given) if isinstance(given, str) else given or {}
     asked = {"activation_offloading": extra.get("activation_offloading")}
@@ -124,7 +124,7 @@ def _check_offloading(extra: Mapping[str, Any]) -> None:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """True for a value of the type that a dataclass declares; text where a dict may stand must be one in JSON."""
+    """Returns whether a value has the declared type of a field; text for a dict field must be a JSON object."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         if isinstance(value, str) and any((get_origin(each) or each) is dict for each in inner):
@@ -159,7 +159,7 @@ def _is_json_object(text: str) -> bool:
 
 
 def _describe(hint: Any) -> str:
-    """The type in words."""
+    """Describes a type in words."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         closed = [each for each in inner if _is_enum(each)]

@@ -1,4 +1,4 @@
-"""How much of the training data fits on the device at once: found by trial, and kept with the run."""
+"""Finds by trial how many tokens fit on the device in one forward; the result is stored with the run."""
 
 import gc
 import logging
@@ -22,27 +22,27 @@ from prefopt.process.ranks import world_size
 logger = logging.getLogger(__name__)
 
 HEADROOM = 0.1
-"""Share of the device's memory that trials must leave free: allocations are laid out otherwise in a long run."""
+"""Share of the device's memory that trials must leave free, since a long run fragments memory in another way."""
 RESOLUTION = 16
-"""A budget that was found is at most 1 / this below the largest one that fits."""
+"""A found budget is at most the fraction 1 / RESOLUTION below the largest one that fits."""
 MIN_STEPS = 20
-"""A budget that is found leaves this many optimizer steps in an epoch, since a larger step also trains otherwise."""
+"""Least optimizer steps per epoch that a found budget leaves, since a larger step changes what is learnt."""
 OTHERWISE = {"tokens_per_device": "null", "gradient_checkpointing": "true"}
-"""What to set instead of `auto` where nothing can be tried."""
+"""For each setting, the value to use instead of `auto` where no trial is possible."""
 CPU_TOKENS = 4096
-"""The budget on a CPU, which larger batches do not make faster, and whose memory ends a process without an error."""
+"""Token budget on a CPU: larger batches are not faster there, and out of memory kills the process without an error."""
 
 Trial = Callable[[list[int], bool], bool]
-"""Whether a forward and backward of these rows fits on the device, with or without gradient checkpointing."""
+"""Takes rows and whether to checkpoint; returns whether their forward and backward fits on the device."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a run computes at once; found by the first attempt and kept by the next ones, whose batches are the same.
+    """What a run computes in one forward. The first attempt finds it; later ones reuse it, so batches stay the same.
 
     Attributes:
-        tokens: Budget of computed tokens per device and forward; None: forwards have a number of examples.
-        checkpointing: Activations are computed again in the backward pass.
+        tokens: Budget of computed tokens per device and forward; None if forwards have a fixed number of examples.
+        checkpointing: Whether activations are recomputed in the backward pass.
     """
 
     tokens: int | None
@@ -50,12 +50,12 @@ class Fit:
 
     @classmethod
     def of(cls, trainer: Any, config: TrainConfig, kept: "Fit | None" = None) -> "Fit":
-        """What the settings say, or where they say `auto`, what was kept or is found now. All ranks call it.
+        """Returns the settings; where they are `auto`, the stored values or else newly found ones. All ranks call it.
 
         Args:
-            trainer: With its model on the device, and with `engine` chosen.
-            config: `trainer.tokens_per_device` and `trainer.gradient_checkpointing`.
-            kept: What the first attempt of this run found.
+            trainer: Its model is on the device, and its `engine` is chosen.
+            config: `trainer.tokens_per_device` and `trainer.gradient_checkpointing` are read.
+            kept: What the first attempt of this run found; None in the first attempt.
 
         Raises:
             UserError: The longest example does not fit.
@@ -86,11 +86,11 @@ class Fit:
 
 
 def without_trial(config: TrainConfig, *, is_held_out: bool) -> TrainConfig:
-    """The settings of a pass over the data that trains nothing, and so has nothing to try.
+    """Returns the settings for a pass over the data that trains nothing, and so needs no trial.
 
     Args:
-        config: Of the runs for which the pass is made.
-        is_held_out: There are held-out examples; the pass goes over them as well, since every report measures them.
+        config: Settings of the runs for which the pass is made.
+        is_held_out: Whether there are held-out examples; the pass covers them too, as every report measures them.
     """
     trainer = config.trainer
     every = trainer.eval_every or (1 if is_held_out else None)
@@ -100,20 +100,20 @@ def without_trial(config: TrainConfig, *, is_held_out: bool) -> TrainConfig:
 
 
 def is_tried(config: TrainConfig) -> bool:
-    """True if a setting leaves it to a trial how much is computed at once."""
+    """Returns whether a setting is `auto`, so that a trial decides it."""
     return AUTO in (config.trainer.tokens_per_device, config.trainer.gradient_checkpointing)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The training examples by what they cost.
+    """The training examples and their cost in computed tokens.
 
     Attributes:
-        tokens: What each costs in a forward of its own, shape (examples,).
-        padded: n examples cost n times the costliest of them; else their sum.
-        per_forward: Examples of a forward where there is no budget.
-        forwards_per_step: Over all ranks.
-        sources: Where each stands, `file:line`.
+        tokens: Cost of each example in a forward of its own, shape (examples,).
+        padded: Whether n examples cost n times the costliest one (padding); otherwise they cost their sum.
+        per_forward: Examples per forward if there is no token budget.
+        forwards_per_step: Forwards per optimizer step, over all ranks.
+        sources: Source of each example, as `file:line`.
     """
 
     tokens: NDArray[np.int64]
@@ -124,7 +124,7 @@ class Workload:
 
     @classmethod
     def of(cls, trainer: Any) -> "Workload":
-        """The examples that a trainer will see."""
+        """Returns the workload of a trainer's training examples."""
         data, args, padded = trainer.train_dataset, trainer.args, getattr(trainer, "engine", None) is None
         if "prompt_ids" in data.column_names:
             lengths = PairTable.of(data).lengths
@@ -141,28 +141,28 @@ class Workload:
 
     @property
     def most(self) -> int:
-        """The largest sensible budget: with `MIN_STEPS` optimizer steps in an epoch."""
+        """The largest sensible budget: it leaves `MIN_STEPS` optimizer steps in an epoch."""
         total = int(self.tokens.max()) * len(self.tokens) if self.padded else int(self.tokens.sum())
-        # Twice the costliest example, since an odd one out must be able to join another where ranks share few.
+        # At least twice the costliest example: with few examples per rank, an odd one must fit beside another.
         return max(total // (MIN_STEPS * self.forwards_per_step), 2 * self.least)
 
     def costliest(self, budget: int | None) -> list[int]:
-        """The costliest examples that share a forward, under a budget of tokens or without."""
+        """Returns the rows of the costliest forward: the longest ones that fill the budget, or `per_forward` many."""
         order = np.argsort(-self.tokens, kind="stable")
         count = self.per_forward if budget is None else fill(self.tokens[order], budget=budget, padded=self.padded)
         rows: list[int] = order[: max(count, 1)].tolist()
         return rows
 
     def cost(self, rows: list[int]) -> int:
-        """Computed tokens of these examples in one forward."""
+        """Returns the computed tokens of these rows in one forward."""
         tokens = self.tokens[rows]
         return int(tokens.max()) * len(rows) if self.padded else int(tokens.sum())
 
 
 def find_fit(work: Workload, fits: Trial, config: TrainConfig) -> Fit:
-    """Decides what is `auto`: no checkpointing where the costliest forward fits without, then the largest budget.
+    """Decides settings that are `auto`: checkpointing if the costliest forward needs it, then the largest budget.
 
-    All ranks call it, and all get the same: checkpointing where one needs it, and the smallest of their budgets.
+    All ranks call it and get the same result: checkpointing if one rank needs it, and the smallest of their budgets.
 
     Raises:
         UserError: On all ranks, if the costliest forward does not fit on one of them.
@@ -177,7 +177,7 @@ def find_fit(work: Workload, fits: Trial, config: TrainConfig) -> Fit:
             _require_fit(not is_too_large, work, first, config)
     if tokens == AUTO:
         largest = find_largest(lambda budget: fits(work.costliest(budget), checkpointing), work.least, work.most)
-        # What was filled, and not what was allowed: other examples might fill more of it than those that were tried.
+        # Take the tokens that were tried, not the budget: other examples might fill more of that budget.
         filled = 0 if largest is None else work.cost(work.costliest(largest))
         (negative,) = agree(-filled)
         tokens = int(-negative)
@@ -186,9 +186,9 @@ def find_fit(work: Workload, fits: Trial, config: TrainConfig) -> Fit:
 
 
 def find_largest(fits: Callable[[int], bool], least: int, most: int) -> int | None:
-    """The largest number in [least, most] that fits, or one at most a sixteenth below it; None if `least` does not.
+    """Returns the largest number in [least, most] that fits, or one at most 1/16 below; None if `least` does not fit.
 
-    Doubles from `least` on, then halves the interval, so that little is tried far above what fits.
+    Doubles from `least` on, then bisects, so that few trials are far above what fits.
     """
     if not fits(least):
         return None
@@ -203,15 +203,15 @@ def find_largest(fits: Callable[[int], bool], least: int, most: int) -> int | No
 
 
 def fit_on_cpu(work: Workload, config: TrainConfig) -> Fit:
-    """What a CPU computes at once: `CPU_TOKENS` where that leaves enough steps, and nothing twice."""
+    """Returns the fit for a CPU: `CPU_TOKENS` if that leaves enough steps, and no checkpointing."""
     tokens, checkpointing = config.trainer.tokens_per_device, config.trainer.gradient_checkpointing
     budget = min(max(CPU_TOKENS, work.least), work.most) if tokens == AUTO else tokens
     return Fit(budget, False if checkpointing == AUTO else checkpointing)
 
 
 def recompute_activations(trainer: Any) -> None:
-    """Turns gradient checkpointing on, as TRL does when it is asked to before the model is known to need it."""
-    given = getattr(trainer.args, "activation_checkpointing_kwargs", None)  # as newer versions of transformers call it
+    """Turns gradient checkpointing on, in the same way as TRL does when it builds a trainer."""
+    given = getattr(trainer.args, "activation_checkpointing_kwargs", None)  # its name in newer transformers versions
     for_torch = dict(given or trainer.args.gradient_checkpointing_kwargs or {})
     own = {name: for_torch.pop(name) for name in ("every_n_layers", "offload") if name in for_torch}
     trainer.model.gradient_checkpointing_enable(for_torch or None, **own)
@@ -220,13 +220,13 @@ def recompute_activations(trainer: Any) -> None:
 
 
 class DeviceTrial:
-    """Forwards and backwards on a CUDA device beside the gradients and optimizer states that training will hold.
+    """Tries forwards and backwards on a CUDA device, with the memory of gradients and optimizer states allocated.
 
-    In the block, `HEADROOM` of the memory is out of reach. Afterwards nothing is left of it: no gradient, no random
-    number drawn, no cached block.
+    Context manager. In the block, the share `HEADROOM` of the memory cannot be allocated. Afterwards there is no
+    trace: gradients and cached memory are freed, and the random state is unchanged.
 
     Attributes:
-        num_tries: Forwards and backwards so far.
+        num_tries: Number of trials so far, each of a forward and a backward.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -253,19 +253,19 @@ class DeviceTrial:
         torch.cuda.set_per_process_memory_fraction(1.0, self._device)
 
     def __call__(self, rows: list[int], checkpointing: bool) -> bool:
-        """True if one forward and backward of these training examples fits."""
+        """Returns whether one forward and backward of these training rows fits."""
         self.num_tries += 1
         if checkpointing:
             recompute_activations(self._trainer)
         torch.cuda.reset_peak_memory_stats(self._device)
-        fits = self._try(rows)  # the error's frames, which hold tensors, are gone when memory is freed
+        fits = self._try(rows)  # a function: the tensors in an error's frames are gone when it returns
         if fits:
             self._peak = torch.cuda.max_memory_allocated(self._device)
         self._free()
         return fits
 
     def describe_memory(self) -> str:
-        """What the largest forward that fitted took, in words."""
+        """Describes the peak memory of the last forward that fitted."""
         _, total = torch.cuda.mem_get_info(self._device)
         return f"{self._peak / 2**30:.1f} of {total / 2**30:.1f} GiB, of which {HEADROOM:.0%} are left free"
 
@@ -280,12 +280,12 @@ class DeviceTrial:
         return True
 
     def _hold(self) -> None:
-        """Allocates what training holds beside weights and activations."""
+        """Allocates the memory that training holds beside weights and activations."""
         for parameter in self._parameters:
             parameter.grad = torch.zeros_like(parameter)
         if self._held is None:
             num_bytes = sum(p.numel() for p in self._parameters) * count_state_bytes(self._trainer)
-            if world_size() > 1:  # DistributedDataParallel sums gradients in buffers of the same size
+            if world_size() > 1:  # DistributedDataParallel has gradient buffers of the same size
                 num_bytes += sum(p.numel() * p.element_size() for p in self._parameters)
             self._held = [torch.empty(int(num_bytes), dtype=torch.uint8, device=self._device)]
 
@@ -297,7 +297,7 @@ class DeviceTrial:
 
 
 def count_state_bytes(trainer: Any) -> float:
-    """Bytes that the optimizer holds per trained parameter, seen in one step on a weight of its own."""
+    """Returns the bytes that the optimizer holds per trained parameter, measured by a step on a small test weight."""
     trained = next(parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
     weight = torch.nn.Parameter(torch.zeros(256, 256, dtype=trained.dtype, device=trained.device))
     weight.grad = torch.zeros_like(weight)

@@ -1,4 +1,4 @@
-"""Stops a run before a loss or a gradient that is not finite reaches the weights, and warns of spikes."""
+"""Stops a run before a non-finite loss or gradient reaches the weights, and warns of spikes."""
 
 import logging
 import math
@@ -15,10 +15,10 @@ from prefopt.training.deferred import Deferred, Number, read
 logger = logging.getLogger(__name__)
 
 WINDOW = 50
-"""Steps whose gradient norms, and log lines whose losses, a new value is compared with."""
+"""Number of earlier values (gradient norms of steps, losses of log lines) that a new value is compared with."""
 MIN_SEEN = 10
 SPIKE = 6.0
-"""Standard deviations above the mean of the window from which on a value is a spike."""
+"""A value this many standard deviations above the mean of the window is a spike."""
 SHOWN_ROWS = 20
 
 
@@ -27,7 +27,7 @@ class DivergedError(EndedError):
 
 
 class Spikes:
-    """Warns when a value lies far above those before it."""
+    """Warns when a value is far above the values before it."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -53,7 +53,7 @@ class StepGuard:
     """Remembers the losses of an optimizer step's forwards and which rows they came from.
 
     Args:
-        sources: Where each row of the training data stands, `file:line`.
+        sources: Source of each row of the training data, as `file:line`.
     """
 
     def __init__(self, sources: Sequence[str]) -> None:
@@ -63,42 +63,42 @@ class StepGuard:
         self._losses = Spikes("loss")
 
     def note_forward(self, loss: torch.Tensor, rows: list[int]) -> None:
-        """Takes the loss of one forward, a scalar, and the indices of its rows."""
+        """Stores the loss of one forward, a scalar, and the indices of its rows."""
         self._forwards.append((Deferred.of(loss), rows))
 
     @property
     def rows(self) -> list[int]:
-        """The rows of this rank since the last `end_step`."""
+        """Rows that this rank has seen since the last `end_step`."""
         return [row for _, rows in self._forwards for row in rows]
 
     def has_bad_loss(self) -> bool:
-        """True if a loss of this rank since the last `end_step` is not finite."""
+        """Returns whether a loss of this rank since the last `end_step` is not finite."""
         return any(not math.isfinite(loss) for loss in self._read_with_losses())
 
     def check_gradient(self, norm: Any, step: int) -> None:
-        """Looks at the gradient norm of a step, the same on all ranks, before the optimizer uses the gradient.
+        """Checks the gradient norm of a step (the same on all ranks) before the optimizer uses the gradient.
 
         Raises:
-            DivergedError: On all ranks, if it is not finite.
+            DivergedError: The norm is not finite; raised on all ranks.
         """
         value, *_ = self._read_with_losses(Deferred.of(norm) if isinstance(norm, torch.Tensor) else float(norm))
-        if not math.isfinite(value) or value < 0:  # DeepSpeed writes -1 for a norm that is not finite
+        if not math.isfinite(value) or value < 0:  # DeepSpeed returns -1 for a norm that is not finite
             raise DivergedError(self._describe(f"step {step}: the gradient is not finite, and was not used"))
         self._gradients.note(value, step)
 
     def note_loss(self, loss: float, step: int) -> None:
-        """Takes the loss of a log line."""
+        """Compares the loss of a log line with those before it, and warns of a spike."""
         self._losses.note(loss, step)
 
     def diverged(self, step: int) -> DivergedError:
-        """The error for a loss that is not finite on some rank. All ranks call it."""
+        """Returns the error for a loss that is not finite on some rank. All ranks call it."""
         return DivergedError(self._describe(f"step {step}: the loss is not finite, though its gradient is"))
 
     def end_step(self) -> None:
         self._forwards.clear()
 
     def _read_with_losses(self, *others: Number) -> list[float]:
-        """The values of `others` and of the step's losses; the device is waited for once, whoever asks first."""
+        """Returns the values of `others` and of the step's losses; only a step's first call waits for the device."""
         values = read([*others, *(loss for loss, _ in self._forwards)])
         losses = values[len(others) :]
         self._forwards = [(loss, rows) for loss, (_, rows) in zip(losses, self._forwards, strict=True)]

@@ -1,4 +1,4 @@
-"""The held-out examples, shared out among ranks."""
+"""Divides the held-out examples among ranks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from prefopt.process.ranks import rank, world_size
 
 
 class StopEvaluation(Exception):
-    """All ranks have agreed to stop in the midst of an evaluation."""
+    """All ranks have agreed to stop during an evaluation."""
 
 
 @dataclass
@@ -17,9 +17,9 @@ class EvaluationBatch:
     """One batch of the held-out examples on this rank.
 
     Attributes:
-        index: Its place among all batches, whatever the number of ranks.
+        index: Position among all batches of all ranks; it does not depend on the number of ranks.
         inputs: Tensors on the device.
-        counts: False for a batch that this rank only computes because all ranks must take part in a forward.
+        counts: False for a batch that this rank computes only because all ranks must run every forward.
     """
 
     index: int
@@ -28,10 +28,10 @@ class EvaluationBatch:
 
 
 def iterate_held_out(trainer: Any) -> Iterator[EvaluationBatch]:
-    """This rank's share of a trainer's held-out batches; all ranks make the same number of rounds.
+    """Yields this rank's share of a trainer's held-out batches; all ranks get equally many.
 
     Raises:
-        StopEvaluation: On all ranks, when one of them was asked to stop.
+        StopEvaluation: A rank was asked to stop; raised on all ranks.
     """
     data, size = trainer.eval_dataset, trainer.args.per_device_eval_batch_size
     num_batches = -(-len(data) // size)

@@ -1,6 +1,6 @@
-"""Ending a trial of a search early: training tells its held-out values on the way, and hears whether others do better.
+"""Ends a trial of a search early: training reports held-out values to the search, which says if others do better.
 
-A run knows its trial from a file that `prefopt.sweeps.search ask` has left in its folder.
+The file `slurm/trial.json` in the run's folder, written by `prefopt.sweeps.search ask`, names the trial.
 """
 
 import json
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class PrunedError(Exception):
-    """A trial ends early, on all ranks: others did better.
+    """A trial ends early, on all ranks, because other trials do better.
 
     Attributes:
         step: The last optimizer step.
@@ -37,23 +37,23 @@ class PrunedError(Exception):
 
 
 def build_pruning(run: RunDirectory, size: StepSize) -> "list[PruningCallback]":
-    """The callback of a run that is a trial and may be pruned; none for other runs. All ranks call it."""
+    """Returns the pruning callback if the run is a trial that may be pruned, else no callback. All ranks call it."""
     path = run.slurm / TRIAL
     return [PruningCallback(run, size)] if on_main(path.is_file) else []
 
 
 class PruningCallback(TrainerCallback):  # type: ignore[misc]
-    """Tells every held-out evaluation to the search; rank 0 does, and all ranks hear the answer."""
+    """Reports every held-out evaluation to the search; rank 0 reports, and all ranks get the answer."""
 
     def __init__(self, run: RunDirectory, size: StepSize) -> None:
         self._run, self._size = run, size
         self._is_over = False
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        """Reports, and ends a run that is not at its last step.
+        """Reports the metrics, and ends the run if it should be pruned and is not at its last step.
 
         Raises:
-            PrunedError: On all ranks.
+            PrunedError: The run is pruned; raised on all ranks.
         """
         step = state.global_step
         with during("the report to the search", may_take_long=True):
@@ -62,11 +62,11 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             raise PrunedError(f"pruned at step {step} of {state.max_steps}: {why}", step)
 
     def _report(self, metrics: dict[str, float], examples: int) -> str | None:
-        """Returns why the run should end, or None. What goes wrong here never ends a run."""
+        """Returns why the run should end, or None. An error in here is logged and never ends the run."""
         if self._is_over:
             return None
         try:
-            from prefopt.sweeps import study  # Optuna, which only searches need
+            from prefopt.sweeps import study  # imports Optuna, which only searches need
 
             place = json.loads((self._run.slurm / TRIAL).read_text(encoding="utf-8"))
             folder = SweepFolder(Path(place["sweep"]))
@@ -87,7 +87,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def end_pruned(error: PrunedError, run: RunDirectory, mirror: WandbMirror | None, console: Console) -> None:
-    """Leaves a run `pruned`. All ranks call it."""
+    """Ends a run in the state `pruned`. All ranks call it."""
     group.stop()
     if is_main():
         run.set_state(State.pruned, step=error.step, message=str(error))

@@ -1,4 +1,4 @@
-"""What a run writes down step by step: nothing may be missing from it, so a run that cannot write stops."""
+"""The records that a run writes step by step. None may be missing, so a run that cannot write them stops."""
 
 import logging
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ logger = logging.getLogger(__name__)
 
 
 class RunRecords:
-    """metrics.jsonl, rows.jsonl and status.json while a run trains. Rank 0 writes; the others have one and leave it.
+    """Writes metrics.jsonl, rows.jsonl and status.json while a run trains. Only rank 0 writes.
 
     Attributes:
-        num: Lines of metrics.jsonl over all attempts, those included that were lost or are still to be written.
-        trouble: Why a file could not be written: all ranks are to stop then. None as it should be.
+        num: Lines of metrics.jsonl over all attempts, including those that were lost or are not written yet.
+        trouble: The error if a file could not be written, for which all ranks must stop; else None.
     """
 
     def __init__(self, run: RunDirectory) -> None:
@@ -29,17 +29,17 @@ class RunRecords:
         self.trouble: OSError | None = None
 
     def begin(self, facts: CheckpointFacts | None, mirror: Mirror | None) -> None:
-        """Drops the lines that will be written again, and says how many of the others are gone. All ranks call it.
+        """Drops the lines that will be written again, and logs how many others were lost. All ranks call it.
 
         Args:
-            facts: Of the checkpoint that the run goes on from, if it does.
-            mirror: Is told every line of metrics.jsonl as well.
+            facts: Facts of the checkpoint that the run resumes from; None if it starts afresh.
+            mirror: Also gets every line of metrics.jsonl; None if there is none.
         """
         self._metrics = MetricsLog(self._run.metrics, mirror)
         self.num = on_main(lambda: self._cut(facts))
 
     def _cut(self, facts: CheckpointFacts | None) -> int:
-        """Returns the number of lines up to the checkpoint; those that are gone count, so that readers learn of it."""
+        """Returns the number of lines up to the checkpoint. Lost lines count, so that readers notice the loss."""
         run = self._run
         step, known = (0, 0) if facts is None else (facts.step, facts.num_records)
         run.cut_records_after(step, evaluation_due=facts is not None and facts.evaluation_due)
@@ -68,26 +68,26 @@ class RunRecords:
             self._rows.write({"step": step, "rows": rows})
 
     def note_saved(self, step: int) -> None:
-        """Says in status.json up to where the run is safe."""
+        """Writes the step of the newest checkpoint to status.json."""
         with self._stopping_if_unwritable():
             self._run.set_state(State.running, step=step, records=self.num)
 
     def write_waiting(self) -> None:
-        """Tries what could not be written before: there may be room again."""
+        """Writes the lines that could not be written before, such as when the disk was full."""
         for log in (self._metrics, self._rows):
             with self._stopping_if_unwritable():
                 log.write_waiting()
 
     def is_gone(self) -> bool:
-        """True if the run's folder was found to be away."""
+        """Returns whether writing failed because the run's folder no longer exists."""
         return self.trouble is not None and not self._run.path.is_dir()
 
     def why_stopped(self) -> str | None:
-        """The trouble in words."""
+        """Describes `trouble` in words; None if there is none."""
         return None if self.trouble is None else describe(self.trouble, self._run.path, "written")
 
     def refusal(self) -> UserError | None:
-        """What to do about the trouble."""
+        """Returns the error that tells the user what to do about `trouble`; None if there is none."""
         if self.trouble is None:
             return None
         return trouble_of(self._run, self.trouble) or UserError(f"{self.why_stopped()}. Mend that, and run it again.")

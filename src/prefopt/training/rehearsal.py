@@ -1,4 +1,4 @@
-"""Optimizer and schedule, built once before training: what they lack, refuse or do not read is told then."""
+"""Builds optimizer and schedule once before training, to find missing packages and wrong or unused arguments early."""
 
 import copy
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from prefopt.config.schema import TrainConfig
 from prefopt.process.errors import UserError, shorten
 
 HOOKING = ("layerwise", "lomo")
-"""Parts of names of optimizers that hang themselves on the model when they are built, and so are built once only."""
+"""Parts of the names of optimizers that attach hooks to the model when they are built, so they are not rehearsed."""
 LOW_RANK = ("galore", "apollo")
-"""Parts of names of optimizers that treat some modules otherwise, and so read which."""
+"""Parts of the names of optimizers that treat some modules specially, so they read `optim_target_modules`."""
 SCHEDULES: dict[str, dict[str, Any]] = {
     "linear": {},
     "constant": {},
@@ -27,7 +27,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "warmup_stable_decay": {"num_decay_steps": 100},
     "greedy": {"patience": 5},
 }
-"""Every schedule of transformers with an example of the arguments that it takes; empty for those that take none."""
+"""Every schedule of transformers, with an example of its arguments; empty if it takes none."""
 BUILD_ERRORS = (
     ImportError,
     TypeError,
@@ -38,14 +38,14 @@ BUILD_ERRORS = (
     AssertionError,
     NotImplementedError,
 )
-"""What optimizers and schedules raise where they cannot be built."""
+"""The errors that optimizers and schedules raise when they cannot be built."""
 
 
 def rehearse(trainer: Any, config: TrainConfig) -> None:
-    """Builds optimizer and schedule once and lets go of them: they are asked for only when training begins.
+    """Builds optimizer and schedule once and drops them; training would build them only when it begins.
 
     Raises:
-        UserError: A package is missing, or an argument is missing, unknown, not read or out of its range.
+        UserError: A package is missing, or an argument is missing, unknown, unused or out of range.
     """
     optim = config.optim
     _refuse_unread(trainer, config)
@@ -70,7 +70,7 @@ def _told(setting: str, hint: str) -> Iterator[None]:
 
 
 def _refuse_unread(trainer: Any, config: TrainConfig) -> None:
-    """Refuses arguments that were given for an optimizer or a schedule, and that nothing would read."""
+    """Refuses arguments of the optimizer or the schedule that would have no effect."""
     extra, optim = config.trainer.extra, config.optim
     if extra.get("lr_scheduler_kwargs") and not SCHEDULES[optim.scheduler]:
         raise UserError(
@@ -91,7 +91,7 @@ def _refuse_unread(trainer: Any, config: TrainConfig) -> None:
 
 
 def _parse_arguments(text: str | None) -> list[str]:
-    """The names in `optim_args`."""
+    """Returns the argument names in the text of `optim_args`."""
     pairs = [part.split("=") for part in text.replace(" ", "").split(",")] if text else []
     if any(len(pair) != 2 or not all(pair) for pair in pairs):
         raise UserError(
@@ -102,7 +102,7 @@ def _parse_arguments(text: str | None) -> list[str]:
 
 
 def _find_unread(trainer: Any, names: list[str]) -> list[str]:
-    """Those arguments of the optimizer that change nothing about how it is built, whatever their value."""
+    """Returns the optimizer arguments that change nothing about how it is built, whatever their value."""
     if trainer.optimizer_cls_and_kwargs is not None:
         return names
     if any(part in trainer.args.optim for part in HOOKING):

@@ -1,4 +1,4 @@
-"""One training run: resume where a checkpoint is, train, save the final model."""
+"""One training run: resumes from a checkpoint if there is one, trains, and saves the final model."""
 
 import logging
 import shutil
@@ -29,15 +29,15 @@ logger = logging.getLogger(__name__)
 
 
 def train(trainer: Any, mirror: Mirror | None) -> None:
-    """Trains to the end, from the newest complete checkpoint where there is one, and writes `model/`.
+    """Trains to the end, from the newest complete checkpoint if there is one, and writes `model/`.
 
     Args:
         trainer: As `build_trainer` returns it.
-        mirror: Is told every line of metrics.jsonl as well; on rank 0.
+        mirror: Also gets every line of metrics.jsonl, on rank 0.
 
     Raises:
-        Preempted: A stop was asked for; a checkpoint was written, and the same command goes on from it.
-        PrunedError: The run is a trial of a search, and others did better.
+        Preempted: A stop was requested; a checkpoint was written, and the same command resumes from it.
+        PrunedError: The run is a trial of a search, and other trials do better.
     """
     config, run = trainer.run.config, trainer.run.directory
     if has_sound_model(run):
@@ -59,7 +59,7 @@ def train(trainer: Any, mirror: Mirror | None) -> None:
     show = ConsoleCallback(trainer.run.console)
     trainer.remove_callback(PrinterCallback)
     callbacks = (show, MetricsCallback(trainer, show), *build_pruning(run, trainer.run.size))
-    for callback in (*callbacks, *trainer.run.own.callbacks, StepCallback(trainer)):  # the last one may evaluate
+    for callback in (*callbacks, *trainer.run.own.callbacks, StepCallback(trainer)):  # the last may evaluate
         trainer.add_callback(callback)
     try:
         with phases.of("set_up"), data_only():
@@ -76,7 +76,7 @@ def train(trainer: Any, mirror: Mirror | None) -> None:
 
 
 def tell_rows(trainer: Any, config: TrainConfig) -> None:
-    """Says how many rows a part of an epoch comes to: training ends with a whole step."""
+    """Logs how many rows training sees if `num_epochs` does not end at a whole optimizer step."""
     steps, num_rows, epochs = trainer.total_steps(), len(trainer.train_dataset), config.trainer.num_epochs
     rows = trainer.rows_after(steps)
     if config.trainer.max_steps is None and rows != epochs * num_rows:
@@ -87,7 +87,7 @@ def tell_rows(trainer: Any, config: TrainConfig) -> None:
 
 
 def take_up(trainer: Any, checkpoint: Path, run: RunDirectory) -> Path:
-    """Takes what transformers does not know from a checkpoint, and returns the folder that it is to load."""
+    """Restores what transformers does not load from a checkpoint; returns the folder that transformers must load."""
     if getattr(trainer.args, "sync_ref_model", False):
         raise UserError(
             f"{run.path}: algorithm.sync_ref_model=true cannot be resumed, since checkpoints do not hold the "
@@ -101,7 +101,7 @@ def take_up(trainer: Any, checkpoint: Path, run: RunDirectory) -> Path:
 
 
 def _reshard(trainer: Any, checkpoint: Path, facts: CheckpointFacts) -> Path:
-    """Brings a checkpoint into a form that another number of ranks can load."""
+    """Returns a folder with the checkpoint in a form that another number of ranks can load."""
     logger.info("resume: %d ranks go on where %d were", world_size(), facts.num_ranks)
     if facts.zero_stage is None:
         return checkpoint
@@ -115,13 +115,13 @@ def _reshard(trainer: Any, checkpoint: Path, facts: CheckpointFacts) -> Path:
 
 @phases.of("final_model")
 def finish_model(trainer: Any, config: TrainConfig, run: RunDirectory) -> None:
-    """Makes the final model or adapter aside, seals it, and moves it to `model/` when it is whole. All ranks call it.
+    """Writes and seals the final model or adapter in `model.partial/`, then renames it to `model/`. All ranks call it.
 
-    The checkpoint of the last step holds its files; only where that could not be saved are they written once more.
-    They are copied and not linked: what anybody does to `model/` later must not reach into a sealed checkpoint.
+    Its files are copied from the checkpoint of the last step, or written again if that one could not be saved. They
+    are not linked, so that later changes to `model/` do not change a sealed checkpoint.
 
     Raises:
-        UserError: It cannot be written; the last checkpoint holds the same weights.
+        UserError: The model cannot be written; the last checkpoint holds the same weights.
     """
     aside = run.path / "model.partial"
     on_main(lambda: shutil.rmtree(aside, ignore_errors=True))

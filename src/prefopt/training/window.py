@@ -1,4 +1,4 @@
-"""Training metrics between two log lines: exact means over examples and tokens, on any number of ranks."""
+"""Training metrics between two log lines: exact means over examples and tokens, for any number of ranks."""
 
 import math
 from typing import Any
@@ -9,14 +9,14 @@ from prefopt.distributed.group import gather
 from prefopt.training.deferred import Number, read
 
 MOST_UNREAD = 4096
-"""Numbers that are left on the device at most: some hundred forwards' worth, and some MB."""
+"""Most numbers that stay unread on the device: those of some hundred forwards, a few MB."""
 
 
 class MetricsWindow:
-    """Sums and counts of what this rank has seen since the last log line, and its tokens since the run began.
+    """Sums and counts of this rank's metrics since the last log line, and its tokens since the run began.
 
-    A checkpoint holds the window of every rank, so that a log line after a resume is the one of an undisturbed run.
-    Numbers that are still on a device are read when somebody asks for the window.
+    A checkpoint holds the window of every rank, so that log lines after a resume equal those of an uninterrupted run.
+    Numbers that are still on a device are read when the window is read or saved.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class MetricsWindow:
         self._unread: list[tuple[str, Number, float]] = []
 
     def add(self, name: str, total: Number, count: float) -> None:
-        """Adds `count` examples or tokens whose values sum up to `total`."""
+        """Adds a metric's sum `total` over `count` examples or tokens."""
         if count:
             self._unread.append((name, total, count))
         if len(self._unread) >= MOST_UNREAD:
@@ -36,7 +36,7 @@ class MetricsWindow:
         self._tokens += number
 
     def close(self) -> dict[str, float]:
-        """Means over all ranks since the last call, and `num_tokens` since the run began. All ranks call it."""
+        """Returns means over all ranks since the last call, and `num_tokens` of the run. All ranks call it."""
         windows = gather(self.state())
         sums: dict[str, float] = {}
         counts: dict[str, float] = {}
@@ -49,17 +49,17 @@ class MetricsWindow:
         return {**{name: total / counts[name] for name, total in sums.items()}, "num_tokens": tokens}
 
     def count_tokens(self) -> int:
-        """Tokens of all ranks since the run began. All ranks call it."""
+        """Counts the tokens of all ranks since the run began. All ranks call it."""
         return int(sum(gather(self._tokens)))
 
     def state(self) -> dict[str, Any]:
-        """Plain values; sums that are not finite are words, since JSON has no numbers for them."""
+        """Returns the window as JSON values; sums that are not finite are strings, since JSON has no such numbers."""
         self._settle()
         sums = {name: total if math.isfinite(total) else str(total) for name, total in self._sums.items()}
         return {"sums": sums, "counts": dict(self._counts), "tokens": self._tokens}
 
     def load(self, states: list[dict[str, Any]], *, rank: int, num_ranks: int) -> None:
-        """Takes up the windows of a checkpoint, this rank its own and those of ranks that there are no more."""
+        """Loads the windows of a checkpoint: this rank's own, and its share of those of ranks that no longer exist."""
         self._sums, self._counts, self._tokens, self._unread = {}, {}, 0, []
         for state in states[rank::num_ranks]:
             for name, total in state["sums"].items():
@@ -67,7 +67,7 @@ class MetricsWindow:
             self._tokens += state["tokens"]
 
     def _settle(self) -> None:
-        """Reads what is unread, in the order in which it came."""
+        """Reads the unread numbers, in the order in which they were added."""
         totals = read(total for _, total, _ in self._unread)
         for (name, _, count), total in zip(self._unread, totals, strict=True):
             self._add_up(name, total, count)
@@ -79,7 +79,7 @@ class MetricsWindow:
 
 
 class OnThisRank:
-    """An accelerator that gathers nothing, so that a metric computed with it is this rank's."""
+    """An accelerator that gathers nothing, so that metrics computed with it are those of this rank alone."""
 
     def __init__(self, accelerator: Any) -> None:
         self._accelerator = accelerator

@@ -1,1 +1,1 @@
-"""Charts as inline SVG for every page: of a run's report and of a comparison."""
+"""Charts as inline SVG, for the pages of reports and of comparisons."""

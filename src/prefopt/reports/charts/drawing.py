@@ -1,6 +1,6 @@
-"""The parts of every chart, as SVG text: scales, ticks, axes, marks, compact paths.
+"""The building blocks of every chart, as SVG text: scales, ticks, axes, marks, compact paths.
 
-A chart takes its colours and its font from `templates/charts.css`: `--c` is the colour of what an element shows.
+A chart takes its colours and its font from `templates/charts.css`; `--c` is the colour that an element's class sets.
 """
 
 import math
@@ -12,12 +12,12 @@ from itertools import pairwise
 from prefopt.process.terminal import one_line
 
 FINE = 10
-"""Paths are drawn in tenths of a pixel, as whole numbers: half the size of decimals, and no visible rounding."""
+"""Units per pixel of a path: whole tenths of a pixel need half the bytes of decimals, without visible rounding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Maps `low` to `start` and `high` to `end`."""
+    """Linear map from values to positions: `low` to `start`, `high` to `end`."""
 
     low: float
     high: float
@@ -29,12 +29,12 @@ class Scale:
         return self.start + share * (self.end - self.start)
 
     def within(self, value: float) -> float:
-        """The place of `value`, or the end that it is beyond."""
+        """Returns the position of `value`, clamped to the ends of the scale."""
         low, high = sorted((self.start, self.end))
         return min(max(self(value), low), high)
 
     def all(self, values: Iterable[float]) -> list[float]:
-        """The places of many values."""
+        """Returns the positions of many values."""
         if self.high <= self.low:
             return [self(value) for value in values]
         slope = (self.end - self.start) / (self.high - self.low)
@@ -44,7 +44,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A chart of `width` x `height` pixels; the four others are its margins around the plot area."""
+    """Size of a chart: `width` x `height` pixels; the other four fields are the margins around the plot area."""
 
     width: int
     height: int
@@ -59,29 +59,29 @@ class Box:
         return self.width - self.left - self.right, self.height - self.top - self.bottom
 
     def x(self, low: float, high: float) -> Scale:
-        """From values to places across the plot area."""
+        """Returns the scale from values to horizontal positions in the plot area."""
         return Scale(low, high, self.left, self.width - self.right)
 
     def y(self, low: float, high: float) -> Scale:
-        """From values to places up the plot area."""
+        """Returns the scale from values to vertical positions in the plot area."""
         return Scale(low, high, self.height - self.bottom, self.top)
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A chart ready for a page; `svg` is markup made here, in which every word of a run is escaped."""
+    """A chart ready for a page; `svg` is markup in which all text that comes from a run is escaped."""
 
     title: str
     caption: str
     svg: str
     keys: tuple[str, ...] = ()
-    """Names of the groups, each also the CSS class of its colour; empty where the chart says it itself."""
+    """Legend: names of the groups, each also the CSS class of its colour; empty if the chart has labels instead."""
     style: str = ""
     """CSS classes."""
 
 
 def text(x: float, y: float, content: str, *, anchor: str = "middle", style: str = "tick") -> str:
-    """An SVG text; whatever `content` holds stays text."""
+    """Returns an SVG text element; `content` is escaped."""
     shown = escape(one_line(content))
     return f'<text x="{x:.5g}" y="{y:.5g}" text-anchor="{anchor}" class="{style}">{shown}</text>'
 
@@ -91,7 +91,7 @@ def line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
 
 
 def of_row(row: int | None) -> str:
-    """The attribute by which a page's script finds what belongs to a row of a ranking."""
+    """Returns the attribute by which a page's script finds the elements of a row of a ranking."""
     return "" if row is None else f' data-g="{row}"'
 
 
@@ -105,12 +105,12 @@ def diamond(x: float, y: float, radius: int, style: str) -> str:
 
 
 def group(style: str, content: str, row: int | None = None) -> str:
-    """`content` in the colour of `style`."""
+    """Wraps `content` in a group with the colour of `style`."""
     return f'<g class="{style}"{of_row(row)}>{content}</g>'
 
 
 def y_axis(box: Box, y: Scale, marks: Iterable[float], *, is_share: bool = False) -> list[str]:
-    """A line across the plot area at each of `marks`, with its label on the left."""
+    """Draws a line across the plot area at each of `marks`, with its label on the left."""
     parts = []
     for mark in marks:
         parts.append(line(box.left, y(mark), box.width - box.right, y(mark), "grid"))
@@ -119,14 +119,14 @@ def y_axis(box: Box, y: Scale, marks: Iterable[float], *, is_share: bool = False
 
 
 def x_axis(box: Box, x: Scale, marks: Iterable[float], title: str, *, is_share: bool = False) -> list[str]:
-    """A label below the plot area at each of `marks`, and what they count."""
+    """Draws a label below the plot area at each of `marks`, and the title of the axis."""
     bottom = box.height - box.bottom
     parts = [text(x(mark), bottom + 17, tick_text(mark, is_share=is_share)) for mark in marks]
     return [*parts, text(box.left + box.inner[0] / 2, bottom + 34, title)] if title else parts
 
 
 def svg(box: Box, parts: Iterable[str], *, description: str) -> str:
-    """The whole chart; `description` is what a screen reader says."""
+    """Returns the whole chart; `description` is the text for screen readers."""
     label = escape(one_line(description))
     return (
         f'<svg role="img" aria-label="{label}" viewBox="0 0 {box.width} {box.height}">\n'
@@ -136,7 +136,7 @@ def svg(box: Box, parts: Iterable[str], *, description: str) -> str:
 
 
 def plot_area(box: Box, parts: Iterable[str]) -> str:
-    """The plot area with `FINE` units per pixel and y downwards; a page's style may cut off what is beyond it."""
+    """Returns the plot area, with `FINE` units per pixel and y downwards; a page's CSS may clip what lies outside."""
     width, height = box.inner
     return (
         f'<svg class="plot" x="{box.left}" y="{box.top}" width="{width}" height="{height}" '
@@ -145,12 +145,12 @@ def plot_area(box: Box, parts: Iterable[str]) -> str:
 
 
 def steps(positions: Sequence[float]) -> str:
-    """Positions as whole numbers: the first, then the way to each next one."""
+    """Writes positions as whole numbers: the first, then the difference to each next one."""
     return " ".join(map(str, _steps(positions)))
 
 
 def path(xs: Sequence[float], ys: Sequence[float]) -> str:
-    """The `d` of a polyline through whole numbers, in relative steps."""
+    """Returns the `d` attribute of a polyline through rounded points, in relative steps."""
     (x, *across), (y, *up) = _steps(xs), _steps(ys)
     rest = " ".join([f"{dx} {dy}" for dx, dy in zip(across, up, strict=True)])
     return f"M{x} {y}l{rest or '0 0'}".replace(" -", "-")
@@ -162,7 +162,7 @@ def _steps(positions: Sequence[float]) -> list[int]:
 
 
 def ticks(low: float, high: float, count: int, *, is_whole: bool = False) -> list[float]:
-    """At most `count` + 1 round numbers in [low, high]. `is_whole`: of something that is counted."""
+    """Returns at most `count` + 1 round numbers in [low, high]; with `is_whole` only integers."""
     if not high > low:
         return [low]
     width = round_up((high - low) / count)
@@ -173,13 +173,13 @@ def ticks(low: float, high: float, count: int, *, is_whole: bool = False) -> lis
 
 
 def round_up(width: float) -> float:
-    """The next of 1, 2, 2.5, 5 and 10 times a power of ten."""
+    """Rounds up to 1, 2, 2.5, 5 or 10 times a power of ten."""
     power: float = 10.0 ** math.floor(math.log10(width))
     return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= width * (1 - 1e-9))
 
 
 def tick_text(value: float, *, is_share: bool = False) -> str:
-    """A tick's label: percent for shares, tens of thousands as k, otherwise a short number."""
+    """Formats a tick's label: percent for shares, large numbers with k, M or G, otherwise a short number."""
     if is_share:
         return f"{100 * value:.4g} %"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
@@ -189,7 +189,7 @@ def tick_text(value: float, *, is_share: bool = False) -> str:
 
 
 def robust_range(values: Sequence[float]) -> tuple[float, float]:
-    """A range for an axis with some air: all of `values`, or their middle 96 % if the rest would squeeze it."""
+    """Returns an axis range with a small margin: all of `values`, or the middle 96 % if outliers would squeeze it."""
     ordered = sorted(values)
     cut = len(ordered) // 50
     low, high, inner_low, inner_high = ordered[0], ordered[-1], ordered[cut], ordered[-1 - cut]
@@ -200,7 +200,7 @@ def robust_range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def with_air(low: float, high: float) -> tuple[float, float]:
-    """A little more than from `low` to `high`, so that nothing is drawn upon an edge."""
+    """Widens a range by a small margin, so that nothing is drawn on an edge."""
     air = 0.04 * (high - low) or 0.05 * abs(high) or 0.5
     return low - air, high + air
 

@@ -1,4 +1,4 @@
-"""Counts per bin around zero."""
+"""Histograms whose bins are aligned on zero."""
 
 import math
 from bisect import bisect_right
@@ -12,13 +12,13 @@ MIN_BINS_PER_SIDE = 2
 
 
 def histogram(groups: dict[str, list[float]], *, x_label: str, description: str, width: int) -> str:
-    """Pairs per bin around a zero line, the last group on top; bins never straddle zero.
+    """Draws the number of pairs per bin, with a line at zero and the last group on top; no bin straddles zero.
 
     Args:
         groups: CSS class of the colour -> values; those beyond the axis count in the outer bins.
-        x_label: What the values are.
-        description: What a screen reader says.
-        width: Pixels.
+        x_label: Title of the x axis.
+        description: Text for screen readers.
+        width: Width in pixels.
     """
     edges = bin_edges([value for values in groups.values() for value in values])
     counts = {style: count_in(values, edges) for style, values in groups.items()}
@@ -38,14 +38,14 @@ def histogram(groups: dict[str, list[float]], *, x_label: str, description: str,
 
 
 def _outline(style: str, counts: Sequence[int], edges: Sequence[float], x: Scale, y: Scale) -> str:
-    """From the first bin that holds anything to the last one."""
+    """Outline of the bars, from the first bin that is not empty to the last one."""
     filled = [place for place, count in enumerate(counts) if count]
     tops = "".join(f"V{y(counts[i]):.1f}H{x(edges[i + 1]):.1f}" for i in range(filled[0], filled[-1] + 1))
     return f'<path class="{style} area" d="M{x(edges[filled[0]]):.1f} {y(0):.1f}{tops}V{y(0):.1f}"/>'
 
 
 def count_in(values: Sequence[float], edges: Sequence[float]) -> list[int]:
-    """How many values lie in each bin [a, b), those beyond the outer edges in the outer bins."""
+    """Counts the values in each bin [a, b); those beyond the outer edges count in the outer bins."""
     counts = [0] * (len(edges) - 1)
     for value in values:
         counts[min(max(bisect_right(edges, value) - 1, 0), len(counts) - 1)] += 1
@@ -53,7 +53,7 @@ def count_in(values: Sequence[float], edges: Sequence[float]) -> list[int]:
 
 
 def bin_edges(values: Sequence[float]) -> list[float]:
-    """Bins of a round width, aligned on zero, that leave out at most the outer 0.5 % on each side."""
+    """Returns the edges of bins of a round width, aligned on zero; at most 0.5 % of values per side lie outside."""
     ordered = sorted(values)
     cut = len(ordered) // 200
     low, high = min(ordered[cut], 0.0), max(ordered[-1 - cut], 0.0)

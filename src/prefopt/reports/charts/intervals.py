@@ -1,4 +1,4 @@
-"""Values with their 95 % intervals on one axis, a row each."""
+"""Chart of values with their 95 % intervals on one axis, one row per value."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ SIDES = {"left": 14, "right": 22, "bottom": 28}
 
 @dataclass(frozen=True, slots=True)
 class IntervalRow:
-    """A dot with its interval; `text` is the value as the reader sees it, `style` the CSS class of its colour."""
+    """A value with its interval; `text` is the value as shown, `style` the CSS class of its colour."""
 
     label: str
     value: float
@@ -22,7 +22,7 @@ class IntervalRow:
 
 
 def interval_chart(rows: list[IntervalRow], *, is_share: bool, chance: float | None, description: str) -> str:
-    """Dots with intervals, the first row on top, and a dashed line at `chance`. The axis holds all intervals."""
+    """Draws dots with intervals, first row on top, and a dashed line at `chance`; the axis covers all intervals."""
     top = 4 if chance is None else 18
     box = Box(WIDTH, top + ROW_HEIGHT * len(rows) + SIDES["bottom"], top=top, **SIDES)
     x = box.x(*_range(rows, chance, is_share=is_share))
@@ -38,7 +38,7 @@ def interval_chart(rows: list[IntervalRow], *, is_share: bool, chance: float | N
 
 
 def _row(row: IntervalRow, top: float, x: Scale) -> str:
-    """The words above, the dot with its interval below; of a baseline thinner, and a diamond."""
+    """Draws the text above, the dot with its interval below; a baseline has thinner text and a diamond."""
     words, middle = top + 17, top + 33
     style = "word over" if row.is_baseline else "head over"
     parts = [

@@ -1,4 +1,4 @@
-"""Curves: values against steps, or against whatever else counts the progress of a run."""
+"""Line charts: values against steps or another measure of a run's progress."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,21 +22,21 @@ from prefopt.reports.charts.drawing import (
 )
 
 LABEL_GAP = 13
-"""The least distance of two labels, in pixels."""
+"""Least distance between two labels, in pixels."""
 BEYOND = 20.0
-"""Pixels beyond the plot area at which far-off values are drawn, out of sight."""
+"""Pixels outside the plot area to which far-off values are clamped, out of sight."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A curve. One of a single point is drawn as a dot.
+    """A curve; a single point is drawn as a dot.
 
     Attributes:
         style: Its CSS classes.
         values: One per point.
-        places: Axis -> where the points stand on it, ascending; an axis on which this is not known is absent.
+        places: Axis -> positions of the points on it, ascending; an axis without known positions is absent.
         row: The row of a ranking that it belongs to, for the page's script.
-        has_dots: A dot stands on every point.
+        has_dots: Whether every point has a dot.
     """
 
     style: str
@@ -48,7 +48,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """`word` stands on the right of the plot area at the height of `value`, in the colour of its style."""
+    """A label to the right of the plot area: `word` at the height of `value`, in the colour of `style`."""
 
     word: str
     value: float
@@ -67,17 +67,17 @@ def line_chart(
     is_share: bool = False,
     baseline: float | None = None,
 ) -> str:
-    """All `lines` in one plot area, the last one on top.
+    """Draws all `lines` in one plot area, the last one on top.
 
     Args:
-        box: Its size.
-        lines: All have places on the first of the axes.
-        labels: Moved apart where they would lie upon each other.
+        box: Size and margins of the chart.
+        lines: All have positions on the first of the axes.
+        labels: Moved apart where they would overlap.
         axes: Name -> title. The first is drawn; the page's script moves the points to another one by `data-<axis>`.
-        y_range: Values that lie far beyond are drawn a little beyond.
-        description: What a screen reader says.
-        is_share: Values are labelled in percent.
-        baseline: Where a dashed line goes across.
+        y_range: Ends of the y axis; values far outside are clamped to just outside the plot area.
+        description: Text for screen readers.
+        is_share: Whether values are labelled in percent.
+        baseline: Value at which a dashed line is drawn.
     """
     width, height = (FINE * size for size in box.inner)
     y = box.y(*y_range)

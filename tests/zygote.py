@@ -177,10 +177,10 @@ def _load_what_children_need() -> None:
 
     import prefopt.evaluation.run
     import prefopt.reports.render
-    import prefopt.train
-    import prefopt.training.runner
+    import prefopt.training.runner  # noqa: F401
+    from prefopt.train import load_config
 
-    prefopt.train.load_config(["logger=none"])  # the parser of overrides learns its grammar
+    load_config(["logger=none"])  # the parser of overrides learns its grammar
 
 
 def _fork(message: dict[str, Any], environment: dict[str, str]) -> int:

@@ -1,7 +1,9 @@
-"""Entry point: measures a finished run again and rebuilds its report. `python -m prefopt.evaluate --help`."""
+"""Measures a finished run again: `python -m prefopt.evaluate --help`, or `prefopt.evaluate(run)` in Python."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from prefopt.config.checks import check
 from prefopt.config.choices import Kernels
@@ -33,17 +35,32 @@ A report on other data goes to a folder of its own beside the run's, runs/<name>
 
 
 def main(argv: list[str]) -> None:
-    """Rebuilds `report/` of a run, or writes a report on other data beside it.
-
-    Raises:
-        UserError: There is no such run, it has no final model, or a setting may not change.
-    """
+    """Rebuilds `report/` of a run, or writes a report on other data beside it, from command-line overrides."""
     parser = SettingsParser("prefopt.evaluate", HELP, [TRAIN])
     parser.add_argument("overrides", nargs="+", help="run=<folder>, evaluation.<setting>=<value>, data.held_out=...")
     overrides = dict(_split(item) for item in parser.read(argv).overrides)
     if "run" not in overrides:
         raise UserError("run: required. Give run=<folder of a run>, such as run=runs/<name>.")
-    run = find_run(Path(overrides.pop("run")))
+    _evaluate(Path(overrides.pop("run")), overrides)
+
+
+def evaluate(run: RunDirectory | Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Measures a finished run again, and returns what its report.json holds now; on ranks other than 0 nothing.
+
+    Args:
+        run: What `train` returned, or the folder of a run.
+        overrides: Settings of `evaluation`, and `data.held_out`, as on the command line. A report on other data than
+            the run's goes to a folder of its own beside `report/`.
+
+    Raises:
+        UserError: There is no such run, it has no final model, or a setting may not change.
+    """
+    folder = run.path if isinstance(run, RunDirectory) else Path(run)
+    return _evaluate(folder, dict(_split(item) for item in overrides))
+
+
+def _evaluate(folder: Path, overrides: dict[str, str]) -> dict[str, Any]:
+    run = find_run(folder)
     if not run.model.is_dir():
         raise UserError(f"run={run.path}: has no final model yet. Finish it with the command that started it.")
     trained = read_config(run.config)
@@ -75,10 +92,12 @@ def main(argv: list[str]) -> None:
     material = group.on_main(lambda: build_material(config, examples))
     folder = group.on_main(lambda: choose_folder(config, run, examples, material))
     evaluation = evaluate_run(config, run, examples, material)
-    if evaluation is not None:
-        report = publish(evaluation, run, folder)
-        print_report(report, folder / "report.html", console)
-        record_evaluation(config, run, report.to_dict())
+    if evaluation is None:
+        return {}
+    report = publish(evaluation, run, folder)
+    print_report(report, folder / "report.html", console)
+    record_evaluation(config, run, report.to_dict())
+    return report.to_dict()
 
 
 def require_same_base(run: RunDirectory, config: TrainConfig) -> None:

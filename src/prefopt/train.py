@@ -1,6 +1,7 @@
-"""Entry point: composes the configuration, trains by SFT or DPO, writes a report. `python -m prefopt.train --help`."""
+"""Trains by SFT or DPO and writes a report: `python -m prefopt.train --help`, or `prefopt.train(config)` in Python."""
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.text import Text
@@ -21,6 +22,8 @@ from prefopt.process.imports import importing
 from prefopt.process.output import keep_in
 from prefopt.process.ranks import is_launched, is_main
 from prefopt.runs.directory import RunDirectory
+from prefopt.runs.provenance import command_line, program_line
+from prefopt.training.own_code import OwnCode, load_own_code, with_names
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +63,7 @@ def main(argv: list[str]) -> None:
     if options.cfg:
         print(to_yaml(config), end="")
         return
-    if is_launched():
-        with importing():  # imports torch, and waits for the other ranks to do so
-            group.start(config)
-    limit, end = parse_time_limit(config.run.time_limit), scheduler_end()
-    with StopRequest.install(time_limit_s=limit, scheduler_end=end) as stop:
-        execute(config, stop, argv)
+    execute(config, {"command": command_line("prefopt.train", argv)}, OwnCode())
 
 
 def _run_several(overrides: list[str], config_dir: str | None) -> None:
@@ -76,7 +74,47 @@ def _run_several(overrides: list[str], config_dir: str | None) -> None:
     submit.main(["cluster=local", *overrides, *([] if config_dir is None else ["--config-dir", config_dir])])
 
 
-def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
+def train(
+    config: TrainConfig, *, loss: Callable[[Any], Any] | None = None, callbacks: Sequence[Any] = ()
+) -> RunDirectory:
+    """Does in this process what the command does with these settings, and returns the run.
+
+    The same call goes on where an interrupted run stopped; of a run that is done it only says so.
+
+    Args:
+        config: What `load_config` returns; it is not changed.
+        loss: As `algorithm.loss_function`: from `prefopt.algorithms.dpo.ScoredPairs` to a tensor of shape (pairs,).
+        callbacks: Besides those of `trainer.callbacks`: instances or classes of transformers' `TrainerCallback`.
+
+    Raises:
+        UserError: For every mistake that the user can fix; nothing is written then.
+        Preempted: A stop was asked for, by a signal or a time limit. It is no subclass of `Exception`.
+    """
+    phases.begin()
+    handed = OwnCode(loss, tuple(callbacks))
+    named = with_names(config, handed)
+    execute(named, {"program": program_line()}, handed)
+    return RunDirectory.of(named)
+
+
+def execute(config: TrainConfig, begun: dict[str, str], handed: OwnCode) -> None:
+    """Connects the ranks, imports what the settings name, and trains until the run is done or a stop is asked for.
+
+    Args:
+        config: The settings, which name what was handed over too.
+        begun: How the run was begun, for its provenance.
+        handed: The loss and the callbacks that a caller in Python has given.
+    """
+    if is_launched():
+        with importing():  # imports torch, and waits for the other ranks to do so
+            group.start(config)
+    own = load_own_code(config, handed)
+    limit, end = parse_time_limit(config.run.time_limit), scheduler_end()
+    with StopRequest.install(time_limit_s=limit, scheduler_end=end) as stop:
+        _train(config, stop, begun, own)
+
+
+def _train(config: TrainConfig, stop: StopRequest, begun: dict[str, str], own: OwnCode) -> None:
     """Loads and checks the examples, then trains and reports; the run's folder is created in between."""
     console = build_console()
     with RunDirectory.of(config).claimed(config) as run:
@@ -106,7 +144,7 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
                 f"held_out: {num_held_out} rows, and a report decides from {MIN_HELD_OUT} on. Name a larger "
                 "data.held_out, or raise data.held_out_fraction."
             )
-        train_and_report(algorithm, config, run, examples, stop, console, argv)
+        train_and_report(algorithm, config, run, examples, stop, console, begun, own)
 
 
 def describe(config: TrainConfig) -> str:

@@ -11,7 +11,7 @@ from prefopt.config.algorithms import ALGORITHMS, AlgorithmConfig
 from prefopt.config.cluster import SearchConfig
 from prefopt.evaluation.metrics import BY_KEY, COMPARED, METRICS, Better, logged_metric
 from prefopt.reports.curves import PANELS
-from prefopt.reports.glossary import TERMS, reading_table
+from prefopt.reports.glossary import reading_table, terms
 from prefopt.training.callbacks import SHOWN
 from tests.fake_runs import base_config, fake_lines, fake_report
 
@@ -78,7 +78,7 @@ def test_what_can_mislead_is_explained_in_the_report() -> None:
         assert metric.name
         assert metric.title
         assert not metric.trap or metric.hint, f"{metric.key} has a trap and no hint"
-    names = {term.name for term in TERMS}
+    names = {term.name for term in terms()}
     assert {metric.name for metric in METRICS if metric.trap and metric.path} <= names
 
 

@@ -24,6 +24,7 @@ from prefopt.models.reference import ReferenceStore, Usage, check_independence, 
 from prefopt.models.shared_prefix import SharedPrefix, share_prompts
 from prefopt.models.shared_prefix.collate import REFERENCE, REFERENCE_COLUMNS, PairCollator
 from prefopt.process.console import progress_bar
+from prefopt.process.errors import UserError
 from prefopt.process.ranks import is_main, world_size
 from prefopt.training.algorithm import Algorithm
 from prefopt.training.deferred import Deferred, Number
@@ -57,6 +58,11 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
     def equip(self) -> None:
         """Opens the reference store, and turns on shared prompts in the forwards of policy and reference."""
         config, device = self.run.config, self.args.device
+        if self.run.own.loss is not None and self.aux_loss_enabled:
+            raise UserError(
+                "algorithm.loss_function: this model's router adds a loss to TRL's, which one of your own would leave "
+                "out. Set +trainer.extra.router_aux_loss_coef=0."
+            )
         self.has_reference = config.reference.mode is not ReferenceMode.none
         self.store = open_store(config, casts_weights=self.is_deepspeed_enabled and self.args.bf16)
         if self.store is not None:
@@ -139,6 +145,26 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
             batch = {**batch, "ref_chosen_logps": zeros, "ref_rejected_logps": zeros}
         loss, _ = self._compute_trl_loss(self.model, batch)
         return loss
+
+    def _compute_trl_loss(
+        self, model: Any, inputs: dict[str, Any], **kwargs: Any
+    ) -> tuple[torch.Tensor, dict[str, Number]]:
+        """TRL's metrics of a forward, and its loss, or that of `algorithm.loss_function` from the same log-probs."""
+        if self.run.own.loss is None:
+            return super()._compute_trl_loss(model, inputs, **kwargs)
+        recorder = Recorder(model)
+        _, metrics = super()._compute_trl_loss(recorder, inputs, **kwargs)
+        chosen, rejected = recorder.log_probs.sum(dim=1).chunk(2)
+        lengths = inputs["completion_mask"][:, 1:].sum(dim=1).chunk(2)
+        references = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        losses = self.run.own.loss(ScoredPairs(self.beta, chosen, rejected, *references, *lengths))
+        if not isinstance(losses, torch.Tensor) or losses.shape != chosen.shape:
+            found = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
+            raise UserError(
+                "algorithm.loss_function: must return a tensor with one loss per pair, of shape "
+                f"{tuple(chosen.shape)}, found {found}."
+            )
+        return losses.mean(), metrics
 
     def _note_metrics(self, loss: torch.Tensor, metrics: dict[str, Number]) -> None:
         """Adds TRL's means over this batch to the window, each with the number of pairs or tokens that it averages."""
@@ -248,6 +274,28 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
             self.ld_alpha = alpha
         self._reference[index] = ReferenceLogps(sums, for_loss)
         return self._reference[index]
+
+
+class ScoredPairs(NamedTuple):
+    """The preference pairs of a forward, as `algorithm.loss_function` gets them; tensors of shape (pairs,).
+
+    Attributes:
+        beta: `algorithm.beta`.
+        chosen_logps: Log-prob of the chosen completion under the policy, summed over its tokens; with gradient.
+        rejected_logps: The same of the rejected completion.
+        ref_chosen_logps: Log-prob of the chosen completion under the reference; zero with reference=none.
+        ref_rejected_logps: The same of the rejected completion.
+        chosen_lengths: How many tokens the chosen completion has.
+        rejected_lengths: The same of the rejected completion.
+    """
+
+    beta: float
+    chosen_logps: torch.Tensor
+    rejected_logps: torch.Tensor
+    ref_chosen_logps: torch.Tensor
+    ref_rejected_logps: torch.Tensor
+    chosen_lengths: torch.Tensor
+    rejected_lengths: torch.Tensor
 
 
 class ReferenceLogps(NamedTuple):

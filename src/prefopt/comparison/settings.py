@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from prefopt.comparison.records import SEED
-from prefopt.config.load import NOT_IDENTITY
+from prefopt.config.load import NOT_IDENTITY, ONLY_WHEN_SET
 
 MISSING = "\u2014"
 """Text shown for a setting or number that a run does not have."""
@@ -56,7 +56,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def identity_but_seed(settings: Settings) -> str:
     """Returns a text that is equal for runs that compute the same thing except for `run.seed`."""
-    decisive = {key: value for key, value in settings.items() if decides(key) and key != SEED}
+    given = {key: value for key, value in settings.items() if value or key not in ONLY_WHEN_SET}
+    decisive = {key: value for key, value in given.items() if decides(key) and key != SEED}
     return json.dumps(decisive, sort_keys=True, default=str)
 
 

@@ -21,7 +21,7 @@ from prefopt.config.choices import (
     ReferenceMode,
     SFTLoss,
 )
-from prefopt.config.ranges import require
+from prefopt.config.ranges import require, require_code
 from prefopt.process.errors import shorten
 
 if TYPE_CHECKING:
@@ -129,6 +129,9 @@ class DPOAlgorithmConfig(AlgorithmConfig):
     """Set by the choice of `algorithm`."""
     loss_type: Any = "sigmoid"
     """One of TRL's losses, or a list of them (summed with `loss_weights`)."""
+    loss_function: str | None = None
+    """A loss of your own instead of TRL's: `module:function`, from the log-probs of pairs to a loss each. See
+    docs/api.md."""
     loss_weights: list[float] | None = None
     """One weight per loss; default 1 for each."""
     beta: float = 0.1
@@ -175,6 +178,8 @@ class DPOAlgorithmConfig(AlgorithmConfig):
                 loss_type in LOSS_TYPES,
                 f"algorithm.loss_type: unknown loss {shorten(repr(loss_type))}. Allowed: {', '.join(LOSS_TYPES)}.",
             )
+        if self.loss_function is not None:
+            require_code("algorithm.loss_function", self.loss_function)
         require(
             0 <= self.label_smoothing < 0.5,
             f"algorithm.label_smoothing: must be in [0, 0.5), found {self.label_smoothing}.",
@@ -225,6 +230,11 @@ class DPOAlgorithmConfig(AlgorithmConfig):
             f"algorithm.sync_ref_model=true with reference={config.reference.mode.name}: a reference that moves "
             "has to be computed in every step. Set reference=live.",
         )
+        require(
+            self.loss_function is None or config.reference.mode is not ReferenceMode.live,
+            f"algorithm.loss_function={self.loss_function} with reference=live: TRL computes the reference inside "
+            "its own losses then. Set reference=store, or reference=none for a reference of zeros.",
+        )
         dropout = config.peft.dropout
         require(
             dropout == 0 or not config.trainer.extra.get("disable_dropout", True),
@@ -234,7 +244,9 @@ class DPOAlgorithmConfig(AlgorithmConfig):
 
     def settings_that_are_read(self) -> dict[str, bool]:
         smooths = bool(set(self.loss_types) & {"robust", "exo_pair", "aot", "aot_unpaired"})
+        is_trls = self.loss_function is None
         return {
+            **dict.fromkeys(("loss_type", "loss_weights", "ld_alpha", "f_divergence_type", "use_weighting"), is_trls),
             "label_smoothing": smooths,
             "discopop_tau": "discopop" in self.loss_types,
             "f_alpha_divergence_coef": self.f_divergence_type is FDivergence.alpha_divergence,

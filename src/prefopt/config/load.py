@@ -29,6 +29,9 @@ NOT_IDENTITY = {
     "trainer": ("keep_checkpoints", "log_rows"),
 }
 """Settings that do not change what a run computes, so they are left out of its identity (None: the whole group)."""
+ONLY_WHEN_SET = ("trainer.callbacks", "algorithm.loss_function")
+"""Settings that belong to the identity only where they are set: runs without them keep the name that they had before
+these settings existed."""
 MAY_CHANGE = ("trainer.log_every", "trainer.save_every", "trainer.eval_every")
 """Settings that may differ from one attempt at a run to the next: they change what is written, not what is trained."""
 MAY_GROW = ("trainer.max_steps", "trainer.num_epochs")
@@ -116,6 +119,10 @@ def identity(config: TrainConfig) -> dict[str, Any]:
         else:
             for key in keys:
                 del values[group][key]
+    for setting in ONLY_WHEN_SET:
+        group, _, key = setting.partition(".")
+        if not values[group].get(key):
+            values[group].pop(key, None)
     return values
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from typing import Any
 
 from omegaconf import BooleanNode, IntegerNode
@@ -10,6 +11,7 @@ from omegaconf.errors import ValidationError
 from prefopt.config.choices import AUTO
 from prefopt.process.errors import UserError, shorten
 
+OWN_CODE = re.compile(r"[\w.]+:[\w.<>]+")
 MAX_FOLDER_BYTES = 200
 """Most bytes in a folder's name, of the 255 that file systems allow."""
 
@@ -33,6 +35,14 @@ def require_folder_name(key: str, name: str) -> None:
     )
     size = len(os.fsencode(name))
     require(size <= MAX_FOLDER_BYTES, f"{key}: must have at most {MAX_FOLDER_BYTES} bytes, found {size}.")
+
+
+def require_code(key: str, name: str) -> None:
+    """Refuses what does not name code of the user's as `module:name`; the module is not imported for it."""
+    require(
+        OWN_CODE.fullmatch(name) is not None,
+        f"{key}: must be module:name, such as my_module:MyName, found {shorten(repr(name))}.",
+    )
 
 
 def check_usable(key: str, value: Any) -> None:

@@ -10,7 +10,7 @@ from prefopt.config.choices import (
     PeftMethod,
     Precision,
 )
-from prefopt.config.ranges import or_auto, require, require_at_most
+from prefopt.config.ranges import or_auto, require, require_at_most, require_code
 
 MAX_EPOCHS = 1_000_000
 MAX_BATCH = 1_000_000
@@ -114,6 +114,9 @@ class TrainerConfig:
     """A held-out metric, such as preference_accuracy or loss: the checkpoint where it was best is kept as well."""
     log_rows: bool = False
     """Write to rows.jsonl which rows of the training data each optimizer step saw."""
+    callbacks: list[str] = field(default_factory=list)
+    """Your own code to call during training: `[module:Class]`, classes of transformers' TrainerCallback. See
+    docs/api.md."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further fields of TRL's DPOConfig or SFTConfig: `+trainer.extra.<field>=<value>`."""
 
@@ -136,6 +139,8 @@ class TrainerConfig:
         require(
             self.gradient_checkpointing is not None, "trainer.gradient_checkpointing: must be true, false or auto."
         )
+        for name in self.callbacks:
+            require_code("trainer.callbacks", name)
         budget = self.tokens_per_device
         require(
             budget is None or budget == AUTO or budget >= 1,

@@ -34,6 +34,7 @@ If that rank dies, the wait ends at once."""
 
 _prompt: Any = None
 _patient: Any = None
+_was_stopped = False
 _position: "_Position | None" = None
 
 
@@ -50,8 +51,18 @@ def start(config: TrainConfig) -> None:
 
     Args:
         config: `run.timeout_s` limits how long a rank waits for another one; `deepspeed` says whether DeepSpeed runs.
+
+    Raises:
+        UserError: They were connected and disconnected before, by an earlier run of a Python program.
     """
     global _prompt, _patient
+    if _prompt is not None:
+        return
+    if _was_stopped:
+        raise UserError(
+            "torchrun: this program has trained or evaluated a run already, and its ranks can be connected once. "
+            "Start torchrun for each run, or a single process for all."
+        )
     import torch
     import torch.distributed as dist
     from accelerate import PartialState
@@ -72,12 +83,12 @@ def start(config: TrainConfig) -> None:
 
 def stop() -> None:
     """Disconnects the processes; the counterpart of `start`."""
-    global _prompt, _patient
+    global _prompt, _patient, _was_stopped
     if _prompt is not None:
         import torch.distributed as dist
 
         barrier()
-        _prompt = _patient = None
+        _prompt, _patient, _was_stopped = None, None, True
         dist.destroy_process_group()
 
 

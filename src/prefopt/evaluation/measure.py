@@ -173,7 +173,9 @@ def answer(
     settings = config.evaluation
     sampled = [Question(prompt, seed) for seed, prompt in zip(seeds(config.run.seed), prompts, strict=False)]
     greedy = [Question(prompt) for prompt in prompts[: settings.num_shown_samples]]
-    answers = generate(scorer, tokenizer, [*sampled, *greedy], max_new_tokens=settings.max_new_tokens)
+    found = generate(scorer, tokenizer, [*sampled, *greedy], max_new_tokens=settings.max_new_tokens)
+    texts = (str(tokenizer.decode(answer.ids, skip_special_tokens=True)).strip() for answer in found)
+    answers = [replace(answer, text=text) for answer, text in zip(found, texts, strict=True)]
     return answers[: len(sampled)], answers[len(sampled) :]
 
 

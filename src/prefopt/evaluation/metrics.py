@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from prefopt.config.algorithms import Kind
+from prefopt.process.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _tuned(key: str) -> tuple[str, ...]:
     return (HELD_OUT, TUNED, key)
 
 
-METRICS = (
+METRICS = [
     Metric(
         ACCURACY, "Preference accuracy", "accuracy", "Held-out preference accuracy", PERCENT, Better.higher,
         path=_tuned(ACCURACY), logged=ACCURACY, rows=OF_PAIRS, of_pairs=True,
@@ -311,10 +312,12 @@ METRICS = (
         "mean_token_accuracy", "Token accuracy", "token accuracy", "Share of next tokens guessed right", PERCENT,
         Better.higher, logged="mean_token_accuracy", rows=OF_DEMONSTRATIONS,
     ),
-)  # fmt: skip
-COMPARED = tuple(metric for metric in METRICS if metric.is_in_report and metric.better is not Better.neither)
+]  # fmt: skip
+COMPARED = [metric for metric in METRICS if metric.is_in_report and metric.better is not Better.neither]
 """The metrics by which runs are compared and ranked, in the order of compare.csv."""
 BY_KEY = {metric.key: metric for metric in COMPARED}
+SHIPPED = frozenset(name for metric in METRICS for name in (metric.key, *metric.path))
+"""Names that no metric of the user's own may take."""
 
 
 def metrics_of(*path: str) -> Iterator[Metric]:
@@ -325,3 +328,22 @@ def metrics_of(*path: str) -> Iterator[Metric]:
 def logged_metric(name: str, rows: Kind) -> Metric:
     """Returns the metric that is called `name` in held-out lines of metrics.jsonl, for a run that trains on `rows`."""
     return next(metric for metric in METRICS if metric.logged == name and rows in metric.rows)
+
+
+def add(metric: Metric) -> None:
+    """Adds a metric of the user's own to the table, in place of an earlier one of the same key.
+
+    Raises:
+        UserError: Its key is no plain name, or one that prefopt uses.
+    """
+    if not metric.key.isidentifier() or metric.key in SHIPPED:
+        raise UserError(
+            f"metric {metric.key!r}: its key must be a name such as my_metric that prefopt does not use. Rename it."
+        )
+    for table in (METRICS, COMPARED):
+        table[:] = [each for each in table if each.key != metric.key]
+    BY_KEY.pop(metric.key, None)
+    METRICS.append(metric)
+    if metric.better is not Better.neither:
+        COMPARED.append(metric)
+        BY_KEY[metric.key] = metric

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, fields
 from math import nan
 from typing import Any
 
-from prefopt import __version__
 from prefopt.evaluation.statistics import Estimate
+from prefopt.process.version import __version__
 
 FORMAT = 1
 """Version of the format of report.json; raised when a key changes its meaning."""

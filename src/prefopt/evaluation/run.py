@@ -33,7 +33,6 @@ from prefopt.evaluation.measure import (
 )
 from prefopt.evaluation.metrics import BASE
 from prefopt.evaluation.report import Report
-from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.statistics import Bootstrap
 from prefopt.evaluation.summary import Summary
 from prefopt.evaluation.verdict import judge
@@ -104,7 +103,7 @@ def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, mat
         likelihood=summary.likelihood(),
         throughput={**throughput(metrics), "evaluation_time_s": time.monotonic() - started, **read_work(run)},
         data={"notes": data.notes.lines(), "counts": data.notes.to_dict()},
-        samples=describe_samples(measured, material, tokenizer),
+        samples=describe_samples(measured, material),
         provenance={**run.read_provenance(), "data": describe_data(examples, material)},
     )
     report.decision, report.verdict = judge(report)
@@ -255,17 +254,11 @@ def throughput(metrics: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def describe_samples(
-    measured: Mapping[str, Measured], material: Material, tokenizer: Any
-) -> list[dict[str, str | None]]:
+def describe_samples(measured: Mapping[str, Measured], material: Material) -> list[dict[str, str | None]]:
     """Returns per prompt: its text, every contestant's greedy answer (the base's first), the answer in the data."""
-
-    def text(answer: Answer) -> str:
-        return str(tokenizer.decode(answer.ids, skip_special_tokens=True)).strip()
-
     shown = {BASE: measured[BASE].shown, **{name: model.shown for name, model in measured.items()}}
     return [
-        {"prompt": prompt, **dict(zip(shown, map(text, answers), strict=True)), "chosen": chosen}
+        {"prompt": prompt, **{name: each.text for name, each in zip(shown, answers, strict=True)}, "chosen": chosen}
         for (prompt, chosen), *answers in zip(material.texts, *shown.values(), strict=False)
     ]
 

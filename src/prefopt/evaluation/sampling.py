@@ -24,10 +24,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Answer:
-    """Token ids of an answer, with its end-of-sequence token if it reached one."""
+    """A model's answer to a prompt.
+
+    Attributes:
+        ids: Its tokens, with the end-of-sequence if it reached one.
+        finished: It reached one before the limit of tokens.
+        text: The tokens in words, without control tokens and outer blanks.
+    """
 
     ids: list[int]
     finished: bool
+    text: str = ""
 
     @property
     def repetition(self) -> float:

@@ -1,6 +1,7 @@
 """Computes the numbers of the report from the contestants' measurements."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,16 @@ from prefopt.evaluation.metrics import (
     BASE,
     CHOSEN,
     CHOSEN_FELL,
+    DRIFT,
     FINISHED,
+    HELD_OUT,
     KL,
     KL_PER_RESPONSE,
     LENGTH,
     LONGER_WINS,
     LOSS,
     MARGIN,
+    OF_ALL,
     PERPLEXITY,
     REJECTED,
     REPETITION,
@@ -26,11 +30,15 @@ from prefopt.evaluation.metrics import (
     REWARD_MARGIN,
     SHORTER_WINS,
     TUNED,
+    Metric,
+    add,
 )
+from prefopt.evaluation.metrics import OF_PAIRS as PREFERENCE_ROWS
 from prefopt.evaluation.report import AnswersEstimate, Estimates, Gap, HeldOut
 from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.scoring import PairScores, Scores
 from prefopt.evaluation.statistics import Bootstrap, Estimate, Floats, share, sign_test
+from prefopt.process.errors import UserError
 
 Clusters = NDArray[np.int64] | None
 
@@ -50,6 +58,52 @@ OF_ANSWERS: dict[str, Callable[[Answer], float]] = {
     REPETITION: lambda answer: answer.repetition,
 }
 """Metric -> its value for one answer that the model generated; the mean is reported."""
+
+
+def register(
+    metric: Metric,
+    *,
+    of_pairs: Callable[[PairScores], NDArray[Any]] | None = None,
+    of_answers: Callable[[Answer], float] | None = None,
+) -> None:
+    """Adds a metric to reports, comparisons and W&B, for this process; one of its key from before is replaced.
+
+    Args:
+        metric: How it is called, written and read; its `path`, `rows` and `of_pairs` follow from the function.
+        of_pairs: From one model's scores of the held-out pairs to an array of shape (pairs,). Of truths the share is
+            reported, of numbers the mean.
+        of_answers: From one of the model's own answers to a number; the mean is reported.
+
+    Raises:
+        UserError: Its key is taken, or there is not one function.
+    """
+    if (of_pairs is None) == (of_answers is None):
+        raise UserError(f"metric {metric.key!r}: give one function, either of_pairs or of_answers.")
+    path = (DRIFT, metric.key, TUNED) if of_pairs is None else (HELD_OUT, TUNED, metric.key)
+    rows = OF_ALL if of_pairs is None else PREFERENCE_ROWS
+    add(replace(metric, path=path, rows=rows, of_pairs=of_pairs is not None, is_relative=False, logged=None))
+    OF_PAIRS.pop(metric.key, None)
+    OF_ANSWERS.pop(metric.key, None)
+    if of_pairs is not None:
+        OF_PAIRS[metric.key] = _one_per_pair(metric.key, of_pairs)
+    if of_answers is not None:
+        OF_ANSWERS[metric.key] = of_answers
+
+
+def _one_per_pair(key: str, of_pairs: Callable[[PairScores], NDArray[Any]]) -> Callable[[PairScores], NDArray[Any]]:
+    """The function, whose values are truths or numbers, one for each pair."""
+
+    def checked(pairs: PairScores) -> NDArray[Any]:
+        values = np.asarray(of_pairs(pairs))
+        if values.shape != pairs.margins.shape or values.dtype.kind not in "bif":
+            shape = pairs.margins.shape
+            raise UserError(
+                f"metric {key}: its function must return an array of truths or numbers of shape {shape}, found "
+                f"{values.dtype} in shape {values.shape}. Mend it, and start again: what was trained is kept."
+            )
+        return values if values.dtype == bool else values.astype(float)
+
+    return checked
 
 
 class Summary:

@@ -30,12 +30,16 @@ INTERVALS = Term(
     "Intervals cover the choice of held-out pairs, not the luck of one training run: repeat with other seeds too.",
     (HELD_OUT,),
 )
-TERMS = (*(Term(m.name, m.hint, m.trap, m.path) for m in METRICS if m.trap and m.path), INTERVALS)
+
+
+def terms() -> list[Term]:
+    """Returns what the table of metrics explains, and what an interval is."""
+    return [*(Term(m.name, m.hint, m.trap, m.path) for m in METRICS if m.trap and m.path), INTERVALS]
 
 
 def terms_for(report: dict[str, Any]) -> list[Term]:
     """Returns the terms that report.json uses."""
-    return [term for term in TERMS if _holds(report, term.path)]
+    return [term for term in terms() if _holds(report, term.path)]
 
 
 def _holds(values: Any, path: tuple[str, ...]) -> bool:

@@ -51,6 +51,7 @@ STATUS: Mapping[str, Shape] = {
 }
 PROVENANCE: Mapping[str, Shape] = {
     "command": is_text,
+    "program": is_text,
     "versions": of_each(is_text),
     "data": lambda value: is_object(value) and of_each(is_text)(value.get("sha256", {})),
     "model": lambda value: is_object(value) and or_null(of_each(is_text))(value.get("sha256")),

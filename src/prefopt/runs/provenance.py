@@ -28,17 +28,17 @@ MEASURED = ("held_out", "pairs")
 """Keys of a report's `provenance.data.sha256` whose digests identify the rows on which a model was measured."""
 
 
-def collect(config: TrainConfig, data: dict[str, Any], model: dict[str, Any], command: str) -> dict[str, Any]:
+def collect(config: TrainConfig, data: dict[str, Any], model: dict[str, Any], begun: dict[str, str]) -> dict[str, Any]:
     """Returns the content of provenance.json.
 
     Args:
         config: Settings of the run.
         data: Digests and counts of the loaded examples.
         model: Description of the base model by `prefopt.models.fingerprint.describe_model`.
-        command: Command that started this process.
+        begun: The `command` that started this process, or the `program` that called `prefopt.train`.
     """
     return {
-        "command": command,
+        **begun,
         **_describe(CodeState.read()),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "python": platform.python_version(),
@@ -72,3 +72,8 @@ def _hardware() -> str:
 def command_line(module: str, argv: list[str]) -> str:
     """Returns the command that started this process, as typed in a shell."""
     return shlex.join([Path(sys.executable).name, "-m", module, *argv])
+
+
+def program_line() -> str:
+    """The Python program that runs in this process, as it was started."""
+    return shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])

@@ -27,10 +27,15 @@ def read_config(path: Path) -> TrainConfig:
 
 
 def _how_to_write_anew(path: Path) -> str:
-    """Returns a sentence with the command that writes config.yaml again, from the command in provenance.json."""
+    """How to get the settings of a run once more, from what is known of its beginning."""
     try:
-        command = read_run_file(path.with_name("provenance.json"), PROVENANCE).get("command")
+        begun = read_run_file(path.with_name("provenance.json"), PROVENANCE)
     except UserError:
-        command = None
-    begun = command or "python -m prefopt.train <the overrides of the run>"
-    return f"Write it anew with the command that began the run: {begun} --cfg job > {shlex.quote(str(path))}"
+        begun = {}
+    if "program" in begun:
+        return (
+            f"The run was begun by prefopt.train(config) in: {begun['program']}. Write the file anew there, with "
+            f"pathlib.Path({str(path)!r}).write_text(prefopt.config.load.to_yaml(config))"
+        )
+    command = begun.get("command") or "python -m prefopt.train <the overrides of the run>"
+    return f"Write it anew with the command that began the run: {command} --cfg job > {shlex.quote(str(path))}"

@@ -1,6 +1,6 @@
 """What a run gives to its trainer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 
@@ -9,6 +9,7 @@ from prefopt.config.step_size import StepSize
 from prefopt.distributed.preemption import StopRequest
 from prefopt.runs.directory import RunDirectory
 from prefopt.training.fit import Fit
+from prefopt.training.own_code import OwnCode
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class RunContext:
         console: Where progress is shown.
         size: How the examples of an optimizer step are divided.
         kept_fit: What an earlier attempt of this run found to fit on the device; None before there was one.
+        own: The user's own loss and callbacks.
     """
 
     config: TrainConfig
@@ -30,3 +32,4 @@ class RunContext:
     console: Console
     size: StepSize
     kept_fit: Fit | None = None
+    own: OwnCode = field(default_factory=OwnCode)

@@ -33,6 +33,7 @@ from prefopt.training.build import build_trainer
 from prefopt.training.context import RunContext
 from prefopt.training.fit import Fit, is_tried, without_trial
 from prefopt.training.guards import DivergedError
+from prefopt.training.own_code import OwnCode
 from prefopt.training.pruning import PrunedError, end_pruned
 from prefopt.training.training import train
 
@@ -46,11 +47,22 @@ def train_and_report(
     examples: Examples,
     stop: StopRequest,
     console: Console,
-    argv: list[str],
+    begun: dict[str, str],
+    own: OwnCode,
 ) -> None:
     """Trains, evaluates and leaves the run `done`; any other end is in status.json with its reason.
 
     All ranks train and evaluate; rank 0 alone writes the report.
+
+    Args:
+        algorithm: What `config.algorithm` chooses.
+        config: The settings.
+        run: The run's folder, claimed by this process.
+        examples: The data.
+        stop: Whether somebody asks the run to stop.
+        console: Where progress and the report are shown.
+        begun: How the run was begun, for its provenance: the `command`, or the `program` that called `prefopt.train`.
+        own: The user's own loss and callbacks.
 
     Raises:
         UserError: Settings that TRL or PEFT refuse; the run directory is not touched then.
@@ -63,13 +75,13 @@ def train_and_report(
     kept = None if is_fresh else on_main(run.read_step_size)
     size = StepSize.of(config, StepSize(**kept) if kept else None)
     kept_fit = None if is_fresh else on_main(run.read_fit)
-    context = RunContext(config, run, stop, console, size, Fit(**kept_fit) if kept_fit else None)
+    context = RunContext(config, run, stop, console, size, Fit(**kept_fit) if kept_fit else None, own)
     trainer = build_trainer(algorithm, context, examples)
     found = {"fit": asdict(trainer.fit)} if is_tried(config) else {}
 
     def start() -> None:
         data = {**describe_data(examples, material), **describe_sources(config, examples)}
-        provenance = collect(config, data, describe_model(config.model), command_line("prefopt.train", argv))
+        provenance = collect(config, data, describe_model(config.model), begun)
         run.start(config, {**provenance, "step_size": kept or asdict(size), **found})
         CodeState.read().write_diff(run.diff)
         phases.keep(run)
@@ -126,7 +138,8 @@ def compute_reference(
     context = RunContext(passing, run, stop, console, StepSize.of(config, None))
     trainer = build_trainer(algorithm, context, examples)
     data = {"sha256": examples.fingerprints(), **describe_sources(config, examples)}
-    provenance = collect(config, data, describe_model(config.model), command_line("prefopt.prepare", argv))
+    begun = {"command": command_line("prefopt.prepare", argv)}
+    provenance = collect(config, data, describe_model(config.model), begun)
     on_main(lambda: run.start(config, provenance))
     on_main(lambda: phases.keep(run))
     with recorded_end(run):

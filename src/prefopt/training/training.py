@@ -59,7 +59,7 @@ def train(trainer: Any, mirror: Mirror | None) -> None:
     show = ConsoleCallback(trainer.run.console)
     trainer.remove_callback(PrinterCallback)
     callbacks = (show, MetricsCallback(trainer, show), *build_pruning(run, trainer.run.size))
-    for callback in (*callbacks, StepCallback(trainer)):  # StepCallback must be last: it may evaluate
+    for callback in (*callbacks, *trainer.run.own.callbacks, StepCallback(trainer)):  # the last may evaluate
         trainer.add_callback(callback)
     try:
         with phases.of("set_up"), data_only():

@@ -28,7 +28,7 @@ RUNS = {
 }
 RANKS = {"zero3": 2}
 OF_TIME = ("time_s", "training_s", "evaluation_time_s", "train_time_s", "pairs_per_s", "tokens_per_s", "gb_per_s")
-OF_THE_PLACE = ("provenance", "date", "phases", "saved_s", "reference", "checkpoints")
+OF_THE_PLACE = ("provenance", "date", "version", "phases", "saved_s", "reference", "checkpoints")
 """What says when, where and from which code a run came, not what it computed."""
 
 

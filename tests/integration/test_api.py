@@ -30,6 +30,8 @@ from prefopt.tracking.wandb import _values
 from prefopt.train import main as train_command
 from tests.conftest import REPOSITORY, quick_run
 
+pytestmark = pytest.mark.slow
+
 PAGE = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
 
 

@@ -42,7 +42,7 @@ OF_LIBRARIES := tests/numerics $(foreach name,algorithms arguments collate finge
 test-lowest: install
 	test -e $(VENV)/lowest/.installed || { $(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/lowest $(LOWEST) \
 		&& touch $(VENV)/lowest/.installed; }
-	PYTHONPATH=$(VENV)/lowest PREFOPT_TEST_VERSIONS="$(LOWEST)" $(PYTEST) -m "not slow" $(OF_LIBRARIES)
+	PYTHONPATH=$(VENV)/lowest PREFOPT_TEST_VERSIONS="$(LOWEST)" $(PYTEST) $(OF_LIBRARIES)
 
 lint: install
 	$(RUN) -m ruff check .

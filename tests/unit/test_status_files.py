@@ -209,11 +209,15 @@ def test_sweeps_runs_and_folders_of_both_are_found_each_run_once(tmp_path):
 def test_the_folders_of_runs_are_those_that_began_each_once_whatever_a_sweeps_plan_says(tmp_path):
     sweep = write_sweep(tmp_path / "runs" / "sweep", "a", "b")
     (sweep / "sweep.json").write_text("{}")
-    runs = [write_run(path, "done") for path in (tmp_path / "runs" / "alone", sweep / "a")]
+    (sweep / "slurm").mkdir()
+    (sweep / "slurm" / "jobs.jsonl").write_text("")  # as of a run that was submitted, and no run
+    places = (tmp_path / "runs" / "alone", tmp_path / "runs" / "of_may" / "first", sweep / "a")
+    runs = [write_run(path, "done") for path in places]
     write_run(tmp_path / "runs" / ".gone.removed", "done")
     (tmp_path / "runs" / "link").symlink_to(runs[0])
     assert find_folders([tmp_path / "runs"]) == find_folders([tmp_path / "runs", sweep, runs[0]]) == runs
-    assert find_folders([runs[1], tmp_path / "runs"]) == [runs[1], runs[0]]
+    assert find_folders([sweep]) == [runs[2]]
+    assert find_folders([runs[1], tmp_path / "runs"]) == [runs[1], runs[0], runs[2]]
     with pytest.raises(UserError, match="holds no runs"):
         find_folders([runs[0], write_log(tmp_path, "x.log", "").parent])
 

@@ -154,13 +154,21 @@ def find_folders(targets: Sequence[Path]) -> list[Path]:
     for target in targets:
         if not target.is_dir():
             raise UserError(f"{target}: no such folder. Give folders of runs or sweeps.")
-        runs, sweeps = ([target], []) if is_run(target) or is_closed(target) else list_runs(target)
-        runs = sorted([*runs, *(run for sweep in sweeps for run in list_runs(sweep)[0])])
+        runs = _runs_below(target)
         if not runs:
             raise UserError(f"{target}: holds no runs. Give folders of runs or sweeps.")
         for run in runs:
             found.setdefault(run.resolve(), run)
     return list(found.values())
+
+
+def _runs_below(target: Path) -> list[Path]:
+    """Returns a run itself; of another folder its runs and those of its folders, such as sweeps."""
+    if (is_run(target) or is_closed(target)) and not is_sweep(target):  # a sweep's folder keeps jobs like a run's
+        return [target]
+    runs = list_runs(target)[0]
+    folders = (child for child in sorted(target.iterdir()) if child.is_dir() and not child.name.startswith("."))
+    return sorted([*runs, *(run for child in folders if child not in runs for run in list_runs(child)[0])])
 
 
 def list_runs(folder: Path) -> tuple[list[Path], list[Path]]:

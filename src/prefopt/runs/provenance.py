@@ -75,5 +75,5 @@ def command_line(module: str, argv: list[str]) -> str:
 
 
 def program_line() -> str:
-    """The Python program that runs in this process, as it was started."""
-    return shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
+    """The Python program that runs in this process, without its arguments: they may hold a key."""
+    return shlex.join([Path(sys.executable).name, sys.argv[0] or "(interactive)"])

@@ -39,6 +39,9 @@ from prefopt.training.window import MetricsWindow, OnThisRank
 
 logger = logging.getLogger(__name__)
 
+CONTROL = ("should_training_stop", "should_save", "should_evaluate")
+"""Requests of callbacks in transformers' TrainerControl that all ranks must follow together."""
+
 
 class NothingLeftError(Exception):
     """Only the evaluation after the last step was left to do; no step was left to train."""
@@ -217,7 +220,8 @@ class DurableTrainer:
         if self.evaluation_due:  # interrupted again; transformers would train one more step before it stops
             assert self.stop_reason is not None
             raise Preempted(self.stop_reason)
-        if self.state.global_step >= self.state.max_steps:  # transformers would train another step
+        is_over = self.control.should_training_stop or self.state.global_step >= self.state.max_steps
+        if is_over:  # transformers would train another step before it looks
             raise NothingLeftError
 
     def end_step(self, control: Any) -> None:
@@ -231,11 +235,12 @@ class DurableTrainer:
         step = self.state.global_step
         self.run.stop.note_duration("step", time.monotonic() - self._step_started)
         with during(f"the end of step {step}"):
-            is_asked, is_bad, is_lost, is_gone = agree(
+            is_asked, is_bad, is_lost, is_gone, *flags = agree(
                 self.run.stop.requested is not None or self.records.trouble is not None,
                 self._guard.has_bad_loss(),
                 self.run.directory.find_intruder() is not None,
                 self.records.is_gone(),
+                *(getattr(control, flag) for flag in CONTROL),
             )
         if is_lost:
             path = self.run.directory.path
@@ -248,13 +253,20 @@ class DurableTrainer:
             self._write_rows(step)
         self._guard.end_step()
         self._step_started = time.monotonic()
-        if step >= self.state.max_steps:
+        self._set_control(control, flags)
+        if step >= self.state.max_steps or control.should_training_stop:
             control.should_log = True  # the report takes steps, examples and seconds from the last log line
         if is_asked and step < self.state.max_steps:
             self.note_stop()
             self.evaluation_due = bool(control.should_evaluate)
             control.should_evaluate = False
             control.should_save = control.should_training_stop = True
+
+    @staticmethod
+    def _set_control(control: Any, flags: list[float]) -> None:
+        """Does on this rank what a callback asks for on any of them."""
+        for flag, is_set in zip(CONTROL, flags, strict=True):
+            setattr(control, flag, bool(is_set))
 
     def note_stop(self) -> str:
         """Sets `stop_reason` to the reason of a rank that was asked to stop, and returns it. All ranks call it."""
@@ -333,6 +345,9 @@ class DurableTrainer:
         self.control = self.callback_handler.on_evaluate(  # type: ignore[attr-defined]
             self.args, self.state, self.control, prefixed
         )
+        with during("the end of an evaluation"):
+            flags = agree(*(getattr(self.control, flag) for flag in CONTROL))
+        self._set_control(self.control, flags)
         return prefixed
 
     def _note_best(self, metrics: dict[str, float]) -> None:

@@ -1,0 +1,21 @@
+"""Callbacks of a user's own for runs of several ranks, named by `trainer.callbacks`."""
+
+from typing import Any
+
+from transformers import TrainerCallback
+
+
+class StopOnRank0AtStep3(TrainerCallback):
+    """Asks to stop on rank 0 alone, as many callbacks do."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero and state.global_step == 3:
+            control.should_training_stop = True
+
+
+class StopOnRank0AtTheFirstEvaluation(TrainerCallback):
+    """The same after an evaluation."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            control.should_training_stop = True

@@ -1,0 +1,24 @@
+"""What one rank's callback asks for, all ranks do: otherwise the others would wait for it in the next step."""
+
+import json
+
+import pytest
+
+from tests.conftest import quick_run
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("StopOnRank0AtStep3", 3), ("StopOnRank0AtTheFirstEvaluation", 2)],
+    ids=["a step", "an evaluation"],
+)
+def test_a_callback_that_stops_on_one_rank_stops_all_and_the_report_counts_its_steps(
+    name, steps, tiny_model, pair_files, tmp_path, zygote
+):
+    argv = quick_run(tiny_model, pair_files, tmp_path / "runs")
+    argv += [f"trainer.callbacks=[tests.distributed.own_callbacks:{name}]", "trainer.eval_every=2"]
+    argv += ["trainer.log_every=10", "trainer.per_device_batch_size=2"]
+    zygote.run(argv, ranks=2, log=tmp_path / "log")
+    run = tmp_path / "runs" / "test"
+    assert json.loads((run / "report" / "report.json").read_text())["run"]["steps"] == steps
+    assert json.loads((run / "status.json").read_text())["state"] == "done"

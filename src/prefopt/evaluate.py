@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
 
 
 def evaluate(run: RunDirectory | Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Measures a finished run again, and returns what report.json holds, NaN in place of null; {} on ranks other than 0.
+    """Measures a finished run again, and returns what report.json holds, NaN for its null; {} on ranks other than 0.
 
     Args:
         run: What `train` returned, or the folder of a run.

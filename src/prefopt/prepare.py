@@ -59,7 +59,7 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
 
         with importing():
             from prefopt.algorithms import load_algorithm
-            from prefopt.training.runner import compute_reference
+            from prefopt.training.preparation import compute_reference
 
             algorithm = load_algorithm(config.algorithm)  # TRL, a matter of seconds
 

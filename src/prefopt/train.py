@@ -98,7 +98,7 @@ def train(
 
 
 def execute(config: TrainConfig, begun: dict[str, str], handed: OwnCode) -> None:
-    """Connects the ranks, imports what the settings name, and trains until the run is done or a stop is asked for.
+    """Connects the ranks, imports what the settings name, loads the examples, trains and reports.
 
     Args:
         config: The settings, which name what was handed over too.
@@ -110,14 +110,11 @@ def execute(config: TrainConfig, begun: dict[str, str], handed: OwnCode) -> None
             group.start(config)
     own = load_own_code(config, handed)
     limit, end = parse_time_limit(config.run.time_limit), scheduler_end()
-    with StopRequest.install(time_limit_s=limit, scheduler_end=end) as stop:
-        _train(config, stop, begun, own)
-
-
-def _train(config: TrainConfig, stop: StopRequest, begun: dict[str, str], own: OwnCode) -> None:
-    """Loads and checks the examples, then trains and reports; the run's folder is created in between."""
     console = build_console()
-    with RunDirectory.of(config).claimed(config) as run:
+    with (
+        StopRequest.install(time_limit_s=limit, scheduler_end=end) as stop,
+        RunDirectory.of(config).claimed(config) as run,
+    ):
         keep_in(run.path)
         if on_main(lambda: not config.run.overwrite and run.is_done(config)):
             console.print(f"{run.path}: this run is done. Report: {run.report / 'report.html'}")

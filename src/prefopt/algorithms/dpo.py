@@ -30,6 +30,7 @@ from prefopt.training.algorithm import Algorithm
 from prefopt.training.deferred import Deferred, Number
 from prefopt.training.durable import DurableTrainer
 from prefopt.training.held_out import iterate_held_out
+from prefopt.training.replay import Recorder, ReferenceLogps, Replay
 
 logger = logging.getLogger(__name__)
 
@@ -296,41 +297,6 @@ class ScoredPairs(NamedTuple):
     ref_rejected_logps: torch.Tensor
     chosen_lengths: torch.Tensor
     rejected_lengths: torch.Tensor
-
-
-class ReferenceLogps(NamedTuple):
-    """Chosen and rejected log-probs under the reference, each of shape (pairs,).
-
-    Attributes:
-        sums: Plain sums over the completion; every reported reward uses them.
-        loss: Values for TRL's loss: the same sums, or sums discounted by `ld_alpha`.
-    """
-
-    sums: tuple[torch.Tensor, torch.Tensor]
-    loss: tuple[torch.Tensor, torch.Tensor]
-
-
-class Replay:
-    """A stand-in for a model, which returns per-token log-probs that were computed before."""
-
-    def __init__(self, log_probs: torch.Tensor) -> None:
-        self.log_probs = log_probs
-
-    def __call__(self, **inputs: Any) -> "Replay":
-        return self
-
-
-class Recorder:
-    """Wraps a model and keeps the per-token log-probs of its last call."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self.log_probs: torch.Tensor = torch.empty(0)
-
-    def __call__(self, **inputs: Any) -> Any:
-        outputs = self._model(**inputs)
-        self.log_probs = outputs.log_probs
-        return outputs
 
 
 def build_parts(config: TrainConfig, tokenizer: Any) -> dict[str, Any]:

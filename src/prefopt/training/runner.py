@@ -1,9 +1,7 @@
 """The life of a run once its configuration and data are known to be good: status, training, report."""
 
 import logging
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 
 from rich.console import Console
@@ -20,19 +18,18 @@ from prefopt.evaluation.run import build_material, describe_data, describe_sourc
 from prefopt.models.examples import Examples
 from prefopt.models.fingerprint import describe_model
 from prefopt.process import phases
-from prefopt.process.errors import UserError
 from prefopt.process.ranks import is_main
 from prefopt.reports.console import print_report
 from prefopt.reports.publish import publish
 from prefopt.runs.code_state import CodeState
-from prefopt.runs.directory import RunDirectory, RunTakenOverError, State, trouble_of
-from prefopt.runs.provenance import collect, command_line
+from prefopt.runs.directory import RunDirectory, State
+from prefopt.runs.provenance import collect
 from prefopt.tracking.wandb import start_wandb
 from prefopt.training.algorithm import Algorithm
 from prefopt.training.build import build_trainer
 from prefopt.training.context import RunContext
-from prefopt.training.fit import Fit, is_tried, without_trial
-from prefopt.training.guards import DivergedError
+from prefopt.training.ending import recorded_end
+from prefopt.training.fit import Fit, is_tried
 from prefopt.training.own_code import OwnCode
 from prefopt.training.pruning import PrunedError, end_pruned
 from prefopt.training.training import train
@@ -114,75 +111,3 @@ def train_and_report(
         phases.save()
         console.print(phases.describe(phases.seconds()))
         run.set_state(State.done, step=evaluation.steps, message="")
-
-
-def compute_reference(
-    algorithm: Algorithm,
-    config: TrainConfig,
-    run: RunDirectory,
-    examples: Examples,
-    stop: StopRequest,
-    console: Console,
-    argv: list[str],
-) -> None:
-    """Fills the reference store for runs like this one, and leaves this one `done` without training.
-
-    W&B hears nothing of it: a run without a metric is nothing that somebody would upload or look for.
-
-    Raises:
-        UserError: Settings that TRL or PEFT refuse.
-        Preempted: A stop was asked for; the same command goes on.
-    """
-    set_seed(config.run.seed)
-    passing = without_trial(config, is_held_out=examples.tokenized.held_out is not None)
-    context = RunContext(passing, run, stop, console, StepSize.of(config, None))
-    trainer = build_trainer(algorithm, context, examples)
-    data = {"sha256": examples.fingerprints(), **describe_sources(config, examples)}
-    begun = {"command": command_line("prefopt.prepare", argv)}
-    provenance = collect(config, data, describe_model(config.model), begun)
-    on_main(lambda: run.start(config, provenance))
-    on_main(lambda: phases.keep(run))
-    with recorded_end(run):
-        with phases.of("reference"):
-            trainer.prepare()
-        if is_main():
-            phases.save()
-            run.set_state(State.done, message="")
-            console.print("prepared: runs with this model and these data find their tokens and reference log-probs")
-
-
-@contextmanager
-def recorded_end(run: RunDirectory) -> Iterator[None]:
-    """Writes why a run ended early to its status.json, and lets the error go on."""
-    try:
-        yield
-    except Preempted as error:
-        _record(run, State.preempted, f"stopped on request ({error.reason}); the same command goes on")
-        raise
-    except KeyboardInterrupt:
-        _record(run, State.preempted, "interrupted by the user; the same command goes on from the last checkpoint")
-        raise
-    except RunTakenOverError:
-        raise  # the status is the other process's now
-    except DivergedError as error:
-        _record(run, State.diverged, str(error))
-        raise
-    except UserError as error:
-        _record(run, State.failed, f"UserError: {error}")
-        raise
-    except BaseException as error:
-        trouble = trouble_of(run, error)
-        told = error if trouble is None else trouble
-        _record(run, State.failed, f"{type(told).__name__}: {told}")
-        if trouble is not None:
-            raise trouble from error
-        raise
-
-
-def _record(run: RunDirectory, state: State, message: str) -> None:
-    if is_main() and os.path.isdir(run.path):
-        phases.save()
-        try:
-            run.set_state(state, message=message)
-        except (OSError, UserError) as error:  # how the run ended must not be covered up
-            logger.error("%s: cannot be written (%s); this is %s: %s", run.status, error, state.value, message)

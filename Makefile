@@ -28,7 +28,7 @@ train: install
 	$(RUN) -m prefopt.train +experiment=dpo_brand_voice
 
 # Two files at a time. `slow` tests are whole runs, runs of several ranks, faults, Slurm, and public data files.
-PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: install
 	$(PYTEST) -m "not slow"
 

@@ -44,15 +44,14 @@ LONGEST_FIRST = (*SLOW, "integration", "numerics", "config", "unit")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Orders and marks tests; with several processes, a file stays on one of them, and all of Slurm's files do."""
+    """Orders tests by their folders, and marks those of slow folders."""
 
     def folder(item: pytest.Item) -> str:
         return item.path.relative_to(REPOSITORY / "tests").parts[0]
 
-    items.sort(key=lambda item: LONGEST_FIRST.index(folder(item)) if folder(item) in LONGEST_FIRST else len(items))
+    place = {name: index for index, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(folder(item), len(place)))
     for item in items:
-        group = "slurm" if folder(item) == "slurm" else str(item.path.relative_to(REPOSITORY))
-        item.add_marker(pytest.mark.xdist_group(group))
         if folder(item) in SLOW and item.get_closest_marker("smoke") is None:
             item.add_marker(pytest.mark.slow)
 

@@ -10,7 +10,7 @@ from prefopt.comparison.page import render_page
 from prefopt.comparison.parallel import setting_axis
 from prefopt.comparison.ranking import build_comparison
 from prefopt.comparison.records import Curve, Measure
-from prefopt.reports.charts.drawing import path, robust_range, spread_out, steps, tick_text, ticks
+from prefopt.reports.charts.drawing import path, robust_range, spread_out, steps, tick_texts, ticks
 from tests.unit.test_compare_statistics import record
 
 
@@ -130,7 +130,29 @@ def test_what_is_counted_has_whole_ticks(high: int) -> None:
     ("value", "text"), [(0, "0"), (7.5, "7.5"), (9999, "9999"), (25_000, "25k"), (2.5e6, "2.5M"), (1e-5, "1e-05")]
 )
 def test_tick_labels_are_short(value: float, text: str) -> None:
-    assert tick_text(value) == text
+    assert tick_texts([value]) == [text]
+
+
+@pytest.mark.parametrize("is_share", [False, True])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.6929, 0.6931), (-1234.9, -1234.1), (-12345, -12340), (1e6, 1.0004e6), (104_000, 105_600), (-3e-7, 1.2e-6)],
+)
+def test_the_labels_of_an_axis_tell_its_ticks_apart(low: float, high: float, is_share: bool) -> None:
+    found = ticks(low, high, 5)
+    labels = tick_texts(found, is_share=is_share)
+    assert len(set(labels)) == len(found) > 1
+
+
+def test_the_labels_of_an_axis_have_the_digits_that_its_ticks_need() -> None:
+    assert tick_texts([0.69290, 0.69295, 0.69300]) == ["0.6929", "0.69295", "0.693"]
+    assert tick_texts([1e6, 1.0001e6]) == ["1M", "1.0001M"]
+    assert tick_texts([0.0, 0.25, 0.5], is_share=True) == ["0 %", "25 %", "50 %"]
+
+
+def test_large_numbers_of_an_axis_have_the_same_letter() -> None:
+    assert tick_texts([0, 5000, 10_000]) == ["0", "5k", "10k"]
+    assert tick_texts([0, 500_000, 1e6]) == ["0", "0.5M", "1M"]
 
 
 def test_a_few_far_off_values_do_not_squeeze_a_chart() -> None:

@@ -30,6 +30,28 @@ def test_a_point_too_far_off_stands_at_the_edge_and_is_counted() -> None:
     assert "Far-off points stand at the edge: 1." in html
 
 
+def test_the_mark_of_a_base_too_far_off_stands_at_the_edge_and_is_counted() -> None:
+    runs = [
+        record(
+            f"r{index}",
+            0.95 + index / 3000,
+            n=10**6,
+            metrics={"kl_per_token": Measure(0.1 + index / 1e4), "base_preference_accuracy": Measure(0.5)},
+            settings={"trainer.max_steps": index},
+        )
+        for index in range(60)
+    ]
+    html = render_page(build_comparison(runs, title="t"))
+    trade_off = html[html.index("against KL per token of") :].partition("</svg>")[0]
+    marks = re.findall(r'<path class="base value" d="M(\S+) (\S+?)l', trade_off)
+    marks += re.findall(r'<text x="(\S+)" y="(\S+)"[^>]*>base</text>', trade_off)
+    assert len(marks) == 2
+    for x, y in marks:
+        assert 58 <= float(x) <= 520 - 26
+        assert 14 - 6 <= float(y) <= 380 - 46 + 4
+    assert "Far-off points stand at the edge: 1." in html
+
+
 def two_runs(**changes: Any) -> str:
     """The page of two runs with wide intervals; `changes` go to both."""
     runs = [

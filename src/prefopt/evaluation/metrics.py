@@ -316,8 +316,20 @@ METRICS = [
 COMPARED = [metric for metric in METRICS if metric.is_in_report and metric.better is not Better.neither]
 """The metrics by which runs are compared and ranked, in the order of compare.csv."""
 BY_KEY = {metric.key: metric for metric in COMPARED}
-SHIPPED = frozenset(name for metric in METRICS for name in (metric.key, *metric.path))
+RUN_COLUMNS = (
+    "run", "where", "state", "step", "rank", "against_first", "difference", "difference_low", "difference_high",
+    "difference_method", "configuration", "seed", "decision", "measured_at_step", "message",
+)  # fmt: skip
+"""Columns of compare.csv that hold no metric; those of the metrics follow."""
+ENTRY = ("value", "ci95", "n", "num_cut", "cut_at", "p_value")
+"""Keys of the entries of report.json that are no metric."""
+SHIPPED = frozenset(name for metric in METRICS for name in (metric.key, *metric.path)) | {*RUN_COLUMNS, *ENTRY}
 """Names that no metric of the user's own may take."""
+
+
+def columns_of(key: str) -> tuple[str, str, str, str]:
+    """Returns the columns of a metric in compare.csv: its value, the ends of its interval, and n."""
+    return key, f"{key}_low", f"{key}_high", f"{key}_n"
 
 
 def metrics_of(*path: str) -> Iterator[Metric]:
@@ -334,11 +346,14 @@ def add(metric: Metric) -> None:
     """Adds a metric of the user's own to the table, in place of an earlier one of the same key.
 
     Raises:
-        UserError: Its key is no plain name, or one that prefopt uses.
+        UserError: Its key is no plain name, or one that prefopt uses, or one of its columns is another metric's.
     """
-    if not metric.key.isidentifier() or metric.key in SHIPPED:
+    others = [each.key for each in METRICS if each.key != metric.key]
+    taken = SHIPPED.union(*map(columns_of, others))
+    if not metric.key.isidentifier() or not taken.isdisjoint(columns_of(metric.key)):
         raise UserError(
-            f"metric {metric.key!r}: its key must be a name such as my_metric that prefopt does not use. Rename it."
+            f"metric {metric.key!r}: its key must be a name such as my_metric that prefopt does not use in "
+            "report.json or compare.csv, where a metric also has columns that end in _low, _high and _n. Rename it."
         )
     for table in (METRICS, COMPARED):
         table[:] = [each for each in table if each.key != metric.key]

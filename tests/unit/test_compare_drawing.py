@@ -1,11 +1,14 @@
 """Scales, ticks, labels and axes of the comparison's charts: pure functions with answers that can be written down."""
 
+import json
 import re
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
+from prefopt.comparison.log import ARROW_FROM, parse_log
+from prefopt.comparison.metrics import from_report
 from prefopt.comparison.page import render_page
 from prefopt.comparison.parallel import setting_axis
 from prefopt.comparison.ranking import build_comparison
@@ -50,6 +53,29 @@ def test_the_mark_of_a_base_too_far_off_stands_at_the_edge_and_is_counted() -> N
         assert 58 <= float(x) <= 520 - 26
         assert 14 - 6 <= float(y) <= 380 - 46 + 4
     assert "Far-off points stand at the edge: 1." in html
+
+
+@pytest.mark.parametrize("kls", [(0.0, 5e-324, 1e-310), (-1e300, 0.0, 1e300)])
+def test_runs_whose_numbers_are_at_the_ends_of_floats_are_drawn(kls: tuple[float, ...]) -> None:
+    curve = Curve(steps=[1.0, 2.0, 3.0], pairs=None, tokens=None, values=list(kls), num_logged=3)
+    runs = [
+        record(
+            f"r{index}",
+            metrics={"kl_per_token": Measure(kl)},
+            settings={"algorithm.beta": kl},
+            curves={"train:loss": curve},
+        )
+        for index, kl in enumerate(kls)
+    ]
+    html = render_page(build_comparison(runs, title="t"))
+    assert not re.search(r"\b(nan|inf)\b", html)
+
+
+def test_numbers_too_large_for_a_chart_are_left_out_of_a_comparison() -> None:
+    assert from_report({"drift": {"kl_per_token": {"value": 1e305}}}).keys() == set()
+    large = {"step": 1, "loss": 1e305}
+    for content in (json.dumps(large), "\n".join([json.dumps(large)] * (ARROW_FROM // 20))):
+        assert "loss" not in parse_log(f"{content}\n".encode()).last()
 
 
 def two_runs(**changes: Any) -> str:
@@ -134,7 +160,20 @@ def test_a_path_in_relative_steps_comes_back_to_its_points() -> None:
     assert [int(number) for number in steps(xs).split()] == [0, 10, 20, -18]
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 7.7), (0.91, 0.93), (1e-9, 2e-9), (0, 123456), (5, 5)])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        (0, 1),
+        (-3.2, 7.7),
+        (-1e300, 1e300),
+        (0, 5e-324),
+        (1e-310, 2e-310),
+        (0.91, 0.93),
+        (1e-9, 2e-9),
+        (0, 123456),
+        (5, 5),
+    ],
+)
 def test_ticks_are_few_and_inside(low: float, high: float) -> None:
     found = ticks(low, high, 5)
     assert 1 <= len(found) <= 6

@@ -11,12 +11,24 @@ from itertools import pairwise
 
 from prefopt.process.terminal import one_line
 
+LARGEST, SMALLEST_SPAN = 1e300, 1e-300
+"""A larger number is not drawn, as if it were infinite; a smaller range is drawn as a single value."""
 FINE = 10
 """Units per pixel of a path: whole tenths of a pixel need half the bytes of decimals, without visible rounding."""
 MIN_DIGITS, EXACT_DIGITS = 4, 17
 """Significant digits of a tick's label: at least the first, at most the second, which writes any number exactly."""
 LETTERS = ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"))
 """Least size of an axis's largest tick -> the size that a letter stands for, and the letter."""
+
+
+def is_drawable(value: float) -> bool:
+    """Whether a chart can show `value`: it is finite and at most `LARGEST` in size."""
+    return abs(value) <= LARGEST
+
+
+def has_span(low: float, high: float) -> bool:
+    """Whether [low, high] is wide enough for a scale."""
+    return high - low > SMALLEST_SPAN
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +41,7 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+        share = (value - self.low) / (self.high - self.low) if has_span(self.low, self.high) else 0.5
         return self.start + share * (self.end - self.start)
 
     def within(self, value: float) -> float:
@@ -39,7 +51,7 @@ class Scale:
 
     def all(self, values: Iterable[float]) -> list[float]:
         """Returns the positions of many values."""
-        if self.high <= self.low:
+        if not has_span(self.low, self.high):
             return [self(value) for value in values]
         slope = (self.end - self.start) / (self.high - self.low)
         shift = self.start - slope * self.low
@@ -168,7 +180,7 @@ def _steps(positions: Sequence[float]) -> list[int]:
 
 def ticks(low: float, high: float, count: int, *, is_whole: bool = False) -> list[float]:
     """Returns at most `count` + 1 round numbers in [low, high]; with `is_whole` only integers."""
-    if not high > low:
+    if not has_span(low, high):
         return [low]
     width = round_up((high - low) / count)
     if is_whole and width % 1:

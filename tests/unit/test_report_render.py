@@ -469,7 +469,7 @@ def test_only_whole_files_are_left_behind(tmp_path: Path) -> None:
 
 def test_the_glossary_holds_only_what_was_measured(tmp_path: Path) -> None:
     shown = visible(render_report(sft_report(), [], [], tmp_path).read_text())
-    assert "What training minimises" in shown
+    assert "with loss_type=nll, what training minimises" in shown
     assert "implicit reward" not in shown
 
 

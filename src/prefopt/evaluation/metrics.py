@@ -176,13 +176,13 @@ METRICS = [
     Metric(
         LOSS, "Loss per token", "loss", "Held-out loss, nats per token", NUMBER, Better.lower,
         path=_tuned(LOSS), logged="loss", rows=OF_DEMONSTRATIONS, note="nats; lower is better",
-        hint="What training minimises: nats per token of the held-out demonstrations.",
+        hint="Nats per token of the held-out demonstrations; with loss_type=nll, what training minimises.",
         trap="A falling training loss proves nothing, and losses of different tokenizers cannot be compared.",
     ),
     Metric(
         "preference_loss", "Preference loss", "loss", "Preference loss", NUMBER, Better.lower,
         logged="loss", rows=OF_PAIRS,
-        hint="What training minimises, in the log alone. Of sigmoid type it starts at ln 2 = 0.693.",
+        hint="What training minimises, in the log alone. With a reference, of sigmoid type it starts at ln 2 = 0.693.",
         trap="Values of different loss types or betas cannot be compared.",
     ),
     Metric(
@@ -284,7 +284,7 @@ METRICS = [
         LONGER_WINS, "Longer wins", "longer wins", "Accuracy of a rule that prefers the longer answer", PERCENT,
         Better.neither, path=(HELD_OUT, "baselines", LONGER_WINS), rows=OF_PAIRS, of_pairs=True,
         hint="Accuracy of a rule without a model that prefers the longer answer.",
-        trap="A model that does no better has learned length.",
+        trap="A model that does no better may have learned no more than length.",
     ),
     Metric(
         SHORTER_WINS, "Shorter wins", "shorter wins", "Accuracy of a rule that prefers the shorter answer", PERCENT,
@@ -294,7 +294,7 @@ METRICS = [
         "rewards/chosen", "Reward of chosen", "chosen reward", "Reward of chosen answers", NUMBER, Better.higher,
         logged="rewards/chosen", rows=OF_PAIRS,
         hint="TRL's name for the implicit reward of chosen answers; held-out lines are means over pairs.",
-        trap="TRL's own evaluation averages over batches and changes with the batch size.",
+        trap="TRL's own evaluation averages all rewards/* over batches, so that they change with the batch size.",
     ),
     Metric(
         "rewards/rejected", "Reward of rejected", "rejected reward", "Reward of rejected answers", NUMBER,

@@ -69,9 +69,9 @@ class HeldOut:
         rest = {key: _mapping(value) for key, value in block.items() if key != "n"}
         gain, baselines, ties = (rest.pop(key, {}) for key in ("gain", "baselines", "ties"))
         models = {name: _estimates(found) for name, found in rest.items()}
-        known = {name: num for name, num in ties.items() if _is_number(num)}
+        known = {name: num for name, num in ties.items() if _number(num) is not None}
         rules = _estimates(baselines) or None
-        return cls(block.get("n"), models, _estimates(gain), gain.get("p_value"), rules, known or None)
+        return cls(block.get("n"), models, _estimates(gain), _number(gain.get("p_value")), rules, known or None)
 
 
 @dataclass
@@ -165,13 +165,13 @@ def _estimate(entry: Any) -> Estimate | None:
         return None
     bounds = entry.get("ci95")
     low, high = bounds if isinstance(bounds, Sequence) and len(bounds) == 2 else (None, None)
-    value, low, high = (number if _is_number(number) else nan for number in (entry["value"], low, high))
-    n = entry.get("n") if _is_number(entry.get("n")) else None
+    value, low, high = (_number(each, nan) for each in (entry["value"], low, high))
+    n, num_cut, cut_at = (_number(entry.get(key)) for key in ("n", "num_cut", "cut_at"))
     if "num_cut" not in entry:
         return Estimate(value, low, high, n)
-    num_cut, cut_at = (entry.get(key) if _is_number(entry.get(key)) else None for key in ("num_cut", "cut_at"))
     return AnswersEstimate(value, low, high, n, num_cut or 0, cut_at)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _number(value: Any, otherwise: Any = None) -> Any:
+    """Returns `value` if it is a number, and no truth, else `otherwise`."""
+    return value if isinstance(value, Real) and not isinstance(value, bool) else otherwise

@@ -43,3 +43,4 @@ def test_modules_that_branch_on_the_algorithm_are_few():
 
 def test_rows_of_an_algorithm_that_is_not_known_are_not_known():
     assert [rows_of(name) for name in ("dpo", "sft", "ppo", None)] == ["preference", "sft", None, None]
+    assert [rows_of(name) for name in (["dpo"], {"name": "dpo"}, 3)] == [None] * 3

@@ -1,16 +1,19 @@
 """Scales, ticks, labels and axes of the comparison's charts: pure functions with answers that can be written down."""
 
+import json
 import re
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
+from prefopt.comparison.log import ARROW_FROM, parse_log
+from prefopt.comparison.metrics import from_report
 from prefopt.comparison.page import render_page
 from prefopt.comparison.parallel import setting_axis
 from prefopt.comparison.ranking import build_comparison
 from prefopt.comparison.records import Curve, Measure
-from prefopt.reports.charts.drawing import path, robust_range, spread_out, steps, tick_text, ticks
+from prefopt.reports.charts.drawing import path, robust_range, spread_out, steps, tick_texts, ticks
 from tests.unit.test_compare_statistics import record
 
 
@@ -28,6 +31,51 @@ def test_a_point_too_far_off_stands_at_the_edge_and_is_counted() -> None:
     assert max(places) == 520 - 26
     assert len(set(places)) == 61
     assert "Far-off points stand at the edge: 1." in html
+
+
+def test_the_mark_of_a_base_too_far_off_stands_at_the_edge_and_is_counted() -> None:
+    runs = [
+        record(
+            f"r{index}",
+            0.95 + index / 3000,
+            n=10**6,
+            metrics={"kl_per_token": Measure(0.1 + index / 1e4), "base_preference_accuracy": Measure(0.5)},
+            settings={"trainer.max_steps": index},
+        )
+        for index in range(60)
+    ]
+    html = render_page(build_comparison(runs, title="t"))
+    trade_off = html[html.index("against KL per token of") :].partition("</svg>")[0]
+    marks = re.findall(r'<path class="base value" d="M(\S+) (\S+?)l', trade_off)
+    marks += re.findall(r'<text x="(\S+)" y="(\S+)"[^>]*>base</text>', trade_off)
+    assert len(marks) == 2
+    for x, y in marks:
+        assert 58 <= float(x) <= 520 - 26
+        assert 14 - 6 <= float(y) <= 380 - 46 + 4
+    assert "Far-off points stand at the edge: 1." in html
+
+
+@pytest.mark.parametrize("kls", [(0.0, 5e-324, 1e-310), (-1e300, 0.0, 1e300)])
+def test_runs_whose_numbers_are_at_the_ends_of_floats_are_drawn(kls: tuple[float, ...]) -> None:
+    curve = Curve(steps=[1.0, 2.0, 3.0], pairs=None, tokens=None, values=list(kls), num_logged=3)
+    runs = [
+        record(
+            f"r{index}",
+            metrics={"kl_per_token": Measure(kl)},
+            settings={"algorithm.beta": kl},
+            curves={"train:loss": curve},
+        )
+        for index, kl in enumerate(kls)
+    ]
+    html = render_page(build_comparison(runs, title="t"))
+    assert not re.search(r"\b(nan|inf)\b", html)
+
+
+def test_numbers_too_large_for_a_chart_are_left_out_of_a_comparison() -> None:
+    assert from_report({"drift": {"kl_per_token": {"value": 1e305}}}).keys() == set()
+    large = {"step": 1, "loss": 1e305}
+    for content in (json.dumps(large), "\n".join([json.dumps(large)] * (ARROW_FROM // 20))):
+        assert "loss" not in parse_log(f"{content}\n".encode()).last()
 
 
 def two_runs(**changes: Any) -> str:
@@ -112,7 +160,20 @@ def test_a_path_in_relative_steps_comes_back_to_its_points() -> None:
     assert [int(number) for number in steps(xs).split()] == [0, 10, 20, -18]
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 7.7), (0.91, 0.93), (1e-9, 2e-9), (0, 123456), (5, 5)])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        (0, 1),
+        (-3.2, 7.7),
+        (-1e300, 1e300),
+        (0, 5e-324),
+        (1e-310, 2e-310),
+        (0.91, 0.93),
+        (1e-9, 2e-9),
+        (0, 123456),
+        (5, 5),
+    ],
+)
 def test_ticks_are_few_and_inside(low: float, high: float) -> None:
     found = ticks(low, high, 5)
     assert 1 <= len(found) <= 6
@@ -130,7 +191,29 @@ def test_what_is_counted_has_whole_ticks(high: int) -> None:
     ("value", "text"), [(0, "0"), (7.5, "7.5"), (9999, "9999"), (25_000, "25k"), (2.5e6, "2.5M"), (1e-5, "1e-05")]
 )
 def test_tick_labels_are_short(value: float, text: str) -> None:
-    assert tick_text(value) == text
+    assert tick_texts([value]) == [text]
+
+
+@pytest.mark.parametrize("is_share", [False, True])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.6929, 0.6931), (-1234.9, -1234.1), (-12345, -12340), (1e6, 1.0004e6), (104_000, 105_600), (-3e-7, 1.2e-6)],
+)
+def test_the_labels_of_an_axis_tell_its_ticks_apart(low: float, high: float, is_share: bool) -> None:
+    found = ticks(low, high, 5)
+    labels = tick_texts(found, is_share=is_share)
+    assert len(set(labels)) == len(found) > 1
+
+
+def test_the_labels_of_an_axis_have_the_digits_that_its_ticks_need() -> None:
+    assert tick_texts([0.69290, 0.69295, 0.69300]) == ["0.6929", "0.69295", "0.693"]
+    assert tick_texts([1e6, 1.0001e6]) == ["1M", "1.0001M"]
+    assert tick_texts([0.0, 0.25, 0.5], is_share=True) == ["0 %", "25 %", "50 %"]
+
+
+def test_large_numbers_of_an_axis_have_the_same_letter() -> None:
+    assert tick_texts([0, 5000, 10_000]) == ["0", "5k", "10k"]
+    assert tick_texts([0, 500_000, 1e6]) == ["0", "0.5M", "1M"]
 
 
 def test_a_few_far_off_values_do_not_squeeze_a_chart() -> None:

@@ -1,19 +1,32 @@
 """The one table of metrics, and that everything which names a metric agrees with it."""
 
+import csv
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from prefopt.comparison.csv_file import write_csv
 from prefopt.comparison.curves import CURVES
 from prefopt.comparison.log import NUMBERS
 from prefopt.comparison.metrics import from_line, from_report, from_summary
+from prefopt.comparison.ranking import build_comparison
+from prefopt.comparison.records import Measure
 from prefopt.config.algorithms import ALGORITHMS, AlgorithmConfig
 from prefopt.config.cluster import SearchConfig
-from prefopt.evaluation.metrics import BY_KEY, COMPARED, METRICS, Better, logged_metric
+from prefopt.evaluation import metrics, summary
+from prefopt.evaluation.metrics import BY_KEY, COMPARED, METRICS, NUMBER, Better, Metric, logged_metric
+from prefopt.evaluation.sampling import Answer
+from prefopt.evaluation.scoring import PairScores, Scores
+from prefopt.evaluation.summary import register
+from prefopt.process.errors import UserError
 from prefopt.reports.curves import PANELS
 from prefopt.reports.glossary import reading_table, terms
 from prefopt.training.callbacks import SHOWN
 from tests.fake_runs import base_config, fake_lines, fake_report
+from tests.unit.test_compare_statistics import record
 
 ROOT = Path(__file__).parents[2]
 LOGGED = {metric.logged for metric in METRICS if metric.logged}
@@ -96,3 +109,68 @@ def test_a_metric_of_a_report_is_named_in_the_table_alone() -> None:
         if metric.path and metric.logged != metric.key and not (metric.is_speed or is_other_word):
             named = [path.name for path, text in texts.items() if f'"{metric.key}"' in text]
             assert named == ["metrics.py"], f"{metric.key} is named in {named}"
+
+
+@pytest.fixture
+def own_metrics(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Metrics that a test registers are gone after it."""
+    tables: list[Any] = [METRICS, COMPARED, BY_KEY, summary.OF_PAIRS, summary.OF_ANSWERS]
+    before = [table.copy() for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        (table.update if isinstance(table, dict) else table.extend)(entries)
+
+
+def own(key: str, better: Better = Better.higher) -> Metric:
+    return Metric(key, "M", "m", "M", NUMBER, better)
+
+
+@pytest.mark.parametrize(
+    "key", ["value", "ci95", "n", "num_cut", "cut_at", "rank", "difference", "decision", "measured_at_step", "loss_n"]
+)
+def test_a_metric_takes_no_word_of_a_report_and_no_column_of_a_comparison(own_metrics: None, key: str) -> None:
+    with pytest.raises(UserError, match=f"metric '{key}': .*Rename it"):
+        register(own(key), of_answers=len)
+
+
+def test_no_column_of_a_comparison_stands_twice(own_metrics: None, tmp_path: Path) -> None:
+    keys = ["mine", "mine_low", "gap", "your_high", "your", *metrics.RUN_COLUMNS]
+    for key in keys:
+        try:
+            register(own(key), of_answers=len)
+        except UserError:
+            continue
+    assert {"mine", "your_high"} <= set(BY_KEY)
+    measured = {key: Measure(1.0, 0.5, 1.5, 3) for key in BY_KEY}
+    write_csv(build_comparison([record("r", metrics=measured)], title="t"), tmp_path / "compare.csv")
+    header = next(csv.reader((tmp_path / "compare.csv").open(encoding="utf-8")))
+    assert "your_high_low" in header
+    assert len(set(header)) == len(header)
+
+
+ANSWERS = [Answer([1, 2], finished=True), Answer([3], finished=False)]
+
+
+@pytest.mark.parametrize("value", [None, "long", [1.0], np.ones(1)])
+def test_a_metric_of_answers_that_gives_no_number_is_named(own_metrics: None, value: Any) -> None:
+    register(own("mine"), of_answers=lambda answer: value)
+    with pytest.raises(UserError, match=r"metric mine: its function must return a truth or a number, found .*Mend it"):
+        summary.OF_ANSWERS["mine"](ANSWERS)
+
+
+def test_a_metric_of_answers_may_be_a_truth_or_any_kind_of_number(own_metrics: None) -> None:
+    for value in (True, 1, 1.0, np.float32(1), np.int64(1), np.bool_(True)):
+        register(own("mine"), of_answers=lambda answer, value=value: value)
+        assert summary.OF_ANSWERS["mine"](ANSWERS).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_metric_that_is_not_finite_says_for_how_many_pairs_or_answers(own_metrics: None, value: float) -> None:
+    register(own("mine"), of_answers=lambda answer: value if answer.finished else 1.0)
+    with pytest.raises(UserError, match=r"metric mine: its function is not finite for 1 of 2 answers\. Mend it"):
+        summary.OF_ANSWERS["mine"](ANSWERS)
+    register(own("mine"), of_pairs=lambda pairs: np.full(3, value))
+    scores = Scores(np.ones(3), np.ones(3))
+    with pytest.raises(UserError, match=r"metric mine: its function is not finite for 3 of 3 pairs\. Mend it"):
+        summary.OF_PAIRS["mine"](PairScores(scores, scores))

@@ -4,6 +4,8 @@ import json
 import math
 from typing import Any
 
+import pytest
+
 import prefopt
 from prefopt.evaluation.report import FORMAT, AnswersEstimate, HeldOut, Report
 from prefopt.evaluation.statistics import Estimate
@@ -46,6 +48,24 @@ def test_a_report_of_an_earlier_version_lacks_what_it_lacks() -> None:
     assert isinstance(kl, Estimate)
     assert math.isnan(kl.value)
     assert math.isnan(kl.low)
+
+
+@pytest.mark.parametrize("block", ["held_out", "overfitting", "drift", "likelihood"])
+@pytest.mark.parametrize("wrong", [3, "text", [1], {"loss": 3}, {"tuned": [1]}, {"gain": "text", "ties": [1]}])
+def test_a_block_of_another_form_was_not_measured(block: str, wrong: Any) -> None:
+    report = Report.from_dict({block: wrong})
+    assert not any(report.held_out.models.values())
+    found = (report.held_out.gain, report.overfitting, report.drift, report.likelihood)
+    assert not any(found)
+    report.to_dict()
+
+
+@pytest.mark.parametrize("bounds", [5, [0.1], [0.1, 0.2, 0.3], ["a", "b"], {"low": 0.1}, "ab"])
+def test_an_interval_of_another_form_is_not_known(bounds: Any) -> None:
+    found = Report.from_dict({"drift": {"kl_per_token": {"value": 0.5, "ci95": bounds, "n": "many"}}}).drift
+    kl = found["kl_per_token"]
+    assert isinstance(kl, Estimate)
+    assert (kl.value, math.isnan(kl.low), math.isnan(kl.high), kl.n) == (0.5, True, True, None)
 
 
 def test_every_contestant_stands_in_the_held_out_block() -> None:

@@ -469,7 +469,7 @@ def test_only_whole_files_are_left_behind(tmp_path: Path) -> None:
 
 def test_the_glossary_holds_only_what_was_measured(tmp_path: Path) -> None:
     shown = visible(render_report(sft_report(), [], [], tmp_path).read_text())
-    assert "What training minimises" in shown
+    assert "with loss_type=nll, what training minimises" in shown
     assert "implicit reward" not in shown
 
 
@@ -481,6 +481,18 @@ def test_values_that_are_not_finite_are_counted_and_not_drawn(tmp_path: Path) ->
     ]
     shown = visible(render_report(sft_report(), metrics, [], tmp_path).read_text())
     assert "2 values that are not finite are not drawn" in shown
+
+
+@pytest.mark.parametrize("values", [(0.0, 5e-324, 1e-310), (-1e300, 0.0, 1e300), (1.0, 1e305, -1e308, 2.0)])
+def test_numbers_at_the_ends_of_floats_are_drawn_or_counted(values: tuple[float, ...], tmp_path: Path) -> None:
+    report = dpo_report()
+    report["held_out"]["base"]["preference_accuracy"] = estimate(0.5, -1e305, values[-1])
+    metrics = [{"step": step, "loss": value, "rewards/margins": value} for step, value in enumerate(values, 1)]
+    pairs = [{"base_margin": value, "tuned_margin": value, "reward_margin": value} for value in values]
+    html = render_report(report, metrics, pairs, tmp_path).read_text()
+    assert not re.search(r"\b(nan|inf)\b", html)
+    num = sum(abs(value) > 1e300 for value in values)
+    assert (f"{num} values that are not finite are not drawn" in html) is (num > 0)
 
 
 def test_long_curves_are_averaged_over_equally_many_lines() -> None:

@@ -12,6 +12,7 @@ from prefopt.cluster.attempts import decide_next
 from prefopt.cluster.planning import plan_submission
 from prefopt.cluster.script import render
 from prefopt.config.cluster import SUBMIT
+from prefopt.evaluation.metrics import COMPARED, HELD_OUT, NUMBER, OF_PAIRS, TUNED, Better, Metric
 from prefopt.process.errors import UserError
 from prefopt.runs.directory import RunDirectory, State
 from prefopt.submit import split
@@ -113,6 +114,17 @@ def test_without_pruning_a_metric_of_the_report_alone_will_do(plan):
 def test_a_metric_may_be_named_as_the_evaluations_on_the_way_name_it(plan):
     search = search_of(plan(*SMALL, "sweep.search.metric=rewards/accuracies")[0])
     assert (search.metric, search.logged) == ("reward_accuracy", "rewards/accuracies")
+
+
+@pytest.mark.parametrize("maximise", ["true", "false"])
+def test_a_metric_that_is_best_near_zero_has_no_end_to_search(plan, monkeypatch, maximise):
+    metric = Metric(
+        "bias", "B", "b", "B", NUMBER, Better.near_zero, path=(HELD_OUT, TUNED, "bias"), rows=OF_PAIRS, of_pairs=True
+    )
+    monkeypatch.setattr("prefopt.sweeps.search_plan.COMPARED", [*COMPARED, metric])
+    lines = ["sweep.search.metric=bias", f"sweep.search.maximise={maximise}", "sweep.search.prune=false"]
+    with pytest.raises(UserError, match=r"metric=bias: nearer to 0 is better, but a search maximises or minimises\."):
+        plan(*SMALL, *lines)
 
 
 def test_sft_searches_its_loss(plan):

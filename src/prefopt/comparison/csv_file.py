@@ -8,19 +8,14 @@ from typing import Any
 
 from prefopt.comparison.ranking import Comparison, Row
 from prefopt.comparison.records import SEED, RunRecord
-from prefopt.evaluation.metrics import COMPARED
+from prefopt.evaluation.metrics import COMPARED, RUN_COLUMNS, columns_of
 from prefopt.process.terminal import printable
 from prefopt.storage.files import write_text
 
 SETTING = "setting."
 """Prefix of a setting's column, so that no setting can be taken for a metric."""
-HEAD = (
-    "run", "where", "state", "step", "rank", "against_first", "difference", "difference_low", "difference_high",
-    "difference_method", "configuration", "seed", "decision", "measured_at_step", "message",
-)  # fmt: skip
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters of a cell that a spreadsheet takes for a formula."""
-PARTS = ("", "_low", "_high", "_n")
 
 
 def write_csv(comparison: Comparison, path: Path) -> None:
@@ -30,7 +25,7 @@ def write_csv(comparison: Comparison, path: Path) -> None:
     belong to that row, all other fields to the run.
     """
     settings = _settings(comparison)
-    fields = [*HEAD, *(printable(f"{SETTING}{key}") for key in settings), *_measured(comparison.runs)]
+    fields = [*RUN_COLUMNS, *(printable(f"{SETTING}{key}") for key in settings), *_measured(comparison.runs)]
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -68,14 +63,14 @@ def _settings(comparison: Comparison) -> list[str]:
 def _measured(runs: list[RunRecord]) -> list[str]:
     """The columns of metrics in which at least one run has a number."""
     has = {key for run in runs for key, value in _numbers(run).items() if value is not None}
-    return [f"{metric.key}{part}" for metric in COMPARED for part in PARTS if f"{metric.key}{part}" in has]
+    return [column for metric in COMPARED for column in columns_of(metric.key) if column in has]
 
 
 def _numbers(run: RunRecord) -> dict[str, float | None]:
     return {
-        f"{key}{part}": value
+        column: value
         for key, measure in run.metrics.items()
-        for part, value in zip(PARTS, (measure.value, measure.low, measure.high, measure.n), strict=True)
+        for column, value in zip(columns_of(key), (measure.value, measure.low, measure.high, measure.n), strict=True)
     }
 
 

@@ -13,6 +13,7 @@ from prefopt.comparison.curves import CURVES
 from prefopt.comparison.metrics import HELD_OUT, SPLIT, is_finite
 from prefopt.evaluation.metrics import COMPARED
 from prefopt.evaluation.statistics import Floats
+from prefopt.reports.charts.drawing import LARGEST
 
 PROGRESS = ("step", "time_s", "training_s", "pairs", "tokens")
 NUMBERS = tuple(
@@ -95,7 +96,7 @@ def _by_arrow(whole: bytes) -> Log | None:
     if table.num_rows != whole.count(b"\n") + (not whole.endswith(b"\n")):
         return None  # Arrow reads two objects in one line as two rows
     columns = {name: table.column(name).to_numpy() for name in NUMBERS}
-    finite = {name: np.where(np.isfinite(column), column, np.nan) for name, column in columns.items()}
+    finite = {name: np.where(np.abs(column) <= LARGEST, column, np.nan) for name, column in columns.items()}
     return _log(finite, table.column(SPLIT).to_pylist(), 0)
 
 

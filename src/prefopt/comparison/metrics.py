@@ -28,6 +28,7 @@ from prefopt.evaluation.metrics import (
 from prefopt.evaluation.statistics import Estimate
 from prefopt.process.errors import UserError
 from prefopt.process.phases import outside_training
+from prefopt.reports.charts.drawing import is_drawable
 from prefopt.reports.numbers import Cell, cell, duration
 from prefopt.runs.files import LARGEST
 
@@ -97,7 +98,7 @@ def as_text(metric: Metric, measure: Measure) -> Cell:
 def is_finite(value: Any) -> bool:
     """Whether a value from a JSON or YAML file is a finite number of ordinary size, and no boolean."""
     kind = type(value)
-    return (kind is float and math.isfinite(value)) or (kind is int and abs(value) < LARGEST)
+    return (kind is float and is_drawable(value)) or (kind is int and abs(value) < LARGEST)
 
 
 def _with_length(found: dict[str, Measure], base: Measure | None, tuned: Measure | None) -> dict[str, Measure]:

@@ -10,7 +10,7 @@ from prefopt.comparison.metrics import is_finite
 from prefopt.comparison.ranking import Comparison, Row
 from prefopt.comparison.settings import MISSING, Settings, as_text
 from prefopt.evaluation.metrics import ACCURACY, BY_KEY, KL, LOSS, Metric
-from prefopt.reports.charts.drawing import Box, Figure, Scale, line, of_row, spread_out, svg, text, tick_text, ticks
+from prefopt.reports.charts.drawing import Box, Figure, Scale, line, of_row, spread_out, svg, text, tick_texts, ticks
 
 AXIS_WIDTH = 130
 MIN_WIDTH, HEIGHT = 520, 380
@@ -108,7 +108,8 @@ def scale_axis(head: str, values: Sequence[float | None], *, is_share: bool = Fa
     else:
         place = Scale(low, high, LOW, HIGH)
         heights = [None if value is None else place(value) for value in values]
-        marks = [(place(mark), tick_text(mark, is_share=is_share)) for mark in ticks(low, high, 5)]
+        found = ticks(low, high, 5)
+        marks = list(zip(map(place, found), tick_texts(found, is_share=is_share), strict=True))
     return Axis(head, heights, marks, is_fanned=False)
 
 

@@ -53,7 +53,7 @@ def _figure(points: Points, quality: Metric, base: float | None) -> Figure:
         [
             *y_axis(BOX, y, ticks(y.low, y.high, 5), is_share=is_share),
             *x_axis(BOX, x, ticks(x.low, x.high, 6), "KL to the base, nats per token of own answers"),
-            *([] if base is None else [diamond(x(0), y(base), 6, "base value")]),
+            *([] if base is None else [diamond(x.within(0), y.within(base), 6, "base value")]),
             _front_line([points[row] for row in front], x, y),
             *(_bars(row, *points[row], x, y) for row in ordered if row < NUM_BEST),
             *(_dot(row, *points[row], x, y) for row in ordered),
@@ -62,9 +62,8 @@ def _figure(points: Points, quality: Metric, base: float | None) -> Figure:
         description=f"{quality.title} against KL per token of {len(points)} configurations; on the front: "
         + ", ".join(f"#{row + 1}" for row in front),
     )
-    num_beyond = sum(
-        x(kl.mean) != x.within(kl.mean) or y(found.mean) != y.within(found.mean) for kl, found in points.values()
-    )
+    marks = [(kl.mean, found.mean) for kl, found in points.values()] + ([] if base is None else [(0.0, base)])
+    num_beyond = sum(x(kl) != x.within(kl) or y(value) != y.within(value) for kl, value in marks)
     beyond = f" Far-off points stand at the edge: {num_beyond}." if num_beyond else ""
     caption = (
         "Dashed: the front, on which no configuration is better at less KL. "
@@ -130,7 +129,7 @@ def _labels(points: Points, x: Scale, y: Scale, base: float | None) -> list[str]
     taken = list(dots.values())
     parts = []
     if base is not None:
-        mark = x(0), y(base)
+        mark = x.within(0), y.within(base)
         parts.append(_base_name(mark, taken))
         taken.append(mark)
     for row, (across, up) in sorted(dots.items()):
@@ -142,9 +141,11 @@ def _labels(points: Points, x: Scale, y: Scale, base: float | None) -> list[str]
 
 
 def _base_name(mark: tuple[float, float], taken: list[tuple[float, float]]) -> str:
-    """Draws the label beside the base's mark, and adds its position to `taken`."""
+    """Draws the label beside the base's mark, inside the plot area, and adds its position to `taken`."""
     across, up = mark
-    sides = [(across + NAME_WIDTH, up), (across - NAME_WIDTH, up), (across, up + 15), (across, up - 15)]
+    around = [(across + NAME_WIDTH, up), (across - NAME_WIDTH, up), (across, up + 15), (across, up - 15)]
+    right, bottom = BOX.width - BOX.right, BOX.height - BOX.bottom
+    sides = [(x, y) for x, y in around if BOX.left <= x <= right and BOX.top <= y <= bottom]
     spots = {side: [(side[0] + dx, side[1]) for dx in (-11, 0, 11)] for side in sides}
     free = (side for side in sides if not any(_overlap(s, other) for s in spots[side] for other in taken))
     place = next(free, sides[0])

@@ -262,5 +262,5 @@ ALGORITHMS: dict[str, type[AlgorithmConfig]] = {
 
 
 def rows_of(algorithm: Any) -> Kind | None:
-    """Returns the kind of rows that an algorithm trains on, by its name in reports; None for an unknown name."""
-    return ALGORITHMS[algorithm].rows if algorithm in ALGORITHMS else None
+    """Returns the kind of rows that an algorithm trains on, by its name in reports; None for any other value."""
+    return ALGORITHMS[algorithm].rows if isinstance(algorithm, str) and algorithm in ALGORITHMS else None

@@ -176,13 +176,13 @@ METRICS = [
     Metric(
         LOSS, "Loss per token", "loss", "Held-out loss, nats per token", NUMBER, Better.lower,
         path=_tuned(LOSS), logged="loss", rows=OF_DEMONSTRATIONS, note="nats; lower is better",
-        hint="What training minimises: nats per token of the held-out demonstrations.",
+        hint="Nats per token of the held-out demonstrations; with loss_type=nll, what training minimises.",
         trap="A falling training loss proves nothing, and losses of different tokenizers cannot be compared.",
     ),
     Metric(
         "preference_loss", "Preference loss", "loss", "Preference loss", NUMBER, Better.lower,
         logged="loss", rows=OF_PAIRS,
-        hint="What training minimises, in the log alone. Of sigmoid type it starts at ln 2 = 0.693.",
+        hint="What training minimises, in the log alone. With a reference, of sigmoid type it starts at ln 2 = 0.693.",
         trap="Values of different loss types or betas cannot be compared.",
     ),
     Metric(
@@ -284,7 +284,7 @@ METRICS = [
         LONGER_WINS, "Longer wins", "longer wins", "Accuracy of a rule that prefers the longer answer", PERCENT,
         Better.neither, path=(HELD_OUT, "baselines", LONGER_WINS), rows=OF_PAIRS, of_pairs=True,
         hint="Accuracy of a rule without a model that prefers the longer answer.",
-        trap="A model that does no better has learned length.",
+        trap="A model that does no better may have learned no more than length.",
     ),
     Metric(
         SHORTER_WINS, "Shorter wins", "shorter wins", "Accuracy of a rule that prefers the shorter answer", PERCENT,
@@ -294,7 +294,7 @@ METRICS = [
         "rewards/chosen", "Reward of chosen", "chosen reward", "Reward of chosen answers", NUMBER, Better.higher,
         logged="rewards/chosen", rows=OF_PAIRS,
         hint="TRL's name for the implicit reward of chosen answers; held-out lines are means over pairs.",
-        trap="TRL's own evaluation averages over batches and changes with the batch size.",
+        trap="TRL's own evaluation averages all rewards/* over batches, so that they change with the batch size.",
     ),
     Metric(
         "rewards/rejected", "Reward of rejected", "rejected reward", "Reward of rejected answers", NUMBER,
@@ -316,8 +316,20 @@ METRICS = [
 COMPARED = [metric for metric in METRICS if metric.is_in_report and metric.better is not Better.neither]
 """The metrics by which runs are compared and ranked, in the order of compare.csv."""
 BY_KEY = {metric.key: metric for metric in COMPARED}
-SHIPPED = frozenset(name for metric in METRICS for name in (metric.key, *metric.path))
+RUN_COLUMNS = (
+    "run", "where", "state", "step", "rank", "against_first", "difference", "difference_low", "difference_high",
+    "difference_method", "configuration", "seed", "decision", "measured_at_step", "message",
+)  # fmt: skip
+"""Columns of compare.csv that hold no metric; those of the metrics follow."""
+ENTRY = ("value", "ci95", "n", "num_cut", "cut_at", "p_value")
+"""Keys of the entries of report.json that are no metric."""
+SHIPPED = frozenset(name for metric in METRICS for name in (metric.key, *metric.path)) | {*RUN_COLUMNS, *ENTRY}
 """Names that no metric of the user's own may take."""
+
+
+def columns_of(key: str) -> tuple[str, str, str, str]:
+    """Returns the columns of a metric in compare.csv: its value, the ends of its interval, and n."""
+    return key, f"{key}_low", f"{key}_high", f"{key}_n"
 
 
 def metrics_of(*path: str) -> Iterator[Metric]:
@@ -334,11 +346,14 @@ def add(metric: Metric) -> None:
     """Adds a metric of the user's own to the table, in place of an earlier one of the same key.
 
     Raises:
-        UserError: Its key is no plain name, or one that prefopt uses.
+        UserError: Its key is no plain name, or one that prefopt uses, or one of its columns is another metric's.
     """
-    if not metric.key.isidentifier() or metric.key in SHIPPED:
+    others = [each.key for each in METRICS if each.key != metric.key]
+    taken = SHIPPED.union(*map(columns_of, others))
+    if not metric.key.isidentifier() or not taken.isdisjoint(columns_of(metric.key)):
         raise UserError(
-            f"metric {metric.key!r}: its key must be a name such as my_metric that prefopt does not use. Rename it."
+            f"metric {metric.key!r}: its key must be a name such as my_metric that prefopt does not use in "
+            "report.json or compare.csv, where a metric also has columns that end in _low, _high and _n. Rename it."
         )
     for table in (METRICS, COMPARED):
         table[:] = [each for each in table if each.key != metric.key]

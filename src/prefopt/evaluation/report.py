@@ -1,8 +1,9 @@
 """The content of report.json: built by `evaluation`, written and rendered by `reports`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import nan
+from numbers import Real
 from typing import Any
 
 from prefopt.evaluation.statistics import Estimate
@@ -65,12 +66,12 @@ class HeldOut:
 
     @classmethod
     def from_dict(cls, block: Mapping[str, Any]) -> "HeldOut":
-        rest = {key: value or {} for key, value in block.items() if key != "n"}
+        rest = {key: _mapping(value) for key, value in block.items() if key != "n"}
         gain, baselines, ties = (rest.pop(key, {}) for key in ("gain", "baselines", "ties"))
         models = {name: _estimates(found) for name, found in rest.items()}
-        known = {name: num for name, num in ties.items() if num is not None}
+        known = {name: num for name, num in ties.items() if _number(num) is not None}
         rules = _estimates(baselines) or None
-        return cls(block.get("n"), models, _estimates(gain), gain.get("p_value"), rules, known or None)
+        return cls(block.get("n"), models, _estimates(gain), _number(gain.get("p_value")), rules, known or None)
 
 
 @dataclass
@@ -120,14 +121,18 @@ class Report:
 
     @classmethod
     def from_dict(cls, written: Mapping[str, Any]) -> "Report":
-        """Reads the content of report.json, also of earlier versions; an absent or null entry was not measured."""
+        """Reads the content of report.json, also of earlier versions.
+
+        An entry that is absent, null, or no mapping where results are, was not measured.
+        """
         known: Block = {each.name: written.get(each.name) for each in fields(cls)}
-        drift, overfitting, likelihood = (known[key] or {} for key in ("drift", "overfitting", "likelihood"))
+        blocks = ("held_out", "drift", "overfitting", "likelihood")
+        held_out, drift, overfitting, likelihood = (_mapping(known[key]) for key in blocks)
         known |= {
             "format": known["format"] or FORMAT,
-            "held_out": HeldOut.from_dict(known["held_out"] or {}),
-            "overfitting": {key: _gap(found) for key, found in overfitting.items() if found},
-            "drift": {key: _estimate(found) or _estimates(found) for key, found in drift.items() if found},
+            "held_out": HeldOut.from_dict(held_out),
+            "overfitting": {key: _gap(found) for key, found in overfitting.items() if _mapping(found)},
+            "drift": {key: _estimate(found) or _estimates(found) for key, found in drift.items() if _mapping(found)},
             "likelihood": _estimates(likelihood) or None,
         }
         return cls(**known)
@@ -140,6 +145,11 @@ def _write(value: Any) -> Any:
     return value.to_dict() if isinstance(value, Estimate | HeldOut) else value
 
 
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Returns `value`, or an empty mapping for anything else."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def _gap(block: Mapping[str, Any]) -> Gap:
     return {key: entry for key, entry in block.items() if isinstance(entry, float)} | _estimates(block)
 
@@ -150,11 +160,18 @@ def _estimates(block: Mapping[str, Any]) -> Estimates:
 
 
 def _estimate(entry: Any) -> Estimate | None:
-    """Parses an entry `{value, ci95, n}`; null and missing numbers become NaN. None if it is no such entry."""
+    """Parses an entry `{value, ci95, n}`; what is no number becomes NaN. None if it is no such entry."""
     if not isinstance(entry, Mapping) or "value" not in entry:
         return None
-    bounds = entry.get("ci95") or (None, None)
-    value, low, high = (nan if number is None else number for number in (entry["value"], *bounds))
+    bounds = entry.get("ci95")
+    low, high = bounds if isinstance(bounds, Sequence) and len(bounds) == 2 else (None, None)
+    value, low, high = (_number(each, nan) for each in (entry["value"], low, high))
+    n, num_cut, cut_at = (_number(entry.get(key)) for key in ("n", "num_cut", "cut_at"))
     if "num_cut" not in entry:
-        return Estimate(value, low, high, entry.get("n"))
-    return AnswersEstimate(value, low, high, entry.get("n"), entry["num_cut"] or 0, entry.get("cut_at"))
+        return Estimate(value, low, high, n)
+    return AnswersEstimate(value, low, high, n, num_cut or 0, cut_at)
+
+
+def _number(value: Any, otherwise: Any = None) -> Any:
+    """Returns `value` if it is a number, and no truth, else `otherwise`."""
+    return value if isinstance(value, Real) and not isinstance(value, bool) else otherwise

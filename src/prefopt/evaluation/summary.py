@@ -1,6 +1,6 @@
 """Computes the numbers of the report from the contestants' measurements."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +38,7 @@ from prefopt.evaluation.report import AnswersEstimate, Estimates, Gap, HeldOut
 from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.scoring import PairScores, Scores
 from prefopt.evaluation.statistics import Bootstrap, Estimate, Floats, share, sign_test
-from prefopt.process.errors import UserError
+from prefopt.process.errors import UserError, shorten
 
 Clusters = NDArray[np.int64] | None
 
@@ -52,12 +52,13 @@ OF_REWARDS: dict[str, Callable[[Floats], NDArray[Any]]] = {
     REWARD_MARGIN: lambda margins: margins,
 }
 """Metric -> its value for each pair, from the margins of the implicit rewards."""
-OF_ANSWERS: dict[str, Callable[[Answer], float]] = {
-    LENGTH: lambda answer: len(answer.ids),
-    FINISHED: lambda answer: answer.finished,
-    REPETITION: lambda answer: answer.repetition,
+OF_ANSWERS: dict[str, Callable[[Sequence[Answer]], Floats]] = {
+    LENGTH: lambda answers: np.array([float(len(answer.ids)) for answer in answers]),
+    FINISHED: lambda answers: np.array([float(answer.finished) for answer in answers]),
+    REPETITION: lambda answers: np.array([float(answer.repetition) for answer in answers]),
 }
-"""Metric -> its value for one answer that the model generated; the mean is reported."""
+"""Metric -> its value for each of the answers that a model generated; the mean is reported."""
+AGAIN = "Mend it, and start again: what was trained is kept."
 
 
 def register(
@@ -75,7 +76,7 @@ def register(
         of_answers: From one of the model's own answers to a number; the mean is reported.
 
     Raises:
-        UserError: Its key is taken, or there is not one function.
+        UserError: Its key is taken, or there is not one function. The evaluation checks what the function returns.
     """
     if (of_pairs is None) == (of_answers is None):
         raise UserError(f"metric {metric.key!r}: give one function, either of_pairs or of_answers.")
@@ -87,11 +88,11 @@ def register(
     if of_pairs is not None:
         OF_PAIRS[metric.key] = _one_per_pair(metric.key, of_pairs)
     if of_answers is not None:
-        OF_ANSWERS[metric.key] = of_answers
+        OF_ANSWERS[metric.key] = _one_per_answer(metric.key, of_answers)
 
 
 def _one_per_pair(key: str, of_pairs: Callable[[PairScores], NDArray[Any]]) -> Callable[[PairScores], NDArray[Any]]:
-    """The function, whose values are truths or numbers, one for each pair."""
+    """The function, whose values are truths or finite numbers, one for each pair."""
 
     def checked(pairs: PairScores) -> NDArray[Any]:
         values = np.asarray(of_pairs(pairs))
@@ -99,11 +100,37 @@ def _one_per_pair(key: str, of_pairs: Callable[[PairScores], NDArray[Any]]) -> C
             shape = pairs.margins.shape
             raise UserError(
                 f"metric {key}: its function must return an array of truths or numbers of shape {shape}, found "
-                f"{values.dtype} in shape {values.shape}. Mend it, and start again: what was trained is kept."
+                f"{values.dtype} in shape {values.shape}. {AGAIN}"
             )
-        return values if values.dtype == bool else values.astype(float)
+        return values if values.dtype == bool else _finite(key, values.astype(float), "pairs")
 
     return checked
+
+
+def _one_per_answer(key: str, of_answers: Callable[[Answer], float]) -> Callable[[Sequence[Answer]], Floats]:
+    """The function for many answers; its values are truths or finite numbers."""
+
+    def checked(answers: Sequence[Answer]) -> Floats:
+        values = [of_answers(answer) for answer in answers]
+        for value in values:
+            if not isinstance(value, int | float | np.number | np.bool_):
+                found = shorten(repr(value))
+                raise UserError(f"metric {key}: its function must return a truth or a number, found {found}. {AGAIN}")
+        return _finite(key, np.array(values, dtype=float), "answers")
+
+    return checked
+
+
+def _finite(key: str, values: Floats, items: str) -> Floats:
+    """Returns `values`, shape (items,).
+
+    Raises:
+        UserError: Some are not finite: neither a mean nor an interval would be.
+    """
+    num = np.count_nonzero(~np.isfinite(values))
+    if num:
+        raise UserError(f"metric {key}: its function is not finite for {num} of {len(values)} {items}. {AGAIN}")
+    return values
 
 
 class Summary:
@@ -171,8 +198,7 @@ class Summary:
             per_response = self._mean(log_ratios)
             block[KL_PER_RESPONSE] = AnswersEstimate(**vars(per_response), **_count_cut(self.tuned.samples))
             for key, value_of in OF_ANSWERS.items():
-                values = {name: [float(value_of(a)) for a in model.samples] for name, model in self.models.items()}
-                block[key] = {name: self._mean(np.array(each)) for name, each in values.items()}
+                block[key] = {name: self._mean(value_of(model.samples)) for name, model in self.models.items()}
         neutral = {name: model.neutral for name, model in self.models.items() if model.neutral is not None}
         if BASE in neutral and TUNED in neutral:
             base, tuned = neutral[BASE], neutral[TUNED]

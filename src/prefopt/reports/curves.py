@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from prefopt.reports.charts.drawing import is_drawable
+
 MAX_POINTS = 100
 """A curve with more points is drawn as means over equally many neighbouring log lines."""
 
@@ -102,4 +104,4 @@ def _mean(points: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and is_drawable(value)

@@ -1,7 +1,6 @@
 """The charts of a report: makes titled SVGs from the report, the logged metrics and the pairs."""
 
-import math
-from typing import Any
+from typing import Any, TypeGuard
 
 from prefopt.evaluation.metrics import (
     ACCURACY,
@@ -16,12 +15,12 @@ from prefopt.evaluation.metrics import (
 )
 from prefopt.evaluation.report import HeldOut
 from prefopt.evaluation.statistics import Estimate
-from prefopt.reports.charts.drawing import Box, Figure, with_air
+from prefopt.reports.charts.drawing import Box, Figure, is_drawable, with_air
 from prefopt.reports.charts.histogram import bin_edges, histogram
 from prefopt.reports.charts.intervals import WIDTH, IntervalRow, interval_chart
 from prefopt.reports.charts.lines import Label, Line, line_chart
 from prefopt.reports.curves import PANELS, Panel, Series, num_not_finite, series_of
-from prefopt.reports.numbers import cell, count, interval, is_measured, number
+from prefopt.reports.numbers import cell, count, interval, number
 
 NARROW = 340
 """Width in pixels of a chart; three fit in a row."""
@@ -56,7 +55,7 @@ def curve_note(metrics: list[dict[str, Any]]) -> str:
 
 
 def _headline_figure(held_out: HeldOut) -> Figure | None:
-    if is_measured(held_out.model(TUNED).get(ACCURACY)):
+    if _is_drawn(held_out.model(TUNED).get(ACCURACY)):
         return _interval_figure(
             _model_rows(held_out, ACCURACY, PERCENT) + _baseline_rows(held_out),
             "Preference accuracy on held-out pairs",
@@ -81,15 +80,13 @@ def _model_rows(held_out: HeldOut, key: str, unit: Unit) -> list[IntervalRow]:
     return [
         _interval_row(model.capitalize(), estimate, unit, style=model)
         for model, estimate in estimates.items()
-        if estimate is not None and is_measured(estimate)
+        if _is_drawn(estimate)
     ]
 
 
 def _baseline_rows(held_out: HeldOut) -> list[IntervalRow]:
     estimates = {label: (held_out.baselines or {}).get(key) for key, label in BASELINES.items()}
-    known = {
-        label: estimate for label, estimate in estimates.items() if estimate is not None and is_measured(estimate)
-    }
+    known = {label: estimate for label, estimate in estimates.items() if _is_drawn(estimate)}
     best = sorted(known, key=lambda label: -known[label].value)[:1]
     return [
         _interval_row(label.capitalize(), known[label], PERCENT, style="muted", is_baseline=True) for label in best
@@ -99,7 +96,13 @@ def _baseline_rows(held_out: HeldOut) -> list[IntervalRow]:
 def _interval_row(label: str, estimate: Estimate, unit: Unit, *, style: str, is_baseline: bool = False) -> IntervalRow:
     shown = cell(estimate, unit)
     text = f"{shown.value}  ({shown.interval})" if shown.interval else shown.value
-    return IntervalRow(label, estimate.value, interval(estimate), text, style, is_baseline)
+    bounds = interval(estimate)
+    drawn = bounds if bounds is not None and all(map(is_drawable, bounds)) else None
+    return IntervalRow(label, estimate.value, drawn, text, style, is_baseline)
+
+
+def _is_drawn(estimate: Estimate | None) -> TypeGuard[Estimate]:
+    return estimate is not None and is_drawable(estimate.value)
 
 
 def _margin_figure(pairs: list[dict[str, Any]]) -> Figure | None:
@@ -147,7 +150,7 @@ def _outliers(groups: dict[str, list[float]]) -> str:
 
 def _finite(pairs: list[dict[str, Any]], key: str) -> list[float]:
     values = (pair.get(key) for pair in pairs)
-    return [float(value) for value in values if value is not None and math.isfinite(value)]
+    return [float(value) for value in values if value is not None and is_drawable(value)]
 
 
 def _curve_figure(panel: Panel, metrics: list[dict[str, Any]]) -> Figure | None:

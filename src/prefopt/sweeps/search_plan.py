@@ -115,10 +115,15 @@ def _find_metric(wanted: SearchConfig, configs: Sequence[TrainConfig], searched:
     known = [metric for metric in COMPARED if metric.path[:2] == (HELD_OUT, TUNED)]
     allowed = [metric for metric in known if all(_is_reported(metric, config) for config in configs)]
     metric = next((metric for metric in allowed if wanted.metric in (metric.key, metric.logged)), None)
+    keys = [each.key for each in allowed if each.better in (Better.higher, Better.lower)]
+    choices = f"Allowed here: {', '.join(keys) or 'none, since nothing is held out'}."
     if metric is None:
         raise UserError(
-            f"sweep.search.metric={wanted.metric}: no held-out metric that the reports of all trials have. "
-            f"Allowed here: {', '.join(metric.key for metric in allowed) or 'none, since nothing is held out'}."
+            f"sweep.search.metric={wanted.metric}: no held-out metric that the reports of all trials have. {choices}"
+        )
+    if metric.key not in keys:
+        raise UserError(
+            f"sweep.search.metric={metric.key}: {metric.better.value}, but a search maximises or minimises. {choices}"
         )
     if (metric.better is Better.higher) != wanted.maximise:
         right = str(not wanted.maximise).lower()

@@ -11,8 +11,24 @@ from itertools import pairwise
 
 from prefopt.process.terminal import one_line
 
+LARGEST, SMALLEST_SPAN = 1e300, 1e-300
+"""A larger number is not drawn, as if it were infinite; a smaller range is drawn as a single value."""
 FINE = 10
 """Units per pixel of a path: whole tenths of a pixel need half the bytes of decimals, without visible rounding."""
+MIN_DIGITS, EXACT_DIGITS = 4, 17
+"""Significant digits of a tick's label: at least the first, at most the second, which writes any number exactly."""
+LETTERS = ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"))
+"""Least size of an axis's largest tick -> the size that a letter stands for, and the letter."""
+
+
+def is_drawable(value: float) -> bool:
+    """Whether a chart can show `value`: it is finite and at most `LARGEST` in size."""
+    return abs(value) <= LARGEST
+
+
+def has_span(low: float, high: float) -> bool:
+    """Whether [low, high] is wide enough for a scale."""
+    return high - low > SMALLEST_SPAN
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +41,7 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+        share = (value - self.low) / (self.high - self.low) if has_span(self.low, self.high) else 0.5
         return self.start + share * (self.end - self.start)
 
     def within(self, value: float) -> float:
@@ -35,7 +51,7 @@ class Scale:
 
     def all(self, values: Iterable[float]) -> list[float]:
         """Returns the positions of many values."""
-        if self.high <= self.low:
+        if not has_span(self.low, self.high):
             return [self(value) for value in values]
         slope = (self.end - self.start) / (self.high - self.low)
         shift = self.start - slope * self.low
@@ -109,19 +125,20 @@ def group(style: str, content: str, row: int | None = None) -> str:
     return f'<g class="{style}"{of_row(row)}>{content}</g>'
 
 
-def y_axis(box: Box, y: Scale, marks: Iterable[float], *, is_share: bool = False) -> list[str]:
+def y_axis(box: Box, y: Scale, marks: Sequence[float], *, is_share: bool = False) -> list[str]:
     """Draws a line across the plot area at each of `marks`, with its label on the left."""
     parts = []
-    for mark in marks:
+    for mark, label in zip(marks, tick_texts(marks, is_share=is_share), strict=True):
         parts.append(line(box.left, y(mark), box.width - box.right, y(mark), "grid"))
-        parts.append(text(box.left - 7, y(mark) + 4, tick_text(mark, is_share=is_share), anchor="end"))
+        parts.append(text(box.left - 7, y(mark) + 4, label, anchor="end"))
     return parts
 
 
-def x_axis(box: Box, x: Scale, marks: Iterable[float], title: str, *, is_share: bool = False) -> list[str]:
+def x_axis(box: Box, x: Scale, marks: Sequence[float], title: str, *, is_share: bool = False) -> list[str]:
     """Draws a label below the plot area at each of `marks`, and the title of the axis."""
     bottom = box.height - box.bottom
-    parts = [text(x(mark), bottom + 17, tick_text(mark, is_share=is_share)) for mark in marks]
+    labels = zip(marks, tick_texts(marks, is_share=is_share), strict=True)
+    parts = [text(x(mark), bottom + 17, label) for mark, label in labels]
     return [*parts, text(box.left + box.inner[0] / 2, bottom + 34, title)] if title else parts
 
 
@@ -163,7 +180,7 @@ def _steps(positions: Sequence[float]) -> list[int]:
 
 def ticks(low: float, high: float, count: int, *, is_whole: bool = False) -> list[float]:
     """Returns at most `count` + 1 round numbers in [low, high]; with `is_whole` only integers."""
-    if not high > low:
+    if not has_span(low, high):
         return [low]
     width = round_up((high - low) / count)
     if is_whole and width % 1:
@@ -178,14 +195,21 @@ def round_up(width: float) -> float:
     return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= width * (1 - 1e-9))
 
 
-def tick_text(value: float, *, is_share: bool = False) -> str:
-    """Formats a tick's label: percent for shares, large numbers with k, M or G, otherwise a short number."""
-    if is_share:
-        return f"{100 * value:.4g} %"
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if letter == 'k' else size):.4g}{letter}"
-    return f"{value:.4g}"
+def tick_texts(marks: Sequence[float], *, is_share: bool = False) -> list[str]:
+    """Formats the labels of an axis: percent for shares, large numbers all with the same k, M or G.
+
+    All labels have as many significant digits, at least `MIN_DIGITS`, as keep the error of each of them below 1 % of
+    the distance between two ticks: labels of different ticks differ.
+    """
+    largest = max(map(abs, marks), default=0.0)
+    size, unit = next(((size, letter) for least, size, letter in LETTERS if largest >= least), (1.0, ""))
+    values = [100 * mark if is_share else mark / size for mark in marks]
+    distance = min((b - a for a, b in pairwise(sorted(values)) if b > a), default=math.inf)
+    for digits in range(MIN_DIGITS, EXACT_DIGITS + 1):
+        texts = [f"{value:.{digits}g}" for value in values]
+        if all(abs(float(written) - value) < distance / 100 for written, value in zip(texts, values, strict=True)):
+            break
+    return [f"{written} %" if is_share else f"{written}{unit if float(written) else ''}" for written in texts]
 
 
 def robust_range(values: Sequence[float]) -> tuple[float, float]:

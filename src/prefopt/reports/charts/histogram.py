@@ -4,7 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from prefopt.reports.charts.drawing import Box, Scale, line, svg, text, ticks, x_axis, y_axis
+from prefopt.reports.charts.drawing import Box, Scale, has_span, line, svg, text, ticks, x_axis, y_axis
 
 HEIGHT = 230
 TYPICAL_BINS = 24
@@ -57,7 +57,7 @@ def bin_edges(values: Sequence[float]) -> list[float]:
     ordered = sorted(values)
     cut = len(ordered) // 200
     low, high = min(ordered[cut], 0.0), max(ordered[-1 - cut], 0.0)
-    if low == high:
+    if not has_span(low, high):
         return [-1.0, 0.0, 1.0]
     width = _round_width((high - low) / TYPICAL_BINS)
     first, last = math.floor(low / width), math.ceil(high / width)

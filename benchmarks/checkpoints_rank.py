@@ -100,7 +100,6 @@ TARGETS: tuple[tuple[Any, str, str], ...] = (
     (DurableTrainer, "_describe", "describe"),
     (saving, "save_weights", "weights"),
     (CheckpointSaver, "_seal", "seal"),
-    (on_disk, "bring_to_disk", "fsync"),
     (sealed, "bring_to_disk", "fsync"),
     (sealed, "hash_file", "hash"),
     (on_disk, "seal", "manifest"),

@@ -52,7 +52,7 @@ PLACES = {
     "while the final model is copied": Place(Injection("prefopt.runs.final_model:copy_file", when="after")),
     "before the final model is sealed": Place(Injection("prefopt.training.training:seal_model")),
     "before the final model gets its name": Place(Injection("prefopt.runs.final_model:write_json", when="after")),
-    "before the final report": Place(Injection("prefopt.evaluation.run:compare_models"), can_stop=False),
+    "before the final report": Place(Injection("prefopt.evaluation.run:measure_contestants"), can_stop=False),
     "in the final report": Place(Injection("prefopt.reports.publish:render_report"), can_stop=False),
     "while the final report is written": Place(Injection("pathlib:Path.replace", match="report.md"), can_stop=False),
     "before the run is done": Place(Injection("pathlib:Path.replace", match="status.json", call=6), can_stop=False),

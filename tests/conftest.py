@@ -79,6 +79,18 @@ def no_run_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefopt.process.output._folder", None)
 
 
+@pytest.fixture(autouse=True)
+def process_of_many_tests() -> Iterator[None]:
+    """A test that needs a process which runs one command and nothing else starts one.
+
+    In this one, `python -m prefopt.train` would take all objects that live from the collector, for every later test.
+    """
+    from prefopt.process import phases
+
+    yield
+    assert not phases.owns_process(), "the test made this process that of one command"
+
+
 SHARED_DATA = Path(os.environ.get("PREFOPT_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 
 

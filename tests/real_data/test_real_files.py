@@ -1,7 +1,7 @@
 """Public files as they are, through the command that a user would type: refused with advice, or run and counted."""
 
 import json
-import runpy
+import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
@@ -94,18 +94,15 @@ def test_ultrafeedback_is_refused_row_by_row_until_each_kind_of_bad_row_may_be_s
     assert not (tmp_path / "runs").exists()
 
 
-def test_ultrafeedback_runs_with_its_bad_rows_skipped_and_says_how_many(
-    ultrafeedback, shared_file, tmp_path, monkeypatch, capsys
-):
+def test_ultrafeedback_runs_with_its_bad_rows_skipped_and_says_how_many(ultrafeedback, shared_file, tmp_path):
     # The first 50 held-out rows, for speed: the one identical pair is row 44.
     short = tmp_path / "held_out.jsonl"
     with shared_file(ULTRAFEEDBACK_HELD_OUT).open(encoding="utf-8") as lines:
         short.write_text("".join(islice(lines, 50)), encoding="utf-8")
     skip = [f"data.{name}=skip" for name in ("on_identical", "on_empty", "on_long_prompt")]
     skip.append("reference=live")  # the store would score all pairs before the first step, which takes a minute
-    monkeypatch.setattr(sys, "argv", ["train", *ultrafeedback, f"data.held_out={short}", *skip])
-    monkeypatch.delitem(sys.modules, "prefopt.train")
-    runpy.run_module("prefopt.train", run_name="__main__")  # python -m prefopt.train
+    command = [sys.executable, "-m", "prefopt.train", *ultrafeedback, f"data.held_out={short}", *skip]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     report, metrics = finished(tmp_path)
     assert metrics[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
@@ -127,7 +124,6 @@ def test_ultrafeedback_runs_with_its_bad_rows_skipped_and_says_how_many(
     assert "train: 4 pairs with chosen equal to rejected skipped (data.on_identical=skip)" in notes
     assert "train: 2 rows with an empty completion skipped (data.on_empty=skip)" in notes
     assert "held_out: 1 pairs with chosen equal to rejected skipped (data.on_identical=skip)" in notes
-    shown = capsys.readouterr().out
     assert all(f"data: {note}" in shown for note in notes)
 
 

@@ -95,6 +95,30 @@ def read_pairs(config: DataConfig, trained: Sequence[Record]) -> Splits:
     return Splits(kind="preference", train=pairs, held_out=None, notes=notes)
 
 
+def read_record(config: DataConfig, *, kind: Kind, row: int) -> Record:
+    """Returns one training record, also if training would leave it out, such as a pair of two equal answers.
+
+    Args:
+        config: The files, and whether text is converted to chats.
+        kind: Whether rows are preference pairs or demonstrations.
+        row: Its place in `config.train`, from 0, in the order of the files.
+
+    Raises:
+        UserError: A row is invalid, or there are not so many.
+    """
+    labels = Labels()
+    read = read_records(config.train, format=config.format, kind=kind, labels=labels)
+    records = read.records
+    if config.held_out is not None:
+        other = read_records(config.held_out, format=config.format, kind=kind, labels=labels)
+        records, _ = _agree_on_prompts((records, read.notes), (other.records, other.notes))
+    if not 0 <= row < len(records):
+        raise UserError(
+            f"--row {row}: data.train has {len(records)} rows, so give a number from 0 to {len(records) - 1}."
+        )
+    return to_chat(records[row]) if config.as_chat else records[row]
+
+
 def load_tokenized(
     splits: Splits, tokenizer: Any, config: DataConfig, *, loss_on: LossOn = LossOn.completions
 ) -> TokenizedSplits:

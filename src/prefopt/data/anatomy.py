@@ -1,0 +1,130 @@
+"""What the model gets of one row: its token ids, which of them are trained, and what is cut off."""
+
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
+from prefopt.config.schema import DataConfig
+from prefopt.data.control_tokens import treat_control_tokens
+from prefopt.data.defects import is_empty, is_identical
+from prefopt.data.encoding import IGNORED_LABEL, TokenizeNotes
+from prefopt.data.records import PreferencePair, Record, SFTExample
+from prefopt.data.tokenize import tokenize_pairs, tokenize_sft
+
+NO_LIMIT = sys.maxsize
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """A part of a row as token ids.
+
+    Attributes:
+        name: `prompt`, `chosen` or `rejected` of a pair; `example` is a whole demonstration.
+        ids: What the model gets, at most `data.max_length` with the prompt.
+        trained: For each of `ids`: whether the loss is on it. The others are context.
+        cut: The ids beyond `data.max_length`, which the model does not get.
+    """
+
+    name: str
+    ids: list[int]
+    trained: list[bool]
+    cut: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """One row as training sees it."""
+
+    source: str
+    """Place of the row, `path:line`."""
+    sequences: list[TokenSequence]
+    fate: str
+    """Why training does not use the row, with the setting that decides; empty if it does."""
+
+
+def dissect(record: Record, tokenizer: Any, config: DataConfig, *, loss_on: LossOn) -> Anatomy:
+    """Tokenises one record as training does, and keeps what training would cut off or leave out.
+
+    Args:
+        record: From `prefopt.data.loading.read_record`.
+        tokenizer: The policy's tokenizer.
+        config: Length limit, and what happens to rows beyond it.
+        loss_on: Which tokens of a demonstration are trained; without effect on pairs.
+
+    Raises:
+        UserError: The row cannot be tokenised; it names the row.
+    """
+    (treated,) = treat_control_tokens([record], tokenizer, config.on_control_token).records
+    fate = _fate_of_defects(treated, config) or _fate_of_length(treated, tokenizer, config, loss_on)
+    whole = _tokenize(treated, tokenizer, NO_LIMIT, loss_on, OnLongCompletion.truncate)
+    if whole.notes.num_equal_skipped:  # only pairs whose sides differ are tokenised
+        whole = _tokenize(_with_another_rejected(treated), tokenizer, NO_LIMIT, loss_on, OnLongCompletion.truncate)
+        (row,) = whole.dataset
+        row |= {name.replace("chosen", "rejected"): ids for name, ids in row.items() if name.startswith("chosen")}
+    else:
+        (row,) = whole.dataset
+    sequences = _of_pair(row, config.max_length) if "prompt_ids" in row else _of_example(row, config.max_length)
+    return Anatomy(record.source, sequences, fate)
+
+
+def _with_another_rejected(record: Record) -> PreferencePair:
+    assert isinstance(record, PreferencePair), "only pairs have two sides"
+    if isinstance(record.chosen, str):
+        return replace(record, rejected=f"{record.chosen}.")
+    *turns, last = record.chosen
+    return replace(record, rejected=[*turns, {**last, "content": f"{last.get('content', '')}."}])
+
+
+def _tokenize(record: Record, tokenizer: Any, max_length: int, loss_on: LossOn, on_long: OnLongCompletion) -> Any:
+    limits: dict[str, Any] = {
+        "max_length": max_length,
+        "on_long_prompt": OnBadRow.skip,
+        "on_long_completion": on_long,
+        "on_extra_eos": OnBadRow.refuse,
+    }
+    if isinstance(record, SFTExample):
+        return tokenize_sft([record], tokenizer, loss_on=loss_on, **limits)
+    return tokenize_pairs([record], tokenizer, **limits)
+
+
+def _fate_of_defects(record: Record, config: DataConfig) -> str:
+    if is_empty(record):
+        return f"a completion is empty (data.on_empty={config.on_empty.name})"
+    if is_identical(record):
+        return f"chosen and rejected are equal (data.on_identical={config.on_identical.name})"
+    return ""
+
+
+def _fate_of_length(record: Record, tokenizer: Any, config: DataConfig, loss_on: LossOn) -> str:
+    setting = config.on_long_completion
+    on_long = OnLongCompletion.skip if setting is OnLongCompletion.refuse else setting
+    notes: TokenizeNotes = _tokenize(record, tokenizer, config.max_length, loss_on, on_long).notes
+    if notes.num_long_prompt_skipped:
+        filled = f"the prompt alone fills data.max_length={config.max_length}"
+        return f"{filled} (data.on_long_prompt={config.on_long_prompt.name})"
+    if notes.num_long_completion_skipped:
+        return f"longer than data.max_length={config.max_length} (data.on_long_completion={setting.name})"
+    if notes.num_equal_skipped:
+        return f"the tokens of chosen and rejected are equal up to data.max_length={config.max_length}"
+    return ""
+
+
+def _of_pair(row: dict[str, Any], max_length: int) -> list[TokenSequence]:
+    prompt: list[int] = row["prompt_ids"]
+    room = max(max_length - len(prompt), 0)
+    found = [TokenSequence("prompt", prompt[:max_length], [False] * len(prompt[:max_length]), prompt[max_length:])]
+    for name in ("chosen", "rejected"):
+        ids: list[int] = row[f"{name}_ids"]
+        trained = [True] * len(ids)
+        bounds: list[int] = row.get(f"{name}_context") or []
+        for start, end in zip(bounds[::2], bounds[1::2], strict=True):
+            trained[start:end] = [False] * (end - start)
+        found.append(TokenSequence(name, ids[:room], trained[:room], ids[room:]))
+    return found
+
+
+def _of_example(row: dict[str, Any], max_length: int) -> list[TokenSequence]:
+    ids: list[int] = row["input_ids"]
+    trained = [label != IGNORED_LABEL for label in row["labels"]]
+    return [TokenSequence("example", ids[:max_length], trained[:max_length], ids[max_length:])]

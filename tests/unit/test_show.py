@@ -1,0 +1,171 @@
+"""What `prefopt show` shows of a row is what training gets of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from prefopt import show
+from prefopt.config.load import load_config
+from prefopt.config.schema import TrainConfig
+from prefopt.data.anatomy import TokenSequence, dissect
+from prefopt.data.loading import load_tokenized, read_record, read_splits
+from prefopt.process.paths import shipped
+from prefopt.reports.row import CUT, decode, pieces
+from tests.conftest import SHARED_DATA
+
+SPLIT_ANSWERS = [
+    {"role": "assistant", "content": "first answer"},
+    {"role": "user", "content": "and then?"},
+    {"role": "assistant", "content": "second answer"},
+]
+
+
+def pair(number: int, chosen: Any = "yes", rejected: Any = "no") -> dict[str, Any]:
+    """A preference pair of messages."""
+    sides = {
+        name: value if isinstance(value, list) else [{"role": "assistant", "content": value}]
+        for name, value in (("chosen", chosen), ("rejected", rejected))
+    }
+    return {"prompt": [{"role": "user", "content": f"question {number}"}], **sides}
+
+
+def example(number: int) -> dict[str, Any]:
+    """A demonstration of two turns."""
+    return {"messages": [{"role": "user", "content": f"question {number}"}, *SPLIT_ANSWERS]}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(shipped("assets/base_model"))
+
+
+def settings(folder: Path, rows: list[dict[str, Any]], *overrides: str) -> list[str]:
+    """Overrides for data of these rows."""
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return ["data=files", f"data.train={file}", "data.held_out_fraction=0", "logger=none", *overrides]
+
+
+def shown(config: TrainConfig, row: int, tokenizer: Any) -> dict[str, TokenSequence]:
+    record = read_record(config.data, kind=config.algorithm.rows, row=row)
+    anatomy = dissect(record, tokenizer, config.data, loss_on=config.algorithm.trained_tokens)
+    assert anatomy.fate == ""
+    return {part.name: part for part in anatomy.sequences}
+
+
+@pytest.mark.parametrize("max_length", [1024, 36])
+def test_ids_and_masks_of_pairs_are_those_of_training(max_length, tmp_path, tokenizer):
+    rows = [pair(0), pair(1, SPLIT_ANSWERS, "no"), pair(2, "a longer answer " * 10, "no")]
+    config = load_config(settings(tmp_path, rows, f"data.max_length={max_length}", "data.on_long_completion=truncate"))
+    trained = load_tokenized(read_splits(config.data, kind="preference", seed=0), tokenizer, config.data).train
+    for index, row in enumerate(trained):
+        parts = shown(config, index, tokenizer)
+        assert {name: part.ids for name, part in parts.items()} == {
+            name: row[f"{name}_ids"] for name in ("prompt", "chosen", "rejected")
+        }
+        for name in ("chosen", "rejected"):
+            bounds = row[f"{name}_context"]
+            context = {i for start, end in zip(bounds[::2], bounds[1::2], strict=True) for i in range(start, end)}
+            assert [i not in context for i in range(len(row[f"{name}_ids"]))] == parts[name].trained
+        assert not any(parts["prompt"].trained)
+    assert bool(shown(config, 2, tokenizer)["chosen"].cut) is (max_length == 36)
+
+
+@pytest.mark.parametrize("loss_on", ["completions", "all"])
+def test_ids_and_masks_of_demonstrations_are_those_of_training(loss_on, tmp_path, tokenizer):
+    overrides = settings(tmp_path, [example(0), example(1)], "algorithm=sft", f"algorithm.loss_on={loss_on}")
+    config = load_config(overrides)
+    splits = read_splits(config.data, kind="sft", seed=0)
+    trained = load_tokenized(splits, tokenizer, config.data, loss_on=config.algorithm.trained_tokens).train
+    for index, row in enumerate(trained):
+        part = shown(config, index, tokenizer)["example"]
+        assert part.ids == row["input_ids"]
+        assert part.trained == [label != -100 for label in row["labels"]]
+
+
+def test_what_is_cut_follows_what_the_model_gets(tmp_path, tokenizer):
+    rows = [pair(0, "a longer answer " * 10, "no")]
+    whole = shown(load_config(settings(tmp_path, rows)), 0, tokenizer)["chosen"]
+    short = load_config(settings(tmp_path, rows, "data.max_length=30", "data.on_long_completion=truncate"))
+    part = shown(short, 0, tokenizer)["chosen"]
+    assert part.ids + part.cut == whole.ids
+    assert len(part.trained) == len(part.ids) == 30 - len(shown(short, 0, tokenizer)["prompt"].ids)
+    assert [piece.role for piece in pieces(tokenizer, part)].count(CUT) == len(part.cut)
+
+
+@pytest.mark.parametrize(
+    ("row", "overrides", "fate"),
+    [
+        (pair(0, "same", "same"), (), "chosen and rejected are equal (data.on_identical=refuse)"),
+        (pair(0, "yes", " "), ("data.on_empty=skip",), "a completion is empty (data.on_empty=skip)"),
+        (pair(0), ("data.max_length=8",), "the prompt alone fills data.max_length=8 (data.on_long_prompt=refuse)"),
+        (
+            pair(0, "long " * 99),
+            ("data.max_length=50", "data.on_long_completion=refuse"),
+            "longer than data.max_length=50 (data.on_long_completion=refuse)",
+        ),
+        (
+            pair(0, "very long " * 99 + "a", "very long " * 99 + "b"),
+            ("data.max_length=50", "data.on_long_completion=truncate"),
+            "the tokens of chosen and rejected are equal up to data.max_length=50",
+        ),
+    ],
+)
+def test_a_row_that_training_leaves_out_is_shown_with_the_reason(row, overrides, fate, tmp_path, capsys):
+    show.main([*settings(tmp_path, [row], *overrides), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["left_out"] == fate
+    assert [part["name"] for part in found["sequences"]] == ["prompt", "chosen", "rejected"]
+    assert found["sequences"][1]["ids"] or found["sequences"][1]["cut_ids"]
+
+
+def test_rows_count_from_0_in_the_order_of_the_file(tmp_path, capsys, fails):
+    overrides = settings(tmp_path, [pair(number) for number in range(5)])
+    show.main([*overrides, "--row", "3", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["source"] == f"{tmp_path / 'rows.jsonl'}:4"
+    assert "question 3" in found["sequences"][0]["text"]
+    assert found["left_out"] is None
+    for row in ("5", "-1"):
+        assert f"--row {row}: data.train has 5 rows" in fails(show.main, [*overrides, f"--row={row}"])
+
+
+def test_without_colours_marks_surround_what_is_trained(tmp_path, capsys):
+    show.main(settings(tmp_path, [pair(0, SPLIT_ANSWERS, "no")]))
+    lines = capsys.readouterr().out.splitlines()
+    assert "⟦first answer<|im_end|>" in lines
+    assert "and then?<|im_end|>" in lines
+    assert "⟦second answer<|im_end|>" in lines
+    assert any(line.startswith("chosen  ") and line.endswith(" trained") for line in lines)
+
+
+def test_the_page_has_every_token_once_and_escapes_it(tmp_path, capsys):
+    page = tmp_path / "row.html"
+    show.main([*settings(tmp_path, [pair(0, "<script>alert(1)</script>\x1b[31m", "no")]), "--html", str(page)])
+    html = page.read_text(encoding="utf-8")
+    assert "<script>" not in html
+    assert "\x1b" not in html + capsys.readouterr().out
+    show.main([*settings(tmp_path, [pair(0, "a < b", "no")]), "--html", str(page), "--json"])
+    parts = json.loads(capsys.readouterr().out)["sequences"]
+    assert page.read_text(encoding="utf-8").count('title="') == sum(len(part["ids"]) for part in parts)
+
+
+def test_a_page_that_cannot_be_written_is_named(tmp_path, fails):
+    absent = tmp_path / "absent" / "row.html"
+    assert f"{absent.parent}" in fails(show.main, [*settings(tmp_path, [pair(0)]), "--html", str(absent)])
+
+
+@pytest.mark.parametrize("text", ["Grüße, ¿qué? 漢字 🙂🙂 end", "  two blanks\n\nand lines ", "e\u0301\u200d"])
+def test_pieces_of_text_join_to_the_whole(text, tokenizer):
+    tokenizers = [tokenizer]
+    if (SHARED_DATA / "stories260K_hf").exists():
+        tokenizers.append(AutoTokenizer.from_pretrained(SHARED_DATA / "stories260K_hf"))  # SentencePiece's blanks
+    for each in tokenizers:
+        ids = each(text)["input_ids"]
+        found = pieces(each, TokenSequence("example", ids, [True] * len(ids), []))
+        assert "".join(piece.text for piece in found) == decode(each, ids)
+        assert [token for piece in found for token in piece.ids] == ids
+        assert len(found) > 1

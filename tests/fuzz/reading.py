@@ -73,6 +73,33 @@ PAIRS: dict[str, Callable[[int], Row]] = {
         "non_preferred_output": [turn("assistant", "no")],
     },
     "swift": lambda n: {"messages": [turn("user", f"Q{n}?"), turn("assistant", "yes")], "rejected_response": "no"},
+    "nova": lambda n: {
+        "system": [{"text": "Be brief."}],
+        "messages": [
+            turn("user", [{"text": f"Q{n}?"}]),
+            {
+                "role": "assistant",
+                "candidates": [
+                    {"content": [{"text": "yes"}], "preferenceLabel": "preferred"},
+                    {"content": [{"text": "no"}], "preferenceLabel": "non-preferred"},
+                ],
+            },
+        ],
+    },
+    "gemini": lambda n: {
+        "systemInstruction": {"parts": [{"text": "Be brief."}]},
+        "contents": [{"role": "user", "parts": [{"text": f"Q{n}?"}]}],
+        "completions": [
+            {"score": score, "completion": {"role": "model", "parts": [{"text": text}]}}
+            for score, text in ((1, "yes"), (0, "no"))
+        ],
+    },
+    "two answers": lambda n: {
+        "question": f"Q{n}?",
+        "response_a": "yes",
+        "response_b": "no",
+        "winner": ("a", "model_b", "tie")[n % 3],
+    },
     "alpaca": lambda n: {"instruction": f"Q{n}?", "input": "", "chosen": "yes", "rejected": "no"},
 }
 DEMONSTRATIONS: dict[str, Callable[[int], Row]] = {

@@ -5,17 +5,7 @@ from typing import Any
 import pytest
 
 from prefopt.config.choices import DataFormat
-from prefopt.data.formats import (
-    convert,
-    convert_alpaca_example,
-    convert_alpaca_pair,
-    convert_openai_pair,
-    convert_sharegpt_example,
-    convert_sharegpt_pair,
-    convert_swift_pair,
-    detect_format,
-    unread_columns,
-)
+from prefopt.data.formats import FORMATS, alpaca, convert, detect_format, openai, sharegpt, swift, unread_columns
 from prefopt.data.values import RowError
 
 SYSTEM = {"from": "system", "value": "Be brief."}
@@ -32,7 +22,7 @@ def test_sharegpt_pairs_become_prompt_and_one_message_each() -> None:
         "chosen": {"from": "gpt", "value": "Hi!"},
         "rejected": {"from": "gpt", "value": "No."},
     }
-    assert convert_sharegpt_pair(row) == {
+    assert sharegpt.read_pair(row) == {
         "prompt": [turn("system", "Be brief."), turn("user", "Hi?"), turn("assistant", "Yes?"), turn("user", "Hi?")],
         "chosen": [turn("assistant", "Hi!")],
         "rejected": [turn("assistant", "No.")],
@@ -51,7 +41,7 @@ def test_sharegpt_function_calls_become_tool_calls() -> None:
         "tools": '[{"name": "clock", "parameters": {}}]',
     }
     call = {"type": "function", "function": {"name": "clock", "arguments": {"zone": "UTC"}}}
-    assert convert_sharegpt_example(row) == {
+    assert sharegpt.read_example(row) == {
         "messages": [
             turn("user", "Hi?"),
             {"role": "assistant", "tool_calls": [call]},
@@ -64,35 +54,35 @@ def test_sharegpt_function_calls_become_tool_calls() -> None:
 
 def test_other_keys_of_sharegpt_turns_are_kept_such_as_marks() -> None:
     row = {"conversations": [HUMAN, {"from": "gpt", "value": "Hi!", "weight": 0}]}
-    assert convert_sharegpt_example(row)["messages"][1] == {**turn("assistant", "Hi!"), "weight": 0}
+    assert sharegpt.read_example(row)["messages"][1] == {**turn("assistant", "Hi!"), "weight": 0}
 
 
 def test_parallel_function_calls_stay_in_one_message() -> None:
     value = '[{"name": "a", "arguments": {}}, {"name": "b", "arguments": {}}]'
     row = {"conversations": [HUMAN, {"from": "function_call", "value": value}]}
-    calls = convert_sharegpt_example(row)["messages"][1]["tool_calls"]
+    calls = sharegpt.read_example(row)["messages"][1]["tool_calls"]
     assert [call["function"]["name"] for call in calls] == ["a", "b"]
 
 
 def test_alpaca_input_follows_the_instruction() -> None:
     row = {"instruction": "Add.", "input": "1 + 1", "output": "2", "system": "Be brief."}
-    assert convert_alpaca_example(row) == {
+    assert alpaca.read_example(row) == {
         "prompt": [turn("system", "Be brief."), turn("user", "Add.\n1 + 1")],
         "completion": [turn("assistant", "2")],
     }
-    assert convert_alpaca_example({**row, "input": ""})["prompt"][1] == turn("user", "Add.")
+    assert alpaca.read_example({**row, "input": ""})["prompt"][1] == turn("user", "Add.")
 
 
 def test_alpaca_pairs_and_history() -> None:
     row = {"instruction": "And now?", "chosen": "3", "rejected": "4", "history": [["1+1?", "2"]]}
-    assert convert_alpaca_pair(row) == {
+    assert alpaca.read_pair(row) == {
         "prompt": [turn("user", "1+1?"), turn("assistant", "2"), turn("user", "And now?")],
         "chosen": [turn("assistant", "3")],
         "rejected": [turn("assistant", "4")],
     }
 
 
-def test_bedrock_conversations_keep_their_system_prompt_and_hold_no_pairs() -> None:
+def test_bedrock_conversations_keep_their_system_prompt() -> None:
     row = {
         "schemaVersion": "bedrock-conversation-2024",
         "system": [{"text": "Be "}, {"text": "brief."}],
@@ -105,6 +95,149 @@ def test_bedrock_conversations_keep_their_system_prompt_and_hold_no_pairs() -> N
         convert(row, DataFormat.bedrock, "preference")
 
 
+def nova(*candidates: dict[str, Any]) -> dict[str, Any]:
+    """A pair of Nova's, with these candidates for the answer."""
+    question = {"role": "user", "content": [{"text": "Hi?"}]}
+    return {
+        "system": [{"text": "Be brief."}],
+        "messages": [question, {"role": "assistant", "candidates": [*candidates]}],
+    }
+
+
+def candidate(label: str, text: str) -> dict[str, Any]:
+    return {"content": [{"text": text}], "preferenceLabel": label}
+
+
+def test_the_candidates_of_nova_are_a_pair_in_any_order() -> None:
+    row = nova(candidate("non-preferred", "No."), candidate("preferred", "Hi!"))
+    assert detect_format(row, "preference") is DataFormat.bedrock
+    assert convert(row, DataFormat.bedrock, "preference") == {
+        "prompt": [turn("system", "Be brief."), row["messages"][0]],
+        "chosen": [{"role": "assistant", "content": [{"text": "Hi!"}]}],
+        "rejected": [{"role": "assistant", "content": [{"text": "No."}]}],
+    }
+    assert unread_columns(row, DataFormat.bedrock, "preference", ("prompt", "chosen", "rejected")) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "part"),
+    [
+        (["preferred"], "must have a preferred and a non-preferred answer"),
+        (["preferred", "preferred"], "two candidates of 'messages[1]' are preferred"),
+        (["preferred", "good"], "candidates[1].preferenceLabel' must be one of preferred, non-preferred, found"),
+        ([["preferred"]], "candidates[0].preferenceLabel' must be one of"),
+    ],
+)
+def test_other_candidates_are_refused(labels: list[Any], part: str) -> None:
+    with pytest.raises(RowError) as caught:
+        convert(nova(*(candidate(label, "x") for label in labels)), DataFormat.bedrock, "preference")
+    assert part in str(caught.value)
+
+
+def gemini(*scores: Any) -> dict[str, Any]:
+    """A pair of Gemini's whose answers have these scores."""
+    answers = [{"score": score, "completion": content("model", f"scored {score}")} for score in scores]
+    return {
+        "systemInstruction": {"parts": [{"text": "Be brief."}]},
+        "contents": [content("user", "Hi?")],
+        "completions": answers,
+    }
+
+
+def content(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "parts": [{"text": text[:2]}, {"text": text[2:]}]}
+
+
+@pytest.mark.parametrize("scores", [(1, 0), (0, 1), (0.0, 1.0)])
+def test_the_completion_with_score_1_is_the_chosen_one(scores: tuple[float, float]) -> None:
+    row = gemini(*scores)
+    assert detect_format(row, "preference") is DataFormat.gemini
+    one, zero = (next(score for score in scores if score == wanted) for wanted in (1, 0))
+    assert convert(row, DataFormat.gemini, "preference") == {
+        "prompt": [turn("system", "Be brief."), turn("user", "Hi?")],
+        "chosen": [turn("assistant", f"scored {one}")],
+        "rejected": [turn("assistant", f"scored {zero}")],
+    }
+    assert unread_columns(row, DataFormat.gemini, "preference", ("prompt", "chosen", "rejected")) == []
+
+
+def test_contents_alone_are_a_demonstration() -> None:
+    row = {"contents": [content("user", "Hi?"), content("model", "Hi!")]}
+    assert convert(row, DataFormat.gemini, "sft") == {"messages": [turn("user", "Hi?"), turn("assistant", "Hi!")]}
+
+
+@pytest.mark.parametrize(
+    ("row", "part"),
+    [
+        (gemini(1), "'completions' must be a list of two"),
+        (gemini(1, 1), "one with score 1 (preferred) and one with score 0"),
+        (gemini(1, 0.5), "completions[1].score' must be 1 (preferred) or 0, found"),
+        (gemini(True, 0), "completions[0].score' must be 1"),
+        (
+            gemini(1, 0) | {"contents": [{"role": "assistant", "parts": []}]},
+            "contents[0].role' must be one of user, model",
+        ),
+        (gemini(1, 0) | {"contents": [{"role": "user", "parts": "Hi?"}]}, "contents[0]' must be {parts"),
+    ],
+)
+def test_other_rows_of_gemini_are_refused(row: dict[str, Any], part: str) -> None:
+    with pytest.raises(RowError) as caught:
+        convert(row, DataFormat.gemini, "preference")
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "winner", "chosen"),
+    [
+        (("response_a", "response_b"), "a", 0),
+        (("response_a", "response_b"), "B", 1),
+        (("answer_a", "answer_b"), "model_b", 1),
+        (("response_a", "response_b"), "response_a", 0),
+        (("response_1", "response_2"), 1, 0),
+        (("response_1", "response_2"), "2", 1),
+        (("output_1", "output_2"), 2.0, 1),
+        (("response_0", "response_1"), 1, 1),
+        (("response_0", "response_1"), 0, 0),
+    ],
+)
+def test_of_two_answers_the_winner_is_the_chosen_one(columns: tuple[str, str], winner: Any, chosen: int) -> None:
+    row = {"question": "Hi?", **dict(zip(columns, ("first", "second"), strict=True)), "winner": winner}
+    assert detect_format(row, "preference") is DataFormat.ab
+    found = convert(row, DataFormat.ab, "preference")
+    assert found is not None
+    answers = ("first", "second")
+    assert (found["prompt"], found["chosen"], found["rejected"]) == ("Hi?", answers[chosen], answers[1 - chosen])
+    assert unread_columns(row, DataFormat.ab, "preference", ("prompt", "chosen", "rejected")) == []
+
+
+@pytest.mark.parametrize("winner", ["tie", "Tie (bothbad)", "neither"])
+def test_a_tie_is_no_pair(winner: str) -> None:
+    row = {"prompt": "Hi?", "response_a": "first", "response_b": "second", "winner": winner}
+    assert convert(row, DataFormat.ab, "preference") is None
+
+
+@pytest.mark.parametrize("winner", [3, 0, "first", None, True, ["a"], ""])
+def test_a_winner_that_is_neither_answer_is_refused(winner: Any) -> None:
+    row = {"prompt": "Hi?", "response_1": "first", "response_2": "second", "preference": winner}
+    with pytest.raises(RowError, match="'preference' must be 1, 2 or tie, found"):
+        convert(row, DataFormat.ab, "preference")
+
+
+def test_whole_conversations_side_by_side_need_no_question() -> None:
+    sides = {f"conversation_{side}": [turn("user", "Hi?"), turn("assistant", side)] for side in "ab"}
+    row = {**sides, "winner": "model_b"}
+    assert convert(row, DataFormat.ab, "preference") == {
+        "chosen": sides["conversation_b"],
+        "rejected": sides["conversation_a"],
+    }
+    with pytest.raises(RowError, match="the question is missing: one of prompt, question"):
+        convert({"response_a": "x", "response_b": "y", "winner": "a"}, DataFormat.ab, "preference")
+
+
+def test_every_format_but_trls_own_has_a_module() -> None:
+    assert {*FORMATS, DataFormat.auto, DataFormat.trl} == set(DataFormat)
+
+
 def test_openai_pairs_keep_messages_and_tools() -> None:
     row = {
         "input": {"messages": [turn("user", "Hi?")], "tools": [{"type": "function"}], "parallel_tool_calls": True},
@@ -112,7 +245,7 @@ def test_openai_pairs_keep_messages_and_tools() -> None:
         "non_preferred_output": [turn("assistant", "No.")],
         "id": 7,
     }
-    assert convert_openai_pair(row) == {
+    assert openai.read_pair(row) == {
         "prompt": [turn("user", "Hi?")],
         "chosen": [turn("assistant", "Hi!")],
         "rejected": [turn("assistant", "No.")],
@@ -124,7 +257,7 @@ def test_openai_pairs_keep_messages_and_tools() -> None:
 
 def test_llama_factorys_messages_are_read_in_the_place_of_sharegpt_turns() -> None:
     row = {"messages": [turn("user", "Hi?")], "chosen": turn("assistant", "Hi!"), "rejected": turn("assistant", "No.")}
-    converted = convert_sharegpt_pair(row)
+    converted = sharegpt.read_pair(row)
     assert [converted[name] for name in ("prompt", "chosen", "rejected")] == [
         [turn("user", "Hi?")],
         [turn("assistant", "Hi!")],
@@ -135,14 +268,14 @@ def test_llama_factorys_messages_are_read_in_the_place_of_sharegpt_turns() -> No
 
 def test_swift_pairs_hold_another_last_answer_or_another_conversation() -> None:
     messages = [turn("user", "Hi?"), turn("assistant", "Hi!")]
-    assert convert_swift_pair({"messages": messages, "rejected_response": "No."}) == {
+    assert swift.read_pair({"messages": messages, "rejected_response": "No."}) == {
         "prompt": [turn("user", "Hi?")],
         "chosen": [turn("assistant", "Hi!")],
         "rejected": [turn("assistant", "No.")],
         "system": None,
     }
     other = [turn("user", "Hi?"), turn("assistant", "No.")]
-    assert convert_swift_pair({"messages": messages, "rejected_messages": other})["rejected"] == other
+    assert swift.read_pair({"messages": messages, "rejected_messages": other})["rejected"] == other
 
 
 @pytest.mark.parametrize(
@@ -158,6 +291,7 @@ def test_swift_pairs_hold_another_last_answer_or_another_conversation() -> None:
         ({"messages": [], "prompt": "", "chosen": [], "rejected": []}, "preference", DataFormat.trl),
         ({"messages": [], "rejected_response": ""}, "preference", DataFormat.swift),
         ({"messages": [], "rejected_response": ""}, "sft", DataFormat.trl),
+        ({"response_a": "", "response_b": "", "chosen": "", "rejected": ""}, "preference", DataFormat.trl),
     ],
 )
 def test_a_format_is_known_by_its_keys(row: dict[str, Any], kind: str, expected: DataFormat) -> None:
@@ -178,10 +312,10 @@ def test_a_format_is_known_by_its_keys(row: dict[str, Any], kind: str, expected:
 )
 def test_a_bad_sharegpt_turn_is_named(conversations: Any, part: str) -> None:
     with pytest.raises(RowError) as caught:
-        convert_sharegpt_example({"conversations": conversations})
+        sharegpt.read_example({"conversations": conversations})
     assert part in str(caught.value)
 
 
 def test_an_openai_row_without_messages_is_refused() -> None:
     with pytest.raises(RowError, match="'input' must be an object with 'messages'"):
-        convert_openai_pair({"input": "Hi?", "preferred_output": [], "non_preferred_output": []})
+        openai.read_pair({"input": "Hi?", "preferred_output": [], "non_preferred_output": []})

@@ -133,6 +133,21 @@ def test_rows_count_from_0_in_the_order_of_the_file(tmp_path, capsys, fails):
         assert f"--row {row}: data.train has 5 rows" in fails(show.main, [*overrides, f"--row={row}"])
 
 
+def test_ties_count_among_the_rows_and_are_not_shown(tmp_path, capsys, fails):
+    sides = {"response_a": "yes", "response_b": "no"}
+    rows = [{"prompt": f"question {number}", **sides, "winner": won} for number, won in enumerate(("a", "tie", "b"))]
+    overrides = settings(tmp_path, rows)
+    show.main([*overrides, "--row", "2", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["source"].endswith(":3")
+    assert found["sequences"][1]["text"].startswith("no")
+    assert "--row 1: this row is a tie" in fails(show.main, [*overrides, "--row", "1"])
+    config = load_config(overrides)
+    notes = read_splits(config.data, kind="preference", seed=0).notes
+    assert (notes.read["train"].num_rows, notes.num_records["train"]) == (3, 2)
+    assert "train: 1 rows skipped: a tie, so neither answer is preferred" in notes.lines()
+
+
 def test_without_colours_marks_surround_what_is_trained(tmp_path, capsys):
     show.main(settings(tmp_path, [pair(0, SPLIT_ANSWERS, "no")]))
     lines = capsys.readouterr().out.splitlines()

@@ -56,6 +56,8 @@ class DataFormat(Enum):
     openai = "openai"
     bedrock = "bedrock"
     swift = "swift"
+    gemini = "gemini"
+    ab = "ab"
 
 
 class SFTLoss(Enum):

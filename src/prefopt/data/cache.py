@@ -49,7 +49,7 @@ READING_SETTINGS = frozenset(
 TOKENIZER_SETTINGS = ("chat_template", "split_special_tokens", "add_bos_token", "add_eos_token", "padding_side")
 PACKAGES = ("prefopt", "tokenizers", "transformers", "jinja2")
 # Read at import: later, the files may be newer than the running code.
-CODE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+CODE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))).hexdigest()
 """Digest of the code that turns files into token ids."""
 
 _CLOCK_USES = re.compile(r"""strftime_now(?!\s+is\s)(?:\s*\(\s*(?:'([^']*)'|"([^"]*)")\s*\))?""")

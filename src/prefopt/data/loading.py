@@ -112,11 +112,13 @@ def read_record(config: DataConfig, *, kind: Kind, row: int) -> Record:
     if config.held_out is not None:
         other = read_records(config.held_out, format=config.format, kind=kind, labels=labels)
         records, _ = _agree_on_prompts((records, read.notes), (other.records, other.notes))
-    if not 0 <= row < len(records):
-        raise UserError(
-            f"--row {row}: data.train has {len(records)} rows, so give a number from 0 to {len(records) - 1}."
-        )
-    return to_chat(records[row]) if config.as_chat else records[row]
+    num_rows = len(records) + len(read.ties)
+    if not 0 <= row < num_rows:
+        raise UserError(f"--row {row}: data.train has {num_rows} rows, so give a number from 0 to {num_rows - 1}.")
+    if row in read.ties:
+        raise UserError(f"--row {row}: this row is a tie, so training leaves it out. Show another.")
+    record = records[row - sum(tie < row for tie in read.ties)]
+    return to_chat(record) if config.as_chat else record
 
 
 def load_tokenized(

@@ -17,6 +17,7 @@ READ_SENTENCES = {
     "num_further_turns": "{n} rows have completions with further turns, which are trained like the rest of the text",
     "num_parsed": "{n} rows hold their messages as text; read as messages",
     "num_repeated_keys": "{n} rows hold a key twice in a column that is ignored",
+    "num_ties_skipped": "{n} rows skipped: a tie, so neither answer is preferred",
     "num_empty_skipped": "{n} rows with an empty completion skipped (data.on_empty=skip)",
     "num_identical_skipped": "{n} pairs with chosen equal to rejected skipped (data.on_identical=skip)",
     "num_duplicates": "{n} rows repeat an earlier row; kept",

@@ -102,6 +102,8 @@ class ReadNotes(ImplicitNotes):
     """Rows with messages that were given as text in a cell, and parsed."""
     num_repeated_keys: int = 0
     """Rows with a repeated key in a column that is not read."""
+    num_ties_skipped: int = 0
+    """Rows of two answers of which none is preferred."""
     num_identical_skipped: int = 0
     num_empty_skipped: int = 0
     num_as_chat: int = 0
@@ -118,6 +120,8 @@ class ReadResult:
 
     records: list[Record]
     notes: ReadNotes
+    ties: list[int]
+    """Places of the rows that are no record, since neither answer is preferred: from 0, in the order of the files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +160,20 @@ def read_records(spec: Any, *, format: DataFormat, kind: Kind, labels: Labels | 
         UserError: A row is invalid; it names file, line, field, the value found and the values allowed.
     """
     records: list[Record] = []
+    ties: list[int] = []
     notes = ReadNotes()
     labels = Labels() if labels is None else labels
     first: tuple[str, DataFormat, Shape] | None = None
     for row, source in iter_rows(spec):
         try:
-            record, row_format, shape = _read_row(row, source, format, kind, notes)
+            found = _read_row(row, source, format, kind, notes)
         except RowError as error:
             read_as = "" if first is None or format is not DataFormat.auto else f" (The rows before: {first[2]}.)"
             raise UserError(f"{source}: {error}{read_as}") from error
+        if found is None:
+            ties.append(len(records) + len(ties))
+            continue
+        record, row_format, shape = found
         first = first or (source, row_format, shape)
         if (row_format, shape) != first[1:]:
             raise UserError(
@@ -176,21 +185,25 @@ def read_records(spec: Any, *, format: DataFormat, kind: Kind, labels: Labels | 
         records.append(record)
     labels.require_wanted()
     if first is not None and first[2] == IMPLICIT_TEXT:
-        records, found = agree_on_prompts(records)
-        notes = replace(notes, **vars(found))
-    notes.num_rows = len(records)
+        records, implicit = agree_on_prompts(records)
+        notes = replace(notes, **vars(implicit))
+    notes.num_ties_skipped = len(ties)
+    notes.num_rows = len(records) + len(ties)
     notes.ignored_columns = {show_name(name): count for name, count in sorted(notes.ignored_columns.items())}
-    return ReadResult(records, notes)
+    return ReadResult(records, notes, ties)
 
 
 def _read_row(
     row: dict[str, Any], source: str, format: DataFormat, kind: Kind, notes: ReadNotes
-) -> tuple[Record, DataFormat, Shape]:
-    """Returns the record of a row, its format and its shape, and counts its unread columns in `notes`."""
+) -> tuple[Record, DataFormat, Shape] | None:
+    """Returns a row's record, format and shape, and counts its unread columns in `notes`; None for a tie."""
     parsed = parse_cells(row)
     notes.num_parsed += parsed is not row
     row_format = detect_format(parsed, kind) if format is DataFormat.auto else format
-    record, shape = build_record(convert(parsed, row_format, kind), kind, source)
+    converted = convert(parsed, row_format, kind)
+    if converted is None:
+        return None
+    record, shape = build_record(converted, kind, source)
     unread = unread_columns(parsed, row_format, kind, shape.fields)
     if isinstance(row, RepeatingRow):
         row.require_whole(column for column in row if column not in unread or column in CHECKED[kind])

@@ -1,0 +1,87 @@
+"""The formats of rows: one module for each member of `DataFormat`, which defines `FORMAT`; TRL's own needs none."""
+
+from collections.abc import Iterable
+from functools import cache
+from importlib import import_module
+
+from prefopt.config.algorithms import Kind
+from prefopt.config.choices import DataFormat
+from prefopt.data.formats.format import PASSED_ON, Format, Row
+from prefopt.data.labels import LABELS, says_wanted
+from prefopt.data.tool_calls import wrap_tools
+
+FORMATS: dict[DataFormat, Format] = {
+    name: import_module(f"{__name__}.{name.value}").FORMAT
+    for name in DataFormat
+    if name not in (DataFormat.auto, DataFormat.trl)
+}
+"""In the order in which they are tried."""
+
+
+def detect_format(row: Row, kind: Kind) -> DataFormat:
+    """Returns the format of `row` by its keys; TRL's own if no other matches."""
+    return next((name for name, format in FORMATS.items() if format.detect(row, kind)), DataFormat.trl)
+
+
+def convert(row: Row, format: DataFormat, kind: Kind) -> Row | None:
+    """Returns `row` converted to TRL's format, itself if it has that already; None for a tie, which is no pair.
+
+    Raises:
+        RowError: The row lacks what its format needs.
+    """
+    reader = FORMATS[format].read.get(kind) if format in FORMATS else None
+    if reader is not None:
+        converted = reader(row)
+        return converted and converted | {key: row[key] for key in PASSED_ON if key in row and key not in converted}
+    # Demonstrations of OpenAI and Swift are `messages`, like TRL's; OpenAI's older name for tools is `functions`.
+    return {**row, "tools": wrap_tools(row["functions"])} if _has_functions(row) else row
+
+
+def _has_functions(row: Row) -> bool:
+    return row.get("functions") is not None and row.get("tools") is None
+
+
+def other_kind(row: Row, kind: Kind) -> str:
+    """Returns a hint for an error message if `row` fits another kind than `kind`; else an empty string."""
+    return OTHER_KINDS[kind](row)
+
+
+def _name_pairs(row: Row) -> str:
+    return " These are pairs: set algorithm=dpo." if "chosen" in row and "rejected" in row else ""
+
+
+def _name_single_answers(row: Row) -> str:
+    if "text" not in row and any(says_wanted(row.get(column)) is not None for column in LABELS):
+        return (
+            " These are KTO's rows, single answers with a label; DPO needs two answers to each prompt. "
+            "Join them to pairs, or train the wanted ones alone with algorithm=sft."
+        )
+    if any(name in row for name in ("messages", "conversations", "completion", "output", "text")):
+        return " These are demonstrations: set algorithm=sft."
+    return ""
+
+
+OTHER_KINDS = {"preference": _name_single_answers, "sft": _name_pairs}
+
+
+def unread_columns(row: Row, format: DataFormat, kind: Kind, fields: Iterable[str]) -> list[str]:
+    """Returns the columns of `row` that have a value but are not read.
+
+    Args:
+        row: The row as it was read from the file.
+        format: The format of the row.
+        kind: Kind of the rows.
+        fields: The fields of TRL's format from which the record was built.
+    """
+    read = _read_columns(format, kind, tuple(fields))
+    unread = [key for key, value in row.items() if key not in read and value is not None]
+    if unread and _has_functions(row):
+        unread.remove("functions")
+    return unread + FORMATS[format].unread(row) if format in FORMATS else unread
+
+
+@cache
+def _read_columns(format: DataFormat, kind: Kind, fields: tuple[str, ...]) -> frozenset[str]:
+    if format in FORMATS and kind in FORMATS[format].read:
+        return frozenset((*PASSED_ON, *FORMATS[format].columns[kind]))
+    return frozenset((*PASSED_ON, "system", *fields))

@@ -1,0 +1,66 @@
+"""What is known of a format of rows, and helpers for the modules of single formats."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prefopt.config.algorithms import Kind
+from prefopt.data.messages import Message
+from prefopt.data.values import RowError, check_text, describe, show_names
+
+Row = dict[str, Any]
+
+PASSED_ON = ("tools", "chat_template_kwargs")
+"""Columns that stay as they are, whatever the format."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """How the rows of one system are recognised and read.
+
+    Attributes:
+        detect: Whether a row, by its keys, is one of this format; asked for rows of the given kind.
+        read: Per kind of rows: returns a row in TRL's format; None for a tie, which prefers no answer. Raises a
+            `RowError` for a row that lacks something.
+        columns: Per kind of rows: the columns that `read` reads, besides `PASSED_ON`.
+        unread: Names what `read` leaves out inside of a column that it reads, such as `input.user`.
+    """
+
+    detect: Callable[[Row, Kind], bool]
+    read: Mapping[Kind, Callable[[Row], Row | None]]
+    columns: Mapping[Kind, Collection[str]]
+    unread: Callable[[Row], list[str]] = lambda row: []
+
+
+def get(row: Row, name: str) -> Any:
+    """Returns a column's value.
+
+    Raises:
+        RowError: The row has none.
+    """
+    if row.get(name) is None:
+        raise RowError(f"field '{name}' is missing; found {show_names(row)}.")
+    return row[name]
+
+
+def look_up(value: object, table: Mapping[Any, str]) -> str | None:
+    """Returns the entry of a value that a file holds, which may be anything; None if the table has none."""
+    return table.get(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else None
+
+
+def get_messages(row: Row, name: str = "messages") -> list[Any]:
+    """Returns a column that holds a list of messages, which are not looked at.
+
+    Raises:
+        RowError: The column is missing, empty or no list.
+    """
+    messages = get(row, name)
+    if not isinstance(messages, list) or not messages:
+        raise RowError(f"'{name}' must be a list of messages {{role, content}}, found {describe(messages)}.")
+    return messages
+
+
+def system_messages(row: Row) -> list[Message]:
+    """Returns the text in the column `system` as a message; nothing if there is none."""
+    system = row.get("system")
+    return [{"role": "system", "content": check_text(system, "system")}] if system else []

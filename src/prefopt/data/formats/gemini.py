@@ -1,0 +1,69 @@
+"""Gemini's rows on Vertex: `contents` of parts; a pair's answers are `completions` with score 1 (preferred) and 0."""
+
+from typing import Any
+
+from prefopt.data.formats.format import Format, Row, get, look_up
+from prefopt.data.messages import Message, join_parts
+from prefopt.data.values import RowError, describe
+
+ROLES = {"user": "user", "model": "assistant"}
+SYSTEM = ("systemInstruction", "system_instruction")
+ANSWERS = {1: "chosen", 0: "rejected"}
+"""Score of a completion -> what it is."""
+
+
+def detect(row: Row, kind: str) -> bool:
+    return isinstance(row.get("contents"), list)
+
+
+def read_example(row: Row) -> Row:
+    """Returns the conversation as `messages`."""
+    return {"messages": _conversation(row)}
+
+
+def read_pair(row: Row) -> Row:
+    """Returns the conversation as prompt, and the two completions."""
+    completions = get(row, "completions")
+    if not isinstance(completions, list) or len(completions) != len(ANSWERS):
+        raise RowError(f"'completions' must be a list of two {{score, completion}}, found {describe(completions)}.")
+    answers: Row = {}
+    for index, entry in enumerate(completions):
+        field = f"completions[{index}]"
+        score = entry.get("score") if isinstance(entry, dict) else None
+        name = look_up(score, ANSWERS)
+        if name is None:
+            raise RowError(f"'{field}.score' must be 1 (preferred) or 0, found {describe(score)}.")
+        answers[name] = [_message(entry.get("completion"), f"{field}.completion")]
+    if len(answers) < len(ANSWERS):
+        raise RowError("'completions' must have one with score 1 (preferred) and one with score 0.")
+    return {"prompt": _conversation(row), **answers}
+
+
+def _conversation(row: Row) -> list[Message]:
+    named = next((row[name] for name in SYSTEM if row.get(name) is not None), None)
+    system = [] if named is None else [{"role": "system", "content": _text(named, SYSTEM[0])}]
+    contents = get(row, "contents")
+    return system + [_message(content, f"contents[{index}]") for index, content in enumerate(contents)]
+
+
+def _message(content: Any, field: str) -> Message:
+    said = content.get("role", "user") if isinstance(content, dict) else None
+    role = look_up(said, ROLES)
+    if role is None:
+        raise RowError(f"'{field}.role' must be one of {', '.join(ROLES)}, found {describe(said)}.")
+    return {"role": role, "content": _text(content, field)}
+
+
+def _text(content: Any, field: str) -> str:
+    parts = content.get("parts") if isinstance(content, dict) else None
+    if not isinstance(parts, list):
+        raise RowError(f"'{field}' must be {{parts: [{{text}}]}}, found {describe(content)}.")
+    text: str = join_parts(parts, f"{field}.parts")
+    return text
+
+
+FORMAT = Format(
+    detect=detect,
+    read={"preference": read_pair, "sft": read_example},
+    columns={"preference": (*SYSTEM, "contents", "completions"), "sft": (*SYSTEM, "contents")},
+)

@@ -3,6 +3,8 @@
 import gzip
 import inspect
 import json
+import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.data_utils import extract_prompt
 
 from prefopt.config.choices import DataFormat, OnBadRow
+from prefopt.config.load import load_config
 from prefopt.data.defects import drop_defects
 from prefopt.data.implicit_prompts import split_common_prompt
 from prefopt.data.messages import RESERVED_KWARGS, trained_turns
@@ -227,11 +230,14 @@ def test_demonstrations_keep_the_fields_they_come_in(tmp_path: Path, row: Any, f
     [
         ("{nope", ["rows.jsonl:2: invalid JSON: Expecting property name", "column 2"]),
         ("[1]", ["rows.jsonl:2: a row must be an object", "found a list ([1])"]),
-        ({"prompt": "a", "chosen": "b", "reject": "c"}, ["'rejected' is missing", "'rejected' by 'reject'"]),
+        (
+            {"prompt": "a", "chosen": "b", "reject": "c"},
+            ["'rejected' is missing", "data.columns={rejected: reject}"],
+        ),
         ({**PAIR, "chosen": 3}, ["rows.jsonl:2: 'chosen' must be text or a list of messages", "found a number (3)"]),
         ({**PAIR, "chosen": None}, ["rows.jsonl:2: field 'chosen' is missing"]),
         ({**PAIR, "chosen": [HI]}, ["'rejected' is text", "Either all are text"]),
-        ({**PAIR, "prompt": [USER]}, ["'prompt' is a list", "Either all are text"]),
+        ({**PAIR, "prompt": [USER], "rejected": [NO]}, ["'prompt' is a list", "Either all are text"]),
         ({**PAIR, "prompt": "\ud83d"}, ["'prompt' holds half of a UTF-16 pair at character 0"]),
         ({**PAIR, "images": ["a.png"]}, ["'images' holds images"]),
         ({**CHAT_PAIR, "tools": "{"}, ["'tools' is not valid JSON"]),
@@ -282,7 +288,7 @@ def test_a_bad_row_is_refused_by_its_place_and_what_is_wrong(tmp_path: Path, row
 @pytest.mark.parametrize(
     ("row", "part"),
     [
-        ({"prompts": "a"}, "Did you mean 'prompt' by 'prompts'?"),
+        ({"prompts": "a"}, "'data.columns={prompt: prompts}'"),
         ({"prompt": "a"}, "field 'completion' is missing"),
         ({"messages": [USER]}, "has one message"),
         ({"messages": [USER, HI, USER]}, "must end with an assistant message, found role 'user'"),
@@ -367,3 +373,72 @@ def test_a_tool_call_without_text_is_not_empty(tmp_path: Path) -> None:
 def test_exact_duplicates_are_kept_and_counted(tmp_path: Path) -> None:
     kept, notes = defects(tmp_path, OnBadRow.refuse, PAIR, PAIR, {**PAIR, "prompt": "Other."}, PAIR)
     assert (len(kept), notes.num_duplicates) == (4, 2)
+
+
+def named(tmp_path: Path, rows: list[dict[str, Any]], **columns: str) -> ReadResult:
+    return read_records(
+        write_jsonl(tmp_path / "rows.jsonl", *rows), format=DataFormat.auto, kind="preference", columns=columns
+    )
+
+
+def test_columns_are_read_under_the_names_that_the_settings_give(tmp_path: Path) -> None:
+    row = {"question": "q", "good": "yes", "bad": "no", "id": 3}
+    result = named(tmp_path, [row, PAIR], prompt="question", chosen="good", rejected="bad")
+    first, second = result.records
+    assert (first.prompt, first.chosen, first.rejected) == ("q", "yes", "no")
+    assert (second.prompt, second.chosen, second.rejected) == (PAIR["prompt"], PAIR["chosen"], PAIR["rejected"])
+    assert result.notes.ignored_columns == {"id": 1}
+
+
+def test_a_mapped_column_that_no_row_has_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("prefopt").propagate = True
+    named(tmp_path, [PAIR, PAIR], prompt="question", system="persona")
+    assert "no row has a column 'persona' to be read as 'system'" in caplog.text
+    assert "question" not in caplog.text
+
+
+def test_two_columns_may_be_exchanged(tmp_path: Path) -> None:
+    (record,) = named(tmp_path, [PAIR], chosen="rejected", rejected="chosen").records
+    assert (record.chosen, record.rejected) == (PAIR["rejected"], PAIR["chosen"])
+
+
+def test_a_value_under_both_names_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.columns reads 'question' as 'prompt', but the row has 'prompt' too"):
+        named(tmp_path, [PAIR | {"question": "q"}], prompt="question")
+
+
+@pytest.mark.parametrize(
+    ("row", "mapping"),
+    [
+        ({"question": "q", "good": "y", "bad": "n"}, "{prompt: question, chosen: good, rejected: bad}"),
+        ({"prompt": "q", "choosen": "y", "rejected": "n"}, "{chosen: choosen}"),
+        ({"my query": "q", "better answer": "y", "worse answer": "n"}, None),
+    ],
+)
+def test_the_mapping_that_an_error_suggests_reads_the_row(
+    tmp_path: Path, row: dict[str, Any], mapping: str | None
+) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", row)
+    with pytest.raises(UserError) as refused:
+        read_records(path, format=DataFormat.auto, kind="preference")
+    (suggested,) = re.findall(r"'(data\.columns=.*)'", str(refused.value))
+    assert mapping is None or suggested == f"data.columns={mapping}"
+    config = load_config(["data=files", f"data.train={path}", suggested, "data.held_out_fraction=0"])
+    (record,) = read_records(path, format=DataFormat.auto, kind="preference", columns=config.data.columns).records
+    assert (record.prompt, record.chosen, record.rejected) == ("q", "y", "n")
+
+
+@pytest.mark.parametrize("columns", ["{promt: question}", "{prompt: q, chosen: q}"])
+def test_a_mapping_without_sense_is_refused(columns: str) -> None:
+    with pytest.raises(UserError, match=r"data\.columns: "):
+        load_config(["data=files", "data.train=x.jsonl", f"data.columns={columns}"])
+
+
+def test_answers_of_text_to_a_prompt_of_messages_are_the_assistants(tmp_path: Path) -> None:
+    prompt = [{"role": "user", "content": "q"}]
+    (record,) = read(
+        write_jsonl(tmp_path / "rows.jsonl", {"prompt": prompt, "chosen": "yes", "rejected": "no"})
+    ).records
+    assert record.chosen == [{"role": "assistant", "content": "yes"}]
+    (example,) = read(write_jsonl(tmp_path / "rows.jsonl", {"prompt": prompt, "completion": "yes"}), "sft").records
+    assert example.completion == [{"role": "assistant", "content": "yes"}]

@@ -20,7 +20,7 @@ from prefopt.process.ranks import Launch, is_main
 
 logger = logging.getLogger(__name__)
 
-TRAIN = Tree("train", TrainConfig, {"algorithm": ALGORITHMS}, open_tables=("trainer.extra",))
+TRAIN = Tree("train", TrainConfig, {"algorithm": ALGORITHMS}, open_tables=("trainer.extra", "data.columns"))
 NOT_IDENTITY = {
     "run": ("name", "root", "overwrite", "time_limit", "timeout_s"),
     "logger": None,
@@ -29,7 +29,7 @@ NOT_IDENTITY = {
     "trainer": ("keep_checkpoints", "log_rows"),
 }
 """Settings that do not change what a run computes, so they are left out of its identity (None: the whole group)."""
-ONLY_WHEN_SET = ("trainer.callbacks", "algorithm.loss_function")
+ONLY_WHEN_SET = ("trainer.callbacks", "algorithm.loss_function", "data.columns")
 """Settings that belong to the identity only where they are set: runs without them keep the name that they had before
 these settings existed."""
 MAY_CHANGE = ("trainer.log_every", "trainer.save_every", "trainer.eval_every")

@@ -4,6 +4,7 @@ Defaults are defined only here and, for training, in `prefopt.config.trainer`; t
 choices. `__post_init__` checks one group on its own; `prefopt.config.checks` checks several groups together.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,8 @@ __all__ = [
 
 MAX_RESAMPLES = 100_000
 MAX_NEW_TOKENS = 1_000_000
+COLUMNS = ("prompt", "chosen", "rejected", "completion", "messages", "text", "system", "tools", "label")
+"""Names of columns that `data.columns` can map to a file's."""
 MAX_TIMEOUT_S = 30 * 24 * 3600
 
 
@@ -116,6 +119,9 @@ class DataConfig:
     """Share of prompts held out if `held_out` is unset, in [0, 1). All rows of a prompt go to the same side."""
     format: DataFormat = DataFormat.auto
     """Row format; `auto` recognises it from the keys of the first row, and every row must have it."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Names of the file's columns where they differ: `'data.columns={prompt: question, chosen: good, rejected: bad}'`.
+    It holds for `train` and `held_out`; a file that has the usual names needs none."""
     as_chat: bool = False
     """Turn plain prompts into user messages and plain completions into assistant messages, without outer blanks."""
     max_length: int = 1024
@@ -140,6 +146,15 @@ class DataConfig:
             0 <= self.held_out_fraction < 1,
             f"data.held_out_fraction: must be in [0, 1), found {self.held_out_fraction}.",
         )
+        unknown = sorted(set(self.columns) - set(COLUMNS))
+        require(
+            not unknown,
+            f"data.columns: {', '.join(unknown)}: no column that prefopt reads. It maps {', '.join(COLUMNS)} to the "
+            "file's names, such as 'data.columns={prompt: question}'.",
+        )
+        sources = Counter(self.columns.values())
+        twice = [name for name, count in sources.items() if count > 1]
+        require(not twice, f"data.columns: {', '.join(twice)} is named twice. One column is read as one thing.")
         require(self.max_length >= 2, f"data.max_length: must be >= 2 tokens, found {self.max_length}.")
 
 

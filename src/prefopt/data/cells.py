@@ -19,6 +19,10 @@ CELLS = frozenset(
         "preferred_output",
         "non_preferred_output",
         "rejected_messages",
+        "contents",
+        "completions",
+        "conversation_a",
+        "conversation_b",
     )
 )
 """Columns that may hold messages."""

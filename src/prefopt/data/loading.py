@@ -107,10 +107,10 @@ def read_record(config: DataConfig, *, kind: Kind, row: int) -> Record:
         UserError: A row is invalid, or there are not so many.
     """
     labels = Labels()
-    read = read_records(config.train, format=config.format, kind=kind, labels=labels)
+    read = read_records(config.train, format=config.format, kind=kind, columns=config.columns, labels=labels)
     records = read.records
     if config.held_out is not None:
-        other = read_records(config.held_out, format=config.format, kind=kind, labels=labels)
+        other = read_records(config.held_out, format=config.format, kind=kind, columns=config.columns, labels=labels)
         records, _ = _agree_on_prompts((records, read.notes), (other.records, other.notes))
     num_rows = len(records) + len(read.ties)
     if not 0 <= row < num_rows:
@@ -145,7 +145,7 @@ def load_tokenized(
 def _read(
     spec: Any, config: DataConfig, kind: Kind, notes: DataNotes, split: SplitName, labels: Labels
 ) -> list[Record]:
-    result = read_records(spec, format=config.format, kind=kind, labels=labels)
+    result = read_records(spec, format=config.format, kind=kind, columns=config.columns, labels=labels)
     notes.read[split] = result.notes
     return drop_defects(result.records, on_empty=config.on_empty, on_identical=config.on_identical, notes=result.notes)
 

@@ -1,15 +1,16 @@
 """Records, the checked form of rows of training data, and how they are built from rows."""
 
-import difflib
 import json
+import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import DataFormat
 from prefopt.data.cells import parse_cells
+from prefopt.data.columns import rename, suggest
 from prefopt.data.files import iter_rows
 from prefopt.data.formats import convert, detect_format, other_kind, unread_columns
 from prefopt.data.implicit_prompts import ImplicitNotes, agree_on_prompts, split_common_prompt
@@ -30,6 +31,8 @@ from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.tool_calls import check_tools
 from prefopt.data.values import RowError, check_text, describe, show_name, show_names
 from prefopt.process.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 MAX_CHARACTERS = 4_000_000
 """Longest row: about a million tokens. A tokenizer takes some 100 bytes of memory for each character."""
@@ -145,7 +148,14 @@ CHECKED: dict[Kind, tuple[str, ...]] = {
 """Columns that may not be part of a record, but whose values decide whether the row is accepted."""
 
 
-def read_records(spec: Any, *, format: DataFormat, kind: Kind, labels: Labels | None = None) -> ReadResult:
+def read_records(
+    spec: Any,
+    *,
+    format: DataFormat,
+    kind: Kind,
+    columns: Mapping[str, str] | None = None,
+    labels: Labels | None = None,
+) -> ReadResult:
     """Reads and checks every row of `spec`.
 
     Pairs with identical or empty completions are kept here; `prefopt.data.defects` drops them.
@@ -154,6 +164,7 @@ def read_records(spec: Any, *, format: DataFormat, kind: Kind, labels: Labels | 
         spec: A file, a list of files, a glob, a `datasets` folder, or `hub:<id>[:<split>]`.
         format: The format of the rows; `auto` detects it. All rows must have the same format.
         kind: Whether rows are preference pairs or demonstrations.
+        columns: prefopt's name of a column -> the file's, where they differ.
         labels: The labels of other files of the same data set, to which those of `spec` are added; None if none.
 
     Raises:
@@ -164,9 +175,11 @@ def read_records(spec: Any, *, format: DataFormat, kind: Kind, labels: Labels | 
     notes = ReadNotes()
     labels = Labels() if labels is None else labels
     first: tuple[str, DataFormat, Shape] | None = None
+    unseen = dict(columns or {})
     for row, source in iter_rows(spec):
+        unseen = {name: other for name, other in unseen.items() if name not in row and other not in row}
         try:
-            found = _read_row(row, source, format, kind, notes)
+            found = _read_row(row, source, format, kind, columns or {}, notes)
         except RowError as error:
             read_as = "" if first is None or format is not DataFormat.auto else f" (The rows before: {first[2]}.)"
             raise UserError(f"{source}: {error}{read_as}") from error
@@ -184,6 +197,8 @@ def read_records(spec: Any, *, format: DataFormat, kind: Kind, labels: Labels | 
             labels.add(row, source)
         records.append(record)
     labels.require_wanted()
+    for name, other in unseen.items():
+        logger.warning("data.columns: %s: no row has a column '%s' to be read as '%s'", spec, show_name(other), name)
     if first is not None and first[2] == IMPLICIT_TEXT:
         records, implicit = agree_on_prompts(records)
         notes = replace(notes, **vars(implicit))
@@ -194,11 +209,12 @@ def read_records(spec: Any, *, format: DataFormat, kind: Kind, labels: Labels | 
 
 
 def _read_row(
-    row: dict[str, Any], source: str, format: DataFormat, kind: Kind, notes: ReadNotes
+    row: dict[str, Any], source: str, format: DataFormat, kind: Kind, columns: Mapping[str, str], notes: ReadNotes
 ) -> tuple[Record, DataFormat, Shape] | None:
     """Returns a row's record, format and shape, and counts its unread columns in `notes`; None for a tie."""
-    parsed = parse_cells(row)
-    notes.num_parsed += parsed is not row
+    named = rename(row, columns)
+    parsed = parse_cells(named)
+    notes.num_parsed += parsed is not named
     row_format = detect_format(parsed, kind) if format is DataFormat.auto else format
     converted = convert(parsed, row_format, kind)
     if converted is None:
@@ -206,7 +222,8 @@ def _read_row(
     record, shape = build_record(converted, kind, source)
     unread = unread_columns(parsed, row_format, kind, shape.fields)
     if isinstance(row, RepeatingRow):
-        row.require_whole(column for column in row if column not in unread or column in CHECKED[kind])
+        read_as = {source: name for name, source in columns.items()}
+        row.require_whole(key for key in row if (name := read_as.get(key, key)) not in unread or name in CHECKED[kind])
         notes.num_repeated_keys += 1
     for column in unread:
         notes.ignored_columns[column] = notes.ignored_columns.get(column, 0) + 1
@@ -247,6 +264,7 @@ def _build_pair(row: dict[str, Any], source: str) -> tuple[PreferencePair, Shape
             )
     else:
         prompt = check_content(row["prompt"], "prompt")
+        chosen, rejected = _as_answers(prompt, chosen, rejected)
         _require_same_content({"prompt": prompt, "chosen": chosen, "rejected": rejected})
     if "system" in row:
         prompt = add_system(prompt, row["system"])
@@ -261,6 +279,13 @@ def _build_pair(row: dict[str, Any], source: str) -> tuple[PreferencePair, Shape
         source=source,
     )
     return pair, _shape(fields, chosen)
+
+
+def _as_answers(prompt: Content, *completions: Content) -> list[Content]:
+    """Returns completions of text after a prompt of messages as the assistant's messages; others as they are."""
+    if isinstance(prompt, str) or not all(isinstance(text, str) for text in completions):
+        return [*completions]
+    return [[{"role": "assistant", "content": text}] for text in completions]
 
 
 def _ask(prompt: Content, text: str) -> Content:
@@ -294,6 +319,7 @@ def _build_example(row: dict[str, Any], source: str) -> tuple[SFTExample, Shape]
     if "completion" in row or ("prompt" in row and "messages" not in row):
         _require_fields(row, ("prompt", "completion"), "sft")
         prompt, completion = (check_content(row[name], name) for name in ("prompt", "completion"))
+        (completion,) = _as_answers(prompt, completion)
         _require_same_content({"prompt": prompt, "completion": completion})
         prompt = add_system(prompt, row.get("system", ""))
         if isinstance(prompt, list):
@@ -307,7 +333,7 @@ def _build_example(row: dict[str, Any], source: str) -> tuple[SFTExample, Shape]
         wanted = ("messages", "prompt", "completion", "text")
         raise RowError(
             "a demonstration needs 'messages', or 'prompt' and 'completion', or 'text'; "
-            f"found {_found(row)}.{other_kind(row, 'sft') or _did_you_mean(wanted, row)}"
+            f"found {_found(row)}.{other_kind(row, 'sft') or suggest(wanted, row)}"
         )
     example = SFTExample(
         **fields,
@@ -367,20 +393,12 @@ def _shape(fields: tuple[str, ...], content: Content) -> Shape:
 def _require_fields(row: dict[str, Any], names: tuple[str, ...], kind: Kind) -> None:
     for name in names:
         if name not in row:
-            hint = _did_you_mean((name,), row) or other_kind(row, kind)
+            hint = other_kind(row, kind) or suggest([each for each in ("prompt", *names) if each not in row], row)
             raise RowError(f"field '{name}' is missing; found {_found(row)}.{hint}")
 
 
 def _found(row: dict[str, Any]) -> str:
     return show_names(row) or "no field with a value"
-
-
-def _did_you_mean(wanted: Iterable[str], row: dict[str, Any]) -> str:
-    for name in wanted:
-        near = difflib.get_close_matches(name, [key for key in row if isinstance(key, str)], n=1)
-        if near:
-            return f" Did you mean '{name}' by '{near[0]}'? Rename the column."
-    return ""
 
 
 def _require_same_content(fields: dict[str, Content]) -> None:

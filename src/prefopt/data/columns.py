@@ -1,0 +1,65 @@
+"""Columns under other names: `data.columns` maps them, and errors of missing columns suggest it."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+
+from prefopt.data.formats.format import Row
+from prefopt.data.values import RowError
+
+CALLED = {
+    "prompt": ("question", "instruction", "query", "input", "request", "user"),
+    "chosen": ("accepted", "preferred", "good", "better", "best", "positive", "win", "winner"),
+    "rejected": ("declined", "dispreferred", "bad", "worse", "worst", "negative", "lose", "loser"),
+    "completion": ("answer", "response", "output", "reply", "target", "assistant"),
+}
+"""What columns are called elsewhere; also with more words around: `good_answer`."""
+PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def rename(row: Row, columns: Mapping[str, str]) -> Row:
+    """Returns `row` with the names that prefopt reads in the place of the file's.
+
+    Args:
+        row: A row as it stands in the file.
+        columns: prefopt's name of a column -> the file's.
+
+    Raises:
+        RowError: The row has a value under both names.
+    """
+    present = {name: source for name, source in columns.items() if source in row and source != name}
+    if not present:
+        return row
+    for name, source in present.items():
+        if row.get(name) is not None and name not in present.values():
+            raise RowError(f"data.columns reads '{source}' as '{name}', but the row has '{name}' too. Leave one out.")
+    renamed = {key: value for key, value in row.items() if key not in present.values() and key not in present}
+    return {**renamed, **{name: row[source] for name, source in present.items()}}
+
+
+def suggest(missing: Iterable[str], row: Row) -> str:
+    """Returns the setting that reads the row's columns as the missing ones; empty if none is alike."""
+    free = [key for key in row if isinstance(key, str) and key not in CALLED]
+    found: dict[str, str] = {}
+    for name in missing:
+        match = _alike(name, [key for key in free if key not in found.values()])
+        if match is not None:
+            found[name] = match
+    if not found:
+        return ""
+    pairs = ", ".join(f"{name}: {_typed(source)}" for name, source in found.items())
+    return f" Read columns under other names with 'data.columns={{{pairs}}}'"
+
+
+def _alike(name: str, keys: list[str]) -> str | None:
+    near = difflib.get_close_matches(name, keys, n=1, cutoff=0.75)
+    if near:
+        return near[0]
+    words = (name, *CALLED.get(name, ()))
+    return next((key for key in keys if any(word in re.split(r"[\W_]+", key.lower()) for word in words)), None)
+
+
+def _typed(name: str) -> str:
+    """A column's name as it is typed in an override."""
+    return name if PLAIN.fullmatch(name) else json.dumps(name, ensure_ascii=False)

@@ -214,7 +214,7 @@ def _sharegpt_turns(row: Row) -> list[Message]:
     return _system_messages(row) + messages
 
 
-def _sharegpt_message(turn: Any, field: str) -> Message:
+def _sharegpt_message(turn: object, field: str) -> Message:
     if isinstance(turn, dict) and "role" in turn and not turn.keys().isdisjoint(("content", "tool_calls")):
         return turn  # LLaMA-Factory also accepts turns with OpenAI's keys in these columns
     if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:

@@ -141,7 +141,7 @@ CHECKED: dict[Kind, tuple[str, ...]] = {
 """Columns that may not be part of a record, but whose values decide whether the row is accepted."""
 
 
-def read_records(spec: Any, *, format: DataFormat, kind: Kind, labels: Labels | None = None) -> ReadResult:
+def read_records(spec: object, *, format: DataFormat, kind: Kind, labels: Labels | None = None) -> ReadResult:
     """Reads and checks every row of `spec`.
 
     Pairs with identical or empty completions are kept here; `prefopt.data.defects` drops them.
@@ -184,7 +184,7 @@ def read_records(spec: Any, *, format: DataFormat, kind: Kind, labels: Labels | 
 
 
 def _read_row(
-    row: dict[str, Any], source: str, format: DataFormat, kind: Kind, notes: ReadNotes
+    row: dict[str, object], source: str, format: DataFormat, kind: Kind, notes: ReadNotes
 ) -> tuple[Record, DataFormat, Shape]:
     """Returns the record of a row, its format and its shape, and counts its unread columns in `notes`."""
     parsed = parse_cells(row)
@@ -200,7 +200,7 @@ def _read_row(
     return record, row_format, shape
 
 
-def build_record(row: dict[str, Any], kind: Kind, source: str) -> tuple[Record, Shape]:
+def build_record(row: dict[str, object], kind: Kind, source: str) -> tuple[Record, Shape]:
     """Returns the record of one row in TRL's format, and the row's shape.
 
     Raises:
@@ -276,7 +276,7 @@ def _is_asked(text: str, messages: list[Message]) -> bool:
     return any(whole.search(" ".join(content.split())) for content in said)
 
 
-def _build_example(row: dict[str, Any], source: str) -> tuple[SFTExample, Shape]:
+def _build_example(row: dict[str, object], source: str) -> tuple[SFTExample, Shape]:
     fields: dict[str, Any]
     if "completion" in row or ("prompt" in row and "messages" not in row):
         _require_fields(row, ("prompt", "completion"), "sft")
@@ -305,7 +305,7 @@ def _build_example(row: dict[str, Any], source: str) -> tuple[SFTExample, Shape]
     return example, _shape(tuple(fields), next(iter(fields.values())))
 
 
-def _check_conversation(row: dict[str, Any]) -> Content:
+def _check_conversation(row: dict[str, object]) -> Content:
     messages = check_messages(row["messages"], "messages")
     if len(messages) < 2:
         raise RowError("'messages' has one message. It needs a turn that the assistant answers.")
@@ -320,7 +320,7 @@ def _check_conversation(row: dict[str, Any]) -> Content:
     return add_system(messages, row.get("system", ""), "messages")
 
 
-def _require_same_question(prompt: Any, messages: list[Message]) -> None:
+def _require_same_question(prompt: object, messages: list[Message]) -> None:
     """Refuses a row whose `prompt` is not part of its `messages`."""
     asked = check_content(prompt, "prompt") if prompt else ""
     if isinstance(asked, list) and messages[: len(asked)] != asked:
@@ -351,18 +351,18 @@ def _shape(fields: tuple[str, ...], content: Content) -> Shape:
     return Shape(fields, "messages" if isinstance(content, list) else "text")
 
 
-def _require_fields(row: dict[str, Any], names: tuple[str, ...], kind: Kind) -> None:
+def _require_fields(row: dict[str, object], names: tuple[str, ...], kind: Kind) -> None:
     for name in names:
         if name not in row:
             hint = _did_you_mean((name,), row) or other_kind(row, kind)
             raise RowError(f"field '{name}' is missing; found {_found(row)}.{hint}")
 
 
-def _found(row: dict[str, Any]) -> str:
+def _found(row: dict[str, object]) -> str:
     return show_names(row) or "no field with a value"
 
 
-def _did_you_mean(wanted: Iterable[str], row: dict[str, Any]) -> str:
+def _did_you_mean(wanted: Iterable[str], row: dict[str, object]) -> str:
     for name in wanted:
         near = difflib.get_close_matches(name, [key for key in row if isinstance(key, str)], n=1)
         if near:

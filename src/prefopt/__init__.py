@@ -35,7 +35,7 @@ class _Package(ModuleType):
     The modules are found by `from prefopt.train import main`, `python -m prefopt.train` and `import_module`, as ever.
     """
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if not (name in _MODULES and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 

@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from prefopt.distributed.entry import run_entry
 from prefopt.process.terminal import Terminal
@@ -49,7 +48,7 @@ def main(argv: list[str]) -> None:
         sys.exit(NEEDS_PERSON)
 
 
-def to_dict(view: View) -> dict[str, Any]:
+def to_dict(view: View) -> dict[str, object]:
     """The view as `--json` prints it: groups with their runs, notes on missing information, and what to do next."""
     return {
         "groups": [_group(group, runs) for group, runs in view.groups],
@@ -61,7 +60,7 @@ def to_dict(view: View) -> dict[str, Any]:
     }
 
 
-def _group(group: Group, runs: list[RunStatus]) -> dict[str, Any]:
+def _group(group: Group, runs: list[RunStatus]) -> dict[str, object]:
     return {
         "name": group.title,
         "path": None if group.path is None else str(group.path),
@@ -71,7 +70,7 @@ def _group(group: Group, runs: list[RunStatus]) -> dict[str, Any]:
     }
 
 
-def _run(run: RunStatus) -> dict[str, Any]:
+def _run(run: RunStatus) -> dict[str, object]:
     job = run.place.job
     return {
         "name": run.place.name,

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 import trl
+from datasets import Dataset
+from torch.nn import Module
+from transformers import PreTrainedTokenizerBase
 from trl.models.utils import prepare_deepspeed
 from trl.trainer import dpo_trainer
 
@@ -23,6 +26,7 @@ from prefopt.models.modes import evaluating
 from prefopt.models.reference import ReferenceStore, Usage, check_independence, open_store
 from prefopt.models.shared_prefix import SharedPrefix, share_prompts
 from prefopt.models.shared_prefix.collate import REFERENCE, REFERENCE_COLUMNS, PairCollator
+from prefopt.models.shared_prefix.layout import Indices
 from prefopt.process.console import progress_bar
 from prefopt.process.errors import UserError
 from prefopt.process.ranks import is_main, world_size
@@ -118,7 +122,7 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
             setattr(self, f"{name}_dataset", dataset)
         return total
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+    def get_batch_samples(self, *args: object, **kwargs: object) -> tuple[list[object], torch.Tensor | int | None]:
         """Returns the batches of an optimizer step's forwards, and stores how many pairs the step has."""
         samples, num_items = super().get_batch_samples(*args, **kwargs)
         step = self.state.global_step
@@ -126,7 +130,7 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         self._num_pairs = self.rows_after(step + 1) - self.rows_after(step)
         return samples, num_items
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], **kwargs: Any) -> Any:
+    def compute_loss(self, model: Module | Recorder, inputs: dict[str, Any], **kwargs: object) -> torch.Tensor:
         """Returns TRL's loss, with stored reference log-probs; in training, weighted by the batch's share of pairs."""
         if self.precompute_ref_logps and "ref_chosen_logps" not in inputs:
             chosen, rejected = self.compute_ref_log_probs(None, inputs)
@@ -148,7 +152,7 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         return loss
 
     def _compute_trl_loss(
-        self, model: Any, inputs: dict[str, Any], **kwargs: Any
+        self, model: Module | Recorder, inputs: dict[str, Any], **kwargs: object
     ) -> tuple[torch.Tensor, dict[str, Number]]:
         """TRL's metrics of a forward, and its loss, or that of `algorithm.loss_function` from the same log-probs."""
         if self.run.own.loss is None:
@@ -179,7 +183,7 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
             self.window.add(name, value * count, count)
         self.window.add_tokens(self.counts.real)
 
-    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def compute_ref_log_probs(self, model: Module | None, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns a batch's reference log-probs (chosen, rejected) for the loss, shape (pairs,) each.
 
         They are zero without a reference, taken from the store if the batch has them, and computed otherwise.
@@ -195,7 +199,7 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         chosen, rejected = super().compute_ref_log_probs(scored, inputs)
         return chosen, rejected
 
-    def _score_reference(self, table: PairTable, rows: Any) -> Iterator[tuple[Any, PairLogps]]:
+    def _score_reference(self, table: PairTable, rows: Indices) -> Iterator[tuple[Indices, PairLogps]]:
         """Yields log-probs of pairs under the reference: the policy before its first step, without its adapter."""
         if self._reference_model is None:
             is_wrapped = self.is_deepspeed_enabled
@@ -216,11 +220,11 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
                 if is_asked:
                     raise Preempted(self.note_stop())
 
-    def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
+    def _precompute_ref_logps(self, dataset: Dataset, *_: object) -> Dataset:
         """Returns the data set unchanged. TRL would compute reference log-probs here; `prepare` does it later."""
         return dataset
 
-    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+    def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
         """Returns the data set unchanged. TRL would tokenise here; the data sets already hold token ids."""
         return dataset
 
@@ -299,7 +303,7 @@ class ScoredPairs(NamedTuple):
     rejected_lengths: torch.Tensor
 
 
-def build_parts(config: TrainConfig, tokenizer: Any) -> dict[str, Any]:
+def build_parts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Returns further arguments of the trainer: the collator, and the reference model if each step needs its own one.
 
     With adapters there is no reference model of its own: the policy without its adapter is the reference.

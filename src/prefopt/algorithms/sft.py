@@ -25,14 +25,14 @@ class SFTTrainer(DurableTrainer, trl.SFTTrainer):  # type: ignore[misc]
         if is_main() and self.layers is not None:
             self.run.directory.add_work(kernels=str(self.layers))
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], **kwargs: Any) -> Any:
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], **kwargs: Any) -> torch.Tensor:
         """Returns TRL's loss, a mean over the trained tokens of the step."""
         loss, metrics = self._compute_trl_loss(model, inputs, **kwargs)
         if self.model.training:
             self._note_metrics(loss, metrics, kwargs["num_items_in_batch"])
         return loss
 
-    def compute_trial_loss(self, batch: dict[str, Any]) -> torch.Tensor:
+    def compute_trial_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Returns the loss of a batch that is tried for the memory that it needs."""
         trained = (batch["labels"][:, 1:] != IGNORED).sum()
         loss, _ = self._compute_trl_loss(self.model, batch, num_items_in_batch=trained)

@@ -37,7 +37,7 @@ def write_csv(comparison: Comparison, path: Path) -> None:
     write_text(path, text.getvalue())
 
 
-def _inert(row: dict[str, Any]) -> dict[str, Any]:
+def _inert(row: dict[str, object]) -> dict[str, object]:
     """Makes a row harmless: a spreadsheet takes no cell for a formula, and a terminal no cell for a command."""
     return {printable(key): _inert_text(value) if isinstance(value, str) else value for key, value in row.items()}
 
@@ -74,7 +74,7 @@ def _numbers(run: RunRecord) -> dict[str, float | None]:
     }
 
 
-def _facts(run: RunRecord, settings: list[str]) -> dict[str, Any]:
+def _facts(run: RunRecord, settings: list[str]) -> dict[str, object]:
     facts: dict[str, Any] = {
         "run": run.name,
         "where": run.where,
@@ -89,7 +89,7 @@ def _facts(run: RunRecord, settings: list[str]) -> dict[str, Any]:
     return facts | _numbers(run)
 
 
-def _judgement(row: Row, number: int) -> dict[str, Any]:
+def _judgement(row: Row, number: int) -> dict[str, object]:
     found = row.difference
     judgement: dict[str, Any] = {"rank": row.rank, "against_first": row.verdict, "configuration": number}
     if found is None:
@@ -102,7 +102,7 @@ def _judgement(row: Row, number: int) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> str | int | float:
+def _plain(value: object) -> str | int | float:
     """Returns numbers and strings unchanged; null, booleans and lists as JSON."""
     return (
         value

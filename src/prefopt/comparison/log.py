@@ -73,7 +73,7 @@ def parse_log(content: bytes) -> Log:
     return _by_json(whole)
 
 
-def from_rows(rows: Sequence[Mapping[str, Any]], num_damaged: int = 0) -> Log:
+def from_rows(rows: Sequence[Mapping[str, object]], num_damaged: int = 0) -> Log:
     """Builds the columns from parsed lines."""
     columns = {name: np.array([_number(row.get(name)) for row in rows], dtype=float) for name in NUMBERS}
     return _log(columns, [row.get(SPLIT) for row in rows], num_damaged)
@@ -106,7 +106,7 @@ def _by_json(whole: bytes) -> Log:
     return from_rows(rows, len(parsed) - len(rows))
 
 
-def _log(columns: Mapping[str, Floats], splits: Iterable[Any], num_damaged: int) -> Log:
+def _log(columns: Mapping[str, Floats], splits: Iterable[object], num_damaged: int) -> Log:
     splits = list(splits)
     is_held_out = np.array([split == HELD_OUT for split in splits], dtype=bool)
     is_train = np.array([split is None for split in splits], dtype=bool)
@@ -117,7 +117,7 @@ def _number(value: Any) -> float:
     return float(value) if is_finite(value) else np.nan
 
 
-def _parse(line: bytes) -> Any:
+def _parse(line: bytes) -> object:
     try:
         return json.loads(line)
     except ValueError:

@@ -50,7 +50,7 @@ def find_metric(key: str) -> Metric:
     return BY_KEY[key]
 
 
-def from_report(report: Mapping[str, Any]) -> dict[str, Measure]:
+def from_report(report: Mapping[str, object]) -> dict[str, Measure]:
     """Returns the metrics in report.json; a metric that is missing or not finite is left out."""
     found = {metric.key: _measure(_at(report, metric.path)) for metric in COMPARED if metric.path}
     found[OUTSIDE] = _outside(report.get("phases"))
@@ -58,7 +58,7 @@ def from_report(report: Mapping[str, Any]) -> dict[str, Measure]:
     return _with_length({key: value for key, value in found.items() if value is not None}, base, tuned)
 
 
-def from_summary(summary: Mapping[str, Any]) -> dict[str, Measure]:
+def from_summary(summary: Mapping[str, object]) -> dict[str, Measure]:
     """Returns the metrics in W&B's summary, which has values without intervals."""
     found = {metric.key: _measure(summary.get("/".join(metric.path))) for metric in COMPARED if metric.path}
     found[OUTSIDE] = _measure(summary.get(OUTSIDE))
@@ -66,7 +66,7 @@ def from_summary(summary: Mapping[str, Any]) -> dict[str, Measure]:
     return _with_length({key: value for key, value in found.items() if value is not None}, base, tuned)
 
 
-def from_line(line: Mapping[str, Any], algorithm: str | None) -> dict[str, Measure]:
+def from_line(line: Mapping[str, object], algorithm: str | None) -> dict[str, Measure]:
     """Returns the metrics in a held-out line of metrics.jsonl.
 
     One name can mean different metrics: `loss` of a run on pairs is not a loss per token. A run of unknown algorithm
@@ -77,7 +77,7 @@ def from_line(line: Mapping[str, Any], algorithm: str | None) -> dict[str, Measu
     return {key: value for key, value in found.items() if value is not None}
 
 
-def speed_of(line: Mapping[str, Any]) -> dict[str, Measure]:
+def speed_of(line: Mapping[str, object]) -> dict[str, Measure]:
     """Returns training time and throughput from the last line of metrics.jsonl."""
     seconds = _measure(line.get("training_s", line.get("time_s")))
     if seconds is None:
@@ -107,13 +107,13 @@ def _with_length(found: dict[str, Measure], base: Measure | None, tuned: Measure
     return found
 
 
-def _outside(seconds: Any) -> Measure | None:
+def _outside(seconds: object) -> Measure | None:
     if not isinstance(seconds, Mapping) or not seconds or not all(map(is_finite, seconds.values())):
         return None
     return Measure(outside_training(seconds))
 
 
-def _at(report: Any, path: tuple[str, ...]) -> Any:
+def _at(report: object, path: tuple[str, ...]) -> object:
     for key in path:
         report = report.get(key) if isinstance(report, Mapping) else None
     return report

@@ -3,7 +3,6 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from prefopt.comparison.colours import NUM_BEST, row_style
 from prefopt.comparison.curve_figures import AXES, curve_figures
@@ -78,7 +77,7 @@ def render_page(comparison: Comparison) -> str:
     )
 
 
-def _table_rows(comparison: Comparison) -> list[dict[str, Any]]:
+def _table_rows(comparison: Comparison) -> list[dict[str, object]]:
     spreads = [row.group.spread(comparison.metric) for row in comparison.rows]
     ends = [end for spread in spreads if spread is not None for end in (*(spread.bounds or ()), *spread.values)]
     span = robust_range(ends) if ends else (0.0, 1.0)
@@ -114,7 +113,7 @@ def _bar(spread: Spread | None, span: tuple[float, float]) -> str:
     return f'<svg class="bar" viewBox="0 0 {BAR_WIDTH} {BAR_HEIGHT}" aria-hidden="true">{shown}</svg>'
 
 
-def _unranked(run: RunRecord, comparison: Comparison, index: int) -> dict[str, Any]:
+def _unranked(run: RunRecord, comparison: Comparison, index: int) -> dict[str, object]:
     return {
         "index": index,
         "name": run.name,
@@ -135,7 +134,7 @@ def _names(comparison: Comparison) -> list[str]:
     return ranked + [f"{one_line(run.name)} ({state_text(run)})" for run in comparison.unranked]
 
 
-def _as_script_data(value: Any) -> str:
+def _as_script_data(value: object) -> str:
     """Returns JSON that cannot end the script element that contains it."""
     text = json.dumps(value, ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -15,7 +15,7 @@ from prefopt.comparison.log import Log, from_rows, parse_log
 from prefopt.comparison.metrics import from_line, from_report, speed_of
 from prefopt.comparison.outcomes import FILE as PAIRS
 from prefopt.comparison.outcomes import read_outcomes
-from prefopt.comparison.records import DONE, NOT_BEGUN, RUNNING, Measure, Mode, RunRecord, WandbPlace
+from prefopt.comparison.records import DONE, NOT_BEGUN, RUNNING, Measure, Mode, Outcomes, RunRecord, WandbPlace
 from prefopt.comparison.settings import from_typed, read_settings
 from prefopt.comparison.thinning import points_for, read_curves
 from prefopt.runs.directory import State
@@ -169,7 +169,7 @@ def _read_config(path: Path, changes: dict[str, Any], problems: list[str]) -> di
         return changes
 
 
-def _read_outcomes(place: Place, held_out_data: str | None, problems: list[str]) -> Any:
+def _read_outcomes(place: Place, held_out_data: str | None, problems: list[str]) -> Outcomes | None:
     try:
         return read_outcomes(place.report, held_out_data)
     except (OSError, ValueError) as error:
@@ -184,7 +184,7 @@ def from_log(log: Log, algorithm: str | None) -> tuple[dict[str, Measure], int |
     return {**from_line(measured, algorithm), **speed_of(log.last())}, None if at is None else int(at)
 
 
-def _held_out_data(report: Mapping[str, Any]) -> str | None:
+def _held_out_data(report: Mapping[str, object]) -> str | None:
     """Returns the digests of the measured rows and of an SFT run's pairs, joined; None if there are none."""
     found: Any = report
     for key in ("provenance", "data", "sha256"):
@@ -193,23 +193,23 @@ def _held_out_data(report: Mapping[str, Any]) -> str | None:
     return " ".join(filter(None, digests)) or None
 
 
-def _measured_data(report: Mapping[str, Any]) -> dict[str, Any]:
+def _measured_data(report: Mapping[str, object]) -> dict[str, Any]:
     """Returns the settings that name the data of a later evaluation; only its report has them."""
     found = report.get("measured_on")
     return dict(found) if isinstance(found, Mapping) else {}
 
 
-def _reason(report: Mapping[str, Any]) -> str | None:
+def _reason(report: Mapping[str, object]) -> str | None:
     verdict = report.get("verdict")
     findings = [item for item in verdict if isinstance(item, dict)] if isinstance(verdict, list) else []
     return next((_text(item.get("finding")) for item in findings if item.get("level") == "bad"), None)
 
 
-def _text(value: Any) -> str | None:
+def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _wandb_place(run: Path, settings: Mapping[str, Any]) -> WandbPlace | None:
+def _wandb_place(run: Path, settings: Mapping[str, object]) -> WandbPlace | None:
     """Returns the place of a run in W&B: online if any of its attempts was online or has been uploaded."""
     sessions = find_sessions(run)
     if not sessions:

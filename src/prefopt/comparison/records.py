@@ -129,7 +129,7 @@ class RunRecord:
         return self.is_queued_again or (self.state in OPEN_STATES and not self.is_abandoned)
 
     @property
-    def seed(self) -> Any:
+    def seed(self) -> object:
         return self.settings.get(SEED)
 
     @property

@@ -35,7 +35,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     return flatten(values)
 
 
-def from_typed(value: Any) -> Any:
+def from_typed(value: object) -> object:
     """Parses the value of a setting as typed in a command: `0.1`, `3e-5`, `null` and `[a,b]` are not strings."""
     if not isinstance(value, str):
         return value
@@ -46,7 +46,7 @@ def from_typed(value: Any) -> Any:
         return value
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
     """Flattens nested groups to dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
@@ -91,7 +91,7 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def as_text(value: Any) -> str:
+def as_text(value: object) -> str:
     """Formats a value as one would type it, floats as short as is exact."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -110,7 +110,7 @@ def shown(settings: Settings, key: str) -> str:
     return as_text(settings[key]) if key in settings else MISSING
 
 
-def _canonical(value: Any) -> str:
+def _canonical(value: object) -> str:
     """Returns a text that is equal for equal values: 1 equals 1.0, but a string never equals a number."""
     if isinstance(value, bool | str):
         return repr(value)

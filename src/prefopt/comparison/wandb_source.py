@@ -50,7 +50,7 @@ class WandbRun(Protocol):
 class WandbApi(Protocol):
     """The part of `wandb.Api` that is used."""
 
-    def runs(self, path: str, filters: dict[str, Any], *, lazy: bool) -> Iterable[WandbRun]: ...
+    def runs(self, path: str, filters: dict[str, str], *, lazy: bool) -> Iterable[WandbRun]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -261,6 +261,6 @@ ALGORITHMS: dict[str, type[AlgorithmConfig]] = {
 """The schema of each option of the group `algorithm`."""
 
 
-def rows_of(algorithm: Any) -> Kind | None:
+def rows_of(algorithm: object) -> Kind | None:
     """Returns the kind of rows that an algorithm trains on, by its name in reports; None for any other value."""
     return ALGORITHMS[algorithm].rows if isinstance(algorithm, str) and algorithm in ALGORITHMS else None

@@ -114,7 +114,7 @@ class Tree:
                 what = "a list" if kind is ListConfig else "a table of keys and values"
                 raise UserError(f"{key}: must be {what}, found {shorten(repr(value))}.")
 
-    def build_from(self, values: dict[str, Any], variants: Mapping[str, str], where: str) -> Any:
+    def build_from(self, values: dict[str, object], variants: Mapping[str, str], where: str) -> Any:
         """Turns plain values into dataclasses; `where` is their source in errors, `variants` one option per group."""
         try:
             chosen = {group: self.variants[group][name]() for group, name in variants.items()}
@@ -162,7 +162,7 @@ class Tree:
         check_usable(key, value)
         return bare
 
-    def is_choice(self, key: str, value: Any) -> bool:
+    def is_choice(self, key: str, value: object) -> bool:
         """True for an override that chooses an option or a search path, and sets no single setting."""
         is_group = key in (*self.group_names(), "experiment") and not isinstance(value, dict)
         return is_group or key.startswith("hydra")
@@ -192,7 +192,7 @@ class Tree:
         return settings
 
     @cached_property
-    def _containers(self) -> dict[str, type[Any]]:
+    def _containers(self) -> dict[str, type[ListConfig] | type[DictConfig]]:
         """OmegaConf's container class for each setting that is a list or a table."""
         nodes: dict[Any, type[Any]] = {list: ListConfig, dict: DictConfig}
         origins = {key: {get_origin(kind), *map(get_origin, get_args(kind))} for key, kind in self._settings.items()}
@@ -333,7 +333,7 @@ class Composed:
             self._presets[lines] = self.tree.compose(lines, self.config_dir)
         return self._presets[lines]
 
-    def changed(self, settings: Sequence[tuple[str, Any]]) -> "Composed":
+    def changed(self, settings: Sequence[tuple[str, object]]) -> "Composed":
         """A copy with single settings changed, as by overrides after all others; composing again would be slow.
 
         Raises:
@@ -354,13 +354,13 @@ class Composed:
         return dataclasses.replace(self, config=config, named=named)
 
 
-def _keys(key: str, value: Any) -> set[str]:
+def _keys(key: str, value: object) -> set[str]:
     """The names of all settings that an override sets, `key` included."""
     inner = value.items() if isinstance(value, dict) else ()
     return {key}.union(*(_keys(f"{key}.{name}", item) for name, item in inner))
 
 
-def as_dict(config: Any) -> Any:
+def as_dict(config: object) -> Any:
     """Turns a configuration into plain values: enums become their member names, dataclasses become dicts."""
     if dataclasses.is_dataclass(config):
         return {f.name: as_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
@@ -373,7 +373,7 @@ def as_dict(config: Any) -> Any:
     return config
 
 
-def _is_option(value: Any, *, may_hold_settings: bool) -> bool:
+def _is_option(value: object, *, may_hold_settings: bool) -> bool:
     """True for a name, several names, or settings to merge into a group."""
     names = value if isinstance(value, list) else [value]
     are_names = all(isinstance(name, str) and len(name) <= MAX_NAME for name in names)

@@ -83,12 +83,12 @@ def _describe(error: yaml.MarkedYAMLError) -> str:
     return f"{mark.line + 1 if mark else 1}: {problem}{opened}. {remedy}."
 
 
-def _require(condition: bool, path: Path, line: int, message: str, found: Any) -> None:
+def _require(condition: bool, path: Path, line: int, message: str, found: object) -> None:
     if not condition:
         raise UserError(f"{path}:{line}: {message} {_shown(found)}.")
 
 
-def _shown(found: Any) -> str:
+def _shown(found: object) -> str:
     return shorten(repr(str(found).strip().splitlines()[0]))
 
 

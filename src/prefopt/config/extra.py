@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
 
 from prefopt.config.algorithms import ALGORITHMS, AlgorithmConfig
 from prefopt.config.fields import (
@@ -15,7 +14,7 @@ from prefopt.config.fields import (
 from prefopt.process.errors import UserError
 
 
-def check_fields(algorithm: type[AlgorithmConfig], extra: Mapping[str, Any]) -> None:
+def check_fields(algorithm: type[AlgorithmConfig], extra: Mapping[str, object]) -> None:
     """Refuses fields that prefopt sets itself, that TRL does not have, or that have no effect. Does not import TRL.
 
     Raises:
@@ -38,7 +37,7 @@ def check_fields(algorithm: type[AlgorithmConfig], extra: Mapping[str, Any]) -> 
             raise UserError(f"{key}: not available, because {of_one[name]}.")
 
 
-def named_as_installed(kind: type[Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+def named_as_installed(kind: type, extra: Mapping[str, object]) -> dict[str, object]:
     """`trainer.extra` with each field under its name in the installed version of TRL's configuration."""
     known = getattr(kind, "__dataclass_fields__", {})
     return {name if name in known else FORMER_NAMES.get(name, name): value for name, value in extra.items()}

@@ -126,7 +126,7 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     return values
 
 
-def _rounded(values: Any) -> Any:
+def _rounded(values: object) -> Any:
     """The same with numbers to `DIGITS` digits: `10 * 1e-6` and `1e-5` are one setting, though two numbers."""
     if isinstance(values, float):
         return float(f"{values:.{DIGITS}g}")
@@ -164,7 +164,7 @@ def _has_grown(key: str, before: Any, after: Any) -> bool:
     return key in MAY_GROW and None not in (before, after) and after > before
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -36,7 +35,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def _is_deeper(value: Any, levels: int) -> bool:
+def _is_deeper(value: object, levels: int) -> bool:
     """True for lists and dicts with more than `levels` levels: code that recurses into them could fail."""
     if not isinstance(value, list | dict):
         return False
@@ -56,7 +55,7 @@ def assign(key: str, value: str) -> str:
     return f"{key}={_literal(value)}"
 
 
-def typed(key: str, value: Any) -> str:
+def typed(key: str, value: object) -> str:
     """An override as it is typed in a shell, such as `'data.train="a=b.jsonl"'`; for messages.
 
     Args:
@@ -66,7 +65,7 @@ def typed(key: str, value: Any) -> str:
     return terminal.quote(f"{key}={_literal(value)}")
 
 
-def _literal(value: Any) -> str:
+def _literal(value: object) -> str:
     if isinstance(value, str):
         is_word = re.fullmatch(r"[A-Za-z/][A-Za-z0-9_./-]*", value) and value.lower() not in TYPED_WORDS
         plain = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # else OmegaConf would read a reference

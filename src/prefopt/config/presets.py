@@ -15,7 +15,7 @@ from prefopt.process.paths import places, shipped
 GO_WITH_TRAIN = ("data.held_out", "evaluation.pairs")
 
 
-def find_left_out(composed: Composed) -> dict[str, Any]:
+def find_left_out(composed: Composed) -> dict[str, object]:
     """The settings of `GO_WITH_TRAIN`, with values, that were chosen for another training file than the run's."""
     values = {key: composed.value(key) for key in GO_WITH_TRAIN if key not in composed.named}
     train = composed.value("data.train")
@@ -27,7 +27,7 @@ def find_left_out(composed: Composed) -> dict[str, Any]:
     return found
 
 
-def _train_beside(composed: Composed, key: str) -> Any:
+def _train_beside(composed: Composed, key: str) -> object:
     """The training data of the experiment or preset that sets `key`; None if it names none."""
     for name in _experiments(composed):
         if _sets(_read(composed, name), key):

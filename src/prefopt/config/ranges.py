@@ -45,7 +45,7 @@ def require_code(key: str, name: str) -> None:
     )
 
 
-def check_usable(key: str, value: Any) -> None:
+def check_usable(key: str, value: object) -> None:
     """Refuses values that no setting can use: nan, inf, whole numbers beyond 64 bits, text that no file can hold.
 
     Args:
@@ -70,7 +70,7 @@ def check_usable(key: str, value: Any) -> None:
             check_usable(f"{key}[{number}]", item)
 
 
-def or_auto(name: str, value: Any, kind: Any) -> Any:
+def or_auto(name: str, value: object, kind: type[bool] | type[int]) -> Any:
     """The value of a setting that may be `auto`: `auto` itself, or the value converted to `kind` as OmegaConf does."""
     if value == AUTO:
         return AUTO

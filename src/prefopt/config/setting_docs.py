@@ -148,7 +148,7 @@ def _kind(hint: Any) -> str:
     return " / ".join(found)
 
 
-def _is_union(hint: Any) -> bool:
+def _is_union(hint: object) -> bool:
     return NoneType in typing.get_args(hint)
 
 
@@ -165,7 +165,7 @@ def _default(field: "Field[Any]") -> str:
     return f"`{value}`"
 
 
-def _first_paragraph(schema: type[Any]) -> str:
+def _first_paragraph(schema: type) -> str:
     return " ".join((inspect.getdoc(schema) or "").split("\n\n")[0].split())
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
 from prefopt.config.schema import DataConfig
@@ -10,7 +10,10 @@ from prefopt.data.control_tokens import treat_control_tokens
 from prefopt.data.defects import is_empty, is_identical
 from prefopt.data.encoding import IGNORED_LABEL, TokenizeNotes
 from prefopt.data.records import PreferencePair, Record, SFTExample
-from prefopt.data.tokenize import tokenize_pairs, tokenize_sft
+from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 NO_LIMIT = sys.maxsize
 
@@ -43,7 +46,7 @@ class Anatomy:
     """Why training does not use the row, with the setting that decides; empty if it does."""
 
 
-def dissect(record: Record, tokenizer: Any, config: DataConfig, *, loss_on: LossOn) -> Anatomy:
+def dissect(record: Record, tokenizer: "PreTrainedTokenizerBase", config: DataConfig, *, loss_on: LossOn) -> Anatomy:
     """Tokenises one record as training does, and keeps what training would cut off or leave out.
 
     Args:
@@ -76,7 +79,9 @@ def _with_another_rejected(record: Record) -> PreferencePair:
     return replace(record, rejected=[*turns, {**last, "content": f"{last.get('content', '')}."}])
 
 
-def _tokenize(record: Record, tokenizer: Any, max_length: int, loss_on: LossOn, on_long: OnLongCompletion) -> Any:
+def _tokenize(
+    record: Record, tokenizer: "PreTrainedTokenizerBase", max_length: int, loss_on: LossOn, on_long: OnLongCompletion
+) -> Tokenized:
     limits: dict[str, Any] = {
         "max_length": max_length,
         "on_long_prompt": OnBadRow.skip,
@@ -96,7 +101,7 @@ def _fate_of_defects(record: Record, config: DataConfig) -> str:
     return ""
 
 
-def _fate_of_length(record: Record, tokenizer: Any, config: DataConfig, loss_on: LossOn) -> str:
+def _fate_of_length(record: Record, tokenizer: "PreTrainedTokenizerBase", config: DataConfig, loss_on: LossOn) -> str:
     setting = config.on_long_completion
     on_long = OnLongCompletion.skip if setting is OnLongCompletion.refuse else setting
     notes: TokenizeNotes = _tokenize(record, tokenizer, config.max_length, loss_on, on_long).notes

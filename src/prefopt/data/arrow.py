@@ -5,12 +5,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefopt.config.overrides import typed
 from prefopt.data.strict_json import JSONError, parse
 from prefopt.data.values import RowError, show_name
 from prefopt.process.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
 
 BATCH_ROWS = 1000
 """Rows of a Parquet file that are converted to Python objects at once."""
@@ -83,7 +87,7 @@ def hub_rows(spec: str, address: str) -> Iterator[tuple[Row, str]]:
         yield from _dataset_rows(rows, spec)
 
 
-def _dataset_rows(dataset: Any, name: str) -> Iterator[tuple[Row, str]]:
+def _dataset_rows(dataset: "Dataset", name: str) -> Iterator[tuple[Row, str]]:
     strip = _row_stripper(dataset.features.arrow_schema, name, read_json=_same)
     for number, row in enumerate(dataset, start=1):
         place = f"{name}:row {number}"
@@ -107,7 +111,7 @@ def _foreign_code(what: str, remedy: str) -> Iterator[None]:
 Strip = Callable[[Any], Any]
 
 
-def _row_stripper(schema: Any, name: str, *, read_json: Strip) -> Callable[[Row, str], Row]:
+def _row_stripper(schema: "pa.Schema", name: str, *, read_json: Strip) -> Callable[[Row, str], Row]:
     """Returns a function of (row, place) that restores the row as it was before it became Arrow.
 
     Arrow gives all objects of a column the same keys: `{"a": 1}` beside `{"b": 2}` comes back as
@@ -136,7 +140,7 @@ def _row_stripper(schema: Any, name: str, *, read_json: Strip) -> Callable[[Row,
     return stripped if strips else lambda row, _: row
 
 
-def _stripper(type: Any, read_json: Strip) -> Strip | None:
+def _stripper(type: "pa.DataType", read_json: Strip) -> Strip | None:
     """Returns a function that restores values of an Arrow type as they were written; None if nothing has changed."""
     import pyarrow.types as kinds
 
@@ -154,7 +158,7 @@ def _stripper(type: Any, read_json: Strip) -> Strip | None:
     return None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> Row:
     made = dict(pairs)
     if len(made) < len(pairs):
         repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
@@ -162,5 +166,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _same(value: Any) -> Any:
+def _same(value: object) -> object:
     return value

@@ -14,14 +14,14 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from importlib.metadata import version
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefopt.config.choices import LossOn
 from prefopt.config.schema import DataConfig
@@ -33,6 +33,11 @@ from prefopt.process.errors import UserError
 from prefopt.storage import sealed
 from prefopt.storage.files import PARTIAL, write_json, write_text
 from prefopt.storage.sealed import DAMAGED, MANIFEST
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +71,12 @@ class Cached:
 
 
 def load_cached(
-    splits: Splits, tokenizer: Any, config: DataConfig, *, loss_on: LossOn = LossOn.completions, root: Path
+    splits: Splits,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: DataConfig,
+    *,
+    loss_on: LossOn = LossOn.completions,
+    root: Path,
 ) -> TokenizedSplits:
     """Returns the result of `load_tokenized` from the cache in `root`; on a miss tokenises now and stores it.
 
@@ -77,7 +87,12 @@ def load_cached(
 
 
 def fetch_cached(
-    splits: Splits, tokenizer: Any, config: DataConfig, *, loss_on: LossOn = LossOn.completions, root: Path
+    splits: Splits,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: DataConfig,
+    *,
+    loss_on: LossOn = LossOn.completions,
+    root: Path,
 ) -> Cached:
     """Like `load_cached`, but also returns the folder from which other processes can open the result."""
     try:
@@ -118,7 +133,7 @@ def open_cached(folder: Path) -> TokenizedSplits:
         ) from error
 
 
-def digest_tokenizer(tokenizer: Any) -> str | None:
+def digest_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """Returns a SHA-256 (hex) of all that decides a tokenizer's ids, without the date; None if it has none."""
     try:
         described = {**_describe_tokenizer(tokenizer), "clock": None}
@@ -135,7 +150,7 @@ class _Unsound(Exception):
     """A folder of the cache is damaged; the message says how."""
 
 
-def _key(splits: Splits, tokenizer: Any, config: DataConfig, loss_on: LossOn) -> str:
+def _key(splits: Splits, tokenizer: "PreTrainedTokenizerBase", config: DataConfig, loss_on: LossOn) -> str:
     """Returns the SHA-256 (hex) of all that decides the ids, the `source` column and the notes."""
     sides = (splits.train, splits.held_out)
     notes = splits.notes.to_dict()
@@ -158,7 +173,7 @@ def _key(splits: Splits, tokenizer: Any, config: DataConfig, loss_on: LossOn) ->
     return digest.hexdigest()
 
 
-def _add_records(digest: Any, records: Sequence[Record], content: Any) -> None:
+def _add_records(digest: "hashlib._Hash", records: Sequence[Record], content: Callable[[Record], object]) -> None:
     for start in range(0, len(records), HASHED_ROWS):
         rows = [content(record) for record in records[start : start + HASHED_ROWS]]
         try:
@@ -169,7 +184,7 @@ def _add_records(digest: Any, records: Sequence[Record], content: Any) -> None:
         digest.update(packed)
 
 
-def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
+def _describe_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> dict[str, object]:
     """Returns all that decides a tokenizer's ids, independent of where it was loaded from."""
     kind = type(tokenizer)  # for code of a model's repository the module name has a hash of it
     numbers = {name: value for name, value in tokenizer.init_kwargs.items() if isinstance(value, (bool, int, float))}
@@ -184,7 +199,7 @@ def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _digest_backend(tokenizer: Any) -> str:
+def _digest_backend(tokenizer: "PreTrainedTokenizerBase") -> str:
     backend = tokenizer.backend_tokenizer
     try:
         if backend.truncation is not None or backend.padding is not None:
@@ -197,7 +212,7 @@ def _digest_backend(tokenizer: Any) -> str:
         raise _NoKey(f"the tokenizer cannot be written down ({error})") from error
 
 
-def _digest_saved(tokenizer: Any) -> str:
+def _digest_saved(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Returns the digest of the saved files of a slow tokenizer, which has no Rust backend."""
     digest = hashlib.sha256()
     try:
@@ -266,7 +281,7 @@ def _file_name(split: str) -> str:
     return f"{split}.arrow"
 
 
-def _open_dataset(folder: Path, split: str, key: str) -> Any:
+def _open_dataset(folder: Path, split: str, key: str) -> "Dataset":
     # Imported here because it is slow, and bad rows are reported before.
     import pyarrow as pa
     from datasets import Dataset
@@ -287,7 +302,7 @@ def _restore_notes(content: dict[str, Any]) -> DataNotes:
     return DataNotes(**{**content, "read": read, "tokenized": tokenized})
 
 
-def _datasets(tokenized: TokenizedSplits) -> dict[str, Any]:
+def _datasets(tokenized: TokenizedSplits) -> "dict[str, Dataset]":
     sides = {"train": tokenized.train, "held_out": tokenized.held_out}
     return {split: dataset for split, dataset in sides.items() if dataset is not None}
 
@@ -334,7 +349,7 @@ def _write(folder: Path, key: str, tokenized: TokenizedSplits) -> None:
     write_json(folder / MANIFEST, marks)
 
 
-def _write_table(path: Path, table: Any) -> None:
+def _write_table(path: Path, table: "pa.Table") -> None:
     import pyarrow as pa
 
     with suppress(pa.ArrowInvalid):  # a column with more than 2**31 ids stays in several chunks

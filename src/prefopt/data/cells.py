@@ -30,7 +30,7 @@ _BEGINNING = re.compile(r"""\s*(?:\[\s*\{\s*["']|\{\s*(["'])(?:role|content|from
 _BEGINS_AS_MESSAGES = re.compile(r"""\s*\[\s*\{\s*(["'])(?:role|content|from|value|messages)\1\s*:""")
 
 
-def parse_cells(row: dict[str, Any]) -> dict[str, Any]:
+def parse_cells(row: dict[str, object]) -> dict[str, Any]:
     """Returns `row` with each text that holds a list of messages parsed into that list; `row` itself if none does.
 
     Raises:
@@ -45,7 +45,7 @@ def parse_cells(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, **parsed} if parsed else row
 
 
-def _parse(text: str, name: str) -> Any:
+def _parse(text: str, name: str) -> object:
     try:
         return parse_structure(text)
     except JSONError as error:
@@ -57,7 +57,7 @@ def _parse(text: str, name: str) -> Any:
         ) from error
 
 
-def _is_messages(value: Any) -> bool:
+def _is_messages(value: object) -> bool:
     """Returns whether a value is a list of messages, one turn of ShareGPT, or OpenAI's `input`; other JSON is text."""
     if isinstance(value, dict):
         return {"from", "value"} <= value.keys() or isinstance(value.get("messages"), list)

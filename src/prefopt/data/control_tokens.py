@@ -3,17 +3,20 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefopt.config.choices import OnControlToken
 from prefopt.data.records import Record, message_fields
 from prefopt.process.errors import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 class ControlTokens:
     """The control tokens of a tokenizer: its special tokens for sequences, turns and roles, but not for thoughts."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
         tokens = sorted({*added, *tokenizer.all_special_tokens} - {""}, key=len, reverse=True)
         self._first_letters = {token[0] for token in tokens}
@@ -43,7 +46,9 @@ class Treated(NamedTuple):
     """The first control token, as `path:line: token`; empty if there is none."""
 
 
-def treat_control_tokens(records: Sequence[Record], tokenizer: Any, setting: OnControlToken) -> Treated:
+def treat_control_tokens(
+    records: Sequence[Record], tokenizer: "PreTrainedTokenizerBase", setting: OnControlToken
+) -> Treated:
     """Finds control tokens in all fields that the chat template renders, and keeps, strips or refuses them.
 
     These fields are messages with their tool calls, tools, and `chat_template_kwargs`. Records of plain text are not
@@ -79,7 +84,7 @@ def _rendered(record: Record) -> dict[str, Any]:
     return fields
 
 
-def _texts(values: Iterable[Any]) -> Iterator[str]:
+def _texts(values: Iterable[object]) -> Iterator[str]:
     """Yields all strings within `values`, at every depth, keys included."""
     for value in values:
         if isinstance(value, str):
@@ -92,7 +97,7 @@ def _texts(values: Iterable[Any]) -> Iterator[str]:
 
 
 def _strip(record: Record, control: ControlTokens) -> Record:
-    def stripped(value: Any) -> Any:
+    def stripped(value: object) -> Any:
         if isinstance(value, str):
             return control.strip(value)
         if isinstance(value, list):

@@ -1,7 +1,7 @@
 """Token ids of demonstrations (texts, prompts with completions, conversations) and the spans that are answers."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from prefopt.config.choices import LossOn
 from prefopt.data.control_tokens import ControlTokens
@@ -26,6 +26,9 @@ from prefopt.data.rendering import (
     require_chat_template,
 )
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 class ExampleIds(NamedTuple):
     """Token ids of a demonstration, and which of them are answers."""
@@ -48,7 +51,11 @@ def _form(example: SFTExample, loss_on: LossOn) -> str:
 
 
 def encode_examples(
-    tokenizer: Any, special: SpecialTokens, examples: Sequence[SFTExample], loss_on: LossOn, notes: TokenizeNotes
+    tokenizer: "PreTrainedTokenizerBase",
+    special: SpecialTokens,
+    examples: Sequence[SFTExample],
+    loss_on: LossOn,
+    notes: TokenizeNotes,
 ) -> list[ExampleIds]:
     """Returns the ids of each example, in order; the examples may have different forms."""
     forms = [_form(example, loss_on) for example in examples]
@@ -60,7 +67,7 @@ def encode_examples(
 
 
 def _encode_whole_chats(
-    tokenizer: Any, special: SpecialTokens, examples: Sequence[SFTExample], notes: TokenizeNotes
+    tokenizer: "PreTrainedTokenizerBase", special: SpecialTokens, examples: Sequence[SFTExample], notes: TokenizeNotes
 ) -> Iterator[ExampleIds]:
     require_chat_template(tokenizer, examples[0].source)
     chats = [_chat(example, example.messages or []) for example in examples]
@@ -72,7 +79,7 @@ def _encode_whole_chats(
 
 
 def _encode_prompts_and_completions(
-    tokenizer: Any, special: SpecialTokens, examples: Sequence[SFTExample], notes: TokenizeNotes
+    tokenizer: "PreTrainedTokenizerBase", special: SpecialTokens, examples: Sequence[SFTExample], notes: TokenizeNotes
 ) -> Iterator[ExampleIds]:
     parts = [(example.prompt, example.completion) for example in examples]
     encoded = encode_parts(tokenizer, special.eos, parts, examples, notes)
@@ -83,7 +90,7 @@ def _encode_prompts_and_completions(
 
 
 def _encode_texts(
-    tokenizer: Any, special: SpecialTokens, examples: Sequence[SFTExample], notes: TokenizeNotes
+    tokenizer: "PreTrainedTokenizerBase", special: SpecialTokens, examples: Sequence[SFTExample], notes: TokenizeNotes
 ) -> Iterator[ExampleIds]:
     texts = [with_eos(example.text or "", special.eos) for example in examples]
     control = ControlTokens(tokenizer)
@@ -98,7 +105,7 @@ def _encode_texts(
 
 
 def _encode_turns(
-    tokenizer: Any, special: SpecialTokens, examples: Sequence[SFTExample], notes: TokenizeNotes
+    tokenizer: "PreTrainedTokenizerBase", special: SpecialTokens, examples: Sequence[SFTExample], notes: TokenizeNotes
 ) -> Iterator[ExampleIds]:
     require_chat_template(tokenizer, examples[0].source)
     chats = []

@@ -1,10 +1,10 @@
 """Encoding of all rows to token ids: one begin and one end of sequence, and the limit on length."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from prefopt.config.choices import OnBadRow, OnLongCompletion
 from prefopt.data.messages import trained_turns
@@ -12,6 +12,10 @@ from prefopt.data.prefixes import common_prefix_length
 from prefopt.data.records import MAX_CHARACTERS, Record, num_characters
 from prefopt.data.rendering import Chat, count_lost_thoughts, render_chats, require_chat_template
 from prefopt.process.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import AddedToken, PreTrainedTokenizerBase
 
 CHUNK_ROWS = 1000
 """Rows that are rendered and tokenized together."""
@@ -79,7 +83,7 @@ class SpecialTokens(NamedTuple):
     bos_id: int | None
 
     @classmethod
-    def of(cls, tokenizer: Any) -> "SpecialTokens":
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "SpecialTokens":
         """Returns the special tokens of `tokenizer`.
 
         Raises:
@@ -175,7 +179,7 @@ def with_eos(text: str, eos: str) -> str:
     return text if text.endswith(eos) else text + eos
 
 
-def encode(tokenizer: Any, texts: list[str], *, are_chats: bool) -> list[list[int]]:
+def encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str], *, are_chats: bool) -> list[list[int]]:
     """Returns the ids of each text; special tokens are added unless the texts are rendered chats, which have them."""
     add_special_tokens = not are_chats
     if not tokenizer.is_fast:
@@ -189,7 +193,11 @@ def encode(tokenizer: Any, texts: list[str], *, are_chats: bool) -> list[list[in
 
 
 def encode_parts(
-    tokenizer: Any, eos: str, parts: Sequence[tuple[Any, ...]], records: Sequence[Record], notes: TokenizeNotes
+    tokenizer: "PreTrainedTokenizerBase",
+    eos: str,
+    parts: Sequence[tuple[Any, ...]],
+    records: Sequence[Record],
+    notes: TokenizeNotes,
 ) -> list[list[list[int]]]:
     """Returns for each record a list of ids: of its prompt, then of the prompt followed by each completion."""
     if isinstance(parts[0][0], str):
@@ -225,7 +233,7 @@ def split_prompt(sequences: list[list[int]], special: SpecialTokens, notes: Toke
     return length
 
 
-def encode_chat_groups(tokenizer: Any, groups: Sequence[list[str]]) -> list[list[list[int]]]:
+def encode_chat_groups(tokenizer: "PreTrainedTokenizerBase", groups: Sequence[list[str]]) -> list[list[list[int]]]:
     """Returns the ids of each rendered chat of each group, encoding the common beginning of a group only once.
 
     A tokenizer splits text at its special tokens first, so the ids on the two sides of a special token do not depend
@@ -252,7 +260,7 @@ def encode_chat_groups(tokenizer: Any, groups: Sequence[list[str]]) -> list[list
     return [[next(whole) for _ in texts] for texts in groups]
 
 
-def _special_token_pattern(tokenizer: Any) -> re.Pattern[str] | None:
+def _special_token_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str] | None:
     """Returns a pattern of the added tokens before which text may be split, or None if there are none.
 
     It leaves out tokens that absorb blanks on their left and tokens that another token can overlap.
@@ -270,7 +278,7 @@ def _special_token_pattern(tokenizer: Any) -> re.Pattern[str] | None:
     )
 
 
-def _is_overlapped(token: Any, others: Sequence[Any]) -> bool:
+def _is_overlapped(token: "AddedToken", others: "Sequence[AddedToken]") -> bool:
     """Returns whether another token can begin before `token` in a text and reach into it."""
     return any(
         token.content.startswith(other.content[start:]) or other.content.startswith(token.content, start)
@@ -302,7 +310,7 @@ def drop_double_bos(sequences: Sequence[list[int]], special: SpecialTokens, note
     return True
 
 
-def chunks(records: Sequence[AnyRecord], kind: Any) -> Iterator[list[AnyRecord]]:
+def chunks(records: Sequence[AnyRecord], kind: Callable[[AnyRecord], object]) -> Iterator[list[AnyRecord]]:
     """Yields lists of consecutive records with equal `kind(record)`: up to `CHUNK_ROWS`, fewer if they are long."""
     for _, run in groupby(records, key=kind):
         chunk: list[AnyRecord] = []
@@ -343,7 +351,7 @@ class IdTable:
         self._batches.append(pa.record_batch(arrays, schema=self._schema))
         self._columns = [[] for _ in self._schema]
 
-    def to_dataset(self) -> Any:
+    def to_dataset(self) -> "Dataset":
         """Returns the rows as a `datasets.Dataset`."""
         import pyarrow as pa
         from datasets import Dataset

@@ -48,7 +48,7 @@ QUOTES = (
 Row = dict[str, Any]
 
 
-def iter_rows(spec: Any) -> Iterator[tuple[Row, str]]:
+def iter_rows(spec: object) -> Iterator[tuple[Row, str]]:
     """Yields (row, place) for each row of `spec`; the place is `path:line`, or `path:row N` if a file has no lines.
 
     A JSON row with a repeated key is a `RepeatingRow`: the caller decides whether a column that it reads is affected.

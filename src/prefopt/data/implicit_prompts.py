@@ -88,7 +88,7 @@ class ImplicitNotes:
     """Pairs with a completion that contains another mark of an assistant's turn."""
 
 
-def split_common_prompt(chosen: Content, rejected: Content) -> tuple[Any, Any, Any]:
+def split_common_prompt(chosen: Content, rejected: Content) -> tuple[Content, Content, Content]:
     """Returns (prompt, chosen, rejected) of a pair whose prompt is the common beginning of both completions.
 
     For messages the rule is that of `trl.data_utils.extract_prompt`: the last message never belongs to the prompt.

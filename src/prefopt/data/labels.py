@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
 
 from prefopt.data.values import describe
 from prefopt.process.errors import UserError
@@ -51,14 +50,14 @@ class Labels:
     def __init__(self) -> None:
         self._columns: dict[str, _Column] = {}
 
-    def add(self, row: dict[str, Any], source: str) -> None:
+    def add(self, row: dict[str, object], source: str) -> None:
         """Adds the labels of one row, which has messages, or a prompt and a completion."""
         if is_missing(row.get("rejected")):  # else the row is a pair, of which SFT trains the chosen answer
             for column in LABELS:
                 if not is_missing(value := row.get(column)):
                     self._add(column, value, source)
 
-    def _add(self, name: str, value: Any, source: str) -> None:
+    def _add(self, name: str, value: object, source: str) -> None:
         column = self._columns.setdefault(name, _Column())
         verdict = says_wanted(value)
         if verdict is None:
@@ -93,14 +92,14 @@ class Labels:
                 )
 
 
-def is_missing(value: Any) -> bool:
+def is_missing(value: object) -> bool:
     """Returns whether a value stands for an empty cell: null, NaN, blank, or a word in `MISSING`."""
     if isinstance(value, str):
         return value.strip().lower() in MISSING
     return value is None or (isinstance(value, (float, Decimal)) and math.isnan(value))
 
 
-def says_wanted(value: Any) -> bool | None:
+def says_wanted(value: object) -> bool | None:
     """Returns whether a label means wanted (True) or unwanted (False); None if it means neither."""
     number = _number(value)
     if number is not None:
@@ -109,7 +108,7 @@ def says_wanted(value: Any) -> bool | None:
     return True if word in WANTED else False if word in UNWANTED else None
 
 
-def _number(value: Any) -> float | Decimal | int | None:
+def _number(value: object) -> float | Decimal | int | None:
     if isinstance(value, str):
         try:
             return float(value)
@@ -118,5 +117,5 @@ def _number(value: Any) -> float | Decimal | int | None:
     return value if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) else None
 
 
-def _word(value: Any) -> str:
+def _word(value: object) -> str:
     return str(value).strip().lower() if isinstance(value, (bool, int, float, Decimal, str)) else "an object"

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import LossOn, OnBadRow, OnControlToken
@@ -19,6 +19,10 @@ from prefopt.data.records import ReadNotes, Record, read_records
 from prefopt.data.split import find_overlap, split_by_prompt
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
 from prefopt.process.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +43,12 @@ class TokenizedSplits:
     """The splits as `datasets.Dataset` of token ids; see `prefopt.data.tokenize.Tokenized` for the columns."""
 
     kind: Kind
-    train: Any
-    held_out: Any | None
+    train: "Dataset"
+    held_out: "Dataset | None"
     notes: DataNotes
 
 
-def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: Any = None) -> Splits:
+def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object = None) -> Splits:
     """Reads `config.train`, and takes the held-out records from `config.held_out` or splits them off by prompt.
 
     Args:
@@ -122,7 +126,7 @@ def read_record(config: DataConfig, *, kind: Kind, row: int) -> Record:
 
 
 def load_tokenized(
-    splits: Splits, tokenizer: Any, config: DataConfig, *, loss_on: LossOn = LossOn.completions
+    splits: Splits, tokenizer: "PreTrainedTokenizerBase", config: DataConfig, *, loss_on: LossOn = LossOn.completions
 ) -> TokenizedSplits:
     """Returns the token ids of both splits, and adds the counts of tokenization to the notes of `splits`.
 
@@ -143,7 +147,7 @@ def load_tokenized(
 
 
 def _read(
-    spec: Any, config: DataConfig, kind: Kind, notes: DataNotes, split: SplitName, labels: Labels
+    spec: object, config: DataConfig, kind: Kind, notes: DataNotes, split: SplitName, labels: Labels
 ) -> list[Record]:
     result = read_records(spec, format=config.format, kind=kind, columns=config.columns, labels=labels)
     notes.read[split] = result.notes
@@ -274,8 +278,13 @@ def _require_records(train: Sequence[Record], held_out: Sequence[Record] | None,
 
 
 def _tokenize(
-    splits: Splits, split: SplitName, records: Sequence[Any], tokenizer: Any, config: DataConfig, loss_on: LossOn
-) -> Any:
+    splits: Splits,
+    split: SplitName,
+    records: Sequence[Record],
+    tokenizer: "PreTrainedTokenizerBase",
+    config: DataConfig,
+    loss_on: LossOn,
+) -> "Dataset":
     limits: dict[str, Any] = {
         "max_length": config.max_length,
         "on_long_prompt": config.on_long_prompt,

@@ -34,7 +34,7 @@ RESERVED_KWARGS = frozenset(
 """Forbidden keys of `chat_template_kwargs`: they would replace the template, its input, or arguments of its call."""
 
 
-def check_content(value: Any, field: str) -> Content:
+def check_content(value: object, field: str) -> Content:
     """Returns `value` as text or as a checked list of messages; raises a `RowError` if it is neither."""
     if isinstance(value, str):
         return check_text(value, field)
@@ -43,7 +43,7 @@ def check_content(value: Any, field: str) -> Content:
     raise RowError(f"'{field}' must be text or a list of messages {{role, content}}, found {describe(value)}.")
 
 
-def check_messages(value: Any, field: str) -> list[Message]:
+def check_messages(value: object, field: str) -> list[Message]:
     """Returns `value` as messages with known roles; keys with a null value are removed, as in transformers."""
     if not isinstance(value, list):
         raise RowError(f"'{field}' must be a list of messages {{role, content}}, found {describe(value)}.")
@@ -52,7 +52,7 @@ def check_messages(value: Any, field: str) -> list[Message]:
     return [_check_message(message, f"{field}[{index}]") for index, message in enumerate(value)]
 
 
-def _check_message(value: Any, field: str) -> Message:
+def _check_message(value: object, field: str) -> Message:
     if not isinstance(value, dict):
         raise RowError(f"'{field}' must be a message {{role, content}}, found {describe(value)}.")
     message = {key: item for key, item in value.items() if item is not None}
@@ -78,7 +78,7 @@ def _check_message(value: Any, field: str) -> Message:
     return message
 
 
-def join_parts(value: Any, field: str) -> Any:
+def join_parts(value: object, field: str) -> object:
     """Returns the joined text of content that is a list of parts; other content is returned unchanged."""
     if not isinstance(value, list):
         return value
@@ -131,7 +131,7 @@ def trained_turns(messages: Sequence[Message], num_prompt: int | None = None) ->
     return [at for at, message in enumerate(messages) if at >= num_prompt and is_trained(message)]
 
 
-def add_system(prompt: Content, system: Any, field: str = "prompt") -> Content:
+def add_system(prompt: Content, system: object, field: str = "prompt") -> Content:
     """Returns the prompt with the column `system` of its row prepended as a system message.
 
     Raises:
@@ -171,7 +171,7 @@ def check_prompt(messages: list[Message], field: str = "prompt") -> None:
         )
 
 
-def check_template_kwargs(value: Any) -> dict[str, Any]:
+def check_template_kwargs(value: object) -> dict[str, Any]:
     """Returns the checked arguments that a row passes to the chat template; {} for None."""
     if value is None:
         return {}

@@ -1,7 +1,7 @@
 """All counts of reading and tokenizing, and the sentences that report them to the user."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from prefopt.data.encoding import TokenizeNotes
 from prefopt.data.records import ReadNotes
@@ -83,7 +83,7 @@ class DataNotes:
         final = {split: notes.num_kept for split, notes in self.tokenized.items()} or self.num_records
         return [*lines, *(f"{split}: {count} rows used" for split, count in final.items() if count)]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Returns all counts, including zeros, as a dict that can be written as JSON."""
         return asdict(self)
 

@@ -3,14 +3,17 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from prefopt.data.cache import CODE, digest_tokenizer
 from prefopt.data.files import HUB, find_files
 from prefopt.process.errors import explained
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def describe_origin(specs: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+
+def describe_origin(specs: Mapping[str, object], tokenizer: "PreTrainedTokenizerBase") -> dict[str, object]:
     """Returns digests (SHA-256, hex) of everything on which the token ids depend: `files`, `tokenizer`, `reader`.
 
     Args:
@@ -24,7 +27,7 @@ def describe_origin(specs: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
     return {"files": files, "tokenizer": digest_tokenizer(tokenizer), "reader": CODE}
 
 
-def _digest(spec: Any) -> str | None:
+def _digest(spec: object) -> str | None:
     """Returns a digest of the contents of all files of a data set, in order; None if some of them are on the hub."""
     items = [str(item) for item in (spec if isinstance(spec, (list, tuple)) else [spec])]
     if any(item.startswith(HUB) for item in items):

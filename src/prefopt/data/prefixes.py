@@ -1,10 +1,9 @@
 """The common beginning of two sequences."""
 
 from collections.abc import Sequence
-from typing import Any
 
 
-def common_prefix_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+def common_prefix_length(first: Sequence[object], second: Sequence[object]) -> int:
     """Returns how many leading items (characters, tokens or messages) two sequences of one type share.
 
     It uses bisection, since comparing slices is much faster than comparing items one by one.

@@ -3,10 +3,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
 
 Array = NDArray[Any]
 
@@ -27,7 +31,7 @@ class Ragged:
     offsets: NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: Sequence[Array], dtype: Any) -> "Ragged":
+    def of(cls, rows: Sequence[Array], dtype: DTypeLike) -> "Ragged":
         """Returns the ragged array of some rows, each of shape (length,)."""
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         values = np.concatenate(rows).astype(dtype, copy=False) if len(rows) else np.empty(0, dtype)
@@ -52,7 +56,7 @@ class Ragged:
         num_kept = np.concatenate([[0], np.cumsum(is_kept, dtype=np.int64)])
         return Ragged(self.values[is_kept], num_kept[self.offsets])
 
-    def to_arrow(self) -> Any:
+    def to_arrow(self) -> "pa.LargeListArray":
         """Returns the rows as a pyarrow array of lists."""
         import pyarrow as pa
 
@@ -81,7 +85,7 @@ class PairTable:
     contexts: tuple[Ragged, Ragged] | None = None
 
     @classmethod
-    def of(cls, dataset: Any) -> "PairTable":
+    def of(cls, dataset: "Dataset") -> "PairTable":
         """Returns the table of a `datasets.Dataset` with the columns prompt_ids, chosen_ids and rejected_ids."""
         table = dataset.with_format("arrow")[:]
         prompt, chosen, rejected = (_read(table.column(f"{name}_ids")) for name in ("prompt", "chosen", "rejected"))
@@ -118,7 +122,7 @@ class PairLogps:
     rejected: Ragged
 
 
-def _read(column: Any) -> Ragged:
+def _read(column: "pa.ChunkedArray") -> Ragged:
     array = column.combine_chunks()
     lengths = array.value_lengths().to_numpy(zero_copy_only=False)
     values = array.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False)

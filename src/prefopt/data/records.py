@@ -149,7 +149,7 @@ CHECKED: dict[Kind, tuple[str, ...]] = {
 
 
 def read_records(
-    spec: Any,
+    spec: object,
     *,
     format: DataFormat,
     kind: Kind,
@@ -209,7 +209,7 @@ def read_records(
 
 
 def _read_row(
-    row: dict[str, Any], source: str, format: DataFormat, kind: Kind, columns: Mapping[str, str], notes: ReadNotes
+    row: dict[str, object], source: str, format: DataFormat, kind: Kind, columns: Mapping[str, str], notes: ReadNotes
 ) -> tuple[Record, DataFormat, Shape] | None:
     """Returns a row's record, format and shape, and counts its unread columns in `notes`; None for a tie."""
     named = rename(row, columns)
@@ -230,7 +230,7 @@ def _read_row(
     return record, row_format, shape
 
 
-def build_record(row: dict[str, Any], kind: Kind, source: str) -> tuple[Record, Shape]:
+def build_record(row: dict[str, object], kind: Kind, source: str) -> tuple[Record, Shape]:
     """Returns the record of one row in TRL's format, and the row's shape.
 
     Raises:
@@ -314,7 +314,7 @@ def _is_asked(text: str, messages: list[Message]) -> bool:
     return any(whole.search(" ".join(content.split())) for content in said)
 
 
-def _build_example(row: dict[str, Any], source: str) -> tuple[SFTExample, Shape]:
+def _build_example(row: dict[str, object], source: str) -> tuple[SFTExample, Shape]:
     fields: dict[str, Any]
     if "completion" in row or ("prompt" in row and "messages" not in row):
         _require_fields(row, ("prompt", "completion"), "sft")
@@ -344,7 +344,7 @@ def _build_example(row: dict[str, Any], source: str) -> tuple[SFTExample, Shape]
     return example, _shape(tuple(fields), next(iter(fields.values())))
 
 
-def _check_conversation(row: dict[str, Any]) -> Content:
+def _check_conversation(row: dict[str, object]) -> Content:
     messages = check_messages(row["messages"], "messages")
     if len(messages) < 2:
         raise RowError("'messages' has one message. It needs a turn that the assistant answers.")
@@ -359,7 +359,7 @@ def _check_conversation(row: dict[str, Any]) -> Content:
     return add_system(messages, row.get("system", ""), "messages")
 
 
-def _require_same_question(prompt: Any, messages: list[Message]) -> None:
+def _require_same_question(prompt: object, messages: list[Message]) -> None:
     """Refuses a row whose `prompt` is not part of its `messages`."""
     asked = check_content(prompt, "prompt") if prompt else ""
     if isinstance(asked, list) and messages[: len(asked)] != asked:
@@ -390,14 +390,14 @@ def _shape(fields: tuple[str, ...], content: Content) -> Shape:
     return Shape(fields, "messages" if isinstance(content, list) else "text")
 
 
-def _require_fields(row: dict[str, Any], names: tuple[str, ...], kind: Kind) -> None:
+def _require_fields(row: dict[str, object], names: tuple[str, ...], kind: Kind) -> None:
     for name in names:
         if name not in row:
             hint = other_kind(row, kind) or suggest([each for each in ("prompt", *names) if each not in row], row)
             raise RowError(f"field '{name}' is missing; found {_found(row)}.{hint}")
 
 
-def _found(row: dict[str, Any]) -> str:
+def _found(row: dict[str, object]) -> str:
     return show_names(row) or "no field with a value"
 
 

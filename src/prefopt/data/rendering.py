@@ -7,7 +7,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 
@@ -15,6 +15,9 @@ from prefopt.data.messages import UNTRAINED, Message
 from prefopt.data.prefixes import common_prefix_length
 from prefopt.data.values import describe
 from prefopt.process.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 RENDER_LIMIT_S = 10.0
 """Time limit in seconds of one call of a chat template, to which `RENDER_SHARE_S` is added for each chat."""
@@ -60,7 +63,7 @@ class Span(NamedTuple):
     end: int
 
 
-def require_chat_template(tokenizer: Any, source: str) -> None:
+def require_chat_template(tokenizer: "PreTrainedTokenizerBase", source: str) -> None:
     """Refuses a tokenizer without a chat template; `source` is the place of a row with messages."""
     if not tokenizer.chat_template:
         raise UserError(
@@ -69,7 +72,7 @@ def require_chat_template(tokenizer: Any, source: str) -> None:
         )
 
 
-def render_chats(tokenizer: Any, chats: Sequence[Chat]) -> list[str]:
+def render_chats(tokenizer: "PreTrainedTokenizerBase", chats: Sequence[Chat]) -> list[str]:
     """Returns the text of each chat.
 
     Chats that share tools and template arguments are rendered in one call, which sets up the template once.
@@ -138,7 +141,7 @@ def _has_context(chat: Chat) -> bool:
     return bool(chat.tools or chat.template_kwargs)
 
 
-def _render_alike(tokenizer: Any, chats: Sequence[Chat]) -> list[str]:
+def _render_alike(tokenizer: "PreTrainedTokenizerBase", chats: Sequence[Chat]) -> list[str]:
     first = chats[0]
     try:
         with _time_limit(RENDER_LIMIT_S + RENDER_SHARE_S * len(chats)):
@@ -175,7 +178,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
         yield
         return
 
-    def stop(*_: Any) -> None:
+    def stop(*_: object) -> None:
         raise TimeoutError(f"it takes more than {seconds:.0f} s")
 
     earlier = signal.signal(signal.SIGALRM, stop)
@@ -187,7 +190,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, earlier)
 
 
-def _require_tools_rendered(tokenizer: Any, chats: Sequence[Chat]) -> None:
+def _require_tools_rendered(tokenizer: "PreTrainedTokenizerBase", chats: Sequence[Chat]) -> None:
     """Refuses a template that leaves tools out: the model would be trained to call tools that its prompt lacks."""
     chat = next((chat for chat in chats if chat.tools), None)
     if chat is None:
@@ -200,7 +203,7 @@ def _require_tools_rendered(tokenizer: Any, chats: Sequence[Chat]) -> None:
         )
 
 
-def unread_keys(tokenizer: Any, chats: Iterable[tuple[str, Iterable[Message]]]) -> Counter[str]:
+def unread_keys(tokenizer: "PreTrainedTokenizerBase", chats: Iterable[tuple[str, Iterable[Message]]]) -> Counter[str]:
     """Returns the keys of messages that the chat template never mentions, each with the number of chats that have it.
 
     Args:
@@ -225,7 +228,7 @@ def unread_keys(tokenizer: Any, chats: Iterable[tuple[str, Iterable[Message]]]) 
     return unread
 
 
-def render_turns(tokenizer: Any, chats: Sequence[Chat]) -> tuple[list[str], list[list[Span]]]:
+def render_turns(tokenizer: "PreTrainedTokenizerBase", chats: Sequence[Chat]) -> tuple[list[str], list[list[Span]]]:
     """Returns the text of each chat, and for each trained turn its characters from the end of its header on.
 
     A turn is located by rendering the chat twice, before and after it. For `[user, assistant]` in a ChatML template::
@@ -261,7 +264,9 @@ def render_turns(tokenizer: Any, chats: Sequence[Chat]) -> tuple[list[str], list
     return texts, spans
 
 
-def _turn_span(tokenizer: Any, chat: Chat, text: str, turn: int, before: str, after: str) -> Span:
+def _turn_span(
+    tokenizer: "PreTrainedTokenizerBase", chat: Chat, text: str, turn: int, before: str, after: str
+) -> Span:
     _, said = _split_thought(chat.messages[turn])
     start = common_prefix_length(before, text)
     is_told_apart = True
@@ -315,7 +320,7 @@ def _end_of_turn(text: str, after: str, start: int, said: str) -> int:
 
 
 def locate_tokens(
-    tokenizer: Any, texts: list[str], spans: Sequence[Sequence[Span]]
+    tokenizer: "PreTrainedTokenizerBase", texts: list[str], spans: Sequence[Sequence[Span]]
 ) -> Iterator[tuple[list[int], list[Span]]]:
     """Yields the ids of each rendered chat, and its spans of characters converted to spans of tokens.
 
@@ -334,7 +339,7 @@ def locate_tokens(
         yield ids, [Span(start, end) for start, end in bounds]
 
 
-def _token_at(batch: Any, index: int, position: int, num_characters: int, num_tokens: int) -> int:
+def _token_at(batch: "BatchEncoding", index: int, position: int, num_characters: int, num_tokens: int) -> int:
     """Returns the index of the first token at or after character `position`; `num_tokens` if there is none."""
     while position < num_characters:
         token: int | None = batch.char_to_token(index, position)

@@ -129,5 +129,5 @@ def _identity(message: Message) -> str:
     return f'{{"content": {said}, "role": "{message["role"]}"{called}}}'
 
 
-def _spell(value: Any) -> str:
+def _spell(value: object) -> str:
     return json.dumps(value, sort_keys=True, default=str)

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 ROWS = "rows"
 """Key of a batch: for each row its index in the training data, or `NO_ROW` for a dummy row."""
@@ -98,16 +101,16 @@ class StepBatches:
 class NumberedRows:
     """A data set that adds its index to each row as `ROWS`; index `~i` returns row i as a dummy row, with `NO_ROW`."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: "Dataset") -> None:
         self._dataset = dataset
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, object]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, indices: list[int]) -> list[dict[str, object]]:
         rows = self._dataset.__getitems__([index if index >= 0 else ~index for index in indices])
         return [{**row, ROWS: max(index, NO_ROW)} for row, index in zip(rows, indices, strict=True)]
 

@@ -70,11 +70,11 @@ def _forgiving_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return repeating
 
 
-def _repeated(pairs: list[tuple[str, Any]]) -> list[str]:
+def _repeated(pairs: list[tuple[str, object]]) -> list[str]:
     return [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
 
 
-def _told_twice(key: Any) -> str:
+def _told_twice(key: object) -> str:
     return f"the key {json.dumps(key)} stands twice in one object; remove one of them"
 
 
@@ -173,7 +173,7 @@ def _decode_row(text: str, position: int) -> tuple[Any, int]:
     return (RepeatingRow(value, _repeated_columns(value)) if isinstance(value, dict) else value), position
 
 
-def _repeated_columns(row: dict[str, Any]) -> dict[str, str]:
+def _repeated_columns(row: dict[str, object]) -> dict[str, str]:
     repeated = {}
     for column, value in row.items():
         inside = [value]

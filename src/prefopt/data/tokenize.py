@@ -8,7 +8,7 @@ completion has turns of users or tools, which TRL trains and prefopt does not.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
 from prefopt.data.control_tokens import ControlTokens
@@ -29,6 +29,10 @@ from prefopt.data.records import PreferencePair, Record, SFTExample, message_fie
 from prefopt.data.rendering import Chat, Span, locate_tokens, render_turns, unread_keys
 from prefopt.process.errors import UserError
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
@@ -39,13 +43,13 @@ class Tokenized:
     `source`.
     """
 
-    dataset: Any
+    dataset: "Dataset"
     notes: TokenizeNotes
 
 
 def tokenize_pairs(
     pairs: Sequence[PreferencePair],
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     max_length: int,
     on_long_prompt: OnBadRow,
@@ -91,7 +95,7 @@ def tokenize_pairs(
 
 def tokenize_sft(
     examples: Sequence[SFTExample],
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     max_length: int,
     loss_on: LossOn,
@@ -136,7 +140,7 @@ def tokenize_sft(
     return Tokenized(table.to_dataset(), notes)
 
 
-def _count_plain(tokenizer: Any, records: Sequence[Record]) -> int:
+def _count_plain(tokenizer: "PreTrainedTokenizerBase", records: Sequence[Record]) -> int:
     """Returns how many prompts are plain text without control tokens; 0 if the tokenizer has no chat template."""
     if not tokenizer.chat_template:
         return 0
@@ -144,7 +148,7 @@ def _count_plain(tokenizer: Any, records: Sequence[Record]) -> int:
     return sum(isinstance(record.prompt, str) and not control.find(record.prompt) for record in records)
 
 
-def _unread_keys(tokenizer: Any, records: Sequence[Record]) -> dict[str, int]:
+def _unread_keys(tokenizer: "PreTrainedTokenizerBase", records: Sequence[Record]) -> dict[str, int]:
     """Returns the keys of messages that the chat template does not read, each with the number of rows that have it."""
     if not tokenizer.chat_template:
         return {}
@@ -165,7 +169,7 @@ class _Turns(NamedTuple):
 
 
 def _locate_turns_of_pairs(
-    tokenizer: Any, pairs: Sequence[PreferencePair], notes: TokenizeNotes
+    tokenizer: "PreTrainedTokenizerBase", pairs: Sequence[PreferencePair], notes: TokenizeNotes
 ) -> Iterator[tuple[_Turns, _Turns]]:
     """Yields for each pair the trained ranges of two conversations: prompt + chosen, and prompt + rejected."""
     if not pairs:

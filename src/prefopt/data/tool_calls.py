@@ -6,7 +6,7 @@ from prefopt.data.strict_json import JSONError, parse, parse_structure
 from prefopt.data.values import RowError, check_nested, describe
 
 
-def check_tools(value: Any) -> list[Any] | None:
+def check_tools(value: object) -> list[Any] | None:
     """Returns the tools of a row, given as a list or as JSON text; None if there are none."""
     if isinstance(value, str) and value.strip():
         try:
@@ -24,7 +24,7 @@ def check_tools(value: Any) -> list[Any] | None:
     return value
 
 
-def wrap_tools(value: Any) -> list[Any] | None:
+def wrap_tools(value: object) -> list[Any] | None:
     """Returns tools as transformers' templates expect them: `{type: function, function: {...}}`."""
     tools = check_tools(value)
     if tools is None:
@@ -47,7 +47,7 @@ def read_calls(message: dict[str, Any], field: str) -> None:
     message["tool_calls"] = [_read_call(call, f"{field}.tool_calls[{index}]") for index, call in enumerate(calls)]
 
 
-def _read_call(call: dict[str, Any], field: str) -> dict[str, Any]:
+def _read_call(call: dict[str, object], field: str) -> dict[str, object]:
     if "function" not in call:
         return _with_arguments(call, field)
     function = call["function"]
@@ -56,7 +56,7 @@ def _read_call(call: dict[str, Any], field: str) -> dict[str, Any]:
     return {**call, "function": _with_arguments(function, f"{field}.function")}
 
 
-def _with_arguments(function: dict[str, Any], field: str) -> dict[str, Any]:
+def _with_arguments(function: dict[str, object], field: str) -> dict[str, object]:
     if "arguments" not in function:
         return function
     arguments = function["arguments"]

@@ -15,7 +15,7 @@ class RowError(ValueError):
     """An error in one row; the caller that knows the row's place puts it in front of the message."""
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """Returns the JSON type of `value` and its beginning, for error messages."""
     names = {bool: "a boolean", str: "text", list: "a list", dict: "an object", int: "a number", float: "a number"}
     if value is None:
@@ -40,7 +40,7 @@ def show_names(names: Iterable[str]) -> str:
     return ", ".join(shown[:MAX_SHOWN]) + more
 
 
-def check_text(value: Any, field: str) -> str:
+def check_text(value: object, field: str) -> str:
     """Returns `value`; raises a `RowError` unless it is text that a tokenizer can encode."""
     if not isinstance(value, str):
         raise RowError(f"'{field}' must be text, found {describe(value)}.")
@@ -54,7 +54,7 @@ def check_text(value: Any, field: str) -> str:
     return value
 
 
-def check_nested(value: Any, field: str) -> None:
+def check_nested(value: object, field: str) -> None:
     """Refuses a value with text that cannot be encoded, with a type that JSON lacks, or with too deep nesting."""
     level = [value]
     for _ in range(MAX_DEPTH):

@@ -13,7 +13,7 @@ BUCKET_ELEMENTS = 50_000_000
 """Gradient elements that are reduced together. DeepSpeed's default, 500 million, takes 2 GB per rank in float32."""
 
 
-def build_deepspeed(config: DeepSpeedConfig) -> dict[str, Any] | None:
+def build_deepspeed(config: DeepSpeedConfig) -> dict[str, object] | None:
     """DeepSpeed's configuration, None without ZeRO; values of "auto" come from the training arguments."""
     if config.stage is None:
         return None
@@ -33,7 +33,9 @@ def build_deepspeed(config: DeepSpeedConfig) -> dict[str, Any] | None:
     }
 
 
-def choose_optimizer(config: DeepSpeedConfig, optim: OptimConfig) -> tuple[type[Any], dict[str, Any]] | None:
+def choose_optimizer(
+    config: DeepSpeedConfig, optim: OptimConfig
+) -> tuple[type[torch.optim.Optimizer], dict[str, object]] | None:
     """Class and arguments of the optimizer that steps in host memory; None without offload: transformers chooses.
 
     It uses the parameter groups of transformers, so weight decay applies to the same weights as without offload.

@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from prefopt.config.schema import TrainConfig
 from prefopt.distributed.native_ops import leave_out_shared_memory
 from prefopt.process.errors import EndedError, ToldByRank0, UserError
 from prefopt.process.ranks import is_main, rank, world_size
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import PrefixStore
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -271,7 +274,7 @@ def _describe_positions(what: str) -> str:
     return f"rank {rank()} waited in vain during {what}: " + "; ".join(where)
 
 
-def _store() -> Any:
+def _store() -> "PrefixStore":
     from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
     return PrefixStore("prefopt", _get_default_store())

@@ -13,9 +13,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from prefopt.process.errors import UserError
+
+if TYPE_CHECKING:
+    from deepspeed.ops.op_builder.builder import OpBuilder
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ def load_adam() -> None:
         ) from error
 
 
-def _build(builder: Any) -> None:
+def _build(builder: "OpBuilder") -> None:
     """Loads an operation, and builds it first if needed; DeepSpeed's own call to load it then finds it loaded."""
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True)

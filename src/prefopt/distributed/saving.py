@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
@@ -27,6 +27,9 @@ from prefopt.process.ranks import is_main, rank, world_size
 from prefopt.storage import sealed
 from prefopt.storage.digests import Digester
 from prefopt.storage.files import write_text
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +74,7 @@ class CheckpointSaver:
         self._keep = keep
 
     @phases.of(phases.CHECKPOINTS)
-    def save(self, trainer: Any, facts: Callable[[], CheckpointFacts]) -> bool:
+    def save(self, trainer: "Trainer", facts: Callable[[], CheckpointFacts]) -> bool:
         """Writes the checkpoint `step-<n>` and returns whether that worked; if not, logs the reason.
 
         Args:
@@ -94,7 +97,7 @@ class CheckpointSaver:
         phases.save()
         return problem is None
 
-    def _write(self, trainer: Any, folder: Path, digester: Digester) -> str | None:
+    def _write(self, trainer: "Trainer", folder: Path, digester: Digester) -> str | None:
         problems = Problems()
         with problems.kept():
             if is_main():
@@ -118,7 +121,7 @@ class CheckpointSaver:
         barrier()
         return problems.agreed()
 
-    def _write_state(self, trainer: Any, folder: Path, problems: Problems) -> None:
+    def _write_state(self, trainer: "Trainer", folder: Path, problems: Problems) -> None:
         """Writes the training state besides the weights: optimizer, schedule, random states, trainer."""
         if trainer.is_deepspeed_enabled:
             _save_engine(trainer, folder, problems)
@@ -178,7 +181,7 @@ class CheckpointSaver:
             )
 
 
-def save_weights(trainer: Any, folder: Path, problems: Problems) -> None:
+def save_weights(trainer: "Trainer", folder: Path, problems: Problems) -> None:
     """Writes the whole model or adapter in Hugging Face format. All ranks call it; rank 0 writes."""
     if not is_partitioned(trainer.model):
         with problems.kept():
@@ -192,7 +195,7 @@ def save_weights(trainer: Any, folder: Path, problems: Problems) -> None:
             trainer.processing_class.save_pretrained(str(folder))
 
 
-def is_partitioned(model: Any) -> bool:
+def is_partitioned(model: torch.nn.Module) -> bool:
     """Returns whether ZeRO-3 has partitioned the parameters."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
@@ -265,17 +268,17 @@ def _largest_first(named: tuple[str, int]) -> tuple[int, str]:
     return -named[1], named[0]
 
 
-def _save_engine(trainer: Any, folder: Path, problems: Problems) -> None:
+def _save_engine(trainer: "Trainer", folder: Path, problems: Problems) -> None:
     """Writes DeepSpeed's part of a checkpoint. A write error is kept, so that all ranks reach DeepSpeed's barriers."""
     engine, tag = trainer.model_wrapped, f"global_step{trainer.state.global_step}"
     writer, copy_script = engine.checkpoint_engine, engine._copy_recovery_script
     save = writer.save
 
-    def guarded_save(*args: Any, **kwargs: Any) -> None:
+    def guarded_save(*args: object, **kwargs: object) -> None:
         with problems.kept():
             save(*args, **kwargs)
 
-    def guarded_copy(*args: Any, **kwargs: Any) -> None:
+    def guarded_copy(*args: object, **kwargs: object) -> None:
         with problems.kept():
             copy_script(*args, **kwargs)
 

@@ -18,13 +18,17 @@ import contextlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prefopt.distributed.unpickling import data_only
 from prefopt.process.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate.optimizer import AcceleratedOptimizer
+    from transformers import Trainer
 
 LATEST = "latest"
 """File in which DeepSpeed names the folder of the state, `global_step<n>`."""
@@ -78,7 +82,7 @@ def _read_tag(checkpoint: Path) -> str:
     return (checkpoint / LATEST).read_text(encoding="utf-8", errors="replace").strip()
 
 
-def load_universal(trainer: Any) -> None:
+def load_universal(trainer: "Trainer") -> None:
     """Makes the trainer's next `train(resume_from_checkpoint=...)` load the universal form. All ranks call it first.
 
     Checkpoints that the trainer saves later have DeepSpeed's usual form.
@@ -96,7 +100,14 @@ class SeparateSteps(TrainerCallback):  # type: ignore[misc]
     wrong. All stages load the step to the CPU, where a fused or capturable AdamW does not accept it.
     """
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: "AcceleratedOptimizer",
+        **kwargs: object,
+    ) -> None:
         adam = optimizer.optimizer.optimizer  # torch's, in DeepSpeed's ZeRO optimizer, in accelerate's wrapper
         on_device = adam.defaults.get("fused") or adam.defaults.get("capturable")
         for parameter, values in adam.state.items():

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
@@ -16,6 +16,9 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from prefopt.process.ranks import is_main
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 logger = logging.getLogger(__name__)
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -25,7 +28,9 @@ Tensors = dict[str, torch.Tensor]
 Stream = Iterator[torch.Tensor]
 
 
-def save_partitioned(model: Any, folder: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+def save_partitioned(
+    model: "PreTrainedModel | PeftModel", folder: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
     """Writes the files that `model.save_pretrained(folder)` of the unpartitioned model would write. All ranks call it.
 
     Rank 0 holds one shard and one parameter in memory at a time; all adapters of a PeftModel; or all weights of a
@@ -63,7 +68,7 @@ def save_partitioned(model: Any, folder: Path, *, max_shard_bytes: int = MAX_SHA
     )
 
 
-def find_obstacle(model: Any) -> str | None:
+def find_obstacle(model: "PreTrainedModel | PeftModel") -> str | None:
     """Says why rank 0 must hold all weights of a model to write it; None if one shard at a time is enough."""
     return None if isinstance(model, PeftModel) else _plan(model, _find_sources(model)).obstacle
 
@@ -83,7 +88,7 @@ class _Plan:
     obstacle: str | None
 
 
-def _plan(model: Any, sources: Tensors) -> _Plan:
+def _plan(model: "PreTrainedModel", sources: Tensors) -> _Plan:
     """Lets transformers drop, rename and convert tensors without data, and finds the source of each result."""
     conversions = getattr(model, "_weight_conversions", None)
     if conversions is not None:  # loading under ZeRO-3 also lists unused ones, and saving would revert them
@@ -104,7 +109,7 @@ def _plan(model: Any, sources: Tensors) -> _Plan:
     return _Plan(outlines, {key: sources[origins[id(outline)]] for key, outline in outlines.items()}, obstacle=None)
 
 
-def _choose_adapters(model: Any, sources: Tensors) -> Tensors:
+def _choose_adapters(model: PeftModel, sources: Tensors) -> Tensors:
     """The part of a PeftModel's state dict that PEFT writes."""
     outlines = {key: _outline(source) for key, source in sources.items()}
     keys = {id(outline): key for key, outline in outlines.items()}
@@ -116,7 +121,7 @@ def _choose_adapters(model: Any, sources: Tensors) -> Tensors:
     return {key: sources[key] for key in (keys[id(outline)] for outline in written)}
 
 
-def _find_sources(model: Any) -> Tensors:
+def _find_sources(model: "PreTrainedModel | PeftModel") -> Tensors:
     """The state dict of a model with the parameters themselves as values, since these carry ZeRO-3's attributes."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return {key: parameters.get(key, value) for key, value in model.state_dict().items()}
@@ -158,7 +163,7 @@ def _collect(sources: Tensors, stream: Stream) -> Tensors:
     return {key: whole[id(source)] for key, source in sources.items()}
 
 
-def _write_shards(model: Any, folder: Path, split: StateDictSplit, stream: Stream) -> None:
+def _write_shards(model: "PreTrainedModel", folder: Path, split: StateDictSplit, stream: Stream) -> None:
     model.save_pretrained(folder, state_dict={})  # configurations and remote code; no weights, so no file for them
     for name, keys in split.filename_to_tensors.items():
         _write_shard(folder / name, keys, stream)

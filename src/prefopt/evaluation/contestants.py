@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from prefopt.config.schema import TrainConfig
 from prefopt.evaluation.metrics import BASE, TUNED
 from prefopt.models.load import load_model, load_tuned, straight_to_device
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Contestant:
         """Whether this is the base model, with which the others are compared."""
         return self.folder is None
 
-    def load(self, config: TrainConfig) -> Any:
+    def load(self, config: TrainConfig) -> "PreTrainedModel | PeftModel":
         """Loads the model onto this process's device."""
         if self.folder is None:
             return load_model(config.model, config.peft.method, straight_to_device())

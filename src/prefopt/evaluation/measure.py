@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ from prefopt.models.reference import ReferenceStore, open_store
 from prefopt.process import phases
 from prefopt.process.errors import UserError
 from prefopt.process.paths import resolve
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +87,7 @@ class Measured:
 
 
 def measure_contestants(
-    contestants: Sequence[Contestant], config: TrainConfig, tokenizer: Any, material: Material
+    contestants: Sequence[Contestant], config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", material: Material
 ) -> dict[str, Measured]:
     """Measures contestants one after another, one model in memory at a time.
 
@@ -134,11 +138,15 @@ def release_memory() -> None:
 
 
 def measure(
-    scorer: Scorer, tokenizer: Any, material: Material, config: TrainConfig, store: ReferenceStore | None = None
+    scorer: Scorer,
+    tokenizer: "PreTrainedTokenizerBase",
+    material: Material,
+    config: TrainConfig,
+    store: ReferenceStore | None = None,
 ) -> Measured:
     """Scores the material and answers its prompts with one model; log-probs of pairs that `store` has are reused."""
 
-    def score_pairs(pairs: Any) -> PairScores | None:
+    def score_pairs(pairs: "Dataset | None") -> PairScores | None:
         if pairs is None or not len(pairs):
             return None
         table = PairTable.of(pairs)
@@ -167,7 +175,7 @@ def measure(
 
 
 def answer(
-    scorer: Scorer, tokenizer: Any, prompts: Sequence[Sequence[int]], config: TrainConfig
+    scorer: Scorer, tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Sequence[int]], config: TrainConfig
 ) -> tuple[list[Answer], list[Answer]]:
     """Returns sampled answers to all prompts, for metrics, and greedy answers to the first few, for people to read."""
     settings = config.evaluation
@@ -186,7 +194,9 @@ def seeds(seed: int) -> Iterator[int]:
         yield int(rng.integers(2**63))
 
 
-def read_neutral_texts(settings: EvaluationConfig, tokenizer: Any, context: int | None = None) -> list[ScoredSequence]:
+def read_neutral_texts(
+    settings: EvaluationConfig, tokenizer: "PreTrainedTokenizerBase", context: int | None = None
+) -> list[ScoredSequence]:
     """Tokenises the beginnings of the neutral texts; every token after the first is scored.
 
     Args:
@@ -216,7 +226,7 @@ def read_neutral_texts(settings: EvaluationConfig, tokenizer: Any, context: int 
     return sequences
 
 
-def take_sample(dataset: Any, limit: int, seed: int) -> Any:
+def take_sample(dataset: "Dataset", limit: int, seed: int) -> "Dataset":
     """Returns at most `limit` rows of a data set, drawn with `seed` and kept in their order."""
     if len(dataset) <= limit:
         return dataset
@@ -224,13 +234,13 @@ def take_sample(dataset: Any, limit: int, seed: int) -> Any:
     return dataset.select(sorted(rows.tolist()))
 
 
-def number_prompts(pairs: Any) -> NDArray[np.int64]:
+def number_prompts(pairs: "Dataset") -> NDArray[np.int64]:
     """Returns the prompt number of each pair, shape (pairs,): equal prompts have equal numbers."""
     numbers: dict[tuple[int, ...], int] = {}
     return np.array([numbers.setdefault(tuple(ids), len(numbers)) for ids in pairs["prompt_ids"]])
 
 
-def to_rows(dataset: Any) -> list[ScoredSequence]:
+def to_rows(dataset: "Dataset") -> list[ScoredSequence]:
     """Converts a tokenised data set with the columns input_ids and labels to demonstrations."""
     return [ScoredSequence(i, label) for i, label in zip(dataset["input_ids"], dataset["labels"], strict=True)]
 

@@ -138,28 +138,28 @@ class Report:
         return cls(**known)
 
 
-def _write(value: Any) -> Any:
+def _write(value: object) -> Any:
     """Returns `value` with its estimates converted to dicts."""
     if isinstance(value, dict):
         return {key: _write(item) for key, item in value.items()}
     return value.to_dict() if isinstance(value, Estimate | HeldOut) else value
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _mapping(value: object) -> Mapping[str, Any]:
     """Returns `value`, or an empty mapping for anything else."""
     return value if isinstance(value, Mapping) else {}
 
 
-def _gap(block: Mapping[str, Any]) -> Gap:
+def _gap(block: Mapping[str, object]) -> Gap:
     return {key: entry for key, entry in block.items() if isinstance(entry, float)} | _estimates(block)
 
 
-def _estimates(block: Mapping[str, Any]) -> Estimates:
+def _estimates(block: Mapping[str, object]) -> Estimates:
     found = {key: _estimate(entry) for key, entry in block.items()}
     return {key: estimate for key, estimate in found.items() if estimate is not None}
 
 
-def _estimate(entry: Any) -> Estimate | None:
+def _estimate(entry: object) -> Estimate | None:
     """Parses an entry `{value, ci95, n}`; what is no number becomes NaN. None if it is no such entry."""
     if not isinstance(entry, Mapping) or "value" not in entry:
         return None
@@ -172,6 +172,6 @@ def _estimate(entry: Any) -> Estimate | None:
     return AnswersEstimate(value, low, high, n, num_cut or 0, cut_at)
 
 
-def _number(value: Any, otherwise: Any = None) -> Any:
+def _number(value: object, otherwise: Any = None) -> Any:
     """Returns `value` if it is a number, and no truth, else `otherwise`."""
     return value if isinstance(value, Real) and not isinstance(value, bool) else otherwise

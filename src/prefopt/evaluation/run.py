@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefopt.config.choices import DataFormat
 from prefopt.config.schema import TrainConfig
 from prefopt.data.loading import TokenizedSplits, load_tokenized, read_pairs
-from prefopt.data.messages import trained_turns
+from prefopt.data.messages import Content, trained_turns
 from prefopt.data.origin import describe_origin
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.distributed import group
@@ -43,6 +43,9 @@ from prefopt.runs.directory import RunDirectory
 from prefopt.runs.final_model import is_sealed
 from prefopt.runs.provenance import MEASURED
 from prefopt.runs.settings import read_config
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +147,7 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
     )
 
 
-def _read_pairs(config: TrainConfig, examples: Examples) -> Any:
+def _read_pairs(config: TrainConfig, examples: Examples) -> "Dataset | None":
     """Reads the preference pairs on which an SFT run is measured too; None if `evaluation.pairs` is not set."""
     if config.evaluation.pairs is None:
         return None
@@ -167,7 +170,7 @@ def describe_data(examples: Examples, material: Material) -> dict[str, Any]:
     return {"sha256": digests, **examples.tokenized.notes.to_dict()}
 
 
-def describe_sources(config: TrainConfig, examples: Examples) -> dict[str, Any]:
+def describe_sources(config: TrainConfig, examples: Examples) -> dict[str, object]:
     """Describes the files and the tokenizer that the tokens were made from; see `describe_origin`."""
     data, evaluation = config.data, config.evaluation
     specs = {"train": data.train, "held_out": data.held_out}
@@ -196,14 +199,14 @@ def choose_folder(config: TrainConfig, run: RunDirectory, examples: Examples, ma
     return folder
 
 
-def _short_name(data: Any) -> str:
+def _short_name(data: object) -> str:
     """Returns a short name of a data set for use in a folder's name: its first file name without endings."""
     first = data[0] if isinstance(data, list) and data else data
     stem = Path(str(first or "held_out")).name.split(".")[0]
     return re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-")[:40] or "data"
 
 
-def describe_run(config: TrainConfig, data: TokenizedSplits, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+def describe_run(config: TrainConfig, data: TokenizedSplits, metrics: list[dict[str, Any]]) -> dict[str, object]:
     """Returns the settings of the run for the head of the report: model, data, algorithm, steps."""
     algorithm = config.algorithm
     return {
@@ -233,14 +236,14 @@ def _count_epochs(config: TrainConfig, data: TokenizedSplits, metrics: list[dict
     return round(metrics[-1]["pairs"] / len(data.train), 4) if metrics else config.trainer.num_epochs
 
 
-def describe_flaws(run: RunDirectory, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+def describe_flaws(run: RunDirectory, metrics: list[dict[str, Any]]) -> dict[str, object]:
     """Returns the damage to the run's files, for the findings: lost log lines, an unsealed model."""
     lost = run.count_lost_records(metrics)
     flaws: dict[str, Any] = {"lost_records": lost} if lost else {}
     return flaws if is_sealed(run.model) else {**flaws, "model_is_sealed": False}
 
 
-def throughput(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+def throughput(metrics: list[dict[str, Any]]) -> dict[str, float | None]:
     """Returns examples and tokens per second of training steps over all attempts. MFU is None: the peak is unknown."""
     last = metrics[-1] if metrics else {"pairs": 0, "tokens": 0, "training_s": 0.0}
     # Earlier versions logged only the whole time.
@@ -274,7 +277,7 @@ def _texts(record: PreferencePair | SFTExample) -> tuple[str, str | None]:
     return _plain(record.prompt or ""), _plain(record.completion or "")
 
 
-def _plain(content: str | list[dict[str, Any]]) -> str:
+def _plain(content: Content) -> str:
     if isinstance(content, str):
         return content
     if len(content) == 1:

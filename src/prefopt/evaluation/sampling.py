@@ -4,10 +4,15 @@ import logging
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from prefopt.distributed.group import place, pool
 from prefopt.evaluation.scoring import Scorer
@@ -151,7 +156,7 @@ def _by_length(questions: Sequence[Question], rows: Iterable[int]) -> list[int]:
     return sorted(rows, key=lambda row: -len(questions[row].prompt))
 
 
-def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     configured = getattr(model.generation_config, "eos_token_id", None)
     ends = {configured} if isinstance(configured, int) else set(configured or ())
     return ends | {tokenizer.eos_token_id}

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from prefopt.models import load
 from prefopt.models.kernels import fuse_layers
 from prefopt.models.shared_prefix import share_prompts
 from prefopt.models.shared_prefix.collate import PairCollator
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 IGNORED = -100
 
@@ -87,7 +91,7 @@ class Scorer:
     shares_prompts: bool = False
 
     @classmethod
-    def of(cls, model: Any, config: TrainConfig, pad_token_id: int) -> "Scorer":
+    def of(cls, model: "PreTrainedModel | PeftModel", config: TrainConfig, pad_token_id: int) -> "Scorer":
         """Moves the model to this process's device and gives it TRL's chunked head (no full logits in memory).
 
         Args:
@@ -111,7 +115,7 @@ class Scorer:
         device: torch.device = next(self.model.parameters()).device
         return device
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def score(self, sequences: Sequence[ScoredSequence]) -> Scores:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from math import comb, erfc, nan, sqrt
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ class Estimate:
     high: float = nan
     n: int | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {"value": self.value, "ci95": [self.low, self.high], "n": self.n}
 
 

@@ -218,7 +218,7 @@ class Summary:
             CHOSEN_FELL: share(chosen < 0, self.clusters),
         }
 
-    def per_pair(self) -> list[dict[str, Any]]:
+    def per_pair(self) -> list[dict[str, object]]:
         """One row per held-out pair, for charts and for a look at single failures."""
         base, tuned = self.base.held_out_pairs, self.tuned.held_out_pairs
         if base is None or tuned is None:

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefopt.config.schema import TrainConfig
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_splits
@@ -14,6 +14,9 @@ from prefopt.process.paths import cache_folder
 from prefopt.process.ranks import is_main
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
     from prefopt.models.limits import Limits  # imports transformers, which takes seconds
 
 logger = logging.getLogger(__name__)
@@ -26,7 +29,7 @@ class Examples:
     records: Splits
     """The records, on rank 0 only; other ranks must not read them."""
     tokenized: TokenizedSplits
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase"
     limits: "Limits | None" = None
     """The model's limits; None if they were not looked up."""
 
@@ -36,7 +39,7 @@ class Examples:
         return {name: hash_rows(dataset) for name, dataset in splits.items() if dataset is not None}
 
 
-def hash_rows(dataset: Any) -> str:
+def hash_rows(dataset: "Dataset") -> str:
     """Returns the SHA-256 (hex) of a tokenised split's ids in row order, independent of their source files."""
     digest = hashlib.sha256()
     for name in sorted(set(dataset.column_names) - {"source"}):
@@ -46,7 +49,7 @@ def hash_rows(dataset: Any) -> str:
     return digest.hexdigest()
 
 
-def load_examples(config: TrainConfig, *, measured: Any = None) -> Examples:
+def load_examples(config: TrainConfig, *, measured: object = None) -> Examples:
     """Reads and tokenises the data of `config.data`, and logs counts of skipped or changed rows.
 
     Only rank 0 reads and tokenises, however long it takes; the other ranks open the result in the cache.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers.activations import ACT2FN
@@ -19,6 +19,10 @@ from prefopt.config.choices import Kernels, Precision
 from prefopt.config.schema import TrainConfig
 from prefopt.models.modes import evaluating
 from prefopt.process.errors import UserError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +51,7 @@ class FusedLayers:
         problem: Why the fused layers must not be used; None if they may.
     """
 
-    def __init__(self, model: Any, device: torch.device) -> None:
+    def __init__(self, model: "PreTrainedModel | PeftModel", device: torch.device) -> None:
         """Replaces the layers that Liger knows.
 
         Args:
@@ -103,7 +107,7 @@ class FusedLayers:
 class _Change:
     """A changed attribute of a torch module or of a Python module (`owner`), which can be restored."""
 
-    def __init__(self, owner: Any, name: str, before: dict[str, Any]) -> None:
+    def __init__(self, owner: torch.nn.Module | ModuleType, name: str, before: dict[str, object]) -> None:
         self.owner, self.name = owner, name
         self._was_there, self._before = name in before, before.get(name)
 
@@ -128,10 +132,10 @@ class _Change:
 class _OnDevice:
     """A function that calls the fused one for tensors on one type of device, and the model's own for others."""
 
-    def __init__(self, device_type: str, fused: Callable[..., Any], own: Callable[..., Any]) -> None:
+    def __init__(self, device_type: str, fused: Callable[..., object], own: Callable[..., object]) -> None:
         self._device_type, self._fused, self._own = device_type, fused, own
 
-    def __call__(self, first: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, first: torch.Tensor, *args: object, **kwargs: object) -> object:
         function = self._fused if first.device.type == self._device_type else self._own
         return function(first, *args, **kwargs)
 
@@ -146,7 +150,12 @@ def check_kernels(config: TrainConfig) -> None:
 
 
 def fuse_layers(
-    model: Any, config: TrainConfig, device: torch.device, *, level: int = logging.INFO, is_strict: bool = True
+    model: "PreTrainedModel | PeftModel",
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    level: int = logging.INFO,
+    is_strict: bool = True,
 ) -> FusedLayers | None:
     """Replaces a model's layers by fused ones if configuration, machine and model allow it, and logs the result.
 
@@ -201,7 +210,7 @@ def _find_obstacle_on_machine(device: torch.device) -> str | None:
     return None
 
 
-def _find_obstacle(model: Any) -> str | None:
+def _find_obstacle(model: "PreTrainedModel | PeftModel") -> str | None:
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     causal = _causal(model)
@@ -214,7 +223,9 @@ def _find_obstacle(model: Any) -> str | None:
     return None
 
 
-def _install(model: Any, precision: Precision, device: torch.device) -> tuple[FusedLayers | None, str]:
+def _install(
+    model: "PreTrainedModel | PeftModel", precision: Precision, device: torch.device
+) -> tuple[FusedLayers | None, str]:
     """Installs and tries the fused layers; returns (layers, description), or (None, reason) if they cannot be used."""
     can_be_tried = _can_be_tried(model, device)
     is_reduced = precision is Precision.bf16 or model.dtype is not torch.float32
@@ -240,7 +251,7 @@ def _install(model: Any, precision: Precision, device: torch.device) -> tuple[Fu
     return None, str(problem)
 
 
-def _measure(model: Any, precision: Precision) -> tuple[torch.Tensor, torch.Tensor]:
+def _measure(model: "PreTrainedModel | PeftModel", precision: Precision) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns log-probs of random tokens, and the gradient of their mean w.r.t. token embeddings and norm weights."""
     causal, device = _causal(model), model.device
     generator = torch.Generator().manual_seed(0)
@@ -281,22 +292,22 @@ def _describe_difference(
     return None
 
 
-def _can_be_tried(model: Any, device: torch.device) -> bool:
+def _can_be_tried(model: "PreTrainedModel | PeftModel", device: torch.device) -> bool:
     is_partitioned = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
     return not is_partitioned and model.device.type == device.type
 
 
-def _changes(owner: Any, before: dict[str, Any]) -> list[_Change]:
+def _changes(owner: torch.nn.Module | ModuleType, before: dict[str, object]) -> list[_Change]:
     now = vars(owner)
     names = [name for name, value in now.items() if name not in before or before[name] is not value]
     return [_Change(owner, name, before) for name in (*names, *(before.keys() - now.keys()))]
 
 
-def _files(causal: Any) -> list[ModuleType]:
+def _files(causal: "PreTrainedModel") -> list[ModuleType]:
     """Returns the Python modules of transformers in which the layers of a model are defined."""
     names = {type(module).__module__ for module in causal.modules()}
     return [sys.modules[name] for name in sorted(names) if name.startswith("transformers.")]
 
 
-def _causal(model: Any) -> Any:
+def _causal(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
     return model.get_base_model() if hasattr(model, "peft_config") else model

@@ -1,7 +1,7 @@
 """Limits of a model (context length, vocabulary), and checks of data, tokenizer and answers before training."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,10 @@ from prefopt.config.schema import ModelConfig
 from prefopt.data.loading import TokenizedSplits
 from prefopt.models.load import count_tokens, find_base, from_pretrained
 from prefopt.process.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Limits:
         # An adapter may contain an embedding for its own tokenizer, so the vocabulary of the base is no limit.
         return cls(config.path, _read_context(text), None if base else getattr(text, "vocab_size", None))
 
-    def check_tokenizer(self, tokenizer: Any, config: ModelConfig) -> None:
+    def check_tokenizer(self, tokenizer: "PreTrainedTokenizerBase", config: ModelConfig) -> None:
         """Refuses a tokenizer with more tokens than the embedding has rows, unless `model.resize_embeddings` is set.
 
         Raises:
@@ -65,7 +69,7 @@ class Limits:
             if rows is not None and len(rows):
                 self.check_rows(rows, f"data.{split}")
 
-    def check_rows(self, rows: Any, name: str) -> None:
+    def check_rows(self, rows: "Dataset", name: str) -> None:
         """Refuses rows of one data set that are longer than the model's context; `name` is its setting, for errors."""
         if self.context is None or not len(rows):
             return
@@ -95,7 +99,7 @@ class Limits:
         )
 
 
-def _read_context(config: Any) -> int | None:
+def _read_context(config: "PreTrainedConfig") -> int | None:
     """Returns the context length in tokens, including the scaling of the rotary embedding; None if unknown."""
     known: int | None = getattr(config, "max_position_embeddings", None)
     if known is None:
@@ -106,7 +110,7 @@ def _read_context(config: Any) -> int | None:
     return int(max([known, *stretched]))
 
 
-def _lengths(rows: Any) -> NDArray[np.int64]:
+def _lengths(rows: "Dataset") -> NDArray[np.int64]:
     """Returns the number of tokens of each row of a tokenised data set; for a pair, prompt + longer completion."""
     import pyarrow.compute as pc
 

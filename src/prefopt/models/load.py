@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,6 +19,10 @@ from prefopt.models.kernels import check_kernels
 from prefopt.process import phases
 from prefopt.process.errors import UserError
 from prefopt.process.paths import describe_missing, is_local, resolve
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +65,7 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_tokenizer(config: ModelConfig) -> Any:
+def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
     """Loads the tokenizer, and replaces its chat template if `model.chat_template` is set."""
     tokenizer = from_pretrained(AutoTokenizer, config)
     if config.chat_template is not None:
@@ -88,15 +92,15 @@ def _read_template(path: Path) -> str:
         raise UserError(f"model.chat_template: {path} is no UTF-8 ({error}). Save the file as UTF-8.") from error
 
 
-def count_tokens(tokenizer: Any) -> int:
+def count_tokens(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Returns the number of embedding rows that a tokenizer needs: its largest token id + 1."""
     return 1 + max(tokenizer.get_vocab().values(), default=-1)
 
 
 @phases.of("model_load")
 def load_model(
-    config: ModelConfig, peft: PeftMethod = PeftMethod.none, placement: dict[str, Any] | None = None
-) -> Any:
+    config: ModelConfig, peft: PeftMethod = PeftMethod.none, placement: dict[str, object] | None = None
+) -> "PreTrainedModel":
     """Loads a model; if the folder holds an adapter, it loads its base with the adapter merged in.
 
     Args:
@@ -131,7 +135,7 @@ def _check_complete(config: ModelConfig, found: dict[str, Any]) -> None:
         logger.warning("model: %s: %s; they are left out", config.path, what)
 
 
-def _resize_embeddings(model: Any, config: ModelConfig) -> None:
+def _resize_embeddings(model: "PreTrainedModel", config: ModelConfig) -> None:
     """Adds the embedding rows that the tokenizer needs; each is the mean of the old rows, so all loads are equal."""
     wanted, rows = count_tokens(from_pretrained(AutoTokenizer, config)), model.get_input_embeddings().num_embeddings
     if wanted <= rows:
@@ -145,7 +149,7 @@ def _resize_embeddings(model: Any, config: ModelConfig) -> None:
     logger.info("model: its embedding grows from %d to %d rows (model.resize_embeddings=true)", rows, wanted)
 
 
-def straight_to_device() -> dict[str, Any]:
+def straight_to_device() -> dict[str, object]:
     """Returns arguments of `from_pretrained` that load a model onto the GPU tensor by tensor; {} without a GPU.
 
     The ranks of a node then need no host memory for copies of the model. The GPU is named by its number, since the
@@ -157,7 +161,7 @@ def straight_to_device() -> dict[str, Any]:
 
 
 @phases.of("model_load")
-def load_tuned(config: TrainConfig, folder: Path) -> Any:
+def load_tuned(config: TrainConfig, folder: Path) -> "PreTrainedModel | PeftModel":
     """Loads the model that a run saved in `folder` onto this process's device: full, or the base with its adapter."""
     if not (folder / ADAPTER_FILE).is_file():
         own = {"path": str(folder), "revision": None, "resize_embeddings": False}
@@ -169,7 +173,7 @@ def load_tuned(config: TrainConfig, folder: Path) -> Any:
         return PeftModel.from_pretrained(base, folder)
 
 
-def build_peft_config(peft: PeftConfig, model: ModelConfig) -> Any:
+def build_peft_config(peft: PeftConfig, model: ModelConfig) -> "LoraConfig | None":
     """Returns PEFT's LoraConfig, or None for full fine-tuning."""
     if peft.method is PeftMethod.none:
         return None
@@ -185,7 +189,7 @@ def build_peft_config(peft: PeftConfig, model: ModelConfig) -> Any:
     )
 
 
-def _weights(config: ModelConfig, peft: PeftMethod) -> dict[str, Any]:
+def _weights(config: ModelConfig, peft: PeftMethod) -> dict[str, object]:
     dtype = "auto" if config.dtype is WeightsDtype.auto else getattr(torch, config.dtype.value)
     arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attn_implementation}
     if peft is PeftMethod.qlora:
@@ -200,7 +204,7 @@ def _weights(config: ModelConfig, peft: PeftMethod) -> dict[str, Any]:
     return arguments
 
 
-def _load_merged(config: ModelConfig, path: Path, peft: PeftMethod, arguments: dict[str, Any]) -> Any:
+def _load_merged(config: ModelConfig, path: Path, peft: PeftMethod, arguments: dict[str, object]) -> "PreTrainedModel":
     if peft is not PeftMethod.none:
         raise UserError(
             f"model.path={config.path}: holds an adapter, and one trained on top would name the base below both. "
@@ -245,7 +249,7 @@ def find_base(config: ModelConfig) -> ModelConfig | None:
     return ModelConfig(path=path, revision=revision, trust_remote_code=config.trust_remote_code)
 
 
-def from_pretrained(kind: Any, config: ModelConfig, **arguments: Any) -> Any:
+def from_pretrained(kind: Any, config: ModelConfig, **arguments: object) -> Any:
     """Returns `kind.from_pretrained(...)` of the folder or hub model in `config`; `kind` is an Auto class.
 
     Raises:

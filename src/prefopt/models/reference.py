@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ from prefopt.process.errors import UserError
 from prefopt.process.paths import cache_folder, expand
 from prefopt.storage.files import write_bytes, write_json
 from prefopt.storage.sealed import remove_stale
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 CHUNK_PAIRS = 256
 """Pairs that are computed between two looks for records that other processes have stored."""
@@ -123,7 +126,7 @@ def _resized(config: ModelConfig) -> dict[str, int]:
     return {"tokens": count_tokens(from_pretrained(AutoTokenizer, config))} if config.resize_embeddings else {}
 
 
-def check_independence(model_config: Any, max_length: int) -> None:
+def check_independence(model_config: "PreTrainedConfig", max_length: int) -> None:
     """Refuses models whose log-probs of a pair depend on the other pairs of its batch.
 
     Raises:
@@ -159,7 +162,7 @@ class ReferenceStore:
     _seen: set[str] = field(default_factory=set, repr=False)
 
     @classmethod
-    def open(cls, root: Path, key: dict[str, Any]) -> "ReferenceStore":
+    def open(cls, root: Path, key: dict[str, object]) -> "ReferenceStore":
         """Returns the store under `root` for a key; nothing is read or written yet."""
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return cls(root / name[:32], key)

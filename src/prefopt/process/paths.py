@@ -3,7 +3,6 @@
 import difflib
 import os
 from pathlib import Path
-from typing import Any
 
 from prefopt.process.errors import UserError, shorten
 
@@ -55,7 +54,7 @@ def _find_near(folder: Path, parts: tuple[str, ...]) -> Path | None:
     return next((found for name in near if (found := _find_near(folder / name, parts[1:])) is not None), None)
 
 
-def places(value: Any) -> list[str]:
+def places(value: object) -> list[str]:
     """The absolute paths in a setting of one path or several, so that two spellings of one path are equal."""
     return [str(resolve(str(name)).resolve()) for name in (value if isinstance(value, list) else [value])]
 

@@ -42,7 +42,7 @@ class Keeper(Protocol):
     def read_work(self) -> dict[str, Any]:
         """The stored values; an empty dict at first."""
 
-    def add_work(self, **parts: Any) -> None:
+    def add_work(self, **parts: object) -> None:
         """Stores further values."""
 
 
@@ -95,7 +95,7 @@ class Clock:
         self._settle()
         return sum(self._seconds.get(part, 0.0) for part in TRAINING)
 
-    def checkpoints(self) -> dict[str, Any]:
+    def checkpoints(self) -> dict[str, float | None]:
         """Number and bytes of the checkpoints of all attempts, and the speed of writing them in GB/s."""
         earlier = self._saved.get(CHECKPOINTS, {})
         counts: dict[str, Any] = {name: earlier.get(name, 0) + new for name, new in self._checkpoints.items()}

@@ -104,7 +104,7 @@ def _label(key: str) -> str:
     return key.replace("_", " ").capitalize()
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None:
         return "unknown"
     if isinstance(value, dict):

@@ -96,7 +96,7 @@ def environment(*packages: str, clean: Callable[[str], str] | None = None) -> En
         clean: Makes a text harmless; None: control characters are made visible, and line breaks stay.
     """
 
-    def finalize(value: Any) -> Any:
+    def finalize(value: object) -> object:
         return (clean or _printable)(value) if type(value) is str else value
 
     made = Environment(
@@ -138,7 +138,7 @@ def _unbroken(text: str) -> str:
     return text
 
 
-def _json_ready(value: Any) -> Any:
+def _json_ready(value: object) -> Any:
     """Returns a copy that strict JSON can hold: NaN and infinity become None, NumPy scalars become Python's."""
     if isinstance(value, dict):
         return {str(key): _json_ready(item) for key, item in value.items()}

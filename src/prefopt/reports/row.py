@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -13,6 +13,9 @@ from prefopt.process.errors import explained
 from prefopt.process.terminal import Terminal
 from prefopt.reports.render import environment
 from prefopt.storage.files import write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CONTEXT, TRAINED, CUT = "context", "trained", "cut"
 MEANING = {
@@ -42,7 +45,7 @@ class Piece:
     role: str
 
 
-def to_json(anatomy: Anatomy, tokenizer: Any) -> dict[str, Any]:
+def to_json(anatomy: Anatomy, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     """The row as `prefopt show --json` prints it; `text` is that of `ids`, special tokens included."""
     return {
         "source": anatomy.source,
@@ -61,7 +64,7 @@ def to_json(anatomy: Anatomy, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def print_row(anatomy: Anatomy, tokenizer: Any, console: Terminal) -> None:
+def print_row(anatomy: Anatomy, tokenizer: "PreTrainedTokenizerBase", console: Terminal) -> None:
     """Prints each part of the row with its counts, trained text in another colour than context."""
     in_colour = console.color_system is not None
     console.print(Text(anatomy.source, "bold"))
@@ -77,7 +80,7 @@ def print_row(anatomy: Anatomy, tokenizer: Any, console: Terminal) -> None:
         console.print(Text.assemble(sample, f"  {MEANING[role]}"))
 
 
-def write_row_page(anatomy: Anatomy, tokenizer: Any, path: Path, *, title: str) -> None:
+def write_row_page(anatomy: Anatomy, tokenizer: "PreTrainedTokenizerBase", path: Path, *, title: str) -> None:
     """Writes the row as a page in which each token shows its id; completely or not at all.
 
     Args:
@@ -109,7 +112,7 @@ def describe_counts(part: TokenSequence) -> str:
     return f"{total}{': ' if words else ''}{', '.join(words)}{cut}"
 
 
-def pieces(tokenizer: Any, part: TokenSequence) -> list[Piece]:
+def pieces(tokenizer: "PreTrainedTokenizerBase", part: TokenSequence) -> list[Piece]:
     """The tokens of a part with their text, in order; what is cut off comes last."""
     roles = [TRAINED if is_trained else CONTEXT for is_trained in part.trained] + [CUT] * len(part.cut)
     ids = part.ids + part.cut
@@ -122,7 +125,7 @@ def pieces(tokenizer: Any, part: TokenSequence) -> list[Piece]:
     return [Piece(decode(tokenizer, stretch), stretch, role) for role, stretch in together]
 
 
-def _pieces(tokenizer: Any, ids: Sequence[int], roles: Sequence[str]) -> Iterator[Piece]:
+def _pieces(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], roles: Sequence[str]) -> Iterator[Piece]:
     """Yields the text that each token adds to the one before it: alone, SentencePiece's lose their leading blank."""
     open_ids: list[int] = []
     before: list[int] = []
@@ -137,7 +140,7 @@ def _pieces(tokenizer: Any, ids: Sequence[int], roles: Sequence[str]) -> Iterato
         yield Piece(decode(tokenizer, open_ids), open_ids, roles[-1])
 
 
-def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+def decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
     """The text of token ids, special tokens included."""
     text: str = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text

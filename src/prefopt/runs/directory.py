@@ -316,7 +316,7 @@ class RunDirectory:
         """Returns report.json, or an empty dict if there is none that can be read."""
         return read_json(self.report / "report.json")[0] or {}
 
-    def add_work(self, **parts: Any) -> None:
+    def add_work(self, **parts: object) -> None:
         """Sets parts of work.json. Rank 0 only."""
         write_json(self.work, {**self.read_work(), **parts})
 

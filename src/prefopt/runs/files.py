@@ -17,28 +17,28 @@ Shape = Callable[[Any], bool] | Mapping[str, Any]
 """A check of a value: a test function or, for an object, the shape of each of its required keys."""
 
 
-def is_text(value: Any) -> bool:
+def is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def is_object(value: Any) -> bool:
+def is_object(value: object) -> bool:
     return isinstance(value, dict)
 
 
-def is_count(value: Any) -> bool:
+def is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
-def of_each(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def of_each(test: Callable[[object], bool]) -> Callable[[object], bool]:
     """Returns a test that accepts an object whose values all pass `test`."""
     return lambda value: isinstance(value, dict) and all(map(test, value.values()))
 
 
-def or_null(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def or_null(test: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: value is None or test(value)
 
 
@@ -114,12 +114,12 @@ def read_steps(path: Path) -> Iterator[dict[str, Any]]:
     return read_lines(path, lambda record: _find_misfit(record, RECORD) if "step" in record else "it has no step")
 
 
-def _find_misfit(value: Mapping[str, Any], shape: Mapping[str, Shape]) -> str | None:
+def _find_misfit(value: Mapping[str, object], shape: Mapping[str, Shape]) -> str | None:
     wrong = next((key for key in shape if key in value and not _fits(value[key], shape[key])), None)
     return None if wrong is None else f"no {wrong} can be {str(value[wrong])[:40]!r}"
 
 
-def _fits(value: Any, shape: Shape) -> bool:
+def _fits(value: object, shape: Shape) -> bool:
     if callable(shape):
         return shape(value)
     return isinstance(value, dict) and all(key in value and _fits(value[key], part) for key, part in shape.items())

@@ -5,7 +5,6 @@ import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from prefopt.config.schema import TrainConfig
 from prefopt.process.ranks import world_size
@@ -28,7 +27,9 @@ MEASURED = ("held_out", "pairs")
 """Keys of a report's `provenance.data.sha256` whose digests identify the rows on which a model was measured."""
 
 
-def collect(config: TrainConfig, data: dict[str, Any], model: dict[str, Any], begun: dict[str, str]) -> dict[str, Any]:
+def collect(
+    config: TrainConfig, data: dict[str, object], model: dict[str, object], begun: dict[str, str]
+) -> dict[str, object]:
     """Returns the content of provenance.json.
 
     Args:

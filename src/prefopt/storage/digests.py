@@ -57,7 +57,7 @@ class Digester:
         """Makes every `torch.save` in the block hash what it writes to the folder while it writes."""
         original = torch.save
 
-        def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
+        def save(obj: object, f: Any, *args: Any, **kwargs: Any) -> None:
             path = Path(f) if isinstance(f, str | os.PathLike) else None
             if path is None or not path.is_relative_to(self._folder):
                 original(obj, f, *args, **kwargs)

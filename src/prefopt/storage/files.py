@@ -87,7 +87,7 @@ def copy_file(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Replaces `path` with `value` as indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -129,7 +129,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"found {name}, which is no JSON")
 
 
-def append_line(path: Path, record: dict[str, Any]) -> None:
+def append_line(path: Path, record: dict[str, object]) -> None:
     """Appends one object to a JSON-lines file with `append_text`; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     append_text(path, json.dumps(record, ensure_ascii=False) + "\n")

@@ -62,7 +62,7 @@ class Search:
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder.path}: holds no search of this version of prefopt ({error}).") from error
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, object]:
         """Returns the entry of sweep.json."""
         return asdict(self)
 

@@ -34,7 +34,7 @@ class SweepFolder:
         """Returns whether there is a sweep in this folder."""
         return is_sweep(self.path)
 
-    def write(self, points: Sequence[Point], digest: str, **more: Any) -> None:
+    def write(self, points: Sequence[Point], digest: str, **more: object) -> None:
         """Creates the folder with its sweep.json.
 
         Args:

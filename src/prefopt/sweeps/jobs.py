@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from prefopt.process.errors import UserError
 
@@ -61,7 +60,7 @@ class Job:
         """Returns this job; if it waits, with the last of `ids` (the jobs submitted so far) added to `after`."""
         return replace(self, after=[*self.after, ids[-1]]) if self.waits else self
 
-    def to_record(self, number: str) -> dict[str, Any]:
+    def to_record(self, number: str) -> dict[str, object]:
         """Returns the entry of `slurm/jobs.jsonl` for this job; `number` is the id that the queue gave it."""
         return {
             "job": number,

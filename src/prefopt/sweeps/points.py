@@ -78,8 +78,8 @@ class Axes:
 
 def read_axes(
     overrides: Sequence[str],
-    parameters: Mapping[str, Any],
-    points: Sequence[Any],
+    parameters: Mapping[str, object],
+    points: Sequence[object],
     config_dir: str | None = None,
 ) -> Axes:
     """Returns the axes of a sweep, given command line, `sweep.parameters` and `sweep.points`.
@@ -114,7 +114,7 @@ def read_axes(
     return Axes(base, swept, listed)
 
 
-def _read_parameters(parameters: Mapping[str, Any], config_dir: str | None) -> dict[str, list[str]]:
+def _read_parameters(parameters: Mapping[str, object], config_dir: str | None) -> dict[str, list[str]]:
     """Returns the overrides of `sweep.parameters` by setting, one per value."""
     swept: dict[str, list[str]] = {}
     for key, values in parameters.items():
@@ -250,14 +250,14 @@ class Composer:
         return self._read_lines[line]
 
 
-def as_overrides(key: str, values: Any) -> list[str]:
+def as_overrides(key: str, values: object) -> list[str]:
     """Returns a setting's entry in `sweep.parameters` as overrides: one per item of a list, otherwise one."""
     if isinstance(values, list | tuple):
         return [f"{key}={_as_text(value)}" for value in values]
     return [f"{key}={_as_text(values)}"]
 
 
-def _as_text(value: Any) -> str:
+def _as_text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):

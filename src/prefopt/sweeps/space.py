@@ -60,7 +60,7 @@ class Space:
     parameters: list[Parameter] = field(default_factory=list)
 
 
-def read_space(overrides: Sequence[str], parameters: Mapping[str, Any], config_dir: str | None = None) -> Space:
+def read_space(overrides: Sequence[str], parameters: Mapping[str, object], config_dir: str | None = None) -> Space:
     """Returns the search space, given the command line and `sweep.parameters`.
 
     Args:

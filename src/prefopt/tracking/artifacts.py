@@ -3,18 +3,21 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefopt.config.choices import LogArtifacts
 from prefopt.config.schema import TrainConfig
 from prefopt.data.files import HUB, find_files
+
+if TYPE_CHECKING:
+    import wandb
 
 MAX_NAME = 128
 """Most characters that W&B allows in an artifact's name."""
 HUB_URL = "https://huggingface.co/datasets/"
 
 
-def build_data(config: TrainConfig, described: dict[str, Any]) -> Any:
+def build_data(config: TrainConfig, described: dict[str, object]) -> "wandb.Artifact":
     """The files of `data.train`, `data.held_out` and `evaluation.pairs` as one artifact of type dataset.
 
     Args:
@@ -38,7 +41,7 @@ def build_data(config: TrainConfig, described: dict[str, Any]) -> Any:
     return artifact
 
 
-def build_model(config: TrainConfig, folder: Path, described: dict[str, Any]) -> Any:
+def build_model(config: TrainConfig, folder: Path, described: dict[str, object]) -> "wandb.Artifact":
     """A run's final model or adapter as an artifact of type model, named after the run.
 
     Args:
@@ -54,7 +57,7 @@ def build_model(config: TrainConfig, folder: Path, described: dict[str, Any]) ->
     return artifact
 
 
-def _add(artifact: Any, path: Path, name: str | None, how: LogArtifacts) -> None:
+def _add(artifact: "wandb.Artifact", path: Path, name: str | None, how: LogArtifacts) -> None:
     if how is LogArtifacts.reference:
         artifact.add_reference(path.resolve().as_uri(), name=name)
     elif path.is_dir():
@@ -63,7 +66,7 @@ def _add(artifact: Any, path: Path, name: str | None, how: LogArtifacts) -> None
         artifact.add_file(str(path), name=name, skip_cache=True, policy="immutable")
 
 
-def _sources(spec: Any) -> Iterator[Path | str]:
+def _sources(spec: object) -> Iterator[Path | str]:
     """Files and folders as paths, data sets of the hub as addresses."""
     for item in spec if isinstance(spec, list | tuple) else [spec]:
         if item is None:

@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from prefopt.storage.files import append_text
 
@@ -14,7 +14,7 @@ TIMES = ("time_s", "training_s")
 class Mirror(Protocol):
     """A second receiver of every record, such as W&B."""
 
-    def log(self, record: dict[str, Any]) -> None: ...
+    def log(self, record: dict[str, object]) -> None: ...
 
 
 class MetricsLog:
@@ -32,7 +32,7 @@ class MetricsLog:
         self._mirror = mirror
         self._waiting: list[str] = []
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: dict[str, object]) -> None:
         """Writes one record.
 
         Raises:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefopt.config.choices import LogArtifacts, LoggerName, WandbMode
 from prefopt.config.composition import as_dict
@@ -26,6 +26,9 @@ from prefopt.tracking.artifacts import build_data, build_model
 from prefopt.tracking.credentials import has_api_key
 from prefopt.tracking.lineage import Parent, find_parent
 from prefopt.tracking.service import kill_services
+
+if TYPE_CHECKING:
+    import wandb
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +143,7 @@ def _start(
     return WandbMirror(session, config, run, parent)
 
 
-def _open(mode: Literal["online", "offline"], arguments: dict[str, Any]) -> Any:
+def _open(mode: Literal["online", "offline"], arguments: dict[str, Any]) -> "wandb.Run | None":
     """Returns a W&B session, or None after logging why there is none."""
     import wandb
 
@@ -204,7 +207,9 @@ class WandbMirror:
     As a context manager it ends the session of a run that ends early, so that its last records are not lost.
     """
 
-    def __init__(self, session: Any, config: TrainConfig, run: RunDirectory, parent: Parent | None = None) -> None:
+    def __init__(
+        self, session: "wandb.Run", config: TrainConfig, run: RunDirectory, parent: Parent | None = None
+    ) -> None:
         self._session = session
         self._config = config
         self._run = run
@@ -242,14 +247,14 @@ class WandbMirror:
                 self._session._log_artifact(artifact, use_after_commit=True)
 
     @phases.of("wandb")
-    def log(self, record: dict[str, Any]) -> None:
+    def log(self, record: dict[str, object]) -> None:
         """Sends a line of metrics.jsonl."""
         prefix = "eval" if "split" in record else "train"
         values = {f"{prefix}/{key}": v for key, v in record.items() if key not in ("step", "split")}
         with self._guarded("a record"):
             self._session.log({**values, "train/global_step": record["step"]})
 
-    def summarise(self, values: dict[str, Any]) -> None:
+    def summarise(self, values: dict[str, object]) -> None:
         """Adds values to the run's summary, the columns of W&B's table of runs."""
         with self._guarded("the summary"):
             self._session.summary.update(values)

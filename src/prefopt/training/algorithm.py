@@ -2,10 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefopt.config.algorithms import AlgorithmConfig
 from prefopt.config.schema import TrainConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+    from prefopt.training.durable import DurableTrainer
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Algorithm:
     """
 
     schema: type[AlgorithmConfig]
-    trainer: type[Any]
-    trl_config: type[Any]
+    trainer: "type[DurableTrainer]"
+    trl_config: "type[TrainingArguments]"
     trl_fields: Callable[[TrainConfig], dict[str, Any]]
-    parts: Callable[[TrainConfig, Any], dict[str, Any]]
+    parts: "Callable[[TrainConfig, PreTrainedTokenizerBase], dict[str, Any]]"

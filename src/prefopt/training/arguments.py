@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import SchedulerType
-from transformers.training_args import OptimizerNames
+from transformers.training_args import OptimizerNames, TrainingArguments
 
 from prefopt.config.choices import Precision
 from prefopt.config.extra import named_as_installed
@@ -20,7 +20,7 @@ from prefopt.training.algorithm import Algorithm
 from prefopt.training.extra import check_values
 
 
-def build_arguments(algorithm: Algorithm, config: TrainConfig, run: RunDirectory, size: StepSize) -> Any:
+def build_arguments(algorithm: Algorithm, config: TrainConfig, run: RunDirectory, size: StepSize) -> TrainingArguments:
     """Returns TRL's training arguments for this run.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefopt.config.choices import BatchOrder
 from prefopt.config.schema import TrainConfig
@@ -12,6 +12,9 @@ from prefopt.data.steps import StepBatches
 from prefopt.models.shared_prefix.layout import to_segments
 from prefopt.process.errors import UserError
 from prefopt.process.ranks import world_size
+
+if TYPE_CHECKING:
+    from prefopt.training.durable import DurableTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ def plan_batches(trainer: Any, config: TrainConfig) -> Batches:
     return batches
 
 
-def count_examples(trainer: Any, step: int) -> int:
+def count_examples(trainer: "DurableTrainer", step: int) -> int:
     """Counts the examples seen after `step` optimizer steps, over all ranks; an epoch's last step may be smaller."""
     ranks, accumulation = trainer.args.world_size, trainer.args.gradient_accumulation_steps
     per_rank = len(trainer.batches) // ranks

@@ -1,6 +1,6 @@
 """From settings and examples to a trainer that is whole."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from prefopt.models.examples import Examples
 from prefopt.models.load import build_peft_config, load_model
@@ -10,9 +10,12 @@ from prefopt.training.algorithm import Algorithm
 from prefopt.training.arguments import build_arguments
 from prefopt.training.context import RunContext
 
+if TYPE_CHECKING:
+    from prefopt.training.durable import DurableTrainer
+
 
 @phases.of("set_up")
-def build_trainer(algorithm: Algorithm, run: RunContext, examples: Examples) -> Any:
+def build_trainer(algorithm: Algorithm, run: RunContext, examples: Examples) -> "DurableTrainer":
     """Loads the models and returns the trainer, which nobody has to add to.
 
     Raises:

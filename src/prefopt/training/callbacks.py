@@ -1,15 +1,18 @@
 """What happens around the optimizer steps: metrics and console."""
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prefopt.process import phases
 from prefopt.process.console import FittedProgress
 from prefopt.process.ranks import is_main
+
+if TYPE_CHECKING:
+    from prefopt.training.durable import DurableTrainer
 
 EVAL_PREFIX = "eval_"
 OMITTED = {"epoch", "num_tokens", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
@@ -20,18 +23,24 @@ OMITTED |= {"train_loss"}
 class StepCallback(TrainerCallback):  # type: ignore[misc]
     """Tells the trainer when an optimizer step ends, and which epoch begins."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: "DurableTrainer") -> None:
         self._trainer = trainer
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self._trainer.begin()
         phases.turn_into("first_step")
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """On several ranks a resumed epoch does not reach the batches through accelerate."""
         self._trainer.batches.set_epoch(int(state.epoch))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self._trainer.end_step(control)
         phases.turn_into("training")
 
@@ -39,11 +48,18 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     """Makes a record of each log event. Rank 0 only."""
 
-    def __init__(self, trainer: Any, show: "ConsoleCallback") -> None:
+    def __init__(self, trainer: "DurableTrainer", show: "ConsoleCallback") -> None:
         self._trainer = trainer
         self._show = show
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs: object,
+    ) -> None:
         if not is_main() or "train_runtime" in logs:
             return
         is_evaluation = any(key.startswith(EVAL_PREFIX) for key in logs)
@@ -69,7 +85,9 @@ class ConsoleCallback(TrainerCallback):  # type: ignore[misc]
         self._task: Any = None
         self._first: tuple[float, int] | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if not is_main():
             return
         self._first = (time.monotonic(), state.global_step)
@@ -80,11 +98,15 @@ class ConsoleCallback(TrainerCallback):  # type: ignore[misc]
             )
             self._progress.start()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if self._progress is not None:
             self._progress.update(self._task, completed=state.global_step)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self.close()
 
     def close(self) -> None:

@@ -10,10 +10,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import CodeType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Deferred:
@@ -76,7 +79,7 @@ def read(numbers: Iterable[Number]) -> list[float]:
 
 
 @contextmanager
-def deferred_reads(function: Callable[..., Any]) -> Iterator["Reads"]:
+def deferred_reads(function: Callable[..., object]) -> Iterator["Reads"]:
     """In this block `function` gets a `Deferred` where it reads a number from a tensor.
 
     Only reads in the code of `function` itself are deferred, not those in functions that it calls. Two more of its
@@ -96,7 +99,13 @@ class Reads(TorchFunctionMode):
         super().__init__()
         self._code = code
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         if func in (torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.__getitem__) and self._is_asked():
             if func is torch.Tensor.item:
                 return Deferred.of(args[0])
@@ -110,10 +119,10 @@ class Reads(TorchFunctionMode):
     def _is_asked(self) -> bool:
         return sys._getframe(2).f_code is self._code
 
-    def suspended(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def suspended(self, function: Callable[P, T]) -> Callable[P, T]:
         """Wraps a function so that this mode is off while it runs: no read is deferred, and no call is slowed down."""
 
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             try:
                 return function(*args, **kwargs)

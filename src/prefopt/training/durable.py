@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from torch.nn import Module
 from torch.utils.data import DataLoader
-from transformers import set_seed
+from transformers import TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from prefopt.config.load import fingerprint
 from prefopt.data.steps import COUNTS, NO_ROW, ROWS, NumberedRows, NumberingCollator, TokenCounts
@@ -35,6 +36,7 @@ from prefopt.training.guards import StepGuard
 from prefopt.training.held_out import StopEvaluation
 from prefopt.training.records import RunRecords
 from prefopt.training.rehearsal import rehearse
+from prefopt.training.replay import Recorder
 from prefopt.training.window import MetricsWindow, OnThisRank
 
 logger = logging.getLogger(__name__)
@@ -76,19 +78,20 @@ class DurableTrainer:
     layers: FusedLayers | None
     batches: Batches
     train_dataset: Any
+    eval_dataset: Any
     data_collator: Any
     model: Any
     model_wrapped: Any
-    args: Any
-    state: Any
-    control: Any
+    args: TrainingArguments
+    state: TrainerState
+    control: TrainerControl
     accelerator: Any
     is_deepspeed_enabled: bool
     num_rows: int
     counts: TokenCounts
     optimizer_cls_and_kwargs: tuple[type[Any], dict[str, Any]] | None
 
-    def __init__(self, *args: Any, run: RunContext, **for_trl: Any) -> None:
+    def __init__(self, *args: object, run: RunContext, **for_trl: object) -> None:
         """Builds TRL's trainer from `args` and `for_trl`, then everything that this class adds.
 
         Raises:
@@ -152,7 +155,7 @@ class DurableTrainer:
         """Counts the examples seen after `step` optimizer steps, over all ranks."""
         return count_examples(self, step)
 
-    def get_train_dataloader(self) -> Any:
+    def get_train_dataloader(self) -> DataLoader[dict[str, object]]:
         """Returns the data loader of this rank's share of the planned batches."""
         args = self.args
         loader: Any = DataLoader(
@@ -164,7 +167,8 @@ class DurableTrainer:
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
         )
-        return self.accelerator.prepare(loader)
+        prepared: DataLoader[dict[str, object]] = self.accelerator.prepare(loader)
+        return prepared
 
     def try_rows(self, rows: list[int]) -> None:
         """Runs one forward and backward on these training examples to see if they fit in memory; leaves gradients."""
@@ -174,7 +178,7 @@ class DurableTrainer:
             loss: torch.Tensor = self.compute_trial_loss(inputs)  # type: ignore[attr-defined]
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: Module, inputs: dict[str, Any], num_items_in_batch: object = None) -> torch.Tensor:
         """Runs one forward and backward; under DeepSpeed, the last one of a step also runs the optimizer step."""
         rows = [row for row in inputs.pop(ROWS) if row != NO_ROW]
         self.num_rows, self.counts = len(rows), inputs.pop(COUNTS)
@@ -183,12 +187,12 @@ class DurableTrainer:
         self._guard.note_forward(loss, rows)
         return loss
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+    def _get_grad_norm(self, model: Module, grad_norm: torch.Tensor | float | None = None) -> torch.Tensor | float:
         """Returns the gradient norm of a step, before the optimizer uses the gradient; raises if it is not finite.
 
         This is the only place where a step waits for the device.
         """
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+        norm: torch.Tensor | float = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
         self._guard.check_gradient(norm, self.state.global_step + 1)
         return norm
 
@@ -224,7 +228,7 @@ class DurableTrainer:
         if is_over:  # transformers would train another step before it looks
             raise NothingLeftError
 
-    def end_step(self, control: Any) -> None:
+    def end_step(self, control: TrainerControl) -> None:
         """Makes all ranks agree whether to stop; called after every optimizer step.
 
         Raises:
@@ -263,7 +267,7 @@ class DurableTrainer:
             control.should_save = control.should_training_stop = True
 
     @staticmethod
-    def _set_control(control: Any, flags: list[float]) -> None:
+    def _set_control(control: TrainerControl, flags: list[float]) -> None:
         """Does on this rank what a callback asks for on any of them."""
         for flag, is_set in zip(CONTROL, flags, strict=True):
             setattr(control, flag, bool(is_set))
@@ -290,7 +294,7 @@ class DurableTrainer:
         super().log(logs, start_time)  # type: ignore[misc]
 
     def _compute_trl_loss(
-        self, model: Any, inputs: dict[str, Any], **kwargs: Any
+        self, model: Module | Recorder, inputs: dict[str, Any], **kwargs: object
     ) -> tuple[torch.Tensor, dict[str, Number]]:
         """Returns TRL's loss of a forward and its metrics on this rank, which are gathered when a line is logged.
 
@@ -322,7 +326,7 @@ class DurableTrainer:
 
     @phases.of("held_out_evaluation")
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Logs and returns the held-out metrics: exact means that do not depend on ranks or batch size."""
         assert eval_dataset is None, "held-out examples are given to the constructor"
@@ -362,11 +366,11 @@ class DurableTrainer:
             self.best = value, self.state.global_step
             self.control.should_save = True
 
-    def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
+    def _determine_best_metric(self, metrics: object, trial: object) -> bool:
         """Returns False: `_note_best` tracks the best metric instead."""
         return False
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: Module, trial: object) -> None:
         """Writes a checkpoint on all ranks; if one of them fails, there is none and the log has a warning."""
         begun = time.monotonic()
         self.records.write_waiting()
@@ -410,5 +414,5 @@ class DurableTrainer:
         set_seed((self.run.config.run.seed + self.state.global_step * world_size() + rank()) % 2**32)
         logger.info("resume: the number of ranks has changed, so dropout draws afresh; the order of rows goes on")
 
-    def create_model_card(self, *_: Any, **__: Any) -> None:
+    def create_model_card(self, *_: object, **__: object) -> None:
         """Writes no model card: the run directory says where a checkpoint comes from."""

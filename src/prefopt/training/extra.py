@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from enum import Enum
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from prefopt.config.fields import (
     BOUNDS,
@@ -19,6 +19,9 @@ from prefopt.config.overrides import typed
 from prefopt.config.trainer import TrainerConfig
 from prefopt.process.errors import UserError, shorten
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
 WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -29,7 +32,7 @@ WORDS = {
 }
 
 
-def check_values(kind: type[Any], trainer: TrainerConfig) -> None:
+def check_values(kind: "type[TrainingArguments]", trainer: TrainerConfig) -> None:
     """Refuses values in `trainer.extra` that have a wrong type or range, or no effect with the other settings.
 
     Args:
@@ -123,7 +126,7 @@ def _check_offloading(extra: Mapping[str, Any]) -> None:
                 )
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _fits(value: object, hint: Any) -> bool:
     """Returns whether a value has the declared type of a field; text for a dict field must be a JSON object."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
@@ -147,7 +150,7 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, (int, float)) if hint is float else isinstance(value, hint)
 
 
-def _is_enum(hint: Any) -> bool:
+def _is_enum(hint: object) -> bool:
     return isinstance(hint, type) and issubclass(hint, Enum)
 
 

@@ -4,7 +4,7 @@ import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +18,11 @@ from prefopt.distributed.group import agree
 from prefopt.models.shared_prefix.layout import to_segments
 from prefopt.process.errors import UserError
 from prefopt.process.ranks import world_size
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from prefopt.training.durable import DurableTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +54,7 @@ class Fit:
     checkpointing: bool
 
     @classmethod
-    def of(cls, trainer: Any, config: TrainConfig, kept: "Fit | None" = None) -> "Fit":
+    def of(cls, trainer: "DurableTrainer", config: TrainConfig, kept: "Fit | None" = None) -> "Fit":
         """Returns the settings; where they are `auto`, the stored values or else newly found ones. All ranks call it.
 
         Args:
@@ -123,7 +128,7 @@ class Workload:
     sources: list[str]
 
     @classmethod
-    def of(cls, trainer: Any) -> "Workload":
+    def of(cls, trainer: "DurableTrainer") -> "Workload":
         """Returns the workload of a trainer's training examples."""
         data, args, padded = trainer.train_dataset, trainer.args, getattr(trainer, "engine", None) is None
         if "prompt_ids" in data.column_names:
@@ -209,7 +214,7 @@ def fit_on_cpu(work: Workload, config: TrainConfig) -> Fit:
     return Fit(budget, False if checkpointing == AUTO else checkpointing)
 
 
-def recompute_activations(trainer: Any) -> None:
+def recompute_activations(trainer: "DurableTrainer") -> None:
     """Turns gradient checkpointing on, in the same way as TRL does when it builds a trainer."""
     given = getattr(trainer.args, "activation_checkpointing_kwargs", None)  # its name in newer transformers versions
     for_torch = dict(given or trainer.args.gradient_checkpointing_kwargs or {})
@@ -229,7 +234,7 @@ class DeviceTrial:
         num_tries: Number of trials so far, each of a forward and a backward.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: "DurableTrainer") -> None:
         self._trainer, self._device = trainer, trainer.args.device
         self._parameters = [p for p in trainer.model.parameters() if p.requires_grad]
         self._held: list[torch.Tensor] | None = None
@@ -243,7 +248,7 @@ class DeviceTrial:
         self._trainer.model.train()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         model = self._trainer.model
         model.train(self._was_training)
         if not self._was_checkpointing and model.is_gradient_checkpointing:
@@ -296,7 +301,7 @@ class DeviceTrial:
         torch.cuda.empty_cache()
 
 
-def count_state_bytes(trainer: Any) -> float:
+def count_state_bytes(trainer: "Trainer") -> float:
     """Returns the bytes that the optimizer holds per trained parameter, measured by a step on a small test weight."""
     trained = next(parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
     weight = torch.nn.Parameter(torch.zeros(256, 256, dtype=trained.dtype, device=trained.device))

@@ -4,7 +4,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -75,7 +74,7 @@ class StepGuard:
         """Returns whether a loss of this rank since the last `end_step` is not finite."""
         return any(not math.isfinite(loss) for loss in self._read_with_losses())
 
-    def check_gradient(self, norm: Any, step: int) -> None:
+    def check_gradient(self, norm: torch.Tensor | float, step: int) -> None:
         """Checks the gradient norm of a step (the same on all ranks) before the optimizer uses the gradient.
 
         Raises:

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefopt.distributed.group import agree, during
 from prefopt.process.ranks import rank, world_size
+
+if TYPE_CHECKING:
+    from prefopt.training.durable import DurableTrainer
 
 
 class StopEvaluation(Exception):
@@ -27,7 +30,7 @@ class EvaluationBatch:
     counts: bool
 
 
-def iterate_held_out(trainer: Any) -> Iterator[EvaluationBatch]:
+def iterate_held_out(trainer: "DurableTrainer") -> Iterator[EvaluationBatch]:
     """Yields this rank's share of a trainer's held-out batches; all ranks get equally many.
 
     Raises:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefopt.config.checks import check
 from prefopt.config.composition import as_dict
@@ -14,6 +14,9 @@ from prefopt.config.ranges import require
 from prefopt.config.schema import TrainConfig
 from prefopt.process.errors import UserError, first_line
 from prefopt.process.ranks import Launch
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 LOSS, CALLBACKS = "algorithm.loss_function", "trainer.callbacks"
 
@@ -70,7 +73,7 @@ def load_own_code(config: TrainConfig, handed: OwnCode) -> OwnCode:
     return OwnCode(loss, tuple(_build(name, each) for name, each in zip(names, found, strict=True)))
 
 
-def _name_of(own: Any) -> str:
+def _name_of(own: object) -> str:
     """A function or a class, or the class of an instance, as the settings name it."""
     kind = own if hasattr(own, "__qualname__") else type(own)
     return f"{kind.__module__}:{kind.__qualname__}"
@@ -93,7 +96,7 @@ def _find(key: str, name: str) -> Any:
     return found
 
 
-def _build(name: str, callback: Any) -> Any:
+def _build(name: str, callback: object) -> "TrainerCallback":
     """The callback itself, of a class an instance.
 
     Raises:

@@ -6,10 +6,9 @@ The file `slurm/trial.json` in the run's folder, written by `prefopt.sweeps.sear
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prefopt.config.step_size import StepSize
 from prefopt.distributed import group
@@ -49,7 +48,14 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self._run, self._size = run, size
         self._is_over = False
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: object,
+    ) -> None:
         """Reports the metrics, and ends the run if it should be pruned and is not at its last step.
 
         Raises:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from prefopt.distributed.checkpoint import CheckpointFacts
 from prefopt.distributed.group import on_main
@@ -56,7 +55,7 @@ class RunRecords:
             )
         return len(records) if known is None else known
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: dict[str, object]) -> None:
         """Adds a line to metrics.jsonl."""
         self.num += 1
         with self._stopping_if_unwritable():

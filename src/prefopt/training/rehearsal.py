@@ -3,11 +3,14 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefopt.config.overrides import typed
 from prefopt.config.schema import TrainConfig
 from prefopt.process.errors import UserError, shorten
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 HOOKING = ("layerwise", "lomo")
 """Parts of the names of optimizers that attach hooks to the model when they are built, so they are not rehearsed."""
@@ -69,7 +72,7 @@ def _told(setting: str, hint: str) -> Iterator[None]:
         raise UserError(f"{setting}: cannot be built ({reason}). {hint}.") from error
 
 
-def _refuse_unread(trainer: Any, config: TrainConfig) -> None:
+def _refuse_unread(trainer: "Trainer", config: TrainConfig) -> None:
     """Refuses arguments of the optimizer or the schedule that would have no effect."""
     extra, optim = config.trainer.extra, config.optim
     if extra.get("lr_scheduler_kwargs") and not SCHEDULES[optim.scheduler]:
@@ -101,14 +104,14 @@ def _parse_arguments(text: str | None) -> list[str]:
     return [name for name, _ in pairs]
 
 
-def _find_unread(trainer: Any, names: list[str]) -> list[str]:
+def _find_unread(trainer: "Trainer", names: list[str]) -> list[str]:
     """Returns the optimizer arguments that change nothing about how it is built, whatever their value."""
     if trainer.optimizer_cls_and_kwargs is not None:
         return names
     if any(part in trainer.args.optim for part in HOOKING):
         return []
 
-    def built(given: str) -> Any:
+    def built(given: str) -> object:
         args = copy.copy(trainer.args)
         args.optim_args = given
         try:
@@ -122,5 +125,5 @@ def _find_unread(trainer: Any, names: list[str]) -> list[str]:
     return [name for name in names if plain is not None and plain == built(f"{name}=1") == built(f"{name}=2")]
 
 
-def _without_weights(arguments: dict[str, Any]) -> dict[str, Any]:
+def _without_weights(arguments: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in arguments.items() if name != "params"}

@@ -1,8 +1,11 @@
 """Log-probs that were computed before, where TRL's code expects a model."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers.utils import ModelOutput
 
 
 class ReferenceLogps(NamedTuple):
@@ -23,18 +26,18 @@ class Replay:
     def __init__(self, log_probs: torch.Tensor) -> None:
         self.log_probs = log_probs
 
-    def __call__(self, **inputs: Any) -> "Replay":
+    def __call__(self, **inputs: object) -> "Replay":
         return self
 
 
 class Recorder:
     """Wraps a model and keeps the per-token log-probs of its last call."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: "torch.nn.Module | Recorder") -> None:
         self._model = model
         self.log_probs: torch.Tensor = torch.empty(0)
 
-    def __call__(self, **inputs: Any) -> Any:
+    def __call__(self, **inputs: object) -> "ModelOutput":
         outputs = self._model(**inputs)
         self.log_probs = outputs.log_probs
         return outputs

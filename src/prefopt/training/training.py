@@ -22,7 +22,7 @@ from prefopt.runs.final_model import copy_model, has_sound_model, seal_model
 from prefopt.storage import sealed
 from prefopt.tracking.metrics import Mirror
 from prefopt.training.callbacks import ConsoleCallback, MetricsCallback, StepCallback
-from prefopt.training.durable import NothingLeftError
+from prefopt.training.durable import DurableTrainer, NothingLeftError
 from prefopt.training.pruning import build_pruning
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def train(trainer: Any, mirror: Mirror | None) -> None:
     finish_model(trainer, config, run)
 
 
-def tell_rows(trainer: Any, config: TrainConfig) -> None:
+def tell_rows(trainer: DurableTrainer, config: TrainConfig) -> None:
     """Logs how many rows training sees if `num_epochs` does not end at a whole optimizer step."""
     steps, num_rows, epochs = trainer.total_steps(), len(trainer.train_dataset), config.trainer.num_epochs
     rows = trainer.rows_after(steps)
@@ -86,7 +86,7 @@ def tell_rows(trainer: Any, config: TrainConfig) -> None:
         )
 
 
-def take_up(trainer: Any, checkpoint: Path, run: RunDirectory) -> Path:
+def take_up(trainer: DurableTrainer, checkpoint: Path, run: RunDirectory) -> Path:
     """Restores what transformers does not load from a checkpoint; returns the folder that transformers must load."""
     if getattr(trainer.args, "sync_ref_model", False):
         raise UserError(
@@ -100,7 +100,7 @@ def take_up(trainer: Any, checkpoint: Path, run: RunDirectory) -> Path:
     return start
 
 
-def _reshard(trainer: Any, checkpoint: Path, facts: CheckpointFacts) -> Path:
+def _reshard(trainer: DurableTrainer, checkpoint: Path, facts: CheckpointFacts) -> Path:
     """Returns a folder with the checkpoint in a form that another number of ranks can load."""
     logger.info("resume: %d ranks go on where %d were", world_size(), facts.num_ranks)
     if facts.zero_stage is None:
@@ -114,7 +114,7 @@ def _reshard(trainer: Any, checkpoint: Path, facts: CheckpointFacts) -> Path:
 
 
 @phases.of("final_model")
-def finish_model(trainer: Any, config: TrainConfig, run: RunDirectory) -> None:
+def finish_model(trainer: DurableTrainer, config: TrainConfig, run: RunDirectory) -> None:
     """Writes and seals the final model or adapter in `model.partial/`, then renames it to `model/`. All ranks call it.
 
     Its files are copied from the checkpoint of the last step, or written again if that one could not be saved. They
@@ -147,6 +147,6 @@ def finish_model(trainer: Any, config: TrainConfig, run: RunDirectory) -> None:
     barrier()
 
 
-def _checkpoint_of_last_step(trainer: Any, run: RunDirectory) -> Path | None:
+def _checkpoint_of_last_step(trainer: DurableTrainer, run: RunDirectory) -> Path | None:
     complete = on_disk.list_complete(run.checkpoints)
     return complete[-1] if complete and on_disk.is_finished(complete[-1], trainer.total_steps()) else None

@@ -1,12 +1,15 @@
 """Training metrics between two log lines: exact means over examples and tokens, for any number of ranks."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from prefopt.distributed.group import gather
 from prefopt.training.deferred import Number, read
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 MOST_UNREAD = 4096
 """Most numbers that stay unread on the device: those of some hundred forwards, a few MB."""
@@ -81,7 +84,7 @@ class MetricsWindow:
 class OnThisRank:
     """An accelerator that gathers nothing, so that metrics computed with it are those of this rank alone."""
 
-    def __init__(self, accelerator: Any) -> None:
+    def __init__(self, accelerator: "Accelerator") -> None:
         self._accelerator = accelerator
 
     def __getattr__(self, name: str) -> Any:

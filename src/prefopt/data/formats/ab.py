@@ -1,7 +1,5 @@
 """Two answers side by side, and a column that says which one won: `response_a`, `response_b`, `winner`."""
 
-from typing import Any
-
 from prefopt.data.formats.format import Format, Row, get
 from prefopt.data.values import RowError, describe, show_names
 
@@ -66,7 +64,7 @@ def _winner(row: Row, columns: tuple[str, str]) -> int | None:
     raise RowError(f"'{name}' must be {first}, {second} or tie, found {describe(said)}.")
 
 
-def _word(value: Any) -> str:
+def _word(value: object) -> str:
     if isinstance(value, float) and value.is_integer():  # a table writes 1 as 1.0 where cells are empty
         value = int(value)
     return str(value).strip().lower() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""

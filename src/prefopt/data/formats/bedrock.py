@@ -44,7 +44,7 @@ def read_pair(row: Row) -> Row:
     return {"prompt": _system(row) + prompt, **answers}
 
 
-def _has_candidates(messages: Any) -> bool:
+def _has_candidates(messages: object) -> bool:
     if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
         return False
     return isinstance(messages[-1].get("candidates"), list)

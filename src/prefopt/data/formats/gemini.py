@@ -1,7 +1,5 @@
 """Gemini's rows on Vertex: `contents` of parts; a pair's answers are `completions` with score 1 (preferred) and 0."""
 
-from typing import Any
-
 from prefopt.data.formats.format import Format, Row, get, look_up
 from prefopt.data.messages import Message, join_parts
 from prefopt.data.values import RowError, describe
@@ -46,7 +44,7 @@ def _conversation(row: Row) -> list[Message]:
     return system + [_message(content, f"contents[{index}]") for index, content in enumerate(contents)]
 
 
-def _message(content: Any, field: str) -> Message:
+def _message(content: object, field: str) -> Message:
     said = content.get("role", "user") if isinstance(content, dict) else None
     role = look_up(said, ROLES)
     if role is None:
@@ -54,7 +52,7 @@ def _message(content: Any, field: str) -> Message:
     return {"role": role, "content": _text(content, field)}
 
 
-def _text(content: Any, field: str) -> str:
+def _text(content: object, field: str) -> str:
     parts = content.get("parts") if isinstance(content, dict) else None
     if not isinstance(parts, list):
         raise RowError(f"'{field}' must be {{parts: [{{text}}]}}, found {describe(content)}.")

@@ -1,7 +1,5 @@
 """ShareGPT, and LLaMA-Factory's pairs: turns `{from, value}` in `conversations`, and one turn each as answers."""
 
-from typing import Any
-
 from prefopt.data.formats.format import Format, Row, get, look_up, system_messages
 from prefopt.data.messages import Message
 from prefopt.data.strict_json import JSONError, parse
@@ -47,7 +45,7 @@ def _turns_column(row: Row) -> str:
     return "conversations" if "conversations" in row else "messages"
 
 
-def _message(turn: Any, field: str) -> Message:
+def _message(turn: object, field: str) -> Message:
     if isinstance(turn, dict) and "role" in turn and not turn.keys().isdisjoint(("content", "tool_calls")):
         return turn  # LLaMA-Factory also accepts turns with OpenAI's keys in these columns
     if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:

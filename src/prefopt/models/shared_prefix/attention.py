@@ -52,7 +52,12 @@ def register(base: str, form: str) -> str:
     compute = {"split": split_attention, "varlen": varlen_attention}[form]
 
     def attention(
-        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         layout = kwargs.pop("pair_layout", None)
         if layout is None:
@@ -253,7 +258,7 @@ def _softcapped(
     return torch.dropout(weights, dropout, train=dropout > 0) @ value
 
 
-def _refuse_unknown(module: Any, mask: torch.Tensor | None, kwargs: dict[str, Any]) -> None:
+def _refuse_unknown(module: torch.nn.Module, mask: torch.Tensor | None, kwargs: dict[str, object]) -> None:
     found = [name for name in INDEX_DRIVEN if kwargs.get(name) is not None]
     if not getattr(module, "is_causal", True):
         found.append("attention that is not causal")
@@ -265,10 +270,10 @@ def _refuse_unknown(module: Any, mask: torch.Tensor | None, kwargs: dict[str, An
         raise UnsupportedAttentionError(f"{type(module).__name__} uses {', '.join(found)}")
 
 
-def _refuse_lost_layout(module: Any, key: torch.Tensor, mask: torch.Tensor | None) -> None:
+def _refuse_lost_layout(module: torch.nn.Module, key: torch.Tensor, mask: torch.Tensor | None) -> None:
     if mask is not None and mask.shape == NO_MASK and key.shape[2] > 1:
         raise UnsupportedAttentionError(f"{type(module).__name__} is not handed what its model is called with")
 
 
-def _eager_of(module: Any) -> Any:
+def _eager_of(module: torch.nn.Module) -> Callable[..., object] | None:
     return getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)

@@ -1,7 +1,7 @@
 """Decides whether a model's prompts are shared, by the configuration, the model, and a trial of the shared forward."""
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +12,10 @@ from prefopt.models.shared_prefix.attention import UnsupportedAttentionError
 from prefopt.models.shared_prefix.engine import LAYOUT, SharedPrefix, find_obstacle, verify
 from prefopt.models.shared_prefix.layout import PairLayout
 from prefopt.process.errors import UserError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +29,12 @@ LIMIT = {Precision.fp32: 3e-5, Precision.bf16: 0.02}
 
 
 def share_prompts(
-    model: Any, config: TrainConfig, device: torch.device, *, level: int = logging.INFO, is_strict: bool = True
+    model: "PreTrainedModel | PeftModel",
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    level: int = logging.INFO,
+    is_strict: bool = True,
 ) -> SharedPrefix | None:
     """Installs the shared-prefix forward if the configuration and the model allow it, and logs the result.
 
@@ -60,7 +69,9 @@ def share_prompts(
     return None
 
 
-def _install_on_flash(model: Any, precision: Precision, device: torch.device, level: int) -> SharedPrefix | None:
+def _install_on_flash(
+    model: "PreTrainedModel | PeftModel", precision: Precision, device: torch.device, level: int
+) -> SharedPrefix | None:
     """Installs the `varlen` form on FlashAttention 3 or 4, if one is installed and passes its trial; else None."""
     for name in flash.installed(device):
         engine = None
@@ -86,7 +97,7 @@ def _install_on_flash(model: Any, precision: Precision, device: torch.device, le
 
 
 def _install(
-    model: Any, precision: Precision, device: torch.device, form: str | None
+    model: "PreTrainedModel | PeftModel", precision: Precision, device: torch.device, form: str | None
 ) -> tuple[SharedPrefix | None, str | None]:
     """Installs and tries an attention form (None: the device's); returns (engine, None), or (None, reason)."""
     engine = SharedPrefix(model, device, torch.bfloat16 if precision is Precision.bf16 else None, form)
@@ -113,7 +124,7 @@ def _install(
     return engine, None
 
 
-def _probe(model: Any) -> dict[str, Any]:
+def _probe(model: "PreTrainedModel | PeftModel") -> dict[str, Any]:
     """Returns random pairs with the lengths of `PROBE`, in the form in which TRL passes a batch to the model."""
     width = max(prompt + max(chosen, rejected) for prompt, chosen, rejected in PROBE)
     layout = PairLayout.build(PROBE, width)
@@ -147,5 +158,5 @@ def _find_obstacle_in_settings(config: TrainConfig) -> str | None:
     return None
 
 
-def _is_partitioned(model: Any) -> bool:
+def _is_partitioned(model: "PreTrainedModel | PeftModel") -> bool:
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())

@@ -65,7 +65,7 @@ class PairCollator:
         return batch
 
 
-def _leave_out_contexts(examples: Sequence[dict[str, Any]], batch: dict[str, Any]) -> None:
+def _leave_out_contexts(examples: Sequence[dict[str, Any]], batch: dict[str, torch.Tensor]) -> None:
     """Sets completion mask and reference log-probs of a batch to 0 at tokens that are not trained."""
     for index, row in enumerate(examples):
         first = len(row["prompt_ids"])

@@ -7,7 +7,7 @@ results). TRL's head, losses and metrics, PEFT, autocast, DDP and DeepSpeed are 
 head scores all positions that it gets, without a mask of labelled ones. A call without `pair_layout` is unaffected.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from trl.kernels import chunked_logprob
@@ -16,6 +16,11 @@ from trl.trainer import utils as trl_utils
 from prefopt.models.modes import evaluating
 from prefopt.models.shared_prefix.attention import NO_MASK, PREFIX, choose_form, register
 from prefopt.models.shared_prefix.layout import PairLayout
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers.utils import ModelOutput
 
 LAYOUT = "pair_layout"
 """Key of a batch: its `PairLayout`."""
@@ -26,7 +31,7 @@ PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1
 """Results of TRL's head with one value per token, except `label_mask`: the batch's own mask gives the completions."""
 
 
-def find_obstacle(model: Any) -> str | None:
+def find_obstacle(model: "PreTrainedModel | PeftModel") -> str | None:
     """Returns why the prompts of this model cannot be shared; None if they can.
 
     Args:
@@ -75,7 +80,7 @@ class SharedPrefix:
 
     def __init__(
         self,
-        model: Any,
+        model: "PreTrainedModel | PeftModel",
         device: torch.device | None = None,
         compute_dtype: torch.dtype | None = None,
         form: str | None = None,
@@ -116,7 +121,7 @@ class SharedPrefix:
         _causal(self._model).set_attn_implementation(self._base)
 
 
-def verify(model: Any, batch: dict[str, Any]) -> float:
+def verify(model: torch.nn.Module, batch: dict[str, Any]) -> float:
     """Compares the shared forward with the plain one on a batch that has a layout.
 
     Args:
@@ -143,12 +148,16 @@ def _select_no_positions(device: torch.device) -> bool:
     return False
 
 
-def _end_packed_call(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+def _end_packed_call(
+    module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object
+) -> None:
     if trl_utils._use_triton is _select_no_positions:  # set by this call, or by one that a signal ended
         trl_utils._use_triton = chunked_logprob._use_triton
 
 
-def _pack(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+def _pack(
+    module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[object, ...], dict[str, Any]] | None:
     layout: PairLayout | None = kwargs.get(LAYOUT)
     if layout is None:
         return None
@@ -169,7 +178,9 @@ def _pack(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str
     )
 
 
-def _keep_predictors(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+def _keep_predictors(
+    module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, Any], output: "ModelOutput"
+) -> "ModelOutput":
     layout: PairLayout | None = kwargs.get(LAYOUT)
     if layout is not None:
         # The backward of `index_select` only adds up; that of advanced indexing first sorts the indices on a GPU.
@@ -177,7 +188,9 @@ def _keep_predictors(module: Any, args: Any, kwargs: dict[str, Any], output: Any
     return output
 
 
-def _spread(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+def _spread(
+    module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, Any], output: "ModelOutput"
+) -> "ModelOutput":
     layout: PairLayout | None = kwargs.get(LAYOUT)
     if layout is None:
         return output
@@ -191,11 +204,11 @@ def _spread(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
     return output
 
 
-def _causal(model: Any) -> Any:
+def _causal(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
-def _largest_heads(config: Any) -> tuple[int, tuple[int, int]]:
+def _largest_heads(config: "PreTrainedConfig") -> tuple[int, tuple[int, int]]:
     """Returns (head size, (query heads, key heads)); if layers differ, of the layer with the largest heads."""
     layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
     shapes = []
@@ -206,10 +219,10 @@ def _largest_heads(config: Any) -> tuple[int, tuple[int, int]]:
     return max(shapes)
 
 
-def _backbone_is_module(causal: Any) -> bool:
+def _backbone_is_module(causal: "PreTrainedModel") -> bool:
     return isinstance(causal.base_model, torch.nn.Module) and causal.base_model is not causal
 
 
-def _aux_loss_coefficient(config: Any) -> float:
+def _aux_loss_coefficient(config: "PreTrainedConfig") -> float:
     """Returns the coefficient of the router loss, which TRL adds for every model that can return router logits."""
     return float(getattr(config, "router_aux_loss_coef", 0.0)) if hasattr(config, "output_router_logits") else 0.0

@@ -132,11 +132,11 @@ class PairLayout:
         return [length for pair in self.segments for length in pair]
 
     @cached_property
-    def masks(self) -> dict[Any, torch.Tensor | None]:
+    def masks(self) -> dict[tuple[int, int, int | None], torch.Tensor | None]:
         """Cache of attention masks by shape, shared by all layers of a forward."""
         return {}
 
-    def to(self, device: Any, non_blocking: bool = False) -> "PairLayout":
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "PairLayout":
         """Returns the layout on another device; accelerate calls it for each entry of a batch."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from prefopt.config.composition import as_dict
 from prefopt.config.load import load_config
+from prefopt.config.plain import as_dict
 from prefopt.config.schema import TrainConfig
 from prefopt.runs.directory import RunDirectory
 from prefopt.tracking import wandb as tracker

@@ -7,9 +7,10 @@ from typing import Any
 
 from prefopt.config.checks import check
 from prefopt.config.choices import Kernels
-from prefopt.config.composition import as_dict
 from prefopt.config.load import TRAIN, from_dict
 from prefopt.config.overrides import parse
+from prefopt.config.plain import as_dict
+from prefopt.config.ranges import require
 from prefopt.config.schema import DataConfig, DeepSpeedConfig, TrainConfig
 from prefopt.config.settings_parser import SettingsParser
 from prefopt.distributed import group
@@ -55,6 +56,7 @@ def evaluate(run: RunDirectory | Path | str, overrides: Sequence[str] = ()) -> d
     Raises:
         UserError: There is no such run, it has no final model, or a setting may not change.
     """
+    require(not isinstance(overrides, str), f"overrides: must be a list of settings, found the text {overrides!r}.")
     folder = run.path if isinstance(run, RunDirectory) else Path(run)
     return _evaluate(folder, dict(_split(item) for item in overrides))
 

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from prefopt.config.durations import parse_time_limit
 from prefopt.config.load import TRAIN, load_config, to_yaml
+from prefopt.config.ranges import require
 from prefopt.config.schema import TrainConfig
 from prefopt.config.settings_parser import SettingsParser
 from prefopt.distributed import group
@@ -91,6 +92,7 @@ def train(
         Preempted: A stop was asked for, by a signal or a time limit. It is no subclass of `Exception`.
     """
     phases.begin()
+    require(isinstance(callbacks, list | tuple), f"callbacks: must be a list, found {type(callbacks).__name__}.")
     handed = OwnCode(loss, tuple(callbacks))
     named = with_names(config, handed)
     execute(named, {"program": program_line()}, handed)

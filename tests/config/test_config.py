@@ -12,8 +12,8 @@ import prefopt.config.cluster
 import prefopt.config.schema
 import prefopt.config.trainer
 from prefopt.config.choices import PeftMethod
-from prefopt.config.composition import as_dict
 from prefopt.config.load import TRAIN, complete, differences, fingerprint, from_dict, has_grown, load_config, to_yaml
+from prefopt.config.plain import as_dict
 from prefopt.config.schema import DPOAlgorithmConfig, SFTAlgorithmConfig
 from prefopt.process.errors import UserError
 from prefopt.process.paths import shipped

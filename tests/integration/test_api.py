@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,12 @@ from prefopt import evaluate, load_config, train
 from prefopt.algorithms.dpo import ScoredPairs
 from prefopt.compare import main as compare
 from prefopt.comparison.metrics import from_report, from_summary
-from prefopt.config.load import fingerprint, identity
+from prefopt.config.load import fingerprint, identity, to_yaml
 from prefopt.distributed import group
 from prefopt.evaluate import main as evaluate_command
 from prefopt.evaluation import metrics, summary
 from prefopt.evaluation.metrics import NUMBER, PERCENT, Better, Metric
+from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.scoring import PairScores, Scores
 from prefopt.evaluation.summary import register
 from prefopt.process.errors import UserError
@@ -28,6 +30,7 @@ from prefopt.runs.directory import RunDirectory
 from prefopt.runs.settings import read_config
 from prefopt.tracking.wandb import _values
 from prefopt.train import main as train_command
+from prefopt.training.own_code import OwnCode, with_names
 from tests.conftest import REPOSITORY, quick_run
 
 pytestmark = pytest.mark.slow
@@ -159,6 +162,45 @@ def test_a_mistake_in_a_configuration_that_was_changed_by_hand_is_told(overrides
     assert not Path(config.run.root).exists()
 
 
+@pytest.mark.parametrize(
+    ("group", "name", "value", "told"),
+    [
+        ("optim", "lr", 1.0, r"optim\.lr: no such setting\. Did you mean optim\.learning_rate"),
+        ("algorithm", "betta", 9, r"algorithm\.betta: no such setting\. Did you mean algorithm\.beta"),
+        ("optim", "learning_rate", "abc", r"^the configuration: optim\.learning_rate: Value 'abc'"),
+        ("run", "name", None, r"run\.name: must be a name"),
+        ("trainer", "callbacks", None, r"trainer\.callbacks: must be a list of module:Class, found None"),
+    ],
+)
+def test_a_value_that_no_setting_can_have_is_told_by_its_name(overrides, group, name, value, told):
+    config = load_config(overrides)
+    setattr(getattr(config, group), name, value)
+    with pytest.raises(UserError, match=told):
+        train(config)
+    assert not Path(config.run.root).exists()
+
+
+@pytest.mark.parametrize("callbacks", [None, Stopper()])
+def test_callbacks_are_a_list(overrides, callbacks):
+    with pytest.raises(UserError, match="callbacks: must be a list, found"):
+        train(load_config(overrides), callbacks=callbacks)
+
+
+def test_overrides_are_a_list(overrides, tmp_path):
+    for call in (load_config, lambda text: evaluate(tmp_path, text)):
+        with pytest.raises(UserError, match=r"must be a list of settings, found the text 'trainer\.max_steps=3'"):
+            call("trainer.max_steps=3")
+
+
+def test_paths_and_numpys_numbers_are_values_like_others(overrides):
+    config = load_config(overrides)
+    plain = with_names(config, OwnCode())
+    config.data.train = Path(config.data.train)
+    config.run.seed, config.optim.learning_rate = np.int64(config.run.seed), np.float64(config.optim.learning_rate)
+    assert with_names(config, OwnCode()) == plain
+    assert to_yaml(config) == to_yaml(plain)
+
+
 @pytest.mark.parametrize("engine", ["shared_prefix", "trl"])
 def test_a_loss_that_is_written_out_trains_as_trls_to_the_last_bit(overrides, engine):
     settings = [*overrides, "trainer.eval_every=3", f"engine={engine}", "trainer.gradient_accumulation_steps=2"]
@@ -197,6 +239,37 @@ def test_another_loss_is_what_is_trained_and_held_out(overrides):
 def test_a_loss_that_is_not_one_per_pair_is_refused(overrides, loss, found):
     with pytest.raises(UserError, match=rf"one loss per pair, of shape \(4,\), found {found}\."):
         train(load_config(overrides), loss=loss)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda pairs: pairs.chosen_logps.detach(),
+        lambda pairs: pairs.chosen_logps > 0,
+        lambda pairs: pairs.chosen_lengths,
+    ],
+)
+def test_a_loss_that_does_not_depend_on_the_policy_is_refused(overrides, loss):
+    with pytest.raises(UserError, match=r"must be computed from pairs\.chosen_logps or pairs\.rejected_logps"):
+        train(load_config(overrides), loss=loss)
+
+
+def test_a_loss_that_changes_what_it_gets_changes_no_other_number(overrides):
+    def spoils(pairs):
+        losses = sigmoid(pairs)
+        for name in ("ref_chosen_logps", "ref_rejected_logps", "chosen_lengths", "rejected_lengths"):
+            getattr(pairs, name).mul_(2)
+        return losses
+
+    settings = [*overrides, "trainer.eval_every=2"]
+    clean, spoilt = (
+        train(load_config([*settings, f"run.name={loss.__name__}"]), loss=loss).read_records()
+        for loss in (sigmoid, spoils)
+    )
+    for record in (*clean, *spoilt):
+        for name in ("time_s", "training_s"):
+            record.pop(name, None)
+    assert clean == spoilt
 
 
 def test_a_run_does_not_go_on_with_another_loss_or_other_callbacks(overrides):
@@ -313,6 +386,42 @@ def test_a_metric_of_a_taken_name_or_without_one_function_or_one_value_per_pair_
     register(metric("mine"), of_answers=len)
     assert "mine" not in summary.OF_PAIRS
     assert [each.key for each in metrics.METRICS].count("mine") == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("unit", "percent", "unit must be a Unit, such as NUMBER or PERCENT, found 'percent'"),
+        ("better", "higher", r"better must be a member of Better, such as Better.higher, found 'higher'"),
+        ("label", None, "label must be text, found None"),
+    ],
+)
+def test_a_metric_with_a_field_of_another_type_is_refused_when_it_is_registered(own_metrics, field, value, told):
+    metric = replace(Metric("mine", "M", "m", "M", NUMBER, Better.higher), **{field: value})
+    with pytest.raises(UserError, match=told):
+        register(metric, of_answers=len)
+    with pytest.raises(UserError, match="its function cannot be called, found 3"):
+        register(Metric("mine", "M", "m", "M", NUMBER, Better.higher), of_pairs=3)
+
+
+def test_a_metric_that_changes_what_it_gets_changes_no_other_number(own_metrics):
+    def gap(pairs):
+        difference = pairs.chosen.logps
+        difference -= pairs.rejected.logps
+        return difference
+
+    def cut(answer):
+        answer.ids.clear()
+        return 0.0
+
+    register(Metric("widest", "G", "g", "G", NUMBER, Better.higher), of_pairs=gap)
+    register(Metric("cut", "C", "c", "C", NUMBER, Better.higher), of_answers=cut)
+    pairs = PairScores(Scores(np.array([3.0, 2.0]), np.ones(2)), Scores(np.array([1.0, 1.0]), np.ones(2)))
+    assert summary.OF_PAIRS["widest"](pairs).tolist() == [2.0, 1.0]
+    assert pairs.chosen.logps.tolist() == [3.0, 2.0]
+    answer = Answer([1, 2], finished=True)
+    summary.OF_ANSWERS["cut"]([answer])
+    assert answer.ids == [1, 2]
 
 
 def test_ranks_that_torchrun_started_take_one_run(overrides, monkeypatch):

@@ -14,7 +14,7 @@ from prefopt.comparison.ranking import build_comparison
 from prefopt.comparison.read import RunReader
 from prefopt.comparison.records import Mode, RunRecord
 from prefopt.comparison.wandb_source import WandbGroup, distinct, parse_group, read_group, to_lines
-from prefopt.config.composition import as_dict
+from prefopt.config.plain import as_dict
 from prefopt.process.errors import UserError
 from prefopt.tracking.wandb import _values
 from tests.fake_runs import base_config, fake_lines, fake_report, with_settings, write_fake_run

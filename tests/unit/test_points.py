@@ -7,9 +7,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from prefopt.config.composition import as_dict
 from prefopt.config.load import complete, load_config
 from prefopt.config.overrides import assign, parse
+from prefopt.config.plain import as_dict
 from prefopt.process.errors import UserError
 from prefopt.process.ranks import Launch
 from prefopt.sweeps.points import MAX_LISTED, MAX_NAME, Axes, Composer, Plan, plan_points, read_axes

@@ -161,13 +161,18 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         _, metrics = super()._compute_trl_loss(recorder, inputs, **kwargs)
         chosen, rejected = recorder.log_probs.sum(dim=1).chunk(2)
         lengths = inputs["completion_mask"][:, 1:].sum(dim=1).chunk(2)
-        references = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        references = (inputs[f"ref_{side}_logps"].clone() for side in ("chosen", "rejected"))  # they are used again
         losses = self.run.own.loss(ScoredPairs(self.beta, chosen, rejected, *references, *lengths))
         if not isinstance(losses, torch.Tensor) or losses.shape != chosen.shape:
             found = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
             raise UserError(
                 "algorithm.loss_function: must return a tensor with one loss per pair, of shape "
                 f"{tuple(chosen.shape)}, found {found}."
+            )
+        if not losses.is_floating_point() or (chosen.requires_grad and not losses.requires_grad):
+            raise UserError(
+                "algorithm.loss_function: must be computed from pairs.chosen_logps or pairs.rejected_logps with their "
+                f"gradient, found a tensor of {losses.dtype} without."
             )
         return losses.mean(), metrics
 

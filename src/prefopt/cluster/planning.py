@@ -9,9 +9,9 @@ from typing import Any
 from prefopt.cluster.slurm import find_queued
 from prefopt.config.choices import ClusterKind, PeftMethod, ReferenceMode
 from prefopt.config.cluster import ClusterConfig, SubmitConfig, SweepConfig
-from prefopt.config.composition import as_dict
 from prefopt.config.load import load_config
 from prefopt.config.overrides import assign
+from prefopt.config.plain import as_dict
 from prefopt.config.schema import TrainConfig
 from prefopt.data.files import HUB, find_files
 from prefopt.process.errors import UserError

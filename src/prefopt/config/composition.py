@@ -6,7 +6,6 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import cache, cached_property
 from typing import Any, get_args, get_origin
 
@@ -15,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
 from prefopt.config.aliases import ALIASES, LIKE, nearest
@@ -121,6 +120,8 @@ class Tree:
             merged = OmegaConf.merge(OmegaConf.structured(self.root(**chosen)), values)
             assert isinstance(merged, DictConfig)
             return self.build(merged)
+        except ValidationError as error:
+            raise UserError(f"{where}: {self._readable(error)}") from error
         except (KeyError, TypeError, OmegaConfBaseException) as error:
             raise UserError(f"{where}: not a configuration of this version of prefopt ({error}).") from error
 
@@ -358,19 +359,6 @@ def _keys(key: str, value: object) -> set[str]:
     """The names of all settings that an override sets, `key` included."""
     inner = value.items() if isinstance(value, dict) else ()
     return {key}.union(*(_keys(f"{key}.{name}", item) for name, item in inner))
-
-
-def as_dict(config: object) -> Any:
-    """Turns a configuration into plain values: enums become their member names, dataclasses become dicts."""
-    if dataclasses.is_dataclass(config):
-        return {f.name: as_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    if isinstance(config, Enum):
-        return config.name
-    if isinstance(config, dict):
-        return {key: as_dict(value) for key, value in config.items()}
-    if isinstance(config, list):
-        return [as_dict(value) for value in config]
-    return config
 
 
 def _is_option(value: object, *, may_hold_settings: bool) -> bool:

@@ -11,8 +11,10 @@ import yaml
 from prefopt.config.algorithms import ALGORITHMS
 from prefopt.config.checks import check
 from prefopt.config.choices import PeftMethod
-from prefopt.config.composition import Composed, Tree, as_dict
+from prefopt.config.composition import Composed, Tree
+from prefopt.config.plain import as_dict
 from prefopt.config.presets import find_left_out
+from prefopt.config.ranges import require
 from prefopt.config.schema import TrainConfig
 from prefopt.process.errors import UserError
 from prefopt.process.paths import places
@@ -60,6 +62,7 @@ def load_config(overrides: Sequence[str], config_dir: str | None = None, launch:
     Raises:
         UserError: An unknown, mistyped, missing or contradictory setting.
     """
+    require(not isinstance(overrides, str), f"overrides: must be a list of settings, found the text {overrides!r}.")
     composed = TRAIN.compose(overrides, config_dir)
     config = complete(composed, launch)
     if is_main():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from prefopt.config.algorithms import Kind
-from prefopt.process.errors import UserError
+from prefopt.process.errors import UserError, shorten
 
 
 @dataclass(frozen=True)
@@ -342,12 +342,25 @@ def logged_metric(name: str, rows: Kind) -> Metric:
     return next(metric for metric in METRICS if metric.logged == name and rows in metric.rows)
 
 
+GIVEN_AS: dict[str, tuple[type, str]] = {
+    **dict.fromkeys(("key", "name", "label", "title", "note", "hint"), (str, "text")),
+    "unit": (Unit, "a Unit, such as NUMBER or PERCENT"),
+    "better": (Better, "a member of Better, such as Better.higher"),
+}
+"""Types of the fields of a user's own metric."""
+
+
 def add(metric: Metric) -> None:
     """Adds a metric of the user's own to the table, in place of an earlier one of the same key.
 
     Raises:
-        UserError: Its key is no plain name, or one that prefopt uses, or one of its columns is another metric's.
+        UserError: A field has another type; or its key is no plain name, or one that prefopt uses, or one of its
+            columns is another metric's.
     """
+    for name, (kind, wanted) in GIVEN_AS.items():
+        found = getattr(metric, name)
+        if not isinstance(found, kind):
+            raise UserError(f"metric {metric.key!r}: {name} must be {wanted}, found {shorten(repr(found))}.")
     others = [each.key for each in METRICS if each.key != metric.key]
     taken = SHIPPED.union(*map(columns_of, others))
     if not metric.key.isidentifier() or not taken.isdisjoint(columns_of(metric.key)):

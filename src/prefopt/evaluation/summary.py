@@ -1,6 +1,7 @@
 """Computes the numbers of the report from the contestants' measurements."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -78,6 +79,9 @@ def register(
     Raises:
         UserError: Its key is taken, or there is not one function. The evaluation checks what the function returns.
     """
+    given = of_pairs if of_answers is None else of_answers
+    if given is not None and not callable(given):
+        raise UserError(f"metric {metric.key!r}: its function cannot be called, found {shorten(repr(given))}.")
     if (of_pairs is None) == (of_answers is None):
         raise UserError(f"metric {metric.key!r}: give one function, either of_pairs or of_answers.")
     path = (DRIFT, metric.key, TUNED) if of_pairs is None else (HELD_OUT, TUNED, metric.key)
@@ -95,7 +99,7 @@ def _one_per_pair(key: str, of_pairs: Callable[[PairScores], NDArray[Any]]) -> C
     """The function, whose values are truths or finite numbers, one for each pair."""
 
     def checked(pairs: PairScores) -> NDArray[Any]:
-        values = np.asarray(of_pairs(pairs))
+        values = np.asarray(of_pairs(deepcopy(pairs)))  # other metrics are computed from the same arrays
         if values.shape != pairs.margins.shape or values.dtype.kind not in "bif":
             shape = pairs.margins.shape
             raise UserError(
@@ -111,7 +115,7 @@ def _one_per_answer(key: str, of_answers: Callable[[Answer], float]) -> Callable
     """The function for many answers; its values are truths or finite numbers."""
 
     def checked(answers: Sequence[Answer]) -> Floats:
-        values = [of_answers(answer) for answer in answers]
+        values = [of_answers(deepcopy(answer)) for answer in answers]
         for value in values:
             if not isinstance(value, int | float | np.number | np.bool_):
                 found = shorten(repr(value))

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefopt.config.choices import LogArtifacts, LoggerName, WandbMode
-from prefopt.config.composition import as_dict
+from prefopt.config.plain import as_dict
 from prefopt.config.schema import TrainConfig
 from prefopt.distributed.preemption import EXIT_CODE, Preempted
 from prefopt.process import phases

@@ -8,11 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from prefopt.config.checks import check
-from prefopt.config.composition import as_dict
-from prefopt.config.load import from_dict
+from prefopt.config.load import TRAIN, from_dict
+from prefopt.config.plain import as_dict, find_strays
 from prefopt.config.ranges import require
 from prefopt.config.schema import TrainConfig
-from prefopt.process.errors import UserError, first_line
+from prefopt.process.errors import UserError, first_line, shorten
 from prefopt.process.ranks import Launch
 
 if TYPE_CHECKING:
@@ -40,7 +40,12 @@ def with_names(config: TrainConfig, own: OwnCode) -> TrainConfig:
     Raises:
         UserError: The configuration has a mistake, or the algorithm takes no loss.
     """
+    for stray in find_strays(config):
+        raise UserError(TRAIN.unknown(stray))
     values = as_dict(config)
+    require(config.run.name is not None, "run.name: must be a name; load_config chooses one where none is given.")
+    names = config.trainer.callbacks
+    require(isinstance(names, list), f"{CALLBACKS}: must be a list of module:Class, found {shorten(repr(names))}.")
     if own.loss is not None:
         algorithm = values["algorithm"]
         require("loss_function" in algorithm, f"loss: algorithm={algorithm['name']} takes none. Set algorithm=dpo.")

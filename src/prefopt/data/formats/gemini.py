@@ -2,7 +2,7 @@
 
 from prefopt.data.formats.format import Format, Row, get, look_up
 from prefopt.data.messages import Message, join_parts
-from prefopt.data.values import RowError, describe
+from prefopt.data.values import RowError, check_text, describe
 
 ROLES = {"user": "user", "model": "assistant"}
 SYSTEM = ("systemInstruction", "system_instruction")
@@ -56,8 +56,7 @@ def _text(content: object, field: str) -> str:
     parts = content.get("parts") if isinstance(content, dict) else None
     if not isinstance(parts, list):
         raise RowError(f"'{field}' must be {{parts: [{{text}}]}}, found {describe(content)}.")
-    text: str = join_parts(parts, f"{field}.parts")
-    return text
+    return check_text(join_parts(parts, f"{field}.parts"), f"{field}.parts")
 
 
 FORMAT = Format(

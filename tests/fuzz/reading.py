@@ -100,6 +100,11 @@ PAIRS: dict[str, Callable[[int], Row]] = {
         "response_b": "no",
         "winner": ("a", "model_b", "tie")[n % 3],
     },
+    "ratings": lambda n: {
+        "instruction": f"Q{n}?",
+        "completions": [{"response": f"answer {k}", "overall_score": (n * k) % 5} for k in range(3)],
+    },
+    "scores": lambda n: {"prompt": f"Q{n}?", "responses": ["yes", "no"], "scores": [1.5, n % 3]},
     "alpaca": lambda n: {"instruction": f"Q{n}?", "input": "", "chosen": "yes", "rejected": "no"},
 }
 DEMONSTRATIONS: dict[str, Callable[[int], Row]] = {

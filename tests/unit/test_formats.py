@@ -234,6 +234,48 @@ def test_whole_conversations_side_by_side_need_no_question() -> None:
         convert({"response_a": "x", "response_b": "y", "winner": "a"}, DataFormat.ab, "preference")
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"completions": [{"response": "b", "overall_score": 2}, {"response": "a", "overall_score": 4.5}]},
+        {"answers": [{"answer": "m", "rank": 2}, {"answer": "b", "rank": 3}, {"answer": "a", "rank": 1}]},
+        {"responses": ["m", "a", "b"], "scores": [3, 9, -1]},
+        {"candidates": ["a", "m", "b"], "ranks": [1, 2, 3]},
+        {"responses": ["a", "b", "a2", "b2"], "rewards": [1.0, 0.0, 1.0, 0.0]},
+    ],
+)
+def test_of_rated_answers_the_best_is_chosen_and_the_worst_rejected(row: dict[str, Any]) -> None:
+    row = {"question": "Hi?", **row}
+    assert detect_format(row, "preference") is DataFormat.ratings
+    found = convert(row, DataFormat.ratings, "preference")
+    assert found is not None
+    assert (found["prompt"], found["chosen"], found["rejected"]) == ("Hi?", "a", "b")
+    assert unread_columns(row, DataFormat.ratings, "preference", ("prompt", "chosen", "rejected")) == []
+
+
+def test_answers_that_are_equally_good_are_no_pair() -> None:
+    row = {"prompt": "Hi?", "responses": ["a", "b"], "scores": [3, 3.0]}
+    assert convert(row, DataFormat.ratings, "preference") is None
+
+
+@pytest.mark.parametrize(
+    ("row", "part"),
+    [
+        ({"responses": ["a", "b"], "scores": [1]}, "'scores' must be 2 numbers"),
+        ({"responses": ["a", "b"], "scores": [1, None]}, "'scores[1]' must be a number, found null"),
+        ({"responses": ["a", "b"], "scores": [1, float("nan")]}, "'scores[1]' must be a number"),
+        ({"responses": ["a", "b"], "scores": [1, "2"]}, "'scores[1]' must be a number, found text"),
+        ({"answers": [{"answer": "a", "rank": 1}, {"answer": "b"}]}, "'rank of answer 1' must be a number"),
+        ({"answers": [{"answer": "a", "rank": 1}, {"rank": 2}]}, "answer 1 must be {response, rank}, found"),
+        ({"answers": [{"answer": "a", "rank": 1}, "b"]}, "answer 1 must be {response"),
+    ],
+)
+def test_answers_without_a_number_each_are_refused(row: dict[str, Any], part: str) -> None:
+    with pytest.raises(RowError) as caught:
+        convert({"prompt": "Hi?", **row}, DataFormat.ratings, "preference")
+    assert part in str(caught.value)
+
+
 def test_every_format_but_trls_own_has_a_module() -> None:
     assert {*FORMATS, DataFormat.auto, DataFormat.trl} == set(DataFormat)
 

@@ -413,6 +413,7 @@ def test_a_value_under_both_names_is_refused(tmp_path: Path) -> None:
         ({"question": "q", "good": "y", "bad": "n"}, "{prompt: question, chosen: good, rejected: bad}"),
         ({"prompt": "q", "choosen": "y", "rejected": "n"}, "{chosen: choosen}"),
         ({"my query": "q", "better answer": "y", "worse answer": "n"}, None),
+        ({"fråga prompt": "q", "best, of all": "y", "worst: {x}": "n"}, None),
     ],
 )
 def test_the_mapping_that_an_error_suggests_reads_the_row(
@@ -426,6 +427,13 @@ def test_the_mapping_that_an_error_suggests_reads_the_row(
     config = load_config(["data=files", f"data.train={path}", suggested, "data.held_out_fraction=0"])
     (record,) = read_records(path, format=DataFormat.auto, kind="preference", columns=config.data.columns).records
     assert (record.prompt, record.chosen, record.rejected) == ("q", "y", "n")
+
+
+@pytest.mark.parametrize("name", ["chosen" + "[" * 900, "it's chosen", 'chosen "one"', "chosen\x1b[2J", "chosen\\"])
+def test_a_name_that_cannot_be_typed_is_not_suggested(tmp_path: Path, name: str) -> None:
+    message = error_of(tmp_path, {"prompt": "q", name: "y", "rejected": "n"})
+    assert "data.columns" not in message
+    assert len(message) < 300
 
 
 @pytest.mark.parametrize("columns", ["{promt: question}", "{prompt: q, chosen: q}"])

@@ -58,6 +58,7 @@ class DataFormat(Enum):
     swift = "swift"
     gemini = "gemini"
     ab = "ab"
+    ratings = "ratings"
 
 
 class SFTLoss(Enum):

@@ -1,7 +1,6 @@
 """Columns under other names: `data.columns` maps them, and errors of missing columns suggest it."""
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Mapping
 
@@ -15,6 +14,8 @@ CALLED = {
     "completion": ("answer", "response", "output", "reply", "target", "assistant"),
 }
 """What columns are called elsewhere; also with more words around: `good_answer`."""
+MAX_NAME = 60
+"""Most characters of a name that is suggested."""
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -40,7 +41,7 @@ def rename(row: Row, columns: Mapping[str, str]) -> Row:
 
 def suggest(missing: Iterable[str], row: Row) -> str:
     """Returns the setting that reads the row's columns as the missing ones; empty if none is alike."""
-    free = [key for key in row if isinstance(key, str) and key not in CALLED]
+    free = [key for key in row if isinstance(key, str) and key not in CALLED and _can_be_typed(key)]
     found: dict[str, str] = {}
     for name in missing:
         match = _alike(name, [key for key in free if key not in found.values()])
@@ -60,6 +61,10 @@ def _alike(name: str, keys: list[str]) -> str | None:
     return next((key for key in keys if any(word in re.split(r"[\W_]+", key.lower()) for word in words)), None)
 
 
+def _can_be_typed(name: str) -> bool:
+    return len(name) <= MAX_NAME and name.isprintable() and not set(name) & set("'\"\\")
+
+
 def _typed(name: str) -> str:
     """A column's name as it is typed in an override."""
-    return name if PLAIN.fullmatch(name) else json.dumps(name, ensure_ascii=False)
+    return name if PLAIN.fullmatch(name) else f'"{name}"'

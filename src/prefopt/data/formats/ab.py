@@ -1,7 +1,7 @@
 """Two answers side by side, and a column that says which one won: `response_a`, `response_b`, `winner`."""
 
-from prefopt.data.formats.format import Format, Row, get
-from prefopt.data.values import RowError, describe, show_names
+from prefopt.data.formats.format import PROMPTS, Format, Row, get, get_prompt
+from prefopt.data.values import RowError, describe
 
 SIDES = {
     (f"{stem}_{first}", f"{stem}_{second}"): (first, second)
@@ -10,7 +10,6 @@ SIDES = {
 }
 """Columns of the two answers -> how each is called."""
 WINNERS = ("winner", "preference", "preferred", "choice", "better")
-PROMPTS = ("prompt", "question", "instruction", "query")
 TIES = (
     "tie",
     "tie (bothbad)",
@@ -40,10 +39,7 @@ def read_pair(row: Row) -> Row | None:
     answers = {"chosen": get(row, columns[winner]), "rejected": get(row, columns[1 - winner])}
     if all(isinstance(answer, list) for answer in answers.values()) and not any(name in row for name in PROMPTS):
         return answers  # whole conversations, which begin with the same question
-    asked = next((name for name in PROMPTS if row.get(name) is not None), None)
-    if asked is None:
-        raise RowError(f"the question is missing: one of {', '.join(PROMPTS)}; found {show_names(row)}.")
-    return {"prompt": row[asked], **answers, "system": row.get("system")}
+    return {"prompt": get_prompt(row), **answers, "system": row.get("system")}
 
 
 def _sides(row: Row) -> tuple[str, str] | None:

@@ -12,6 +12,8 @@ Row = dict[str, Any]
 
 PASSED_ON = ("tools", "chat_template_kwargs")
 """Columns that stay as they are, whatever the format."""
+PROMPTS = ("prompt", "question", "instruction", "query")
+"""Names of a question's column where a format prescribes none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,18 @@ def get(row: Row, name: str) -> Any:
 def look_up(value: object, table: Mapping[Any, str]) -> str | None:
     """Returns the entry of a value that a file holds, which may be anything; None if the table has none."""
     return table.get(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else None
+
+
+def get_prompt(row: Row) -> Any:
+    """Returns the question of a row, under any of the names in `PROMPTS`.
+
+    Raises:
+        RowError: There is none.
+    """
+    asked = next((name for name in PROMPTS if row.get(name) is not None), None)
+    if asked is None:
+        raise RowError(f"the question is missing: one of {', '.join(PROMPTS)}; found {show_names(row)}.")
+    return row[asked]
 
 
 def get_messages(row: Row, name: str = "messages") -> list[Any]:

@@ -261,7 +261,7 @@ def test_answers_that_are_equally_good_are_no_pair() -> None:
 @pytest.mark.parametrize(
     ("row", "part"),
     [
-        ({"responses": ["a", "b"], "scores": [1]}, "'scores' must be 2 numbers"),
+        ({"responses": ["a", "b"], "scores": [1]}, "'scores' must be a list of 2 numbers"),
         ({"responses": ["a", "b"], "scores": [1, None]}, "'scores[1]' must be a number, found null"),
         ({"responses": ["a", "b"], "scores": [1, float("nan")]}, "'scores[1]' must be a number"),
         ({"responses": ["a", "b"], "scores": [1, "2"]}, "'scores[1]' must be a number, found text"),

@@ -94,7 +94,16 @@ def test_tool_call_conversations_keep_calls_results_and_tools() -> None:
     assert records[0].tools[0]["function"]["name"] == "search_recipes"
 
 
-@pytest.mark.parametrize("name", ["banking77_test.csv", "llmbar_natural.json", "mt_bench_questions.jsonl"])
+def test_two_outputs_and_a_label_are_pairs() -> None:
+    result = read("llmbar_natural.json")
+    rows = json.loads(Path(path_of("llmbar_natural.json")).read_text(encoding="utf-8"))
+    assert [(record.chosen, record.rejected) for record in result.records] == [
+        (row[f"output_{row['label']}"], row[f"output_{3 - row['label']}"]) for row in rows
+    ]
+    assert (len(result.records), result.notes.ignored_columns) == (100, {})
+
+
+@pytest.mark.parametrize("name", ["banking77_test.csv", "mt_bench_questions.jsonl"])
 def test_files_without_preferences_are_refused_by_the_missing_field(name: str) -> None:
     with pytest.raises(UserError, match=r"field 'chosen' is missing; found '"):
         read(name)

@@ -198,6 +198,7 @@ def test_other_rows_of_gemini_are_refused(row: dict[str, Any], part: str) -> Non
         (("output_1", "output_2"), 2.0, 1),
         (("response_0", "response_1"), 1, 1),
         (("response_0", "response_1"), 0, 0),
+        (("output_1", "output_2"), 2, 1),
     ],
 )
 def test_of_two_answers_the_winner_is_the_chosen_one(columns: tuple[str, str], winner: Any, chosen: int) -> None:

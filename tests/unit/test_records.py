@@ -234,6 +234,7 @@ def test_demonstrations_keep_the_fields_they_come_in(tmp_path: Path, row: Any, f
             {"prompt": "a", "chosen": "b", "reject": "c"},
             ["'rejected' is missing", "data.columns={rejected: reject}"],
         ),
+        ({"conversations": [{"from": "human", "value": "q"}]}, ["'chosen' is missing", "set algorithm=sft."]),
         ({**PAIR, "chosen": 3}, ["rows.jsonl:2: 'chosen' must be text or a list of messages", "found a number (3)"]),
         ({**PAIR, "chosen": None}, ["rows.jsonl:2: field 'chosen' is missing"]),
         ({**PAIR, "chosen": [HI]}, ["'rejected' is text", "Either all are text"]),
@@ -288,7 +289,12 @@ def test_a_bad_row_is_refused_by_its_place_and_what_is_wrong(tmp_path: Path, row
 @pytest.mark.parametrize(
     ("row", "part"),
     [
-        ({"prompts": "a"}, "'data.columns={prompt: prompts}'"),
+        ({"prompts": "a"}, "needs 'messages', or 'prompt' and 'completion', or 'text'; found 'prompts'."),
+        ({"question_id": 3, "prompts": "a", "answer": "b"}, "'data.columns={prompt: prompts, completion: answer}'"),
+        ({"conversation": []}, "'data.columns={messages: conversation}'"),
+        ({"response_a": "a", "response_b": "b", "winner": "a"}, "These are pairs: set algorithm=dpo."),
+        ({"preferred_output": [], "non_preferred_output": []}, "These are pairs: set algorithm=dpo."),
+        ({"conversations": [], "chosen": {}, "rejected": {}}, "These are pairs: set algorithm=dpo."),
         ({"prompt": "a"}, "field 'completion' is missing"),
         ({"messages": [USER]}, "has one message"),
         ({"messages": [USER, HI, USER]}, "must end with an assistant message, found role 'user'"),

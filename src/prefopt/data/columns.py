@@ -2,12 +2,13 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from prefopt.data.formats.format import Row
 from prefopt.data.values import RowError
 
 CALLED = {
+    "messages": ("conversation", "dialogue", "dialog", "turns", "chat"),
     "prompt": ("question", "instruction", "query", "input", "request", "user"),
     "chosen": ("accepted", "preferred", "good", "better", "best", "positive", "win", "winner"),
     "rejected": ("declined", "dispreferred", "bad", "worse", "worst", "negative", "lose", "loser"),
@@ -17,6 +18,7 @@ CALLED = {
 MAX_NAME = 60
 """Most characters of a name that is suggested."""
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+SEPARATOR = re.compile(r"[\W_]+")
 
 
 def rename(row: Row, columns: Mapping[str, str]) -> Row:
@@ -39,26 +41,33 @@ def rename(row: Row, columns: Mapping[str, str]) -> Row:
     return {**renamed, **{name: row[source] for name, source in present.items()}}
 
 
-def suggest(missing: Iterable[str], row: Row) -> str:
-    """Returns the setting that reads the row's columns as the missing ones; empty if none is alike."""
+def suggest(row: Row, missing: Sequence[str], *, optional: Sequence[str] = ()) -> str:
+    """Returns the setting that reads the row's columns as the missing ones; empty unless all are found.
+
+    Args:
+        row: The row as it stands in the file.
+        missing: Columns without which the row is nothing.
+        optional: Columns that it may have besides.
+    """
     free = [key for key in row if isinstance(key, str) and key not in CALLED and _can_be_typed(key)]
     found: dict[str, str] = {}
-    for name in missing:
+    for name in (*optional, *missing):
         match = _alike(name, [key for key in free if key not in found.values()])
         if match is not None:
             found[name] = match
-    if not found:
+    if not found.keys() >= set(missing):
         return ""
     pairs = ", ".join(f"{name}: {_typed(source)}" for name, source in found.items())
     return f" Read columns under other names with 'data.columns={{{pairs}}}'"
 
 
 def _alike(name: str, keys: list[str]) -> str | None:
-    near = difflib.get_close_matches(name, keys, n=1, cutoff=0.75)
-    if near:
-        return near[0]
+    """Returns the key that says the same as `name`: as a whole, nearly as spelt, or as one of its words."""
     words = (name, *CALLED.get(name, ()))
-    return next((key for key in keys if any(word in re.split(r"[\W_]+", key.lower()) for word in words)), None)
+    exact = [key for key in keys if key.lower() in words]
+    near = difflib.get_close_matches(name, keys, n=1, cutoff=0.75)
+    part = [key for key in keys if not key.lower().endswith("id") and set(words) & set(SEPARATOR.split(key.lower()))]
+    return next(iter((*exact, *near, *part)), None)
 
 
 def _can_be_typed(name: str) -> bool:

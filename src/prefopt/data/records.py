@@ -330,10 +330,10 @@ def _build_example(row: dict[str, object], source: str) -> tuple[SFTExample, Sha
     elif "text" in row:
         fields = {"text": add_system(check_text(row["text"], "text"), row.get("system", ""), "text")}
     else:
-        wanted = ("messages", "prompt", "completion", "text")
+        hints = (suggest(row, wanted) for wanted in (["prompt", "completion"], ["messages"], ["text"]))
         raise RowError(
             "a demonstration needs 'messages', or 'prompt' and 'completion', or 'text'; "
-            f"found {_found(row)}.{other_kind(row, 'sft') or suggest(wanted, row)}"
+            f"found {_found(row)}.{other_kind(row, 'sft') or next(filter(None, hints), '')}"
         )
     example = SFTExample(
         **fields,
@@ -393,7 +393,9 @@ def _shape(fields: tuple[str, ...], content: Content) -> Shape:
 def _require_fields(row: dict[str, object], names: tuple[str, ...], kind: Kind) -> None:
     for name in names:
         if name not in row:
-            hint = other_kind(row, kind) or suggest([each for each in ("prompt", *names) if each not in row], row)
+            absent = [each for each in names if each not in row]
+            optional = [] if "prompt" in (*names, *row) else ["prompt"]
+            hint = other_kind(row, kind) or suggest(row, absent, optional=optional)
             raise RowError(f"field '{name}' is missing; found {_found(row)}.{hint}")
 
 

@@ -6,9 +6,10 @@ from importlib import import_module
 
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import DataFormat
-from prefopt.data.formats.format import PASSED_ON, Format, Row
+from prefopt.data.formats.format import PASSED_ON, Format, MissingColumnError, Row
 from prefopt.data.labels import LABELS, says_wanted
 from prefopt.data.tool_calls import wrap_tools
+from prefopt.data.values import RowError
 
 FORMATS: dict[DataFormat, Format] = {
     name: import_module(f"{__name__}.{name.value}").FORMAT
@@ -31,7 +32,10 @@ def convert(row: Row, format: DataFormat, kind: Kind) -> Row | None:
     """
     reader = FORMATS[format].read.get(kind) if format in FORMATS else None
     if reader is not None:
-        converted = reader(row)
+        try:
+            converted = reader(row)
+        except MissingColumnError as error:
+            raise RowError(f"{error}{other_kind(row, kind)}") from error
         return converted and converted | {key: row[key] for key in PASSED_ON if key in row and key not in converted}
     # Demonstrations of OpenAI and Swift are `messages`, like TRL's; OpenAI's older name for tools is `functions`.
     return {**row, "tools": wrap_tools(row["functions"])} if _has_functions(row) else row
@@ -47,11 +51,17 @@ def other_kind(row: Row, kind: Kind) -> str:
 
 
 def _name_pairs(row: Row) -> str:
-    return " These are pairs: set algorithm=dpo." if "chosen" in row and "rejected" in row else ""
+    alone = (form for form in FORMATS.values() if "sft" not in form.read)
+    is_pair = ("chosen" in row and "rejected" in row) or any(form.detect(row, "preference") for form in alone)
+    return " These are pairs: set algorithm=dpo." if is_pair else ""
 
 
 def _name_single_answers(row: Row) -> str:
-    if "text" not in row and any(says_wanted(row.get(column)) is not None for column in LABELS):
+    if (
+        "rejected" not in row
+        and "text" not in row
+        and any(says_wanted(row.get(column)) is not None for column in LABELS)
+    ):
         return (
             " These are KTO's rows, single answers with a label; DPO needs two answers to each prompt. "
             "Join them to pairs, or train the wanted ones alone with algorithm=sft."

@@ -9,7 +9,7 @@ SIDES = {
     for first, second in (("a", "b"), ("1", "2"), ("0", "1"))
 }
 """Columns of the two answers -> how each is called."""
-WINNERS = ("winner", "preference", "preferred", "choice", "better")
+WINNERS = ("winner", "preference", "preferred", "choice", "better", "label")
 TIES = (
     "tie",
     "tie (bothbad)",

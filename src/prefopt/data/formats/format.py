@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 PASSED_ON = ("tools", "chat_template_kwargs")
 """Columns that stay as they are, whatever the format."""
-PROMPTS = ("prompt", "question", "instruction", "query")
+PROMPTS = ("prompt", "question", "instruction", "query", "input")
 """Names of a question's column where a format prescribes none."""
 
 
@@ -34,14 +34,18 @@ class Format:
     unread: Callable[[Row], list[str]] = lambda row: []
 
 
+class MissingColumnError(RowError):
+    """A row has no value in a column that its format needs."""
+
+
 def get(row: Row, name: str) -> Any:
     """Returns a column's value.
 
     Raises:
-        RowError: The row has none.
+        MissingColumnError: The row has none.
     """
     if row.get(name) is None:
-        raise RowError(f"field '{name}' is missing; found {show_names(row)}.")
+        raise MissingColumnError(f"field '{name}' is missing; found {show_names(row)}.")
     return row[name]
 
 

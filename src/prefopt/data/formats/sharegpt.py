@@ -29,6 +29,8 @@ def read_pair(row: Row) -> Row:
 
 def read_example(row: Row) -> Row:
     """Returns `conversations`, also with function calls, as `messages`."""
+    if isinstance(row.get("chosen"), dict) and isinstance(row.get("rejected"), dict):
+        raise RowError("the answers are in 'chosen' and 'rejected'. These are pairs: set algorithm=dpo.")
     return {"messages": _turns(row), "tools": wrap_tools(row.get("tools"))}
 
 

@@ -31,7 +31,7 @@ NOT_IDENTITY = {
     "trainer": ("keep_checkpoints", "log_rows"),
 }
 """Settings that do not change what a run computes, so they are left out of its identity (None: the whole group)."""
-ONLY_WHEN_SET = ("trainer.callbacks", "algorithm.loss_function", "data.columns")
+ONLY_WHEN_SET = ("trainer.callbacks", "algorithm.loss_function", "data.columns", "data.system")
 """Settings that belong to the identity only where they are set: runs without them keep the name that they had before
 these settings existed."""
 MAY_CHANGE = ("trainer.log_every", "trainer.save_every", "trainer.eval_every")

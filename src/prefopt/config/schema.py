@@ -124,6 +124,8 @@ class DataConfig:
     It holds for `train` and `held_out`; a file that has the usual names needs none."""
     as_chat: bool = False
     """Turn plain prompts into user messages and plain completions into assistant messages, without outer blanks."""
+    system: str | None = None
+    """System prompt of conversations that have none of their own: the text, or a file (.txt, .md) that holds it."""
     max_length: int = 1024
     """Most tokens of prompt + completion, >= 2; `on_long_completion` says what to do with longer rows."""
     on_identical: OnBadRow = OnBadRow.refuse

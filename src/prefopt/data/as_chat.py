@@ -1,13 +1,78 @@
-"""Converts records of plain text into chats, for models with a chat template."""
+"""Makes chats of records as the settings say: plain text becomes messages, and a system prompt is put first."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from prefopt.config.schema import DataConfig
 from prefopt.data.implicit_prompts import is_transcript
 from prefopt.data.messages import Content, Message
 from prefopt.data.records import PreferencePair, Record, SFTExample
 from prefopt.data.values import describe
-from prefopt.process.errors import UserError
+from prefopt.process.errors import UserError, explained
+from prefopt.process.paths import describe_missing, resolve
+
+TEXT_FILES = (".txt", ".md")
+"""Endings by which `data.system` names a file."""
+FIRST = ("system", "developer")
+
+
+@dataclass(frozen=True)
+class Chats:
+    """What is made of each record before it is tokenised.
+
+    Attributes:
+        are_made: Whether plain text becomes messages (`data.as_chat`).
+        system: System prompt of conversations that have none (`data.system`); None: nothing is added.
+    """
+
+    are_made: bool
+    system: str | None
+
+    @classmethod
+    def of(cls, config: DataConfig) -> "Chats":
+        """Reads the system prompt's file, if it is one.
+
+        Raises:
+            UserError: The file cannot be read, or holds nothing.
+        """
+        return cls(config.as_chat, None if config.system is None else _read_system(config.system))
+
+    def make(self, record: Record) -> Record:
+        """Returns the record itself if nothing changes.
+
+        Raises:
+            UserError: The record cannot become a chat, or is plain text, in which a system prompt has no place.
+        """
+        chat = to_chat(record) if self.are_made else record
+        return chat if self.system is None else _with_system(chat, self.system)
+
+
+def _read_system(given: str) -> str:
+    path = resolve(given)
+    if not given.lower().endswith(TEXT_FILES) or "\n" in given:
+        text = given
+    elif not path.is_file():
+        raise UserError(f"data.system: {describe_missing(path, 'file')} A prompt itself does not end in .txt or .md.")
+    else:
+        with explained(path):
+            text = path.read_text(encoding="utf-8")
+    if not text.strip():
+        raise UserError("data.system: holds no text. Leave it out, or give the system prompt or a file with it.")
+    return text.strip()
+
+
+def _with_system(record: Record, text: str) -> Record:
+    name = "messages" if isinstance(record, SFTExample) and record.messages is not None else "prompt"
+    messages = getattr(record, name)
+    if not isinstance(messages, list):
+        raise UserError(
+            f"{record.source}: data.system goes before messages, and this row is text. Set data.as_chat=true, or give "
+            "the rows as messages."
+        )
+    if messages and messages[0]["role"] in FIRST:
+        return record
+    changed: dict[str, Any] = {name: [{"role": "system", "content": text}, *messages]}
+    return replace(record, **changed)
 
 
 def to_chat(record: Record) -> Record:

@@ -48,7 +48,18 @@ HASHED_ROWS = 1000
 """Records that are serialised together for hashing."""
 
 READING_SETTINGS = frozenset(
-    {"train", "held_out", "held_out_fraction", "format", "as_chat", "on_identical", "on_empty", "on_overlap"}
+    {
+        "train",
+        "held_out",
+        "held_out_fraction",
+        "format",
+        "columns",
+        "as_chat",
+        "system",
+        "on_identical",
+        "on_empty",
+        "on_overlap",
+    }
 )
 """Settings that only affect the records, which are in the key; all other settings are in the key themselves."""
 TOKENIZER_SETTINGS = ("chat_template", "split_special_tokens", "add_bos_token", "add_eos_token", "padding_side")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import LossOn, OnBadRow, OnControlToken
 from prefopt.config.schema import DataConfig
-from prefopt.data.as_chat import to_chat
+from prefopt.data.as_chat import Chats, to_chat
 from prefopt.data.control_tokens import treat_control_tokens
 from prefopt.data.defects import drop_defects
 from prefopt.data.implicit_prompts import agree_on_prompts
@@ -122,7 +122,7 @@ def read_record(config: DataConfig, *, kind: Kind, row: int) -> Record:
     if row in read.ties:
         raise UserError(f"--row {row}: this row is a tie, so training leaves it out. Show another.")
     record = records[row - sum(tie < row for tie in read.ties)]
-    return to_chat(record) if config.as_chat else record
+    return Chats.of(config).make(record)
 
 
 def load_tokenized(
@@ -155,15 +155,19 @@ def _read(
 
 
 def _as_chats(records: list[Record], config: DataConfig, notes: DataNotes, split: SplitName) -> list[Record]:
-    """Returns text records as chats if `config.as_chat` is set; their implicit prompts must have been found before."""
-    if not config.as_chat:
-        return records
-    chats = [to_chat(record) for record in records]
-    count = sum(new is not old for new, old in zip(chats, records, strict=True))
-    if records and not count:
-        logger.warning("data.as_chat=true changes nothing: the rows of data.%s are messages already", split)
-    notes.read[split].num_as_chat = count
-    return chats
+    """Returns the records as the chats that the settings ask for; implicit prompts must have been found before."""
+    chats = Chats.of(config)
+    if chats.are_made:
+        count = sum(to_chat(record) is not record for record in records)
+        if records and not count:
+            logger.warning("data.as_chat=true changes nothing: the rows of data.%s are messages already", split)
+        notes.read[split].num_as_chat = count
+    made = [chats.make(record) for record in records]
+    if chats.system is not None:
+        own = sum(new is old for new, old in zip(made, records, strict=True))
+        notes.read[split].num_own_system = own
+        notes.read[split].num_given_system = len(records) - own
+    return made
 
 
 def _keep_apart(
@@ -187,7 +191,7 @@ def _keep_apart(
     training = replace(notes.read["train"]) if split != "train" else None  # a copy, since its counts must not change
     measured, agreed = _agree_on_prompts((measured, notes.read[split]), (list(trained), training))
     measured = _as_chats(measured, config, notes, split)
-    overlap = find_overlap([to_chat(record) for record in agreed] if config.as_chat else agreed, measured)
+    overlap = find_overlap([*map(Chats.of(config).make, agreed)], measured)
     if overlap:
         first = overlap[0]
         raise UserError(

@@ -111,6 +111,10 @@ class ReadNotes(ImplicitNotes):
     num_empty_skipped: int = 0
     num_as_chat: int = 0
     """Rows of plain text that were converted to chats."""
+    num_given_system: int = 0
+    """Conversations that got the system prompt of the settings."""
+    num_own_system: int = 0
+    """Conversations that have one of their own, where the settings have one too."""
     num_duplicates: int = 0
     """Rows equal to an earlier row in prompt, completions and tools; they are kept."""
     ignored_columns: dict[str, int] = field(default_factory=dict)

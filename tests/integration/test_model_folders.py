@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -220,19 +221,29 @@ def test_rows_longer_than_the_context_are_refused_with_a_remedy_that_works(short
     assert any("truncated" in note or "cut" in note for note in report["data"]["notes"]), report["data"]["notes"]
 
 
-def test_answers_that_could_pass_the_context_are_refused_with_a_remedy_that_works(short, overrides, tmp_path, fails):
-    rows = [{"prompt": f"Where is {n}?" + " Please." * 10, "chosen": " Yes.", "rejected": " No."} for n in range(8)]
+@pytest.mark.parametrize(("long", "num_remedies"), [(range(8), 2), (range(1), 3)])
+def test_answers_that_could_pass_the_context_are_refused_with_remedies_that_work(
+    long, num_remedies, short, overrides, tmp_path, fails
+):
+    def pairs(name, questions):
+        rows = [{"prompt": question, "chosen": " Yes.", "rejected": " No."} for question in questions]
+        return write_rows(tmp_path / name, rows)
+
+    questions = [f"Where is {n}?" + " Please." * 10 * (n in long) for n in range(8)]
     own = [
         *overrides,
         f"model.path={short}",
-        f"data.train={write_rows(tmp_path / 'p.jsonl', rows)}",
-        "data.held_out=null",
+        f"data.train={pairs('train.jsonl', [f'Who is {n}?' for n in range(8)])}",
+        f"data.held_out={pairs('held_out.jsonl', questions)}",
     ]
-    message = fails(train, [*own, "evaluation.max_new_tokens=60"])
-    assert "evaluation.max_new_tokens=60: after the longest of the sampled prompts, " in message
-    remedy = message.partition("Set ")[2].partition(",")[0]
+    message = fails(train, [*own, "evaluation.max_new_tokens=40", "evaluation.num_samples=8"])
+    assert "evaluation.max_new_tokens=40: after the longest of the sampled prompts, " in message
+    remedies = re.findall(r"(\w+\.\w+=\S+(?: \w+\.\w+=\S+)*) \(", message.partition("Set ")[2])
+    assert len(remedies) == num_remedies
     assert not (tmp_path / "runs").exists()
-    train([*own, remedy, "trainer.max_steps=1"])
+    for number, remedy in enumerate(remedies):
+        asked = ["evaluation.max_new_tokens=40", "evaluation.num_samples=8", *remedy.split()]
+        train([*own, *asked, "trainer.max_steps=1", f"run.name=remedy{number}"])
 
 
 def test_a_stretched_rotary_embedding_reads_more(tiny_model):

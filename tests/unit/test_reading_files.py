@@ -89,6 +89,8 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
         ("a.jsonl", LINES + '{"x":' + "[" * 100_000 + "]" * 100_000 + "}", ["a.jsonl:4: ", "nested too deeply"]),
         ("a.json", "[" * 100_000 + "]" * 100_000, ["a.json:1: ", "nested too deeply"]),
         ("a.jsonl", LINES + '{"x": ' + "1" * 5000 + "}", ["a.jsonl:4: a whole number has thousands of digits"]),
+        ("a.jsonl", LINES + '{"prompt": "x", "chosen": ', ["a.jsonl:4: invalid JSON: Expecting value at the end"]),
+        ("a.jsonl", LINES + '{"prompt": "x"\n', ["a.jsonl:4: invalid JSON: Expecting ',' delimiter at the end"]),
         ("a.json", json.dumps(ROWS) + "\n\nx", ["a.json:3: invalid JSON: Extra data"]),
         ("a.json", "[" + json.dumps(ROWS[0]) + ",]", ["a.json:1: invalid JSON: Expecting value"]),
         ("a.csv", TABLE + 'a 3,"y', ["a.csv:row 4: invalid CSV: unexpected end of data"]),

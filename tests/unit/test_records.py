@@ -268,6 +268,7 @@ def test_demonstrations_keep_the_fields_they_come_in(tmp_path: Path, row: Any, f
         ({**CHAT_PAIR, "rejected": [{"role": "tool", "content": "x"}, NO]}, ["must begin with an assistant message"]),
         ({**CHAT_PAIR, "prompt": [USER, NO]}, ["'prompt' must not end with an assistant message"]),
         ({"chosen": [HI], "rejected": [NO]}, ["no common beginning"]),
+        ({"input": "q", "chosen": "a", "rejected": "b"}, ["no common beginning", "'data.columns={prompt: input}'"]),
         (
             {"prompt": "Q?", "chosen": [asked("Q?"), HI], "rejected": [asked("Q? "), NO]},
             ["message 1, of role 'user', is text (\"Q?\") in 'chosen' and text (\"Q? \") in 'rejected'. Make both"],

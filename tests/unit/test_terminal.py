@@ -81,7 +81,7 @@ def test_a_number_of_training_that_rounds_to_zero_has_no_minus():
     show.on_train_begin(None, SimpleNamespace(global_step=0, max_steps=9), None)
     numbers = {"loss": -0.00001, "rewards/accuracies": 1.0, "rewards/margins": -0.0004}
     show.record({"step": 4, "pairs": 1, "training_s": 1.0, **numbers}, 9)
-    assert "loss 0.0000  accuracy 1.000  margin 0.000" in output.getvalue()
+    assert "loss 0.0000  reward acc 1.000  reward margin 0.000" in output.getvalue()
 
 
 def test_log_lines_go_through_the_same_place(capsys):

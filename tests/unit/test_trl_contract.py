@@ -10,6 +10,8 @@ from transformers import Trainer
 from trl.trainer import dpo_trainer
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
+from prefopt.config.choices import LOSS_TYPES
+
 
 def test_version_is_the_one_that_was_read():
     assert version("trl").split(".")[:2] == ["1", "16"]
@@ -143,6 +145,11 @@ def test_metrics_collect_in_lists_by_mode_and_name(trainer):
     assert 'self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}' in inspect.getsource(
         trainer.__init__
     )
+
+
+def test_the_losses_that_settings_allow_are_trls() -> None:
+    source = inspect.getsource(trl.DPOTrainer._compute_loss)
+    assert set(LOSS_TYPES) == set(re.findall(r'loss_type == "(\w+)"', source))
 
 
 @pytest.mark.parametrize("compute", [trl.DPOTrainer._compute_loss, trl.SFTTrainer.compute_loss])

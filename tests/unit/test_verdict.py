@@ -155,6 +155,13 @@ def test_a_small_but_certain_gap_is_not_called_alike():
     assert "Somewhat better" in texts(judge(found)[1], "info")
 
 
+def test_a_gap_in_favour_of_the_held_out_pairs_is_not_called_alike():
+    found = report()
+    found["overfitting"]["reward_accuracy"]["gap"] = entry(-0.15, -0.21, -0.09)
+    assert "Better on held-out pairs than on those it was trained on" in texts(judge(found)[1], "info")
+    assert "about alike" not in texts(judge(found)[1], "info")
+
+
 def test_a_gain_of_a_handful_of_pairs_is_said_to_be_of_too_few():
     found = report()
     found["held_out"]["n"] = 12

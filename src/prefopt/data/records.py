@@ -262,9 +262,10 @@ def _build_pair(row: dict[str, Any], source: str) -> tuple[PreferencePair, Shape
         fields = fields if asked is not prompt else fields[1:]
         prompt = asked
         if not prompt and chosen and rejected:
+            hint = "" if "prompt" in row else suggest(row, ["prompt"])
             raise RowError(
                 "'chosen' and 'rejected' have no common beginning before the answers, so this row has no prompt. "
-                "Add a 'prompt' of the same type as 'chosen'."
+                f"Add a 'prompt' of the same type as 'chosen'.{hint}"
             )
     else:
         prompt = check_content(row["prompt"], "prompt")

@@ -195,7 +195,10 @@ def _skip_blanks(text: str, position: int) -> int:
 def _told(error: Exception, line: int) -> JSONError:
     """Returns the error as a `JSONError`; `line` is used if the error has no line of its own."""
     if isinstance(error, json.JSONDecodeError):
-        return JSONError(f"invalid JSON: {error.msg} at column {error.colno}", error.lineno, is_syntax=True)
+        is_at_end = not error.doc[error.pos :].strip()
+        where = "at the end" if is_at_end else f"at column {error.colno}"
+        line = error.doc.rstrip().count("\n") + 1 if is_at_end else error.lineno
+        return JSONError(f"invalid JSON: {error.msg} {where}", line, is_syntax=True)
     if isinstance(error, _RepeatedKey):
         return JSONError(str(error), line)
     if isinstance(error, RecursionError):

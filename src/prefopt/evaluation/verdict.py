@@ -187,6 +187,9 @@ def _overfitting(block: dict[str, Gap]) -> list[Finding]:
             return [Finding("warning", "Overfitting: much better on the pairs it was trained on.", evidence)]
         if gap.low > 0:
             return [Finding("info", "Somewhat better on the pairs it was trained on.", evidence)]
+        if gap.high < 0:
+            text = "Better on held-out pairs than on those it was trained on: the two sets are not alike."
+            return [Finding("info", text, evidence)]
         return [Finding("info", "Training and held-out pairs are ranked about alike.", evidence)]
     return []
 

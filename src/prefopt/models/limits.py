@@ -80,22 +80,27 @@ class Limits:
             raise UserError(
                 f"{name}: {rows[first]['source']} has {lengths[first]} tokens, and {self.model} reads at most "
                 f"{self.context} ({count}). Set data.max_length={self.context}: longer completions are then handled "
-                "by data.on_long_completion, and counted."
+                "by data.on_long_completion, longer prompts by data.on_long_prompt, and counted."
             )
 
     def check_answers(self, prompts: list[list[int]], max_new_tokens: int) -> None:
         """Refuses a `max_new_tokens` with which an answer could exceed the model's context.
 
         Raises:
-            UserError: It names the largest value that fits.
+            UserError: It names the prompts that leave room for it and, if that suffices, a smaller value.
         """
         longest = max(map(len, prompts), default=0)
         if self.context is None or longest + max_new_tokens <= self.context or not longest:
             return
+        room = self.context - longest
+        fewer = f"evaluation.max_new_tokens={room} (shorter answers), " if room >= max_new_tokens // 2 else ""
+        shorter = self.context - max_new_tokens
+        is_rare = 2 * sum(len(prompt) < shorter for prompt in prompts) >= len(prompts)
+        drop = f"data.max_length={shorter} data.on_long_prompt=skip (no longer prompts), " if is_rare else ""
         raise UserError(
             f"evaluation.max_new_tokens={max_new_tokens}: after the longest of the sampled prompts, {longest} tokens, "
-            f"an answer would go beyond the {self.context} that {self.model} reads at most. Set "
-            f"evaluation.max_new_tokens={self.context - longest}, or evaluation.num_samples=0."
+            f"an answer would go beyond the {self.context} that {self.model} reads at most. Set {fewer}{drop}or "
+            "evaluation.num_samples=0 (no answers)."
         )
 
 

@@ -147,8 +147,9 @@ def _progress_of_training(console: Console) -> FittedProgress:
 
 SHOWN = (
     ("loss", "loss", "z.4f"),
-    ("rewards/accuracies", "accuracy", "z.3f"),
-    ("rewards/margins", "margin", "z.3f"),
+    ("preference_accuracy", "accuracy", "z.3f"),
+    ("rewards/accuracies", "reward acc", "z.3f"),
+    ("rewards/margins", "reward margin", "z.3f"),
     ("mean_token_accuracy", "token accuracy", "z.3f"),
 )
 

@@ -22,6 +22,7 @@ from prefopt.runs.files import PROVENANCE, STATUS, WORK, read_json, read_run_fil
 from prefopt.runs.lock import RunLock
 from prefopt.runs.settings import read_config
 from prefopt.storage.files import PARTIAL, overwrite_in_place, write_json, write_text
+from prefopt.storage.reading import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class RunDirectory:
 
     def read_wandb_id(self) -> str | None:
         """Returns the run's id in Weights & Biases; None without one."""
-        return self.wandb_id.read_text(encoding="utf-8").strip() if self.wandb_id.exists() else None
+        return read_text(self.wandb_id).strip() if self.wandb_id.exists() else None
 
     def check(self, config: TrainConfig) -> None:
         """Refuses a folder that belongs to another run or program, or that cannot be written. Writes nothing."""

@@ -3,7 +3,6 @@
 A user may have edited a file, or a disk damaged it. Callers can rely on the shapes that are checked here.
 """
 
-import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from prefopt.process.errors import UserError
 from prefopt.storage.files import read_lines, read_object
+from prefopt.storage.reading import parse_json, read_file
 
 LARGEST = 2**63
 Shape = Callable[[Any], bool] | Mapping[str, Any]
@@ -95,7 +95,7 @@ def read_run_file(path: Path, shape: Mapping[str, Shape]) -> dict[str, Any]:
 def read_json(path: Path) -> tuple[dict[str, Any] | None, str]:
     """Returns the object in a file and ""; (None, "") without a file, ({}, what is wrong) if it is damaged."""
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(read_file(path))
     except FileNotFoundError:
         return None, ""
     except OSError as error:

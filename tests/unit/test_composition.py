@@ -1,9 +1,15 @@
 """What composition refuses and accepts besides a group's settings; `tests/config` holds those."""
 
 import shlex
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobRuntime
+from hydra.version import getbase
 
 from prefopt.config.aliases import ALIASES
 from prefopt.config.cluster import SUBMIT
@@ -283,3 +289,49 @@ def test_settings_of_an_evaluation_are_read_as_those_of_a_run(key, value, expect
 )
 def test_a_value_of_another_kind_is_refused(line, expected):
     assert expected in refusal(line)
+
+
+APPLICATION = """
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from prefopt import load_config
+
+@hydra.main(version_base="1.2", config_path=".", config_name="own")
+def main(config):
+    before = GlobalHydra.instance(), OmegaConf.to_yaml(HydraConfig.get())
+    assert load_config(["algorithm.beta=0.7"]).algorithm.beta == 0.7
+    assert before == (GlobalHydra.instance(), OmegaConf.to_yaml(HydraConfig.get()))
+    print(config.mine, hydra.compose("own").mine, hydra.version.getbase(), HydraConfig.get().job.name)
+
+main()
+"""
+
+
+def test_settings_are_composed_inside_an_application_of_hydra(tmp_path):
+    (tmp_path / "own.yaml").write_text("mine: 3\n")
+    (tmp_path / "app.py").write_text(APPLICATION)
+    command = [sys.executable, "app.py", "hydra.run.dir=."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["3", "3", "1.2", "app"]), done.stderr
+
+
+def test_hydra_is_left_as_it_was(tmp_path):
+    assert not GlobalHydra.instance().is_initialized()
+    load_config([])
+    assert not GlobalHydra.instance().is_initialized()
+    (tmp_path / "own.yaml").write_text("mine: 3\n")
+    with initialize_config_dir(str(tmp_path), job_name="theirs", version_base="1.2"):
+        load_config([])
+        assert "beta" in refusal("algorithm.beta=x")
+        assert compose("own") == {"mine": 3}
+        assert (str(getbase()), JobRuntime.instance().get("name")) == ("1.2", "theirs")
+
+
+def test_several_threads_compose_at_once():
+    def read(number: int) -> float:
+        return load_config([f"algorithm.beta=0.{number}", "+experiment=dpo_brand_voice"]).algorithm.beta
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(read, range(1, 9))) == [number / 10 for number in range(1, 9)]

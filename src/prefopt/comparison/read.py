@@ -19,7 +19,7 @@ from prefopt.comparison.records import DONE, NOT_BEGUN, RUNNING, Measure, Mode, 
 from prefopt.comparison.settings import from_typed, read_settings
 from prefopt.comparison.thinning import points_for, read_curves
 from prefopt.runs.directory import State
-from prefopt.runs.files import read_json
+from prefopt.runs.files import read_report
 from prefopt.runs.find import BEGUN, REPORT, Place, is_closed
 from prefopt.runs.provenance import MEASURED
 from prefopt.runs.read import Facts, read_facts
@@ -156,7 +156,7 @@ def _note_lost_lines(log: Log, facts: Facts, problems: list[str]) -> None:
 
 
 def _read_report(place: Place, problems: list[str]) -> dict[str, Any]:
-    report, problem = read_json(place.report / "report.json")
+    report, problem = read_report(place.report / "report.json")
     if report is None or problem:
         problems.append(f"{place.report.name}/{problem or 'report.json is missing'}")
     return report or {}

@@ -18,7 +18,7 @@ from prefopt.process.errors import FULL, OF_THE_MACHINE, EndedError, UserError, 
 from prefopt.process.output import ERRORS, OUTPUT
 from prefopt.process.paths import expand
 from prefopt.runs.changes import find_changed_input, find_changed_versions, with_earlier
-from prefopt.runs.files import PROVENANCE, STATUS, WORK, read_json, read_run_file, read_steps
+from prefopt.runs.files import PROVENANCE, STATUS, WORK, read_report, read_run_file, read_steps
 from prefopt.runs.lock import RunLock
 from prefopt.runs.settings import read_config
 from prefopt.storage.files import PARTIAL, overwrite_in_place, write_json, write_text
@@ -315,7 +315,7 @@ class RunDirectory:
 
     def read_report(self) -> dict[str, Any]:
         """Returns report.json, or an empty dict if there is none that can be read."""
-        return read_json(self.report / "report.json")[0] or {}
+        return read_report(self.report / "report.json")[0] or {}
 
     def add_work(self, **parts: Any) -> None:
         """Sets parts of work.json. Rank 0 only."""

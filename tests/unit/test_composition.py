@@ -17,6 +17,7 @@ from prefopt.config.load import TRAIN, load_config
 from prefopt.config.overrides import parse, quote, typed
 from prefopt.evaluate import override as change_evaluation
 from prefopt.process.errors import UserError
+from prefopt.sweeps.points import read_axes
 
 AWKWARD = [
     "a b",
@@ -335,3 +336,24 @@ def test_several_threads_compose_at_once():
 
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(read, range(1, 9))) == [number / 10 for number in range(1, 9)]
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("sweep.points=[[algorithm.beta=0.1],[algorithm.beta=0.2]]", [["algorithm.beta=0.1"], ["algorithm.beta=0.2"]]),
+        ("sweep.points=[[a.b=1, c.d=it's], [], ['e=f']]", [["a.b=1", "c.d=it's"], [], ["e=f"]]),
+        ("sweep.points=[[a=1],[a=2]", [["a=1"], "[a=2"]),
+        ("cluster.options=[--a=b,[c=d]", ["--a=b", "[c=d"]),
+    ],
+)
+def test_the_remedy_for_a_list_without_quotes_is_what_was_meant_once_a_shell_has_read_it(line, meant):
+    with pytest.raises(UserError) as error:
+        parse([line])
+    remedy = str(error.value).partition("In a shell, type ")[2].removesuffix(".")
+    typed_line = subprocess.run(["bash", "-c", f"printf %s {remedy}"], capture_output=True, text=True, check=True)
+    (override,) = parse([typed_line.stdout])
+    assert override.value() == meant
+    if "algorithm" in line:
+        points = SUBMIT.compose(["cluster=local", typed_line.stdout]).build().sweep.points
+        assert read_axes([], {}, points).points == meant

@@ -13,6 +13,14 @@ class StopOnRank0AtStep3(TrainerCallback):
             control.should_training_stop = True
 
 
+class FailOnRank1AtStep3(TrainerCallback):
+    """Has a mistake that shows on one rank."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero and state.global_step == 3:
+            raise ZeroDivisionError("a mistake of the callback")
+
+
 class StopOnRank0AtTheFirstEvaluation(TrainerCallback):
     """The same after an evaluation."""
 

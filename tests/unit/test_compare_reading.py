@@ -19,6 +19,7 @@ from prefopt.comparison.settings import differing, from_typed, identity_but_seed
 from prefopt.comparison.thinning import points_for, read_curves, thin
 from prefopt.config.load import fingerprint, to_yaml
 from prefopt.process.errors import UserError
+from prefopt.runs.directory import RunDirectory
 from prefopt.runs.jobs import Attempt
 from prefopt.storage.files import append_line
 from tests.fake_runs import base_config, fake_lines, with_settings, write_fake_run, write_fake_sweep
@@ -129,6 +130,26 @@ def test_a_plan_cannot_point_outside_of_its_folder(tmp_path: Path) -> None:
     write_fake_sweep(tmp_path, {"../elsewhere": {}})
     with pytest.raises(UserError, match="no plain folder name"):
         find_places([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        (99, "was written by a later version of prefopt (format 99; this one reads up to 1)"),
+        ("1", "is damaged (no format can be '1')"),
+        (True, "is damaged (no format can be 'True')"),
+    ],
+)
+def test_a_report_of_another_format_is_not_read_as_todays(version: object, expected: str, tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "run", margins=[0.1] * 3)
+    path = folder / "report" / "report.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": version}))
+    record = read_one(folder)
+    assert (record.has_report, record.decision, record.outcomes) == (False, None, None)
+    assert record.problems == (f"report/report.json {expected}",)
+    assert RunDirectory(folder).read_report() == {}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": None}))
+    assert read_one(folder).has_report, "written before reports had formats"
 
 
 @pytest.mark.parametrize("content", [b'{"format": 1, "held', b"[1, 2]", b"\xff\xfe", b""])

@@ -1,9 +1,15 @@
 """What composition refuses and accepts besides a group's settings; `tests/config` holds those."""
 
 import shlex
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobRuntime
+from hydra.version import getbase
 
 from prefopt.config.aliases import ALIASES
 from prefopt.config.cluster import SUBMIT
@@ -11,6 +17,7 @@ from prefopt.config.load import TRAIN, load_config
 from prefopt.config.overrides import parse, quote, typed
 from prefopt.evaluate import override as change_evaluation
 from prefopt.process.errors import UserError
+from prefopt.sweeps.points import read_axes
 
 AWKWARD = [
     "a b",
@@ -283,3 +290,70 @@ def test_settings_of_an_evaluation_are_read_as_those_of_a_run(key, value, expect
 )
 def test_a_value_of_another_kind_is_refused(line, expected):
     assert expected in refusal(line)
+
+
+APPLICATION = """
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from prefopt import load_config
+
+@hydra.main(version_base="1.2", config_path=".", config_name="own")
+def main(config):
+    before = GlobalHydra.instance(), OmegaConf.to_yaml(HydraConfig.get())
+    assert load_config(["algorithm.beta=0.7"]).algorithm.beta == 0.7
+    assert before == (GlobalHydra.instance(), OmegaConf.to_yaml(HydraConfig.get()))
+    print(config.mine, hydra.compose("own").mine, hydra.version.getbase(), HydraConfig.get().job.name)
+
+main()
+"""
+
+
+def test_settings_are_composed_inside_an_application_of_hydra(tmp_path):
+    (tmp_path / "own.yaml").write_text("mine: 3\n")
+    (tmp_path / "app.py").write_text(APPLICATION)
+    command = [sys.executable, "app.py", "hydra.run.dir=."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["3", "3", "1.2", "app"]), done.stderr
+
+
+def test_hydra_is_left_as_it_was(tmp_path):
+    assert not GlobalHydra.instance().is_initialized()
+    load_config([])
+    assert not GlobalHydra.instance().is_initialized()
+    (tmp_path / "own.yaml").write_text("mine: 3\n")
+    with initialize_config_dir(str(tmp_path), job_name="theirs", version_base="1.2"):
+        load_config([])
+        assert "beta" in refusal("algorithm.beta=x")
+        assert compose("own") == {"mine": 3}
+        assert (str(getbase()), JobRuntime.instance().get("name")) == ("1.2", "theirs")
+
+
+def test_several_threads_compose_at_once():
+    def read(number: int) -> float:
+        return load_config([f"algorithm.beta=0.{number}", "+experiment=dpo_brand_voice"]).algorithm.beta
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(read, range(1, 9))) == [number / 10 for number in range(1, 9)]
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("sweep.points=[[algorithm.beta=0.1],[algorithm.beta=0.2]]", [["algorithm.beta=0.1"], ["algorithm.beta=0.2"]]),
+        ("sweep.points=[[a.b=1, c.d=it's], [], ['e=f']]", [["a.b=1", "c.d=it's"], [], ["e=f"]]),
+        ("sweep.points=[[a=1],[a=2]", [["a=1"], "[a=2"]),
+        ("cluster.options=[--a=b,[c=d]", ["--a=b", "[c=d"]),
+    ],
+)
+def test_the_remedy_for_a_list_without_quotes_is_what_was_meant_once_a_shell_has_read_it(line, meant):
+    with pytest.raises(UserError) as error:
+        parse([line])
+    remedy = str(error.value).partition("In a shell, type ")[2].removesuffix(".")
+    typed_line = subprocess.run(["bash", "-c", f"printf %s {remedy}"], capture_output=True, text=True, check=True)
+    (override,) = parse([typed_line.stdout])
+    assert override.value() == meant
+    if "algorithm" in line:
+        points = SUBMIT.compose(["cluster=local", typed_line.stdout]).build().sweep.points
+        assert read_axes([], {}, points).points == meant

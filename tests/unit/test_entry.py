@@ -152,3 +152,59 @@ def test_what_a_file_system_refuses_is_the_users_to_mend(capsys):
 
 def test_an_exit_code_of_a_command_is_its_own(capsys):
     assert end(capsys, SystemExit(1)) == (1, "")
+
+
+GLOO = (
+    "[/x/gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:56994. This is typically caused by a remote worker "
+    "crashing. Good luck!"
+)
+
+
+class Store:
+    """What two ranks share, here for one that plays both."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+
+    def set(self, key: str, value: str) -> None:
+        self.values[key] = value
+
+    def compare_set(self, key: str, expected: str, value: str) -> None:
+        self.values.setdefault(key, value)
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.values for key in keys)
+
+    def get(self, key: str) -> bytes:
+        return self.values[key].encode()
+
+
+@pytest.fixture
+def store(monkeypatch):
+    shared = Store()
+    monkeypatch.setattr(group, "num_ranks", lambda: 2)
+    monkeypatch.setattr(group, "_store", lambda: shared)
+    return shared
+
+
+def missed() -> str:
+    with pytest.raises(group.RankLostError) as error, group.during("step 2"):
+        raise RuntimeError(GLOO)
+    return str(error.value)
+
+
+def test_a_rank_that_misses_another_says_why_that_one_failed_if_it_said_so(store, monkeypatch):
+    assert missed().endswith("(Connection closed by peer [127.0.0.1]:56994)")
+    monkeypatch.setattr(group, "rank", lambda: 1)
+    group.leave_cause(ValueError("its own mistake\nin two lines"))
+    group.leave_cause(KeyError("a later one"))
+    monkeypatch.setattr(group, "rank", lambda: 0)
+    assert missed() == "rank 1 failed: ValueError: its own mistake"
+    assert group.cause_of(RuntimeError(GLOO)) == "rank 1 failed: ValueError: its own mistake"
+    assert group.cause_of(ValueError("of this rank")) is None
+
+
+@pytest.mark.parametrize("error", [group.RankLostError("in vain"), RuntimeError(GLOO), ToldByRank0("no such file")])
+def test_to_have_missed_another_rank_is_no_cause(store, error):
+    group.leave_cause(error)
+    assert store.values == {}

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ SOURCES = [f"pairs.jsonl:{line}" for line in range(1, 101)]
 
 
 def guard_after(*forwards: tuple[float, list[int]]) -> StepGuard:
-    guard = StepGuard(SOURCES)
+    guard = StepGuard(SOURCES, Path("no checkpoints"))
     for loss, rows in forwards:
         guard.note_forward(torch.tensor(loss), rows)
     return guard
@@ -28,7 +29,19 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_rows_of_its_s
     message = str(error.value)
     assert message.startswith("step 12: the gradient is not finite, and was not used; the cause is in this step, ")
     assert "pairs.jsonl:3, pairs.jsonl:5, pairs.jsonl:7." in message
-    assert "the last checkpoint is good" in message
+    assert message.endswith("or look at these rows; no checkpoint was saved before, so a run begins again.")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"), [(["COMPLETE"], "the last checkpoint is good."), ([], "begins again.")]
+)
+def test_a_checkpoint_is_called_good_only_if_there_is_one(files, expected, tmp_path):
+    (tmp_path / "step-4").mkdir()
+    for file in files:
+        (tmp_path / "step-4" / file).touch()
+    guard = StepGuard(SOURCES, tmp_path)
+    guard.note_forward(torch.tensor(0.6), [6])
+    assert str(guard.diverged(5)).endswith(expected)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
@@ -123,7 +136,7 @@ def test_a_new_level_is_warned_of_until_the_window_knows_it(caplog):
 
 def test_gradients_and_losses_are_watched_apart(caplog):
     caplog.set_level(logging.WARNING)
-    guard = StepGuard(SOURCES)
+    guard = StepGuard(SOURCES, Path("no checkpoints"))
     for step in range(1, 21):
         guard.check_gradient(100.0, step)
         guard.note_loss(0.7, step)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 import prefopt
-from prefopt.evaluation.report import FORMAT, AnswersEstimate, HeldOut, Report
+from prefopt.evaluation.report import AnswersEstimate, HeldOut, Report
 from prefopt.evaluation.statistics import Estimate
+from prefopt.runs.files import REPORT_FORMAT
 
 ESTIMATE = {"value": 0.5, "ci95": [0.4, 0.6], "n": 132}
 
@@ -16,7 +17,7 @@ ESTIMATE = {"value": 0.5, "ci95": [0.4, 0.6], "n": 132}
 def test_a_report_says_its_format_and_which_prefopt_wrote_it() -> None:
     written = Report(date="2026-11-27").to_dict()
     assert list(written)[:3] == ["format", "version", "date"]
-    assert (written["format"], written["version"]) == (FORMAT, prefopt.__version__)
+    assert (written["format"], written["version"]) == (REPORT_FORMAT, prefopt.__version__)
 
 
 def test_what_was_written_comes_back() -> None:

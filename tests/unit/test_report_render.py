@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from prefopt.evaluation.metrics import CHANGE, NUMBER, PERCENT, POINTS
+from prefopt.evaluation.metrics import CHANGE, METRICS, NUMBER, PERCENT, POINTS, Better, Metric
 from prefopt.evaluation.report import Report
 from prefopt.reports import console, render
 from prefopt.reports.charts.drawing import FINE
@@ -465,6 +465,19 @@ def test_only_whole_files_are_left_behind(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "new" / "report").iterdir()) == [
         "report.html", "report.json", "report.md",
     ]  # fmt: skip
+
+
+def test_the_names_of_own_metrics_are_escaped_wherever_a_report_has_them(tmp_path: Path, request: Any) -> None:
+    words = dict.fromkeys(("name", "label", "title", "hint", "trap", "note"), "<script>own(1)</script>\n# *x*")
+    own = Metric("own", unit=NUMBER, better=Better.higher, path=("held_out", "tuned", "own"), **words)
+    METRICS.append(own)
+    request.addfinalizer(lambda: METRICS.remove(own))
+    report = dpo_report()
+    report["held_out"]["tuned"]["own"] = estimate(0.5, 0.4, 0.6)
+    html = render_report(report, [], [], tmp_path).read_text(encoding="utf-8")
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert r"- **&lt;script>own(1)&lt;/script> # \*x\***" in markdown
+    assert "<script>own" not in markdown + html
 
 
 def test_the_glossary_holds_only_what_was_measured(tmp_path: Path) -> None:

@@ -607,7 +607,7 @@ def test_what_cannot_be_read_is_tokenised_again_and_left_alone(tmp_path, monkeyp
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", refuse)
+        patch.setattr(cache, "read_file", refuse)
         found = given.fetch(tmp_path)
     assert found.folder is None
     check_same(found.tokenized, load_tokenized(given.splits(), given.tokenizer, given.config))

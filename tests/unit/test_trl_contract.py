@@ -1,4 +1,4 @@
-"""What we rely on in TRL, transformers and DeepSpeed beyond their documented interfaces: a change fails here first."""
+"""What we rely on in TRL, transformers, DeepSpeed and Hydra beyond what they document: a change fails here first."""
 
 import inspect
 import re
@@ -6,6 +6,10 @@ from importlib.metadata import version
 
 import pytest
 import trl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobRuntime
+from hydra.version import VersionBase
 from transformers import Trainer
 from trl.trainer import dpo_trainer
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
@@ -242,3 +246,14 @@ def test_the_head_selects_positions_where_one_name_says_so():
     source = inspect.getsource(add_fused_lm_head)
     assert "compact = _use_triton(hidden_states.device)" in source
     assert source.count("_use_triton(") == 1
+
+
+@pytest.mark.parametrize("kind", [GlobalHydra, VersionBase, JobRuntime])
+def test_what_hydra_keeps_once_per_process_lies_in_one_table_and_is_made_anew(kind):
+    kept = Singleton._instances.pop(kind, None)
+    try:
+        assert kind.instance() is Singleton._instances[kind] is kind()
+        assert kind.instance() is not kept
+    finally:
+        if kept is not None:
+            Singleton._instances[kind] = kept

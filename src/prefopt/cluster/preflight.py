@@ -5,7 +5,6 @@ prints the bad nodes to stdout for Slurm, and the reasons to stderr.
 """
 
 import argparse
-import json
 import os
 import shutil
 import socket
@@ -22,6 +21,7 @@ from typing import Any
 from prefopt.distributed.entry import run_entry
 from prefopt.process.terminal import printable
 from prefopt.storage.files import write_json
+from prefopt.storage.reading import parse_json, read_file
 
 SUFFIX = ".node.json"
 TIMEOUT_S = 60.0
@@ -137,7 +137,7 @@ def judge(folder: Path, num_nodes: int) -> tuple[list[str], list[str]]:
 
 def read_findings(folder: Path) -> list[Finding]:
     """The findings that nodes have written so far, ordered by node name."""
-    return [Finding(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob(f"*{SUFFIX}"))]
+    return [Finding(**parse_json(read_file(path))) for path in sorted(folder.glob(f"*{SUFFIX}"))]
 
 
 def _describe(finding: Finding) -> str:

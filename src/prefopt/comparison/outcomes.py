@@ -8,6 +8,7 @@ from pathlib import Path
 from prefopt.comparison.metrics import is_finite
 from prefopt.comparison.records import Outcomes
 from prefopt.evaluation.metrics import ACCURACY, MARGIN, REWARD_ACCURACY, REWARD_MARGIN
+from prefopt.storage.reading import parse_json, read_file
 
 FILE = "pairs.jsonl"
 """File with one object per held-out pair, as `evaluation.summary.Summary.per_pair` returns them."""
@@ -32,7 +33,7 @@ def read_outcomes(report: Path, held_out_data: str | None) -> Outcomes | None:
     if not path.is_file():
         return None
     try:
-        rows = json.loads(b"[" + path.read_bytes().strip().replace(b"\n", b",") + b"]")
+        rows = parse_json(b"[" + read_file(path).strip().replace(b"\n", b",") + b"]")
         sources = [row["source"] for row in rows]
         margins = {key: array("d", [row[key] for row in rows]) for key in MARGINS if _is_whole(rows, key)}
     except (ValueError, TypeError, KeyError) as error:

@@ -19,11 +19,12 @@ from prefopt.comparison.records import DONE, NOT_BEGUN, RUNNING, Measure, Mode, 
 from prefopt.comparison.settings import from_typed, read_settings
 from prefopt.comparison.thinning import points_for, read_curves
 from prefopt.runs.directory import State
-from prefopt.runs.files import read_json
+from prefopt.runs.files import read_report
 from prefopt.runs.find import BEGUN, REPORT, Place, is_closed
 from prefopt.runs.provenance import MEASURED
 from prefopt.runs.read import Facts, read_facts
 from prefopt.storage.lock_file import SILENT_AFTER_S, Life
+from prefopt.storage.reading import read_file
 from prefopt.tracking.sessions import find_sessions
 
 UNKNOWN = "unknown"
@@ -68,7 +69,7 @@ def _begin_reader() -> None:
 
 
 def _signature(place: Place) -> Signature:
-    return place.name, str(place.changes), *map(_stamp, _files(place))
+    return place.name, str(place.changes), place.problem, *map(_stamp, _files(place))
 
 
 def _files(place: Place) -> list[Path]:
@@ -88,8 +89,8 @@ def read_run(place: Place, max_points: int) -> RunRecord:
     """Reads everything that a comparison needs of one run; curves keep at most `max_points` points."""
     run = place.run
     changes = {key: from_typed(value) for key, value in place.changes.items()}
-    if is_closed(run.path):
-        problem = "the folder may not be entered"
+    if place.problem or is_closed(run.path):
+        problem = place.problem or "the folder may not be entered"
         return RunRecord(place.name, str(run.path), UNKNOWN, settings=changes, problems=(problem,))
     if not place.has_begun:
         return RunRecord(place.name, str(run.path), NOT_BEGUN, settings=changes)
@@ -134,7 +135,7 @@ def _read_status(place: Place, problems: list[str]) -> Facts:
 
 def _read_log(path: Path, problems: list[str]) -> Log:
     try:
-        log = parse_log(path.read_bytes())
+        log = parse_log(read_file(path))
     except FileNotFoundError:
         return from_rows([])
     except OSError as error:
@@ -155,7 +156,7 @@ def _note_lost_lines(log: Log, facts: Facts, problems: list[str]) -> None:
 
 
 def _read_report(place: Place, problems: list[str]) -> dict[str, Any]:
-    report, problem = read_json(place.report / "report.json")
+    report, problem = read_report(place.report / "report.json")
     if report is None or problem:
         problems.append(f"{place.report.name}/{problem or 'report.json is missing'}")
     return report or {}

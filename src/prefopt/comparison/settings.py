@@ -5,34 +5,33 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from prefopt.comparison.records import SEED
 from prefopt.config.load import NOT_IDENTITY, ONLY_WHEN_SET
+from prefopt.runs.files import LARGEST
+from prefopt.storage.reading import parse_yaml, read_file
 
 MISSING = "\u2014"
 """Text shown for a setting or number that a run does not have."""
 Settings = Mapping[str, Any]
 VAGUE = frozenset({"path", "train", "held_out", "pairs", "method", "mode", "stage", "r", "alpha", "format"})
 """Last parts of dotted names that are not clear without the first part."""
-Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's loader, four times as fast, if PyYAML was built with it."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Reads config.yaml as flat settings, unchecked, so that runs of other versions can be compared too.
 
     Raises:
-        ValueError: The file is not YAML, or holds no mapping.
+        ValueError: The file is not YAML of plain values, or holds no mapping.
         OSError: The file cannot be read.
     """
-    try:
-        values = yaml.load(path.read_bytes(), Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"not YAML ({str(error).splitlines()[0]})") from error
+    values = parse_yaml(read_file(path))
     if not isinstance(values, dict):
         raise ValueError("not a configuration")
-    return flatten(values)
+    settings = flatten(values)
+    for key, value in settings.items():
+        if isinstance(value, list) and not _can_be_written(value):
+            raise ValueError(f"no {key} can be {str(value)[:40]}")
+    return settings
 
 
 def from_typed(value: object) -> object:
@@ -40,9 +39,9 @@ def from_typed(value: object) -> object:
     if not isinstance(value, str):
         return value
     try:
-        parsed = yaml.load(value, Loader)
+        parsed = parse_yaml(value)
         return float(parsed) if isinstance(parsed, str) else parsed  # YAML reads 3e-5 as a string
-    except (yaml.YAMLError, ValueError):
+    except ValueError:
         return value
 
 
@@ -114,4 +113,15 @@ def _canonical(value: object) -> str:
     """Returns a text that is equal for equal values: 1 equals 1.0, but a string never equals a number."""
     if isinstance(value, bool | str):
         return repr(value)
-    return as_text(float(value)) if isinstance(value, int | float) else json.dumps(value, sort_keys=True, default=str)
+    if isinstance(value, int | float):
+        return as_text(float(value)) if abs(value) < LARGEST else repr(value)
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _can_be_written(value: Any) -> bool:
+    """Returns whether a value can be compared as text: in YAML, a table in it may have keys that are no text."""
+    try:
+        json.dumps(value, sort_keys=True, default=str)
+    except TypeError:
+        return False
+    return True

@@ -95,9 +95,19 @@ def _unreadable(line: str, error: Exception) -> UserError:
 
 def _mended(name: str, value: str) -> str | None:
     """The override that was probably meant, as typed in a shell: a quoted list or text; None if it is too long."""
-    if len(value) > SHOWN:
-        return None
-    items = re.fullmatch(r"\[(.*)\]", value)
-    if items is not None:
-        return typed(name, [item.strip().strip("'\"") for item in items[1].split(",")])
-    return typed(name, value.strip("'\""))
+    return None if len(value) > SHOWN else typed(name, _meant(value))
+
+
+def _meant(value: str) -> Any:
+    """The text, or the list of texts and lists, that a value without quotes probably means."""
+    value = value.strip()
+    if not re.fullmatch(r"\[.*\]", value):
+        return value.strip("'\"")
+    items, depth = [""], 0
+    for letter in value[1:-1]:
+        depth += (letter == "[") - (letter == "]")
+        if letter == "," and depth == 0:
+            items.append("")
+        else:
+            items[-1] += letter
+    return [_meant(item) for item in items] if items != [""] else []

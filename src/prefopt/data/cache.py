@@ -32,6 +32,7 @@ from prefopt.data.records import RECORDS, ReadNotes, Record
 from prefopt.process.errors import UserError
 from prefopt.storage import sealed
 from prefopt.storage.files import PARTIAL, write_json, write_text
+from prefopt.storage.reading import parse_json, read_file
 from prefopt.storage.sealed import DAMAGED, MANIFEST
 
 if TYPE_CHECKING:
@@ -269,12 +270,12 @@ def _read_patiently(folder: Path, key: str | None = None) -> TokenizedSplits:
 def _read(folder: Path, key: str | None) -> TokenizedSplits:
     """Opens a folder after checking the digests of its files, which is fast compared to tokenising."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = parse_json(read_file(folder / MANIFEST))
         marks = {name: {"size": mark["bytes"], "sha256": mark["sha256"]} for name, mark in manifest.items()}
         damage = sealed.find_damage(folder, marks)
         if damage is not None:
             raise _Unsound(damage)
-        about = json.loads((folder / ABOUT).read_bytes())
+        about = parse_json(read_file(folder / ABOUT))
         if not {ABOUT, *map(_file_name, about["splits"])} <= manifest.keys():
             raise _Unsound(f"{MANIFEST} leaves files out")
         if key is not None and about["key"] != key:

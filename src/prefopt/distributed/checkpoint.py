@@ -6,7 +6,6 @@ with other names are left over: `checkpoint-*` was never completed, `removed-*` 
 failed its checks and is kept so that a user can look at it.
 """
 
-import json
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ from typing import Any
 
 from prefopt.storage import sealed
 from prefopt.storage.files import delete, hash_file, write_json, write_text
+from prefopt.storage.reading import parse_json, read_file, read_text
 from prefopt.storage.sealed import MANIFEST, Digests, read_digests
 
 logger = logging.getLogger(__name__)
@@ -123,16 +123,16 @@ def read_manifest(checkpoint: Path) -> tuple[CheckpointFacts, Digests]:
         ValueError: The manifest cannot be read; the message says why.
     """
     try:
-        if hash_file(checkpoint / MANIFEST) != (checkpoint / COMPLETE).read_text(encoding="utf-8").strip():
+        if hash_file(checkpoint / MANIFEST) != read_text(checkpoint / COMPLETE).strip():
             raise ValueError(f"is not the one that {COMPLETE} tells of")
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json(read_file(checkpoint / MANIFEST))
         facts = CheckpointFacts(**manifest["run"])
         if facts.format != FORMAT:
             raise ValueError(f"has format {facts.format}, and this version reads {FORMAT}")
         if facts.step != step_of(checkpoint):
             raise ValueError(f"is of step {facts.step}")
         return facts, read_digests(manifest)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{MANIFEST}: {error}") from error
 
 

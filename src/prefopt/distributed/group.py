@@ -6,17 +6,18 @@ process groups of their own on the CPU, so they neither wait for a device nor mi
 
 import hashlib
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from prefopt.config.schema import TrainConfig
 from prefopt.distributed.native_ops import leave_out_shared_memory
-from prefopt.process.errors import EndedError, ToldByRank0, UserError
+from prefopt.process.errors import EndedError, ToldByRank0, UserError, first_line
 from prefopt.process.ranks import is_main, rank, world_size
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ WATCH_S = 1.0
 GRACE_S = 15.0
 """Seconds after `run.timeout_s` in which a stuck rank may still end by a more precise error, before it is ended."""
 FAILED = "rank 0 failed, and says why"
+CAUSE = "cause"
+"""Key of the store: why the first rank that failed did."""
 
 PATIENCE = timedelta(days=30)
 """How long ranks wait for one whose work has no known length, such as tokenising.
@@ -236,9 +239,37 @@ def during(what: str, *, may_take_long: bool = False) -> Iterator[None]:
     except RuntimeError as error:
         if num_ranks() == 1 or not _is_lost_rank(error):
             raise
-        raise RankLostError(f"{_describe_positions(what)} ({str(error).splitlines()[0]})") from error
+        raise RankLostError(_find_cause() or f"{_describe_positions(what)} ({_first_sentence(error)})") from error
     finally:
         _position = outer
+
+
+def leave_cause(error: BaseException) -> None:
+    """Tells the other ranks why this one ends, before they miss it. The first cause stays."""
+    if num_ranks() == 1 or isinstance(error, ToldByRank0) or _is_lost(error):
+        return
+    told = str(error) if isinstance(error, UserError | EndedError) else f"{type(error).__name__}: {first_line(error)}"
+    with suppress(RuntimeError):  # the store ended with the rank that hosted it
+        _store().compare_set(CAUSE, "", f"rank {rank()} failed: {told}")
+
+
+def cause_of(error: BaseException) -> str | None:
+    """Why another rank has ended, if `error` is that of an operation which missed it; None if that is not known."""
+    return _find_cause() if num_ranks() > 1 and _is_lost(error) else None
+
+
+def _find_cause() -> str | None:
+    try:
+        store = _store()
+        return str(store.get(CAUSE).decode()) if store.check([CAUSE]) else None
+    except (RuntimeError, ValueError):  # the store ended with the rank that hosted it
+        return None
+
+
+def _first_sentence(error: BaseException) -> str:
+    """What a library says of an error, without the place in its source and what it advises then."""
+    said = re.sub(r"^\[\S+:\d+\] ", "", first_line(error))
+    return said.partition(". ")[0]
 
 
 def _watch(timeout_s: float) -> None:
@@ -281,6 +312,10 @@ def _store() -> "PrefixStore":
 
 
 LOST = ("gloo", "connection", "timed out", "timeout", "nccl", "socket", "broken pipe", "tcpstore")
+
+
+def _is_lost(error: BaseException) -> bool:
+    return isinstance(error, RankLostError) or (isinstance(error, RuntimeError) and _is_lost_rank(error))
 
 
 def _is_lost_rank(error: RuntimeError) -> bool:

@@ -25,6 +25,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from prefopt.distributed.unpickling import data_only
 from prefopt.process.errors import UserError
+from prefopt.storage.reading import read_text
 
 if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer
@@ -79,7 +80,7 @@ def find_bad_tag(checkpoint: Path) -> str | None:
 
 
 def _read_tag(checkpoint: Path) -> str:
-    return (checkpoint / LATEST).read_text(encoding="utf-8", errors="replace").strip()
+    return read_text(checkpoint / LATEST, errors="replace").strip()
 
 
 def load_universal(trainer: "Trainer") -> None:

@@ -8,9 +8,8 @@ from typing import Any
 
 from prefopt.evaluation.statistics import Estimate
 from prefopt.process.version import __version__
+from prefopt.runs.files import REPORT_FORMAT
 
-FORMAT = 1
-"""Version of the format of report.json; raised when a key changes its meaning."""
 Block = dict[str, Any]
 Estimates = dict[str, Estimate]
 """Key of a metric -> its estimate."""
@@ -79,7 +78,7 @@ class Report:
     """The results of an evaluation. Reports of earlier versions lack some fields.
 
     Attributes:
-        format: See `FORMAT`.
+        format: See `REPORT_FORMAT`.
         version: Version of prefopt that wrote it.
         date: Time of the measurement, ISO 8601 in UTC.
         run: Settings of the run: model, data, algorithm, steps.
@@ -97,7 +96,7 @@ class Report:
         phases: Seconds per part of the run.
     """
 
-    format: int = FORMAT
+    format: int = REPORT_FORMAT
     version: str | None = __version__
     date: str | None = None
     run: Block | None = None
@@ -129,7 +128,7 @@ class Report:
         blocks = ("held_out", "drift", "overfitting", "likelihood")
         held_out, drift, overfitting, likelihood = (_mapping(known[key]) for key in blocks)
         known |= {
-            "format": known["format"] or FORMAT,
+            "format": known["format"] or REPORT_FORMAT,
             "held_out": HeldOut.from_dict(held_out),
             "overfitting": {key: _gap(found) for key, found in overfitting.items() if _mapping(found)},
             "drift": {key: _estimate(found) or _estimates(found) for key, found in drift.items() if _mapping(found)},

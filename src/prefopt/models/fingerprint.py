@@ -15,6 +15,7 @@ from prefopt.process import phases
 from prefopt.process.errors import UserError, explained
 from prefopt.process.paths import cache_folder, is_local, resolve
 from prefopt.storage.files import write_json
+from prefopt.storage.reading import parse_json, read_file
 
 logger = logging.getLogger(__name__)
 
@@ -185,8 +186,8 @@ class _Remembered:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        known = parse_json(read_file(path))
+    except (OSError, ValueError):
         return None
     return known if isinstance(known, dict) else None
 

@@ -18,10 +18,11 @@ from prefopt.process.errors import FULL, OF_THE_MACHINE, EndedError, UserError, 
 from prefopt.process.output import ERRORS, OUTPUT
 from prefopt.process.paths import expand
 from prefopt.runs.changes import find_changed_input, find_changed_versions, with_earlier
-from prefopt.runs.files import PROVENANCE, STATUS, WORK, read_json, read_run_file, read_steps
+from prefopt.runs.files import PROVENANCE, STATUS, WORK, read_report, read_run_file, read_steps
 from prefopt.runs.lock import RunLock
 from prefopt.runs.settings import read_config
 from prefopt.storage.files import PARTIAL, overwrite_in_place, write_json, write_text
+from prefopt.storage.reading import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class RunDirectory:
 
     def read_wandb_id(self) -> str | None:
         """Returns the run's id in Weights & Biases; None without one."""
-        return self.wandb_id.read_text(encoding="utf-8").strip() if self.wandb_id.exists() else None
+        return read_text(self.wandb_id).strip() if self.wandb_id.exists() else None
 
     def check(self, config: TrainConfig) -> None:
         """Refuses a folder that belongs to another run or program, or that cannot be written. Writes nothing."""
@@ -314,7 +315,7 @@ class RunDirectory:
 
     def read_report(self) -> dict[str, Any]:
         """Returns report.json, or an empty dict if there is none that can be read."""
-        return read_json(self.report / "report.json")[0] or {}
+        return read_report(self.report / "report.json")[0] or {}
 
     def add_work(self, **parts: object) -> None:
         """Sets parts of work.json. Rank 0 only."""

@@ -3,7 +3,6 @@
 A user may have edited a file, or a disk damaged it. Callers can rely on the shapes that are checked here.
 """
 
-import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,8 +10,11 @@ from typing import Any
 
 from prefopt.process.errors import UserError
 from prefopt.storage.files import read_lines, read_object
+from prefopt.storage.reading import parse_json, read_file
 
 LARGEST = 2**63
+REPORT_FORMAT = 1
+"""Version of the format of report.json; raised when a key changes its meaning, so that a later one is not read."""
 Shape = Callable[[Any], bool] | Mapping[str, Any]
 """A check of a value: a test function or, for an object, the shape of each of its required keys."""
 
@@ -95,7 +97,7 @@ def read_run_file(path: Path, shape: Mapping[str, Shape]) -> dict[str, Any]:
 def read_json(path: Path) -> tuple[dict[str, Any] | None, str]:
     """Returns the object in a file and ""; (None, "") without a file, ({}, what is wrong) if it is damaged."""
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(read_file(path))
     except FileNotFoundError:
         return None, ""
     except OSError as error:
@@ -103,6 +105,20 @@ def read_json(path: Path) -> tuple[dict[str, Any] | None, str]:
     except ValueError as error:
         return {}, f"{path.name} is damaged ({str(error).splitlines()[0]})"
     return (value, "") if isinstance(value, dict) else ({}, f"{path.name} is damaged (not an object)")
+
+
+def read_report(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """Returns a report.json and what is wrong with it, as `read_json` does; that of a later version is not read."""
+    report, problem = read_json(path)
+    if not report or report.get("format") is None:
+        return report, problem
+    written = report["format"]
+    if not is_count(written):
+        return {}, f"{path.name} is damaged (no format can be {str(written)[:40]!r})"
+    if written > REPORT_FORMAT:
+        later = f"by a later version of prefopt (format {written}; this one reads up to {REPORT_FORMAT})"
+        return {}, f"{path.name} was written {later}"
+    return report, ""
 
 
 def read_steps(path: Path) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,6 @@ before the folder gets its name. A model without manifest cannot be verified: an
 or a user edited the model and removed the manifest.
 """
 
-import json
 import logging
 import shlex
 from fnmatch import fnmatch
@@ -20,6 +19,7 @@ from prefopt.process.ranks import rank, world_size
 from prefopt.runs.directory import RunDirectory
 from prefopt.storage import sealed
 from prefopt.storage.files import copy_file, write_json
+from prefopt.storage.reading import parse_json, read_file
 from prefopt.storage.sealed import MANIFEST, Digests
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def _find_damage(model: Path) -> str | None:
             logger.warning("%s: has no seal (%s), so it is taken as it is", model, MANIFEST)
         return None
     try:
-        expected = sealed.read_digests(json.loads((model / MANIFEST).read_text(encoding="utf-8")))
+        expected = sealed.read_digests(parse_json(read_file(model / MANIFEST)))
         names = sorted(expected)[rank() :: world_size()]
         added = (
             name

@@ -1,6 +1,5 @@
 """Finds runs: single ones, the points of a sweep, and the runs in a folder."""
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.config.aliases import nearest
-from prefopt.process.errors import UserError
+from prefopt.process.errors import UserError, describe
 from prefopt.process.terminal import quote
 from prefopt.runs.directory import RunDirectory
 from prefopt.runs.jobs import JOBS, LOG, Submitted, read_jobs
+from prefopt.storage.reading import parse_json, read_file
 
 SWEEP = "sweep.json"
 SWEEP_FORMAT = 1
@@ -55,6 +55,7 @@ class Place:
         changes: The swept settings of its point, by dotted name, as typed on the command line.
         evaluation: Name of the folder in it that holds the report: `report`, or that of a later evaluation on
             other data.
+        problem: Why nothing in the folder can be read as a run: the folder is that of a sweep whose plan is damaged.
     """
 
     run: RunDirectory
@@ -63,6 +64,7 @@ class Place:
     job: Submitted | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     evaluation: str = REPORT
+    problem: str = ""
 
     @property
     def report(self) -> Path:
@@ -214,9 +216,11 @@ def read_sweep(folder: Path) -> dict[str, Any]:
         UserError: There is none, or it has the format of another version.
     """
     try:
-        content: dict[str, Any] = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+        content: dict[str, Any] = parse_json(read_file(folder / SWEEP))
     except FileNotFoundError as error:
         raise UserError(f"{folder}: no sweep here (no {SWEEP}).") from error
+    except OSError as error:
+        raise UserError(f"{describe(error, folder / SWEEP)}. Make it readable, or leave this folder out.") from error
     except ValueError as error:
         raise _damaged(folder, error) from error
     version = content.get("format") if isinstance(content, dict) else None
@@ -269,7 +273,17 @@ def _find_in_folder(folder: Path) -> Iterator[Group]:
     if runs:
         yield Group(_name(folder), folder, False, [Place(RunDirectory(r), r.name, job=_newest({}, r)) for r in runs])
     for sweep in sweeps:
-        yield _read_sweep_group(sweep)
+        try:
+            yield _read_sweep_group(sweep)
+        except UserError as error:  # the others are shown all the same
+            yield _damaged_group(sweep, str(error))
+
+
+def _damaged_group(folder: Path, problem: str) -> Group:
+    """Returns the runs in the folder of a sweep whose plan is damaged, after the folder itself with the problem."""
+    runs = [] if is_closed(folder) else list_runs(folder)[0]
+    sweep = Place(RunDirectory(folder), folder.name, problem=problem)
+    return Group(_name(folder), folder, False, [sweep, *(Place(RunDirectory(run), run.name) for run in runs)])
 
 
 def _place_alone(run: Path) -> Place:

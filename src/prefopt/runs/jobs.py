@@ -96,6 +96,13 @@ def read_last_attempt(run: RunDirectory) -> Attempt | None:
     """Returns the last attempt that the run's job has recorded, with its decision; None without one."""
     line = read_last(run.slurm / ATTEMPTS, lambda value: "next" in value)
     try:
-        return Attempt(**line) if line is not None else None
+        attempt = Attempt(**line) if line is not None else None
     except TypeError:  # written by another version
         return None
+    return attempt if attempt is not None and _is_whole(attempt) else None
+
+
+def _is_whole(attempt: Attempt) -> bool:
+    texts = (attempt.job, attempt.ended, attempt.state, attempt.next, attempt.why)
+    numbers = (attempt.from_step, attempt.to_step, attempt.code)
+    return all(isinstance(text, str) for text in texts) and all(isinstance(number, int) for number in numbers)

@@ -44,6 +44,8 @@ class Facts:
 
 def read_facts(place: Place) -> Facts:
     """Reads the facts of a run; must be fast, since a command may read a thousand runs."""
+    if place.problem:
+        return Facts(problem=place.problem)
     run = place.run
     status, problem = read_json(run.status)
     if status is not None and status.get("state") not in [known.value for known in State]:
@@ -77,6 +79,6 @@ def find_log(place: Place) -> Path | None:
     for log in logs:
         try:
             found.append((log.stat().st_mtime, log))
-        except OSError:
+        except (OSError, ValueError):  # a name from jobs.jsonl may be one that no file can have
             continue
     return max(found)[1] if found else None

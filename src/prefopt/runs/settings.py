@@ -3,12 +3,11 @@
 import shlex
 from pathlib import Path
 
-import yaml
-
 from prefopt.config.load import from_dict
 from prefopt.config.schema import TrainConfig
 from prefopt.process.errors import UserError, explained, first_line
 from prefopt.runs.files import PROVENANCE, read_run_file
+from prefopt.storage.reading import parse_yaml, read_text
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -20,8 +19,11 @@ def read_config(path: Path) -> TrainConfig:
     anew = _how_to_write_anew(path)
     try:
         with explained(path, remedy=anew):
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+            text = read_text(path)
+        values = parse_yaml(text)
+    except UserError:
+        raise
+    except ValueError as error:
         raise UserError(f"{path}: is damaged ({first_line(error)}). {anew}") from error
     return from_dict(values, str(path))
 

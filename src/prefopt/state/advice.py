@@ -51,6 +51,7 @@ def _advise_group(group: Group, runs: Sequence[RunStatus]) -> list[Advice]:
     if by_word[Word.diverged]:
         what = "the same settings diverge again: change them, such as a lower optim.learning_rate, for a new run"
         advices.append(Advice(_count(by_word[Word.diverged], "diverged"), what))
+    by_word[Word.damaged] = [run for run in by_word[Word.damaged] if not run.place.problem]  # which says what to do
     closed = [run for run in by_word[Word.damaged] if not os.access(run.place.run.status, os.R_OK)]
     if closed:
         advices.append(Advice(_count(closed, "closed"), "you may not read them: ask their owner, or leave them out"))

@@ -1,6 +1,5 @@
 """Progress of a run: steps done, steps in total, and the time left."""
 
-import json
 import math
 import os
 import re
@@ -13,12 +12,13 @@ from prefopt.distributed.checkpoint import TRAINER_STATE, list_complete
 from prefopt.runs.directory import RunDirectory
 from prefopt.runs.files import is_count, is_number
 from prefopt.storage.files import read_end, read_last
+from prefopt.storage.reading import parse_json, read_file, read_text
 
 STATE_BYTES = 1 << 14
 """Bytes at the end of trainer_state.json, after its log of all steps, that hold `max_steps`."""
-MAX_STEPS = re.compile(rb'^  "max_steps": (\d+)', re.MULTILINE)
+MAX_STEPS = re.compile(rb'^  "max_steps": (\d{1,18}),?$', re.MULTILINE)
 TRAINER_GROUP = re.compile(r"^trainer:\n((?: .*\n)+)", re.MULTILINE)
-SETTING = re.compile(r"^  (\w+): (.*)$", re.MULTILINE)
+SETTING = re.compile(r"^  (\w+): (.{0,40})$", re.MULTILINE)  # no number that is read is longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def read_trainer_settings(run: RunDirectory) -> dict[str, str]:
     Reads lines, not YAML: `to_yaml` writes one line per setting, and parsing a thousand YAML files takes seconds.
     """
     try:
-        text = run.config.read_text(encoding="utf-8", errors="replace")
+        text = read_text(run.config, errors="replace")
     except OSError:
         return {}
     group = TRAINER_GROUP.search(text)
@@ -102,7 +102,7 @@ def count_steps(run: RunDirectory, settings: dict[str, str]) -> int | None:
 def _count_by_rows(run: RunDirectory, settings: dict[str, str]) -> int | None:
     """Counts steps as `DurableTrainer.total_steps` does: rows / rows per step, rounded up in every epoch."""
     try:
-        provenance = json.loads(run.provenance.read_bytes())
+        provenance = parse_json(read_file(run.provenance))
         num_rows = provenance["data"]["tokenized"]["train"]["num_kept"]
         per_step = StepSize(**provenance["step_size"]).total
         steps: int = math.ceil(float(settings["num_epochs"]) * math.ceil(num_rows / per_step))

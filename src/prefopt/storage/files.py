@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from prefopt.process.errors import UserError, explained
+from prefopt.storage.reading import open_file, parse_json, read_file, read_text
 
 COPY_BYTES = 2**30
 """Most bytes to copy in one system call."""
@@ -62,7 +63,7 @@ def bring_to_disk(path: Path) -> None:
 
 def hash_file(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -112,7 +113,7 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
     """
     try:
         with explained(path, remedy=remedy):
-            value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            value = parse_json(read_text(path), parse_constant=_refuse_constant)
     except UserError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return {}
@@ -179,12 +180,12 @@ def read_lines(
         UserError: The file cannot be read, or a line holds no object or a wrong one; names file and line.
     """
     with explained(path):
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_text(path).split("\n")
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except ValueError as error:
             if number == len(lines):
                 continue
@@ -198,7 +199,7 @@ def read_lines(
 def read_objects(path: Path) -> list[dict[str, Any]]:
     """Returns the objects of a JSON-lines file, without damaged lines; empty if the file cannot be read."""
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError:
         return []
     return [value for line in content.split(b"\n") if (value := _parse(line)) is not None]
@@ -223,7 +224,7 @@ def read_end(path: Path, num_bytes: int) -> tuple[bytes, bool]:
     If it is not the whole file, the first line, which may be cut, is left out.
     """
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_file(path) as file:
             start = max(0, os.fstat(file.fileno()).st_size - num_bytes)
             file.seek(start)
             content = file.read()
@@ -234,7 +235,7 @@ def read_end(path: Path, num_bytes: int) -> tuple[bytes, bool]:
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line) if line else None
+        value = parse_json(line) if line else None
     except ValueError:  # cut off, damaged, or not UTF-8
         return None
     return value if isinstance(value, dict) else None

@@ -15,9 +15,12 @@ from functools import cached_property
 from pathlib import Path
 
 from prefopt.storage.files import PARTIAL, write_bytes
+from prefopt.storage.reading import open_file, parse_json
 
 SILENT_AFTER_S = 300.0
 """Seconds without a sign of life after which a holder on another machine counts as dead: ten signs were missed."""
+MAX_PID = 2**31
+"""Process ids are below this number on every system."""
 NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -135,10 +138,10 @@ class LockFile:
     def holder(self) -> Holder | None:
         """The holder; None if prefopt did not write the file, or if it is half-written (without hard links)."""
         try:
-            holder = Holder(**json.loads(self.content))
+            holder = Holder(**parse_json(self.content))
         except (ValueError, TypeError):
             return None
-        plain = isinstance(holder.pid, int) and holder.pid > 0 and isinstance(holder.restart, int)
+        plain = isinstance(holder.pid, int) and 0 < holder.pid < MAX_PID and isinstance(holder.restart, int)
         return holder if plain else None
 
     @property
@@ -200,10 +203,13 @@ def _create_in_place(path: Path, content: bytes) -> bool:
 def read(path: Path, *, touch_if: bytes | None = None) -> LockFile | None:
     """Reads the lock file; None if there is none. Uses `fstat` on the open file, because NFS caches `stat`.
 
-    If its content is `touch_if`, the open file is touched; touching the path could touch a file that replaced it.
+    If its content is `touch_if`, the open file is touched; touching the path could touch a file that replaced it. A
+    pipe or a device in its place counts as an empty file.
     """
     try:
-        with path.open("rb") as file:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            return LockFile(b"", path.stat().st_mtime)
+        with open_file(path) as file:
             found = LockFile(file.read(), os.fstat(file.fileno()).st_mtime)
             if found.content == touch_if:
                 os.utime(file.fileno())

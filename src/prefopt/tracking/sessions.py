@@ -18,6 +18,7 @@ from enum import Enum
 from pathlib import Path
 
 from prefopt.storage.files import write_text
+from prefopt.storage.reading import read_text
 from prefopt.tracking.service import kill_services
 from prefopt.tracking.wandb import INCOMPLETE
 
@@ -67,7 +68,7 @@ class Session:
     @property
     def log(self) -> Path | None:
         """The .wandb file; None if there is none."""
-        return next(iter(sorted(self.folder.glob("*.wandb"))), None)
+        return next((path for path in sorted(self.folder.glob("*.wandb")) if path.is_file()), None)
 
     @property
     def marker(self) -> Path:
@@ -87,7 +88,7 @@ class Session:
 
     def find_url(self) -> str:
         """The address of the session if prefopt has uploaded it; otherwise empty."""
-        return self.marker.read_text(encoding="utf-8").strip() if self.is_marked() else ""
+        return read_text(self.marker).strip() if self.is_marked() else ""
 
     def upload(self, timeout_s: float) -> Upload:
         """Sends the session to the server, and marks it unless that failed."""

@@ -109,7 +109,7 @@ class DurableTrainer:
         self.num_tokens, self.time_before_s, self.training_before_s = 0, 0.0, 0.0
         self._start_clock()
         super().__init__(*args, **for_trl)
-        self._guard = StepGuard(self.train_dataset["source"])
+        self._guard = StepGuard(self.train_dataset["source"], run.directory.checkpoints)
         self.layers = fuse_layers(self.model, config, self.args.device)
         self.equip()
         self.fit = Fit.of(self, config, run.kept_fit)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from prefopt.distributed.group import cause_of, leave_cause
 from prefopt.distributed.preemption import Preempted
 from prefopt.process import phases
 from prefopt.process.errors import UserError
@@ -32,12 +33,14 @@ def recorded_end(run: RunDirectory) -> Iterator[None]:
         _record(run, State.diverged, str(error))
         raise
     except UserError as error:
+        leave_cause(error)
         _record(run, State.failed, f"UserError: {error}")
         raise
     except BaseException as error:
         trouble = trouble_of(run, error)
         told = error if trouble is None else trouble
-        _record(run, State.failed, f"{type(told).__name__}: {told}")
+        leave_cause(told)
+        _record(run, State.failed, cause_of(told) or f"{type(told).__name__}: {told}")
         if trouble is not None:
             raise trouble from error
         raise

@@ -4,10 +4,12 @@ import logging
 import math
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
-from prefopt.distributed.group import gather
+from prefopt.distributed.checkpoint import list_complete
+from prefopt.distributed.group import gather, on_main
 from prefopt.process.errors import EndedError
 from prefopt.training.deferred import Deferred, Number, read
 
@@ -22,7 +24,7 @@ SHOWN_ROWS = 20
 
 
 class DivergedError(EndedError):
-    """The loss or the gradient is not finite; the weights of the last checkpoint are good."""
+    """The loss or the gradient is not finite; the weights of the last checkpoint, if there is one, are good."""
 
 
 class Spikes:
@@ -53,10 +55,11 @@ class StepGuard:
 
     Args:
         sources: Source of each row of the training data, as `file:line`.
+        checkpoints: Folder of the run's checkpoints.
     """
 
-    def __init__(self, sources: Sequence[str]) -> None:
-        self._sources = sources
+    def __init__(self, sources: Sequence[str], checkpoints: Path) -> None:
+        self._sources, self._checkpoints = sources, checkpoints
         self._forwards: list[tuple[Number, list[int]]] = []
         self._gradients = Spikes("grad_norm")
         self._losses = Spikes("loss")
@@ -112,7 +115,8 @@ class StepGuard:
         rows = found or sorted(row for rows in gather(self.rows) for row in rows)
         named = ", ".join(f"{self._sources[row]}" for row in rows[:SHOWN_ROWS])
         more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
+        saved = on_main(lambda: bool(list_complete(self._checkpoints)))
+        left = "the last checkpoint is good" if saved else "no checkpoint was saved before, so a run begins again"
         return (
-            f"{what}; the cause is {where}: {named}{more}. Lower optim.learning_rate, "
-            "or look at these rows; the last checkpoint is good."
+            f"{what}; the cause is {where}: {named}{more}. Lower optim.learning_rate, or look at these rows; {left}."
         )

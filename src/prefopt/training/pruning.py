@@ -3,7 +3,6 @@
 The file `slurm/trial.json` in the run's folder, written by `prefopt.sweeps.search ask`, names the trial.
 """
 
-import json
 import logging
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from prefopt.distributed import group
 from prefopt.distributed.group import during, on_main
 from prefopt.process.ranks import is_main
 from prefopt.runs.directory import RunDirectory, State
+from prefopt.storage.reading import parse_json, read_file
 from prefopt.sweeps.definition import TRIAL, Search
 from prefopt.sweeps.folder import SweepFolder
 from prefopt.tracking.wandb import WandbMirror
@@ -74,7 +74,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         try:
             from prefopt.sweeps import study  # imports Optuna, which only searches need
 
-            place = json.loads((self._run.slurm / TRIAL).read_text(encoding="utf-8"))
+            place = parse_json(read_file(self._run.slurm / TRIAL))
             folder = SweepFolder(Path(place["sweep"]))
             search = Search.read(folder)
             value = metrics[f"{EVAL_PREFIX}{search.logged}"]

@@ -98,7 +98,7 @@ def _mended(name: str, value: str) -> str | None:
     return None if len(value) > SHOWN else typed(name, _meant(value))
 
 
-def _meant(value: str) -> Any:
+def _meant(value: str) -> object:
     """The text, or the list of texts and lists, that a value without quotes probably means."""
     value = value.strip()
     if not re.fullmatch(r"\[.*\]", value):

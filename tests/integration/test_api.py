@@ -64,6 +64,15 @@ class Stopper(TrainerCallback):
         control.should_training_stop = True
 
 
+class GoesOn(TrainerCallback):
+    """Says at every turn that training is not to stop, as an early stop does that assigns what it compared."""
+
+    def _go_on(self, args, state, control, **kwargs):
+        control.should_training_stop = False
+
+    on_step_begin = on_substep_end = on_step_end = on_log = on_evaluate = on_save = on_epoch_end = _go_on
+
+
 class Demanding(TrainerCallback):
     def __init__(self, limit):
         self.limit = limit
@@ -215,6 +224,21 @@ def test_a_callback_hears_the_exact_numbers_and_can_stop(overrides):
     assert listener.steps == [1, 2, 3, 4, 5, 6]
     assert [(None, loss) for loss in listener.losses] == [row for row in losses_of(run) if row[0] is None]
     assert listener.held_out == [loss for split, loss in losses_of(run) if split == "held_out"]
+
+
+@pytest.mark.parametrize("length", [["trainer.max_steps=3"], ["trainer.max_steps=null", "trainer.num_epochs=0.5"]])
+def test_no_callback_trains_past_the_last_step(overrides, length):
+    settings = [*overrides, *length, "trainer.eval_every=2", "trainer.save_every=1", "optim.scheduler=constant"]
+    plain = train(load_config([*settings, "run.name=plain"]))
+    own = train(load_config([*settings, "run.name=own"]), callbacks=[GoesOn])
+    assert losses_of(own) == losses_of(plain)
+    assert own.read_report()["run"]["steps"] == plain.read_report()["run"]["steps"] < 6
+    assert (own.model / "model.safetensors").read_bytes() == (plain.model / "model.safetensors").read_bytes()
+
+
+def test_no_callback_takes_back_the_stop_of_another(overrides):
+    run = train(load_config([*overrides, "trainer.save_every=1"]), callbacks=[Stopper, GoesOn])
+    assert run.read_report()["run"]["steps"] == 1
 
 
 def test_callbacks_and_a_loss_that_settings_name_are_imported_from_the_current_folder(

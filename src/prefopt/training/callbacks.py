@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl
 
 from prefopt.process import phases
 from prefopt.process.console import FittedProgress
@@ -15,6 +15,18 @@ EVAL_PREFIX = "eval_"
 OMITTED = {"epoch", "num_tokens", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 OMITTED |= {"train_loss"}
 """Logged by transformers; ours are exact across resumes: time_s, training_s, pairs, tokens."""
+
+
+class Control(TrainerControl):  # type: ignore[misc]
+    """What callbacks ask for. Any of them may end training, and none can take an end back that another one asked for.
+
+    At the last step transformers' own callback ends training, before a user's callbacks are called.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "should_training_stop":
+            value = bool(value) or self.should_training_stop
+        super().__setattr__(name, value)
 
 
 class StepCallback(TrainerCallback):  # type: ignore[misc]

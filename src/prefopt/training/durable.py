@@ -28,6 +28,7 @@ from prefopt.process.errors import UserError
 from prefopt.process.ranks import is_main, rank, world_size
 from prefopt.runs.directory import RunTakenOverError
 from prefopt.training.batches import Batches, count_examples, plan_batches
+from prefopt.training.callbacks import Control
 from prefopt.training.context import RunContext
 from prefopt.training.deferred import Number, deferred_reads
 from prefopt.training.fit import Fit
@@ -106,6 +107,7 @@ class DurableTrainer:
         self.num_tokens, self.time_before_s, self.training_before_s = 0, 0.0, 0.0
         self._start_clock()
         super().__init__(*args, **for_trl)
+        self.control = Control()
         self._guard = StepGuard(self.train_dataset["source"])
         self.layers = fuse_layers(self.model, config, self.args.device)
         self.equip()
@@ -262,11 +264,12 @@ class DurableTrainer:
             control.should_evaluate = False
             control.should_save = control.should_training_stop = True
 
-    @staticmethod
-    def _set_control(control: Any, flags: list[float]) -> None:
-        """Does on this rank what a callback asks for on any of them."""
+    def _set_control(self, control: Any, flags: list[float]) -> None:
+        """Does on this rank what a callback asks for on any of them; the last step ends training in any case."""
         for flag, is_set in zip(CONTROL, flags, strict=True):
             setattr(control, flag, bool(is_set))
+        if self.state.global_step >= self.state.max_steps:
+            control.should_training_stop = True
 
     def note_stop(self) -> str:
         """Sets `stop_reason` to the reason of a rank that was asked to stop, and returns it. All ranks call it."""

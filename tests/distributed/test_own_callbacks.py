@@ -22,3 +22,16 @@ def test_a_callback_that_stops_on_one_rank_stops_all_and_the_report_counts_its_s
     run = tmp_path / "runs" / "test"
     assert json.loads((run / "report" / "report.json").read_text())["run"]["steps"] == steps
     assert json.loads((run / "status.json").read_text())["state"] == "done"
+
+
+def test_an_end_that_one_ranks_callback_asked_for_outlives_the_attempt(tiny_model, pair_files, tmp_path, zygote):
+    argv = quick_run(tiny_model, pair_files, tmp_path / "runs")
+    argv += ["trainer.callbacks=[tests.distributed.own_callbacks:EndOnRank0AtStep3AndDieOnce]"]
+    argv += ["trainer.save_every=100", "trainer.per_device_batch_size=2"]
+    attempt = zygote.start(argv, ranks=2, log=tmp_path / "log")
+    assert any(attempt.wait()), attempt.output()
+    assert "the attempt dies" in attempt.output()
+    zygote.run(argv, ranks=2, log=tmp_path / "log")
+    run = tmp_path / "runs" / "test"
+    assert json.loads((run / "report" / "report.json").read_text())["run"]["steps"] == 3
+    assert json.loads((run / "status.json").read_text())["state"] == "done"

@@ -73,6 +73,20 @@ class GoesOn(TrainerCallback):
     on_step_begin = on_substep_end = on_step_end = on_log = on_evaluate = on_save = on_epoch_end = _go_on
 
 
+class EndsOnce(TrainerCallback):
+    """Ends training at the first turn of a kind from a step on; `last_words` is called at the end of training."""
+
+    def __init__(self, turn, step, last_words=lambda: None):
+        def ask(args, state, control, **kwargs):
+            control.should_training_stop = state.global_step >= step
+
+        setattr(self, turn, ask)
+        self.last_words = last_words
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.last_words()
+
+
 class Demanding(TrainerCallback):
     def __init__(self, limit):
         self.limit = limit
@@ -239,6 +253,44 @@ def test_no_callback_trains_past_the_last_step(overrides, length):
 def test_no_callback_takes_back_the_stop_of_another(overrides):
     run = train(load_config([*overrides, "trainer.save_every=1"]), callbacks=[Stopper, GoesOn])
     assert run.read_report()["run"]["steps"] == 1
+
+
+def die(*_):
+    raise RuntimeError("the attempt dies")
+
+
+@pytest.mark.parametrize(
+    ("turn", "steps"),
+    [("on_step_end", 3), ("on_log", 3), ("on_substep_end", 3), ("on_evaluate", 4), ("on_save", 5)],
+)
+@pytest.mark.parametrize("death", ["in on_train_end", "before the model is sealed"])
+def test_a_run_that_a_callback_has_ended_trains_no_further_when_it_dies_before_its_model(
+    overrides, monkeypatch, turn, steps, death
+):
+    settings = [*overrides, "trainer.eval_every=4", "trainer.save_every=5", "trainer.gradient_accumulation_steps=2"]
+    config = load_config([*settings, "trainer.per_device_batch_size=2"])
+    callback = EndsOnce(turn, 3, *([die] if death == "in on_train_end" else []))
+    with monkeypatch.context() as patched:
+        if death == "before the model is sealed":
+            patched.setattr("prefopt.training.training.finish_model", die)
+        with pytest.raises(RuntimeError, match="the attempt dies"):
+            train(config, callbacks=[callback])
+    run = RunDirectory.of(config)
+    losses = losses_of(run)
+    assert not run.model.exists()
+    train(config, callbacks=[EndsOnce(turn, 99)])
+    assert losses_of(run) == losses
+    assert run.read_report()["run"]["steps"] == run.read_status()["step"] == steps
+    weights = f"checkpoints/step-{steps}/model.safetensors"
+    assert (run.model / "model.safetensors").read_bytes() == (run.path / weights).read_bytes()
+
+
+def test_a_run_that_a_callback_has_ended_trains_on_when_its_length_is_raised(overrides):
+    settings = [*overrides, "optim.scheduler=constant"]
+    plain = train(load_config([*settings, "trainer.max_steps=8", "run.name=plain"]))
+    train(load_config([*settings, "run.name=raised"]), callbacks=[EndsOnce("on_step_end", 3)])
+    longer = load_config([*settings, "run.name=raised", "trainer.max_steps=8"])
+    assert losses_of(train(longer, callbacks=[EndsOnce("on_step_end", 99)])) == losses_of(plain)
 
 
 def test_callbacks_and_a_loss_that_settings_name_are_imported_from_the_current_folder(

@@ -30,7 +30,7 @@ class Control(TrainerControl):  # type: ignore[misc]
 
 
 class StepCallback(TrainerCallback):  # type: ignore[misc]
-    """Tells the trainer when an optimizer step ends, and which epoch begins."""
+    """Tells the trainer when an optimizer step or an epoch ends, and which epoch begins."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
@@ -46,6 +46,9 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.end_step(control)
         phases.turn_into("training")
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.end_epoch(control)
 
 
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]

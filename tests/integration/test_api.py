@@ -28,7 +28,7 @@ from prefopt.runs.directory import RunDirectory
 from prefopt.runs.settings import read_config
 from prefopt.tracking.wandb import _values
 from prefopt.train import main as train_command
-from tests.conftest import REPOSITORY, quick_run
+from tests.conftest import REPOSITORY, STUDY, quick_run, read_rows, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +62,13 @@ class Listener(TrainerCallback):
 class Stopper(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = True
+
+
+class Evaluator(TrainerCallback):
+    """Asks for an evaluation after every second step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_evaluate = state.global_step % 2 == 0
 
 
 class GoesOn(TrainerCallback):
@@ -238,6 +245,24 @@ def test_a_callback_hears_the_exact_numbers_and_can_stop(overrides):
     assert listener.steps == [1, 2, 3, 4, 5, 6]
     assert [(None, loss) for loss in listener.losses] == [row for row in losses_of(run) if row[0] is None]
     assert listener.held_out == [loss for split, loss in losses_of(run) if split == "held_out"]
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "sft"])
+def test_a_callback_can_ask_for_an_evaluation_where_none_is_planned(overrides, tmp_path, algorithm):
+    settings = overrides
+    if algorithm == "sft":
+        rows = write_rows(tmp_path / "sft.jsonl", read_rows(STUDY / "sft_train.jsonl", 14))
+        settings = [*overrides, "algorithm=sft", f"data.train={rows}", "data.held_out=null"]
+    planned = train(load_config([*settings, "trainer.eval_every=2", "run.name=planned"]))
+    asked = train(load_config([*settings, "run.name=asked"]), callbacks=[Evaluator])
+    assert any(split == "held_out" for split, _ in losses_of(asked))
+    assert losses_of(asked) == losses_of(planned)
+
+
+def test_a_callback_that_asks_for_an_evaluation_of_nothing_is_told_what_to_set(overrides):
+    config = load_config([*overrides, "data.held_out=null", "data.held_out_fraction=0"])
+    with pytest.raises(UserError, match=r"asks to evaluate after step 2, but nothing is held out: set data\.held_out"):
+        train(config, callbacks=[Evaluator])
 
 
 @pytest.mark.parametrize("length", [["trainer.max_steps=3"], ["trainer.max_steps=null", "trainer.num_epochs=0.5"]])

@@ -78,6 +78,7 @@ class DurableTrainer:
     layers: FusedLayers | None
     batches: Batches
     train_dataset: Any
+    eval_dataset: Any
     data_collator: Any
     model: Any
     model_wrapped: Any
@@ -347,8 +348,17 @@ class DurableTrainer:
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Logs and returns the held-out metrics: exact means that do not depend on ranks or batch size."""
+        """Logs and returns the held-out metrics: exact means that do not depend on ranks or batch size.
+
+        Raises:
+            UserError: A callback asks for them, and nothing is held out.
+        """
         assert eval_dataset is None, "held-out examples are given to the constructor"
+        if self.eval_dataset is None:
+            raise UserError(
+                f"trainer.callbacks: one asks to evaluate after step {self.state.global_step}, but nothing is held "
+                "out: set data.held_out or data.held_out_fraction > 0."
+            )
         self.model.eval()
         try:
             metrics = self.measure_held_out()  # type: ignore[attr-defined]

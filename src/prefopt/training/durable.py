@@ -247,8 +247,7 @@ class DurableTrainer:
                 *(getattr(control, flag) for flag in CONTROL),
             )
         if is_lost:
-            path = self.run.directory.path
-            raise RunTakenOverError(f"{path}: taken over by another process, so this one must not write")
+            raise RunTakenOverError(self.run.directory.path)
         if is_gone:
             raise_on_all(self.records.refusal())
         if is_bad:

@@ -54,7 +54,8 @@ def evaluate(run: RunDirectory | Path | str, overrides: Sequence[str] = ()) -> d
             the run's goes to a folder of its own beside `report/`.
 
     Raises:
-        UserError: There is no such run, it has no final model, or a setting may not change.
+        UserError: There is no such run, it has no final model, another process trains or measures it, or a setting
+            may not change.
     """
     require(not isinstance(overrides, str), f"overrides: must be a list of settings, found the text {overrides!r}.")
     folder = run.path if isinstance(run, RunDirectory) else Path(run)
@@ -63,20 +64,22 @@ def evaluate(run: RunDirectory | Path | str, overrides: Sequence[str] = ()) -> d
 
 def _evaluate(folder: Path, overrides: dict[str, str]) -> dict[str, Any]:
     run = find_run(folder)
-    if not run.model.is_dir():
-        raise UserError(f"run={run.path}: has no final model yet. Finish it with the command that started it.")
-    trained = read_config(run.config)
-    config = override(trained, overrides)
-    config.engine.kernels = Kernels.auto  # chosen for this machine, not for the one that trained
+    _, config = read_settings(run, overrides)  # tells mistakes before the ranks meet and the run is locked
+    if is_launched():
+        with importing():
+            group.start(config)
+    with run.locked() as locked:
+        return _measure(locked, overrides)
+
+
+def _measure(run: RunDirectory, overrides: dict[str, str]) -> dict[str, Any]:
+    trained, config = read_settings(run, overrides)  # before it was locked, another process may have replaced the run
 
     from prefopt.models.examples import load_examples
     from prefopt.process.console import build_console
     from prefopt.process.output import keep_in
     from prefopt.runs.final_model import require_sound_model
 
-    if is_launched():
-        with importing():
-            group.start(config)
     console = build_console()
     keep_in(run.path)
     run.read_records()  # reports a damaged line now, not after measuring
@@ -100,6 +103,20 @@ def _evaluate(folder: Path, overrides: dict[str, str]) -> dict[str, Any]:
     print_report(report, folder / "report.html", console)
     record_evaluation(config, run, report.to_dict())
     return report.to_dict()
+
+
+def read_settings(run: RunDirectory, overrides: dict[str, str]) -> tuple[TrainConfig, TrainConfig]:
+    """Returns the settings that a run was trained with, and those that it is to be measured with.
+
+    Raises:
+        UserError: The run has no final model, or a setting may not change.
+    """
+    if not run.model.is_dir():
+        raise UserError(f"run={run.path}: has no final model yet. Finish it with the command that started it.")
+    trained = read_config(run.config)
+    config = override(trained, overrides)
+    config.engine.kernels = Kernels.auto  # chosen for this machine, not for the one that trained
+    return trained, config
 
 
 def require_same_base(run: RunDirectory, config: TrainConfig) -> None:

@@ -37,3 +37,16 @@ def test_the_status_says_why_another_rank_failed_and_not_only_that_it_was_missed
     failed = f"rank {status['message'][5]} failed: ZeroDivisionError: a mistake of the callback"
     assert status["message"] == failed, ended.output()
     assert "GLHF" not in ended.output()
+
+
+def test_an_end_that_one_ranks_callback_asked_for_outlives_the_attempt(tiny_model, pair_files, tmp_path, zygote):
+    argv = quick_run(tiny_model, pair_files, tmp_path / "runs")
+    argv += ["trainer.callbacks=[tests.distributed.own_callbacks:EndOnRank0AtStep3AndDieOnce]"]
+    argv += ["trainer.save_every=100", "trainer.per_device_batch_size=2"]
+    attempt = zygote.start(argv, ranks=2, log=tmp_path / "log")
+    assert any(attempt.wait()), attempt.output()
+    assert "the attempt dies" in attempt.output()
+    zygote.run(argv, ranks=2, log=tmp_path / "log")
+    run = tmp_path / "runs" / "test"
+    assert json.loads((run / "report" / "report.json").read_text())["run"]["steps"] == 3
+    assert json.loads((run / "status.json").read_text())["state"] == "done"

@@ -31,7 +31,7 @@ from prefopt.runs.settings import read_config
 from prefopt.tracking.wandb import _values
 from prefopt.train import main as train_command
 from prefopt.training.own_code import OwnCode, with_names
-from tests.conftest import REPOSITORY, quick_run
+from tests.conftest import REPOSITORY, STUDY, quick_run, read_rows, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +65,36 @@ class Listener(TrainerCallback):
 class Stopper(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = True
+
+
+class Evaluator(TrainerCallback):
+    """Asks for an evaluation after every second step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_evaluate = state.global_step % 2 == 0
+
+
+class GoesOn(TrainerCallback):
+    """Says at every turn that training is not to stop, as an early stop does that assigns what it compared."""
+
+    def _go_on(self, args, state, control, **kwargs):
+        control.should_training_stop = False
+
+    on_step_begin = on_substep_end = on_step_end = on_log = on_evaluate = on_save = on_epoch_end = _go_on
+
+
+class EndsOnce(TrainerCallback):
+    """Ends training at the first turn of a kind from a step on; `last_words` is called at the end of training."""
+
+    def __init__(self, turn, step, last_words=lambda: None):
+        def ask(args, state, control, **kwargs):
+            control.should_training_stop = state.global_step >= step
+
+        setattr(self, turn, ask)
+        self.last_words = last_words
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.last_words()
 
 
 class Demanding(TrainerCallback):
@@ -288,6 +318,77 @@ def test_a_callback_hears_the_exact_numbers_and_can_stop(overrides):
     assert listener.steps == [1, 2, 3, 4, 5, 6]
     assert [(None, loss) for loss in listener.losses] == [row for row in losses_of(run) if row[0] is None]
     assert listener.held_out == [loss for split, loss in losses_of(run) if split == "held_out"]
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "sft"])
+def test_a_callback_can_ask_for_an_evaluation_where_none_is_planned(overrides, tmp_path, algorithm):
+    settings = overrides
+    if algorithm == "sft":
+        rows = write_rows(tmp_path / "sft.jsonl", read_rows(STUDY / "sft_train.jsonl", 14))
+        settings = [*overrides, "algorithm=sft", f"data.train={rows}", "data.held_out=null"]
+    planned = train(load_config([*settings, "trainer.eval_every=2", "run.name=planned"]))
+    asked = train(load_config([*settings, "run.name=asked"]), callbacks=[Evaluator])
+    assert any(split == "held_out" for split, _ in losses_of(asked))
+    assert losses_of(asked) == losses_of(planned)
+
+
+def test_a_callback_that_asks_for_an_evaluation_of_nothing_is_told_what_to_set(overrides):
+    config = load_config([*overrides, "data.held_out=null", "data.held_out_fraction=0"])
+    with pytest.raises(UserError, match=r"asks to evaluate after step 2, but nothing is held out: set data\.held_out"):
+        train(config, callbacks=[Evaluator])
+
+
+@pytest.mark.parametrize("length", [["trainer.max_steps=3"], ["trainer.max_steps=null", "trainer.num_epochs=0.5"]])
+def test_no_callback_trains_past_the_last_step(overrides, length):
+    settings = [*overrides, *length, "trainer.eval_every=2", "trainer.save_every=1", "optim.scheduler=constant"]
+    plain = train(load_config([*settings, "run.name=plain"]))
+    own = train(load_config([*settings, "run.name=own"]), callbacks=[GoesOn])
+    assert losses_of(own) == losses_of(plain)
+    assert own.read_report()["run"]["steps"] == plain.read_report()["run"]["steps"] < 6
+    assert (own.model / "model.safetensors").read_bytes() == (plain.model / "model.safetensors").read_bytes()
+
+
+def test_no_callback_takes_back_the_stop_of_another(overrides):
+    run = train(load_config([*overrides, "trainer.save_every=1"]), callbacks=[Stopper, GoesOn])
+    assert run.read_report()["run"]["steps"] == 1
+
+
+def die(*_):
+    raise RuntimeError("the attempt dies")
+
+
+@pytest.mark.parametrize(
+    ("turn", "steps"),
+    [("on_step_end", 3), ("on_log", 3), ("on_substep_end", 3), ("on_evaluate", 4), ("on_save", 5)],
+)
+@pytest.mark.parametrize("death", ["in on_train_end", "before the model is sealed"])
+def test_a_run_that_a_callback_has_ended_trains_no_further_when_it_dies_before_its_model(
+    overrides, monkeypatch, turn, steps, death
+):
+    settings = [*overrides, "trainer.eval_every=4", "trainer.save_every=5", "trainer.gradient_accumulation_steps=2"]
+    config = load_config([*settings, "trainer.per_device_batch_size=2"])
+    callback = EndsOnce(turn, 3, *([die] if death == "in on_train_end" else []))
+    with monkeypatch.context() as patched:
+        if death == "before the model is sealed":
+            patched.setattr("prefopt.training.training.finish_model", die)
+        with pytest.raises(RuntimeError, match="the attempt dies"):
+            train(config, callbacks=[callback])
+    run = RunDirectory.of(config)
+    losses = losses_of(run)
+    assert not run.model.exists()
+    train(config, callbacks=[EndsOnce(turn, 99)])
+    assert losses_of(run) == losses
+    assert run.read_report()["run"]["steps"] == run.read_status()["step"] == steps
+    weights = f"checkpoints/step-{steps}/model.safetensors"
+    assert (run.model / "model.safetensors").read_bytes() == (run.path / weights).read_bytes()
+
+
+def test_a_run_that_a_callback_has_ended_trains_on_when_its_length_is_raised(overrides):
+    settings = [*overrides, "optim.scheduler=constant"]
+    plain = train(load_config([*settings, "trainer.max_steps=8", "run.name=plain"]))
+    train(load_config([*settings, "run.name=raised"]), callbacks=[EndsOnce("on_step_end", 3)])
+    longer = load_config([*settings, "run.name=raised", "trainer.max_steps=8"])
+    assert losses_of(train(longer, callbacks=[EndsOnce("on_step_end", 99)])) == losses_of(plain)
 
 
 def test_callbacks_and_a_loss_that_settings_name_are_imported_from_the_current_folder(

@@ -1,15 +1,23 @@
 """A finished run measured later: on its own data its report is rebuilt, on other data it gets one more."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+import prefopt
 from prefopt.compare import main as compare
 from prefopt.comparison.places import find_places
 from prefopt.comparison.read import RunReader
 from prefopt.evaluate import main as evaluate
+from prefopt.evaluation.run import evaluate_run
+from prefopt.process.errors import UserError
+from prefopt.runs.directory import RunTakenOverError
+from prefopt.runs.lock import RunLock
+from prefopt.runs.settings import read_config
 from prefopt.train import main as train
 from tests.conftest import STUDY, quick_run, read_rows, write_rows
 
@@ -113,3 +121,60 @@ def test_a_kl_per_response_counts_the_answers_that_were_cut(run):
 def test_a_report_has_a_date(run):
     assert read_report(run / "report")["date"][:2] == "20"
     assert read_report(run / "report")["date"][:10] in (run / "report" / "report.html").read_text()
+
+
+@pytest.fixture
+def while_measuring(monkeypatch):
+    """Lets something happen when the models of an evaluation are measured, and no report is written yet."""
+
+    def happens(what):
+        def measure(config, run, *given):
+            found = evaluate_run(config, run, *given)
+            what(run)
+            return found
+
+        monkeypatch.setattr("prefopt.evaluation.run.evaluate_run", measure)
+
+    return happens
+
+
+def test_a_run_is_not_measured_while_another_process_uses_it(run, fails):
+    before = content(run / "report")
+    with RunLock(run):
+        assert f"in use by process {os.getpid()}" in fails(evaluate, [f"run={run}"])
+    assert content(run / "report") == before
+    evaluate([f"run={run}", "evaluation.num_samples=2"])
+    evaluate([f"run={run}"])
+
+
+def test_a_run_is_neither_trained_nor_measured_twice_while_it_is_measured(run, while_measuring):
+    def replace_it(measured):
+        config = read_config(run / "config.yaml")
+        config.run.root, config.run.name, config.run.overwrite = str(run.parent), run.name, True
+        for command in (lambda: prefopt.train(config), lambda: prefopt.evaluate(run)):
+            with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+                command()
+
+    while_measuring(replace_it)
+    model = content(run / "model")
+    evaluate([f"run={run}", "evaluation.num_samples=2"])
+    assert content(run / "model") == model
+    assert read_report(run / "report")["drift"]["response_length"]["tuned"]["n"] == 2
+    assert not (run.parent / ".test.lock").exists()
+
+
+def test_what_was_measured_of_a_run_that_another_process_took_over_is_not_reported(run, while_measuring):
+    before = content(run / "report")
+    while_measuring(lambda measured: setattr(measured.lock, "lost_to", "another process"))
+    with pytest.raises(RunTakenOverError, match="taken over by another process"):
+        prefopt.evaluate(run)
+    assert content(run / "report") == before
+
+
+def test_a_run_that_cannot_be_locked_is_refused_before_it_is_measured(run, while_measuring, monkeypatch, fails):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("prefopt.runs.lock.create", refuse)
+    while_measuring(lambda measured: pytest.fail("it was measured"))
+    assert f"{run.parent}: cannot be written (Permission denied)" in fails(evaluate, [f"run={run}"])

@@ -20,7 +20,6 @@ from prefopt.distributed.checkpoint import (
     MANIFEST,
     CheckpointFacts,
     clean,
-    is_finished,
     keep_newest,
     list_complete,
     list_files,
@@ -78,7 +77,21 @@ def test_a_sealed_checkpoint_is_found_with_its_facts(tmp_path):
     facts, digests = read_manifest(newest)
     assert facts == replace(FACTS, step=10)
     assert set(digests) == {"model.safetensors", "trainer_state.json", "global_step/rank_0.pt"}
-    assert [is_finished(newest, total) for total in (9, 10, 11)] == [True, True, False]
+
+
+def test_a_checkpoint_is_the_last_of_as_many_steps_as_it_has_or_as_a_callback_cut_short():
+    assert [replace(FACTS, step=10).is_last(total) for total in (9, 10, 11)] == [True, True, False]
+    early = replace(FACTS, step=4, ended_early_of=10)
+    assert [early.is_last(total) for total in (3, 10, 11)] == [True, True, False]
+
+
+def test_a_checkpoint_of_a_version_that_did_not_note_an_early_end_is_read(tmp_path):
+    sealed = write_checkpoint(tmp_path, 2)
+    manifest = json.loads((sealed / MANIFEST).read_text())
+    del manifest["run"]["ended_early_of"]
+    (sealed / MANIFEST).write_text(json.dumps(manifest))
+    (sealed / COMPLETE).write_text(hash_file(sealed / MANIFEST) + "\n")
+    assert read_manifest(find_newest(tmp_path))[0] == replace(FACTS, step=2)
 
 
 def test_files_are_listed_with_their_sizes_and_without_what_is_written_last(tmp_path):

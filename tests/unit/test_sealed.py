@@ -44,6 +44,7 @@ MANIFEST_OF_FACTS = """{
     "best": null,
     "training_s": null,
     "num_records": null,
+    "ended_early_of": null,
     "format": 1
   },
   "files": {

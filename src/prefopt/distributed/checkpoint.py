@@ -56,6 +56,7 @@ class CheckpointFacts:
         evaluation_due: Whether the held-out evaluation of this step was interrupted.
         best: Best value of the metric `trainer.keep_best` and its step; None if there is none.
         num_records: Lines of metrics.jsonl up to this step; None in a checkpoint of an earlier version.
+        ended_early_of: Steps that the run was to have when a callback ended it at this step; None if none did.
         format: Version of the manifest.
     """
 
@@ -71,7 +72,12 @@ class CheckpointFacts:
     best: tuple[float, int] | None = None
     training_s: float | None = None
     num_records: int | None = None
+    ended_early_of: int | None = None
     format: int = FORMAT
+
+    def is_last(self, total_steps: int) -> bool:
+        """Returns whether training ended here: at its last step, or early and its length was not raised since."""
+        return total_steps <= max(self.step, self.ended_early_of or 0)
 
 
 def list_files(folder: Path) -> dict[str, int]:
@@ -158,11 +164,6 @@ def set_aside(checkpoint: Path, problem: str) -> None:
     aside = checkpoint.with_name(DAMAGED_PREFIX + checkpoint.name)
     sealed.move(checkpoint, aside)
     logger.warning("checkpoint: %s is damaged (%s); set aside as %s", checkpoint, problem, aside.name)
-
-
-def is_finished(checkpoint: Path, total_steps: int) -> bool:
-    """Returns whether a checkpoint is of the last step of training."""
-    return step_of(checkpoint) >= total_steps
 
 
 def keep_newest(folder: Path, number: int, best_step: int | None = None) -> None:

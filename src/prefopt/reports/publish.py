@@ -7,7 +7,7 @@ from prefopt.evaluation.report import Report
 from prefopt.evaluation.run import Evaluation
 from prefopt.process import phases
 from prefopt.reports.render import render_report
-from prefopt.runs.directory import RunDirectory
+from prefopt.runs.directory import RunDirectory, RunTakenOverError
 from prefopt.storage.files import write_text
 
 PAIRS = "pairs.jsonl"
@@ -22,7 +22,12 @@ def publish(evaluation: Evaluation, run: RunDirectory, folder: Path | None = Non
         evaluation: The results for the run.
         run: Folder of the run.
         folder: Where the report goes; None: `report/` of the run.
+
+    Raises:
+        RunTakenOverError: Another process uses the run's folder now, so what was measured may not be what is there.
     """
+    if run.find_intruder() is not None:
+        raise RunTakenOverError(run.path)
     folder = folder or run.report
     render_report(evaluation.report, evaluation.records, evaluation.pairs, folder, lambda: read_phases(run))
     write_text(folder / PAIRS, "".join(f"{json.dumps(pair)}\n" for pair in evaluation.pairs))

@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 class RunTakenOverError(EndedError):
     """Another process took over the run, because this one showed no sign of life for too long."""
 
+    def __init__(self, run: Path) -> None:
+        super().__init__(f"{run}: taken over by another process, so this one must not write")
+
 
 class State(Enum):
     """The values of `state` in status.json."""
@@ -123,13 +126,19 @@ class RunDirectory:
     @contextmanager
     def claimed(self, config: TrainConfig) -> Iterator["RunDirectory"]:
         """Checks the folder for this configuration and locks it during the block. All ranks call it."""
+        on_main(lambda: self.check(config))
+        with self.locked() as run:
+            yield run
+
+    @contextmanager
+    def locked(self) -> Iterator["RunDirectory"]:
+        """Keeps other processes from training, replacing or measuring the run during the block. All ranks call it.
+
+        Raises:
+            UserError: A live process holds the lock, or its file cannot be written.
+        """
         lock = RunLock(self.path)
-
-        def claim() -> None:
-            self.check(config)
-            lock.acquire()
-
-        on_main(claim)
+        on_main(lock.acquire)
         try:
             yield replace(self, lock=lock)
         finally:

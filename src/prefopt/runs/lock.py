@@ -75,7 +75,10 @@ class RunLock:
             left_by = self._take_in_folder(own)
         except OSError as error:
             self._remove_made_folders()
-            raise UserError(f"{self.path.parent}: cannot be written ({error.strerror}). Set run.root.") from error
+            raise UserError(
+                f"{self.path.parent}: cannot be written ({error.strerror}), where the lock of a run is kept. Make it "
+                "writable, or set run.root for a new run."
+            ) from error
         if left_by is not None:
             logger.warning("lock: %s was left by %s that is gone; taken over", self.path, left_by)
         self._remove_half_made(own)

@@ -23,7 +23,7 @@ def build_trainer(algorithm: Algorithm, run: RunContext, examples: Examples) -> 
     """
     config = run.config
     arguments = build_arguments(algorithm, config, run.directory, run.size)
-    is_evaluated = arguments.eval_strategy != "no"
+    is_evaluated = arguments.eval_strategy != "no" or bool(run.own.callbacks)  # which may ask for it at any step
     try:
         return algorithm.trainer(
             run=run,

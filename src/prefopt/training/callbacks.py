@@ -20,8 +20,20 @@ OMITTED |= {"train_loss"}
 """Logged by transformers; ours are exact across resumes: time_s, training_s, pairs, tokens."""
 
 
+class Control(TrainerControl):  # type: ignore[misc]
+    """What callbacks ask for. Any of them may end training, and none can take an end back that another one asked for.
+
+    At the last step transformers' own callback ends training, before a user's callbacks are called.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "should_training_stop":
+            value = bool(value) or self.should_training_stop
+        super().__setattr__(name, value)
+
+
 class StepCallback(TrainerCallback):  # type: ignore[misc]
-    """Tells the trainer when an optimizer step ends, and which epoch begins."""
+    """Tells the trainer when an optimizer step or an epoch ends, and which epoch begins."""
 
     def __init__(self, trainer: "DurableTrainer") -> None:
         self._trainer = trainer
@@ -43,6 +55,9 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self._trainer.end_step(control)
         phases.turn_into("training")
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.end_epoch(control)
 
 
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]

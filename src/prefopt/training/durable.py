@@ -29,6 +29,7 @@ from prefopt.process.errors import UserError
 from prefopt.process.ranks import is_main, rank, world_size
 from prefopt.runs.directory import RunTakenOverError
 from prefopt.training.batches import Batches, count_examples, plan_batches
+from prefopt.training.callbacks import Control
 from prefopt.training.context import RunContext
 from prefopt.training.deferred import Number, deferred_reads
 from prefopt.training.fit import Fit
@@ -69,7 +70,8 @@ class DurableTrainer:
         has_other_ranks: Whether another number of ranks wrote the checkpoint that this run resumes from.
         to_remove: A folder to remove once training has begun; None if there is none.
         records: Writes metrics.jsonl, rows.jsonl and status.json.
-        stop_reason: Why training stopped before its last step; None if it did not.
+        is_over: Whether the last step was done or a callback ended training, so that no step is left to train.
+        stop_reason: Why training stopped on request, so that steps are left to train; None if it did not.
         trl_loss_function: The TRL function that computes loss and metrics; its reads are deferred.
     """
 
@@ -103,12 +105,13 @@ class DurableTrainer:
         self.saver = CheckpointSaver(run.directory.checkpoints, config.trainer.keep_checkpoints)
         self.window = MetricsWindow()
         self.best: tuple[float, int] | None = None
-        self.evaluation_due = self.has_other_ranks = False
+        self.evaluation_due = self.has_other_ranks = self.is_over = False
         self.stop_reason: str | None = None
         self.to_remove: Path | None = None
         self.num_tokens, self.time_before_s, self.training_before_s = 0, 0.0, 0.0
         self._start_clock()
         super().__init__(*args, **for_trl)
+        self.control = Control()
         self._guard = StepGuard(self.train_dataset["source"], run.directory.checkpoints)
         self.layers = fuse_layers(self.model, config, self.args.device)
         self.equip()
@@ -140,6 +143,7 @@ class DurableTrainer:
         self.training_before_s = facts.time_s if facts.training_s is None else facts.training_s
         self.num_tokens = sum(window["tokens"] for window in facts.windows)
         self.has_other_ranks = facts.num_ranks != world_size()
+        self.is_over = facts.is_last(self.total_steps())
 
     @property
     def seconds(self) -> float:
@@ -224,8 +228,7 @@ class DurableTrainer:
         if self.evaluation_due:  # interrupted again; transformers would train one more step before it stops
             assert self.stop_reason is not None
             raise Preempted(self.stop_reason)
-        is_over = self.control.should_training_stop or self.state.global_step >= self.state.max_steps
-        if is_over:  # transformers would train another step before it looks
+        if self.is_over:  # transformers would train another step before it looks
             raise NothingLeftError
 
     def end_step(self, control: TrainerControl) -> None:
@@ -247,8 +250,7 @@ class DurableTrainer:
                 *(getattr(control, flag) for flag in CONTROL),
             )
         if is_lost:
-            path = self.run.directory.path
-            raise RunTakenOverError(f"{path}: taken over by another process, so this one must not write")
+            raise RunTakenOverError(self.run.directory.path)
         if is_gone:
             raise_on_all(self.records.refusal())
         if is_bad:
@@ -258,19 +260,39 @@ class DurableTrainer:
         self._guard.end_step()
         self._step_started = time.monotonic()
         self._set_control(control, flags)
-        if step >= self.state.max_steps or control.should_training_stop:
+        if self.is_over:
             control.should_log = True  # the report takes steps, examples and seconds from the last log line
-        if is_asked and step < self.state.max_steps:
+        elif is_asked:
             self.note_stop()
             self.evaluation_due = bool(control.should_evaluate)
             control.should_evaluate = False
             control.should_save = control.should_training_stop = True
 
-    @staticmethod
-    def _set_control(control: TrainerControl, flags: list[float]) -> None:
+    def end_epoch(self, control: TrainerControl) -> None:
+        """Notes an end of training that a callback asked for elsewhere than after a step or an evaluation.
+
+        Called when transformers has left the steps of an epoch, in the midst of it too if it is to stop.
+        """
+        if self.is_over:
+            return
+        self._note_end(control)
+        if self.is_over:
+            control.should_log = True
+
+    def _set_control(self, control: TrainerControl, flags: list[float]) -> None:
         """Does on this rank what a callback asks for on any of them."""
         for flag, is_set in zip(CONTROL, flags, strict=True):
             setattr(control, flag, bool(is_set))
+        self._note_end(control)
+
+    def _note_end(self, control: Any) -> None:
+        """Ends training for good if this is its last step, whatever callbacks say, or if one of them asks for it.
+
+        The checkpoint that is asked for holds it, so that a run that dies before its model is whole trains no further.
+        """
+        is_early = control.should_training_stop and self.stop_reason is None
+        if is_early or self.state.global_step >= self.state.max_steps:
+            self.is_over = control.should_training_stop = control.should_save = True
 
     def note_stop(self) -> str:
         """Sets `stop_reason` to the reason of a rank that was asked to stop, and returns it. All ranks call it."""
@@ -328,8 +350,17 @@ class DurableTrainer:
     def evaluate(
         self, eval_dataset: None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Logs and returns the held-out metrics: exact means that do not depend on ranks or batch size."""
+        """Logs and returns the held-out metrics: exact means that do not depend on ranks or batch size.
+
+        Raises:
+            UserError: A callback asks for them, and nothing is held out.
+        """
         assert eval_dataset is None, "held-out examples are given to the constructor"
+        if self.eval_dataset is None:
+            raise UserError(
+                f"trainer.callbacks: one asks to evaluate after step {self.state.global_step}, but nothing is held "
+                "out: set data.held_out or data.held_out_fraction > 0."
+            )
         self.model.eval()
         try:
             metrics = self.measure_held_out()  # type: ignore[attr-defined]
@@ -380,8 +411,9 @@ class DurableTrainer:
         self._step_started = time.monotonic()
 
     def _describe(self) -> CheckpointFacts:
+        total, step = self.total_steps(), self.state.global_step
         return CheckpointFacts(
-            step=self.state.global_step,
+            step=step,
             num_ranks=world_size(),
             zero_stage=self.run.config.deepspeed.stage,
             batch_size=self.run.size.total,
@@ -393,6 +425,7 @@ class DurableTrainer:
             evaluation_due=self.evaluation_due,
             best=self.best,
             num_records=self.records.num,
+            ended_early_of=total if self.is_over and step < total else None,
         )
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

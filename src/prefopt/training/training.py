@@ -45,9 +45,8 @@ def train(trainer: Any, mirror: Mirror | None) -> None:
         return
     checkpoint = find_newest(run.checkpoints)
     facts = None if checkpoint is None else on_disk.read_manifest(checkpoint)[0]
-    evaluation_due = facts is not None and facts.evaluation_due
-    if checkpoint is not None and on_disk.is_finished(checkpoint, trainer.total_steps()) and not evaluation_due:
-        logger.info("resume: the last step was done (%s); its weights become the model", checkpoint)
+    if facts is not None and facts.is_last(trainer.total_steps()) and not facts.evaluation_due:
+        logger.info("resume: training was over (%s); its weights become the model", checkpoint)
         on_main(lambda: trainer.saver.rotate(facts))
         finish_model(trainer, config, run)
         return
@@ -65,7 +64,7 @@ def train(trainer: Any, mirror: Mirror | None) -> None:
         with phases.of("set_up"), data_only():
             trainer.train(resume_from_checkpoint=None if start is None else str(start))
     except NothingLeftError:
-        logger.info("resume: the last step was done, and now its evaluation")
+        logger.info("resume: training was over, and now its last evaluation is done too")
     finally:
         show.close()
     trainer.records.write_waiting()
@@ -117,8 +116,8 @@ def _reshard(trainer: DurableTrainer, checkpoint: Path, facts: CheckpointFacts) 
 def finish_model(trainer: DurableTrainer, config: TrainConfig, run: RunDirectory) -> None:
     """Writes and seals the final model or adapter in `model.partial/`, then renames it to `model/`. All ranks call it.
 
-    Its files are copied from the checkpoint of the last step, or written again if that one could not be saved. They
-    are not linked, so that later changes to `model/` do not change a sealed checkpoint.
+    Its files are copied from the checkpoint at the end of training, or written again if that one could not be
+    saved. They are not linked, so that later changes to `model/` do not change a sealed checkpoint.
 
     Raises:
         UserError: The model cannot be written; the last checkpoint holds the same weights.
@@ -149,4 +148,6 @@ def finish_model(trainer: DurableTrainer, config: TrainConfig, run: RunDirectory
 
 def _checkpoint_of_last_step(trainer: DurableTrainer, run: RunDirectory) -> Path | None:
     complete = on_disk.list_complete(run.checkpoints)
-    return complete[-1] if complete and on_disk.is_finished(complete[-1], trainer.total_steps()) else None
+    if not complete or not on_disk.read_manifest(complete[-1])[0].is_last(trainer.total_steps()):
+        return None
+    return complete[-1]

@@ -13,11 +13,9 @@ import torch
 from accelerate.utils import send_to_device
 from torch.nn import Module
 from torch.utils.data import DataLoader
-from transformers import TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import TrainerControl
 
-from prefopt.config.load import fingerprint
 from prefopt.data.steps import COUNTS, NO_ROW, ROWS, NumberedRows, NumberingCollator, TokenCounts
-from prefopt.distributed.checkpoint import CheckpointFacts
 from prefopt.distributed.deepspeed import choose_optimizer
 from prefopt.distributed.group import agree, during, gather, on_main, raise_on_all
 from prefopt.distributed.preemption import Preempted
@@ -26,10 +24,11 @@ from prefopt.evaluation.metrics import logged_metric
 from prefopt.models.kernels import FusedLayers, fuse_layers
 from prefopt.process import phases
 from prefopt.process.errors import UserError
-from prefopt.process.ranks import is_main, rank, world_size
+from prefopt.process.ranks import is_main
 from prefopt.runs.directory import RunTakenOverError
-from prefopt.training.batches import Batches, count_examples, plan_batches
+from prefopt.training.batches import count_examples, plan_batches
 from prefopt.training.callbacks import Control
+from prefopt.training.checkpointing import Checkpointing
 from prefopt.training.context import RunContext
 from prefopt.training.deferred import Number, deferred_reads
 from prefopt.training.fit import Fit
@@ -50,7 +49,7 @@ class NothingLeftError(Exception):
     """Only the evaluation after the last step was left to do; no step was left to train."""
 
 
-class DurableTrainer:
+class DurableTrainer(Checkpointing):
     """Mixin: put it before a TRL trainer in the bases. A trainer is ready to train when its constructor returns.
 
     Every row is seen exactly once per epoch. Log lines and held-out metrics are exact means on any number of ranks.
@@ -78,14 +77,10 @@ class DurableTrainer:
     trl_loss_function: Callable[..., Any]
     fit: Fit
     layers: FusedLayers | None
-    batches: Batches
     train_dataset: Any
     eval_dataset: Any
     data_collator: Any
-    model: Any
     model_wrapped: Any
-    args: TrainingArguments
-    state: TrainerState
     control: TrainerControl
     accelerator: Any
     is_deepspeed_enabled: bool
@@ -125,35 +120,6 @@ class DurableTrainer:
 
     def prepare(self) -> None:
         """Computes what the first step needs; called while the policy still has the weights of `model.path`."""
-
-    def _start_clock(self) -> None:
-        self._started = self._step_started = time.monotonic()
-        self._trained_s = phases.trained()
-
-    def take_up(self, facts: CheckpointFacts, to_remove: Path | None) -> None:
-        """Restores from a checkpoint the state that transformers does not save.
-
-        Args:
-            facts: The facts in the checkpoint's manifest.
-            to_remove: A folder to remove once training has begun.
-        """
-        self.to_remove = to_remove
-        self.window.load(facts.windows, rank=rank(), num_ranks=world_size())
-        self.best, self.evaluation_due, self.time_before_s = facts.best, facts.evaluation_due, facts.time_s
-        self.training_before_s = facts.time_s if facts.training_s is None else facts.training_s
-        self.num_tokens = sum(window["tokens"] for window in facts.windows)
-        self.has_other_ranks = facts.num_ranks != world_size()
-        self.is_over = facts.is_last(self.total_steps())
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training over all attempts, evaluations and checkpoints included."""
-        return self.time_before_s + time.monotonic() - self._started
-
-    @property
-    def training_seconds(self) -> float:
-        """Seconds of optimizer steps alone over all attempts; throughput is computed from it."""
-        return self.training_before_s + phases.trained() - self._trained_s
 
     def rows_after(self, step: int) -> int:
         """Counts the examples seen after `step` optimizer steps, over all ranks."""
@@ -199,12 +165,6 @@ class DurableTrainer:
         norm: torch.Tensor | float = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
         self._guard.check_gradient(norm, self.state.global_step + 1)
         return norm
-
-    def total_steps(self) -> int:
-        """Returns the number of optimizer steps of the whole run."""
-        per_epoch = math.ceil(len(self.batches) / world_size() / self.args.gradient_accumulation_steps)
-        planned = self.args.max_steps
-        return int(planned) if planned > 0 else math.ceil(self.args.num_train_epochs * per_epoch)
 
     def begin(self) -> None:
         """Starts the clock, checks that DeepSpeed is on if it was asked for, and repeats an interrupted evaluation."""
@@ -400,52 +360,3 @@ class DurableTrainer:
     def _determine_best_metric(self, metrics: object, trial: object) -> bool:
         """Returns False: `_note_best` tracks the best metric instead."""
         return False
-
-    def _save_checkpoint(self, model: Module, trial: object) -> None:
-        """Writes a checkpoint on all ranks; if one of them fails, there is none and the log has a warning."""
-        begun = time.monotonic()
-        self.records.write_waiting()
-        if self.saver.save(self, self._describe) and is_main():
-            self.records.note_saved(self.state.global_step)
-        self.run.stop.note_duration("save", time.monotonic() - begun)
-        self._step_started = time.monotonic()
-
-    def _describe(self) -> CheckpointFacts:
-        total, step = self.total_steps(), self.state.global_step
-        return CheckpointFacts(
-            step=step,
-            num_ranks=world_size(),
-            zero_stage=self.run.config.deepspeed.stage,
-            batch_size=self.run.size.total,
-            config=fingerprint(self.run.config),
-            wandb_id=self.run.directory.read_wandb_id() if is_main() else None,
-            windows=gather(self.window.state()),
-            time_s=self.seconds,
-            training_s=self.training_seconds,
-            evaluation_due=self.evaluation_due,
-            best=self.best,
-            num_records=self.records.num,
-            ended_early_of=total if self.is_over and step < total else None,
-        )
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Drops tied weights from transformers' warning of missing weights: they were loaded under another name."""
-        named = dict(self.model.named_parameters(remove_duplicate=False))
-        missing = set(load_result.missing_keys)
-        loaded = {id(weight) for name, weight in named.items() if name not in missing}
-        kept = [name for name in load_result.missing_keys if id(named.get(name)) not in loaded]
-        super()._issue_warnings_after_load(load_result._replace(missing_keys=kept))  # type: ignore[misc]
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Restores the random states; if the number of ranks has changed, sets new ones and logs it."""
-        if checkpoint is None:
-            return
-        name = "rng_state.pth" if world_size() == 1 else f"rng_state_{rank()}.pth"
-        if (Path(checkpoint) / name).is_file() and not self.has_other_ranks:
-            super()._load_rng_state(checkpoint)  # type: ignore[misc]
-            return
-        set_seed((self.run.config.run.seed + self.state.global_step * world_size() + rank()) % 2**32)
-        logger.info("resume: the number of ranks has changed, so dropout draws afresh; the order of rows goes on")
-
-    def create_model_card(self, *_: object, **__: object) -> None:
-        """Writes no model card: the run directory says where a checkpoint comes from."""

@@ -20,13 +20,14 @@ from prefopt.process.ranks import Launch
 from prefopt.process.terminal import quote
 from prefopt.runs.directory import RunDirectory, State
 from prefopt.runs.find import REFERENCE, SEARCH
+from prefopt.runs.provenance import PREPARE
 from prefopt.storage.files import read_lines
 from prefopt.sweeps.folder import SweepFolder, is_done, is_over
 from prefopt.sweeps.jobs import Job, Task
 from prefopt.sweeps.points import Axes, Plan, place_in, plan_points, read_axes, sets
 from prefopt.sweeps.search_plan import plan_search
 
-TRAIN, PREPARE = "prefopt.train", "prefopt.prepare"
+TRAIN = "prefopt.train"
 
 
 def _nothing(command: str) -> None:

@@ -20,6 +20,7 @@ from prefopt.process.paths import expand
 from prefopt.runs.changes import find_changed_input, find_changed_versions, with_earlier
 from prefopt.runs.files import PROVENANCE, STATUS, WORK, read_json, read_run_file, read_steps
 from prefopt.runs.lock import RunLock
+from prefopt.runs.provenance import is_of_prepare
 from prefopt.runs.settings import read_config
 from prefopt.storage.files import PARTIAL, overwrite_in_place, write_json, write_text
 
@@ -142,6 +143,12 @@ class RunDirectory:
         """Returns whether nothing is left to do. A run whose length was raised afterwards is not done."""
         is_done = self.read_status().get("state") == State.done.value and self.model.is_dir()
         return is_done and not has_grown(read_config(self.config), config)
+
+    def is_prepared(self) -> bool:
+        """Returns whether `prefopt prepare` alone has worked here. A damaged provenance.json counts as another's."""
+        if os.path.isfile(self.metrics) or os.path.isdir(self.model):  # also of a folder that may not be entered
+            return False
+        return is_of_prepare(read_json(self.provenance)[0] or {})
 
     def why_pruned(self) -> str | None:
         """Returns why a search ended this run early; None if it did not."""

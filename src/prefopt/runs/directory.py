@@ -150,6 +150,12 @@ class RunDirectory:
             return False
         return is_of_prepare(read_json(self.provenance)[0] or {})
 
+    def is_trained(self) -> bool:
+        """Returns whether training has begun here. If in doubt it has: its files are not to be written over."""
+        return not self.is_prepared() and any(
+            os.path.exists(path) for path in (self.provenance, self.metrics, self.model)
+        )
+
     def why_pruned(self) -> str | None:
         """Returns why a search ended this run early; None if it did not."""
         status = self.read_status()

@@ -17,7 +17,7 @@ from prefopt.distributed.group import on_main
 from prefopt.process.errors import FULL, OF_THE_MACHINE, EndedError, UserError, describe, explained
 from prefopt.process.output import ERRORS, OUTPUT
 from prefopt.process.paths import expand
-from prefopt.runs.changes import find_changed_input, find_changed_versions, with_earlier
+from prefopt.runs.changes import find_changed_data, find_changed_input, find_changed_versions, with_earlier
 from prefopt.runs.files import PROVENANCE, STATUS, WORK, read_json, read_run_file, read_steps
 from prefopt.runs.lock import RunLock
 from prefopt.runs.provenance import is_of_prepare
@@ -143,6 +143,22 @@ class RunDirectory:
         """Returns whether nothing is left to do. A run whose length was raised afterwards is not done."""
         is_done = self.read_status().get("state") == State.done.value and self.model.is_dir()
         return is_done and not has_grown(read_config(self.config), config)
+
+    def describe_done(self, config: TrainConfig) -> str:
+        """Says that the run is done and where its report is; if its data have changed since, in a second line."""
+        done = f"{self.path}: this run is done. Report: {self.report / 'report.html'}"
+        changed = self.find_changed_data(config)
+        return done if changed is None else f"{done}\n{changed}, so this report is of the earlier data."
+
+    def find_changed_data(self, config: TrainConfig) -> str | None:
+        """Says which of its data files have changed since the run; None if none has, or if it cannot be told."""
+        return find_changed_data(config, self.read_digests())
+
+    def read_digests(self) -> dict[str, object]:
+        """Returns the digests of its data files by purpose; empty if they are not known, as of earlier versions."""
+        data = (read_json(self.provenance)[0] or {}).get("data")
+        files = data.get("files") if isinstance(data, dict) else None
+        return files if isinstance(files, dict) else {}
 
     def is_prepared(self) -> bool:
         """Returns whether `prefopt prepare` alone has worked here. A damaged provenance.json counts as another's."""

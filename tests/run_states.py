@@ -61,6 +61,17 @@ def write_run(
     return folder
 
 
+def write_prepared(folder: Path, state: str = "done") -> Path:
+    """Writes a folder in which `prefopt prepare` alone has worked, and returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    status = {"state": state, "step": 0, "attempts": 1, "message": ""}
+    (folder / "status.json").write_text(json.dumps(status))
+    (folder / "config.yaml").write_text(TRAINER.format(max_steps=10))
+    command = "python -m prefopt.prepare run.name=x"
+    (folder / "provenance.json").write_text(json.dumps({"command": command}))
+    return folder
+
+
 def write_sweep(folder: Path, *names: str, **more: Any) -> Path:
     """Writes the sweep.json of points with these names, and returns the folder."""
     SweepFolder(folder).write([Point(i, name, {}, []) for i, name in enumerate(names)], "0" * 64, **more)

@@ -3,6 +3,12 @@
 `python -m prefopt.prepare --help` shows the use.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
 from rich.text import Text
 
 from prefopt.config.durations import parse_time_limit
@@ -11,6 +17,7 @@ from prefopt.config.schema import TrainConfig
 from prefopt.config.settings_parser import SettingsParser
 from prefopt.distributed import group
 from prefopt.distributed.entry import run_entry
+from prefopt.distributed.group import on_main
 from prefopt.distributed.preemption import StopRequest, scheduler_end
 from prefopt.models.examples import load_examples
 from prefopt.process import phases
@@ -51,10 +58,9 @@ def main(argv: list[str]) -> None:
 def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
     """Loads and checks the examples, then computes the reference log-probs that the store lacks."""
     console = build_console()
-    with RunDirectory.of(config).claimed(config) as run:
-        keep_in(run.path)
+    with RunDirectory.of(config).claimed(config) as own, _place(own, console) as run:
         of = f"  reference of {config.model.path} on {config.data.train}"
-        console.print(Text.assemble((str(run.path), "bold"), of))
+        console.print(Text.assemble((str(own.path), "bold"), of))
         examples = load_examples(config)
 
         with importing():
@@ -64,6 +70,18 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
             algorithm = load_algorithm(config.algorithm)  # TRL, a matter of seconds
 
         compute_reference(algorithm, config, run, examples, stop, console, argv)
+
+
+@contextmanager
+def _place(own: RunDirectory, console: Console) -> Iterator[RunDirectory]:
+    """The run's folder; one that is thrown away, if training has begun there: a pass would cover up how far it is."""
+    if not on_main(own.is_trained):
+        keep_in(own.path)
+        yield own
+        return
+    console.print(f"{own.path}: training has begun here, so this folder stays as it is, and only the store is filled")
+    with TemporaryDirectory(prefix="prefopt-prepare-") as folder:
+        yield RunDirectory(Path(folder))
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def execute(config: TrainConfig, begun: dict[str, str], handed: OwnCode) -> None
     ):
         keep_in(run.path)
         if on_main(lambda: not config.run.overwrite and run.is_done(config)):
-            console.print(f"{run.path}: this run is done. Report: {run.report / 'report.html'}")
+            console.print(on_main(lambda: run.describe_done(config)))
             console.print("Start it afresh with run.overwrite=true, or start another with run.name=<name>.")
             return
         pruned = on_main(lambda: None if config.run.overwrite else run.why_pruned())

@@ -55,3 +55,24 @@ def test_of_several_broken_files_the_one_that_was_chosen_is_named(tmp_path):
         (tmp_path / "cluster" / f"{name}.yaml").write_text("5\n")
     with pytest.raises(UserError, match=r"cluster/ours\.yaml:1"):
         SUBMIT.compose(["cluster=ours", "+experiment=dpo_brand_voice"], str(tmp_path))
+
+
+WRONG = {
+    "typo": ("optim: {learning_rat: 1}", "optim.learning_rat: no such setting"),
+    "value": ("optim: {learning_rate: fast}", "optim.learning_rate: "),
+    "variant": ("algorithm: {packing: true}", "algorithm.packing: "),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("is_absolute", [True, False])
+def test_a_wrong_setting_is_told_with_the_file_that_the_user_can_open(name, is_absolute, tmp_path, monkeypatch):
+    text, expected = WRONG[name]
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    content = f"# @package _global_\ndefaults: [dpo_brand_voice, _self_]\n{text}\n"
+    (tmp_path / "mine" / "experiment" / "ours.yaml").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    typed = str(tmp_path / "mine") if is_absolute else "mine"
+    with pytest.raises(UserError) as error:
+        load_config(["+experiment=ours"], typed)
+    assert str(error.value).startswith(f"{typed}/experiment/ours.yaml: {expected}")

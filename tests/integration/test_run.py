@@ -56,6 +56,38 @@ def test_a_dpo_run_leaves_everything_that_the_run_directory_promises(overrides, 
     assert json.loads((run / "status.json").read_text()) == status
 
 
+def test_a_run_that_is_done_tells_of_data_that_changed_since(overrides, tmp_path, pair_files, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, path in zip(("pairs.jsonl", "held_out.jsonl"), pair_files, strict=True):
+        shutil.copy(path, name)
+    own = [*overrides, "data.train=pairs.jsonl", "data.held_out=held_out.jsonl", "trainer.max_steps=1"]
+
+    def again() -> list[str]:
+        capsys.readouterr()
+        train(own)
+        first, *more, last = capsys.readouterr().out.splitlines()
+        assert "this run is done" in first
+        assert "run.overwrite=true" in last
+        return more
+
+    train(own)
+    assert again() == []
+    with open("pairs.jsonl", "a") as file:
+        file.write("\n")
+    assert again() == ["data.train: pairs.jsonl has changed since, so this report is of the earlier data."]
+    os.remove("held_out.jsonl")
+    assert again() == [
+        "data.train: pairs.jsonl has changed since and data.held_out: held_out.jsonl is gone, or cannot be read, "
+        "so this report is of the earlier data."
+    ]
+    provenance = tmp_path / "runs" / "test" / "provenance.json"
+    for unknown in ('{"data": {"files": {"train": null}}}', '{"data": {"sha256": {}}}', "[]", "{"):
+        provenance.write_text(unknown)
+        assert again() == []
+    provenance.unlink()
+    assert again() == []
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_evaluating_again_with_another_batch_size_gives_the_same_numbers(overrides, tmp_path, batch_size):
     train([*overrides, "trainer.max_steps=2"])

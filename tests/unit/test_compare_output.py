@@ -26,8 +26,10 @@ from prefopt.comparison.read import RunReader
 from prefopt.comparison.records import Measure, RunRecord
 from prefopt.comparison.table import expendable, print_table, ranked_columns
 from prefopt.evaluation.metrics import BY_KEY
+from prefopt.process.errors import UserError
 from prefopt.process.terminal import printable
 from tests.fake_runs import write_fake_run, write_fake_sweep
+from tests.run_states import write_prepared
 from tests.unit.test_compare_statistics import record
 from tests.unit.test_report_render import Elements, visible
 
@@ -65,6 +67,15 @@ def printed(comparison: Comparison, width: int | None = None, limit: int = 40) -
 def read_csv(file: Path) -> dict[str, dict[str, str]]:
     with file.open(encoding="utf-8", newline="") as lines:
         return {row["run"]: row for row in csv.DictReader(lines)}
+
+
+def test_what_was_only_prepared_is_no_run_to_compare(tmp_path: Path) -> None:
+    prepared = write_prepared(tmp_path / "runs" / "prepared")
+    for folder in (prepared, prepared.parent):
+        with pytest.raises(UserError, match="holds nothing but what prefopt prepare made"):
+            find_places([folder])
+    trained = write_fake_run(tmp_path / "runs" / "trained")
+    assert [place.run.path for place in find_places([prepared.parent, prepared])] == [trained]
 
 
 def test_no_run_is_dropped_from_any_output(sweep: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a submission consists of, and everything that is refused before anything is written."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,29 @@ def test_a_run_that_is_done_is_not_submitted_again_but_where_its_report_is_is_sa
     assert place.plan("run.name=voice", "run.overwrite=true").jobs
     shown = place.plan("run.name=voice", "submit.dry_run=true")
     assert (shown.answer, [job.folder for job in shown.jobs]) == (submission.answer, [path])
+
+
+def leave_digests(run: Path, train: Path) -> None:
+    """What a run notes of its training file."""
+    digest = hashlib.sha256(hashlib.sha256(train.read_bytes()).digest()).hexdigest()
+    (run / "provenance.json").write_text(json.dumps({"data": {"files": {"train": digest, "held_out": None}}}))
+
+
+def test_of_what_is_done_it_is_said_that_its_data_have_changed_since(place):
+    train, sweep = place.root / "train.jsonl", ("run.seed=1,2", "sweep.name=seeds")
+    submission = place.plan(*sweep)
+    submission.write("the command")
+    for task in submission.jobs[-1].tasks.values():
+        run = place.leave_run(task.run.name, "done", f"run.root='{task.run.parent}'")
+        leave_digests(run, train)
+    leave_digests(place.leave_run("voice", "done"), train)
+    again = (["run.name=voice"], [*sweep, "sweep.resume=true"])
+    assert all("changed" not in place.plan(*command).answer for command in again)
+    train.write_text("{} \n")
+    of_run, of_sweep = (place.plan(*command).answer.splitlines() for command in again)
+    changed = f"data.train: {train} has changed since"
+    assert of_run[1:] == [f"{changed}, so this report is of the earlier data."]
+    assert of_sweep[1:] == [f"{changed}, so reports of this sweep are of the earlier data."]
 
 
 def test_a_run_that_is_done_goes_on_when_its_length_is_raised(place):

@@ -205,7 +205,7 @@ def test_a_run_without_its_model_is_done_and_says_so_but_a_reference_has_none(tm
     write_run(sweep / "reference", "done")
     (sweep / "reference" / "model").rmdir()
     assert [(run.place.kind.value, run.word.value, run.why) for run in look_at(sweep).runs] == [
-        ("reference", "done", ""),
+        ("reference", "done", "prepared"),
         ("point", "done", "its model/ is gone"),
     ]
 

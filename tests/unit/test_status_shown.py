@@ -11,7 +11,16 @@ from prefopt.process.terminal import quote
 from prefopt.state.advice import advise
 from prefopt.state.show import LIMIT, MANY, print_view
 from prefopt.state.wording import clean, describe_time
-from tests.run_states import leave_dead_lock, leave_lock, look_at, submit, write_log, write_run, write_sweep
+from tests.run_states import (
+    leave_dead_lock,
+    leave_lock,
+    look_at,
+    submit,
+    write_log,
+    write_prepared,
+    write_run,
+    write_sweep,
+)
 
 HOSTILE = "[red]x\x1b[2J\n'$(touch bad)'\u202e \udcff"
 
@@ -92,6 +101,36 @@ def test_a_reference_is_counted_apart_and_named_as_one(tmp_path):
     assert "failed     reference  kind reference  OSError: disk" in printed(view)
     (row,) = [line for line in printed(view, 100).splitlines() if line.startswith("failed ")]
     assert row.split() == ["failed", "reference", "reference", "OSError:", "disk"]
+
+
+def test_a_folder_that_was_only_prepared_is_told_from_a_run_whatever_its_name(tmp_path):
+    alone = write_prepared(tmp_path / "runs" / "reference-like")
+    view = look_at(alone)
+    assert f"done       {alone}  kind reference  prepared\n" in printed(view)
+    assert f"{alone}  reference: 1 done\n" in printed(view)
+    assert advise(view) == []
+    write_run(tmp_path / "runs" / "trained", "done")
+    sweep = write_sweep(tmp_path / "runs" / "sweep", "a")
+    write_prepared(sweep / "reference")
+    write_prepared(sweep / "another")
+    text = printed(look_at(tmp_path / "runs"))
+    assert "runs  1 run: 1 done; reference: 1 done" in text
+    assert "sweep  1 point: 1 not begun; reference: 2 done" in text
+    assert text.count("  kind reference  prepared\n") == 3
+    assert "model/ is gone" not in text
+
+
+def test_a_prepared_folder_in_which_training_began_is_a_run(tmp_path):
+    for name, left in (("logged", "metrics.jsonl"), ("trained", "model/config.json")):
+        run = write_prepared(tmp_path / name)
+        (run / left).parent.mkdir(exist_ok=True)
+        (run / left).write_text("")
+        assert "kind reference" not in printed(look_at(run))
+    killed = write_prepared(tmp_path / "killed", "running")
+    assert "killed" in printed(look_at(killed))
+    assert commands(look_at(killed)) == ["python -m prefopt.prepare run.name=x"]
+    (killed / "provenance.json").write_text("{")
+    assert "kind reference" not in printed(look_at(killed))
 
 
 def test_names_and_messages_cannot_act_on_a_terminal_nor_on_a_shell(tmp_path):

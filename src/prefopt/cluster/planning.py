@@ -14,19 +14,21 @@ from prefopt.config.overrides import assign
 from prefopt.config.plain import as_dict
 from prefopt.config.schema import TrainConfig
 from prefopt.data.files import HUB, find_files
+from prefopt.data.sources import sources_of
 from prefopt.process.errors import UserError
 from prefopt.process.paths import describe_missing, expand, is_local, resolve
 from prefopt.process.ranks import Launch
 from prefopt.process.terminal import quote
 from prefopt.runs.directory import RunDirectory, State
 from prefopt.runs.find import REFERENCE, SEARCH
+from prefopt.runs.provenance import PREPARE
 from prefopt.storage.files import read_lines
 from prefopt.sweeps.folder import SweepFolder, is_done, is_over
 from prefopt.sweeps.jobs import Job, Task
 from prefopt.sweeps.points import Axes, Plan, place_in, plan_points, read_axes, sets
 from prefopt.sweeps.search_plan import plan_search
 
-TRAIN, PREPARE = "prefopt.train", "prefopt.prepare"
+TRAIN = "prefopt.train"
 
 
 def _nothing(command: str) -> None:
@@ -137,7 +139,7 @@ def _why_over(run: TrainConfig, directory: RunDirectory) -> str:
     if pruned is not None:
         return f"{directory.path}: {pruned}. Start it afresh with run.overwrite=true."
     if directory.is_done(run):
-        return f"{directory.path}: this run is done. Report: {directory.report / 'report.html'}"
+        return directory.describe_done(run)
     return ""
 
 
@@ -154,7 +156,7 @@ def _plan_sweep(
     folder = _open_sweep(plan, config.sweep)
     points = [point for point in plan.placed(folder.path) if not is_done(folder.run_of(point))]
     if not points:
-        return Submission(folder.path, [], f"{folder.path}: all {len(plan.points)} points are done.")
+        return Submission(folder.path, [], _describe_done(plan, folder))
     _refuse_queued(folder.path)
     arguments = _with_folder(config_dir)
     tasks = {p.index: Task(folder.run_of(p).path, [*p.overrides, *arguments]) for p in points}
@@ -168,6 +170,19 @@ def _plan_sweep(
         folder.write(plan.placed(folder.path), plan.digest, command=command)
 
     return _in_order(folder, jobs, write)
+
+
+def _describe_done(plan: Plan, folder: SweepFolder) -> str:
+    """Says that all points are done, and in further lines which of their data files have changed since."""
+    by_data: dict[str, str | None] = {}  # most points have the same, and files are read once
+    for point, config in zip(plan.placed(folder.path), plan.configs, strict=True):
+        run = folder.run_of(point)
+        data = repr([sources_of(config), run.read_digests()])
+        if data not in by_data:
+            by_data[data] = run.find_changed_data(config)
+    changed = dict.fromkeys(filter(None, by_data.values()))
+    lines = [f"{each}, so reports of this sweep are of the earlier data." for each in changed]
+    return "\n".join([f"{folder.path}: all {len(plan.points)} points are done.", *lines])
 
 
 def _plan_search(config: SubmitConfig, overrides: Sequence[str], config_dir: str | None, launch: Launch) -> Submission:

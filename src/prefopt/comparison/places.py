@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from prefopt.process.errors import UserError
 from prefopt.runs.find import REPORT, Group, Kind, Place, find_groups
 
 OTHERS = ", or a W&B group as entity/project/group"
@@ -13,12 +14,15 @@ def find_places(targets: Sequence[Path]) -> list[Place]:
     """Finds the runs in run folders, sweep folders and folders of either; each run once, with a unique name.
 
     Raises:
-        UserError: A folder does not exist or holds no run, or the plan of a sweep is damaged.
+        UserError: A folder does not exist or holds no run with results, or the plan of a sweep is damaged.
     """
     groups = [group for target in targets for group in find_groups([target], others=OTHERS)]
     places: dict[Path, Place] = {}
     for place in (place for group in groups for place in _members(group)):
         places.setdefault(place.report.resolve(), place)
+    if targets and not places:
+        named = ", ".join(map(str, targets))
+        raise UserError(f"{named}: holds nothing but what prefopt prepare made, which has no results to compare.")
     return _with_distinct_names(list(places.values()))
 
 
@@ -30,13 +34,13 @@ def title_of(targets: Sequence[Path]) -> str:
 
 
 def _members(group: Group) -> Iterable[Place]:
-    """The runs of a group; of a sweep its points in order, then other runs beside them, without shared references."""
+    """The runs of a group without references; of a sweep its points in order, then other runs beside them."""
+    own = [place for place in group.places if place.kind is not Kind.reference]
     if group.is_sweep:
-        own = [place for place in group.places if place.kind is not Kind.reference]
         return sorted(own, key=lambda place: place.kind is Kind.run)
     if group.path is not None:
-        return group.places
-    return [replace(place, name=_short_name(place)) for place in group.places]
+        return own
+    return [replace(place, name=_short_name(place)) for place in own]
 
 
 def _short_name(place: Place) -> str:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import difflib
+import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from prefopt.config.config_dir import find_fault
 from prefopt.config.overrides import parse, quote, typed
 from prefopt.config.ranges import check_usable, require
 from prefopt.process.errors import SHOWN, UserError, shorten
-from prefopt.process.paths import shipped
+from prefopt.process.paths import expand, shipped
 
 MAX_NAME = 200
 """Most characters in the name of a setting, a group or an option."""
@@ -92,7 +93,7 @@ class Tree:
             with _own_hydra(), initialize_config_dir(str(shipped("conf")), version_base="1.3"):
                 config = compose(self.primary, lines, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
-            raise self._readable(error) from error
+            raise self._readable(error, config_dir) from error
         except (YAMLError, OSError, ValueError, TypeError, RecursionError) as error:
             fault = None if folder is None else find_fault(folder, overrides)
             if fault is None:
@@ -256,7 +257,7 @@ class Tree:
         ]
         return alternatives or [self.root()]
 
-    def _readable(self, error: Exception) -> UserError:
+    def _readable(self, error: Exception, config_dir: str | None = None) -> UserError:
         """Turns an error of Hydra or OmegaConf into a `UserError`: the setting first, then what is wrong with it."""
         if isinstance(error.__cause__, UserError):
             return error.__cause__
@@ -265,7 +266,7 @@ class Tree:
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), None)
         where = re.match(r"In '([^']+)': ", str(error))
-        file = f"conf/{where.group(1)}.yaml: " if where and where.group(1) != self.primary else ""
+        file = f"{_file_of(where.group(1), config_dir)}: " if where and where.group(1) != self.primary else ""
         if key and any(re.match(r"Key '[^']+' (is )?not in", line) for line in lines):
             return UserError(file + (self._of_other_variant(key) or self.unknown(key)))
         if key:
@@ -397,6 +398,13 @@ def _own_hydra() -> Iterator[None]:
             Singleton._instances.pop(kind, None)
             if instance is not None:
                 Singleton._instances[kind] = instance
+
+
+def _file_of(name: str, config_dir: str | None) -> str:
+    """The file of a config such as `experiment/mine`: in the user's own folder, as it was typed, if it is there."""
+    file = f"{name}.yaml"
+    is_own = config_dir is not None and (expand(config_dir) / file).is_file()
+    return os.path.join(config_dir, file) if config_dir is not None and is_own else f"conf/{file}"
 
 
 @cache

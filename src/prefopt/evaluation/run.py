@@ -18,6 +18,7 @@ from prefopt.data.loading import TokenizedSplits, load_tokenized, read_pairs
 from prefopt.data.messages import Content, trained_turns
 from prefopt.data.origin import describe_origin
 from prefopt.data.records import PreferencePair, SFTExample
+from prefopt.data.sources import sources_of
 from prefopt.distributed import group
 from prefopt.evaluation.contestants import of_run
 from prefopt.evaluation.measure import (
@@ -172,10 +173,7 @@ def describe_data(examples: Examples, material: Material) -> dict[str, Any]:
 
 def describe_sources(config: TrainConfig, examples: Examples) -> dict[str, object]:
     """Describes the files and the tokenizer that the tokens were made from; see `describe_origin`."""
-    data, evaluation = config.data, config.evaluation
-    specs = {"train": data.train, "held_out": data.held_out}
-    specs |= {"pairs": evaluation.pairs, "neutral_texts": evaluation.neutral_texts}
-    return describe_origin(specs, examples.tokenizer)
+    return describe_origin(sources_of(config), examples.tokenizer)
 
 
 def choose_folder(config: TrainConfig, run: RunDirectory, examples: Examples, material: Material) -> Path:

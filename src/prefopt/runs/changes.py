@@ -1,6 +1,10 @@
 """Compares two attempts at one run by their provenance.json."""
 
+from collections.abc import Mapping
 from typing import Any
+
+from prefopt.config.schema import TrainConfig
+from prefopt.data.sources import find_changed_files, sources_of
 
 TOKENS = {
     "train": "data.train",
@@ -9,6 +13,13 @@ TOKENS = {
     "pairs": "evaluation.pairs",
 }
 """The data that a run reads: name in provenance.json -> name in messages."""
+SETTINGS = {
+    "train": "data.train",
+    "held_out": "data.held_out",
+    "pairs": "evaluation.pairs",
+    "neutral_texts": "evaluation.neutral_texts",
+}
+"""The setting that names these data."""
 SURROUNDINGS = ("versions", "python", "hardware", "world_size", "git_commit", "git_diff_sha256")
 """Entries of provenance.json for code, packages and hardware, which may differ between attempts."""
 SHOWN_FILES = 4
@@ -66,6 +77,22 @@ def _describe_code(before: Provenance, now: Provenance) -> str:
     if commits[0] != commits[1]:
         parts.append(f"commit {commits[0]} -> {commits[1]}")
     return f" ({'; '.join(parts)})" if parts else ""
+
+
+def find_changed_data(config: TrainConfig, files: Mapping[str, object]) -> str | None:
+    """Says which data files have changed since a run, by their digests in its provenance; None if none is known to.
+
+    Only files are compared: a run that is done is to be told of quickly, without a tokenizer.
+    """
+    specs = sources_of(config)
+    found = find_changed_files(specs, files)
+    parts = [f"{SETTINGS[name]}: {_describe_spec(specs[name])} {what}" for name, what in found.items()]
+    return " and ".join(parts) or None
+
+
+def _describe_spec(spec: object) -> str:
+    first, *others = spec if isinstance(spec, (list, tuple)) else [spec]
+    return f"one of {first} and {len(others)} more" if others else str(first)
 
 
 def find_changed_model(before: Provenance, now: Provenance) -> str | None:

@@ -17,9 +17,10 @@ from prefopt.distributed.group import on_main
 from prefopt.process.errors import FULL, OF_THE_MACHINE, EndedError, UserError, describe, explained
 from prefopt.process.output import ERRORS, OUTPUT
 from prefopt.process.paths import expand
-from prefopt.runs.changes import find_changed_input, find_changed_versions, with_earlier
+from prefopt.runs.changes import find_changed_data, find_changed_input, find_changed_versions, with_earlier
 from prefopt.runs.files import PROVENANCE, STATUS, WORK, read_report, read_run_file, read_steps
 from prefopt.runs.lock import RunLock
+from prefopt.runs.provenance import is_of_prepare
 from prefopt.runs.settings import read_config
 from prefopt.storage.files import PARTIAL, overwrite_in_place, write_json, write_text
 from prefopt.storage.reading import read_text
@@ -152,6 +153,34 @@ class RunDirectory:
         """Returns whether nothing is left to do. A run whose length was raised afterwards is not done."""
         is_done = self.read_status().get("state") == State.done.value and self.model.is_dir()
         return is_done and not has_grown(read_config(self.config), config)
+
+    def describe_done(self, config: TrainConfig) -> str:
+        """Says that the run is done and where its report is; if its data have changed since, in a second line."""
+        done = f"{self.path}: this run is done. Report: {self.report / 'report.html'}"
+        changed = self.find_changed_data(config)
+        return done if changed is None else f"{done}\n{changed}, so this report is of the earlier data."
+
+    def find_changed_data(self, config: TrainConfig) -> str | None:
+        """Says which of its data files have changed since the run; None if none has, or if it cannot be told."""
+        return find_changed_data(config, self.read_digests())
+
+    def read_digests(self) -> dict[str, object]:
+        """Returns the digests of its data files by purpose; empty if they are not known, as of earlier versions."""
+        data = (read_json(self.provenance)[0] or {}).get("data")
+        files = data.get("files") if isinstance(data, dict) else None
+        return files if isinstance(files, dict) else {}
+
+    def is_prepared(self) -> bool:
+        """Returns whether `prefopt prepare` alone has worked here. A damaged provenance.json counts as another's."""
+        if os.path.isfile(self.metrics) or os.path.isdir(self.model):  # also of a folder that may not be entered
+            return False
+        return is_of_prepare(read_json(self.provenance)[0] or {})
+
+    def is_trained(self) -> bool:
+        """Returns whether training has begun here. If in doubt it has: its files are not to be written over."""
+        return not self.is_prepared() and any(
+            os.path.exists(path) for path in (self.provenance, self.metrics, self.model)
+        )
 
     def why_pruned(self) -> str | None:
         """Returns why a search ended this run early; None if it did not."""

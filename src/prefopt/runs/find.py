@@ -40,7 +40,7 @@ class Kind(Enum):
     trial = "trial"
     """A trial of a search. It may diverge, which is a result too."""
     reference = "reference"
-    """The run that computes what the points of a sweep share; it has no model of its own."""
+    """A run of `prefopt prepare`, for the points of a sweep or for runs that follow; it has no model of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def find_run(folder: Path) -> RunDirectory:
     if run.config.is_file():
         return run
     if folder.is_dir():
-        runs = [path for path in list_runs(folder)[0] if not IS_REFERENCE.fullmatch(path.name)]
+        runs = [path for path in list_runs(folder)[0] if _kind(path, in_sweep=True) is not Kind.reference]
         if runs:
             more = f", or one of {len(runs) - MAX_NAMED:,} more" if len(runs) > MAX_NAMED else ""
             raise UserError(f"run={folder}: a folder of runs. Give one of them: {_choices(runs[:MAX_NAMED])}{more}")
@@ -239,8 +239,8 @@ def _read_sweep_group(folder: Path) -> Group:
     others = [name for name in dict.fromkeys([*planned, *found]) if name not in changes]
     places = []
     for name in (*others, *changes):
-        kind = own_kind if name in changes else Kind.reference if IS_REFERENCE.fullmatch(name) else Kind.run
         run = folder / name
+        kind = own_kind if name in changes else _kind(run, in_sweep=True)
         places.append(Place(RunDirectory(run), name, kind, _newest(jobs, run), changes.get(name, {})))
     newest = max((job for job in jobs.values() if job.command), key=lambda job: job.time, default=None)
     command = newest.command if newest else content.get("command")
@@ -271,7 +271,8 @@ def _find_in_folder(folder: Path) -> Iterator[Group]:
     """Yields the runs of a folder as one group, and each of its sweeps as a group."""
     runs, sweeps = list_runs(folder)
     if runs:
-        yield Group(_name(folder), folder, False, [Place(RunDirectory(r), r.name, job=_newest({}, r)) for r in runs])
+        places = [Place(RunDirectory(run), run.name, _kind(run), _newest({}, run)) for run in runs]
+        yield Group(_name(folder), folder, False, places)
     for sweep in sweeps:
         try:
             yield _read_sweep_group(sweep)
@@ -291,8 +292,13 @@ def _place_alone(run: Path) -> Place:
     real = run.resolve()
     in_sweep = is_sweep(real.parent)
     jobs = read_jobs(real.parent, prepare=REFERENCE) if in_sweep else {}
-    is_reference = in_sweep and IS_REFERENCE.fullmatch(real.name) is not None
-    return Place(RunDirectory(run), str(run), Kind.reference if is_reference else Kind.run, _newest(jobs, run))
+    return Place(RunDirectory(run), str(run), _kind(real, in_sweep=in_sweep), _newest(jobs, run))
+
+
+def _kind(run: Path, *, in_sweep: bool = False) -> Kind:
+    """Returns the kind of a run that is no point; the name of a sweep's reference is known before it begins."""
+    is_planned = in_sweep and IS_REFERENCE.fullmatch(run.name) is not None
+    return Kind.reference if is_planned or RunDirectory(run).is_prepared() else Kind.run
 
 
 def _newest(jobs: dict[str, Submitted], run: Path) -> Submitted | None:

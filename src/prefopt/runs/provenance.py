@@ -3,6 +3,7 @@
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,6 +24,8 @@ PACKAGES = (
     "wandb",
 )
 
+PREPARE = "prefopt.prepare"
+"""The command that computes what runs share, and trains nothing."""
 MEASURED = ("held_out", "pairs")
 """Keys of a report's `provenance.data.sha256` whose digests identify the rows on which a model was measured."""
 
@@ -73,6 +76,12 @@ def _hardware() -> str:
 def command_line(module: str, argv: list[str]) -> str:
     """Returns the command that started this process, as typed in a shell."""
     return shlex.join([Path(sys.executable).name, "-m", module, *argv])
+
+
+def is_of_prepare(provenance: Mapping[str, object]) -> bool:
+    """Returns whether the command that wrote a provenance.json was `prefopt.prepare`."""
+    command = provenance.get("command")
+    return isinstance(command, str) and command.partition(" -m ")[2].split(" ")[0] == PREPARE
 
 
 def program_line() -> str:

@@ -26,6 +26,7 @@ class Facts:
         problem: Why status.json cannot be understood; empty if it can.
         decision: The last ended attempt that its job recorded, with the job's decision; None without one.
         lock: The run's lock; None if there is none, or if the run is over.
+        is_reference: Whether the run only prepares for others, so that it needs no model.
         has_result: Whether the final model exists, or the run needs none.
         log: File with the output of the last attempt; None without one.
     """
@@ -38,6 +39,7 @@ class Facts:
     problem: str = ""
     decision: Attempt | None = None
     lock: Sighting | None = None
+    is_reference: bool = False
     has_result: bool = True
     log: Path | None = None
 
@@ -58,8 +60,9 @@ def read_facts(place: Place) -> Facts:
     message = status["message"] if is_text(status.get("message")) else ""
     num_records = status["records"] if is_count(status.get("records")) else None
     if state in OVER:
-        has_result = state is State.pruned or place.kind is Kind.reference or run.model.is_dir()
-        return Facts(state, step, attempts, message, num_records, has_result=has_result)
+        is_reference = place.kind is Kind.reference
+        has_result = state is State.pruned or is_reference or run.model.is_dir()
+        return Facts(state, step, attempts, message, num_records, is_reference=is_reference, has_result=has_result)
     return Facts(
         state,
         step,

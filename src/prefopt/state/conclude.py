@@ -41,7 +41,7 @@ def conclude(facts: Facts, job: Submitted | None, queued: QueuedJob | None) -> C
     if queued is not None and queued.state in WAITING:
         return _conclude_waiting(facts, queued)
     if facts.state is State.done:
-        return Conclusion(Word.done, "" if facts.has_result else "its model/ is gone")
+        return Conclusion(Word.done, _describe_done(facts))
     if facts.state is State.pruned:
         return Conclusion(Word.pruned, facts.message)
     if _has_stopped(facts, job):
@@ -55,6 +55,12 @@ def conclude(facts: Facts, job: Submitted | None, queued: QueuedJob | None) -> C
     if facts.state is State.preempted:
         return Conclusion(Word.preempted, facts.message)
     return Conclusion(BAD_ENDS[facts.state], facts.message or _error_of(facts) or _last_line_of(facts))
+
+
+def _describe_done(facts: Facts) -> str:
+    if facts.is_reference:
+        return "prepared"
+    return "" if facts.has_result else "its model/ is gone"
 
 
 def _has_process(facts: Facts, queued: QueuedJob | None) -> bool:

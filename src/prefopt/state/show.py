@@ -94,11 +94,10 @@ def count_words(runs: Sequence[RunStatus]) -> dict[str, int]:
 def _summary(group: Group, runs: Sequence[RunStatus]) -> Text:
     own = [run for run in runs if run.place.kind is not Kind.reference]
     references = [run for run in runs if run.place.kind is Kind.reference]
-    text = Text.assemble((clean_name(group.title), "bold"), "  ", _count_runs(group, own), ": ")
-    text.append_text(_counts(own))
-    if references:
-        text.append("; reference: ").append_text(_counts(references))
-    return text
+    parts = [Text("reference: ").append_text(_counts(references))] if references else []
+    if own or group.is_sweep or not references:
+        parts.insert(0, Text(f"{_count_runs(group, own)}: ").append_text(_counts(own)))
+    return Text.assemble((clean_name(group.title), "bold"), "  ", Text("; ").join(parts))
 
 
 def _count_runs(group: Group, runs: Sequence[RunStatus]) -> str:

@@ -21,7 +21,8 @@ FORMATS: dict[DataFormat, Format] = {
 
 def detect_format(row: Row, kind: Kind) -> DataFormat:
     """Returns the format of `row` by its keys; TRL's own if no other matches."""
-    return next((name for name, format in FORMATS.items() if format.detect(row, kind)), DataFormat.trl)
+    known = ((name, form) for name, form in FORMATS.items() if kind in form.looked_for_in)
+    return next((name for name, form in known if form.detect(row, kind)), DataFormat.trl)
 
 
 def convert(row: Row, format: DataFormat, kind: Kind) -> Row | None:

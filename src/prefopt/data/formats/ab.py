@@ -26,7 +26,7 @@ TIES = (
 
 
 def detect(row: Row, kind: str) -> bool:
-    return kind == "preference" and _sides(row) is not None and any(name in row for name in WINNERS)
+    return _sides(row) is not None and any(name in row for name in WINNERS)
 
 
 def read_pair(row: Row) -> Row | None:
@@ -68,6 +68,7 @@ def _word(value: object) -> str:
 
 FORMAT = Format(
     detect=detect,
+    looked_for_in=("preference",),
     read={"preference": read_pair},
     columns={"preference": ("system", *PROMPTS, *WINNERS, *dict.fromkeys(name for pair in SIDES for name in pair))},
 )

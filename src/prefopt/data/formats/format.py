@@ -25,6 +25,7 @@ class Format:
         read: Per kind of rows: returns a row in TRL's format; None for a tie, which prefers no answer. Raises a
             `RowError` for a row that lacks something.
         columns: Per kind of rows: the columns that `read` reads, besides `PASSED_ON`.
+        looked_for_in: Kinds of rows among which it is looked for.
         unread: Names what `read` leaves out inside of a column that it reads, such as `input.user`.
     """
 
@@ -32,6 +33,7 @@ class Format:
     read: Mapping[Kind, Callable[[Row], Row | None]]
     columns: Mapping[Kind, Collection[str]]
     unread: Callable[[Row], list[str]] = lambda row: []
+    looked_for_in: Collection[Kind] = ("preference", "sft")
 
 
 class MissingColumnError(RowError):

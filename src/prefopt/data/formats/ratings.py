@@ -19,7 +19,7 @@ PLURAL = "s"
 
 def detect(row: Row, kind: str) -> bool:
     answers = _answers(row)
-    if kind != "preference" or answers is None:
+    if answers is None:
         return False
     if all(isinstance(each, dict) for each in answers):
         return any(name in answers[0] for name in TEXTS) and _measure(answers[0]) is not None
@@ -81,6 +81,7 @@ def _number(value: object, field: str) -> float:
 
 FORMAT = Format(
     detect=detect,
+    looked_for_in=("preference",),
     read={"preference": read_pair},
     columns={
         "preference": ("system", *PROMPTS, *ANSWERS, *(f"{name}{PLURAL}" for name in (*SCORES, *RANKS))),

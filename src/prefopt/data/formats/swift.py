@@ -10,7 +10,7 @@ REJECTED = ("rejected_response", "rejected_messages")
 
 
 def detect(row: Row, kind: str) -> bool:
-    return kind == "preference" and any(name in row for name in REJECTED)
+    return any(name in row for name in REJECTED)
 
 
 def read_pair(row: Row) -> Row:
@@ -24,5 +24,8 @@ def read_pair(row: Row) -> Row:
 
 
 FORMAT = Format(
-    detect=detect, read={"preference": read_pair}, columns={"preference": ("messages", "system", *REJECTED)}
+    detect=detect,
+    looked_for_in=("preference",),
+    read={"preference": read_pair},
+    columns={"preference": ("messages", "system", *REJECTED)},
 )

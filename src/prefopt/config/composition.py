@@ -5,21 +5,15 @@ import dataclasses
 import difflib
 import os
 import re
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, get_args, get_origin
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
-from hydra.core.singleton import Singleton
-from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
-from hydra.version import VersionBase
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
@@ -27,6 +21,7 @@ from yaml import YAMLError
 from prefopt.config.aliases import ALIASES, LIKE, nearest
 from prefopt.config.catalog import find_folder
 from prefopt.config.config_dir import find_fault
+from prefopt.config.hydra_state import own_hydra
 from prefopt.config.overrides import parse, quote, typed
 from prefopt.config.ranges import check_usable, require
 from prefopt.process.errors import SHOWN, UserError, shorten
@@ -36,11 +31,6 @@ MAX_NAME = 200
 """Most characters in the name of a setting, a group or an option."""
 MAX_TEXT = 4096
 """Most characters of a value on the command line: as many as a path may have."""
-OF_HYDRA = (GlobalHydra, VersionBase, JobRuntime)
-"""What Hydra keeps once per process, and sets anew when it is initialised."""
-
-_composing = threading.RLock()
-"""Hydra's parser, store and global state are for one thread at a time."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +59,7 @@ class Tree:
         Raises:
             UserError: An unknown, mistyped, missing or contradictory setting.
         """
-        with _composing:
+        with own_hydra():
             return self._compose(overrides, config_dir)
 
     def _compose(self, overrides: Sequence[str], config_dir: str | None) -> "Composed":
@@ -90,7 +80,7 @@ class Tree:
         if folder is not None:
             lines.append(f"hydra.searchpath=[{quote(f'file://{folder}')}]")
         try:
-            with _own_hydra(), initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+            with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
                 config = compose(self.primary, lines, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise self._readable(error, config_dir) from error
@@ -382,22 +372,6 @@ def _is_option(value: object, *, may_hold_settings: bool) -> bool:
     names = value if isinstance(value, list) else [value]
     are_names = all(isinstance(name, str) and len(name) <= MAX_NAME for name in names)
     return are_names or (may_hold_settings and isinstance(value, dict))
-
-
-@contextmanager
-def _own_hydra() -> Iterator[None]:
-    """Lets the block initialise Hydra as in a new process; what a caller's own Hydra application holds is put back.
-
-    Hydra offers no composition beside an initialised one: `GlobalHydra` refuses to be initialised twice.
-    """
-    kept = {kind: Singleton._instances.pop(kind, None) for kind in OF_HYDRA}
-    try:
-        yield
-    finally:
-        for kind, instance in kept.items():
-            Singleton._instances.pop(kind, None)
-            if instance is not None:
-                Singleton._instances[kind] = instance
 
 
 def _file_of(name: str, config_dir: str | None) -> str:

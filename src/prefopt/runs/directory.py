@@ -18,7 +18,7 @@ from prefopt.process.errors import FULL, OF_THE_MACHINE, EndedError, UserError, 
 from prefopt.process.output import ERRORS, OUTPUT
 from prefopt.process.paths import expand
 from prefopt.runs.changes import find_changed_data, find_changed_input, find_changed_versions, with_earlier
-from prefopt.runs.files import PROVENANCE, STATUS, WORK, read_report, read_run_file, read_steps
+from prefopt.runs.files import PROVENANCE, STATUS, WORK, read_json, read_report, read_run_file, read_steps
 from prefopt.runs.lock import RunLock
 from prefopt.runs.provenance import is_of_prepare
 from prefopt.runs.settings import read_config

@@ -1,6 +1,6 @@
 """Two answers side by side, and a column that says which one won: `response_a`, `response_b`, `winner`."""
 
-from prefopt.data.formats.format import PROMPTS, Format, Row, get, get_prompt
+from prefopt.data.formats.format import PAIRS, PROMPTS, Format, Row, get, get_prompt
 from prefopt.data.values import RowError, describe
 
 SIDES = {
@@ -68,7 +68,7 @@ def _word(value: object) -> str:
 
 FORMAT = Format(
     detect=detect,
-    looked_for_in=("preference",),
+    looked_for_in=PAIRS,
     read={"preference": read_pair},
     columns={"preference": ("system", *PROMPTS, *WINNERS, *dict.fromkeys(name for pair in SIDES for name in pair))},
 )

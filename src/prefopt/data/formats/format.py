@@ -16,6 +16,11 @@ PROMPTS = ("prompt", "question", "instruction", "query", "input")
 """Names of a question's column where a format prescribes none."""
 
 
+PAIRS: tuple[Kind, ...] = ("preference",)
+ALL: tuple[Kind, ...] = ("preference", "sft")
+"""Kinds of rows among which a format is looked for."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """How the rows of one system are recognised and read.
@@ -25,7 +30,7 @@ class Format:
         read: Per kind of rows: returns a row in TRL's format; None for a tie, which prefers no answer. Raises a
             `RowError` for a row that lacks something.
         columns: Per kind of rows: the columns that `read` reads, besides `PASSED_ON`.
-        looked_for_in: Kinds of rows among which it is looked for.
+        looked_for_in: `PAIRS` if demonstrations with its columns are TRL's.
         unread: Names what `read` leaves out inside of a column that it reads, such as `input.user`.
     """
 
@@ -33,7 +38,7 @@ class Format:
     read: Mapping[Kind, Callable[[Row], Row | None]]
     columns: Mapping[Kind, Collection[str]]
     unread: Callable[[Row], list[str]] = lambda row: []
-    looked_for_in: Collection[Kind] = ("preference", "sft")
+    looked_for_in: tuple[Kind, ...] = ALL
 
 
 class MissingColumnError(RowError):

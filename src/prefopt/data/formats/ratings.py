@@ -4,7 +4,7 @@ import math
 from decimal import Decimal
 from typing import Any
 
-from prefopt.data.formats.format import PROMPTS, Format, Row, get_prompt
+from prefopt.data.formats.format import PAIRS, PROMPTS, Format, Row, get_prompt
 from prefopt.data.values import RowError, describe
 
 ANSWERS = ("completions", "responses", "answers", "outputs", "candidates")
@@ -81,7 +81,7 @@ def _number(value: object, field: str) -> float:
 
 FORMAT = Format(
     detect=detect,
-    looked_for_in=("preference",),
+    looked_for_in=PAIRS,
     read={"preference": read_pair},
     columns={
         "preference": ("system", *PROMPTS, *ANSWERS, *(f"{name}{PLURAL}" for name in (*SCORES, *RANKS))),

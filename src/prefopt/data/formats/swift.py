@@ -3,7 +3,7 @@
 Its demonstrations are TRL's.
 """
 
-from prefopt.data.formats.format import Format, Row, get, get_messages
+from prefopt.data.formats.format import PAIRS, Format, Row, get, get_messages
 from prefopt.data.values import check_text
 
 REJECTED = ("rejected_response", "rejected_messages")
@@ -25,7 +25,7 @@ def read_pair(row: Row) -> Row:
 
 FORMAT = Format(
     detect=detect,
-    looked_for_in=("preference",),
+    looked_for_in=PAIRS,
     read={"preference": read_pair},
     columns={"preference": ("messages", "system", *REJECTED)},
 )

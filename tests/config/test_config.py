@@ -69,7 +69,8 @@ def test_a_known_setting_may_carry_a_plus():
 def test_unknown_keys_in_a_users_yaml_name_the_file(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nalgorithm:\n  bta: 1\n")
-    with pytest.raises(UserError, match=rf"{tmp_path}/experiment/mine.yaml: algorithm.bta: .*Did you mean algorithm.beta"):
+    expected = rf"^{tmp_path}/experiment/mine.yaml: algorithm.bta: .*Did you mean algorithm.beta"
+    with pytest.raises(UserError, match=expected):
         load_config(["+experiment=mine"], str(tmp_path))
 
 

@@ -348,6 +348,7 @@ def test_overrides_of_a_point_act_on_each_other_as_in_the_same_run_alone(overrid
     assert_as_alone(overrides)
 
 
+@example(["+experiment=dpo_brand_voice"], "+experiment=dpo_brand_voice,sft_brand_voice", 0)
 @given(st.lists(st.sampled_from(GOOD), max_size=4), st.sampled_from(["", *BAD]), st.integers(0, 4))
 @settings(max_examples=60, deadline=None)
 def test_any_overrides_together_give_a_point_what_they_give_the_same_run_alone(overrides, bad, place):

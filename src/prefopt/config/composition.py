@@ -64,13 +64,13 @@ class Tree:
 
     def _compose(self, overrides: Sequence[str], config_dir: str | None) -> "Composed":
         parsed = parse(overrides)
+        lines = [self.normalise(override) for override in parsed]
         experiments = [override for override in parsed if override.key_or_group == "experiment"]
         require(
             len(experiments) < 2,
             f"experiment: a run has one, found {len(experiments)}. To build one on another, write a file of your own "
             "whose defaults list names it (--config-dir).",
         )
-        lines = [self.normalise(override) for override in parsed]
         store = ConfigStore.instance()
         store.store(name=f"{self.primary}_schema", node=self.root)
         for group, schemas in self.variants.items():

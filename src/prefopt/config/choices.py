@@ -57,8 +57,10 @@ class DataFormat(Enum):
     bedrock = "bedrock"
     swift = "swift"
     gemini = "gemini"
+    anthropic = "anthropic"
     ab = "ab"
     ratings = "ratings"
+    kto = "kto"
 
 
 class SFTLoss(Enum):

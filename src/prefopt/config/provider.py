@@ -97,7 +97,7 @@ class Note(Fact):
 
 @dataclass(kw_only=True)
 class ProviderConfig:
-    """Systems for which prefopt convert writes data."""
+    """Other systems, for which prefopt convert writes data: the rows that they take, and their limits."""
 
     title: str = MISSING
     """Its name in messages."""

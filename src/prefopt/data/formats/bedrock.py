@@ -17,7 +17,7 @@ from prefopt.data.values import RowError, describe
 
 SCHEMA = "bedrock-conversation"
 WRITTEN = "bedrock-conversation-2024"
-"""The `schemaVersion` that is written; others of `SCHEMA` are read too."""
+"""The `schemaVersion` of demonstrations that are written; others of `SCHEMA` are read too."""
 COLUMNS = ("schemaVersion", "system", "messages")
 LABELS = {"preferred": "chosen", "non-preferred": "rejected"}
 """Values of a candidate's `preferenceLabel`."""
@@ -83,7 +83,7 @@ def write_example(row: Row) -> list[Row]:
     refuse_columns(row, "tools", "chat_template_kwargs")
     messages = get_conversation(row)
     refuse_marks(messages)
-    return [_write(messages)]
+    return [{"schemaVersion": WRITTEN, **_write(messages)}]
 
 
 def _write(messages: list[Message]) -> Row:
@@ -94,7 +94,7 @@ def _write(messages: list[Message]) -> Row:
             raise RowError(f"message {index} is of role '{message['role']}', and only user and assistant have a place.")
         turns.append({"role": message["role"], "content": _parts(message, f"message {index}")})
     head: Row = {} if system is None else {"system": [{"text": system}]}
-    return {"schemaVersion": WRITTEN, **head, "messages": turns}
+    return {**head, "messages": turns}
 
 
 def _parts(message: Message, field: str) -> list[Row]:

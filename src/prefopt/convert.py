@@ -15,8 +15,8 @@ from prefopt.process.errors import UserError
 from prefopt.process.paths import resolve
 from prefopt.process.terminal import Terminal, quote
 
-HELP = """Write training data in the rows of another system. Any file that can be trained on can be converted. A row that
-would lose something is refused with its reason, and then nothing is written.
+HELP = """Write training data in the rows of another system. Any file that can be trained on can be converted. A row
+that would lose something is refused with its reason, and then nothing is written.
 
   prefopt convert pairs.jsonl --to together --output together.jsonl
   prefopt convert chats.jsonl --to nova --output nova.jsonl algorithm=sft

@@ -63,6 +63,12 @@ class DataFormat(Enum):
     kto = "kto"
 
 
+class PairChoice(Enum):
+    best_worst = "best_worst"
+    best_random = "best_random"
+    all = "all"
+
+
 class SFTLoss(Enum):
     nll = "nll"
     dft = "dft"

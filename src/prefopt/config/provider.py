@@ -110,7 +110,7 @@ class ProviderConfig:
     notes: list[Note] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for kinds in (self.rows, *(each.rows for each in (*self.limits, *self.rules))):
+        for kinds in (self.rows, *(limit.rows for limit in self.limits), *(rule.rows for rule in self.rules)):
             unknown = sorted(set(kinds) - set(KINDS))
             require(not unknown, f"rows: must be of {', '.join(KINDS)}, found {', '.join(unknown)}.")
 

@@ -56,6 +56,8 @@ READING_SETTINGS = frozenset(
         "held_out_fraction",
         "format",
         "columns",
+        "pairs",
+        "min_margin",
         "as_chat",
         "system",
         "on_identical",
@@ -180,7 +182,7 @@ def _key(splits: Splits, tokenizer: "PreTrainedTokenizerBase", config: DataConfi
         "num_records": [None if side is None else len(side) for side in sides],
     }
     digest = hashlib.sha256(json.dumps(header, default=str).encode())
-    names = [field.name for field in fields(RECORDS[splits.kind])]
+    names = [field.name for field in fields(RECORDS[splits.kind]) if field.name != "margin"]
     for side in sides:
         _add_records(digest, side or (), attrgetter(*names))
     return digest.hexdigest()

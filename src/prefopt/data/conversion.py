@@ -14,7 +14,7 @@ from prefopt.data.formats.format import Row
 from prefopt.data.formats.writing import as_json
 from prefopt.data.messages import UNTRAINED
 from prefopt.data.provider_rules import check_rules
-from prefopt.data.records import PreferencePair, Record
+from prefopt.data.records import NOT_CONTENT, PreferencePair, Record
 from prefopt.data.values import RowError
 from prefopt.process.errors import UserError, explained
 from prefopt.storage.files import PARTIAL, bring_to_disk
@@ -114,7 +114,7 @@ def to_row(record: Record) -> Row:
 
     Marks of answers in a pair's prompt are left out: nothing of a prompt is trained.
     """
-    values = {each.name: getattr(record, each.name) for each in fields(record) if each.name != "source"}
+    values = {each.name: getattr(record, each.name) for each in fields(record) if each.name not in NOT_CONTENT}
     row = {name: value for name, value in values.items() if value or value == ""}
     if isinstance(record, PreferencePair) and isinstance(record.prompt, list):
         row["prompt"] = [{key: item for key, item in turn.items() if key != UNTRAINED} for turn in record.prompt]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prefopt.config.choices import OnBadRow
 from prefopt.data.messages import Content, Message
 from prefopt.data.reading import ReadNotes
-from prefopt.data.records import PreferencePair, Record
+from prefopt.data.records import NOT_CONTENT, PreferencePair, Record
 from prefopt.process.errors import UserError
 
 
@@ -61,8 +61,8 @@ def is_identical(record: Record) -> bool:
 
 
 def record_key(record: Record) -> bytes:
-    """Returns a digest (SHA-256) of all fields but `source`: equal records have equal digests."""
-    fields = [getattr(record, name) for name in record.__slots__ if name != "source"]
+    """Returns a digest (SHA-256) of what a model could see of a record: equal ones have equal digests."""
+    fields = [getattr(record, name) for name in record.__slots__ if name not in NOT_CONTENT]
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).digest()
 
 

@@ -1,6 +1,7 @@
 """What a provider asks of a row beyond what its layout can hold: a function for each rule of `conf/provider/`."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from prefopt.config.algorithms import Kind
@@ -73,7 +74,7 @@ def _roles(chat: Chat, allowed: Sequence[str]) -> str | None:
 def _alternate(chat: Chat, _: Sequence[str]) -> str | None:
     for messages in chat.whole():
         sides = [message["role"] in ASKING for message in messages if message["role"] not in ("system", "developer")]
-        if any(first == second for first, second in zip(sides, sides[1:], strict=False)):
+        if any(first == second for first, second in pairwise(sides)):
             return "Found two messages in a row of one side. Join them to one message, or drop the row."
     return None
 
@@ -97,7 +98,9 @@ def _one_output(chat: Chat, _: Sequence[str]) -> str | None:
 
 def _no_tools(chat: Chat, _: Sequence[str]) -> str | None:
     uses = chat.has_tools or any("tool_calls" in message or message["role"] == "tool" for message in chat.messages())
-    return "Found tools, or calls of them. Drop the row: without them, its answers say something else." if uses else None
+    return (
+        "Found tools, or calls of them. Drop the row: without them, its answers say something else." if uses else None
+    )
 
 
 def _no_weights(chat: Chat, _: Sequence[str]) -> str | None:

@@ -7,7 +7,7 @@ from importlib import import_module
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import DataFormat
 from prefopt.data.formats import trl
-from prefopt.data.formats.format import PASSED_ON, Format, MissingColumnError, Row
+from prefopt.data.formats.format import PASSED_ON, SCORES, Format, MissingColumnError, Row
 from prefopt.data.labels import LABELS, says_wanted
 from prefopt.data.values import RowError
 
@@ -16,6 +16,8 @@ FORMATS: dict[DataFormat, Format] = {
     for name in (*(name for name in DataFormat if name not in (DataFormat.auto, DataFormat.trl)), DataFormat.trl)
 }
 """In the order in which they are tried."""
+SCORE_COLUMNS = ("margin", *(name for names in SCORES for name in names))
+"""Columns of pairs that are kept as their margin."""
 
 
 def detect_format(row: Row, kind: Kind) -> DataFormat:
@@ -45,7 +47,7 @@ def other_kind(row: Row, kind: Kind) -> str:
 
 
 def _name_pairs(row: Row) -> str:
-    alone = (form for form in FORMATS.values() if "sft" not in form.read)
+    alone = (form for name, form in FORMATS.items() if "sft" not in form.read and name is not DataFormat.kto)
     is_pair = ("chosen" in row and "rejected" in row) or any(form.detect(row, "preference") for form in alone)
     return " These are pairs: set algorithm=dpo." if is_pair else ""
 
@@ -57,8 +59,8 @@ def _name_single_answers(row: Row) -> str:
         and any(says_wanted(row.get(column)) is not None for column in LABELS)
     ):
         return (
-            " These are KTO's rows, single answers with a label; DPO needs two answers to each prompt. "
-            "Join them to pairs, or train the wanted ones alone with algorithm=sft."
+            " These are KTO's rows, single answers with a label. Set data.format=kto to join them to pairs, or "
+            "train the wanted ones alone with algorithm=sft."
         )
     if any(name in row for name in ("messages", "conversations", "completion", "output", "text")):
         return " These are demonstrations: set algorithm=sft."
@@ -86,6 +88,7 @@ def unread_columns(row: Row, format: DataFormat, kind: Kind, fields: Iterable[st
 
 @cache
 def _read_columns(format: DataFormat, kind: Kind, fields: tuple[str, ...]) -> frozenset[str]:
+    always = (*PASSED_ON, *SCORE_COLUMNS) if kind == "preference" else PASSED_ON
     if kind in FORMATS[format].columns:
-        return frozenset((*PASSED_ON, *FORMATS[format].columns[kind]))
-    return frozenset((*PASSED_ON, "system", *fields))
+        return frozenset((*always, *FORMATS[format].columns[kind]))
+    return frozenset((*always, "system", *fields))

@@ -91,7 +91,9 @@ def _write(messages: list[Message]) -> Row:
     turns = []
     for index, message in enumerate(rest):
         if message["role"] not in ("user", "assistant"):
-            raise RowError(f"message {index} is of role '{message['role']}', and only user and assistant have a place.")
+            raise RowError(
+                f"message {index} is of role '{message['role']}', and only user and assistant have a place."
+            )
         turns.append({"role": message["role"], "content": _parts(message, f"message {index}")})
     head: Row = {} if system is None else {"system": [{"text": system}]}
     return {**head, "messages": turns}

@@ -15,6 +15,14 @@ PASSED_ON = ("tools", "chat_template_kwargs")
 PROMPTS = ("prompt", "question", "instruction", "query", "input")
 """Names of a question's column where a format prescribes none."""
 
+SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen-rating", "rejected-rating"),
+    ("chosen_rating", "rejected_rating"),
+    ("rating_chosen", "rating_rejected"),
+)
+"""Columns with the scores of the two answers of a pair."""
 
 PAIRS: tuple[Kind, ...] = ("preference",)
 ALL: tuple[Kind, ...] = ("preference", "sft")

@@ -1,4 +1,4 @@
-"""ms-swift's pairs: `messages` as chosen, and `rejected_response` or `rejected_messages`; OpenPipe: `rejected_message`.
+"""Pairs of ms-swift and OpenPipe: `messages` as chosen, and an answer or conversation as rejected.
 
 Their demonstrations are TRL's.
 """

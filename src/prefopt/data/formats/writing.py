@@ -90,8 +90,8 @@ def split_system(messages: list[Message]) -> tuple[str | None, list[Message]]:
     for message in rest:
         if message["role"] in ("system", "developer"):
             raise RowError(
-                f"a message of role '{message['role']}' stands where the rows to write have no place for it: they have "
-                "one system prompt, before the first question. Join it to that, or drop the row."
+                f"a message of role '{message['role']}' has no place in the rows to write: they have one system "
+                "prompt, before the first question. Join it to that, or drop the row."
             )
     return system, rest
 

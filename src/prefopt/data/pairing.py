@@ -16,7 +16,6 @@ from prefopt.data.formats.kto import WANTED
 from prefopt.data.formats.ratings import RANKED
 from prefopt.data.values import RowError
 
-
 HINTS = frozenset(("margin", "metadata", *(first for first, _ in SCORES)))
 """A row without these columns has no margin: asked first, since most rows have none."""
 

@@ -157,7 +157,7 @@ def test_evaluation_is_the_mean_over_pairs_for_any_batch_size(overrides, tiny_mo
     is_stored = trainer.precompute_ref_logps
     move(trainer.model)
     found = trainer.evaluate()
-    pairs, beta = getattr(trainer.eval_dataset, "pairs", trainer.eval_dataset), 0.1
+    pairs, beta = trainer.eval_dataset, 0.1
 
     def score(model):
         return PairScores.of(Scorer(model, 0, 1).score_pairs(PairTable.of(pairs)))
@@ -243,7 +243,7 @@ def test_loss_gradients_and_metrics_with_a_users_turn_are_the_same_whoever_compu
 def test_the_metrics_on_the_way_are_those_of_the_report_with_a_users_turn(mixed, tiny_model):
     trainer = build(load_config([*mixed, "engine=shared_prefix"]))
     move(trainer.model)
-    table = PairTable.of(trainer.eval_dataset.pairs)
+    table = PairTable.of(trainer.eval_dataset)
     scores = PairScores.of(table.trained(Scorer(trainer.model, 0, 3).score_pairs(table)))
     found = trainer.evaluate()
     assert found["eval_logps/chosen"] == pytest.approx(scores.chosen.logps.mean(), rel=1e-5)

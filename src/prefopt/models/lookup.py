@@ -112,7 +112,7 @@ class StoredLogps:
 
 @dataclass(frozen=True)
 class PairsWithReference:
-    """Tokenised pairs whose rows have the columns `REFERENCE_COLUMNS`; these are read when a row is taken."""
+    """Tokenised pairs; a row that is taken has `REFERENCE_COLUMNS` too, read from the shards at that moment."""
 
     pairs: "Dataset"
     logps: StoredLogps
@@ -120,12 +120,22 @@ class PairsWithReference:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return {**self.pairs[row], **self._reference_of(row)}
+    def __getitem__(self, key: int | str) -> Any:
+        return self.pairs[key] if isinstance(key, str) else {**self.pairs[key], **self._reference_of(key)}
 
     def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
         found = zip(self.pairs.__getitems__(rows), rows, strict=True)
         return [{**pair, **self._reference_of(row)} for pair, row in found]
+
+    @property
+    def column_names(self) -> list[str]:
+        """Columns of the tokens, without those of the reference."""
+        names: list[str] = self.pairs.column_names
+        return names
+
+    def with_format(self, kind: str) -> "Dataset":
+        """Returns the tokens alone, in a format of `datasets`."""
+        return self.pairs.with_format(kind)
 
     def _reference_of(self, row: int) -> dict[str, Array]:
         return dict(zip(REFERENCE_COLUMNS, (self.logps.chosen[row], self.logps.rejected[row]), strict=True))

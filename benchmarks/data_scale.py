@@ -67,7 +67,7 @@ def measure(mode: str, data: str, model: str) -> dict[str, float]:
         num_rows = sum(1 for _ in iter_rows(data))
         return {"pairs": num_rows, "seconds": time.perf_counter() - start}
     # The imports, which take the same time for any number of rows, are not what is measured.
-    import prefopt.data.cache  # noqa: F401
+    import prefopt.data.cache
     import prefopt.models.load  # noqa: F401
     from prefopt.config.load import load_config
     from prefopt.models.examples import load_examples
@@ -82,7 +82,17 @@ def measure(mode: str, data: str, model: str) -> dict[str, float]:
 
 def run_part(part: str, data: Path, model: Path, cache: Path) -> dict[str, Any]:
     """Returns what `measure` says in a process of its own, with the largest memory of it and its children."""
-    command = [sys.executable, "-m", "benchmarks.data_scale", "--part", part, "--data", str(data), "--model", str(model)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.data_scale",
+        "--part",
+        part,
+        "--data",
+        str(data),
+        "--model",
+        str(model),
+    ]
     environment = {**os.environ, "PREFOPT_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
     peak = 0

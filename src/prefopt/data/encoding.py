@@ -11,6 +11,7 @@ from prefopt.data.messages import trained_turns
 from prefopt.data.prefixes import common_prefix_length
 from prefopt.data.records import MAX_CHARACTERS, Record, num_characters
 from prefopt.data.rendering import Chat, count_lost_thoughts, render_chats, require_chat_template
+from prefopt.data.word_ids import find_word_ids
 from prefopt.process.errors import UserError
 
 if TYPE_CHECKING:
@@ -188,6 +189,9 @@ def encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str], *, are_chats:
     # This call sets the backend's truncation, padding and treatment of special tokens. `encode_batch_fast` computes no
     # offsets, which takes 40 % less time.
     tokenizer("", verbose=False)
+    words = None if add_special_tokens else find_word_ids(tokenizer)
+    if words is not None:
+        return words.encode(texts)
     encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
     return [encoding.ids for encoding in encodings]
 

@@ -15,6 +15,7 @@ from prefopt.data.labels import LABELS, Labels
 from prefopt.data.records import Record
 from prefopt.data.rows import Shape, build_record
 from prefopt.data.strict_json import RepeatingRow
+from prefopt.data.table import Table, TableWriter
 from prefopt.data.values import RowError, show_name
 from prefopt.process.errors import UserError
 
@@ -60,7 +61,7 @@ class ReadNotes(ImplicitNotes):
 class ReadResult:
     """The records of some files, in order, and the counts of reading them."""
 
-    records: list[Record]
+    records: Table[Record]
     notes: ReadNotes
     ties: list[int]
     """Places of the rows that are no record, since neither answer is preferred: from 0, in the order of the files."""
@@ -88,7 +89,7 @@ def read_records(
     Raises:
         UserError: A row is invalid; it names file, line, field, the value found and the values allowed.
     """
-    records: list[Record] = []
+    writer = TableWriter[Record]()
     ties: list[int] = []
     notes = ReadNotes()
     labels = Labels() if labels is None else labels
@@ -102,7 +103,7 @@ def read_records(
             read_as = "" if first is None or format is not DataFormat.auto else f" (The rows before: {first[2]}.)"
             raise UserError(f"{source}: {error}{read_as}") from error
         if found is None:
-            ties.append(len(records) + len(ties))
+            ties.append(len(writer) + len(ties))
             continue
         record, row_format, shape = found
         first = first or (source, row_format, shape)
@@ -113,12 +114,14 @@ def read_records(
             )
         if shape.fields in LABELLED:
             labels.add(row, source)
-        records.append(record)
+        writer.append(record)
     labels.require_wanted()
     for name, other in unseen.items():
         logger.warning("data.columns: %s: no row has a column '%s' to be read as '%s'", spec, show_name(other), name)
+    records = writer.table()
     if first is not None and first[2] == IMPLICIT_TEXT:
-        records, implicit = agree_on_prompts(records)
+        agreed, implicit = agree_on_prompts(records)
+        records = Table.of(agreed)
         notes = replace(notes, **vars(implicit))
     notes.num_ties_skipped = len(ties)
     notes.num_rows = len(records) + len(ties)

@@ -282,7 +282,8 @@ class _Table:
         """Estimates a weighted sum of the sizes' accuracies, or another `value` that has these derivatives by them.
 
         The prompts are shared by all trainings, and what the seeds add is independent from size to size. The variance
-        is the sum of both parts; its degrees of freedom are Satterthwaite's, few where three seeds decide.
+        is the sum of both parts; its degrees of freedom are Satterthwaite's, few where three seeds decide. Few seeds
+        often agree by chance, so a size's spread counts as no less than the average one.
         """
         num_seeds, num_prompts = self.sums.shape[1:]
         means = self.sums.sum(axis=-1) / self.weights.sum()
@@ -293,7 +294,8 @@ class _Table:
         if num_seeds > 1:
             noise = (residuals - residuals.mean(axis=1, keepdims=True)) ** 2
             scatter = noise.sum(axis=(1, 2)) / ((num_prompts - 1) * (num_seeds - 1)) / (num_prompts * num_seeds)
-            between = of_sizes**2 * means.var(axis=1, ddof=1) / num_seeds
+            spread = means.var(axis=1, ddof=1)
+            between = of_sizes**2 * np.maximum(spread, spread.mean()) / num_seeds
             if between.sum() > of_sizes**2 @ scatter:  # else the prompts' part alone explains what differs
                 parts += [*between, -(of_sizes**2 @ scatter)]
                 freedom += [num_seeds - 1.0] * len(between) + [(num_prompts - 1.0) * (num_seeds - 1)]

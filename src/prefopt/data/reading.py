@@ -17,6 +17,7 @@ from prefopt.data.pairing import Pair, Pairing, PairRule
 from prefopt.data.records import PreferencePair, Record
 from prefopt.data.rows import Shape, build_record
 from prefopt.data.strict_json import RepeatingRow
+from prefopt.data.table import Table, TableWriter
 from prefopt.data.values import RowError, show_name
 from prefopt.process.errors import UserError
 
@@ -68,7 +69,7 @@ class ReadNotes(ImplicitNotes):
 class ReadResult:
     """The records of some files, in order, and the counts of reading them."""
 
-    records: list[Record]
+    records: Table[Record]
     notes: ReadNotes
     ties: list[int]
     """Places of the rows that are no record, since neither answer is preferred: from 0, in the order of the files."""
@@ -100,7 +101,7 @@ def read_records(
     Raises:
         UserError: A row is invalid; it names file, line, field, the value found and the values allowed.
     """
-    records: list[Record] = []
+    writer = TableWriter[Record]()
     ties: list[int] = []
     notes = ReadNotes()
     pairing = Pairing(PairRule() if pairs is None else pairs)
@@ -129,13 +130,15 @@ def read_records(
                 )
             if shape.fields in LABELLED:
                 labels.add(row, source)
-            records.append(record)
+            writer.append(record)
             numbers.append(num_rows - 1)
     labels.require_wanted()
     for name, other in unseen.items():
         logger.warning("data.columns: %s: no row has a column '%s' to be read as '%s'", spec, show_name(other), name)
+    records = writer.table()
     if first is not None and first[2] == IMPLICIT_TEXT:
-        records, implicit = agree_on_prompts(records)
+        agreed, implicit = agree_on_prompts(records)
+        records = Table.of(agreed)
         notes = replace(notes, **vars(implicit))
     notes.num_ties_skipped = len(ties)
     notes.num_rows = num_rows

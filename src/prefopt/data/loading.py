@@ -1,24 +1,26 @@
 """Loads the data of a run: from the configuration to records, and from records to token ids."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefopt.config.algorithms import Kind
-from prefopt.config.choices import LossOn, OnBadRow, OnControlToken
+from prefopt.config.choices import LossOn, OnControlToken
 from prefopt.config.schema import DataConfig
 from prefopt.data.as_chat import Chats, to_chat
+from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.control_tokens import treat_control_tokens
 from prefopt.data.defects import drop_defects
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import Labels
 from prefopt.data.notes import DataNotes, SplitName
-from prefopt.data.reading import ReadNotes, read_records
+from prefopt.data.reading import ReadNotes, ReadResult, drop_unwanted, read_records
 from prefopt.data.records import Record
 from prefopt.data.split import find_overlap, split_by_prompt
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
+from prefopt.data.values import RowError
 from prefopt.process.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,22 +65,26 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object =
     """
     notes = DataNotes()
     labels = Labels()
-    held_out: list[Record] | None = None
-    train = _read(config.train, config, kind, notes, "train", labels)
+    specs: dict[SplitName, object] = {"train": config.train}
     if config.held_out is not None:
-        held_out = _read(config.held_out, config, kind, notes, "held_out", labels)
-        train, held_out = _agree_on_prompts((train, notes.read["train"]), (held_out, notes.read["held_out"]))
-        held_out = _as_chats(held_out, config, notes, "held_out")
-    plain, train = train, _as_chats(train, config, notes, "train")
+        specs["held_out"] = config.held_out
+    bad = {split: BadRows(f"data.{split}", config) for split in specs}
+    read = _read(specs, bad, config, kind, notes, labels)
+    held_out: list[Record] | None = None
+    train = read["train"]
+    if "held_out" in read:
+        train, held_out = _agree_on_prompts((train, notes.read["train"]), (read["held_out"], notes.read["held_out"]))
+        held_out = _as_chats(held_out, bad["held_out"], config, notes, "held_out")
+    plain, train = train, _as_chats(train, bad["train"], config, notes, "train")
     if held_out is not None:
-        train = _without_overlap(train, held_out, config, notes)
-    elif config.held_out_fraction > 0:
+        train = _without_overlap(train, held_out, bad["train"], config, notes)
+    require_usable(*bad.values())
+    if held_out is None and config.held_out_fraction > 0:
         train, held_out = _set_apart(train, config, seed)
     if measured is not None:
         trained = {record.source for record in train}
         plain = [record for record in plain if record.source in trained]
-        measured_rows = _read(measured, config, kind, notes, "held_out", labels)
-        held_out = _keep_apart(measured_rows, plain, "data.held_out", config, notes, "held_out")
+        held_out = _read_apart(measured, plain, "data.held_out", config, kind, notes, "held_out", labels)
     _require_records(train, held_out, notes)
     return Splits(kind=kind, train=train, held_out=held_out, notes=notes)
 
@@ -94,8 +100,7 @@ def read_pairs(config: DataConfig, trained: Sequence[Record]) -> Splits:
         UserError: As for `read_splits`; or a pair has a prompt of the training records.
     """
     notes = DataNotes()
-    pairs = _read(config.train, config, "preference", notes, "train", Labels())
-    pairs = _keep_apart(pairs, trained, "evaluation.pairs", config, notes, "train")
+    pairs = _read_apart(config.train, trained, "evaluation.pairs", config, "preference", notes, "train", Labels())
     _require_records(pairs, None, notes)
     return Splits(kind="preference", train=pairs, held_out=None, notes=notes)
 
@@ -111,19 +116,25 @@ def read_record(config: DataConfig, *, kind: Kind, row: int) -> Record:
     Raises:
         UserError: A row is invalid, or there are not so many.
     """
+    specs: dict[SplitName, object] = {"train": config.train, "held_out": config.held_out}
+    bad = {split: BadRows(f"data.{split}", config) for split, spec in specs.items() if spec is not None}
     labels = Labels()
-    read = read_records(config.train, format=config.format, kind=kind, columns=config.columns, labels=labels)
-    records = read.records
-    if config.held_out is not None:
-        other = read_records(config.held_out, format=config.format, kind=kind, columns=config.columns, labels=labels)
-        records, _ = _agree_on_prompts((records, read.notes), (other.records, other.notes))
-    num_rows = len(records) + len(read.ties)
+    read = {split: _read_records(specs[split], each, config, kind, labels) for split, each in bad.items()}
+    require_usable(*bad.values())
+    records, ties, unreadable = read["train"].records, read["train"].ties, read["train"].unreadable
+    if "held_out" in read:
+        records, _ = _agree_on_prompts(*((result.records, result.notes) for result in read.values()))
+    num_rows = read["train"].notes.num_rows
     if not 0 <= row < num_rows:
         raise UserError(f"--row {row}: data.train has {num_rows} rows, so give a number from 0 to {num_rows - 1}.")
-    if row in read.ties:
-        raise UserError(f"--row {row}: this row is a tie, so training leaves it out. Show another.")
-    record = records[row - sum(tie < row for tie in read.ties)]
-    return Chats.of(config).make(record)
+    for places, what in ((ties, "is a tie"), (unreadable, "cannot be read (data.on_bad=skip)")):
+        if row in places:
+            raise UserError(f"--row {row}: this row {what}, so training leaves it out. Show another.")
+    record = records[row - sum(place < row for place in (*ties, *unreadable))]
+    try:
+        return Chats.of(config).make(record)
+    except RowError as error:
+        raise UserError(f"{record.source}: {error}") from error
 
 
 def load_tokenized(
@@ -140,58 +151,94 @@ def load_tokenized(
     Raises:
         UserError: A row is refused, or no row of a split is left; it names the row or the split.
     """
-    train = _tokenize(splits, "train", splits.train, tokenizer, config, loss_on)
-    held_out = None
-    if splits.held_out is not None:
-        held_out = _tokenize(splits, "held_out", splits.held_out, tokenizer, config, loss_on)
-    return TokenizedSplits(kind=splits.kind, train=train, held_out=held_out, notes=splits.notes)
+    sides: dict[SplitName, Sequence[Record] | None] = {"train": splits.train, "held_out": splits.held_out}
+    bad = {split: BadRows(f"data.{split}", config) for split, records in sides.items() if records is not None}
+    tables = {
+        split: _tokenize(splits, split, sides[split] or (), tokenizer, config, loss_on, each)
+        for split, each in bad.items()
+    }
+    require_usable(*bad.values())
+    for split, notes in splits.notes.tokenized.items():
+        if not notes.num_kept:
+            raise UserError(f"data.{split}: no rows are left after tokenizing. {_reasons(splits.notes)}")
+    return TokenizedSplits(
+        kind=splits.kind, train=tables["train"], held_out=tables.get("held_out"), notes=splits.notes
+    )
 
 
 def _read(
-    spec: object, config: DataConfig, kind: Kind, notes: DataNotes, split: SplitName, labels: Labels
+    specs: Mapping[SplitName, object],
+    bad: Mapping[SplitName, BadRows],
+    config: DataConfig,
+    kind: Kind,
+    notes: DataNotes,
+    labels: Labels,
+) -> dict[SplitName, list[Record]]:
+    """Returns the records of each split from which something can be learned; `bad` gets the other rows."""
+    results = {split: _read_records(spec, bad[split], config, kind, labels) for split, spec in specs.items()}
+    records = {}
+    for split, result in results.items():
+        wanted = drop_unwanted(result.records, labels, bad[split], result.notes)
+        records[split] = drop_defects(wanted, bad[split], result.notes)
+        notes.read[split] = result.notes
+    return records
+
+
+def _read_records(spec: object, bad: BadRows, config: DataConfig, kind: Kind, labels: Labels) -> ReadResult:
+    return read_records(spec, format=config.format, kind=kind, columns=config.columns, labels=labels, bad=bad)
+
+
+def _as_chats(
+    records: list[Record], bad: BadRows, config: DataConfig, notes: DataNotes, split: SplitName
 ) -> list[Record]:
-    result = read_records(spec, format=config.format, kind=kind, columns=config.columns, labels=labels)
-    notes.read[split] = result.notes
-    return drop_defects(result.records, on_empty=config.on_empty, on_identical=config.on_identical, notes=result.notes)
-
-
-def _as_chats(records: list[Record], config: DataConfig, notes: DataNotes, split: SplitName) -> list[Record]:
     """Returns the records as the chats that the settings ask for; implicit prompts must have been found before."""
     chats = Chats.of(config)
-    if chats.are_made:
-        count = sum(to_chat(record) is not record for record in records)
-        if records and not count:
-            logger.warning("data.as_chat=true changes nothing: the rows of data.%s are messages already", split)
-        notes.read[split].num_as_chat = count
-    made = [chats.make(record) for record in records]
-    if chats.system is not None:
-        own = sum(new is old for new, old in zip(made, records, strict=True))
-        notes.read[split].num_own_system = own
-        notes.read[split].num_given_system = len(records) - own
+    made: list[Record] = []
+    read = notes.read[split]
+    for record in records:
+        try:
+            chat = chats.make(record)
+        except RowError as error:
+            bad.add(record.source, str(error), kind=UNREADABLE)
+            continue
+        made.append(chat)
+        read.num_as_chat += chats.are_made and to_chat(record) is not record
+        if chats.system is not None:
+            read.num_own_system += chat is record
+            read.num_given_system += chat is not record
+    if chats.are_made and made and not read.num_as_chat:
+        logger.warning("data.as_chat=true changes nothing: the rows of data.%s are messages already", split)
+    read.num_unreadable_skipped, read.first_unreadable = bad.num_skipped(UNREADABLE), bad.first_skipped(UNREADABLE)
     return made
 
 
-def _keep_apart(
-    measured: list[Record],
+def _read_apart(
+    spec: object,
     trained: Sequence[Record],
     setting: str,
     config: DataConfig,
+    kind: Kind,
     notes: DataNotes,
     split: SplitName,
+    labels: Labels,
 ) -> list[Record]:
     """Returns evaluation records ready to be tokenised, and checks that none has a prompt of the training records.
 
     Args:
-        measured: The evaluation records as they were read; their counts are `notes.read[split]`.
+        spec: The evaluation data.
         trained: The training records, before or after text was converted to chats. They are not changed.
         setting: Name of the setting that names the data, for errors.
+        split: Under which their counts are added to the notes.
 
     Raises:
-        UserError: A prompt of the training is among them; it names the first.
+        UserError: A row cannot be used, or a prompt of the training is among them; it names the first.
     """
+    bad = BadRows(setting, config)
+    measured = _read({split: spec}, {split: bad}, config, kind, notes, labels)[split]
     training = replace(notes.read["train"]) if split != "train" else None  # a copy, since its counts must not change
     measured, agreed = _agree_on_prompts((measured, notes.read[split]), (list(trained), training))
-    measured = _as_chats(measured, config, notes, split)
+    measured = _as_chats(measured, bad, config, notes, split)
+    require_usable(bad)
     overlap = find_overlap([*map(Chats.of(config).make, agreed)], measured)
     if overlap:
         first = overlap[0]
@@ -248,7 +295,7 @@ def _set_apart(records: list[Record], config: DataConfig, seed: int) -> tuple[li
 
 
 def _without_overlap(
-    train: list[Record], held_out: Sequence[Record], config: DataConfig, notes: DataNotes
+    train: list[Record], held_out: Sequence[Record], bad: BadRows, config: DataConfig, notes: DataNotes
 ) -> list[Record]:
     overlap = find_overlap(train, held_out)
     if overlap and len(overlap) == len(train):
@@ -258,13 +305,10 @@ def _without_overlap(
             f"{first.held_out.source}): this is the same data. Leave data.held_out out, and a share of "
             f"{config.held_out_fraction:g} of the prompts is set apart."
         )
-    if overlap and config.on_overlap is OnBadRow.refuse:
-        first = overlap[0]
-        raise UserError(
-            f"{first.train.source}: this training row has the same prompt as the held-out row {first.held_out.source} "
-            f"({len(overlap)} such training row(s)). Remove them, or set data.on_overlap=skip."
-        )
-    notes.num_overlap_skipped = len(overlap)
+    for record, same in overlap:
+        found = f"this training row has the same prompt as the held-out row {same.source}"
+        bad.add(record.source, found, switch="on_overlap", remedy="Remove them, or set data.on_overlap=skip.")
+    notes.num_overlap_skipped = bad.num_skipped("on_overlap")
     skipped = {id(record) for record, _ in overlap}
     return [record for record in train if id(record) not in skipped]
 
@@ -289,14 +333,16 @@ def _tokenize(
     tokenizer: "PreTrainedTokenizerBase",
     config: DataConfig,
     loss_on: LossOn,
+    bad: BadRows,
 ) -> "Dataset":
     limits: dict[str, Any] = {
         "max_length": config.max_length,
-        "on_long_prompt": config.on_long_prompt,
+        "on_long_prompt": config.decide("on_long_prompt"),
         "on_long_completion": config.on_long_completion,
-        "on_extra_eos": config.on_extra_eos,
+        "on_extra_eos": config.decide("on_extra_eos"),
+        "bad": bad,
     }
-    treated = treat_control_tokens(records, tokenizer, config.on_control_token)
+    treated = treat_control_tokens(records, tokenizer, config.on_control_token, bad)
     tokenize: dict[Kind, Callable[..., Tokenized]] = {
         "preference": tokenize_pairs,
         "sft": partial(tokenize_sft, loss_on=loss_on),
@@ -308,8 +354,6 @@ def _tokenize(
         notes.num_control_stripped = treated.num_rows
     else:
         notes.num_control_kept = treated.num_rows
-    if not notes.num_kept:
-        raise UserError(f"data.{split}: no rows are left after tokenizing. {_reasons(splits.notes)}")
     return tokenized.dataset
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import DataFormat
+from prefopt.config.schema import DataConfig
+from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.cells import parse_cells
 from prefopt.data.columns import rename
 from prefopt.data.files import iter_rows
@@ -16,11 +18,12 @@ from prefopt.data.records import Record
 from prefopt.data.rows import Shape, build_record
 from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.values import RowError, show_name
-from prefopt.process.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 IMPLICIT_TEXT = Shape(("chosen", "rejected"), "text")
+OTHER_SHAPE, UNWANTED = "other_shape", "unwanted"
+"""Further kinds of rows that `data.on_bad` decides about."""
 LABELLED = (("prompt", "completion"), ("messages",))
 """Fields of the rows that may have a KTO label."""
 CHECKED: dict[Kind, tuple[str, ...]] = {
@@ -40,6 +43,14 @@ class ReadNotes(ImplicitNotes):
     """Rows with messages that were given as text in a cell, and parsed."""
     num_repeated_keys: int = 0
     """Rows with a repeated key in a column that is not read."""
+    num_unreadable_skipped: int = 0
+    """Rows that are no record, since something is wrong with them."""
+    first_unreadable: str = ""
+    """Place of the first of them, and what is wrong."""
+    num_other_shape_skipped: int = 0
+    """Rows of another format or shape than the first."""
+    num_unwanted_skipped: int = 0
+    """Demonstrations whose label says that they are to be avoided."""
     num_ties_skipped: int = 0
     """Rows of two answers of which none is preferred."""
     num_identical_skipped: int = 0
@@ -64,6 +75,8 @@ class ReadResult:
     notes: ReadNotes
     ties: list[int]
     """Places of the rows that are no record, since neither answer is preferred: from 0, in the order of the files."""
+    unreadable: list[int]
+    """Places of the rows that are no record, since something is wrong with them."""
 
 
 def read_records(
@@ -73,6 +86,7 @@ def read_records(
     kind: Kind,
     columns: Mapping[str, str] | None = None,
     labels: Labels | None = None,
+    bad: BadRows | None = None,
 ) -> ReadResult:
     """Reads and checks every row of `spec`.
 
@@ -80,50 +94,115 @@ def read_records(
 
     Args:
         spec: A file, a list of files, a glob, a `datasets` folder, or `hub:<id>[:<split>]`.
-        format: The format of the rows; `auto` detects it. All rows must have the same format.
+        format: The format of the rows; `auto` detects it. All rows must have the same format: that of the first.
         kind: Whether rows are preference pairs or demonstrations.
         columns: prefopt's name of a column -> the file's, where they differ.
-        labels: The labels of other files of the same data set, to which those of `spec` are added; None if none.
+        labels: Gets the labels of the rows; the caller calls `drop_unwanted`. None: it is done here.
+        bad: Gets the rows that cannot be read, of which the caller tells. None: they are refused here.
 
     Raises:
-        UserError: A row is invalid; it names file, line, field, the value found and the values allowed.
+        UserError: A file cannot be read; or, with `bad=None`, some rows are invalid: it names file, line, field, the
+            value found and the values allowed.
     """
-    records: list[Record] = []
-    ties: list[int] = []
-    notes = ReadNotes()
-    labels = Labels() if labels is None else labels
-    first: tuple[str, DataFormat, Shape] | None = None
-    unseen = dict(columns or {})
-    for row, source in iter_rows(spec):
-        unseen = {name: other for name, other in unseen.items() if name not in row and other not in row}
-        try:
-            found = _read_row(row, source, format, kind, columns or {}, notes)
-        except RowError as error:
-            read_as = "" if first is None or format is not DataFormat.auto else f" (The rows before: {first[2]}.)"
-            raise UserError(f"{source}: {error}{read_as}") from error
-        if found is None:
-            ties.append(len(records) + len(ties))
-            continue
-        record, row_format, shape = found
-        first = first or (source, row_format, shape)
-        if (row_format, shape) != first[1:]:
-            raise UserError(
-                f"{source}: this row is {row_format.name} with {shape}, but {first[0]} is {first[1].name} with "
-                f"{first[2]}. All rows of a data set must have one format: convert or drop the others."
-            )
-        if shape.fields in LABELLED:
-            labels.add(row, source)
-        records.append(record)
-    labels.require_wanted()
-    for name, other in unseen.items():
-        logger.warning("data.columns: %s: no row has a column '%s' to be read as '%s'", spec, show_name(other), name)
-    if first is not None and first[2] == IMPLICIT_TEXT:
-        records, implicit = agree_on_prompts(records)
-        notes = replace(notes, **vars(implicit))
-    notes.num_ties_skipped = len(ties)
-    notes.num_rows = len(records) + len(ties)
-    notes.ignored_columns = {show_name(name): count for name, count in sorted(notes.ignored_columns.items())}
-    return ReadResult(records, notes, ties)
+    reader = _Reader(spec, format, kind, columns or {}, Labels() if labels is None else labels)
+    told = BadRows("data.train", DataConfig(train=spec)) if bad is None else bad
+    result = reader.read(told)
+    if labels is None:
+        result = replace(result, records=drop_unwanted(result.records, reader.labels, told, result.notes))
+    if bad is None:
+        require_usable(told)
+    return result
+
+
+def drop_unwanted(records: list[Record], labels: Labels, bad: BadRows, notes: ReadNotes) -> list[Record]:
+    """Returns the records without those whose label in KTO's format says that the answer is to be avoided.
+
+    Args:
+        records: Demonstrations; pairs have no labels.
+        labels: The labels of all files of the data set: only all together say whether a column is a label.
+        bad: Gets the rows that are left out.
+        notes: Their count is added to these.
+    """
+    unwanted = labels.find_unwanted()
+    kept = []
+    for record in records:
+        if (found := unwanted.get(record.source)) is None:
+            kept.append(record)
+        else:
+            bad.add(record.source, found, kind=UNWANTED, remedy=labels.remedy)
+    notes.num_unwanted_skipped = bad.num_skipped(UNWANTED)
+    return kept
+
+
+class _Reader:
+    """Reads the rows of one data set; all must have the format and shape of the first."""
+
+    def __init__(
+        self, spec: object, format: DataFormat, kind: Kind, columns: Mapping[str, str], labels: Labels
+    ) -> None:
+        self._spec, self._format, self._kind, self._columns, self.labels = spec, format, kind, columns, labels
+        self._notes = ReadNotes()
+        self._first: tuple[str, DataFormat, Shape] | None = None
+
+    def read(self, bad: BadRows) -> ReadResult:
+        records: list[Record] = []
+        ties: list[int] = []
+        unreadable: list[int] = []
+
+        def leave_out(place: str, found: str, kind: str = UNREADABLE) -> None:
+            unreadable.append(len(records) + len(ties) + len(unreadable))
+            bad.add(place, found, kind=kind)
+
+        unseen = dict(self._columns)
+        for row, source in iter_rows(self._spec, leave_out):
+            unseen = {name: other for name, other in unseen.items() if name not in row and other not in row}
+            try:
+                found = _read_row(row, source, self._format, self._kind, self._columns, self._notes)
+            except RowError as error:
+                leave_out(source, f"{error}{self._read_as()}")
+                continue
+            if found is None:
+                ties.append(len(records) + len(ties) + len(unreadable))
+                continue
+            record, row_format, shape = found
+            self._first = self._first or (source, row_format, shape)
+            if (row_format, shape) != self._first[1:]:
+                leave_out(source, self._tell_other_shape(row_format, shape), OTHER_SHAPE)
+                continue
+            if shape.fields in LABELLED:
+                self.labels.add(row, source)
+            records.append(record)
+        for name, other in unseen.items():
+            absent = f"no row has a column '{show_name(other)}' to be read as '{name}'"
+            logger.warning("data.columns: %s: %s", self._spec, absent)
+        bad.num_rows += len(records) + len(ties) + len(unreadable)
+        return self._finish(records, ties, unreadable, bad)
+
+    def _finish(self, records: list[Record], ties: list[int], unreadable: list[int], bad: BadRows) -> ReadResult:
+        notes = self._notes
+        if self._first is not None and self._first[2] == IMPLICIT_TEXT:
+            records, implicit = agree_on_prompts(records)
+            notes = replace(notes, **vars(implicit))
+        notes.num_ties_skipped = len(ties)
+        notes.num_rows = len(records) + len(ties) + len(unreadable)
+        notes.num_unreadable_skipped = bad.num_skipped(UNREADABLE)
+        notes.first_unreadable = bad.first_skipped(UNREADABLE)
+        notes.num_other_shape_skipped = bad.num_skipped(OTHER_SHAPE)
+        notes.ignored_columns = {show_name(name): count for name, count in sorted(notes.ignored_columns.items())}
+        return ReadResult(records, notes, ties, unreadable)
+
+    def _read_as(self) -> str:
+        if self._first is None or self._format is not DataFormat.auto:
+            return ""
+        return f" (The rows before: {self._first[2]}.)"
+
+    def _tell_other_shape(self, format: DataFormat, shape: Shape) -> str:
+        assert self._first is not None, "it differs from the first"
+        source, first_format, first_shape = self._first
+        return (
+            f"this row is {format.name} with {shape}, but {source} is {first_format.name} with {first_shape}. "
+            "All rows of a data set must have one format: convert or drop the others."
+        )
 
 
 def _read_row(

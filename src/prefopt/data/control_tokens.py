@@ -9,6 +9,7 @@ from prefopt.config.choices import OnControlToken
 from prefopt.config.schema import DataConfig
 from prefopt.data.bad_rows import BadRows, require_usable
 from prefopt.data.records import Record, message_fields
+from prefopt.data.table import Table
 from prefopt.process.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class ControlTokens:
 class Treated(NamedTuple):
     """Records whose control tokens were kept or stripped, and how many had one."""
 
-    records: list[Any]
+    records: Sequence[Any]
     num_rows: int
     """Records with a control token."""
     first: str
@@ -70,24 +71,22 @@ def treat_control_tokens(
     """
     told = BadRows("data.train", DataConfig(train="", on_control_token=setting)) if bad is None else bad
     control = ControlTokens(tokenizer)
-    treated: list[Record] = []
-    num_found, first = 0, ""
+    first, num_rows = "", 0
     for record in records:
         token = next(filter(None, map(control.find, _texts(_rendered(record).values()))), None)
         if token is None:
-            treated.append(record)
             continue
-        num_found += 1
         first = first or f"{record.source}: {token}"
+        num_rows += 1
         if setting is OnControlToken.refuse:
             where = "stands in a message or a tool, where the model takes it for the beginning or the end of a turn"
             remedy = "Remove it, or set data.on_control_token=strip or keep."
             told.add(record.source, f"{token} {where}", switch="on_control_token", remedy=remedy)
-        else:
-            treated.append(_strip(record, control) if setting is OnControlToken.strip else record)
     if bad is None:
         require_usable(told)
-    return Treated(treated, num_found, first)
+    if num_rows and setting is OnControlToken.strip:
+        records = Table.of(_strip(record, control) for record in records)
+    return Treated(records, num_rows, first)
 
 
 def _rendered(record: Record) -> dict[str, Any]:

@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+import marshal
 from collections.abc import Sequence
+
+import numpy as np
 
 from prefopt.data.bad_rows import BadRows
 from prefopt.data.messages import Content, Message
 from prefopt.data.reading import ReadNotes
-from prefopt.data.records import PreferencePair, Record
+from prefopt.data.records import NOT_CONTENT, PreferencePair, Record
+from prefopt.data.table import Table
 
 
-def drop_defects(records: Sequence[Record], bad: BadRows, notes: ReadNotes) -> list[Record]:
+def drop_defects(records: Sequence[Record], bad: BadRows, notes: ReadNotes) -> Table[Record]:
     """Returns the records without empty and identical ones, and counts these and the duplicates in `notes`.
 
     Duplicates are kept. A pair with two empty completions counts as empty, not as identical.
@@ -20,18 +24,23 @@ def drop_defects(records: Sequence[Record], bad: BadRows, notes: ReadNotes) -> l
         bad: Gets the empty and identical ones.
         notes: The counts of the split.
     """
-    kept = []
-    for record in records:
+    table = Table.of(records)
+    is_kept = np.ones(len(table), dtype=bool)
+    keys: set[bytes] = set()
+    for row, record in enumerate(table):
         if is_empty(record):
             bad.add(record.source, "this row has an empty completion", switch="on_empty", remedy=_remedy("on_empty"))
+            is_kept[row] = False
         elif is_identical(record):
             equal = "this row has 'rejected' equal to 'chosen'"
             bad.add(record.source, equal, switch="on_identical", remedy=_remedy("on_identical"))
+            is_kept[row] = False
         else:
-            kept.append(record)
+            keys.add(record_key(record))
+    kept = table.select(is_kept)
     notes.num_empty_skipped = bad.num_skipped("on_empty")
     notes.num_identical_skipped = bad.num_skipped("on_identical")
-    notes.num_duplicates = len(kept) - len({record_key(record) for record in kept})
+    notes.num_duplicates = len(kept) - len(keys)
     return kept
 
 
@@ -55,9 +64,29 @@ def is_identical(record: Record) -> bool:
 
 
 def record_key(record: Record) -> bytes:
-    """Returns a digest (SHA-256) of all fields but `source`: equal records have equal digests."""
-    fields = [getattr(record, name) for name in record.__slots__ if name != "source"]
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).digest()
+    """Returns a digest (128 bits of SHA-256) of what a model could see of a record: equal ones have equal digests."""
+    fields = [getattr(record, name) for name in record.__slots__ if name not in NOT_CONTENT]
+    try:
+        packed = marshal.dumps([*map(_in_one_order, fields)], 2)
+    except _OtherKeysError:
+        packed = json.dumps(fields, sort_keys=True, default=str).encode()
+    return hashlib.sha256(packed).digest()[:16]
+
+
+class _OtherKeysError(Exception):
+    pass
+
+
+def _in_one_order(value: object) -> object:
+    """Returns a field without its order of keys, if its only objects are messages of role and content."""
+    if value is None or isinstance(value, str) or not value:
+        return value
+    if not isinstance(value, list) or any(type(item) is not dict or len(item) != 2 for item in value):
+        raise _OtherKeysError
+    try:
+        return [(item["role"], item["content"]) for item in value]
+    except KeyError:
+        raise _OtherKeysError from None
 
 
 def _is_blank(content: Content) -> bool:

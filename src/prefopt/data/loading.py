@@ -1,10 +1,13 @@
 """Loads the data of a run: from the configuration to records, and from records to token ids."""
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import LossOn, OnControlToken
@@ -16,9 +19,11 @@ from prefopt.data.defects import drop_defects
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import Labels
 from prefopt.data.notes import DataNotes, SplitName
+from prefopt.data.pairing import PairRule
 from prefopt.data.reading import ReadNotes, ReadResult, drop_unwanted, read_records
 from prefopt.data.records import Record
-from prefopt.data.split import find_overlap, split_by_prompt
+from prefopt.data.split import find_overlap, find_overlapping_rows, split_by_prompt
+from prefopt.data.table import Table, TableWriter
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
 from prefopt.data.values import RowError
 from prefopt.process.errors import UserError
@@ -35,8 +40,8 @@ class Splits:
     """The training records and the held-out records; no prompt is in both."""
 
     kind: Kind
-    train: list[Record]
-    held_out: list[Record] | None
+    train: Sequence[Record]
+    held_out: Sequence[Record] | None
     """None if nothing is held out: `data.held_out` unset and `data.held_out_fraction` 0."""
     notes: DataNotes
 
@@ -70,7 +75,7 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object =
         specs["held_out"] = config.held_out
     bad = {split: BadRows(f"data.{split}", config) for split in specs}
     read = _read(specs, bad, config, kind, notes, labels)
-    held_out: list[Record] | None = None
+    held_out: Table[Record] | None = None
     train = read["train"]
     if "held_out" in read:
         train, held_out = _agree_on_prompts((train, notes.read["train"]), (read["held_out"], notes.read["held_out"]))
@@ -83,7 +88,7 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object =
         train, held_out = _set_apart(train, config, seed)
     if measured is not None:
         trained = {record.source for record in train}
-        plain = [record for record in plain if record.source in trained]
+        plain = plain.select(np.fromiter((record.source in trained for record in plain), bool, len(plain)))
         held_out = _read_apart(measured, plain, "data.held_out", config, kind, notes, "held_out", labels)
     _require_records(train, held_out, notes)
     return Splits(kind=kind, train=train, held_out=held_out, notes=notes)
@@ -130,7 +135,10 @@ def read_record(config: DataConfig, *, kind: Kind, row: int) -> Record:
     for places, what in ((ties, "is a tie"), (unreadable, "cannot be read (data.on_bad=skip)")):
         if row in places:
             raise UserError(f"--row {row}: this row {what}, so training leaves it out. Show another.")
-    record = records[row - sum(place < row for place in (*ties, *unreadable))]
+    at = bisect_left(read["train"].numbers, row)
+    if read["train"].numbers[at : at + 1] != [row]:
+        raise UserError(f"--row {row}: no pair is complete with this row, so training leaves it out. Show another.")
+    record = records[at]
     try:
         return Chats.of(config).make(record)
     except RowError as error:
@@ -173,7 +181,7 @@ def _read(
     kind: Kind,
     notes: DataNotes,
     labels: Labels,
-) -> dict[SplitName, list[Record]]:
+) -> dict[SplitName, Table[Record]]:
     """Returns the records of each split from which something can be learned; `bad` gets the other rows."""
     results = {split: _read_records(spec, bad[split], config, kind, labels) for split, spec in specs.items()}
     records = {}
@@ -185,31 +193,42 @@ def _read(
 
 
 def _read_records(spec: object, bad: BadRows, config: DataConfig, kind: Kind, labels: Labels) -> ReadResult:
-    return read_records(spec, format=config.format, kind=kind, columns=config.columns, labels=labels, bad=bad)
+    return read_records(
+        spec,
+        format=config.format,
+        kind=kind,
+        columns=config.columns,
+        labels=labels,
+        pairs=PairRule.of(config),
+        bad=bad,
+    )
 
 
 def _as_chats(
-    records: list[Record], bad: BadRows, config: DataConfig, notes: DataNotes, split: SplitName
-) -> list[Record]:
+    records: Table[Record], bad: BadRows, config: DataConfig, notes: DataNotes, split: SplitName
+) -> Table[Record]:
     """Returns the records as the chats that the settings ask for; implicit prompts must have been found before."""
     chats = Chats.of(config)
-    made: list[Record] = []
+    if not chats.are_made and chats.system is None:
+        return records
+    writer = TableWriter[Record]()
     read = notes.read[split]
     for record in records:
         try:
-            chat = chats.make(record)
+            chat = to_chat(record) if chats.are_made else record
+            made = chats.make(chat)
         except RowError as error:
             bad.add(record.source, str(error), kind=UNREADABLE)
             continue
-        made.append(chat)
-        read.num_as_chat += chats.are_made and to_chat(record) is not record
+        read.num_as_chat += chat is not record
         if chats.system is not None:
-            read.num_own_system += chat is record
-            read.num_given_system += chat is not record
-    if chats.are_made and made and not read.num_as_chat:
+            read.num_given_system += made is not chat
+            read.num_own_system += made is chat
+        writer.append(made)
+    if chats.are_made and len(writer) and not read.num_as_chat:
         logger.warning("data.as_chat=true changes nothing: the rows of data.%s are messages already", split)
     read.num_unreadable_skipped, read.first_unreadable = bad.num_skipped(UNREADABLE), bad.first_skipped(UNREADABLE)
-    return made
+    return writer.table()
 
 
 def _read_apart(
@@ -221,7 +240,7 @@ def _read_apart(
     notes: DataNotes,
     split: SplitName,
     labels: Labels,
-) -> list[Record]:
+) -> Table[Record]:
     """Returns evaluation records ready to be tokenised, and checks that none has a prompt of the training records.
 
     Args:
@@ -236,10 +255,10 @@ def _read_apart(
     bad = BadRows(setting, config)
     measured = _read({split: spec}, {split: bad}, config, kind, notes, labels)[split]
     training = replace(notes.read["train"]) if split != "train" else None  # a copy, since its counts must not change
-    measured, agreed = _agree_on_prompts((measured, notes.read[split]), (list(trained), training))
+    measured, agreed = _agree_on_prompts((measured, notes.read[split]), (Table.of(trained), training))
     measured = _as_chats(measured, bad, config, notes, split)
     require_usable(bad)
-    overlap = find_overlap([*map(Chats.of(config).make, agreed)], measured)
+    overlap = find_overlap(Table.of(map(Chats.of(config).make, agreed)), measured)
     if overlap:
         first = overlap[0]
         raise UserError(
@@ -249,28 +268,33 @@ def _read_apart(
     return measured
 
 
-def _agree_on_prompts(*sides: tuple[list[Record], ReadNotes | None]) -> list[list[Record]]:
-    """Applies `agree_on_prompts` to several lists of records together, and adds its counts to their notes.
+def _agree_on_prompts(*sides: tuple[Table[Record], ReadNotes | None]) -> list[Table[Record]]:
+    """Applies `agree_on_prompts` to several tables of records together, and adds its counts to their notes.
 
-    It changes only lists with prompts that were cut at the end of a word (`num_word_prompts` in their notes). The
-    other lists, and those without notes, have a prompt column; their prompts are kept.
+    It changes only tables with prompts that were cut at the end of a word (`num_word_prompts` in their notes). The
+    other tables, and those without notes, have a prompt column; their prompts are kept.
     """
     cut = [notes is not None and notes.num_word_prompts > 0 for _, notes in sides]
     if not any(cut):
         return [records for records, _ in sides]
     pairs = [record for (records, _), is_cut in zip(sides, cut, strict=True) if is_cut for record in records]
-    others = [record for (records, _), is_cut in zip(sides, cut, strict=True) if not is_cut for record in records]
+    others = (record for (records, _), is_cut in zip(sides, cut, strict=True) if not is_cut for record in records)
     given = [question for record in others if (question := _question(record))]
     agreed, found = agree_on_prompts(pairs, given)
-    news = iter(agreed)
     results = []
+    start = 0
     for (records, notes), is_cut in zip(sides, cut, strict=True):
-        results.append([next(news) for _ in records] if is_cut else records)
-        if is_cut and notes is not None:
-            notes.num_shortened_prompts += sum(new is not old for new, old in zip(results[-1], records, strict=True))
-            notes.num_crowded_prompts = found.num_crowded_prompts
-            notes.crowded_prompt = found.crowded_prompt
-            found.num_crowded_prompts = 0  # the count is of all lists together, so only one reports it
+        if not is_cut or notes is None:
+            results.append(records)
+            continue
+        end = start + len(records)
+        results.append(Table.of(agreed[start:end]))
+        both = zip(agreed[start:end], pairs[start:end], strict=True)
+        notes.num_shortened_prompts += sum(new is not old for new, old in both)
+        notes.num_crowded_prompts = found.num_crowded_prompts
+        notes.crowded_prompt = found.crowded_prompt
+        found.num_crowded_prompts = 0  # the count is of all tables together, so only one reports it
+        start = end
     return results
 
 
@@ -282,7 +306,7 @@ def _question(record: Record) -> str:
     return prompt or ""
 
 
-def _set_apart(records: list[Record], config: DataConfig, seed: int) -> tuple[list[Record], list[Record]]:
+def _set_apart(records: Table[Record], config: DataConfig, seed: int) -> tuple[Table[Record], Table[Record]]:
     train, held_out = split_by_prompt(records, fraction=config.held_out_fraction, seed=seed)
     if held_out and not train:
         same = "there is one row" if len(records) == 1 else f"all {len(records)} rows have the same prompt"
@@ -295,22 +319,26 @@ def _set_apart(records: list[Record], config: DataConfig, seed: int) -> tuple[li
 
 
 def _without_overlap(
-    train: list[Record], held_out: Sequence[Record], bad: BadRows, config: DataConfig, notes: DataNotes
-) -> list[Record]:
-    overlap = find_overlap(train, held_out)
-    if overlap and len(overlap) == len(train):
-        first = overlap[0]
+    train: Table[Record], held_out: Table[Record], bad: BadRows, config: DataConfig, notes: DataNotes
+) -> Table[Record]:
+    overlap = find_overlapping_rows(train, held_out)
+    if not overlap:
+        return train
+    first, other = overlap[0]
+    places = train[first].source, held_out[other].source
+    if len(overlap) == len(train):
         raise UserError(
-            f"data.held_out: has the prompts of all {len(train)} training rows (first {first.train.source} in "
-            f"{first.held_out.source}): this is the same data. Leave data.held_out out, and a share of "
+            f"data.held_out: has the prompts of all {len(train)} training rows (first {places[0]} in "
+            f"{places[1]}): this is the same data. Leave data.held_out out, and a share of "
             f"{config.held_out_fraction:g} of the prompts is set apart."
         )
-    for record, same in overlap:
-        found = f"this training row has the same prompt as the held-out row {same.source}"
-        bad.add(record.source, found, switch="on_overlap", remedy="Remove them, or set data.on_overlap=skip.")
+    for row, same in overlap:
+        found = f"this training row has the same prompt as the held-out row {held_out[same].source}"
+        bad.add(train[row].source, found, switch="on_overlap", remedy="Remove them, or set data.on_overlap=skip.")
     notes.num_overlap_skipped = bad.num_skipped("on_overlap")
-    skipped = {id(record) for record, _ in overlap}
-    return [record for record in train if id(record) not in skipped]
+    is_kept = np.ones(len(train), dtype=bool)
+    is_kept[[row for row, _ in overlap]] = False
+    return train.select(is_kept)
 
 
 def _require_records(train: Sequence[Record], held_out: Sequence[Record] | None, notes: DataNotes) -> None:

@@ -8,7 +8,7 @@ completion has turns of users or tools, which TRL trains and prefopt does not.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
 from prefopt.config.schema import DataConfig
@@ -19,13 +19,13 @@ from prefopt.data.encoding import (
     IGNORED_LABEL,
     AnyRecord,
     Gate,
-    IdTable,
     SpecialTokens,
     TokenizeNotes,
     chunks,
     encode_parts,
     split_prompt,
 )
+from prefopt.data.id_table import Column, IdTable
 from prefopt.data.messages import UNTRAINED, is_trained, trained_turns
 from prefopt.data.ragged import CONTEXT_COLUMNS
 from prefopt.data.records import PreferencePair, Record, SFTExample, message_fields
@@ -101,11 +101,12 @@ def tokenize_pairs(
         return list(zip(encode_parts(tokenizer, special.eos, parts, chunk, notes), turns, strict=True))
 
     for chunk in chunks(pairs, kind=lambda pair: isinstance(pair.prompt, list)):
+        rows: list[tuple[Any, ...]] = []
         for pair, (sequences, turns) in _encode_each(chunk, encode, gate.bad, notes):
             row = _pair_row(pair, sequences, turns, gate, notes)
             if row is not None:
-                table.add(row[: 3 + len(context_columns)], pair.source)
-        table.flush()
+                rows.append((*row[: 3 + len(context_columns)], pair.source))
+        table.add(_to_columns(rows))
     return _finish(table, notes, gate.bad, is_told=bad is None)
 
 
@@ -157,11 +158,12 @@ def tokenize_sft(
         return encode_examples(tokenizer, special, chunk, loss_on, notes)
 
     for chunk in chunks(examples, kind=lambda example: type(example.prompt)):
+        rows: list[tuple[Any, ...]] = []
         for example, ids in _encode_each(chunk, encode, gate.bad, notes):
             row = _example_row(example, ids, loss_on, gate, notes)
             if row is not None:
-                table.add(row, example.source)
-        table.flush()
+                rows.append((*row, example.source))
+        table.add(_to_columns(rows))
     return _finish(table, notes, gate.bad, is_told=bad is None)
 
 
@@ -192,6 +194,14 @@ def _finish(table: IdTable, notes: TokenizeNotes, bad: BadRows, *, is_told: bool
         require_usable(bad)
     notes.num_kept = table.num_rows
     return Tokenized(table.to_dataset(), notes)
+
+
+def _to_columns(rows: Sequence[tuple[Any, ...]]) -> list[Column]:
+    """Returns the columns of a chunk's rows, of which the last value is the place."""
+    if not rows:
+        return []
+    *ids, sources = zip(*rows, strict=True)
+    return [*map(Column.of_ids, ids), Column.of_texts(sources)]
 
 
 def _count_plain(tokenizer: "PreTrainedTokenizerBase", records: Sequence[Record]) -> int:

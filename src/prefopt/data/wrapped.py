@@ -1,16 +1,19 @@
-"""JSON files of other shapes than a row a line or a list of rows: objects over several lines, and lists in an object."""
+"""JSON files of other shapes than a row a line or a list of rows: objects over several lines, lists in an object."""
 
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any
 
+from prefopt.config.schema import COLUMNS
 from prefopt.data.cells import CELLS
+from prefopt.data.formats.format import PASSED_ON
 from prefopt.data.strict_json import JSONError, parse, parse_values
 
 MAX_BYTES = 2**28
 """Largest file that is read whole because its first line is no whole object; a larger one is read line by line."""
 WRAPPERS = frozenset(("data", "rows", "train", "examples", "instances", "items", "records", "samples", "pairs"))
 """Keys of lists of rows that may have other keys beside them, such as a version."""
+READ = CELLS.union(COLUMNS, PASSED_ON)
+"""Keys of rows: an object with one of them is a row itself."""
 SPEAKERS = ("role", "from")
 """Keys of a message: a list of messages is no list of rows."""
 
@@ -25,39 +28,49 @@ def read_wrapped(lines: Iterator[str], num_bytes: int) -> list[Any] | None:
     first = next((line for line in lines if not line.isspace()), "")
     if not first.lstrip().startswith("{"):
         return None
-    if not _is_whole(first):
-        return _parse_all(chain([first], lines)) if num_bytes <= MAX_BYTES else None
+    if _is_beginning(first):
+        values = _parse_all("".join([first, *lines])) if num_bytes <= MAX_BYTES else None
+        return find_rows(values[0]) or values if values is not None and len(values) == 1 else values
     if any(not line.isspace() for line in lines):
         return None
-    return find_rows(parse(first))
+    values = _parse_all(first)
+    return None if values is None else find_rows(values[0])
 
 
-def _is_whole(line: str) -> bool:
-    """Returns whether a line is JSON; damaged JSON that does not end too early counts as such."""
+def _is_beginning(line: str) -> bool:
+    """Returns whether a line is the beginning of a JSON text, and no whole one."""
     try:
         parse(line)
     except JSONError as error:
-        return not (error.is_syntax and error.is_early_end)
-    return True
+        return error.is_at_end
+    return False
 
 
-def _parse_all(lines: Iterator[str]) -> list[Any] | None:
+def _parse_all(text: str) -> list[Any] | None:
     try:
-        values = [*parse_values("".join(lines))]
+        return [*parse_values(text)]
     except JSONError:
         return None
-    return find_rows(values[0]) or values if len(values) == 1 else values
 
 
 def find_rows(value: object) -> list[Any] | None:
     """Returns the list of rows in an object that is none itself, such as `{"data": [...]}`; None if it has none."""
-    if not isinstance(value, dict) or not CELLS.isdisjoint(value):
+    if not isinstance(value, dict) or not READ.isdisjoint(value):
         return None
     found = [key for key, item in value.items() if _are_rows(item)]
     if len(found) != 1 or (len(value) > 1 and found[0] not in WRAPPERS):
         return None
     rows: list[Any] = value[found[0]]
     return rows
+
+
+def flatten(item: object) -> list[Any]:
+    """Returns the rows that an item of a list of rows stands for: itself, a conversation, or the rows of a list."""
+    if not isinstance(item, list) or not item or not all(isinstance(each, dict) for each in item):
+        return [item]
+    if _are_rows(item):
+        return item
+    return [{"conversations" if "from" in item[0] else "messages": item}]
 
 
 def _are_rows(value: object) -> bool:

@@ -69,8 +69,8 @@ def test_rows_that_would_lose_something_are_all_named_with_their_reason_and_noth
     assert reasons == [
         f"  5 rows ({places}): Fireworks asks: one question of the user. Found 3 messages before the answer. Drop the "
         "row.",
-        f"  {path}:13: Fireworks asks: no tools. Found tools, or calls of them. Drop the row: without them, its answers "
-        "say something else.",
+        f"  {path}:13: Fireworks asks: no tools. Found tools, or calls of them. Drop the row: without them, its "
+        "answers say something else.",
     ]
     assert sorted(each.name for each in tmp_path.iterdir()) == ["bad.jsonl", "pairs.jsonl"]
 
@@ -93,17 +93,15 @@ def test_plain_text_is_written_as_chats_by_the_remedy_that_its_refusal_names(tmp
     assert read(tmp_path / "kto.jsonl")[0].prompt == "p0"
 
 
-def test_demonstrations_are_converted_with_algorithm_sft_and_kinds_are_not_mixed_up(
-    tmp_path: Path, pairs: Path
-) -> None:
+def test_demonstrations_are_converted_and_kinds_of_rows_are_not_mixed_up(tmp_path: Path, pairs: Path) -> None:
     chats = [{"messages": [turn("user", f"q{n}"), turn("assistant", "a")]} for n in range(40)]
     path = write(tmp_path / "chats.jsonl", *chats)
     output = tmp_path / "out.jsonl"
     convert([str(path), "--to", "anthropic", "--output", str(output), "algorithm=sft"])
     assert [record.messages for record in read(output, "sft")] == [chat["messages"] for chat in chats]
-    with pytest.raises(UserError, match="takes demonstrations, not pairs. Set algorithm=sft"):
+    with pytest.raises(UserError, match=r"takes demonstrations, not pairs. Set algorithm=sft"):
         convert([str(pairs), "--to", "anthropic", "--output", str(output), "--overwrite"])
-    with pytest.raises(UserError, match="takes pairs, not demonstrations. Set algorithm=dpo"):
+    with pytest.raises(UserError, match=r"takes pairs, not demonstrations. Set algorithm=dpo"):
         convert([str(path), "--to", "kto", "--output", str(output), "--overwrite", "algorithm=sft"])
 
 
@@ -123,10 +121,10 @@ def test_a_file_that_exists_is_replaced_only_when_asked_and_never_by_half(pairs:
     output = tmp_path / "out.jsonl"
     output.write_text("mine\n")
     command = [str(pairs), "--to", "swift", "--output", str(output)]
-    with pytest.raises(UserError, match="exists already. Give another name, or add --overwrite"):
+    with pytest.raises(UserError, match=r"exists already. Give another name, or add --overwrite"):
         convert(command)
+    bad = write(tmp_path / "bad.jsonl", pair(0), pair(1, prompt=[{**turn("user", "a"), "mood": "x"}]))
     with pytest.raises(UserError, match="'mood' of 'message 0'"):
-        bad = write(tmp_path / "bad.jsonl", pair(0), pair(1, prompt=[{**turn("user", "a"), "mood": "x"}]))
         convert([str(bad), *command[1:], "--overwrite"])
     assert output.read_text() == "mine\n"
     convert([*command, "--overwrite"])

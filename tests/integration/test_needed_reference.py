@@ -1,0 +1,64 @@
+"""A run that sees few of many pairs computes few reference log-probs; the oracle is a run with all of them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from prefopt.prepare import main as prepare
+from prefopt.train import main as train
+from tests.conftest import STUDY, read_rows, write_rows
+from tests.integration.test_resume import deterministic, report_without_times, weights_equal
+
+NUM_PAIRS, NUM_HELD_OUT, NUM_MEASURED = 90, 7, 3
+
+
+@pytest.fixture
+def settings(overrides, tmp_path) -> list[str]:
+    """Overrides of a run of a few steps of four pairs, of 90."""
+    rows = write_rows(tmp_path / "many.jsonl", read_rows(STUDY / "train.jsonl", NUM_PAIRS))
+    measured = [f"evaluation.max_train_examples={NUM_MEASURED}", "evaluation.batch_size=3", "trainer.eval_every=2"]
+    fewer = ["evaluation.neutral_texts=null", "evaluation.num_samples=0", "trainer.save_every=1"]
+    return [*overrides, f"data.train={rows}", *measured, *fewer]
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def check_equal(run: Path, expected: Path) -> None:
+    assert deterministic(run) == deterministic(expected)
+    assert weights_equal(run / "model", expected / "model")
+    assert report_without_times(run) == report_without_times(expected)
+
+
+def test_a_smoke_run_and_its_continuation_equal_those_that_find_everything(settings, tmp_path, monkeypatch, capsys):
+    smoke, oracle = tmp_path / "runs" / "smoke", tmp_path / "runs" / "oracle"
+    short, longer = ([*settings, f"trainer.max_steps={steps}"] for steps in (2, 4))
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "whole"))
+    prepare([*short, "run.name=oracle"])
+    assert read(oracle / "work.json")["reference"]["num_computed"] == NUM_PAIRS + NUM_HELD_OUT
+    train([*short, "run.name=oracle"])
+    assert not re.search("[1-9] computed", capsys.readouterr().out.partition("prepared:")[2])
+
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "parts"))
+    train([*short, "run.name=smoke"])
+    said = capsys.readouterr().out
+    check_equal(smoke, oracle)
+    needed = read(smoke / "provenance.json")["reference"]
+    num_needed = needed["train"].pop("num_needed")
+    assert 8 <= num_needed <= 8 + NUM_MEASURED
+    assert needed == {"train": {"num_rows": NUM_PAIRS}, "eval": {"num_needed": NUM_HELD_OUT, "num_rows": NUM_HELD_OUT}}
+    assert f"reference: train: this run needs {num_needed} of {NUM_PAIRS} rows; 0 of {num_needed} pairs from" in said
+    assert read(smoke / "work.json")["reference"]["num_computed"] <= 3 * num_needed + NUM_HELD_OUT
+
+    train([*longer, "run.name=smoke"])
+    more, num_stored = re.findall(
+        f"this run needs ([0-9]+) of {NUM_PAIRS} rows; ([0-9]+) of", capsys.readouterr().out
+    )[0]
+    assert num_needed < int(more) <= num_needed + 8
+    assert int(num_stored) >= num_needed
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "whole"))
+    train([*longer, "run.name=oracle"])
+    check_equal(smoke, oracle)

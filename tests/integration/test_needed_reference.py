@@ -33,17 +33,16 @@ def check_equal(run: Path, expected: Path) -> None:
     assert report_without_times(run) == report_without_times(expected)
 
 
-def test_a_smoke_run_and_its_continuation_equal_those_that_find_everything(settings, tmp_path, monkeypatch, capsys):
+def test_a_smoke_run_equals_one_that_finds_everything(settings, tmp_path, monkeypatch, capsys):
     smoke, oracle = tmp_path / "runs" / "smoke", tmp_path / "runs" / "oracle"
-    short, longer = ([*settings, f"trainer.max_steps={steps}"] for steps in (2, 4))
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "whole"))
-    prepare([*short, "run.name=oracle"])
+    prepare([*settings, "trainer.max_steps=2", "run.name=oracle"])
     assert read(oracle / "work.json")["reference"]["num_computed"] == NUM_PAIRS + NUM_HELD_OUT
-    train([*short, "run.name=oracle"])
-    assert not re.search("[1-9] computed", capsys.readouterr().out.partition("prepared:")[2])
+    train([*settings, "trainer.max_steps=2", "run.name=oracle"])
+    assert not re.search("[1-9][0-9]* computed", capsys.readouterr().out.partition("prepared:")[2])
 
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "parts"))
-    train([*short, "run.name=smoke"])
+    train([*settings, "trainer.max_steps=2", "run.name=smoke"])
     said = capsys.readouterr().out
     check_equal(smoke, oracle)
     needed = read(smoke / "provenance.json")["reference"]
@@ -53,12 +52,20 @@ def test_a_smoke_run_and_its_continuation_equal_those_that_find_everything(setti
     assert f"reference: train: this run needs {num_needed} of {NUM_PAIRS} rows; 0 of {num_needed} pairs from" in said
     assert read(smoke / "work.json")["reference"]["num_computed"] <= 3 * num_needed + NUM_HELD_OUT
 
-    train([*longer, "run.name=smoke"])
-    more, num_stored = re.findall(
-        f"this run needs ([0-9]+) of {NUM_PAIRS} rows; ([0-9]+) of", capsys.readouterr().out
-    )[0]
-    assert num_needed < int(more) <= num_needed + 8
-    assert int(num_stored) >= num_needed
-    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "whole"))
-    train([*longer, "run.name=oracle"])
-    check_equal(smoke, oracle)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [[], ["trainer.tokens_per_device=800"], ["trainer.batch_order=length_grouped"]])
+def test_a_run_that_is_made_longer_computes_the_rest_and_equals_one_that_finds_everything(
+    settings, tmp_path, monkeypatch, capsys, how
+):
+    for name, is_prepared in (("oracle", True), ("parts", False)):
+        monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / name))
+        argv = [*settings, *how, f"run.name={name}"]
+        if is_prepared:
+            prepare([*argv, "trainer.max_steps=1"])
+        for num_steps in (2, 4):
+            capsys.readouterr()
+            train([*argv, f"trainer.max_steps={num_steps}"])
+    num_needed, num_stored = map(int, re.findall("needs ([0-9]+) of .* rows; ([0-9]+) of", capsys.readouterr().out)[0])
+    assert 0 < num_stored < num_needed < NUM_PAIRS
+    check_equal(tmp_path / "runs" / "parts", tmp_path / "runs" / "oracle")

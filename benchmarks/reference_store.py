@@ -38,7 +38,8 @@ def build_table(folder: Path, num_pairs: int) -> PairTable:
         if not path.exists():
             rng = np.random.default_rng(len(sides))
             rng.integers(0, 2**17, num_pairs * length, dtype=np.int32).tofile(path)
-        sides.append(Ragged(np.memmap(path, np.int32, "r"), np.arange(num_pairs + 1) * length))
+        ids = np.memmap(path, np.int32, "r").view(np.ndarray)  # memmap's own slices are slow
+        sides.append(Ragged(ids, np.arange(num_pairs + 1) * length))
     return PairTable(*sides)
 
 

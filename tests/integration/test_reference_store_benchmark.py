@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from benchmarks import reference_store, results
 
 
+@pytest.mark.slow  # its processes load torch
 def test_a_quick_run_writes_memory_and_times_of_both_phases(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     reference_store.main(["--pairs", "3000", "--write"])

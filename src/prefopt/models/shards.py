@@ -106,10 +106,10 @@ def keys_of(table: PairTable, rows: Rows) -> Keys:
     for row in rows.tolist():
         ids = table.prompt[row]
         prompt = hashlib.sha256(len(ids).to_bytes(8, "little"))
-        prompt.update(memoryview(ids))
+        prompt.update(ids.data)
         for completions in (table.chosen, table.rejected):
             digest = prompt.copy()
-            digest.update(memoryview(completions[row]))
+            digest.update(completions[row].data)
             end += KEY_BYTES
             found[end - KEY_BYTES : end] = digest.digest()[:KEY_BYTES]
     return np.frombuffer(found, np.uint8).reshape(len(rows), 2, KEY_BYTES)

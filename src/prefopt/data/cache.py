@@ -56,6 +56,8 @@ READING_SETTINGS = frozenset(
         "held_out_fraction",
         "format",
         "columns",
+        "pairs",
+        "min_margin",
         "as_chat",
         "system",
         "on_identical",

@@ -10,7 +10,7 @@ import numpy as np
 from prefopt.config.choices import OnBadRow
 from prefopt.data.messages import Content, Message
 from prefopt.data.reading import ReadNotes
-from prefopt.data.records import PreferencePair, Record
+from prefopt.data.records import NOT_CONTENT, PreferencePair, Record
 from prefopt.data.table import Table
 from prefopt.process.errors import UserError
 
@@ -74,8 +74,8 @@ def is_identical(record: Record) -> bool:
 
 
 def record_key(record: Record) -> bytes:
-    """Returns a digest (128 bits of SHA-256) of all fields but `source`: equal records have equal digests."""
-    fields = [getattr(record, name) for name in record.__slots__ if name != "source"]
+    """Returns a digest (128 bits of SHA-256) of what a model could see of a record: equal ones have equal digests."""
+    fields = [getattr(record, name) for name in record.__slots__ if name not in NOT_CONTENT]
     try:
         packed = marshal.dumps([*map(_in_one_order, fields)], 2)
     except _OtherKeysError:

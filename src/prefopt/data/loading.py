@@ -1,6 +1,7 @@
 """Loads the data of a run: from the configuration to records, and from records to token ids."""
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,8 @@ from prefopt.data.defects import drop_defects
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import Labels
 from prefopt.data.notes import DataNotes, SplitName
-from prefopt.data.reading import ReadNotes, read_records
+from prefopt.data.pairing import PairRule
+from prefopt.data.reading import ReadNotes, ReadResult, read_records
 from prefopt.data.records import Record
 from prefopt.data.split import find_overlap, find_overlapping_rows, split_by_prompt
 from prefopt.data.table import Table, TableWriter
@@ -115,17 +117,20 @@ def read_record(config: DataConfig, *, kind: Kind, row: int) -> Record:
         UserError: A row is invalid, or there are not so many.
     """
     labels = Labels()
-    read = read_records(config.train, format=config.format, kind=kind, columns=config.columns, labels=labels)
+    read = _read_records(config.train, config, kind, labels)
     records = read.records
     if config.held_out is not None:
-        other = read_records(config.held_out, format=config.format, kind=kind, columns=config.columns, labels=labels)
+        other = _read_records(config.held_out, config, kind, labels)
         records, _ = _agree_on_prompts((records, read.notes), (other.records, other.notes))
-    num_rows = len(records) + len(read.ties)
+    num_rows = read.notes.num_rows
     if not 0 <= row < num_rows:
         raise UserError(f"--row {row}: data.train has {num_rows} rows, so give a number from 0 to {num_rows - 1}.")
     if row in read.ties:
         raise UserError(f"--row {row}: this row is a tie, so training leaves it out. Show another.")
-    record = records[row - sum(tie < row for tie in read.ties)]
+    at = bisect_left(read.numbers, row)
+    if read.numbers[at : at + 1] != [row]:
+        raise UserError(f"--row {row}: no pair is complete with this row, so training leaves it out. Show another.")
+    record = records[at]
     return Chats.of(config).make(record)
 
 
@@ -150,10 +155,15 @@ def load_tokenized(
     return TokenizedSplits(kind=splits.kind, train=train, held_out=held_out, notes=splits.notes)
 
 
+def _read_records(spec: object, config: DataConfig, kind: Kind, labels: Labels) -> ReadResult:
+    pairs = PairRule.of(config)
+    return read_records(spec, format=config.format, kind=kind, columns=config.columns, labels=labels, pairs=pairs)
+
+
 def _read(
     spec: object, config: DataConfig, kind: Kind, notes: DataNotes, split: SplitName, labels: Labels
 ) -> Table[Record]:
-    result = read_records(spec, format=config.format, kind=kind, columns=config.columns, labels=labels)
+    result = _read_records(spec, config, kind, labels)
     notes.read[split] = result.notes
     return drop_defects(result.records, on_empty=config.on_empty, on_identical=config.on_identical, notes=result.notes)
 

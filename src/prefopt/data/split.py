@@ -96,6 +96,30 @@ def split_by_prompt(records: Sequence[Record], *, fraction: float, seed: int) ->
     return table.select(~is_held_out), table.select(is_held_out)
 
 
+def nested_subsets(records: Sequence[Record], shares: Sequence[float], *, seed: int) -> list[list[Record]]:
+    """Returns for each share the records of so many prompts, in the order of `records`.
+
+    A larger share has all prompts of a smaller one. As in a split, prompts that occur in the same conversation count
+    as one, and the choice depends on `seed` and the prompts alone.
+
+    Args:
+        records: The records to choose from.
+        shares: Shares of the prompts, in (0, 1]; of each, at least one prompt is chosen.
+        seed: Seed of the choice; it is independent of a split's with the same seed.
+    """
+    keys = _linked_prompts(records)
+    ranked = sorted(set(keys), key=lambda key: hashlib.sha256(f"subset {seed}:".encode() + key).digest())
+    ranks = {key: rank for rank, key in enumerate(ranked)}
+    counts = [max(round(share * len(ranked)), 1) for share in shares]
+    return [[record for record, key in zip(records, keys, strict=True) if ranks[key] < count] for count in counts]
+
+
+def number_prompts(records: Sequence[Record]) -> list[int]:
+    """Returns for each record the number of its prompt; those of prompts in the same conversation are equal."""
+    numbers: dict[bytes, int] = {}
+    return [numbers.setdefault(key, len(numbers)) for key in _linked_prompts(records)]
+
+
 def _linked_prompts(records: Sequence[Record]) -> list[bytes]:
     """Returns for each record a key of its group: records that share any digest of `prompt_keys` are in one group.
 

@@ -89,7 +89,7 @@ class Chunk:
 
     @cached_property
     def chosen(self) -> Texts:
-        """The answer that is trained: chosen of a pair; of a demonstration the completion, the last turn or the text."""
+        """The trained answer: chosen of a pair; of a demonstration the completion, the last turn or the text."""
         return Texts([as_text(_answer(record)) for record in self.records])
 
     @cached_property

@@ -69,9 +69,7 @@ class Reader:
         empty = np.full(len(records), -1, np.int32)
         found = RowTokens(empty, empty.copy())
         control = ControlTokens(self.tokenizer)
-        found.control = {
-            row: token for row, each in enumerate(records) if (token := control.find_in(each)) is not None
-        }
+        found.control = {row: token for row, each in enumerate(records) if (token := control.find_in(each))}
         places = {record.source: row for row, record in enumerate(records)}
         try:
             tokenized = [self._tokenize(records)]

@@ -53,7 +53,7 @@ class Work:
     def examine(self, place: tuple[str, int]) -> list[Any]:
         """Passes one chunk through all checks that see its split; None for the others."""
         split, start = place
-        records = self.records[split][start : start + CHUNK_ROWS]
+        records = [*self.records[split][start : start + CHUNK_ROWS]]
         chunk = Chunk(split=split, start=start, records=records, reader=self.reader)
         seen = (check.compares or split in SPLITS for check in self.checks.values())
         return [check.examine(chunk) if sees else None for check, sees in zip(self.checks.values(), seen, strict=True)]

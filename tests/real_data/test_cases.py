@@ -7,7 +7,7 @@ import pytest
 from prefopt.config.choices import DataFormat
 from prefopt.config.schema import DataConfig
 from prefopt.data.loading import read_splits
-from prefopt.data.records import read_records
+from prefopt.data.reading import read_records
 from prefopt.data.split import prompt_key
 from prefopt.process.errors import UserError
 from tests.conftest import SHARED_DATA

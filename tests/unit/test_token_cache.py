@@ -28,7 +28,8 @@ from prefopt.data.cache import ABOUT, DAMAGED, MANIFEST, fetch_cached, load_cach
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_splits
 from prefopt.data.notes import DataNotes
 from prefopt.data.ragged import PairTable
-from prefopt.data.records import PreferencePair, ReadNotes, Record, SFTExample
+from prefopt.data.reading import ReadNotes
+from prefopt.data.records import PreferencePair, Record, SFTExample
 from prefopt.models.examples import Examples
 from prefopt.process.errors import UserError
 from prefopt.storage import sealed

@@ -28,7 +28,8 @@ from prefopt.config.schema import DataConfig
 from prefopt.data.encoding import TokenizeNotes
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized
 from prefopt.data.notes import DataNotes
-from prefopt.data.records import RECORDS, ReadNotes, Record
+from prefopt.data.reading import ReadNotes
+from prefopt.data.records import RECORDS, Record
 from prefopt.process.errors import UserError
 from prefopt.storage import sealed
 from prefopt.storage.files import PARTIAL, write_json, write_text

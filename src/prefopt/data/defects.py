@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from prefopt.config.choices import OnBadRow
 from prefopt.data.messages import Content, Message
-from prefopt.data.records import PreferencePair, ReadNotes, Record
+from prefopt.data.reading import ReadNotes
+from prefopt.data.records import PreferencePair, Record
 from prefopt.process.errors import UserError
 
 

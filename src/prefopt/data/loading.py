@@ -15,7 +15,8 @@ from prefopt.data.defects import drop_defects
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import Labels
 from prefopt.data.notes import DataNotes, SplitName
-from prefopt.data.records import ReadNotes, Record, read_records
+from prefopt.data.reading import ReadNotes, read_records
+from prefopt.data.records import Record
 from prefopt.data.split import find_overlap, split_by_prompt
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
 from prefopt.process.errors import UserError

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from prefopt.data.encoding import TokenizeNotes
-from prefopt.data.records import ReadNotes
+from prefopt.data.reading import ReadNotes
 
 SplitName = Literal["train", "held_out"]
 

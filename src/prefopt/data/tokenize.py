@@ -63,7 +63,7 @@ def tokenize_pairs(
     `CONTEXT_COLUMNS` give their ranges.
 
     Args:
-        pairs: Records from `prefopt.data.records`.
+        pairs: Records from `prefopt.data.reading`.
         tokenizer: A transformers tokenizer with an end-of-sequence token, and a chat template if pairs hold messages.
         max_length: Tokens of prompt + completion, >= 2.
         on_long_prompt: What happens to a pair whose prompt has `max_length` tokens or more.
@@ -110,7 +110,7 @@ def tokenize_sft(
     on every token.
 
     Args:
-        examples: Records from `prefopt.data.records`.
+        examples: Records from `prefopt.data.reading`.
         tokenizer: A transformers tokenizer with an end-of-sequence token, and a chat template if rows hold messages.
         max_length: Tokens per row, >= 2.
         loss_on: Which tokens are trained.

@@ -82,12 +82,12 @@ def conclude(seen: Sequence[tuple[str, int, Sketches]], sides: Sides) -> Found:
         rows[split] = np.array(sorted(groups.parents), np.int64)
         examples += found
     count = sum(map(len, rows.values()))
-    num_rows = sum(map(len, sides.records.values()))
+    num_rows = sides.num_rows
     trusted = f"; {num_uncompared} pairs of rows were judged by their sketches alone" if num_uncompared else ""
     return Found(
         rows=rows,
         num_rows=num_rows,
-        share=count / num_rows if num_rows else 0.0,
+        share=count / max(1, num_rows),
         summary=f"{count} of {num_rows} rows repeat another in nearly the same words ({num_groups} groups){trusted}"
         if count
         else "no row repeats another in nearly the same words",

@@ -80,7 +80,7 @@ def conclude(seen: Sequence[tuple[str, int, Prompts]], sides: Sides) -> Found | 
     return Found(
         rows=rows,
         num_rows=num_rows,
-        share=len(leaks) / num_rows if num_rows else 0.0,
+        share=len(leaks) / max(1, num_rows),
         summary=f"{len(leaks)} of {num_rows} prompts that are not trained on are nearly those of training rows"
         if leaks
         else "no other prompt is nearly that of a training row",
@@ -128,4 +128,4 @@ def _show(split: str, row: int, detail: str, sides: Sides) -> Example:
     return Example(source=sides.source(split, row), detail=detail, text=_question(split, row, sides)[:100])
 
 
-CHECK = Check(examine=examine, conclude=conclude, needs="rensa", is_slow=True)
+CHECK = Check(examine=examine, conclude=conclude, needs="rensa", is_slow=True, compares=True)

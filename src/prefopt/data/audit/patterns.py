@@ -10,8 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.audit.check import MAX_EXAMPLES, Chunk, Example, Found, Sides
-from prefopt.data.audit.finding import conclude_rows
+from prefopt.data.audit.check import MAX_EXAMPLES, Chunk, Example, Found, Sides, by_split, say
 
 MAX_MATCH = 400
 """Characters after an anchor that are searched."""
@@ -156,16 +155,20 @@ def conclude_matches(seen: Sequence[tuple[str, int, Matches]], sides: Sides, *, 
         remedy: What to do about them.
     """
     counts: Counter[str] = sum((matches.counts for _, _, matches in seen), Counter())
-    kinds = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
-    return conclude_rows(
-        [(split, start, matches.rows) for split, start, matches in seen],
-        sides,
-        what=f"{what} ({kinds})" if kinds else what,
-        remedy=remedy,
-        examples=[
-            Example(source=sides.source(split, start + row), detail=detail, text=masked)
-            for split, start, matches in seen
-            for row, detail, masked in matches.shown
-        ],
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.most_common())
+    rows = by_split([(split, matches.rows + start) for split, start, matches in seen])
+    num_found = sum(map(len, rows.values()))
+    examples = [
+        Example(source=sides.source(split, start + row), detail=detail, text=masked)
+        for split, start, matches in seen
+        for row, detail, masked in matches.shown
+    ]
+    return Found(
+        rows=rows,
+        num_rows=sides.num_rows,
+        share=num_found / max(1, sides.num_rows),
+        summary=f"{say(num_found, 'row has', 'rows have')} {what} ({kinds})" if num_found else f"no row has {what}",
+        remedy=remedy if num_found else "",
+        examples=examples[:MAX_EXAMPLES],
         values={"matches": dict(counts)},
     )

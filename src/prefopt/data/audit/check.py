@@ -46,7 +46,7 @@ class Texts:
     def ascii(self) -> bytes:
         """`joined` with a question mark for each character that is not ASCII, and so at the same positions.
 
-        Strings of ASCII are found in it many times as fast: one emoji would make each character of `joined` four bytes.
+        Strings of ASCII are found in it many times as fast: one emoji makes each character of `joined` four bytes.
         """
         return self.joined.encode("ascii", "replace")
 

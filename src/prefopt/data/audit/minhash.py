@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.audit.words import mix, split_words
+from prefopt.data.audit.words import distinct, mix, split_words
 
 NUM_BANDS, NUM_ROWS = 16, 8
 """Two texts agree in a band with probability J^8, and in one of 16 with 0.95 at J = 0.8, 0.9999 at J = 0.9."""
@@ -51,7 +51,7 @@ def pairs_within(keys: NDArray[np.uint32]) -> NDArray[np.int64]:
         first = order[np.maximum.accumulate(np.where(is_new, np.arange(num_rows), 0))]
         before = np.concatenate([order[:1], order[:-1]])
         codes += [(other * num_rows + order)[~is_new] for other in (first, before)]
-    pairs = np.unique(np.concatenate(codes))
+    pairs = distinct(np.concatenate(codes))
     return _most_alike_first(np.stack([pairs // num_rows, pairs % num_rows], axis=1), keys, keys)
 
 
@@ -64,7 +64,7 @@ def pairs_between(keys: NDArray[np.uint32], others: NDArray[np.uint32]) -> NDArr
         found = order[np.minimum(places, len(order) - 1)]
         is_equal = band[found] == other
         codes.append((found * len(others) + np.arange(len(others)))[is_equal])
-    pairs = np.unique(np.concatenate(codes))
+    pairs = distinct(np.concatenate(codes))
     return _most_alike_first(np.stack([pairs // len(others), pairs % len(others)], axis=1), keys, others)
 
 

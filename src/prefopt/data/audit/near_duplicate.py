@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from prefopt.data.audit import minhash
 from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found, Sides
+from prefopt.data.audit.words import split_words
 from prefopt.data.records import Record
 
 MAX_COMPARED = 50_000
@@ -44,7 +45,7 @@ def _rows(chunk: Chunk) -> list[tuple[str, str, str]]:
 
 
 def _digest(text: str, record: Record) -> int:
-    if len(text) < 2 * minhash.MIN_WORDS or len(minhash.split_words(text[:1000])) < minhash.MIN_WORDS:
+    if len(text) < 2 * minhash.MIN_WORDS or len(split_words(text[:1000])) < minhash.MIN_WORDS:
         return 0
     tools = repr(record.tools) if record.tools else ""
     return int.from_bytes(hashlib.blake2b((text + tools).encode("utf-8", "replace"), digest_size=8).digest(), "big")
@@ -108,7 +109,7 @@ def _group(
         return groups, [], 0
     keys = keys[places]
     pairs = minhash.pairs_within(keys)
-    examples = []
+    examples: list[Example] = []
     compared, rest = pairs[:MAX_COMPARED], pairs[MAX_COMPARED:]
     for one, other in places[compared].tolist():
         if groups.first(one) == groups.first(other):

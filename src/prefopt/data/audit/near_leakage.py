@@ -1,4 +1,4 @@
-"""Held-out prompts that training prompts nearly repeat, or cover piece by piece: what is measured there was learned."""
+"""Held-out prompts that training prompts nearly repeat, or cover piece by piece: they measure what was learned."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from prefopt.data.audit import minhash
 from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found, Sides
-from prefopt.data.audit.words import hash_ngrams, split_words
+from prefopt.data.audit.words import distinct, hash_runs, hash_words, split_words
 
 N = 8
 """Words of a piece."""
@@ -45,10 +45,10 @@ def questions(chunk: Chunk) -> list[str]:
 def examine(chunk: Chunk) -> Prompts:
     """Returns the sketches and pieces of the prompts."""
     asked = questions(chunk)
-    hashes, owners = hash_ngrams([split_words(text) for text in asked], N)
+    hashes, owners = hash_runs(*hash_words([split_words(text) for text in asked]), N)
     pieces = (hashes >> np.uint64(32)).astype(np.uint32)
     if chunk.split == "train":
-        pieces, owners = np.unique(pieces), owners[:0]
+        pieces, owners = distinct(pieces), owners[:0]
     whole = [text or answer for text, answer in zip(chunk.prompts.each, chunk.chosen.each, strict=True)]
     digests = np.array([_digest(text) for text in whole], np.uint64)
     return Prompts(minhash.band_keys(asked), digests, pieces, owners.astype(np.int32))
@@ -60,13 +60,13 @@ def _digest(text: str) -> int:
 
 
 def conclude(seen: Sequence[tuple[str, int, Prompts]], sides: Sides) -> Found | None:
-    """Returns the rows of other splits whose prompt is nearly that of a training row; equal ones are another check's."""
+    """Returns the rows of other splits whose prompt is nearly that of a training row; equal ones are not counted."""
     trained = [prompts for split, _, prompts in seen if split == "train"]
     others = [(split, start, prompts) for split, start, prompts in seen if split != "train"]
     if not trained or not others:
         return None
     leaks = _near(trained, others, sides)
-    pieces = np.unique(np.concatenate([prompts.pieces for prompts in trained]))
+    pieces = distinct(np.concatenate([prompts.pieces for prompts in trained]))
     for split, start, prompts in others:
         for row, share in _covered(prompts, pieces):
             leaks.setdefault((split, start + row), f"{share:.0%} of its runs of {N} words stand in training prompts")
@@ -85,7 +85,7 @@ def conclude(seen: Sequence[tuple[str, int, Prompts]], sides: Sides) -> Found | 
         if leaks
         else "no other prompt is nearly that of a training row",
         remedy="prefopt audit --fix drops them from the held-out rows" if leaks else "",
-        examples=[_show(*place, detail, sides) for place, detail in sorted(leaks.items())[:MAX_EXAMPLES]],
+        examples=[_show(place, detail, sides) for place, detail in sorted(leaks.items())[:MAX_EXAMPLES]],
         values={"by_split": {name: len(found) for name, found in rows.items()}},
     )
 
@@ -102,7 +102,7 @@ def _near(
         place = places[other]
         if place in leaks:
             continue
-        asked, trained_on = _question(*place, sides), _question("train", row, sides)
+        asked, trained_on = _question(place, sides), _question(("train", row), sides)
         similarity = minhash.jaccard(asked, trained_on)
         if similarity >= minhash.SIMILAR and len(split_words(asked)) >= minhash.MIN_WORDS:
             leaks[place] = f"has {similarity:.0%} of its words in common with {sides.source('train', row)}"
@@ -120,12 +120,13 @@ def _covered(prompts: Prompts, trained: NDArray[np.uint32]) -> list[tuple[int, f
     return [(row, float(shares[row])) for row in np.flatnonzero(shares > COVERED).tolist()]
 
 
-def _question(split: str, row: int, sides: Sides) -> str:
+def _question(place: tuple[str, int], sides: Sides) -> str:
+    split, row = place
     return questions(Chunk(split=split, start=row, records=[sides.records[split][row]]))[0]
 
 
-def _show(split: str, row: int, detail: str, sides: Sides) -> Example:
-    return Example(source=sides.source(split, row), detail=detail, text=_question(split, row, sides)[:100])
+def _show(place: tuple[str, int], detail: str, sides: Sides) -> Example:
+    return Example(source=sides.source(*place), detail=detail, text=_question(place, sides)[:100])
 
 
 CHECK = Check(examine=examine, conclude=conclude, needs="rensa", is_slow=True, compares=True)

@@ -171,7 +171,7 @@ def _cross_validate(bags: Sequence[Bags]) -> Judged:
     coefficients = np.zeros(NUM_FEATURES)
     for fold in range(NUM_FOLDS):
         is_judged = folds == fold
-        if is_judged.all() or not is_judged.any():
+        if not is_judged.any() or (~is_judged).sum() < 2:
             continue
         learned = _train(differences[~is_judged], weights[~is_judged])
         scores[is_judged] = differences[is_judged] @ learned

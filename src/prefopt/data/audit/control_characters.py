@@ -16,10 +16,15 @@ JOINED = r"\u0600-\u0dff\u0e00-\u109f\u1780-\u17ff\u200d\ufe0f\u2600-\u27bf\U000
 IN_UNICODE = re.compile(
     IN_ASCII.pattern
     + r"|[\x80-\x9f\u2060-\u2064\ufeff\ufffd\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-    + rf"|[\u200b-\u200d](?<![{JOINED}].)"
+    + rf"|[\u200b-\u200d](?<![{JOINED}].)(?![{JOINED}])"
     + r"|[\U000e0001-\U000e007f](?<![\U0001f3f4\U000e0020-\U000e007f].)"
 )
-NOT_CONTROL = bytes(byte for byte in range(256) if not IN_ASCII.match(chr(byte)) or byte == 13)
+NOT_CONTROL = bytes(byte for byte in range(256) if not IN_ASCII.match(chr(byte)))
+LATEX = (
+    (re.compile(r"\x0c(?=rac\b|rac\{|orall\b|lat\b)"), r"\\f"),
+    (re.compile(r"\x08(?=eta\b|egin\b|ar\b|inom\b|oxed\b|mod\b|oldsymbol\b)"), r"\\b"),
+)
+"""LaTeX whose backslash and first letter were read as one control character, as JSON and Python read them."""
 NAMES = (
     ("control character", "\x00", "\x9f"),
     ("zero-width character", "\u200b", "\u200d"),
@@ -39,15 +44,23 @@ def name(character: str) -> str:
 
 
 def repair(text: str) -> str:
-    """Returns `text` without what nobody sees; U+FFFD stays, since what it stands for is lost."""
+    """Returns `text` without what nobody sees.
+
+    What was lost when text was decoded stays (U+FFFD and U+0080 to U+009F: only the source has it). A backslash that
+    was read as an escape comes back: before `rac`, a form feed was the beginning of `\\frac`.
+    """
     if text.isascii() and not IN_ASCII.search(text):
         return text
+    for escaped, command in LATEX:
+        text = escaped.sub(command, text)
     return IN_UNICODE.sub(_replace, text)
 
 
 def _replace(match: re.Match[str]) -> str:
-    found = match.group()
-    return {"\r": "\n", "\ufffd": "\ufffd"}.get(found, "")
+    character = match.group()
+    if character == "\r":
+        return "\n"
+    return character if "\x80" <= character <= "\x9f" or character == "\ufffd" else ""
 
 
 def examine(chunk: Chunk) -> Matches:
@@ -67,10 +80,12 @@ def examine(chunk: Chunk) -> Matches:
 
 def _suspects(texts: Texts) -> list[int]:
     """Returns the rows worth a closer look, by ways that cost less than searching each."""
-    are_ascii = len(texts.ascii.translate(None, NOT_CONTROL)) == max(0, len(texts.each) - 1) * BETWEEN.count("\x00")
-    if are_ascii and texts.joined.isascii():
+    num_between = max(0, len(texts.each) - 1)
+    num_line_ends = texts.ascii.count(b"\r\n") - texts.ascii.count(b"\r" + BETWEEN.encode())
+    num_control = len(texts.ascii.translate(None, NOT_CONTROL)) - num_between - num_line_ends
+    if not num_control and texts.joined.isascii():
         return []
-    return [row for row, text in enumerate(texts.each) if not (are_ascii and text.isascii())]
+    return [row for row, text in enumerate(texts.each) if num_control or not text.isascii()]
 
 
 def _show(text: str, place: int, row: int, field: str) -> Shown:
@@ -84,7 +99,8 @@ def conclude(seen: Sequence[tuple[str, int, Matches]], sides: Sides) -> Found:
         seen,
         sides,
         what="control or invisible characters",
-        remedy="prefopt audit --fix removes them; text with U+FFFD was damaged when it was decoded: take its source",
+        remedy="prefopt audit --fix removes them; U+FFFD, and U+0080 to U+009F, stand for what was lost when the text "
+        "was decoded: read its source again",
     )
 
 

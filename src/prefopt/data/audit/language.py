@@ -19,7 +19,7 @@ MAX_CHARACTERS = 250
 """Beginning of a text that is looked at."""
 MIN_LETTERS = 40
 """Of fewer letters no language is told; of scripts without spaces a third of them."""
-CONFIDENT = 0.8
+CONFIDENT = 0.7
 """Probability from which on the model is believed."""
 UNKNOWN = ""
 
@@ -49,14 +49,15 @@ ENGLISH = frozenset(
 )
 """Words of English: three different ones that no other language has together, and the model need not be asked."""
 SCRIPTS = {
-    "zh": re.compile("[\u4e00-\u9fff]"),
-    "ja": re.compile("[\u3040-\u30ff]"),
+    "zh": re.compile("[\u3040-\u30ff\u4e00-\u9fff]"),
     "ko": re.compile("[\uac00-\ud7af]"),
     "el": re.compile("[\u0370-\u03ff]"),
     "he": re.compile("[\u0590-\u05ff]"),
     "th": re.compile("[\u0e00-\u0e7f]"),
 }
 """Scripts of one language. A text that is in them for the most part needs no model."""
+KANA = re.compile("[\u3040-\u30ff]")
+"""Japanese has these between the Chinese characters."""
 LETTER = re.compile(r"[^\W\d_]")
 OTHER_LANGUAGE = re.compile(
     r"translat|languag|\bin(?:to)? (?:english|french|german|spanish|italian|portuguese|russian|chinese|japanese|korean"
@@ -97,7 +98,7 @@ def tell(text: str) -> str:
     if not text.isascii():
         for language, script in SCRIPTS.items():
             if len(script.findall(text)) > 0.5 * max(num_letters, MIN_LETTERS / 3):
-                return "ja" if language == "zh" and SCRIPTS["ja"].search(text) else language
+                return "ja" if language == "zh" and KANA.search(text) else language
     if num_letters < MIN_LETTERS or num_letters < 0.6 * len(text):
         return UNKNOWN
     (best, *_) = _detector().detect(text, model="lite")

@@ -143,8 +143,8 @@ class DataConfig:
     on_control_token: OnControlToken = OnControlToken.keep
     """A control token (`<|im_end|>`) in messages, tool calls or tools: keep or strip it, and count; or refuse."""
     on_overlap: OnBadRow = OnBadRow.refuse
-    """A training prompt that is also in `held_out`: refuse, or skip the training row and count it. With `data/gate=off`
-    it is trained, and the report says so."""
+    """A training prompt that is also in `held_out`: refuse, or skip the training row and count it. With
+    `data/gate=off` it is trained, and the report says so."""
     gate: GateConfig = field(default_factory=GateConfig)
 
     def __post_init__(self) -> None:

@@ -29,6 +29,10 @@ class ControlTokens:
         found = self._pattern.search(text)
         return found and found.group()
 
+    def find_in(self, record: Record) -> str | None:
+        """Returns the first control token in what a chat template renders of a record; None if there is none."""
+        return next(filter(None, map(self.find, _texts(_rendered(record).values()))), None)
+
     def strip(self, text: str) -> str:
         """Returns `text` without control tokens, including those that form when another is removed."""
         while self.find(text) is not None:
@@ -61,7 +65,7 @@ def treat_control_tokens(
     treated = list(records)
     found: list[str] = []
     for index, record in enumerate(records):
-        token = next(filter(None, map(control.find, _texts(_rendered(record).values()))), None)
+        token = control.find_in(record)
         if token is not None:
             found.append(f"{record.source}: {token}")
             if setting is OnControlToken.strip:

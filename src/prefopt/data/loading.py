@@ -7,17 +7,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefopt.config.algorithms import Kind
-from prefopt.config.choices import LossOn, OnBadRow, OnControlToken
+from prefopt.config.choices import CheckName, LossOn, OnBadRow, OnControlToken
 from prefopt.config.schema import DataConfig
 from prefopt.data.as_chat import Chats, to_chat
 from prefopt.data.control_tokens import treat_control_tokens
-from prefopt.data.defects import drop_defects
+from prefopt.data.defects import drop_defects, is_empty, is_identical
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import Labels
 from prefopt.data.notes import DataNotes, SplitName
 from prefopt.data.reading import ReadNotes, read_records
 from prefopt.data.records import Record
-from prefopt.data.split import find_overlap, split_by_prompt
+from prefopt.data.split import Overlap, find_overlap, split_by_prompt
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
 from prefopt.process.errors import UserError
 
@@ -80,6 +80,38 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object =
         measured_rows = _read(measured, config, kind, notes, "held_out", labels)
         held_out = _keep_apart(measured_rows, plain, "data.held_out", config, notes, "held_out")
     _require_records(train, held_out, notes)
+    return Splits(kind=kind, train=train, held_out=held_out, notes=notes)
+
+
+def read_all(config: DataConfig, *, kind: Kind, seed: int) -> Splits:
+    """Reads all rows as `read_splits` does, and keeps those that training would leave out or refuse: for an audit.
+
+    Args:
+        config: The files.
+        kind: Whether rows are preference pairs or demonstrations.
+        seed: Seed of the choice of held-out prompts; they are those of `read_splits`.
+
+    Raises:
+        UserError: A row cannot be read.
+    """
+    notes, labels = DataNotes(), Labels()
+
+    def read(spec: object, split: SplitName) -> list[Record]:
+        result = read_records(spec, format=config.format, kind=kind, columns=config.columns, labels=labels)
+        notes.read[split] = result.notes
+        return result.records
+
+    train, held_out = read(config.train, "train"), None
+    if config.held_out is not None:
+        held_out = read(config.held_out, "held_out")
+        train, held_out = _agree_on_prompts((train, notes.read["train"]), (held_out, notes.read["held_out"]))
+        held_out = _as_chats(held_out, config, notes, "held_out")
+    train = _as_chats(train, config, notes, "train")
+    if held_out is None and config.held_out_fraction > 0:
+        usable = [record for record in train if not is_empty(record) and not is_identical(record)]
+        _, held_out = split_by_prompt(usable, fraction=config.held_out_fraction, seed=seed)
+        apart = {record.source for record in held_out}
+        train = [record for record in train if record.source not in apart]
     return Splits(kind=kind, train=train, held_out=held_out, notes=notes)
 
 
@@ -259,14 +291,23 @@ def _without_overlap(
             f"{config.held_out_fraction:g} of the prompts is set apart."
         )
     if overlap and config.on_overlap is OnBadRow.refuse:
-        first = overlap[0]
-        raise UserError(
-            f"{first.train.source}: this training row has the same prompt as the held-out row {first.held_out.source} "
-            f"({len(overlap)} such training row(s)). Remove them, or set data.on_overlap=skip."
-        )
+        if config.gate.error.get(CheckName.leakage.value) is None:
+            return train  # the audit tells of them, and so does the report
+        raise UserError(_describe_overlap(overlap))
     notes.num_overlap_skipped = len(overlap)
     skipped = {id(record) for record, _ in overlap}
     return [record for record in train if id(record) not in skipped]
+
+
+def _describe_overlap(overlap: Sequence[Overlap]) -> str:
+    first = overlap[0]
+    others = ", ".join(each.train.source for each in overlap[1:4]) + (", ..." if len(overlap) > 4 else "")
+    return (
+        f"{first.train.source}: this training row has the same prompt as the held-out row {first.held_out.source} "
+        f"({len(overlap)} such training row(s){f', also {others}' if others else ''}), so what is measured there "
+        "would not be held out (the audit's check 'leakage'). Remove them, or set data.on_overlap=skip; with "
+        "data/gate=off they are trained, and the report says so."
+    )
 
 
 def _require_records(train: Sequence[Record], held_out: Sequence[Record] | None, notes: DataNotes) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import CheckName
 from prefopt.config.gate import GateConfig
+from prefopt.config.overrides import typed
 from prefopt.config.plain import as_dict
 from prefopt.config.schema import DataConfig
 from prefopt.data.audit.check import SPLITS, Found
 from prefopt.data.audit.engine import Outcome, Progress, run_checks
 from prefopt.data.audit.finding import Audit, Finding, Level, sort_findings
-from prefopt.data.records import Record
+from prefopt.data.audit.reading import Entry, Material
+from prefopt.data.loading import Splits
 from prefopt.data.sources import digest_files
 from prefopt.process.errors import UserError
 from prefopt.process.paths import cache_folder
@@ -42,39 +44,71 @@ MAX_LINES = 6
 """Findings that training tells in its log, each in a line."""
 
 
+def audit_run(config: DataConfig, splits: Splits, *, seed: int) -> Audit:
+    """Audits the rows that a run is to train on and to be measured on, tells of the findings, and applies the gate.
+
+    Args:
+        config: The files, and the gate.
+        splits: What was read from them.
+        seed: Seed of the choice of held-out prompts.
+
+    Raises:
+        UserError: A finding is an error by the gate's limits.
+    """
+    records = {"train": splits.train} | ({} if splits.held_out is None else {"held_out": splits.held_out})
+    key = key_of(config, kind=splits.kind, seed=seed, rows="used")
+    audit = audit_records(
+        lambda: Material(records), kind=splits.kind, gate=config.gate, data=describe_data(config), key=key
+    )
+    log_findings(audit, command_for(config))
+    refuse(audit)
+    return audit
+
+
+def describe_data(config: DataConfig) -> dict[str, Any]:
+    """The settings that name the files, as plain values."""
+    return {"train": config.train, "held_out": config.held_out}
+
+
+def command_for(config: DataConfig) -> str:
+    """The command that tells all findings of a run's data, as typed in a shell."""
+    given = {"data.train": config.train, "data.held_out": config.held_out}
+    return " ".join(["prefopt audit data=files", *(typed(key, value) for key, value in given.items() if value)])
+
+
 def audit_records(
-    records: Mapping[str, Sequence[Record]],
+    read: Callable[[], Material],
     *,
     kind: Kind,
     gate: GateConfig,
     data: Mapping[str, Any],
     key: str | None,
     reader: "Reader | None" = None,
-    unread: Sequence[Mapping[str, Any]] = (),
     num_processes: int | None = None,
     progress: Progress | None = None,
 ) -> Audit:
     """Runs the checks on rows, or takes their results from the cache, and judges them by the gate.
 
     Args:
-        records: The rows by split: `train`, `held_out`, and the names of files to compare with.
+        read: Returns the rows; not called if the results are known.
         kind: Whether the rows are preference pairs or demonstrations.
         gate: The limits.
         data: The settings that name the files, for the result.
         key: From `key_of`; None: nothing is looked up or kept.
         reader: Turns rows into tokens; None leaves out the checks that need a model.
-        unread: What the reader has found, as `measured` entries of their own.
         num_processes: As for `run_checks`.
         progress: As for `run_checks`.
     """
     kept = _find(key)
     if kept is None:
+        material = read()
+        records = material.records
         outcomes = run_checks(records, kind=kind, reader=reader, num_processes=num_processes, progress=progress)
         kept = {
             "format": FORMAT,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "splits": {split: len(rows) for split, rows in records.items()},
-            **_measured(outcomes, unread),
+            **_measured(outcomes, material.unread),
         }
         _keep(key, kept)
     return Audit(
@@ -89,7 +123,7 @@ def audit_records(
     )
 
 
-def refuse(audit: Audit, gate_setting: str = "data/gate=off") -> None:
+def refuse(audit: Audit) -> None:
     """Stops a run whose data have a finding that the gate calls an error.
 
     Raises:
@@ -99,9 +133,7 @@ def refuse(audit: Audit, gate_setting: str = "data/gate=off") -> None:
     if not errors:
         return
     told = [f"audit: {_describe(finding)}" for finding in errors]
-    raise UserError(
-        "\n".join(told) + f"\nNothing was trained. Mend the data, or train on them as they are with {gate_setting}."
-    )
+    raise UserError("\n".join([*told, "Mend the data, or train on them as they are with data/gate=off."]))
 
 
 def _describe(finding: Finding) -> str:
@@ -167,22 +199,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _measured(
-    outcomes: Mapping[CheckName, Outcome], unread: Sequence[Mapping[str, Any]]
-) -> dict[str, list[dict[str, Any]]]:
-    measured = {each["check"]: dict(each) for each in unread}
-    for name, (found, _) in outcomes.items():
-        if found is not None:
-            measured.setdefault(name.value, as_measured(name, found))
-    skipped = [
-        {"check": name.value, "reason": reason}
-        for name, (found, reason) in outcomes.items()
-        if found is None and name.value not in measured
-    ]
-    return {"measured": list(measured.values()), "skipped": skipped}
+def _measured(outcomes: Mapping[CheckName, Outcome], unread: Entry) -> dict[str, list[dict[str, Any]]]:
+    found = [as_entry(name, found) for name, (found, _) in outcomes.items() if found is not None]
+    skipped = [{"check": name.value, "reason": reason} for name, (_, reason) in outcomes.items() if reason]
+    return {"measured": [unread, *found], "skipped": skipped}
 
 
-def as_measured(name: CheckName, found: Found) -> dict[str, Any]:
+def as_entry(name: CheckName, found: Found) -> Entry:
     """Returns what a check has found as plain values, without the rows."""
     return {
         "check": name.value,

@@ -1,7 +1,7 @@
 """What a check of the audit is, what it sees of the rows, and what it finds."""
 
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -23,6 +23,8 @@ SPLITS = ("train", "held_out")
 """Names of the splits of the data themselves."""
 MAX_EXAMPLES = 5
 """Rows that a finding names."""
+CONTENTS = ("prompt", "chosen", "rejected", "completion", "messages")
+"""Fields of records that may be messages."""
 BETWEEN = "\n\x00\n"
 """Stands between the texts of two rows in `Texts.joined`; no pattern of a check should match across it."""
 
@@ -114,6 +116,11 @@ class Chunk:
         keys = [(key[:8], self.start + row) for row, each in enumerate(self.records) for key in prompt_keys(each)]
         digests = np.frombuffer(b"".join(key for key, _ in keys), np.uint64)
         return digests, np.array([row for _, row in keys], np.int64)
+
+    @cached_property
+    def forms(self) -> list[Hashable]:
+        """What each row has besides its texts; see `form_of`."""
+        return [*map(form_of, self.records)]
 
     @cached_property
     def tokens(self) -> "RowTokens":
@@ -257,21 +264,19 @@ def normal(text: str) -> str:
     return " ".join(text.split())
 
 
-def content_key(content: Content | None, form: Callable[[str], str] = str) -> Hashable:
-    """Returns what two equal contents have in common, to be hashed: texts in a form, roles, and all other keys."""
-    if content is None or isinstance(content, str):
-        return content if content is None else form(content)
-    return tuple(
-        (
-            message["role"],
-            form(message.get("content", "")),
-            None if len(message) <= 2 else json.dumps(message, sort_keys=True, default=str),
-        )
-        for message in content
-    )
+def form_of(record: Record) -> Hashable:
+    """Returns all that a record has besides its texts: the roles of its messages, their other keys, tools; to compare.
+
+    With it and the texts, two records are equal or not.
+    """
+    chats = [content for name in CONTENTS if isinstance(content := getattr(record, name, None), list)]
+    further = [message for chat in chats for message in chat if len(message) > 2]
+    given = (record.tools, record.chat_template_kwargs, further)
+    said = json.dumps(given, sort_keys=True, default=str) if any(given) else None
+    return tuple(tuple([message["role"] for message in chat]) for chat in chats), said
 
 
-def hashes(keys: Sequence[Hashable]) -> NDArray[np.uint64]:
+def hashes(keys: Collection[Hashable]) -> NDArray[np.uint64]:
     """Returns Python's hash of each key, shape (keys,): equal in all processes that were forked from this one."""
     return np.fromiter(map(hash, keys), np.int64, len(keys)).view(np.uint64)
 

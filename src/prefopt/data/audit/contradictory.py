@@ -1,12 +1,14 @@
 """Pairs that say the opposite of each other: the same prompt and the same two answers, the other one preferred."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.audit.check import Check, Chunk, Example, Found, Sides, content_key, hashes, normal, say
-from prefopt.data.records import PreferencePair
+from prefopt.data.audit.check import Check, Chunk, Example, Found, Sides, hashes, normal, say
+from prefopt.data.messages import Content
+from prefopt.data.records import PreferencePair, Record
 
 MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -20,10 +22,26 @@ def digest(chunk: Chunk) -> tuple[Keys, Keys]:
     """
     keys, rows = chunk.prompt_keys
     prompts = keys[np.searchsorted(rows, chunk.start + np.arange(len(chunk)))]
-    pairs = [record for record in chunk.records if isinstance(record, PreferencePair)]
-    chosen = hashes([content_key(pair.chosen, normal) for pair in pairs])
-    rejected = hashes([content_key(pair.rejected, normal) for pair in pairs])
+    roles = [_roles(record) for record in chunk.records]
+    chosen, rejected = (
+        hashes([(normal(text), *said[side]) for text, said in zip(texts.each, roles, strict=True)])
+        for side, texts in enumerate((chunk.chosen, chunk.rejected))
+    )
     return _combine(prompts, chosen, rejected), _combine(prompts, rejected, chosen)
+
+
+def _roles(record: Record) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns for each side what its messages have besides text: roles, and tool calls as JSON."""
+    assert isinstance(record, PreferencePair), "demonstrations have one side"
+    return _roles_of(record.chosen), _roles_of(record.rejected)
+
+
+def _roles_of(content: Content) -> tuple[str, ...]:
+    if isinstance(content, str):
+        return ()
+    calls = [message["tool_calls"] for message in content if "tool_calls" in message]
+    said = [json.dumps(calls, sort_keys=True, default=str)] if calls else []
+    return (*(message["role"] for message in content), *said)
 
 
 def _combine(*parts: Keys) -> Keys:

@@ -1,28 +1,19 @@
 """Rows that repeat an earlier row of the same split exactly: they count twice, and their gain may not be real."""
 
-import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found, Sides, content_key, hashes, say
-from prefopt.data.records import Record
-
-CONTENTS = ("prompt", "chosen", "rejected", "text", "completion", "messages")
+from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found, Sides, hashes, say
 
 Keys = NDArray[np.uint64]
 
 
 def digest(chunk: Chunk) -> Keys:
     """Returns a digest of all fields of each row but its place."""
-    return hashes([_key(record) for record in chunk.records])
-
-
-def _key(record: Record) -> Hashable:
-    contents = tuple(content_key(getattr(record, name, None)) for name in CONTENTS)
-    further = (record.tools, record.chat_template_kwargs)
-    return contents, json.dumps(further, sort_keys=True, default=str) if any(further) else None
+    texts = (chunk.prompts.each, chunk.chosen.each, chunk.rejected.each, chunk.forms)
+    return hashes([*zip(*texts, strict=True)])
 
 
 def conclude(seen: Sequence[tuple[str, int, Keys]], sides: Sides) -> Found:

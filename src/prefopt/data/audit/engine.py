@@ -70,7 +70,7 @@ def run_checks(
     reader: "Reader | None" = None,
     num_processes: int | None = None,
     progress: Progress | None = None,
-    without: Sequence[CheckName] = (),
+    only: Sequence[CheckName] = tuple(CheckName),
 ) -> dict[CheckName, Outcome]:
     """Runs all checks for rows of a kind, in the order of `CheckName`.
 
@@ -80,15 +80,17 @@ def run_checks(
         reader: Turns rows into tokens; None leaves out the checks that need a model.
         num_processes: Processes that look at chunks; unset: one for each core, fewer for few rows.
         progress: Called with (rows looked at, all rows).
-        without: Checks that are left out.
+        only: The checks to run.
 
     Raises:
         EndedError: A process died, most often because memory ran out.
     """
-    checks, outcomes = {}, {}
-    for name in CheckName:
-        if name is READ_BY_THE_READER or name in without:
-            continue
+    checks: dict[CheckName, Check[Any]] = {}
+    outcomes: dict[CheckName, Outcome] = {}
+    wanted = [name for name in CheckName if name in only and name is not READ_BY_THE_READER]
+    if not any(len(records.get(split, ())) for split in SPLITS):
+        return {name: Outcome(None, "no rows could be read") for name in wanted}
+    for name in wanted:
         check, reason = load_check(name, kind, with_model=reader is not None)
         if check is None:
             outcomes[name] = Outcome(None, reason)
@@ -109,7 +111,7 @@ def run_checks(
         found = check.conclude(of_check, sides)
         of_check.clear()
         outcomes[name] = Outcome(found, "" if found is not None else "these data have nothing that it could look at")
-    return {name: outcomes[name] for name in CheckName if name in outcomes}
+    return {name: outcomes[name] for name in wanted}
 
 
 def load_check(name: CheckName, kind: Kind, *, with_model: bool) -> tuple[Check[Any] | None, str]:

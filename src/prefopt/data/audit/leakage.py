@@ -33,7 +33,10 @@ def conclude(seen: Sequence[tuple[str, int, Seen]], sides: Sides) -> Found | Non
             hits = {int(row): place[int(key)] for row, key in _shared(of_key, keys, other_keys)}
         else:  # whatever the form of its rows: the question counts, with or without a system prompt
             place = _first_of(other_questions, np.arange(len(other_questions)))
-            hits = {int(row): place[int(key)] for row, key in _shared(np.arange(len(questions)), questions, other_questions)}
+            hits = {
+                int(row): place[int(key)]
+                for row, key in _shared(np.arange(len(questions)), questions, other_questions)
+            }
         told += [f"{len(hits):,} in {'held-out rows' if split == 'held_out' else split}"] if hits else []
         examples += [
             Example(source=sides.source("train", row), detail=f"has the prompt of {sides.source(split, other)}")
@@ -45,7 +48,8 @@ def conclude(seen: Sequence[tuple[str, int, Seen]], sides: Sides) -> Found | Non
         rows={"train": np.array(sorted(leaked), np.int64)},
         num_rows=len(questions),
         share=count / max(len(questions), 1),
-        summary=f"{say(count, 'training row')} with a prompt that is measured on" + (f" ({', '.join(told)})" if told else ""),
+        summary=f"{say(count, 'training row')} with a prompt that is measured on"
+        + (f" ({', '.join(told)})" if told else ""),
         remedy="Drop them from the training data (prefopt audit --fix), or set data.on_overlap=skip.",
         examples=examples,
     )

@@ -42,7 +42,9 @@ def conclude(seen: Sequence[tuple[str, int, Lengths]], sides: Sides) -> Found:
         gauge=better if is_real else 0.5,
         summary=f"chosen is longer in {num_longer / num_rows:.1%} of pairs, {_same(num_rows - num_told)}{told} "
         f"(longer wins: {accuracy:.1%}, 95 % CI {interval[0]:.1%} to {interval[1]:.1%})",
-        remedy="" if not told else "Compare the report's accuracy with that of the length alone; add pairs in which "
+        remedy=""
+        if not told
+        else "Compare the report's accuracy with that of the length alone; add pairs in which "
         f"the {'shorter' if skew == 'longer' else 'longer'} answer is better, or use "
         "algorithm.loss_type=sigmoid_norm, which divides by length.",
         values={

@@ -1,48 +1,63 @@
 """Pairs whose two answers are almost the same: training them pushes the chosen answer's probability down.
 
-Almost the same: the sets of their character trigrams have a Jaccard index above `LIMIT`. Counting trigrams in Python
-takes 20 times as long as all other checks of a pair, so a sketch of both sets (every 16th trigram by its hash) decides
-which pairs are counted.
+Almost the same: the sets of their word trigrams have a Jaccard index above `LIMIT`; identical pairs have 1. To count
+the words of all pairs takes longer than all other checks together, so a sketch of the character trigrams of both sides
+decides in which pairs they are counted.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.audit.check import Check, Chunk, Example, Found, Sides, Texts, by_split, say
-from prefopt.data.defects import is_identical
+from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found, Sides, Texts, by_split, say
+from prefopt.data.defects import is_empty
 
 LIMIT = 0.8
-SAMPLED_BITS = 4
-"""One of 2^4 trigrams is in a sketch."""
+SAMPLED = 15
+"""Bits of a trigram's hash that are 0 for those in a sketch: one of 16."""
 FEW = 16
 """Up to so many trigrams in both sketches together, they decide nothing."""
 CLEAR = 0.4
-"""Index of two sketches below which the texts differ: with more than `FEW` trigrams in them, one that is 0.8 of the
-whole texts comes out so low once in 10,000 pairs."""
-MAX_LETTERS = 2_000_000
-"""Letters whose trigrams are numbers in memory at the same time, about 50 bytes each."""
+"""Jaccard index of two sketches below which the texts differ. Texts that share four of five word trigrams share about
+as many of their letters' trigrams, which come out so low in a sketch of more than `FEW` once in 10,000 pairs."""
+UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+"""A word; each letter of a script that does not separate words."""
+ROW_SHIFT = 24
+MAX_LETTERS = 4_000_000
+"""Letters that are looked at together, in some ten bytes of memory each."""
 
 Rows = NDArray[np.int64]
-Hashes = NDArray[np.uint64]
+Sketch = NDArray[np.int64]
+Seen = tuple[Rows, NDArray[np.float64], NDArray[np.bool_]]
 
 
-def find_near_identical(chunk: Chunk) -> tuple[Rows, NDArray[np.float64]]:
-    """Returns the rows whose sides are almost the same and not identical, and the Jaccard index of each."""
-    found, indices = [], []
+def find_near_identical(chunk: Chunk) -> Seen:
+    """Returns the rows whose sides are almost the same, the Jaccard index of each, and which are identical."""
+    found, indices, identical = [], [], []
     for row in _candidates(chunk.chosen, chunk.rejected):
-        index = jaccard(chunk.chosen.each[row], chunk.rejected.each[row])
-        if index > LIMIT and not is_identical(chunk.records[row]):
+        chosen, rejected = chunk.chosen.each[row], chunk.rejected.each[row]
+        same = chosen.strip() == rejected.strip()
+        index = 1.0 if same else jaccard(chosen, rejected)
+        if index > LIMIT and not is_empty(chunk.records[row]):
             found.append(chunk.start + row)
             indices.append(index)
-    return np.array(found, np.int64), np.array(indices, np.float64)
+            identical.append(same)
+    return np.array(found, np.int64), np.array(indices, np.float64), np.array(identical, np.bool_)
 
 
 def jaccard(first: str, second: str) -> float:
-    """Returns the Jaccard index of the sets of character trigrams of two texts; of texts without any, 0."""
-    one, two = (set(zip(text, text[1:], text[2:], strict=False)) for text in (first.strip(), second.strip()))
-    return len(one & two) / len(one | two) if one or two else 0.0
+    """Returns the Jaccard index of the sets of word trigrams of two texts, without case and punctuation."""
+    one, two = map(_trigrams, (first, second))
+    return len(one & two) / len(one | two)
+
+
+def _trigrams(text: str) -> set[tuple[str, ...]]:
+    """Returns the word trigrams; of fewer than three words, all of them together."""
+    words = WORD.findall(text.lower())
+    return set(zip(words, words[1:], words[2:], strict=False)) or {tuple(words)}
 
 
 def _candidates(chosen: Texts, rejected: Texts) -> Iterator[int]:
@@ -54,45 +69,47 @@ def _candidates(chosen: Texts, rejected: Texts) -> Iterator[int]:
         end = max(int(np.searchsorted(letters, before + MAX_LETTERS)), start + 1)
         sketches = [_sketch(texts.each[start:end]) for texts in (chosen, rejected)]
         both = np.sort(np.concatenate(sketches))
-        common = np.bincount((both[1:][both[1:] == both[:-1]] >> np.uint64(40)).astype(np.int64), minlength=end - start)
-        union = np.bincount((both >> np.uint64(40)).astype(np.int64), minlength=end - start) - common
+        common = np.bincount(both[1:][both[1:] == both[:-1]] >> ROW_SHIFT, minlength=end - start)
+        union = np.bincount(both >> ROW_SHIFT, minlength=end - start) - common
         yield from (start + row for row in np.flatnonzero((union <= FEW) | (common >= CLEAR * union)).tolist())
         start = end
 
 
-def _sketch(texts: Sequence[str]) -> Hashes:
-    """Returns, sorted and each once, the row of a sampled trigram (24 bits) and its hash (40 bits)."""
-    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-    letters = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+def _sketch(texts: Sequence[str]) -> Sketch:
+    """Returns the sampled trigrams of the texts' bytes, sorted and each once: the row, and 24 bits of the trigram."""
+    encoded = [text.lower().encode("utf-8", "surrogatepass") for text in texts]
+    letters = np.frombuffer(b"".join(encoded), np.uint8)
     if len(letters) < 3:
-        return np.empty(0, np.uint64)
-    grams = letters[:-2] | letters[1:-1] << np.uint64(21) | letters[2:] << np.uint64(42)
-    grams *= np.uint64(0x9E3779B97F4A7C15)
-    grams ^= grams >> np.uint64(29)
-    grams *= np.uint64(0xBF58476D1CE4E5B9)
-    at = np.flatnonzero(grams >> np.uint64(64 - SAMPLED_BITS) == 0)
-    ends = np.cumsum(lengths)
+        return np.empty(0, np.int64)
+    hashed = letters[:-2] * np.uint8(31) + letters[1:-1] * np.uint8(171) + letters[2:] * np.uint8(7)  # modulo 256
+    at = np.flatnonzero((hashed ^ hashed >> np.uint8(4)) & np.uint8(SAMPLED) == 0)
+    ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
     rows = np.searchsorted(ends, at, side="right")
-    inside = at + 2 < ends[rows]
-    hashed = (grams[at[inside]] << np.uint64(SAMPLED_BITS)) >> np.uint64(24)
-    return np.unique(rows[inside].astype(np.uint64) << np.uint64(40) | hashed)
+    is_inside = at + 2 < ends[rows]
+    rows, at = rows[is_inside], at[is_inside]
+    first, second, third = (letters[at + place].astype(np.int64) for place in range(3))
+    return np.unique(rows << ROW_SHIFT | first << 16 | second << 8 | third)
 
 
-def conclude(seen: Sequence[tuple[str, int, tuple[Rows, NDArray[np.float64]]]], sides: Sides) -> Found:
-    rows = by_split([(split, found) for split, _, (found, _) in seen])
-    likest = sorted(
-        ((-index, split, row) for split, _, found in seen for row, index in zip(*map(np.ndarray.tolist, found))),
-    )
-    count = len(likest)
+def conclude(seen: Sequence[tuple[str, int, Seen]], sides: Sides) -> Found:
+    rows = by_split([(split, found) for split, _, (found, _, _) in seen])
+    places = [
+        (same, -index, split, row)
+        for split, _, (found, indices, identical) in seen
+        for row, index, same in zip(found.tolist(), indices.tolist(), identical.tolist(), strict=True)
+    ]
+    shown = [place for place in sorted(places) if not place[0]][:MAX_EXAMPLES]
+    count, num_identical = len(places), sum(same for same, *_ in places)
     return Found(
         rows=rows,
         num_rows=sides.num_rows,
         share=count / sides.num_rows,
-        summary=f"{say(count, 'pair')} whose answers are almost the same",
+        summary=f"{say(count, 'pair')} whose answers are almost the same"
+        + (f", {num_identical:,} of them identical" if num_identical else ""),
         remedy="Look at them: where only a detail differs, training lowers the chosen answer's probability too.",
         examples=[
-            Example(source=sides.source(split, row), detail=f"{-index:.0%} of their trigrams in common")
-            for index, split, row in likest[:5]
+            Example(source=sides.source(split, row), detail=f"{-index:.0%} of word trigrams in common")
+            for _, index, split, row in shown
         ],
     )
 

@@ -1,7 +1,7 @@
 """Pairs whose two answers belong to different prompts, so that nothing can be learned from comparing them.
 
-Rows without a prompt column whose transcripts ask different questions cannot be read at all; these are told by
-`schema`'s reader under this check's name. Here are rows with a prompt column of which only one side repeats the prompt.
+Rows without a prompt column whose transcripts ask different questions cannot be read at all: `schema` tells of these.
+Here are rows with a prompt column of which only one side repeats the prompt.
 """
 
 from collections.abc import Sequence

@@ -46,7 +46,7 @@ def _rows_with(texts: Texts, words: Sequence[str]) -> list[int]:
         while at >= 0:
             places.append(at)
             at = joined.find(word, at + len(word))
-    return np.unique(texts.rows_at(places)).tolist()
+    return [int(row) for row in np.unique(texts.rows_at(places))]
 
 
 def conclude(seen: Sequence[tuple[str, int, Seen]], sides: Sides) -> Found:

@@ -36,13 +36,13 @@ def _chats(record: Record) -> Iterator[list[Message]]:
     """Yields the whole chats of a record: of a pair, one for each side if they have different turns."""
     if isinstance(record, PreferencePair):
         if isinstance(record.prompt, list):
-            yield [*record.prompt, *record.chosen]  # type: ignore[list-item]
+            yield [*record.prompt, *record.chosen]
             if len(record.rejected) > 1 or len(record.chosen) > 1:
-                yield [*record.prompt, *record.rejected]  # type: ignore[list-item]
+                yield [*record.prompt, *record.rejected]
     elif record.messages is not None:
         yield record.messages
     elif isinstance(record.prompt, list):
-        yield [*record.prompt, *(record.completion or ())]  # type: ignore[list-item]
+        yield [*record.prompt, *(record.completion or ())]
 
 
 def _turn(message: Message) -> str:
@@ -50,7 +50,7 @@ def _turn(message: Message) -> str:
 
 
 def describe_disorder(turns: Sequence[str]) -> str:
-    """Returns what is wrong with the order of turns, each a role or `call` for an assistant's tool call; "" if nothing."""
+    """Returns what is wrong with turns, each a role, or `call` for a tool call of the assistant; "" if nothing is."""
     for place, turn in enumerate(turns):
         before = turns[place - 1] if place else ""
         if turn in FIRST and before not in ("", *FIRST):
@@ -68,7 +68,11 @@ def conclude(seen: Sequence[tuple[str, int, Seen]], sides: Sides) -> Found | Non
     if not num_chats:
         return None
     rows = by_split([(split, found) for split, _, (_, found, _) in seen])
-    faults = [(split, row, fault) for split, _, (_, found, said) in seen for row, fault in zip(found.tolist(), said)]
+    faults = [
+        (split, row, fault)
+        for split, _, (_, found, said) in seen
+        for row, fault in zip(found.tolist(), said, strict=True)
+    ]
     kinds = Counter(fault for _, _, fault in faults).most_common()
     told = ", ".join(f"{count:,} {fault}" if len(kinds) > 1 else fault for fault, count in kinds)
     return Found(
@@ -77,7 +81,9 @@ def conclude(seen: Sequence[tuple[str, int, Seen]], sides: Sides) -> Found | Non
         share=len(faults) / num_chats,
         summary=f"{say(len(faults), 'chat')} with turns out of order" + (f": {told}" if told else ""),
         remedy="Merge or drop these turns; some chat templates refuse them. prefopt show renders one: --row <number>.",
-        examples=[Example(source=sides.source(split, row), detail=fault) for split, row, fault in faults[:MAX_EXAMPLES]],
+        examples=[
+            Example(source=sides.source(split, row), detail=fault) for split, row, fault in faults[:MAX_EXAMPLES]
+        ],
         values={"faults": dict(kinds)},
     )
 

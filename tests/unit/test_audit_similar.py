@@ -1,11 +1,11 @@
 """Near-duplicates and near-leaks, against comparing each row with each."""
 
+# ruff: noqa: RUF001 (text in many scripts is what these tests are about)
 import random
 from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,5 +1,6 @@
-"""Secrets, personal data, control characters and mojibake: what is one, what only looks like one, and what is shown."""
+"""Secrets, personal data, control characters and mojibake: what is one, what is none, and what is shown."""
 
+# ruff: noqa: RUF001 (text in many scripts is what these tests are about)
 import json
 import re
 from dataclasses import asdict, replace

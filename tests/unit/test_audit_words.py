@@ -1,5 +1,6 @@
 """Languages, label noise and separability: right on rows whose answer is known, silent where there is none."""
 
+# ruff: noqa: RUF001 (text in many scripts is what these tests are about)
 import random
 from collections import Counter
 
@@ -18,7 +19,7 @@ TEXTS = {
     "en": "The committee will publish its report next week, and everybody who took part can read it on the web.",
     "de": "Der Ausschuss wird seinen Bericht nächste Woche veröffentlichen, und alle Beteiligten können ihn lesen.",
     "fr": "Le comité publiera son rapport la semaine prochaine, et tous ceux qui ont participé pourront le lire.",
-    "es": "El comité publicará su informe la próxima semana, y todos los que participaron podrán leerlo en la web.",
+    "es": "Los niños juegan en el parque mientras sus padres hablan con los vecinos de la nueva escuela del barrio.",
     "ru": "Комитет опубликует свой отчёт на следующей неделе, и все участники смогут прочитать его в сети.",
     "zh": "委员会将于下周公布其报告，所有参与者都可以在网上阅读。",
     "ja": "委員会は来週報告書を公表し、参加者は全員ウェブで読むことができます。",

@@ -19,7 +19,7 @@ MAX_CHARACTERS = 250
 """Beginning of a text that is looked at."""
 MIN_LETTERS = 40
 """Of fewer letters no language is told; of scripts without spaces a third of them."""
-CONFIDENT = 0.7
+CONFIDENT = 0.8
 """Probability from which on the model is believed."""
 UNKNOWN = ""
 
@@ -60,7 +60,7 @@ KANA = re.compile("[\u3040-\u30ff]")
 """Japanese has these between the Chinese characters."""
 LETTER = re.compile(r"[^\W\d_]")
 OTHER_LANGUAGE = re.compile(
-    r"translat|languag|\bin(?:to)? (?:english|french|german|spanish|italian|portuguese|russian|chinese|japanese|korean"
+    r"translat|languag|\b(?:english|french|german|spanish|italian|portuguese|russian|chinese|japanese|korean"
     r"|arabic|hindi|dutch|polish|turkish|swedish|latin|greek|hebrew)\b|übersetz|tradu[cisz]|перев|翻[译譯訳]|번역",
     re.IGNORECASE,
 )

@@ -152,6 +152,7 @@ class DataConfig:
     """A training prompt that is also in `held_out`: refuse, or skip the training row and count it. With
     `data/gate=off` it is trained, and the report says so."""
     gate: GateConfig = field(default_factory=GateConfig)
+    """What findings of the audit stop a run; chosen by `data/gate`."""
 
     def __post_init__(self) -> None:
         require(

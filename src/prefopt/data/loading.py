@@ -21,7 +21,7 @@ from prefopt.data.notes import DataNotes, SplitName
 from prefopt.data.pairing import PairRule
 from prefopt.data.reading import ReadNotes, ReadResult, read_records
 from prefopt.data.records import Record
-from prefopt.data.split import find_overlap, find_overlapping_rows, split_by_prompt
+from prefopt.data.split import find_overlap, find_overlapping_rows, prompt_keys, split_by_prompt
 from prefopt.data.table import Table, TableWriter
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
 from prefopt.process.errors import UserError
@@ -115,9 +115,11 @@ def read_all(config: DataConfig, *, kind: Kind, seed: int) -> Splits:
     train = _as_chats(train, config, notes, "train")
     if held_out is None and config.held_out_fraction > 0:
         usable = np.fromiter((not is_empty(each) and not is_identical(each) for each in train), bool, len(train))
-        _, held_out = split_by_prompt(train.select(usable), fraction=config.held_out_fraction, seed=seed)
-        apart = {record.source for record in held_out}
-        train = train.select(np.fromiter((each.source not in apart for each in train), bool, len(train)))
+        _, chosen = split_by_prompt(train.select(usable), fraction=config.held_out_fraction, seed=seed)
+        prompts = {key for record in chosen for key in prompt_keys(record)}
+        is_apart = (not prompts.isdisjoint(prompt_keys(record)) for record in train)
+        is_held_out = np.fromiter(is_apart, bool, len(train))
+        train, held_out = train.select(~is_held_out), train.select(is_held_out)
     return Splits(kind=kind, train=train, held_out=held_out, notes=notes)
 
 

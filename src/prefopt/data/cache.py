@@ -63,6 +63,7 @@ READING_SETTINGS = frozenset(
         "on_identical",
         "on_empty",
         "on_overlap",
+        "gate",
     }
 )
 """Settings that only affect the records, which are in the key; all other settings are in the key themselves."""

@@ -70,6 +70,12 @@ class DataSet:
         assert self._splits is not None, "it is known after `fetch`"
         return self._splits
 
+    def read_rows(self) -> Splits:
+        """Returns the rows, and reads them now if they were not read yet."""
+        if self._splits is None:
+            self._splits = self._read_now()
+        return self._splits
+
     @property
     def _folder(self) -> Path:
         assert self._key is not None
@@ -85,12 +91,11 @@ class DataSet:
         """Returns the token ids, from the cache if they are there."""
         config, loss_on = self._request.config, self._request.loss_on
         entry = self._entry(tokenizer)
-        if self._splits is None:
-            found = None if entry is None else self._find(entry)
+        if self._splits is None and entry is not None:
+            found = self._find(entry)
             if found is not None:
                 return found
-            self._splits = self._read_now()
-        cached = fetch_cached(self._splits, tokenizer, config, loss_on=loss_on, root=self._root)
+        cached = fetch_cached(self.read_rows(), tokenizer, config, loss_on=loss_on, root=self._root)
         if entry is not None and cached.folder is not None:
             self._remember(entry, cached)
         return cached

@@ -107,6 +107,7 @@ def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, mat
         likelihood=summary.likelihood(),
         throughput={**throughput(metrics), "evaluation_time_s": time.monotonic() - started, **read_work(run)},
         data={"notes": data.notes.lines(), "counts": data.notes.to_dict()},
+        audit=run.read_provenance().get("data", {}).get("audit"),
         samples=describe_samples(measured, material),
         provenance={**run.read_provenance(), "data": describe_data(examples, material)},
     )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefopt.config.schema import TrainConfig
+from prefopt.data.audit.audit import audit_run
+from prefopt.data.audit.finding import Audit
 from prefopt.data.known_files import DataSet, Request
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_splits
 from prefopt.distributed.group import keep_on_main, on_main
@@ -33,6 +35,8 @@ class Examples:
     tokenizer: "PreTrainedTokenizerBase"
     limits: "Limits | None" = None
     """The model's limits; None if they were not looked up."""
+    audit: Audit | None = None
+    """What the audit has found, on rank 0 only; None if it was not asked for."""
 
     def fingerprints(self) -> dict[str, str]:
         """Returns the SHA-256 (hex) of each split's token ids, in row order."""
@@ -50,14 +54,15 @@ def hash_rows(dataset: "Dataset") -> str:
     return digest.hexdigest()
 
 
-def load_examples(config: TrainConfig, *, measured: object = None) -> Examples:
-    """Reads and tokenises the data of `config.data`, and logs counts of skipped or changed rows.
+def load_examples(config: TrainConfig, *, measured: object = None, audited: bool = False) -> Examples:
+    """Reads, audits and tokenises the data of `config.data`, and logs counts of skipped or changed rows.
 
     Only rank 0 reads and tokenises, however long it takes; the other ranks open the result in the cache.
 
     Args:
         config: Settings of the run.
         measured: Other held-out data to use instead of the run's, in the same forms as `data.held_out`.
+        audited: Whether the checks of the audit run, and its gate may refuse the data.
 
     Raises:
         UserError: Rows, the precision or the tokenizer cannot be used. Nothing has been written then.
@@ -70,6 +75,12 @@ def load_examples(config: TrainConfig, *, measured: object = None) -> Examples:
     request = Request(config.data, algorithm.rows, config.run.seed, algorithm.trained_tokens, measured)
     with phases.of("reading"):
         data_set = keep_on_main(lambda: DataSet(request, read, cache_folder() / "tokens"))
+    audit = None
+    if audited:
+        with phases.of("audit"):
+            audit = keep_on_main(
+                lambda: audit_run(config.data, data_set.read_rows, kind=algorithm.rows, seed=config.run.seed)
+            )
 
     # Imported only here: torch and transformers take seconds, and bad rows are reported before.
     with importing():
@@ -94,4 +105,4 @@ def load_examples(config: TrainConfig, *, measured: object = None) -> Examples:
     for line in tokenized.notes.lines():
         logger.info("data: %s", line)
     limits.check_data(tokenized)
-    return Examples(keep_on_main(lambda: data_set.splits), tokenized, tokenizer, limits)
+    return Examples(keep_on_main(lambda: data_set.splits), tokenized, tokenizer, limits, audit)

@@ -1,10 +1,11 @@
 """Small files that were once read wrong, or refused without a way out: what each of them means."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 
-from prefopt.config.choices import DataFormat
+from prefopt.config.choices import DataFormat, OnBadRow
 from prefopt.config.schema import DataConfig
 from prefopt.data.loading import read_splits
 from prefopt.data.reading import read_records
@@ -122,13 +123,27 @@ def test_a_file_means_what_its_author_meant(case: Case) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("36_system_column.jsonl", "preference", ":1: 'system' is a system prompt, but 'prompt' is text"),
+        ("36_system_column.jsonl", "preference", ":1: 'system' is a system prompt, but .* Set data.as_chat=true"),
         ("37b_kto.jsonl", "sft", ":2: 'label' is false: in KTO's format"),
     ],
 )
 def test_a_file_that_cannot_be_trained_is_refused_by_name(name: str, kind: str, message: str) -> None:
     with pytest.raises(UserError, match=name + message):
         read(name, kind)
+
+
+def test_a_system_column_beside_text_is_used_by_the_remedy_that_its_refusal_names() -> None:
+    config = DataConfig(train=path_of("36_system_column.jsonl"), held_out_fraction=0, as_chat=True)
+    record = read_splits(config, kind="preference", seed=0).train[0]
+    assert record.prompt == [turn("system", "Answer in French."), turn("user", "hello 0")]
+
+
+def test_labelled_answers_without_a_counterpart_are_told_and_the_wanted_ones_train() -> None:
+    config = DataConfig(train=path_of("37b_kto.jsonl"), held_out_fraction=0)
+    with pytest.raises(UserError, match=r"12 rows skipped: an answer with a label, .*algorithm=sft trains those"):
+        read_splits(config, kind="preference", seed=0)
+    splits = read_splits(replace(config, on_bad=OnBadRow.skip), kind="sft", seed=0)
+    assert [record.prompt for record in splits.train] == [f"hello {number}" for number in range(0, 12, 2)]
 
 
 def test_parquet_and_json_lines_of_the_same_rows_give_the_same_records() -> None:

@@ -5,7 +5,7 @@
 
 from typing import Any
 
-from prefopt.data.formats.format import PAIRS, Format, Row, get, get_messages, get_prompt
+from prefopt.data.formats.format import PAIRS, PROMPTS, Format, Row, get, get_messages, get_prompt
 from prefopt.data.formats.writing import refuse_marks
 from prefopt.data.labels import LABELS, is_missing, says_wanted
 from prefopt.data.messages import Message
@@ -57,6 +57,6 @@ FORMAT = Format(
     detect=detect,
     looked_for_in=PAIRS,
     read={"preference": read_answer},
-    columns={"preference": ("prompt", "question", "instruction", "query", "input", "system", *ANSWERS, *LABELS)},
+    columns={"preference": (*PROMPTS, "system", *ANSWERS, *LABELS)},
     write={"preference": write_pair},
 )

@@ -152,7 +152,7 @@ def conclude(seen: Sequence[tuple[str, int, Languages]], sides: Sides) -> Found:
         summary=f"answers are in {main}{sampled}; "
         f"{say(int(differing.sum()), 'pair has', 'pairs have')} answers in two languages, "
         f"{say(int(unasked.sum()), 'answer is', 'answers are')} in another language than the prompt",
-        remedy="drop the rows whose answer is in a language that nobody asked for, unless that is what you teach"
+        remedy="Drop the rows whose answer is in a language that nobody asked for."
         if differing.any() or unasked.any()
         else "",
         examples=[

@@ -110,7 +110,7 @@ def conclude(seen: Sequence[tuple[str, int, Matches]], sides: Sides) -> Found:
         seen,
         sides,
         what="keys, tokens or passwords",
-        remedy="remove them from the file, and revoke those that are real: whoever has the file has them",
+        remedy="Remove them from the file, and revoke those that are real: whoever has the file has them.",
     )
 
 

@@ -1,6 +1,4 @@
-"""Shows an audit: in the terminal, and as an HTML page."""
-
-from pathlib import Path
+"""Shows an audit in the terminal."""
 
 from rich.console import Console
 from rich.padding import Padding
@@ -8,9 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefopt.data.audit.finding import Audit, Finding, Level
-from prefopt.process.errors import explained
 from prefopt.process.terminal import one_line
-from prefopt.storage.files import write_text
 
 STYLES = {Level.error: "bold red", Level.warning: "yellow", Level.note: "cyan", Level.ok: "green"}
 SHOWN_TEXT = 100
@@ -56,9 +52,3 @@ def _print_finding(finding: Finding, console: Console) -> None:
     if finding.remedy:
         grid.add_row("", Text.assemble(("-> ", "green"), finding.remedy))
     console.print(Padding(grid, (0, 0, 1, 0)))
-
-
-def write_audit_page(audit: Audit, path: Path) -> None:
-    """Writes the page of an audit."""
-    with explained(path, doing="written"):
-        write_text(path, f"<!doctype html><title>Audit</title><p>{describe(audit)}</p>\n")

@@ -1,5 +1,6 @@
 """The charts of an audit: what its findings keep in `values`, drawn. A chart without its numbers is left out."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -26,16 +27,19 @@ def draw_finding(finding: Finding) -> list[Figure]:
 
 
 def draw_splits(audit: Audit) -> Figure | None:
-    """Returns the chart of the rows by split, and by file to compare with; None if there is only one."""
+    """Returns the chart of the rows by split, and by file to compare with; None if there are at most
+    two, which one line tells."""
     names = {name.replace("_", "-"): number for name, number in audit.splits.items()}
-    return _counts("Rows", "By split, and by file to compare with.", names) if len(names) > 1 else None
+    return _counts("Rows", "By split, and by file to compare with.", names) if len(names) > 2 else None
 
 
 def _length_ratio(values: Values) -> Figure | None:
     medians = values.get("median_characters") or {}
     told = "Left of the line chosen is shorter, right of it longer; each mark doubles. The outer bars hold all beyond."
     if {"chosen", "rejected"} <= medians.keys():
-        told += f" Half of chosen have up to {medians['chosen']:,.0f} characters, of rejected {medians['rejected']:,.0f}."
+        told += (
+            f" Half of chosen have up to {medians['chosen']:,.0f} characters, of rejected {medians['rejected']:,.0f}."
+        )
     return _histogram(
         values.get("log2_ratio"),
         "Length of chosen against rejected",
@@ -55,17 +59,18 @@ def _longer_wins(values: Values) -> Figure | None:
 
 
 def _truncation(values: Values) -> Figure | None:
-    limit = values.get("max_length")
-    quantiles = values.get("tokens") or {}
-    longest = f" The longest has {quantiles['1.0']:,}." if "1.0" in quantiles else ""
-    told = "Prompt and longer answer, as the model gets them. The last bar holds all that are longer."
+    limit, counted = values.get("max_length"), values.get("histogram") or {}
+    longest = (values.get("tokens") or {}).get("1.0")
+    caption = "Prompt and longer answer, as the model gets them."
+    if longest is not None and counted.get("edges") and longest > counted["edges"][-1]:
+        caption += f" The last bar holds all longer rows; the longest has {longest:,} tokens."
     return _histogram(
-        values.get("histogram"),
+        counted,
         "Tokens per row",
-        f"{told}{longest}",
+        caption,
         x_label="tokens",
         unit="rows",
-        mark=None if limit is None else (float(limit), f"data.max_length={limit:,}"),
+        mark=None if limit is None else (float(limit), f"data.max_length={limit}"),
     )
 
 
@@ -81,7 +86,7 @@ def _refusals(values: Values) -> Figure | None:
         "chosen_boilerplate": "Chosen ends with boilerplate",
         "rejected_boilerplate": "Rejected ends with boilerplate",
     }
-    shares = {name: values[key] for key, name in names.items() if key in values}
+    shares = {name: values[key] for key, name in names.items() if values.get(key) is not None}
     caption = "Share of rows. What chosen does more often than rejected, the model learns to do."
     return _shares("Refusals and boilerplate", caption, shares, whole=0.0) if any(shares.values()) else None
 
@@ -148,8 +153,8 @@ DRAWN: dict[str, tuple[Callable[[Values], Figure | None], ...]] = {
 
 def _histogram(counted: Any, title: str, caption: str, **options: Any) -> Figure | None:
     """Draws `{"counts": [...], "edges": [...]}`."""
-    counts, edges = (counted or {}).get("counts"), (counted or {}).get("edges")
-    if not counts or not any(counts) or len(edges or ()) != len(counts) + 1:
+    counts, edges = ((counted or {}).get(key) or [] for key in ("counts", "edges"))
+    if not any(counts) or len(edges) != len(counts) + 1:
         return None
     description = f"{title}: {count(sum(counts))} {options['unit']}. {caption}"
     return Figure(title, caption, counted_histogram(counts, edges, description=description, **options))
@@ -168,16 +173,14 @@ def _interval_row(label: str, written: Any) -> IntervalRow | None:
     value = (written or {}).get("value")
     if value is None or not is_drawable(value):
         return None
-    bounds = written.get("ci95")
-    estimate = Estimate(value, *bounds, n=written.get("n")) if bounds else Estimate(value, n=written.get("n"))
-    is_minor = not bounds
-    return IntervalRow(
-        label, value, tuple(bounds) if bounds else None, cell(estimate, PERCENT).short, "tuned", is_baseline=is_minor
-    )
+    low, high = written.get("ci95") or (math.nan, math.nan)
+    shown = cell(Estimate(value, low, high), PERCENT)
+    bounds = None if math.isnan(low) else (low, high)
+    return IntervalRow(label, value, bounds, shown.short, "tuned", is_baseline=bounds is None)
 
 
 def _shares(title: str, caption: str, shares: Mapping[str, float], *, whole: float = 1.0) -> Figure | None:
-    return _bars(title, caption, [(name, share, f"{share:.1%}") for name, share in shares.items()], whole)
+    return _bars(title, caption, [(name, share, f"{100 * share:.1f} %") for name, share in shares.items()], whole)
 
 
 def _counts(title: str, caption: str, counts: Mapping[str, int], *, order: bool = True) -> Figure | None:
@@ -191,8 +194,14 @@ def _bars(title: str, caption: str, items: list[tuple[str, float, str]], whole: 
     """Draws the first `MAX_BARS`; of more, the caption says how many are left out."""
     if not items:
         return None
-    bars = [Bar(name, value, shown) for name, value, shown in items[:MAX_BARS]]
+    bars = [Bar(name, value, shown, _style(name)) for name, value, shown in items[:MAX_BARS]]
     more = f" {len(items) - MAX_BARS} more are not drawn." if len(items) > MAX_BARS else ""
     description = f"{title}: " + "; ".join(f"{bar.label} {bar.text}" for bar in bars)
     whole = whole or max(bar.value for bar in bars)
     return Figure(title, f"{caption}{more}", bar_chart(bars, whole=whole, description=description))
+
+
+def _style(name: str) -> str:
+    """Returns the CSS class of a bar's colour: that of the side which its name begins with."""
+    side = name.partition(" ")[0].lower()
+    return side if side in ("chosen", "rejected") else "tuned"

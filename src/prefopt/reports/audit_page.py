@@ -38,7 +38,7 @@ class Card:
         title: The check in words.
         icon: Icon and colour.
         word: The level as a word.
-        count: Rows concerned.
+        count: Rows concerned; empty if the finding is about the data as a whole.
         share: Their share, as text.
         width: The share in percent, for the bar.
         limit: Which limit is exceeded, as text; empty if none.
@@ -138,7 +138,9 @@ def describe_worst(audit: Audit) -> str:
 def describe_facts(audit: Audit) -> list[str]:
     """Returns what the audit was of, when, and by which rules."""
     splits = ", ".join(f"{count(number)} {name.replace('_', '-')}" for name, number in audit.splits.items())
-    return [text for text in (splits, moment(audit.date), f"prefopt {audit.version}", f"data/gate={audit.gate}") if text]
+    return [
+        text for text in (splits, moment(audit.date), f"prefopt {audit.version}", f"data/gate={audit.gate}") if text
+    ]
 
 
 def split_code(remedy: str) -> list[tuple[str, bool]]:
@@ -158,11 +160,11 @@ def _card(finding: Finding) -> Card:
         title=title_of(finding.check),
         icon=icon,
         word=word,
-        count=_say(finding.count, "row"),
+        count=count(finding.count) if finding.count else "",
         share=_percent(finding.share),
         width=round(100 * min(max(finding.share, 0.0), 1.0), 2),
         limit="" if finding.limit is None else _describe_limit(finding, finding.limit),
-        summary=finding.summary,
+        summary=finding.summary[:1].upper() + finding.summary[1:],
         remedy=split_code(finding.remedy),
         examples=finding.examples,
         figures=draw_finding(finding),
@@ -176,7 +178,7 @@ def _card(finding: Finding) -> Card:
 
 def _describe_limit(finding: Finding, limit: float) -> str:
     found = "" if finding.gauge == finding.share else f"{_percent(finding.gauge)} is "
-    return f"{found}over the {finding.level} limit of {_percent(limit)}"
+    return f"{found}over the {finding.level} limit of {100 * limit:g} %"
 
 
 def _percent(share: float) -> str:

@@ -20,7 +20,7 @@ from prefopt.storage.files import write_json, write_text
 LEVELS = {"good": "Good", "info": "Note", "warning": "Warning", "bad": "Bad"}
 """Level of a finding -> the word beside its icon."""
 
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 

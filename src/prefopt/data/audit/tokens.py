@@ -60,7 +60,7 @@ class Reader:
     loss_on: LossOn
 
     def digest(self) -> str:
-        """Returns what decides its results, for a key; a tokenizer without a digest gives a key of its own each time."""
+        """Returns what decides its results, for a key; one of its own each time for a tokenizer without a digest."""
         known = digest_tokenizer(self.tokenizer) or uuid4().hex
         return f"{known} {self.max_length} {self.loss_on.value}"
 

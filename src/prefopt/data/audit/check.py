@@ -45,6 +45,14 @@ class Texts:
         return BETWEEN.join(self.each)
 
     @cached_property
+    def ascii(self) -> bytes:
+        """`joined` with a question mark for each character that is not ASCII, and so at the same positions.
+
+        Strings of ASCII are found in it many times as fast: one emoji makes each character of `joined` four bytes.
+        """
+        return self.joined.encode("ascii", "replace")
+
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Number of characters of each text, shape (rows,)."""
         return np.fromiter(map(len, self.each), np.int64, len(self.each))

@@ -51,12 +51,16 @@ class Work:
         return [(split, start) for split, rows in self.records.items() for start in range(0, len(rows), CHUNK_ROWS)]
 
     def examine(self, place: tuple[str, int]) -> list[Any]:
-        """Passes one chunk through all checks that see its split; None for the others."""
+        """Passes one chunk through all checks that see its split; None for the others.
+
+        Checks that examine rows by the same function get the same result.
+        """
         split, start = place
-        records = self.records[split][start : start + CHUNK_ROWS]
+        records = [*self.records[split][start : start + CHUNK_ROWS]]
         chunk = Chunk(split=split, start=start, records=records, reader=self.reader)
-        seen = (check.compares or split in SPLITS for check in self.checks.values())
-        return [check.examine(chunk) if sees else None for check, sees in zip(self.checks.values(), seen, strict=True)]
+        seen = [check for check in self.checks.values() if check.compares or split in SPLITS]
+        results = {examine: examine(chunk) for examine in {check.examine: None for check in seen}}
+        return [results[check.examine] if check in seen else None for check in self.checks.values()]
 
 
 def run_checks(

@@ -143,8 +143,9 @@ def _mend(
             if after != mended:
                 changes.append(Change(source, check, "rewritten", mended, after))
                 mended = after
-        is_same = line is not None and mended is row
-        yield line if is_same else json.dumps(mended, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+        if line is None or mended is not row:
+            line = json.dumps(mended, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+        yield line
 
 
 def _repaired(value: Any, repair: Callable[[str], str]) -> Any:

@@ -12,8 +12,12 @@ import pytest
 
 from prefopt.config.choices import CheckName
 from prefopt.config.gate import GateConfig
+from prefopt.data.audit import duplicate
+from prefopt.data.audit.check import Chunk, Sides
 from prefopt.data.audit.finding import Audit, Finding, sort_findings
+from prefopt.data.audit.label_noise import count_log_odds
 from prefopt.data.audit.truncation import count_lengths
+from prefopt.data.records import SFTExample
 from prefopt.process.errors import UserError
 from prefopt.reports.audit_figures import DRAWN
 from prefopt.reports.audit_glossary import CHECKS
@@ -45,8 +49,11 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "duplicate": {"group_sizes": {"2": 10, "5": 1}},
     "near_duplicate": {"group_sizes": {"2": 10, "5": 1}},
-    **{check: {"matches": {HOSTILE: 3}} for check in ("secrets", "personal_data", "control_characters", "mojibake")},
-    "role_order": {"faults": {"two turns of the user in a row": 3}},
+    **{
+        check: {"matches": {HOSTILE: 3, "other": 1}}
+        for check in ("secrets", "personal_data", "control_characters", "mojibake")
+    },
+    "role_order": {"faults": {"two turns of the user in a row": 3, "begins with the assistant": 1}},
 }
 GATE = GateConfig()
 
@@ -272,3 +279,19 @@ def test_all_rows_are_in_the_histogram_of_their_tokens_and_a_limit_that_is_near_
     counted = count_lengths(tokens, limit)
     assert sum(counted["counts"]) == len(tokens)
     assert counted["edges"][-1] == end
+
+
+def test_the_surest_pairs_are_in_the_outer_bars_and_no_bar_straddles_zero() -> None:
+    counted = count_log_odds(np.array([-50.0, *np.linspace(-1, 1, 400), 80.0]))
+    assert sum(counted["counts"]) == 402
+    assert min(map(abs, counted["edges"])) < 1e-12
+    assert max(counted["edges"]) < 2
+
+
+def test_groups_of_equal_rows_are_counted_by_their_size() -> None:
+    texts = [*"abcdefg", *"aab", *"c"]
+    rows = [SFTExample(prompt="p", completion=text, source=f"a:{row}") for row, text in enumerate(texts)]
+    chunk = Chunk(split="train", start=0, records=rows)
+    found = duplicate.CHECK.conclude([("train", 0, duplicate.CHECK.examine(chunk))], Sides({"train": rows}))
+    assert found is not None
+    assert found.values["group_sizes"] == {"2": 2, "3": 1}

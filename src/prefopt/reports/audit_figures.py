@@ -118,7 +118,9 @@ def _swapped(values: Values) -> Figure | None:
         "Labels that look swapped": values.get("estimate"),
         "Classifier agrees with label": {"value": accuracy, "ci95": values.get("ci95")},
     }
-    return _intervals("Labels against a classifier of words", "Share of pairs. Bars: 95 % intervals.", rows)
+    return _intervals(
+        "Labels against a classifier of words", "Share of pairs. Bars: 95 % intervals.", rows, chance=None
+    )
 
 
 def _group_sizes(values: Values) -> Figure | None:
@@ -160,13 +162,15 @@ def _histogram(counted: Any, title: str, caption: str, **options: Any) -> Figure
     return Figure(title, caption, counted_histogram(counts, edges, description=description, **options))
 
 
-def _intervals(title: str, caption: str, estimates: Mapping[str, Any]) -> Figure | None:
-    """Draws values with their intervals, each `{"value": ..., "ci95": [..., ...], "n": ...}`, and chance."""
+def _intervals(
+    title: str, caption: str, estimates: Mapping[str, Any], *, chance: float | None = CHANCE
+) -> Figure | None:
+    """Draws values with their intervals, each `{"value": ..., "ci95": [..., ...]}`; one without as a baseline."""
     rows = [row for label, written in estimates.items() if (row := _interval_row(label, written)) is not None]
     if not rows:
         return None
     description = f"{title}: " + "; ".join(f"{row.label} {row.text}" for row in rows)
-    return Figure(title, caption, interval_chart(rows, is_share=True, chance=CHANCE, description=description))
+    return Figure(title, caption, interval_chart(rows, is_share=True, chance=chance, description=description))
 
 
 def _interval_row(label: str, written: Any) -> IntervalRow | None:
@@ -191,8 +195,8 @@ def _counts(title: str, caption: str, counts: Mapping[str, int], *, order: bool 
 
 
 def _bars(title: str, caption: str, items: list[tuple[str, float, str]], whole: float) -> Figure | None:
-    """Draws the first `MAX_BARS`; of more, the caption says how many are left out."""
-    if not items:
+    """Draws the first `MAX_BARS`; of more, the caption says how many are left out. One alone compares with nothing."""
+    if len(items) < 2:
         return None
     bars = [Bar(name, value, shown, _style(name)) for name, value, shown in items[:MAX_BARS]]
     more = f" {len(items) - MAX_BARS} more are not drawn." if len(items) > MAX_BARS else ""

@@ -164,8 +164,8 @@ def _card(finding: Finding) -> Card:
         share=_percent(finding.share),
         width=round(100 * min(max(finding.share, 0.0), 1.0), 2),
         limit="" if finding.limit is None else _describe_limit(finding, finding.limit),
-        summary=finding.summary[:1].upper() + finding.summary[1:],
-        remedy=split_code(finding.remedy),
+        summary=_sentence(finding.summary),
+        remedy=split_code(_sentence(finding.remedy)),
         examples=finding.examples,
         figures=draw_finding(finding),
         words={side: words for side, words in (values.get("words") or {}).items() if words},
@@ -174,6 +174,12 @@ def _card(finding: Finding) -> Card:
             for each in (values.get("suspicious") or [])[:MAX_SUSPICIOUS]
         ],
     )
+
+
+def _sentence(text: str) -> str:
+    """Begins with a capital, unless it begins with what is typed, and ends with a full stop."""
+    begins = text[:1] if CODE.match(text) else text[:1].upper()
+    return f"{begins}{text[1:]}{'' if text.endswith('.') else '.'}" if text else ""
 
 
 def _describe_limit(finding: Finding, limit: float) -> str:

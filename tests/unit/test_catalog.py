@@ -1,6 +1,5 @@
 """What can be chosen is listed with what each file says of itself; an own file never loses to a shipped one unsaid."""
 
-from dataclasses import fields
 
 import pytest
 

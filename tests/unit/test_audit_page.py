@@ -229,11 +229,21 @@ def test_of_many_kinds_the_first_are_drawn_and_the_rest_is_counted() -> None:
 
 
 def test_the_command_is_shown_and_with_it_how_to_mend_what_can_be_mended() -> None:
-    html = render_audit_page(audit(finding("empty")), command="prefopt audit a.jsonl")
-    assert "<code>prefopt audit a.jsonl</code>" in html
-    assert "<code>prefopt audit a.jsonl --output mended --fix</code>" in html
-    fixed = render_audit_page(audit(finding("empty")), command="prefopt audit a.jsonl --output b --fix")
-    assert fixed.count("prefopt audit a.jsonl") == 1
+    told = commands(render_audit_page(audit(finding("empty")), command="prefopt audit a.jsonl"))
+    assert told == ["prefopt audit a.jsonl", "prefopt audit a.jsonl --output mended --fix"]
+    fixed = "prefopt audit a.jsonl --output b --fix"
+    assert commands(render_audit_page(audit(finding("empty")), command=fixed)) == [fixed]
+    assert commands(render_audit_page(audit(finding("schema", 0.0)), command="prefopt audit a")) == ["prefopt audit a"]
+
+
+def commands(html: str) -> list[str]:
+    blocks = re.findall(r'<div class="typed">.*?<code>(.*?)</code>', html)
+    return [unescape(re.sub(r"<[^>]*>", "", block)) for block in blocks]
+
+
+def test_rows_that_cannot_be_read_are_not_counted_among_those_that_were_checked() -> None:
+    told = words(render_audit_page(audit(finding("schema", 0.5, summary="2 rows cannot be read"), rows=2)))
+    assert "1 error 2 rows cannot be read. Checked: 2 rows." in told
 
 
 def test_a_learning_curve_stands_between_findings_and_what_was_not_looked_at() -> None:

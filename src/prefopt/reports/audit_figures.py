@@ -86,9 +86,9 @@ def _refusals(values: Values) -> Figure | None:
         "chosen_boilerplate": "Chosen ends with boilerplate",
         "rejected_boilerplate": "Rejected ends with boilerplate",
     }
-    shares = {name: values[key] for key, name in names.items() if values.get(key) is not None}
+    shares = {name: values[key] for key, name in names.items() if values.get(key)}
     caption = "Share of rows. What chosen does more often than rejected, the model learns to do."
-    return _shares("Refusals and boilerplate", caption, shares, whole=0.0) if any(shares.values()) else None
+    return _shares("Refusals and boilerplate", caption, shares, whole=0.0)
 
 
 def _separability(values: Values) -> Figure | None:
@@ -175,7 +175,7 @@ def _intervals(
 
 def _interval_row(label: str, written: Any) -> IntervalRow | None:
     value = (written or {}).get("value")
-    if value is None or not is_drawable(value):
+    if value is None or not is_drawable(value) or written.get("n") == 0:
         return None
     low, high = written.get("ci95") or (math.nan, math.nan)
     shown = cell(Estimate(value, low, high), PERCENT)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefopt.config.choices import CheckName, GateName
 from prefopt.data.audit.finding import Audit, Finding, Level
 from prefopt.process.errors import explained
 from prefopt.process.terminal import one_line
@@ -17,8 +18,6 @@ from prefopt.storage.files import write_text
 
 LEVELS = {"error": ("bad", "Error"), "warning": ("warning", "Warning"), "note": ("info", "Note"), "ok": ("good", "OK")}
 """Level of a finding -> its icon and colour, and its word."""
-OFF = "off"
-"""Name of the gate that judges nothing."""
 CODE = re.compile(
     r"prefopt [a-z]+(?: --[a-z-]+(?: <[a-z]+>)?)*"
     r"|--[a-z-]+(?: <[a-z]+>)?"
@@ -114,7 +113,7 @@ def describe_verdict(audit: Audit) -> tuple[str, str]:
     told = [_say(number, word) for number, word in ((errors, "error"), (warnings, "warning")) if number]
     if told:
         return "bad" if errors else "warning", ", ".join(told)
-    if audit.gate == OFF:
+    if audit.gate == GateName.off.value:
         return "info", "Not judged"
     return ("good", "Clean") if not audit.of_level(Level.note) else ("good", "No errors, no warnings")
 
@@ -123,9 +122,11 @@ def describe_worst(audit: Audit) -> str:
     """Returns the sentence below the heading: how many rows, and what is worst in them."""
     rows = f"{_say(audit.rows, 'row')}"
     worst = audit.of_level(Level.error, Level.warning)
+    if worst and worst[0].check == CheckName.schema.value:
+        return f"{_sentence(worst[0].summary)} Checked: {rows}."
     if worst:
         return f"In {rows}, first of all: {worst[0].summary}."
-    if audit.gate == OFF:
+    if audit.gate == GateName.off.value:
         return f"The gate is off (data/gate=off): what was found in {rows} is told below, and nothing is judged."
     notes = len(audit.of_level(Level.note))
     ran = f"{_say(len(audit.checks), 'check')} found nothing in {rows}"

@@ -28,7 +28,7 @@ DROPPED = (
 )
 """Checks whose rows are dropped; a row is dropped for the first of them that has found it."""
 NEAR = (CheckName.near_duplicate, CheckName.near_leakage)
-"""Checks whose rows are dropped if that is asked for: the first near-duplicate stays, and nearly leaked held-out rows go."""
+"""Checks whose rows are dropped only if that is asked for: near-duplicates, held-out near leaks."""
 REWRITTEN = (CheckName.mojibake, CheckName.control_characters)
 """Checks whose modules have `repair(text)`, which returns the text without the defect."""
 CHANGES = "changes.jsonl"
@@ -51,8 +51,9 @@ class Change:
 def fix(config: DataConfig, material: Material, folder: Path, *, kind: Kind, with_near: bool) -> list[str]:
     """Writes `<name>.jsonl` for each file of `data.train` and `data.held_out`, and `changes.jsonl`, into a folder.
 
-    Rows that cannot be read are dropped. Rows of JSON lines that are not changed keep their bytes. Of rows that contradict each other all are dropped, since
-    nothing tells which is right; of duplicates the first stays; of leaks the training row goes.
+    Rows that cannot be read are dropped. Rows of JSON lines that are not changed keep their bytes. Of rows that
+    contradict each other all are dropped, since nothing tells which is right; of duplicates the first stays; of leaks
+    the training row goes.
 
     Args:
         config: The files, which stay as they are.

@@ -55,8 +55,8 @@ def conclude(seen: Sequence[tuple[str, int, Bags]], sides: Sides) -> Found:
         gauge=low,
         summary=f"about {share:.1%} of labels look swapped (95 % CI {low:.1%} to {high:.1%}, by a bag of words of "
         f"accuracy {judged.accuracy:.2f}); {say(len(suspicious), 'pair is', 'pairs are')} suspicious",
-        remedy="look at the pairs under 'suspicious' of audit.json, the worst first; "
-        "algorithm.label_smoothing=<share> expects that share of wrong labels"
+        remedy="Look at the pairs under 'suspicious' of audit.json, the worst first; "
+        "algorithm.label_smoothing=<share> expects that share of wrong labels."
         if len(suspicious)
         else "",
         examples=_show(judged, order[:MAX_EXAMPLES].tolist(), places, sides) if len(suspicious) else (),

@@ -145,6 +145,7 @@ def test_data_without_findings_are_clean_and_what_was_not_looked_at_is_told_with
     skipped = [{"check": "secrets", "reason": "not checked: <no> package"}]
     told = words(render_audit_page(audit(finding("empty", 0.0), skipped=skipped)))
     assert "Clean 1 check found nothing in 1,000 rows; 1 check did not run." in told
+    assert "Nothing found Empty answers What they say Empty answers What empty has found." in told
     assert "Not looked at Secrets not checked: <no> package" in told
     assert "At a glance" not in told
 

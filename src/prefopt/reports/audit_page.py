@@ -98,7 +98,7 @@ def render_audit_page(audit: Audit, *, command: str = "", sections: Iterable[str
         "command": one_line(command),
         "mending": one_line(_mending(command)) if command and is_mendable else "",
         "cards": [_card(finding) for finding in found],
-        "fine": [title_of(finding.check) for finding in fine],
+        "fine": [(title_of(finding.check), _sentence(finding.summary)) for finding in fine],
         "shape": [*([] if splits is None else [splits]), *(each for f in fine for each in draw_finding(f))],
         "skipped": _by_reason(audit),
         "terms": _terms(audit),

@@ -1,6 +1,7 @@
 """`prefopt audit` as it is typed, its cleaned copy, and the gate before training."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,23 @@ from prefopt.data.audit import audit as auditing
 from prefopt.process.errors import UserError
 from prefopt.train import main as train
 
-WORDS = ["tea", "boat", "lamp", "river", "stone", "cloud", "bread", "violin", "garden", "winter", "paper", "copper", "silver", "forest", "island"]
+SYLLABLES = [
+    first + last for first in ("ba", "ke", "mo", "ti", "ru", "sa", "le") for last in ("n", "rd", "l", "st", "m")
+]
 
 
 def rows(num_rows: int = 40) -> list[dict[str, Any]]:
-    """Clean pairs: of each length as many as of any other, and no two alike."""
+    """Clean pairs: no two alike, and the longer answer as often the better one as not."""
+    rng = random.Random(0)
+
+    def say(num_words: int) -> str:
+        return " ".join("".join(rng.choices(SYLLABLES, k=2)) for _ in range(num_words)).capitalize()
+
     made = []
     for number in range(num_rows):
-        first, second, third = (WORDS[(number * step) % len(WORDS)] for step in (1, 3, 5))
-        sides = [f"The {first} {number} is near the {second}.", f"Nobody has seen {third} {number} so far."]
+        sides = [f"{say(9)}.", f"{say(12)}."]
         chosen, rejected = sides if number % 2 else sides[::-1]
-        prompt = f"Where is the {first} that belongs to {third} number {number}?"
-        made.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, "id": number})
+        made.append({"prompt": f"{say(10)}?", "chosen": chosen, "rejected": rejected, "id": number})
     return made
 
 
@@ -85,7 +91,7 @@ def test_what_matters_first_is_printed_first_with_its_remedy(
         audit([str(planted)])
     printed = capsys.readouterr().out
     assert printed.startswith("error    schema")
-    assert printed.index("warning  contradictory") < printed.index("ok ")
+    assert printed.index("warning  contradictory") < printed.index("\nok ")
     assert f"{planted}:46" in printed
     assert "data.on_identical=skip" in printed
     assert "truncation, control_tokens: not checked: name a model" in printed

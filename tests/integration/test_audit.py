@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks import audit as benchmark
+from benchmarks import results
 from prefopt.audit import main as audit
 from prefopt.data.audit import audit as auditing
 from prefopt.process.errors import UserError
@@ -249,3 +251,14 @@ def test_with_the_gate_off_leaked_rows_are_trained_and_the_report_says_so(
         text = (run / "report" / name).read_text(encoding="utf-8")
         assert "the gate was off" in text
         assert "2 training rows with a prompt that is measured on" in text
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_every_part(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    benchmark.main(["--pairs", "400", "--write"])
+    (path,) = tmp_path.glob("*/audit.json")
+    measured = json.loads(path.read_text(encoding="utf-8"))["results"]
+    assert [row["part"] for row in measured] == list(benchmark.PARTS)
+    assert all(row["pairs"] == 400 and row["pairs_per_s"] > 0 for row in measured)
+    assert "times" in capsys.readouterr().out

@@ -22,6 +22,7 @@ from prefopt.process.errors import UserError
 from prefopt.reports.audit_figures import DRAWN
 from prefopt.reports.audit_glossary import CHECKS
 from prefopt.reports.audit_page import render_audit_page, split_code, write_audit_page
+from prefopt.reports.charts.bars import MAX_LABEL
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \"' \x1b[31m \ud800 \u202e"
 RATIO = {"counts": [1, 0, 3, 2], "edges": [-4.0, -2.0, 0.0, 2.0, 4.0]}
@@ -48,6 +49,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "log_odds": RATIO,
     },
     "duplicate": {"group_sizes": {"2": 10, "5": 1}},
+    "near_leakage": {"by_split": {"held_out": 3, HOSTILE: 1}},
     "near_duplicate": {"group_sizes": {"2": 10, "5": 1}},
     **{
         check: {"matches": {HOSTILE: 3, "other": 1}}
@@ -306,3 +308,12 @@ def test_groups_of_equal_rows_are_counted_by_their_size() -> None:
     found = duplicate.CHECK.conclude([("train", 0, duplicate.CHECK.examine(chunk))], Sides({"train": rows}))
     assert found is not None
     assert found.values["group_sizes"] == {"2": 2, "3": 1}
+
+
+def test_files_to_compare_with_keep_their_names_and_of_long_ones_the_end_is_drawn() -> None:
+    name = "/data/" + 20 * "very_long/" + "a_b.jsonl"
+    html = render_audit_page(audit(splits={"train": 9, "held_out": 2, name: 3}))
+    assert f"9 train, 2 held-out, 3 {name}" in words(html)
+    (label,) = re.findall(r">(\u2026[^<]*)</text>", html)
+    assert label.endswith("long/a_b.jsonl")
+    assert len(label) == MAX_LABEL

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from prefopt.data.audit.finding import Audit, Finding, Level
 from prefopt.process.terminal import one_line
+from prefopt.reports.audit_glossary import split_name
 
 STYLES = {Level.error: "bold red", Level.warning: "yellow", Level.note: "cyan", Level.ok: "green"}
 SHOWN_TEXT = 100
@@ -30,7 +31,7 @@ def print_audit(audit: Audit, console: Console) -> None:
 
 def describe(audit: Audit) -> str:
     """Returns one line: rows, findings by level, and the gate."""
-    splits = ", ".join(f"{count:,} {split.replace('_', '-')}" for split, count in audit.splits.items())
+    splits = ", ".join(f"{count:,} {split_name(split)}" for split, count in audit.splits.items())
     words = {Level.error: "error", Level.warning: "warning", Level.note: "note"}
     counts = [(len(audit.of_level(level)), word) for level, word in words.items()]
     told = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)

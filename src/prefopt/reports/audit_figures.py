@@ -7,6 +7,7 @@ from typing import Any
 from prefopt.data.audit.finding import Audit, Finding
 from prefopt.evaluation.metrics import PERCENT
 from prefopt.evaluation.statistics import Estimate
+from prefopt.reports.audit_glossary import split_name
 from prefopt.reports.charts.bars import Bar, bar_chart
 from prefopt.reports.charts.counted import counted_histogram
 from prefopt.reports.charts.drawing import Figure, is_drawable
@@ -29,7 +30,7 @@ def draw_finding(finding: Finding) -> list[Figure]:
 def draw_splits(audit: Audit) -> Figure | None:
     """Returns the chart of the rows by split, and by file to compare with; None if there are at most
     two, which one line tells."""
-    names = {name.replace("_", "-"): number for name, number in audit.splits.items()}
+    names = {split_name(name): number for name, number in audit.splits.items()}
     return _counts("Rows", "By split, and by file to compare with.", names) if len(names) > 2 else None
 
 
@@ -125,7 +126,17 @@ def _swapped(values: Values) -> Figure | None:
 
 def _group_sizes(values: Values) -> Figure | None:
     sizes = {f"{size} times": number for size, number in (values.get("group_sizes") or {}).items()}
-    return _counts("How often a row stands in the data", "Groups of equal rows by their size.", sizes, order=False)
+    return _counts(
+        "How often a row stands in the data",
+        "Groups of rows that repeat each other, by their size.",
+        sizes,
+        order=False,
+    )
+
+
+def _leaks(values: Values) -> Figure | None:
+    leaks = {split_name(name): number for name, number in (values.get("by_split") or {}).items()}
+    return _counts("Where the repeated prompts are", "Prompts nearly those of training rows.", leaks)
 
 
 def _matches(values: Values) -> Figure | None:
@@ -145,6 +156,7 @@ DRAWN: dict[str, tuple[Callable[[Values], Figure | None], ...]] = {
     "label_noise": (_label_noise, _swapped),
     "duplicate": (_group_sizes,),
     "near_duplicate": (_group_sizes,),
+    "near_leakage": (_leaks,),
     "secrets": (_matches,),
     "personal_data": (_matches,),
     "control_characters": (_matches,),

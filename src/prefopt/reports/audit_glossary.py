@@ -130,3 +130,8 @@ CHECKS = {
 def title_of(check: str) -> str:
     """Returns the title of a check; its name if it is not explained here."""
     return CHECKS[check].title if check in CHECKS else check
+
+
+def split_name(split: str) -> str:
+    """Returns the name of a split as it is written; that of a file to compare with stays as it is."""
+    return "held-out" if split == "held_out" else split

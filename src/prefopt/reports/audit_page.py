@@ -10,7 +10,7 @@ from prefopt.data.audit.finding import Audit, Finding, Level
 from prefopt.process.errors import explained
 from prefopt.process.terminal import one_line
 from prefopt.reports.audit_figures import draw_finding, draw_splits
-from prefopt.reports.audit_glossary import CHECKS, Meaning, title_of
+from prefopt.reports.audit_glossary import CHECKS, Meaning, split_name, title_of
 from prefopt.reports.charts.drawing import Figure
 from prefopt.reports.numbers import count, moment
 from prefopt.reports.render import environment, json_ready
@@ -138,7 +138,7 @@ def describe_worst(audit: Audit) -> str:
 
 def describe_facts(audit: Audit) -> list[str]:
     """Returns what the audit was of, when, and by which rules."""
-    splits = ", ".join(f"{count(number)} {name.replace('_', '-')}" for name, number in audit.splits.items())
+    splits = ", ".join(f"{count(number)} {split_name(name)}" for name, number in audit.splits.items())
     return [
         text for text in (splits, moment(audit.date), f"prefopt {audit.version}", f"data/gate={audit.gate}") if text
     ]

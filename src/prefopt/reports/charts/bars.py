@@ -8,6 +8,8 @@ from prefopt.reports.charts.intervals import WIDTH
 ROW_HEIGHT, THICKNESS = 34, 10
 MIN_LENGTH = 2
 """Pixels: a value above zero is seen."""
+MAX_LABEL = 52
+"""Letters of a label that have room; of a longer one, such as a path, the end is shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +31,15 @@ def bar_chart(bars: list[Bar], *, whole: float, description: str) -> str:
         words, top = ROW_HEIGHT * place + 14, ROW_HEIGHT * place + 20
         length = max(x.within(bar.value), MIN_LENGTH) if bar.value > 0 else 0
         drawn = [
-            text(0, words, bar.label, anchor="start", style="word"),
+            text(0, words, shorten(bar.label), anchor="start", style="word"),
             text(WIDTH, words, bar.text, anchor="end", style="word"),
             f'<rect class="track" x="0" y="{top}" width="{WIDTH}" height="{THICKNESS}"/>',
             f'<rect class="value" x="0" y="{top}" width="{length:.1f}" height="{THICKNESS}"/>',
         ]
         parts.append(group(bar.style, "".join(drawn)))
     return svg(box, parts, description=description)
+
+
+def shorten(label: str) -> str:
+    """Returns the label, or its end if it is too long."""
+    return label if len(label) <= MAX_LABEL else f"\u2026{label[1 - MAX_LABEL :]}"

@@ -19,7 +19,8 @@ from prefopt.process.console import build_console, progress_bar
 from prefopt.process.errors import UserError, explained
 from prefopt.process.imports import importing
 from prefopt.process.terminal import quote
-from prefopt.reports.audit import print_audit, write_audit_page
+from prefopt.reports.audit import print_audit
+from prefopt.reports.audit_page import write_audit_page
 from prefopt.storage.files import write_json
 
 HELP = """Say what is wrong with preference pairs or demonstrations, before a model learns it: rows that cannot be
@@ -57,7 +58,8 @@ def main(argv: list[str]) -> None:
     if options.fix and options.output is None:
         raise UserError("--fix: needs --output <folder> for the cleaned copy; the data themselves are never changed.")
     config = load_config(read_overrides(options.overrides), options.config_dir)
-    audit = run_audit(config, options, with_model=_names_model(options.overrides))
+    command = " ".join(["prefopt audit", *map(quote, argv)])
+    audit = run_audit(config, options, with_model=_names_model(options.overrides), command=command)
     if any(finding.level == Level.error.name for finding in audit.checks):
         sys.exit(GATE_ERROR)
 
@@ -80,8 +82,8 @@ def _names_model(arguments: Sequence[str]) -> bool:
     return any(each.lstrip("+").startswith(("model=", "model.", "experiment=")) for each in arguments)
 
 
-def run_audit(config: TrainConfig, options: Any, *, with_model: bool) -> Audit:
-    """Reads the data, runs the checks or finds their results, shows and writes them."""
+def run_audit(config: TrainConfig, options: Any, *, with_model: bool, command: str) -> Audit:
+    """Reads the data, runs the checks or finds their results, shows and writes them; `command` is what was typed."""
     console = build_console()
     kind, seed = config.algorithm.rows, config.run.seed
     reader = _load_reader(config) if with_model else None
@@ -109,7 +111,7 @@ def run_audit(config: TrainConfig, options: Any, *, with_model: bool) -> Audit:
     else:
         print_audit(audit, console)
     if options.output is not None:
-        _write(audit, options.output)
+        _write(audit, options.output, command)
         if options.fix:
             told = fix(config.data, read(), options.output, kind=kind, with_near=options.near)
             for line in told if not options.json else ():
@@ -127,11 +129,11 @@ def _load_reader(config: TrainConfig) -> Any:
     return Reader(load_tokenizer(config.model), config.data.max_length, config.algorithm.trained_tokens)
 
 
-def _write(audit: Audit, folder: Path) -> None:
+def _write(audit: Audit, folder: Path, command: str) -> None:
     with explained(folder, doing="written"):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "audit.json", audit.to_dict())
-    write_audit_page(audit, folder / "audit.html")
+    write_audit_page(audit, folder / "audit.html", command=command)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Rows of a split that differ from another in a few words only: they weigh twice, and say nothing new."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,12 +75,15 @@ def conclude(seen: Sequence[tuple[str, int, Sketches]], sides: Sides) -> Found:
     rows: dict[str, NDArray[np.int64]] = {}
     examples: list[Example] = []
     num_groups = num_uncompared = 0
+    sizes: Counter[int] = Counter()
     for split in dict.fromkeys(split for split, _, _ in seen):
         keys = np.concatenate([sketches.keys for name, _, sketches in seen if name == split])
         digests = np.concatenate([sketches.digests for name, _, sketches in seen if name == split])
         groups, found, uncompared = _group(split, keys, digests, sides)
         num_uncompared += uncompared
-        num_groups += len({groups.first(row) for row in groups.parents})
+        members = Counter(groups.first(row) for row in groups.parents)
+        num_groups += len(members)
+        sizes.update(1 + num_further for num_further in members.values())
         rows[split] = np.array(sorted(groups.parents), np.int64)
         examples += found
     count = sum(map(len, rows.values()))
@@ -96,7 +100,11 @@ def conclude(seen: Sequence[tuple[str, int, Sketches]], sides: Sides) -> Found:
         if count
         else "",
         examples=examples[:MAX_EXAMPLES],
-        values={"groups": num_groups, "uncompared": num_uncompared},
+        values={
+            "groups": num_groups,
+            "uncompared": num_uncompared,
+            "group_sizes": {str(size): sizes[size] for size in sorted(sizes)},
+        },
     )
 
 

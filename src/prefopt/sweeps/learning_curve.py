@@ -17,7 +17,8 @@ from prefopt.config.choices import DataFormat, LoggerName
 from prefopt.config.load import fingerprint
 from prefopt.config.schema import DataConfig, TrainConfig
 from prefopt.data.loading import read_pairs, read_splits
-from prefopt.data.records import PreferencePair, Record, read_records
+from prefopt.data.reading import read_records
+from prefopt.data.records import PreferencePair, Record
 from prefopt.data.split import nested_subsets, number_prompts
 from prefopt.evaluation.learning_curve import LearningCurve, Trained, fit_learning_curve
 from prefopt.process.errors import EndedError, UserError, explained
@@ -152,7 +153,7 @@ def _plan(config: TrainConfig, folder: Path) -> tuple[list[_Point], list[int]]:
     return points, number_prompts(measured)
 
 
-def _read_pairs(config: TrainConfig, trained: Sequence[Record]) -> list[Record]:
+def _read_pairs(config: TrainConfig, trained: Sequence[Record]) -> Sequence[Record]:
     """Reads the pairs on which an SFT run is measured."""
     if config.evaluation.pairs is None:
         return []

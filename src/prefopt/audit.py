@@ -49,6 +49,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("overrides", nargs="+", help="files, and overrides as for prefopt.train")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write audit.json and audit.html into this folder")
     parser.add_argument("--fix", action="store_true", help="with --output: also a copy without what can be removed")
+    parser.add_argument("--near", action="store_true", help="with --fix: also without near-duplicates and near leaks")
     parser.add_argument("--against", nargs="+", default=[], metavar="FILE", help="files whose questions must not leak")
     parser.add_argument("--json", action="store_true", help="print audit.json, and nothing else")
     parser.add_argument("--config-dir", help="a folder with your own config groups")
@@ -110,7 +111,7 @@ def run_audit(config: TrainConfig, options: Any, *, with_model: bool) -> Audit:
     if options.output is not None:
         _write(audit, options.output)
         if options.fix:
-            told = fix(config.data, read(), options.output, kind=kind)
+            told = fix(config.data, read(), options.output, kind=kind, with_near=options.near)
             for line in told if not options.json else ():
                 console.print(line)
         if not options.json:

@@ -264,7 +264,6 @@ def test_a_column_of_classes_means_the_same_in_the_held_out_file(tmp_path: Path)
 @pytest.mark.parametrize(
     ("row", "kind", "part"),
     [
-        ({"prompt": "a", "completion": "b", "label": True}, "preference", "These are KTO's rows"),
         ({"messages": [USER, HI]}, "preference", "These are demonstrations: set algorithm=sft."),
         ({"prompt": "a", "completion": "b"}, "preference", "These are demonstrations: set algorithm=sft."),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "sft", "These are pairs: set algorithm=dpo."),

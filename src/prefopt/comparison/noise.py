@@ -4,16 +4,12 @@ import math
 import statistics
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
 
 from prefopt.comparison.groups import Group, Spread
 from prefopt.comparison.outcomes import outcomes_of
 from prefopt.comparison.records import Measure
 from prefopt.evaluation.metrics import Metric
-from prefopt.evaluation.statistics import Z_95
-
-NODES = 100
-"""Nodes of Simpson's rule; enough because the integrand is smooth, and its range shrinks as it grows steep."""
+from prefopt.evaluation.statistics import Z_95, t_quantile
 
 
 class Method(Enum):
@@ -78,19 +74,6 @@ def welch(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, float] | N
     return value - half, value + half
 
 
-@cache
-def t_quantile(freedom: float) -> float:
-    """The 97.5 % quantile of Student's t with `freedom` >= 1 degrees, to about 1e-8."""
-    t = Z_95
-    for _ in range(50):  # Newton's steps never overshoot: the distribution is concave to the right of 0
-        within, slope = _t_within(t, freedom)
-        step = (0.95 - within) / slope
-        t += step
-        if step < 1e-12:
-            break
-    return t
-
-
 def paired_shares(wins: int, losses: int, n: int) -> tuple[float, float]:
     """The 95 % interval of a difference of two shares over the same n pairs (Bonett and Price 2012).
 
@@ -143,14 +126,3 @@ def _unpaired(a: Measure | None, b: Measure | None) -> Difference | None:
 def _interval_over_pairs(group: Group, metric: Metric) -> Measure | None:
     measures = [member.metrics[metric.key] for member in group.members if metric.key in member.metrics]
     return next((measure for measure in measures if measure.low is not None), None)
-
-
-def _t_within(t: float, freedom: float) -> tuple[float, float]:
-    """P(|T| <= t) and its slope in t: the integral of cos^(freedom-1) up to atan(t / sqrt(freedom)), normalised."""
-    end = math.atan(t / math.sqrt(freedom))
-    scale = 2 / math.sqrt(math.pi) * math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
-    width = end / NODES
-    weights = (1 if i in (0, NODES) else 4 if i % 2 else 2 for i in range(NODES + 1))
-    total = sum(weight * math.cos(i * width) ** (freedom - 1) for i, weight in enumerate(weights))
-    slope = math.cos(end) ** (freedom - 1) * math.sqrt(freedom) / (freedom + t**2)
-    return scale * total * width / 3, scale * slope

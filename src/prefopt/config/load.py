@@ -16,7 +16,7 @@ from prefopt.config.composition import Composed, Tree
 from prefopt.config.plain import as_dict
 from prefopt.config.presets import find_left_out
 from prefopt.config.ranges import require
-from prefopt.config.schema import TrainConfig
+from prefopt.config.schema import BAD_ROW_SWITCHES, TrainConfig
 from prefopt.process.errors import UserError
 from prefopt.process.paths import places
 from prefopt.process.ranks import Launch, is_main
@@ -39,7 +39,15 @@ NOT_IDENTITY = {
     "trainer": ("keep_checkpoints", "log_rows"),
 }
 """Settings that do not change what a run computes, so they are left out of its identity (None: the whole group)."""
-ONLY_WHEN_SET = ("trainer.callbacks", "algorithm.loss_function", "data.columns", "data.system")
+ONLY_WHEN_SET = (
+    "trainer.callbacks",
+    "algorithm.loss_function",
+    "data.columns",
+    "data.system",
+    "data.pairs",
+    "data.min_margin",
+    "data.on_bad",
+)
 """Settings that belong to the identity only where they are set: runs without them keep the name that they had before
 these settings existed."""
 MAY_CHANGE = ("trainer.log_every", "trainer.save_every", "trainer.eval_every")
@@ -130,11 +138,18 @@ def identity(config: TrainConfig) -> dict[str, Any]:
         else:
             for key in keys:
                 del values[group][key]
+    for switch in BAD_ROW_SWITCHES:
+        values["data"][switch] = config.data.decide(switch).name  # unset or set to the same: no difference
     for setting in ONLY_WHEN_SET:
         group, _, key = setting.partition(".")
-        if not values[group].get(key):
+        if is_unset(values[group].get(key)):
             values[group].pop(key, None)
     return values
+
+
+def is_unset(value: object) -> bool:
+    """Returns whether a value is none: null, or an empty text, list or table, but not 0."""
+    return value is None or value in ("", [], {})
 
 
 def _rounded(values: object) -> Any:

@@ -2,47 +2,50 @@
 
 import hashlib
 import json
+import marshal
 from collections.abc import Sequence
 
-from prefopt.config.choices import OnBadRow
+import numpy as np
+
+from prefopt.data.bad_rows import BadRows
 from prefopt.data.messages import Content, Message
 from prefopt.data.reading import ReadNotes
-from prefopt.data.records import PreferencePair, Record
-from prefopt.process.errors import UserError
+from prefopt.data.records import NOT_CONTENT, PreferencePair, Record
+from prefopt.data.table import Table
 
 
-def drop_defects(
-    records: Sequence[Record], *, on_empty: OnBadRow, on_identical: OnBadRow, notes: ReadNotes
-) -> list[Record]:
+def drop_defects(records: Sequence[Record], bad: BadRows, notes: ReadNotes) -> Table[Record]:
     """Returns the records without empty and identical ones, and counts these and the duplicates in `notes`.
 
     Duplicates are kept. A pair with two empty completions counts as empty, not as identical.
 
-    Raises:
-        UserError: Some record is empty or identical and its setting is `refuse`.
+    Args:
+        records: The records of one split.
+        bad: Gets the empty and identical ones.
+        notes: The counts of the split.
     """
-    empty = [record for record in records if is_empty(record)]
-    _refuse(empty, on_empty, "has an empty completion", "data.on_empty")
-    kept = [record for record in records if not is_empty(record)]
-    identical = [record for record in kept if is_identical(record)]
-    _refuse(identical, on_identical, "has 'rejected' equal to 'chosen'", "data.on_identical")
-    if identical:
-        kept = [record for record in kept if not is_identical(record)]
-    notes.num_empty_skipped = len(empty)
-    notes.num_identical_skipped = len(identical)
-    notes.num_duplicates = len(kept) - len({record_key(record) for record in kept})
+    table = Table.of(records)
+    is_kept = np.ones(len(table), dtype=bool)
+    keys: set[bytes] = set()
+    for row, record in enumerate(table):
+        if is_empty(record):
+            bad.add(record.source, "this row has an empty completion", switch="on_empty", remedy=_remedy("on_empty"))
+            is_kept[row] = False
+        elif is_identical(record):
+            equal = "this row has 'rejected' equal to 'chosen'"
+            bad.add(record.source, equal, switch="on_identical", remedy=_remedy("on_identical"))
+            is_kept[row] = False
+        else:
+            keys.add(record_key(record))
+    kept = table.select(is_kept)
+    notes.num_empty_skipped = bad.num_skipped("on_empty")
+    notes.num_identical_skipped = bad.num_skipped("on_identical")
+    notes.num_duplicates = len(kept) - len(keys)
     return kept
 
 
-def _refuse(bad: Sequence[Record], setting: OnBadRow, what: str, name: str) -> None:
-    if not bad or setting is OnBadRow.skip:
-        return
-    others = f", as {len(bad) - 1} more do ({_places(bad[1:4])})" if len(bad) > 1 else ""
-    raise UserError(f"{bad[0].source}: this row {what}{others}. Drop {len(bad)} row(s), or set {name}=skip.")
-
-
-def _places(records: Sequence[Record]) -> str:
-    return ", ".join(record.source for record in records) + (", ..." if len(records) == 3 else "")
+def _remedy(switch: str) -> str:
+    return f"Drop such rows, or set data.{switch}=skip."
 
 
 def is_empty(record: Record) -> bool:
@@ -61,9 +64,29 @@ def is_identical(record: Record) -> bool:
 
 
 def record_key(record: Record) -> bytes:
-    """Returns a digest (SHA-256) of all fields but `source`: equal records have equal digests."""
-    fields = [getattr(record, name) for name in record.__slots__ if name != "source"]
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).digest()
+    """Returns a digest (128 bits of SHA-256) of what a model could see of a record: equal ones have equal digests."""
+    fields = [getattr(record, name) for name in record.__slots__ if name not in NOT_CONTENT]
+    try:
+        packed = marshal.dumps([*map(_in_one_order, fields)], 2)
+    except _OtherKeysError:
+        packed = json.dumps(fields, sort_keys=True, default=str).encode()
+    return hashlib.sha256(packed).digest()[:16]
+
+
+class _OtherKeysError(Exception):
+    pass
+
+
+def _in_one_order(value: object) -> object:
+    """Returns a field without its order of keys, if its only objects are messages of role and content."""
+    if value is None or isinstance(value, str) or not value:
+        return value
+    if not isinstance(value, list) or any(type(item) is not dict or len(item) != 2 for item in value):
+        raise _OtherKeysError
+    try:
+        return [(item["role"], item["content"]) for item in value]
+    except KeyError:
+        raise _OtherKeysError from None
 
 
 def _is_blank(content: Content) -> bool:

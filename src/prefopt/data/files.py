@@ -7,12 +7,13 @@ import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
-from prefopt.data.arrow import folder_rows, hub_rows, parquet_rows
+from prefopt.data.arrow import OnBad, folder_rows, hub_rows, parquet_rows
 from prefopt.data.strict_json import JSONError, parse_row, parse_rows
 from prefopt.data.values import describe, show_name
 from prefopt.process.errors import UserError, explained
@@ -48,16 +49,27 @@ QUOTES = (
 Row = dict[str, Any]
 
 
-def iter_rows(spec: object) -> Iterator[tuple[Row, str]]:
+def refuse(place: str, found: str) -> None:
+    """Refuses the first row that cannot be read.
+
+    Raises:
+        UserError: Always.
+    """
+    raise UserError(f"{place}: {found}")
+
+
+def iter_rows(spec: object, on_bad: OnBad = refuse) -> Iterator[tuple[Row, str]]:
     """Yields (row, place) for each row of `spec`; the place is `path:line`, or `path:row N` if a file has no lines.
 
     A JSON row with a repeated key is a `RepeatingRow`: the caller decides whether a column that it reads is affected.
 
     Args:
         spec: A file, a list of files, a glob, a `datasets` folder, or `hub:<id>[:<split>]`.
+        on_bad: Called for each row that cannot be read, but after which its file goes on: a line that is no JSON, a
+            row that is no object, a row of a table with more or fewer cells than the header. It is left out then.
 
     Raises:
-        UserError: A file is missing, empty, unreadable or of an unknown type, or a row is not an object.
+        UserError: A file is missing, empty, unreadable or of an unknown type; or by `on_bad`.
     """
     specs = spec if isinstance(spec, (list, tuple)) else [spec]
     if not specs:
@@ -67,10 +79,10 @@ def iter_rows(spec: object) -> Iterator[tuple[Row, str]]:
             raise UserError(f"a data file must be given by its path, found {describe(item)}.")
         text = str(item)
         if text.startswith(HUB):
-            yield from _require_rows(hub_rows(text, text.removeprefix(HUB)), text)
+            yield from _require_rows(partial(hub_rows, text, text.removeprefix(HUB)), text, on_bad)
             continue
         for path in find_files(text):
-            yield from _require_rows(_path_rows(path), str(path))
+            yield from _require_rows(partial(_path_rows, path), str(path), on_bad)
 
 
 def find_files(spec: str) -> list[Path]:
@@ -92,26 +104,35 @@ def find_files(spec: str) -> list[Path]:
         raise UserError(f"{spec}: {describe_missing(path, 'file')}")
 
 
-def _require_rows(rows: Iterator[tuple[Row, str]], name: str) -> Iterator[tuple[Row, str]]:
-    """Yields `rows`.
+def _require_rows(
+    read: Callable[[OnBad], Iterator[tuple[Row, str]]], name: str, on_bad: OnBad
+) -> Iterator[tuple[Row, str]]:
+    """Yields the rows that `read` yields and that are objects.
 
     Raises:
-        UserError: There are none, a row is no object, or the system reports an error; it names `name`.
+        UserError: There is no row, good or bad, or the system reports an error; it names `name`.
     """
     is_empty = True
+
+    def count_bad(place: str, found: str) -> None:
+        nonlocal is_empty
+        is_empty = False
+        on_bad(place, found)
+
     with explained(name):
-        for row, source in rows:
+        for row, source in read(count_bad):
             is_empty = False
-            if not isinstance(row, dict):
-                raise UserError(f"{source}: a row must be an object with named fields, found {describe(row)}.")
-            yield row, source
+            if isinstance(row, dict):
+                yield row, source
+            else:
+                on_bad(source, f"a row must be an object with named fields, found {describe(row)}.")
     if is_empty:
         raise UserError(f"{name}: holds no rows. Give a file with at least one.")
 
 
-def _path_rows(path: Path) -> Iterator[tuple[Row, str]]:
+def _path_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
     if path.is_dir():
-        yield from folder_rows(path)
+        yield from folder_rows(path, on_bad)
         return
     readers = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".tsv": _csv_rows}
     name = path.name.lower()
@@ -123,7 +144,7 @@ def _path_rows(path: Path) -> Iterator[tuple[Row, str]]:
         raise UserError(f"{path}: the file is empty (0 bytes).")
     with path.open("rb") as file:
         _refuse_foreign(file.read(64), path)
-    yield from readers.get(suffix, parquet_rows)(path)
+    yield from readers.get(suffix, parquet_rows)(path, on_bad)
 
 
 def _refuse_foreign(start: bytes, path: Path) -> None:
@@ -161,7 +182,7 @@ def _decode(raw: bytes, place: str) -> str:
         ) from error
 
 
-def _json_rows(path: Path) -> Iterator[tuple[Row, str]]:
+def _json_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
     """Yields the objects of a JSON-lines file, or of one JSON list; the first line decides which of both it is."""
     is_first = True
     lines = _lines(path)
@@ -177,7 +198,8 @@ def _json_rows(path: Path) -> Iterator[tuple[Row, str]]:
             row = parse_row(line)
         except JSONError as error:
             hint = " Each line must hold one JSON object, or the file one list of them." if error.is_syntax else ""
-            raise UserError(f"{source}: {error}.{hint}") from error
+            on_bad(source, f"{error}.{hint}")
+            continue
         yield row, source
 
 
@@ -190,7 +212,7 @@ def _list_rows(path: Path, text: str) -> Iterator[tuple[Row, str]]:
         raise UserError(f"{path}:{error.line}: {error}, in row {number + 1} of the list.") from error
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[Row, str]]:
+def _csv_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
     csv.field_size_limit(MAX_LINE_BYTES)  # the default refuses a completion of more than 128 KiB
     lines = _csv_lines(path)
     header = next(lines, "")
@@ -212,9 +234,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[Row, str]]:
             if is_tsv:
                 _refuse_swallowed(cells, place)
             if len(cells) != len(columns):
-                raise UserError(
-                    f"{path}:row {number}: the header has {len(columns)} columns, this row has {len(cells)}."
-                )
+                on_bad(f"{path}:row {number}", f"the header has {len(columns)} columns, this row has {len(cells)}.")
+                continue
             yield dict(zip(columns, cells, strict=True)), f"{path}:row {number}"
     except csv.Error as error:
         if is_tsv:

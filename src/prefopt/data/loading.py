@@ -1,24 +1,31 @@
 """Loads the data of a run: from the configuration to records, and from records to token ids."""
 
 import logging
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from prefopt.config.algorithms import Kind
-from prefopt.config.choices import CheckName, LossOn, OnBadRow, OnControlToken
+from prefopt.config.choices import CheckName, LossOn, OnControlToken
 from prefopt.config.schema import DataConfig
 from prefopt.data.as_chat import Chats, to_chat
+from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.control_tokens import treat_control_tokens
 from prefopt.data.defects import drop_defects, is_empty, is_identical
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import Labels
 from prefopt.data.notes import DataNotes, SplitName
-from prefopt.data.reading import ReadNotes, read_records
+from prefopt.data.pairing import PairRule
+from prefopt.data.reading import ReadNotes, ReadResult, drop_unwanted, read_records
 from prefopt.data.records import Record
-from prefopt.data.split import Overlap, find_overlap, split_by_prompt
+from prefopt.data.split import find_overlap, find_overlapping_rows, prompt_keys, split_by_prompt
+from prefopt.data.table import Table, TableWriter
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
+from prefopt.data.values import RowError
 from prefopt.process.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,14 +34,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+REMOVE_OVERLAP = (
+    "What is measured there would not be held out (the audit's check 'leakage'). Remove them, or set "
+    "data.on_overlap=skip; with data/gate=off they are trained, and the report says so."
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Splits:
     """The training records and the held-out records; no prompt is in both."""
 
     kind: Kind
-    train: list[Record]
-    held_out: list[Record] | None
+    train: Sequence[Record]
+    held_out: Sequence[Record] | None
     """None if nothing is held out: `data.held_out` unset and `data.held_out_fraction` 0."""
     notes: DataNotes
 
@@ -63,55 +75,62 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object =
     """
     notes = DataNotes()
     labels = Labels()
-    held_out: list[Record] | None = None
-    train = _read(config.train, config, kind, notes, "train", labels)
+    specs: dict[SplitName, object] = {"train": config.train}
     if config.held_out is not None:
-        held_out = _read(config.held_out, config, kind, notes, "held_out", labels)
-        train, held_out = _agree_on_prompts((train, notes.read["train"]), (held_out, notes.read["held_out"]))
-        held_out = _as_chats(held_out, config, notes, "held_out")
-    plain, train = train, _as_chats(train, config, notes, "train")
+        specs["held_out"] = config.held_out
+    bad = {split: BadRows(f"data.{split}", config) for split in specs}
+    read = _read(specs, bad, config, kind, notes, labels)
+    held_out: Table[Record] | None = None
+    train = read["train"]
+    if "held_out" in read:
+        train, held_out = _agree_on_prompts((train, notes.read["train"]), (read["held_out"], notes.read["held_out"]))
+        held_out = _as_chats(held_out, bad["held_out"], config, notes, "held_out")
+    plain, train = train, _as_chats(train, bad["train"], config, notes, "train")
     if held_out is not None:
-        train = _without_overlap(train, held_out, config, notes)
-    elif config.held_out_fraction > 0:
+        train = _without_overlap(train, held_out, bad["train"], config, notes)
+    require_usable(*bad.values())
+    if held_out is None and config.held_out_fraction > 0:
         train, held_out = _set_apart(train, config, seed)
     if measured is not None:
         trained = {record.source for record in train}
-        plain = [record for record in plain if record.source in trained]
-        measured_rows = _read(measured, config, kind, notes, "held_out", labels)
-        held_out = _keep_apart(measured_rows, plain, "data.held_out", config, notes, "held_out")
+        plain = plain.select(np.fromiter((record.source in trained for record in plain), bool, len(plain)))
+        held_out = _read_apart(measured, plain, "data.held_out", config, kind, notes, "held_out", labels)
     _require_records(train, held_out, notes)
     return Splits(kind=kind, train=train, held_out=held_out, notes=notes)
 
 
-def read_all(config: DataConfig, *, kind: Kind, seed: int) -> Splits:
-    """Reads all rows as `read_splits` does, and keeps those that training would leave out or refuse: for an audit.
+def read_all(config: DataConfig, *, kind: Kind, seed: int, bad: Mapping[SplitName, BadRows]) -> Splits:
+    """Reads all rows as `read_splits` does, and keeps those from which nothing can be learned: for an audit.
 
     Args:
         config: The files.
         kind: Whether rows are preference pairs or demonstrations.
         seed: Seed of the choice of held-out prompts; they are those of `read_splits`.
+        bad: Gets the rows that cannot be read, for each split that has files of its own.
 
     Raises:
-        UserError: A row cannot be read.
+        UserError: A file cannot be read.
     """
     notes, labels = DataNotes(), Labels()
-
-    def read(spec: object, split: SplitName) -> list[Record]:
-        result = read_records(spec, format=config.format, kind=kind, columns=config.columns, labels=labels)
-        notes.read[split] = result.notes
-        return result.records
-
-    train, held_out = read(config.train, "train"), None
-    if config.held_out is not None:
-        held_out = read(config.held_out, "held_out")
-        train, held_out = _agree_on_prompts((train, notes.read["train"]), (held_out, notes.read["held_out"]))
-        held_out = _as_chats(held_out, config, notes, "held_out")
-    train = _as_chats(train, config, notes, "train")
+    specs: dict[SplitName, object] = {"train": config.train, "held_out": config.held_out}
+    results = {split: _read_records(specs[split], each, config, kind, labels) for split, each in bad.items()}
+    notes.read = {split: result.notes for split, result in results.items()}
+    read = {
+        split: drop_unwanted(result.records, labels, bad[split], result.notes) for split, result in results.items()
+    }
+    agreed = _agree_on_prompts(*((records, notes.read[split]) for split, records in read.items()))
+    chats = {
+        split: _as_chats(records, bad[split], config, notes, split)
+        for split, records in zip(read, agreed, strict=True)
+    }
+    train, held_out = chats["train"], chats.get("held_out")
     if held_out is None and config.held_out_fraction > 0:
-        usable = [record for record in train if not is_empty(record) and not is_identical(record)]
-        _, held_out = split_by_prompt(usable, fraction=config.held_out_fraction, seed=seed)
-        apart = {record.source for record in held_out}
-        train = [record for record in train if record.source not in apart]
+        usable = np.fromiter((not is_empty(each) and not is_identical(each) for each in train), bool, len(train))
+        _, chosen = split_by_prompt(train.select(usable), fraction=config.held_out_fraction, seed=seed)
+        prompts = {key for record in chosen for key in prompt_keys(record)}
+        is_apart = (not prompts.isdisjoint(prompt_keys(record)) for record in train)
+        is_held_out = np.fromiter(is_apart, bool, len(train))
+        train, held_out = train.select(~is_held_out), train.select(is_held_out)
     return Splits(kind=kind, train=train, held_out=held_out, notes=notes)
 
 
@@ -126,8 +145,7 @@ def read_pairs(config: DataConfig, trained: Sequence[Record]) -> Splits:
         UserError: As for `read_splits`; or a pair has a prompt of the training records.
     """
     notes = DataNotes()
-    pairs = _read(config.train, config, "preference", notes, "train", Labels())
-    pairs = _keep_apart(pairs, trained, "evaluation.pairs", config, notes, "train")
+    pairs = _read_apart(config.train, trained, "evaluation.pairs", config, "preference", notes, "train", Labels())
     _require_records(pairs, None, notes)
     return Splits(kind="preference", train=pairs, held_out=None, notes=notes)
 
@@ -143,19 +161,28 @@ def read_record(config: DataConfig, *, kind: Kind, row: int) -> Record:
     Raises:
         UserError: A row is invalid, or there are not so many.
     """
+    specs: dict[SplitName, object] = {"train": config.train, "held_out": config.held_out}
+    bad = {split: BadRows(f"data.{split}", config) for split, spec in specs.items() if spec is not None}
     labels = Labels()
-    read = read_records(config.train, format=config.format, kind=kind, columns=config.columns, labels=labels)
-    records = read.records
-    if config.held_out is not None:
-        other = read_records(config.held_out, format=config.format, kind=kind, columns=config.columns, labels=labels)
-        records, _ = _agree_on_prompts((records, read.notes), (other.records, other.notes))
-    num_rows = len(records) + len(read.ties)
+    read = {split: _read_records(specs[split], each, config, kind, labels) for split, each in bad.items()}
+    require_usable(*bad.values())
+    records, ties, unreadable = read["train"].records, read["train"].ties, read["train"].unreadable
+    if "held_out" in read:
+        records, _ = _agree_on_prompts(*((result.records, result.notes) for result in read.values()))
+    num_rows = read["train"].notes.num_rows
     if not 0 <= row < num_rows:
         raise UserError(f"--row {row}: data.train has {num_rows} rows, so give a number from 0 to {num_rows - 1}.")
-    if row in read.ties:
-        raise UserError(f"--row {row}: this row is a tie, so training leaves it out. Show another.")
-    record = records[row - sum(tie < row for tie in read.ties)]
-    return Chats.of(config).make(record)
+    for places, what in ((ties, "is a tie"), (unreadable, "cannot be read (data.on_bad=skip)")):
+        if row in places:
+            raise UserError(f"--row {row}: this row {what}, so training leaves it out. Show another.")
+    at = bisect_left(read["train"].numbers, row)
+    if read["train"].numbers[at : at + 1] != [row]:
+        raise UserError(f"--row {row}: no pair is complete with this row, so training leaves it out. Show another.")
+    record = records[at]
+    try:
+        return Chats.of(config).make(record)
+    except RowError as error:
+        raise UserError(f"{record.source}: {error}") from error
 
 
 def load_tokenized(
@@ -172,59 +199,106 @@ def load_tokenized(
     Raises:
         UserError: A row is refused, or no row of a split is left; it names the row or the split.
     """
-    train = _tokenize(splits, "train", splits.train, tokenizer, config, loss_on)
-    held_out = None
-    if splits.held_out is not None:
-        held_out = _tokenize(splits, "held_out", splits.held_out, tokenizer, config, loss_on)
-    return TokenizedSplits(kind=splits.kind, train=train, held_out=held_out, notes=splits.notes)
+    sides: dict[SplitName, Sequence[Record] | None] = {"train": splits.train, "held_out": splits.held_out}
+    bad = {split: BadRows(f"data.{split}", config) for split, records in sides.items() if records is not None}
+    tables = {
+        split: _tokenize(splits, split, sides[split] or (), tokenizer, config, loss_on, each)
+        for split, each in bad.items()
+    }
+    require_usable(*bad.values())
+    for split, notes in splits.notes.tokenized.items():
+        if not notes.num_kept:
+            raise UserError(f"data.{split}: no rows are left after tokenizing. {_reasons(splits.notes)}")
+    return TokenizedSplits(
+        kind=splits.kind, train=tables["train"], held_out=tables.get("held_out"), notes=splits.notes
+    )
 
 
 def _read(
-    spec: object, config: DataConfig, kind: Kind, notes: DataNotes, split: SplitName, labels: Labels
-) -> list[Record]:
-    result = read_records(spec, format=config.format, kind=kind, columns=config.columns, labels=labels)
-    notes.read[split] = result.notes
-    return drop_defects(result.records, on_empty=config.on_empty, on_identical=config.on_identical, notes=result.notes)
+    specs: Mapping[SplitName, object],
+    bad: Mapping[SplitName, BadRows],
+    config: DataConfig,
+    kind: Kind,
+    notes: DataNotes,
+    labels: Labels,
+) -> dict[SplitName, Table[Record]]:
+    """Returns the records of each split from which something can be learned; `bad` gets the other rows."""
+    results = {split: _read_records(spec, bad[split], config, kind, labels) for split, spec in specs.items()}
+    records = {}
+    for split, result in results.items():
+        wanted = drop_unwanted(result.records, labels, bad[split], result.notes)
+        records[split] = drop_defects(wanted, bad[split], result.notes)
+        notes.read[split] = result.notes
+    return records
 
 
-def _as_chats(records: list[Record], config: DataConfig, notes: DataNotes, split: SplitName) -> list[Record]:
+def _read_records(spec: object, bad: BadRows, config: DataConfig, kind: Kind, labels: Labels) -> ReadResult:
+    return read_records(
+        spec,
+        format=config.format,
+        kind=kind,
+        columns=config.columns,
+        labels=labels,
+        pairs=PairRule.of(config),
+        bad=bad,
+    )
+
+
+def _as_chats(
+    records: Table[Record], bad: BadRows, config: DataConfig, notes: DataNotes, split: SplitName
+) -> Table[Record]:
     """Returns the records as the chats that the settings ask for; implicit prompts must have been found before."""
     chats = Chats.of(config)
-    if chats.are_made:
-        count = sum(to_chat(record) is not record for record in records)
-        if records and not count:
-            logger.warning("data.as_chat=true changes nothing: the rows of data.%s are messages already", split)
-        notes.read[split].num_as_chat = count
-    made = [chats.make(record) for record in records]
-    if chats.system is not None:
-        own = sum(new is old for new, old in zip(made, records, strict=True))
-        notes.read[split].num_own_system = own
-        notes.read[split].num_given_system = len(records) - own
-    return made
+    if not chats.are_made and chats.system is None:
+        return records
+    writer = TableWriter[Record]()
+    read = notes.read[split]
+    for record in records:
+        try:
+            chat = to_chat(record) if chats.are_made else record
+            made = chats.make(chat)
+        except RowError as error:
+            bad.add(record.source, str(error), kind=UNREADABLE)
+            continue
+        read.num_as_chat += chat is not record
+        if chats.system is not None:
+            read.num_given_system += made is not chat
+            read.num_own_system += made is chat
+        writer.append(made)
+    if chats.are_made and len(writer) and not read.num_as_chat:
+        logger.warning("data.as_chat=true changes nothing: the rows of data.%s are messages already", split)
+    read.num_unreadable_skipped, read.first_unreadable = bad.num_skipped(UNREADABLE), bad.first_skipped(UNREADABLE)
+    return writer.table()
 
 
-def _keep_apart(
-    measured: list[Record],
+def _read_apart(
+    spec: object,
     trained: Sequence[Record],
     setting: str,
     config: DataConfig,
+    kind: Kind,
     notes: DataNotes,
     split: SplitName,
-) -> list[Record]:
+    labels: Labels,
+) -> Table[Record]:
     """Returns evaluation records ready to be tokenised, and checks that none has a prompt of the training records.
 
     Args:
-        measured: The evaluation records as they were read; their counts are `notes.read[split]`.
+        spec: The evaluation data.
         trained: The training records, before or after text was converted to chats. They are not changed.
         setting: Name of the setting that names the data, for errors.
+        split: Under which their counts are added to the notes.
 
     Raises:
-        UserError: A prompt of the training is among them; it names the first.
+        UserError: A row cannot be used, or a prompt of the training is among them; it names the first.
     """
+    bad = BadRows(setting, config)
+    measured = _read({split: spec}, {split: bad}, config, kind, notes, labels)[split]
     training = replace(notes.read["train"]) if split != "train" else None  # a copy, since its counts must not change
-    measured, agreed = _agree_on_prompts((measured, notes.read[split]), (list(trained), training))
-    measured = _as_chats(measured, config, notes, split)
-    overlap = find_overlap([*map(Chats.of(config).make, agreed)], measured)
+    measured, agreed = _agree_on_prompts((measured, notes.read[split]), (Table.of(trained), training))
+    measured = _as_chats(measured, bad, config, notes, split)
+    require_usable(bad)
+    overlap = find_overlap(Table.of(map(Chats.of(config).make, agreed)), measured)
     if overlap:
         first = overlap[0]
         raise UserError(
@@ -234,28 +308,33 @@ def _keep_apart(
     return measured
 
 
-def _agree_on_prompts(*sides: tuple[list[Record], ReadNotes | None]) -> list[list[Record]]:
-    """Applies `agree_on_prompts` to several lists of records together, and adds its counts to their notes.
+def _agree_on_prompts(*sides: tuple[Table[Record], ReadNotes | None]) -> list[Table[Record]]:
+    """Applies `agree_on_prompts` to several tables of records together, and adds its counts to their notes.
 
-    It changes only lists with prompts that were cut at the end of a word (`num_word_prompts` in their notes). The
-    other lists, and those without notes, have a prompt column; their prompts are kept.
+    It changes only tables with prompts that were cut at the end of a word (`num_word_prompts` in their notes). The
+    other tables, and those without notes, have a prompt column; their prompts are kept.
     """
     cut = [notes is not None and notes.num_word_prompts > 0 for _, notes in sides]
     if not any(cut):
         return [records for records, _ in sides]
     pairs = [record for (records, _), is_cut in zip(sides, cut, strict=True) if is_cut for record in records]
-    others = [record for (records, _), is_cut in zip(sides, cut, strict=True) if not is_cut for record in records]
+    others = (record for (records, _), is_cut in zip(sides, cut, strict=True) if not is_cut for record in records)
     given = [question for record in others if (question := _question(record))]
     agreed, found = agree_on_prompts(pairs, given)
-    news = iter(agreed)
     results = []
+    start = 0
     for (records, notes), is_cut in zip(sides, cut, strict=True):
-        results.append([next(news) for _ in records] if is_cut else records)
-        if is_cut and notes is not None:
-            notes.num_shortened_prompts += sum(new is not old for new, old in zip(results[-1], records, strict=True))
-            notes.num_crowded_prompts = found.num_crowded_prompts
-            notes.crowded_prompt = found.crowded_prompt
-            found.num_crowded_prompts = 0  # the count is of all lists together, so only one reports it
+        if not is_cut or notes is None:
+            results.append(records)
+            continue
+        end = start + len(records)
+        results.append(Table.of(agreed[start:end]))
+        both = zip(agreed[start:end], pairs[start:end], strict=True)
+        notes.num_shortened_prompts += sum(new is not old for new, old in both)
+        notes.num_crowded_prompts = found.num_crowded_prompts
+        notes.crowded_prompt = found.crowded_prompt
+        found.num_crowded_prompts = 0  # the count is of all tables together, so only one reports it
+        start = end
     return results
 
 
@@ -267,7 +346,7 @@ def _question(record: Record) -> str:
     return prompt or ""
 
 
-def _set_apart(records: list[Record], config: DataConfig, seed: int) -> tuple[list[Record], list[Record]]:
+def _set_apart(records: Table[Record], config: DataConfig, seed: int) -> tuple[Table[Record], Table[Record]]:
     train, held_out = split_by_prompt(records, fraction=config.held_out_fraction, seed=seed)
     if held_out and not train:
         same = "there is one row" if len(records) == 1 else f"all {len(records)} rows have the same prompt"
@@ -280,34 +359,28 @@ def _set_apart(records: list[Record], config: DataConfig, seed: int) -> tuple[li
 
 
 def _without_overlap(
-    train: list[Record], held_out: Sequence[Record], config: DataConfig, notes: DataNotes
-) -> list[Record]:
-    overlap = find_overlap(train, held_out)
-    if overlap and len(overlap) == len(train):
-        first = overlap[0]
+    train: Table[Record], held_out: Table[Record], bad: BadRows, config: DataConfig, notes: DataNotes
+) -> Table[Record]:
+    overlap = find_overlapping_rows(train, held_out)
+    if not overlap:
+        return train
+    first, other = overlap[0]
+    places = train[first].source, held_out[other].source
+    if len(overlap) == len(train):
         raise UserError(
-            f"data.held_out: has the prompts of all {len(train)} training rows (first {first.train.source} in "
-            f"{first.held_out.source}): this is the same data. Leave data.held_out out, and a share of "
+            f"data.held_out: has the prompts of all {len(train)} training rows (first {places[0]} in "
+            f"{places[1]}): this is the same data. Leave data.held_out out, and a share of "
             f"{config.held_out_fraction:g} of the prompts is set apart."
         )
-    if overlap and config.on_overlap is OnBadRow.refuse:
-        if config.gate.error.get(CheckName.leakage.value) is None:
-            return train  # the audit tells of them, and so does the report
-        raise UserError(_describe_overlap(overlap))
-    notes.num_overlap_skipped = len(overlap)
-    skipped = {id(record) for record, _ in overlap}
-    return [record for record in train if id(record) not in skipped]
-
-
-def _describe_overlap(overlap: Sequence[Overlap]) -> str:
-    first = overlap[0]
-    others = ", ".join(each.train.source for each in overlap[1:4]) + (", ..." if len(overlap) > 4 else "")
-    return (
-        f"{first.train.source}: this training row has the same prompt as the held-out row {first.held_out.source} "
-        f"({len(overlap)} such training row(s){f', also {others}' if others else ''}), so what is measured there "
-        "would not be held out (the audit's check 'leakage'). Remove them, or set data.on_overlap=skip; with "
-        "data/gate=off they are trained, and the report says so."
-    )
+    if not bad.skips("on_overlap") and config.gate.error.get(CheckName.leakage.value) is None:
+        return train  # the audit tells of them, and so does the report
+    for row, same in overlap:
+        found = f"this training row has the same prompt as the held-out row {held_out[same].source}"
+        bad.add(train[row].source, found, switch="on_overlap", remedy=REMOVE_OVERLAP)
+    notes.num_overlap_skipped = bad.num_skipped("on_overlap")
+    is_kept = np.ones(len(train), dtype=bool)
+    is_kept[[row for row, _ in overlap]] = False
+    return train.select(is_kept)
 
 
 def _require_records(train: Sequence[Record], held_out: Sequence[Record] | None, notes: DataNotes) -> None:
@@ -330,14 +403,16 @@ def _tokenize(
     tokenizer: "PreTrainedTokenizerBase",
     config: DataConfig,
     loss_on: LossOn,
+    bad: BadRows,
 ) -> "Dataset":
     limits: dict[str, Any] = {
         "max_length": config.max_length,
-        "on_long_prompt": config.on_long_prompt,
+        "on_long_prompt": config.decide("on_long_prompt"),
         "on_long_completion": config.on_long_completion,
-        "on_extra_eos": config.on_extra_eos,
+        "on_extra_eos": config.decide("on_extra_eos"),
+        "bad": bad,
     }
-    treated = treat_control_tokens(records, tokenizer, config.on_control_token)
+    treated = treat_control_tokens(records, tokenizer, config.on_control_token, bad)
     tokenize: dict[Kind, Callable[..., Tokenized]] = {
         "preference": tokenize_pairs,
         "sft": partial(tokenize_sft, loss_on=loss_on),
@@ -349,8 +424,6 @@ def _tokenize(
         notes.num_control_stripped = treated.num_rows
     else:
         notes.num_control_kept = treated.num_rows
-    if not notes.num_kept:
-        raise UserError(f"data.{split}: no rows are left after tokenizing. {_reasons(splits.notes)}")
     return tokenized.dataset
 
 

@@ -21,7 +21,14 @@ class PreferencePair:
     tools: list[Any] | None
     chat_template_kwargs: dict[str, Any]
     source: str
-    """Place of the row: `path:line`, or `path:row N` for files without lines."""
+    """Place of the row: `path:line`, or `path:row N` for files without lines; no two records have the same."""
+    margin: float | None = None
+    """How much better the chosen answer is, by the scores of the file; None if it has none. Nothing is trained on it,
+    so it is no part of `record_key` and of the cache of token ids."""
+
+
+NOT_CONTENT = frozenset(("source", "margin"))
+"""Fields of records that say something about a row, and are nothing that a model could see."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

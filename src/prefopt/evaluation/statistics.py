@@ -1,7 +1,8 @@
 """Estimates with their 95 % confidence intervals; every estimate in a report is computed here."""
 
 from dataclasses import dataclass
-from math import comb, erfc, nan, sqrt
+from functools import cache
+from math import atan, comb, cos, erfc, exp, lgamma, nan, pi, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,10 +10,14 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 Z_95 = 1.959963984540054
+Z_80 = 0.8416212335729143
+"""The 80 % quantile of the normal distribution, for a power of 80 %."""
 EXACT_UP_TO = 2000
 """Most discordant pairs for which the sign test sums the binomial distribution."""
 BLOCK = 200
 """Number of resamples drawn at once; bounds the memory of a bootstrap."""
+NODES = 100
+"""Nodes of Simpson's rule; enough because the integrand is smooth, and its range shrinks as it grows steep."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,10 @@ class Estimate:
     low: float = nan
     high: float = nan
     n: int | None = None
+
+    def clipped(self, low: float, high: float) -> "Estimate":
+        """Returns the estimate with its interval cut to [low, high]."""
+        return Estimate(self.value, max(self.low, low), min(self.high, high), self.n)
 
     def to_dict(self) -> dict[str, object]:
         return {"value": self.value, "ci95": [self.low, self.high], "n": self.n}
@@ -86,4 +95,28 @@ def sign_test(wins: int, losses: int) -> float:
 
 def detectable_shift(n: int) -> float:
     """Smallest shift from 50 % that n examples detect with 80 % power at the 5 % level (normal approximation)."""
-    return (Z_95 + 0.8416212335729143) * 0.5 / sqrt(n)
+    return (Z_95 + Z_80) * 0.5 / sqrt(n)
+
+
+@cache
+def t_quantile(freedom: float) -> float:
+    """The 97.5 % quantile of Student's t with `freedom` >= 1 degrees, to about 1e-8."""
+    t = Z_95
+    for _ in range(50):  # Newton's steps never overshoot: the distribution is concave to the right of 0
+        within, slope = _t_within(t, freedom)
+        step = (0.95 - within) / slope
+        t += step
+        if step < 1e-12:
+            break
+    return t
+
+
+def _t_within(t: float, freedom: float) -> tuple[float, float]:
+    """P(|T| <= t) and its slope in t: the integral of cos^(freedom-1) up to atan(t / sqrt(freedom)), normalised."""
+    end = atan(t / sqrt(freedom))
+    scale = 2 / sqrt(pi) * exp(lgamma((freedom + 1) / 2) - lgamma(freedom / 2))
+    width = end / NODES
+    weights = (1 if i in (0, NODES) else 4 if i % 2 else 2 for i in range(NODES + 1))
+    total = sum(weight * cos(i * width) ** (freedom - 1) for i, weight in enumerate(weights))
+    slope = cos(end) ** (freedom - 1) * sqrt(freedom) / (freedom + t**2)
+    return scale * total * width / 3, scale * slope

@@ -58,7 +58,11 @@ def audit_run(config: DataConfig, splits: Splits, *, seed: int) -> Audit:
     records = {"train": splits.train} | ({} if splits.held_out is None else {"held_out": splits.held_out})
     key = key_of(config, kind=splits.kind, seed=seed, rows="used")
     audit = audit_records(
-        lambda: Material(records), kind=splits.kind, gate=config.gate, data=describe_data(config), key=key
+        lambda: Material.of_used(records),
+        kind=splits.kind,
+        gate=config.gate,
+        data=describe_data(config),
+        key=key,
     )
     log_findings(audit, command_for(config))
     refuse(audit)

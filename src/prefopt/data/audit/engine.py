@@ -56,7 +56,7 @@ class Work:
         Checks that examine rows by the same function get the same result.
         """
         split, start = place
-        records = self.records[split][start : start + CHUNK_ROWS]
+        records = [*self.records[split][start : start + CHUNK_ROWS]]
         chunk = Chunk(split=split, start=start, records=records, reader=self.reader)
         seen = [check for check in self.checks.values() if check.compares or split in SPLITS]
         results = {examine: examine(chunk) for examine in {check.examine: None for check in seen}}
@@ -122,11 +122,16 @@ def load_check(name: CheckName, kind: Kind, *, with_model: bool) -> tuple[Check[
     check: Check[Any] = import_module(module).CHECK
     if kind not in check.kinds:
         return None, "it is for preference pairs"
-    if check.needs is not None and find_spec(check.needs) is None:
+    if check.needs is not None and not is_installed(check.needs):
         return None, "not checked: pip install 'prefopt[audit]'"
     if check.needs_model and not with_model:
         return None, "not checked: name a model, such as model=llama3_2_1b or model=hf model.path=<id or folder>"
     return check, ""
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported, without importing it."""
+    return find_spec(package) is not None
 
 
 def _examine_all(work: Work, places: Sequence[tuple[str, int]], num_processes: int | None) -> Iterator[list[Any]]:

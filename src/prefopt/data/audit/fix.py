@@ -11,8 +11,10 @@ from typing import Any
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import CheckName
 from prefopt.config.schema import DataConfig
+from prefopt.data.audit.check import SPLITS
 from prefopt.data.audit.engine import run_checks
 from prefopt.data.audit.reading import Material
+from prefopt.data.bad_rows import MISREAD, MISREAD_SHARE
 from prefopt.data.files import GZIP, HUB, find_files, iter_rows
 from prefopt.process.errors import UserError, explained
 from prefopt.storage.files import write_bytes
@@ -25,6 +27,8 @@ DROPPED = (
     CheckName.duplicate,
 )
 """Checks whose rows are dropped; a row is dropped for the first of them that has found it."""
+NEAR = (CheckName.near_duplicate, CheckName.near_leakage)
+"""Checks whose rows are dropped only if that is asked for: near-duplicates, held-out near leaks."""
 REWRITTEN = (CheckName.mojibake, CheckName.control_characters)
 """Checks whose modules have `repair(text)`, which returns the text without the defect."""
 CHANGES = "changes.jsonl"
@@ -44,28 +48,29 @@ class Change:
         return json.dumps(vars(self), ensure_ascii=False)
 
 
-def fix(config: DataConfig, material: Material, folder: Path, *, kind: Kind) -> list[str]:
+def fix(config: DataConfig, material: Material, folder: Path, *, kind: Kind, with_near: bool) -> list[str]:
     """Writes `<name>.jsonl` for each file of `data.train` and `data.held_out`, and `changes.jsonl`, into a folder.
 
-    Rows of JSON lines that are not changed keep their bytes. Of rows that contradict each other all are dropped, since
-    nothing tells which is right; of duplicates the first stays; of leaks the training row goes.
+    Rows that cannot be read are dropped. Rows of JSON lines that are not changed keep their bytes. Of rows that
+    contradict each other all are dropped, since nothing tells which is right; of duplicates the first stays; of leaks
+    the training row goes.
 
     Args:
         config: The files, which stay as they are.
         material: Their rows.
         folder: Where the copy is written; it exists.
         kind: Whether the rows are preference pairs or demonstrations.
+        with_near: Whether rows that nearly repeat others are dropped too.
 
     Returns:
         Lines that say what was written.
 
     Raises:
-        UserError: A row cannot be read, or a file of the folder would replace a file of the data.
+        UserError: Most rows cannot be read, or a file of the folder would replace a file of the data.
     """
-    if material.unread["count"]:
-        first = material.unread["examples"][0]
-        raise UserError(f"--fix: {first['source']} cannot be read ({first['detail']}). Mend or drop this row first.")
-    dropped = _find_dropped(material, kind)
+    if material.unread["share"] > MISREAD_SHARE:
+        raise UserError(f"--fix: {material.unread['summary']}, so nothing is written. {MISREAD}")
+    dropped = _find_dropped(material, kind, (*DROPPED, *NEAR) if with_near else DROPPED)
     repairs = [(name.value, repair) for name in REWRITTEN if (repair := _load_repair(name)) is not None]
     changes: list[Change] = []
     told = []
@@ -82,14 +87,14 @@ def fix(config: DataConfig, material: Material, folder: Path, *, kind: Kind) -> 
     return told
 
 
-def _find_dropped(material: Material, kind: Kind) -> dict[str, str]:
+def _find_dropped(material: Material, kind: Kind, checks: Sequence[CheckName]) -> dict[str, str]:
     """Returns the place of each row that is dropped, and the check that has found it."""
-    outcomes = run_checks(material.records, kind=kind, only=DROPPED)
-    dropped: dict[str, str] = {}
-    for name in DROPPED:
+    outcomes = run_checks(material.records, kind=kind, only=checks)
+    dropped = dict.fromkeys(material.unread_places, CheckName.schema.value)
+    for name in checks:
         found = outcomes[name].found
         for split, rows in ({} if found is None else found.rows).items():
-            for row in rows.tolist():
+            for row in rows.tolist() if split in SPLITS else ():
                 dropped.setdefault(material.records[split][row].source, name.value)
     return dropped
 
@@ -132,7 +137,12 @@ def _mend(
 ) -> Iterator[bytes]:
     """Yields the lines of a file's copy, and adds what differs to `changes`."""
     raw = _raw_lines(path)
-    for row, source in iter_rows(str(path)):
+
+    def leave_out(source: str, found: str) -> None:
+        before = raw.get(source, b"").decode("utf-8", "replace").rstrip("\n")
+        changes.append(Change(source, CheckName.schema.value, "dropped", before))
+
+    for row, source in iter_rows(str(path), leave_out):
         line = raw.get(source)
         if source in dropped:
             changes.append(Change(source, dropped[source], "dropped", row))

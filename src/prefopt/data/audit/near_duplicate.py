@@ -92,7 +92,7 @@ def conclude(seen: Sequence[tuple[str, int, Sketches]], sides: Sides) -> Found:
         summary=f"{count} of {num_rows} rows repeat another in nearly the same words ({num_groups} groups){trusted}"
         if count
         else "no row repeats another in nearly the same words",
-        remedy="Keep one row of each group, unless they are meant to weigh more." if count else "",
+        remedy="prefopt audit --fix --near keeps the first of each group." if count else "",
         examples=examples[:MAX_EXAMPLES],
         values={"groups": num_groups, "uncompared": num_uncompared},
     )

@@ -84,7 +84,7 @@ def conclude(seen: Sequence[tuple[str, int, Prompts]], sides: Sides) -> Found | 
         summary=f"{len(leaks)} of {num_rows} prompts that are not trained on are nearly those of training rows"
         if leaks
         else "no other prompt is nearly that of a training row",
-        remedy="Hold out other prompts, or drop these rows on one side." if leaks else "",
+        remedy="prefopt audit --fix --near drops them from the held-out rows." if leaks else "",
         examples=[_show(place, detail, sides) for place, detail in sorted(leaks.items())[:MAX_EXAMPLES]],
         values={"by_split": {name: len(found) for name, found in rows.items()}},
     )

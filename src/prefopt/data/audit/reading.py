@@ -1,26 +1,38 @@
 """Reads all that an audit looks at: every row, those that training would refuse too, and files to compare with."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 from prefopt.config.algorithms import Kind
-from prefopt.config.choices import CheckName
+from prefopt.config.choices import CheckName, OnBadRow
 from prefopt.config.schema import DataConfig
+from prefopt.data.audit.check import MAX_EXAMPLES, say
+from prefopt.data.bad_rows import BadClass, BadRows
 from prefopt.data.files import iter_rows
 from prefopt.data.loading import read_all
+from prefopt.data.notes import SplitName
 from prefopt.data.records import Record, SFTExample
-from prefopt.data.strict_json import JSONError
-from prefopt.data.values import RowError
 from prefopt.process.errors import UserError
 
 QUESTIONS = ("prompt", "question", "instruction", "query", "problem", "turns", "messages", "conversations", "text")
 """Columns of a file to compare with that may hold what is asked; the first that a row has is read."""
-PLACE = re.compile(r"(?P<source>.*?:(?:row )?\d+): (?P<fault>.*)", re.DOTALL)
-
 Entry = dict[str, Any]
 """What a check has measured, as it is kept; see `prefopt.data.audit.finding.Finding.of`."""
+
+
+class AllBadRows(BadRows):
+    """Rows that cannot be read, with the place of each."""
+
+    def __init__(self, setting: str, config: DataConfig) -> None:
+        super().__init__(setting, replace(config, on_bad=OnBadRow.refuse))
+        self.places: list[str] = []
+
+    def add(self, place: str, found: str, **details: Any) -> None:
+        """Adds a row; see `BadRows.add`."""
+        self.places.append(place)
+        super().add(place, found, **details)
 
 
 @dataclass(frozen=True)
@@ -30,10 +42,17 @@ class Material:
     Attributes:
         records: The rows by split: `train`, `held_out`, and the names of files to compare with.
         unread: What the check `schema` has found.
+        unread_places: The rows that it has found.
     """
 
     records: Mapping[str, Sequence[Record]]
-    unread: Entry = field(default_factory=lambda: describe_unread([]))
+    unread: Entry
+    unread_places: frozenset[str] = frozenset()
+
+    @classmethod
+    def of_used(cls, records: Mapping[str, Sequence[Record]]) -> "Material":
+        """Returns the rows that training uses, of which all could be read."""
+        return cls(records, describe_unread([], sum(map(len, records.values()))))
 
 
 def read_material(config: DataConfig, *, kind: Kind, seed: int, against: Sequence[str] = ()) -> Material:
@@ -43,36 +62,38 @@ def read_material(config: DataConfig, *, kind: Kind, seed: int, against: Sequenc
         UserError: A file cannot be read. A row that cannot be read is a finding.
     """
     others = {name: list(read_questions(name)) for name in against}
-    try:
-        splits = read_all(config, kind=kind, seed=seed)
-    except UserError as error:
-        found = PLACE.fullmatch(str(error))
-        if not isinstance(error.__cause__, RowError | JSONError) or found is None:
-            raise
-        return Material({}, describe_unread([(found["source"], found["fault"])]))
+    specs: dict[SplitName, object] = {"train": config.train, "held_out": config.held_out}
+    bad = {split: AllBadRows(f"data.{split}", config) for split, spec in specs.items() if spec is not None}
+    splits = read_all(config, kind=kind, seed=seed, bad=bad)
     held_out = {} if splits.held_out is None else {"held_out": splits.held_out}
-    return Material({"train": splits.train, **held_out, **others})
+    classes = sorted((each for rows in bad.values() for each in rows.refused()), key=lambda each: -each.count)
+    return Material(
+        {"train": splits.train, **held_out, **others},
+        describe_unread(classes, sum(rows.num_rows for rows in bad.values())),
+        frozenset(place for rows in bad.values() for place in rows.places),
+    )
 
 
-def describe_unread(rows: Sequence[tuple[str, str]], num_rows: int = 0) -> Entry:
+def describe_unread(classes: Sequence[BadClass], num_rows: int) -> Entry:
     """Returns the entry of the check `schema`.
 
     Args:
-        rows: Place and fault of the rows that cannot be read.
-        num_rows: All rows; 0 if reading ended at the first fault.
+        classes: The rows that cannot be read by what is wrong with them, most frequent first.
+        num_rows: All rows.
     """
-    share = len(rows) / max(num_rows, len(rows), 1)
+    count = sum(each.count for each in classes)
+    first = [[{"source": place, "detail": each.found, "text": ""} for place in each.places] for each in classes]
+    shown = [each for rows in zip_longest(*first) for each in rows if each is not None][:MAX_EXAMPLES]
+    share = count / max(num_rows, 1)
     return {
         "check": CheckName.schema.value,
-        "count": len(rows),
+        "count": count,
         "share": share,
         "gauge": share,
-        "summary": f"{len(rows):,} rows cannot be read"
-        if num_rows or not rows
-        else f"a row cannot be read: {rows[0][1]}",
-        "remedy": "Mend the rows or drop them; what was not read was not checked either." if rows else "",
-        "examples": [{"source": source, "detail": fault, "text": ""} for source, fault in rows[:5]],
-        "values": {},
+        "summary": f"{say(count, 'row')} cannot be read" + (f", for {len(classes)} reasons" if classes[1:] else ""),
+        "remedy": "Mend them, or leave them out: data.on_bad=skip, or prefopt audit --fix." if count else "",
+        "examples": shown,
+        "values": {"reasons": [{"found": each.found, "count": each.count} for each in classes]},
     }
 
 

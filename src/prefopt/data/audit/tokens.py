@@ -60,7 +60,7 @@ class Reader:
     loss_on: LossOn
 
     def digest(self) -> str:
-        """Returns what decides its results, for a key; a tokenizer without a digest gives a key of its own each time."""
+        """Returns what decides its results; for a tokenizer without a digest, something else each time."""
         known = digest_tokenizer(self.tokenizer) or uuid4().hex
         return f"{known} {self.max_length} {self.loss_on.value}"
 
@@ -107,7 +107,7 @@ class Reader:
 
     def _add(self, tokenized: Tokenized, places: dict[str, int], found: RowTokens) -> None:
         unknown = self.tokenizer.unk_token_id
-        is_told = unknown is not None and unknown not in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        is_told = unknown not in (None, self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         for row in tokenized.dataset:
             place = places[row["source"]]
             parts = [row[name] for name in ("chosen_ids", "rejected_ids") if name in row] or [row["input_ids"]]

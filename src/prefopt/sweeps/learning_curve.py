@@ -1,0 +1,267 @@
+"""Trains on growing parts of the data, one training after the other, and measures all on the same held-out pairs."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from prefopt.config.algorithms import Kind
+from prefopt.config.choices import DataFormat, LoggerName
+from prefopt.config.load import fingerprint
+from prefopt.config.schema import DataConfig, TrainConfig
+from prefopt.data.loading import read_pairs, read_splits
+from prefopt.data.reading import read_records
+from prefopt.data.records import PreferencePair, Record
+from prefopt.data.split import nested_subsets, number_prompts
+from prefopt.evaluation.learning_curve import LearningCurve, Trained, fit_learning_curve
+from prefopt.process.errors import EndedError, UserError, explained
+from prefopt.process.ranks import is_launched
+from prefopt.reports.learning_curve import describe_point, describe_start
+from prefopt.reports.publish import PAIRS
+from prefopt.runs.directory import RunDirectory, State
+from prefopt.storage.files import delete, write_text
+from prefopt.storage.reading import parse_json, read_text
+
+SHARES = (0.125, 0.25, 0.5, 1.0)
+"""Shares of the training prompts, smallest first."""
+NUM_SEEDS = 3
+MIN_PROMPTS = 16
+"""Fewest training prompts: an eighth of them are two."""
+MIN_HELD_OUT_PROMPTS = 10
+"""Fewest held-out prompts: below, an interval says nothing."""
+LENGTHS = ("max_length", "on_long_prompt", "on_long_completion", "on_extra_eos", "on_control_token")
+"""Settings of the data that act when rows are tokenised. The others have acted when the parts are written."""
+
+Train = Callable[[TrainConfig], RunDirectory]
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A training of the curve.
+
+    Attributes:
+        share: Share of the training prompts.
+        seed: Seed of the choice of prompts, and of the training.
+        config: Its settings.
+        num_rows: Number of its training rows.
+    """
+
+    share: float
+    seed: int
+    config: TrainConfig
+    num_rows: int
+
+    @property
+    def run(self) -> RunDirectory:
+        return RunDirectory.of(self.config)
+
+    @property
+    def work(self) -> float:
+        """The examples that it trains on, up to a factor that all points share."""
+        length = self.config.trainer
+        return 1.0 if length.max_steps is not None else self.num_rows * length.num_epochs
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a finished training has left: its accuracy per held-out pair, and how long it took."""
+
+    trained: Trained
+    base: "np.ndarray[Any, np.dtype[np.bool_]]"
+    sources: list[str]
+    seconds: float
+    training_s: float
+
+
+def measure_learning_curve(config: TrainConfig, folder: Path, train: Train, console: Console) -> LearningCurve:
+    """Trains with these settings on an eighth, a quarter, half and all of the training prompts, by three seeds each.
+
+    A seed draws the order in which prompts are added, so that each part holds the smaller ones, and the order of the
+    training. The held-out pairs are those of the run with these settings, for all points. Every point trains for as
+    many epochs, as a user with so many data would, so more data are also more steps; `trainer.max_steps` gives all
+    points the same number of steps instead.
+
+    The same call goes on where it was stopped: a point that is done is read, not trained again.
+
+    Args:
+        config: The settings of the run; it is not changed.
+        folder: Gets the parts of the data, a folder per point (its report, not its model) and a log of each.
+        train: Trains one run, and returns it: `prefopt.train`.
+        console: Where progress is shown.
+
+    Raises:
+        UserError: There are too few prompts, or no held-out pairs; or a training has failed for such a reason.
+        Preempted: A stop was asked for.
+    """
+    if is_launched():
+        raise UserError("--learning-curve trains one run after the other in one process: leave out torchrun.")
+    folder = folder.absolute()
+    with explained(folder, "written", "Free space, or choose another folder."):
+        points, prompts = _plan(config, folder)
+    results: dict[int, _Result] = {}
+    for number, point in enumerate(points):
+        result = _read_result(point)
+        if result is not None:
+            results[number] = result
+    left = [number for number in range(len(points)) if number not in results]
+    console.print(describe_start([point.num_rows for point in points], len(results), _estimate(points, left, results)))
+    for number in left:
+        results[number] = _train_point(points[number], folder, train)
+        rest = [each for each in left if each > number]
+        place = f"{number + 1}/{len(points)}"
+        told = describe_point(
+            place, results[number].trained, results[number].seconds, _estimate(points, rest, results)
+        )
+        console.print(told)
+    found = [results[number] for number in range(len(points))]
+    if any(result.sources != found[0].sources for result in found):
+        raise EndedError(f"{folder}: the trainings were measured on different held-out pairs. Remove the folder.")
+    numbers = np.array([prompts[int(source.rpartition(":")[2]) - 1] for source in found[0].sources])
+    rows = "pairs" if config.algorithm.trains_pairs else "demonstrations"
+    return fit_learning_curve([result.trained for result in found], numbers, found[0].base, rows)
+
+
+def _plan(config: TrainConfig, folder: Path) -> tuple[list[_Point], list[int]]:
+    """Writes the parts of the data; returns all trainings, and the prompt number of each row of the held-out file.
+
+    The name of a file contains a digest of its rows, and that of a run one of its settings. So nothing of earlier data
+    or settings is taken for a point of these.
+    """
+    splits = read_splits(config.data, kind=config.algorithm.rows, seed=config.run.seed)
+    measured = splits.held_out if config.algorithm.trains_pairs else _read_pairs(config, splits.train)
+    if not measured:
+        how = "data.held_out_fraction=0.1" if config.algorithm.trains_pairs else "evaluation.pairs=<file of pairs>"
+        raise UserError(f"--learning-curve: no held-out pairs to measure the accuracy on. Set {how}.")
+    _require_prompts("training", splits.train, MIN_PROMPTS)
+    _require_prompts("held-out", measured, MIN_HELD_OUT_PROMPTS)
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    pairs = _write_rows(data, "pairs", measured)
+    held_out = pairs if config.algorithm.trains_pairs else None
+    points = []
+    for seed in range(config.run.seed, config.run.seed + NUM_SEEDS):
+        for share, records in zip(SHARES, nested_subsets(splits.train, SHARES, seed=seed), strict=True):
+            part = _write_rows(data, f"train-{len(records)}", records)
+            points.append(_Point(share, seed, _settings(config, folder, part, held_out, pairs, seed), len(records)))
+    return points, number_prompts(measured)
+
+
+def _read_pairs(config: TrainConfig, trained: Sequence[Record]) -> Sequence[Record]:
+    """Reads the pairs on which an SFT run is measured."""
+    if config.evaluation.pairs is None:
+        return []
+    whole = {"train": config.evaluation.pairs, "held_out": None, "held_out_fraction": 0.0, "format": DataFormat.auto}
+    return read_pairs(replace(config.data, **whole), trained).train
+
+
+def _require_prompts(which: str, records: Sequence[Record], least: int) -> None:
+    found = len(set(number_prompts(records)))
+    if found < least:
+        raise UserError(f"--learning-curve: {found} {which} prompts, and it takes at least {least}. Give more rows.")
+
+
+def _write_rows(folder: Path, name: str, records: Sequence[Record]) -> Path:
+    """Writes records as rows in TRL's format into a file of their digest, and checks that they are read as they were.
+
+    Raises:
+        UserError: A row is read differently.
+    """
+    rows = []
+    for record in records:
+        fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+        rows.append(json.dumps({key: value for key, value in fields.items() if key != "source" and value is not None}))
+    text = "".join(f"{row}\n" for row in rows)
+    path = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
+    if not path.exists():
+        write_text(path, text)
+    kind: Kind = "preference" if isinstance(records[0], PreferencePair) else "sft"
+    again = read_records(str(path), format=DataFormat.trl, kind=kind).records
+    for before, after in zip(records, again, strict=True):
+        if replace(after, source=before.source) != before:
+            raise UserError(f"{before.source}: this row changes when it is written to {path} and read again.")
+    return path
+
+
+def _settings(
+    config: TrainConfig, folder: Path, part: Path, held_out: Path | None, pairs: Path, seed: int
+) -> TrainConfig:
+    """Returns the settings of a point: the user's, without what only a report for people needs."""
+    kept = {name: getattr(config.data, name) for name in LENGTHS}
+    is_sft = held_out is None
+    settings = replace(
+        config,
+        run=replace(config.run, root=str(folder), seed=seed, overwrite=False),
+        data=DataConfig(
+            train=str(part),
+            held_out=None if is_sft else str(held_out),
+            held_out_fraction=0.0 if is_sft else DataConfig.held_out_fraction,
+            format=DataFormat.trl,
+            **kept,
+        ),
+        logger=replace(config.logger, name=LoggerName.none),
+        trainer=replace(
+            config.trainer,
+            eval_every=config.trainer.eval_every if config.trainer.callbacks else None,  # these may use its results
+            keep_best=None,
+            keep_checkpoints=1,
+            log_rows=False,
+        ),
+        evaluation=replace(
+            config.evaluation,
+            pairs=str(pairs) if is_sft else None,
+            max_train_examples=1,
+            num_samples=0,
+            num_shown_samples=0,
+            neutral_texts=None,
+        ),
+    )
+    settings.run.name = f"{part.stem.rpartition('-')[0]}-seed-{seed}-{fingerprint(settings)[:8]}"
+    return settings
+
+
+def _train_point(point: _Point, folder: Path, train: Train) -> _Result:
+    """Trains a point; what the training prints goes to its log."""
+    log = folder / f"{point.run.path.name}.log"
+    with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        train(point.config)
+    result = _read_result(point)
+    if result is None:
+        raise EndedError(f"{point.run.path}: this training of the learning curve has no result. See {log}.")
+    return result
+
+
+def _read_result(point: _Point) -> _Result | None:
+    """Reads the result of a point, and frees its space; None if it is not done."""
+    run = point.run
+    if run.read_status().get("state") != State.done.value or not (run.report / PAIRS).is_file():
+        return None
+    for bulky in (run.model, run.checkpoints):
+        delete(bulky)
+    report = run.read_report()
+    rows = [parse_json(line.encode()) for line in read_text(run.report / PAIRS).splitlines()]
+    tuned, base = (np.array([row[f"{name}_margin"] for row in rows]) > 0 for name in ("tuned", "base"))
+    about = report["run"]
+    trained = Trained(point.share, about["data"]["num_train"], point.seed, tuned, about["steps"])
+    spent = sum((report.get("phases") or {}).values())
+    return _Result(trained, base, [row["source"] for row in rows], spent, report["throughput"]["train_time_s"])
+
+
+def _estimate(points: Sequence[_Point], left: Sequence[int], results: dict[int, _Result]) -> float | None:
+    """Estimates the seconds that the trainings `left` take, from those that are done; None before the first."""
+    if not results:
+        return None
+    work = np.array([points[number].work for number in results])
+    seconds = np.array([result.seconds for result in results.values()])
+    if len(set(work)) > 1:
+        per_example = max(float(np.polyfit(work, seconds, 1)[0]), 0.0)
+    else:
+        per_example = float(np.mean([result.training_s for result in results.values()]) / work[0])
+    fixed = max(float((seconds - per_example * work).mean()), 0.0)
+    return sum(fixed + per_example * points[number].work for number in left)

@@ -13,10 +13,6 @@ from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found,
 from prefopt.data.audit.words import split_words
 from prefopt.data.records import Record
 
-MAX_COMPARED = 50_000
-"""Pairs of rows whose words are compared; of more, those that agree in as many bands as similar ones do are taken."""
-MIN_BANDS = 3
-"""Bands in which such pairs agree: the number expected at a Jaccard index of 0.8."""
 SIMILAR_ANSWERS = 0.5
 """Jaccard index that each answer must have as well: several pairs of one long prompt are no duplicates."""
 
@@ -111,7 +107,7 @@ def conclude(seen: Sequence[tuple[str, int, Sketches]], sides: Sides) -> Found:
 def _group(
     split: str, keys: NDArray[np.uint32], digests: NDArray[np.uint64], sides: Sides
 ) -> tuple[Groups, list[Example], int]:
-    """Returns the groups of a split, examples, and how many pairs were not compared word by word."""
+    """Returns the groups of a split, examples, and how many pairs were joined without comparing their words."""
     distinct, places = np.unique(digests, return_index=True)
     places = np.sort(places[distinct != 0])
     groups = Groups({})
@@ -119,20 +115,24 @@ def _group(
         return groups, [], 0
     keys = keys[places]
     pairs = minhash.pairs_within(keys)
+    num_equal = minhash.num_equal_bands(pairs, keys, keys)
     examples: list[Example] = []
-    compared, rest = pairs[:MAX_COMPARED], pairs[MAX_COMPARED:]
-    for one, other in places[compared].tolist():
+    num_compared = num_uncompared = 0
+    for (one, other), num_bands in zip(places[pairs].tolist(), num_equal.tolist(), strict=True):
         if groups.first(one) == groups.first(other):
             continue
+        if num_compared == minhash.MAX_COMPARED:
+            if num_bands >= minhash.MIN_BANDS:
+                groups.join(one, other)
+                num_uncompared += 1
+            continue
+        num_compared += 1
         similarity = _compare(sides.records[split][one], sides.records[split][other])
         if similarity >= minhash.SIMILAR:
             groups.join(one, other)
             if len(examples) < MAX_EXAMPLES:
                 examples.append(_show(split, one, other, similarity, sides))
-    rest = rest[minhash.num_equal_bands(rest, keys, keys) >= MIN_BANDS]
-    for one, other in places[rest].tolist():
-        groups.join(one, other)
-    return groups, examples, len(rest)
+    return groups, examples, num_uncompared
 
 
 def _compare(one: Record, other: Record) -> float:

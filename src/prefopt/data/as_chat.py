@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prefopt.config.schema import DataConfig
+from prefopt.data.formats.format import Row
 from prefopt.data.implicit_prompts import is_transcript
 from prefopt.data.messages import Content, Message
 from prefopt.data.records import PreferencePair, Record, SFTExample
@@ -73,6 +74,18 @@ def _with_system(record: Record, text: str) -> Record:
         return record
     changed: dict[str, Any] = {name: [{"role": "system", "content": text}, *messages]}
     return replace(record, **changed)
+
+
+def open_for_system(row: Row) -> Row:
+    """Returns a row of text with a column `system` as messages, among which that has a place; other rows themselves.
+
+    Also where the column is empty: all rows of a file must be messages then.
+    """
+    if "system" not in row or not isinstance(row.get("prompt"), str) or is_transcript(row["prompt"]):
+        return row
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant", "completion": "assistant"}
+    texts = {name: row[name] for name in roles if isinstance(row.get(name), str)}
+    return {**row, **{name: [{"role": roles[name], "content": text.strip()}] for name, text in texts.items()}}
 
 
 def to_chat(record: Record) -> Record:

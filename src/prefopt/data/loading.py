@@ -240,6 +240,7 @@ def _read_records(spec: object, bad: BadRows, config: DataConfig, kind: Kind, la
         columns=config.columns,
         labels=labels,
         pairs=PairRule.of(config),
+        as_chat=config.as_chat,
         bad=bad,
     )
 

@@ -101,9 +101,9 @@ class LearningCurve:
     @property
     def shape(self) -> str:
         """straight, flattening or steepening: whether the curve fits, as far as these data can tell."""
-        if self.bend.low <= 0 <= self.bend.high:
-            return "straight"
-        return "flattening" if self.bend.value < 0 else "steepening"
+        if self.bend.high < 0:
+            return "flattening"
+        return "steepening" if self.bend.low > 0 and self.last.low > 0 else "straight"
 
     @property
     def doubling(self) -> Estimate:
@@ -111,15 +111,16 @@ class LearningCurve:
 
         It is the fitted curve's. How wrong that may be is not known, so its interval is widened by the distance to the
         gain of the last doubling, which needs no curve. Where the curve does not fit, the last doubling stands for the
-        next one; if the accuracies flatten, it is the most. No more is promised than is left up to 1.
+        next one: if the accuracies flatten, it is the most; if they rise ever faster, the next one may bring nothing,
+        or all that is left. No more is promised than is left up to 1.
         """
+        most = 1 - self.sizes[-1].accuracy.value
         doubt = abs(self.expected.value - self.last.value)
         gain, low, high = {
             "straight": (self.expected.value, self.expected.low - doubt, self.expected.high + doubt),
             "flattening": (self.last.value, min(self.last.low, 0.0), self.last.high),
-            "steepening": (self.last.value, self.last.low, self.last.high),
+            "steepening": (self.last.value, min(self.last.low, 0.0), most),
         }[self.shape]
-        most = 1 - self.sizes[-1].accuracy.value
         return Estimate(min(gain, most), min(low, most), min(high, most), self.last.n)
 
     @property
@@ -300,8 +301,8 @@ class _Table:
                 parts += [*between, -(of_sizes**2 @ scatter)]
                 freedom += [num_seeds - 1.0] * len(between) + [(num_prompts - 1.0) * (num_seeds - 1)]
         variance = sum(parts)
-        degrees = variance**2 / sum(part**2 / each for part, each in zip(parts, freedom, strict=True))
-        half = t_quantile(max(degrees, 1.0)) * sqrt(variance)
+        doubts = sum(part**2 / each for part, each in zip(parts, freedom, strict=True))
+        half = t_quantile(max(variance**2 / doubts, 1.0)) * sqrt(variance) if variance else 0.0
         centre = value
         if value is None or centre is None:
             value, centre = float(of_sizes @ self.accuracies), float(of_sizes @ means.mean(axis=1))

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from prefopt.config.choices import DataFormat, OnBadRow, OnLongCompletion
-from prefopt.data.records import read_records
+from prefopt.data.reading import read_records
 from prefopt.data.tokenize import tokenize_pairs
 
 Row = dict[str, Any]

@@ -24,7 +24,8 @@ from trl import DPOTrainer
 
 from benchmarks.results import write_results
 from prefopt.config.choices import DataFormat, OnBadRow, OnLongCompletion
-from prefopt.data.records import PreferencePair, read_records
+from prefopt.data.reading import read_records
+from prefopt.data.records import PreferencePair
 from prefopt.data.tokenize import tokenize_pairs
 
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")

@@ -10,6 +10,7 @@ from prefopt.config.aliases import called, nearest, slipped
 from prefopt.config.catalog import EXPERIMENT, Option, read_defaults, read_options
 from prefopt.config.cluster import SUBMIT
 from prefopt.config.load import TRAIN
+from prefopt.config.provider import PROVIDER, ProviderConfig
 from prefopt.config.setting_docs import read_sections
 from prefopt.distributed.entry import run_entry
 from prefopt.process.errors import UserError
@@ -24,7 +25,12 @@ HELP = """List what can be chosen: models, experiments, sweeps, clusters, option
 
 What would run: prefopt train <overrides> --cfg job. The same list of settings on one page: docs/settings.md."""
 SETTINGS = ("settings", "setting")
-ABOUT = {EXPERIMENT: "Whole studies: data, model and the settings that differ from the defaults."}
+ABOUT = {
+    EXPERIMENT: "Whole studies: data, model and the settings that differ from the defaults.",
+    PROVIDER: str(ProviderConfig.__doc__),
+}
+TYPED = {EXPERIMENT: f"+{EXPERIMENT}=", PROVIDER: "convert --to "}
+"""What is typed before an option of a group; `<group>=` before those of others."""
 
 
 def main(argv: list[str]) -> None:
@@ -112,7 +118,7 @@ def _print_options(group: str, options: Sequence[Option], console: Terminal) -> 
 
 def _choice(group: str) -> str:
     """What is typed before the name of an option."""
-    return f"+{group}=" if group == EXPERIMENT else f"{group}="
+    return TYPED.get(group, f"{group}=")
 
 
 def _about(group: str) -> str:

@@ -14,7 +14,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from trl import DPOTrainer, SFTTrainer
 
 from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
-from prefopt.data.records import build_record
+from prefopt.data.rows import build_record
 from prefopt.data.tokenize import tokenize_pairs, tokenize_sft
 from prefopt.process.errors import UserError
 

@@ -9,7 +9,7 @@ import pytest
 
 from prefopt.config.choices import DataFormat, LossOn, OnBadRow, OnLongCompletion
 from prefopt.data.defects import drop_defects
-from prefopt.data.records import ReadResult, read_records
+from prefopt.data.reading import ReadResult, read_records
 from prefopt.data.split import find_overlap, prompt_key
 from prefopt.data.tokenize import tokenize_pairs, tokenize_sft
 from prefopt.process.errors import UserError

@@ -7,6 +7,7 @@ import pytest
 from prefopt.config.catalog import EXPERIMENT, read_defaults, read_options
 from prefopt.config.cluster import SUBMIT
 from prefopt.config.load import TRAIN, load_config
+from prefopt.config.provider import PROVIDER
 from prefopt.list import find_group
 from prefopt.list import main as list_options
 from prefopt.process.paths import shipped
@@ -31,7 +32,7 @@ def test_every_shipped_option_says_what_it_is_in_its_first_line():
 def test_every_group_is_listed_with_the_option_that_is_the_default():
     found = read_options()
     groups = {f.name for tree in (TRAIN, SUBMIT) for f in fields(tree.root)} - {"run", "submit"}
-    assert set(found) == groups | {EXPERIMENT}
+    assert set(found) == groups | {EXPERIMENT, PROVIDER}
     defaults = {group: option.name for group, options in found.items() for option in options if option.is_default}
     assert defaults == {
         group: name for tree in ("train", "submit") for group, name in read_defaults(tree).items() if name

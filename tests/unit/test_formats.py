@@ -6,6 +6,7 @@ import pytest
 
 from prefopt.config.choices import DataFormat
 from prefopt.data.formats import FORMATS, alpaca, convert, detect_format, openai, sharegpt, swift, unread_columns
+from prefopt.data.pairing import Pair, Pairing, PairRule
 from prefopt.data.values import RowError
 
 SYSTEM = {"from": "system", "value": "Be brief."}
@@ -235,6 +236,13 @@ def test_whole_conversations_side_by_side_need_no_question() -> None:
         convert({"response_a": "x", "response_b": "y", "winner": "a"}, DataFormat.ab, "preference")
 
 
+def pairs_of(row: dict[str, Any], rule: PairRule | None = None) -> list[Pair]:
+    """The pairs of a row of rated answers at x:1."""
+    found = convert(row, DataFormat.ratings, "preference")
+    assert found is not None
+    return Pairing(rule or PairRule()).make(found, "x:1", row)
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -248,15 +256,15 @@ def test_whole_conversations_side_by_side_need_no_question() -> None:
 def test_of_rated_answers_the_best_is_chosen_and_the_worst_rejected(row: dict[str, Any]) -> None:
     row = {"question": "Hi?", **row}
     assert detect_format(row, "preference") is DataFormat.ratings
-    found = convert(row, DataFormat.ratings, "preference")
-    assert found is not None
-    assert (found["prompt"], found["chosen"], found["rejected"]) == ("Hi?", "a", "b")
+    ((pair, place, margin),) = pairs_of(row)
+    assert (pair["prompt"], pair["chosen"], pair["rejected"], place) == ("Hi?", "a", "b", "x:1")
+    assert margin is not None
+    assert margin > 0
     assert unread_columns(row, DataFormat.ratings, "preference", ("prompt", "chosen", "rejected")) == []
 
 
 def test_answers_that_are_equally_good_are_no_pair() -> None:
-    row = {"prompt": "Hi?", "responses": ["a", "b"], "scores": [3, 3.0]}
-    assert convert(row, DataFormat.ratings, "preference") is None
+    assert pairs_of({"prompt": "Hi?", "responses": ["a", "b"], "scores": [3, 3.0]}) == []
 
 
 @pytest.mark.parametrize(

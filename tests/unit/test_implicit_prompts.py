@@ -13,7 +13,8 @@ from prefopt.config.choices import DataFormat, OnBadRow
 from prefopt.config.schema import DataConfig
 from prefopt.data.implicit_prompts import agree_on_prompts, split_common_prompt
 from prefopt.data.loading import read_pairs, read_splits
-from prefopt.data.records import PreferencePair, read_records
+from prefopt.data.reading import read_records
+from prefopt.data.records import PreferencePair
 from prefopt.data.values import RowError
 from prefopt.process.errors import UserError
 

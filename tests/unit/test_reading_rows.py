@@ -13,7 +13,7 @@ import pytest
 from prefopt.config.choices import DataFormat
 from prefopt.config.schema import DataConfig
 from prefopt.data.loading import read_splits
-from prefopt.data.records import ReadResult, read_records
+from prefopt.data.reading import ReadResult, read_records
 from prefopt.process.errors import UserError
 
 USER = {"role": "user", "content": "Say hi."}
@@ -264,7 +264,6 @@ def test_a_column_of_classes_means_the_same_in_the_held_out_file(tmp_path: Path)
 @pytest.mark.parametrize(
     ("row", "kind", "part"),
     [
-        ({"prompt": "a", "completion": "b", "label": True}, "preference", "These are KTO's rows"),
         ({"messages": [USER, HI]}, "preference", "These are demonstrations: set algorithm=sft."),
         ({"prompt": "a", "completion": "b"}, "preference", "These are demonstrations: set algorithm=sft."),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "sft", "These are pairs: set algorithm=dpo."),
@@ -388,7 +387,7 @@ def test_a_key_that_stands_twice_where_nothing_reads_it_is_noted(tmp_path: Path)
 
 
 def test_a_row_that_would_fill_the_memory_is_refused_before_it_is_tokenised(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("prefopt.data.records.MAX_CHARACTERS", 1000)
+    monkeypatch.setattr("prefopt.data.rows.MAX_CHARACTERS", 1000)
     pair = {"prompt": "a", "chosen": "b" * 600, "rejected": "c" * 400}
     message = refusal(tmp_path, pair)
     assert (

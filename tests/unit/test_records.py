@@ -23,7 +23,8 @@ from prefopt.config.load import load_config
 from prefopt.data.defects import drop_defects
 from prefopt.data.implicit_prompts import split_common_prompt
 from prefopt.data.messages import RESERVED_KWARGS, trained_turns
-from prefopt.data.records import PreferencePair, ReadNotes, ReadResult, read_records
+from prefopt.data.reading import ReadNotes, ReadResult, read_records
+from prefopt.data.records import PreferencePair
 from prefopt.process.errors import UserError
 
 PAIR = {"prompt": "Say hi.", "chosen": "Hi!", "rejected": "No."}

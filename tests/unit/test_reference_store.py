@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from prefopt.data.ragged import PairLogps, PairTable, Ragged
 from prefopt.models import reference
+from prefopt.models import shards as shards_module
 from prefopt.models.reference import ReferenceStore
 from prefopt.models.shards import DAMAGED, SHARD
 from prefopt.process.errors import UserError
@@ -245,14 +246,14 @@ def test_log_probs_that_are_not_finite_are_not_stored(tmp_path):
 def test_a_shard_that_cannot_be_read_is_left_out_and_left_alone(tmp_path, monkeypatch):
     ReferenceStore.open(tmp_path, KEY).complete(build_table(), Model())
     (shard,) = shards(tmp_path)
-    original = Path.read_bytes
+    original = shards_module.open_file
 
     def refused(path):
         if path == shard:
             raise PermissionError(13, "Permission denied")
         return original(path)
 
-    monkeypatch.setattr(Path, "read_bytes", refused)
+    monkeypatch.setattr(shards_module, "open_file", refused)
     model = Model()
     found, _ = ReferenceStore.open(tmp_path, KEY).complete(build_table(), model)
     check(build_table(), found)

@@ -38,7 +38,7 @@ def test_a_split_holds_out_the_exact_share_of_prompts_and_leaks_none(
     expected = max(round(fraction * len(set(prompts))), 1) if fraction else 0
     assert len({row.prompt for row in held_out}) == expected
     assert not {row.prompt for row in train} & {row.prompt for row in held_out}
-    assert sorted(row.source for row in train + held_out) == sorted(row.source for row in rows)
+    assert sorted(row.source for row in [*train, *held_out]) == sorted(row.source for row in rows)
 
 
 def test_a_split_does_not_depend_on_row_order() -> None:

@@ -28,7 +28,8 @@ from prefopt.data.cache import ABOUT, DAMAGED, MANIFEST, fetch_cached, load_cach
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_splits
 from prefopt.data.notes import DataNotes
 from prefopt.data.ragged import PairTable
-from prefopt.data.records import PreferencePair, ReadNotes, Record, SFTExample
+from prefopt.data.reading import ReadNotes
+from prefopt.data.records import PreferencePair, Record, SFTExample
 from prefopt.models.examples import Examples
 from prefopt.process.errors import UserError
 from prefopt.storage import sealed
@@ -370,8 +371,7 @@ def test_whatever_may_change_the_ids_changes_the_key(name):
     assert first().key() != second().key()
 
 
-def test_the_border_between_the_splits_is_in_the_key_also_where_rows_are_hashed_in_groups(monkeypatch):
-    monkeypatch.setattr(cache, "HASHED_ROWS", 2)
+def test_the_border_between_the_splits_is_in_the_key():
     rows = text_pairs(6)
     keys = {Input.pairs(train=rows[:count], held_out=rows[count:] or None).key() for count in (2, 4, 6)}
     assert len(keys) == 3

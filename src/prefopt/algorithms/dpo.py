@@ -1,11 +1,11 @@
 """DPO through TRL's trainer, on tokenised pairs, with shared prompts, a stored reference and exact evaluation."""
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import trl
 from datasets import Dataset
@@ -19,18 +19,21 @@ from prefopt.config.schema import DPOAlgorithmConfig, TrainConfig
 from prefopt.data.ragged import PairLogps, PairTable
 from prefopt.distributed.group import agree, during, gather
 from prefopt.distributed.preemption import Preempted
+from prefopt.evaluation.measure import sample_rows
 from prefopt.evaluation.scoring import Scorer
 from prefopt.models.kernels import fuse_layers
 from prefopt.models.load import load_model
+from prefopt.models.lookup import PairsWithReference
 from prefopt.models.modes import evaluating
 from prefopt.models.reference import ReferenceStore, Usage, check_independence, open_store
 from prefopt.models.shared_prefix import SharedPrefix, share_prompts
-from prefopt.models.shared_prefix.collate import REFERENCE, REFERENCE_COLUMNS, PairCollator
+from prefopt.models.shared_prefix.collate import REFERENCE, PairCollator
 from prefopt.models.shared_prefix.layout import Indices
 from prefopt.process.console import progress_bar
 from prefopt.process.errors import UserError
 from prefopt.process.ranks import is_main, world_size
 from prefopt.training.algorithm import Algorithm
+from prefopt.training.batches import examples_until
 from prefopt.training.deferred import Deferred, Number
 from prefopt.training.durable import DurableTrainer
 from prefopt.training.held_out import iterate_held_out
@@ -59,6 +62,8 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         self._reference_model: Any = None
         with _without_weights_hash():
             super().__init__(**given)
+        if self.store is not None:
+            self.store.check((PairTable.of(data), rows) for data, rows in self._reference_needs().values())
 
     def equip(self) -> None:
         """Opens the reference store, and turns on shared prompts in the forwards of policy and reference."""
@@ -72,7 +77,6 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         self.store = open_store(config, casts_weights=self.is_deepspeed_enabled and self.args.bf16)
         if self.store is not None:
             check_independence(self.model.config, config.data.max_length)
-            self.store.check(PairTable.of(data) for data in (self.train_dataset, self.eval_dataset) if data)
         self.engine = share_prompts(self.model, config, device)
         if self.engine is not None:
             self.data_collator.with_layout = True
@@ -104,22 +108,42 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
             self._reference_model.destroy()
         self._reference_model = None
 
+    def _reference_needs(self) -> dict[str, tuple[Dataset, Indices | None]]:
+        """Returns for each data set, by name, the rows whose reference log-probs the run uses; None for all.
+
+        Of the training data these are the rows that its steps see, and those that its report measures.
+        """
+        train, held_out, config = self.train_dataset, self.eval_dataset, self.run.config
+        seen = examples_until(self, self.total_steps())
+        measured = sample_rows(len(train), config.evaluation.max_train_examples, config.run.seed)
+        needs: dict[str, tuple[Dataset, Indices | None]] = {"train": (train, np.union1d(seen, measured))}
+        return needs if held_out is None else {**needs, "eval": (held_out, None)}
+
+    def describe_needs(self) -> dict[str, Any]:
+        """Returns for provenance.json how many pairs of how many need reference log-probs from the store."""
+        if self.store is None:
+            return {}
+        counts = {
+            name: {"num_needed": len(data if rows is None else rows), "num_rows": len(data)}
+            for name, (data, rows) in self._reference_needs().items()
+        }
+        return {"reference": counts}
+
     def _look_up_reference(self, store: ReferenceStore) -> Usage:
-        """Adds the columns of reference log-probs to both data sets; returns what the store did."""
+        """Gives the rows of both data sets their reference log-probs; returns what the store did."""
         total = Usage()
-        for name in ("train", "eval"):
-            dataset = getattr(self, f"{name}_dataset")
-            if dataset is None:
-                continue
+        for name, (dataset, rows) in self._reference_needs().items():
             with progress_bar(self.run.console, f"reference, {name}") as on_progress:
-                logps, usage = store.complete(PairTable.of(dataset), self._score_reference, on_progress)
+                logps, usage = store.complete(
+                    PairTable.of(dataset),
+                    self._score_reference,
+                    on_progress,
+                    rows=rows,
+                    batch_size=self.args.per_device_eval_batch_size,
+                )
             logger.info("reference: %s: %s", name, usage)
             total += usage
-            for column, values in zip(REFERENCE_COLUMNS, (logps.chosen, logps.rejected), strict=True):
-                mark = f"{dataset._fingerprint} {store.folder.name} {column}"
-                new = hashlib.sha256(mark.encode()).hexdigest()[:16]  # else `datasets` would hash the whole column
-                dataset = dataset.add_column(column, values.to_arrow(), new_fingerprint=new)
-            setattr(self, f"{name}_dataset", dataset)
+            setattr(self, f"{name}_dataset", PairsWithReference(dataset, logps))
         return total
 
     def get_batch_samples(self, *args: object, **kwargs: object) -> tuple[list[object], torch.Tensor | int | None]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.comparison.records import SEED
-from prefopt.config.load import NOT_IDENTITY, ONLY_WHEN_SET
+from prefopt.config.load import NOT_IDENTITY, ONLY_WHEN_SET, is_unset
 from prefopt.runs.files import LARGEST
 from prefopt.storage.reading import parse_yaml, read_file
 
@@ -55,7 +55,7 @@ def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
 
 def identity_but_seed(settings: Settings) -> str:
     """Returns a text that is equal for runs that compute the same thing except for `run.seed`."""
-    given = {key: value for key, value in settings.items() if value or key not in ONLY_WHEN_SET}
+    given = {key: value for key, value in settings.items() if key not in ONLY_WHEN_SET or not is_unset(value)}
     decisive = {key: value for key, value in given.items() if decides(key) and key != SEED}
     return json.dumps(decisive, sort_keys=True, default=str)
 

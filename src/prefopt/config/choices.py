@@ -57,8 +57,16 @@ class DataFormat(Enum):
     bedrock = "bedrock"
     swift = "swift"
     gemini = "gemini"
+    anthropic = "anthropic"
     ab = "ab"
     ratings = "ratings"
+    kto = "kto"
+
+
+class PairChoice(Enum):
+    best_worst = "best_worst"
+    best_random = "best_random"
+    all = "all"
 
 
 class SFTLoss(Enum):

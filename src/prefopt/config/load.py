@@ -31,7 +31,14 @@ NOT_IDENTITY = {
     "trainer": ("keep_checkpoints", "log_rows"),
 }
 """Settings that do not change what a run computes, so they are left out of its identity (None: the whole group)."""
-ONLY_WHEN_SET = ("trainer.callbacks", "algorithm.loss_function", "data.columns", "data.system")
+ONLY_WHEN_SET = (
+    "trainer.callbacks",
+    "algorithm.loss_function",
+    "data.columns",
+    "data.system",
+    "data.pairs",
+    "data.min_margin",
+)
 """Settings that belong to the identity only where they are set: runs without them keep the name that they had before
 these settings existed."""
 MAY_CHANGE = ("trainer.log_every", "trainer.save_every", "trainer.eval_every")
@@ -124,9 +131,14 @@ def identity(config: TrainConfig) -> dict[str, Any]:
                 del values[group][key]
     for setting in ONLY_WHEN_SET:
         group, _, key = setting.partition(".")
-        if not values[group].get(key):
+        if is_unset(values[group].get(key)):
             values[group].pop(key, None)
     return values
+
+
+def is_unset(value: object) -> bool:
+    """Returns whether a value is none: null, or an empty text, list or table, but not 0."""
+    return value is None or value in ("", [], {})
 
 
 def _rounded(values: object) -> Any:

@@ -20,6 +20,7 @@ from prefopt.config.choices import (
     OnBadRow,
     OnControlToken,
     OnLongCompletion,
+    PairChoice,
     ReferenceMode,
     WandbMode,
     WeightsDtype,
@@ -122,6 +123,11 @@ class DataConfig:
     columns: dict[str, str] = field(default_factory=dict)
     """Names of the file's columns where they differ: `'data.columns={prompt: question, chosen: good, rejected: bad}'`.
     It holds for `train` and `held_out`; a file that has the usual names needs none."""
+    pairs: PairChoice | None = None
+    """Pairs of a row with several scored answers: best_worst (also if unset), best_random (the best one against one
+    of the worse ones, which a hash of the row chooses), or all in which one answer is better."""
+    min_margin: float | None = None
+    """Least difference of the scores of a pair's answers; pairs below it are left out and counted. Unset: any."""
     as_chat: bool = False
     """Turn plain prompts into user messages and plain completions into assistant messages, without outer blanks."""
     system: str | None = None

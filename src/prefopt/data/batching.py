@@ -123,6 +123,11 @@ class PairBatches:
         epochs, batches = divmod(num_batches, self._num_batches)
         return epochs * len(self._tokens) + (int(self._plan(epochs).bounds[batches]) if batches else 0)
 
+    def rows_in(self, num_batches: int) -> NDArray[np.int64]:
+        """Returns the pairs in the first `num_batches` batches of all ranks since the start of epoch 0, each once."""
+        num_rows = self.num_rows_after(num_batches)
+        return np.arange(len(self._tokens)) if num_rows >= len(self._tokens) else self._plan(0).rows[:num_rows]
+
     def _plan(self, epoch: int) -> _Plan:
         if self._budget is not None and epoch >= self._num_epochs:
             raise ValueError(f"epoch {epoch} of {self._num_epochs}: the number of batches was not planned for it")

@@ -8,18 +8,15 @@ import errno
 import hashlib
 import json
 import logging
-import marshal
 import re
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +25,8 @@ from prefopt.config.schema import DataConfig
 from prefopt.data.encoding import TokenizeNotes
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized
 from prefopt.data.notes import DataNotes
-from prefopt.data.records import RECORDS, ReadNotes, Record
+from prefopt.data.reading import ReadNotes
+from prefopt.data.table import Table
 from prefopt.process.errors import UserError
 from prefopt.storage import sealed
 from prefopt.storage.files import PARTIAL, write_json, write_text
@@ -45,8 +43,6 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 """Version of the folder's format and of the key."""
 ABOUT = "about.json"
-HASHED_ROWS = 1000
-"""Records that are serialised together for hashing."""
 
 READING_SETTINGS = frozenset(
     {
@@ -55,6 +51,8 @@ READING_SETTINGS = frozenset(
         "held_out_fraction",
         "format",
         "columns",
+        "pairs",
+        "min_margin",
         "as_chat",
         "system",
         "on_identical",
@@ -179,21 +177,10 @@ def _key(splits: Splits, tokenizer: "PreTrainedTokenizerBase", config: DataConfi
         "num_records": [None if side is None else len(side) for side in sides],
     }
     digest = hashlib.sha256(json.dumps(header, default=str).encode())
-    names = [field.name for field in fields(RECORDS[splits.kind])]
     for side in sides:
-        _add_records(digest, side or (), attrgetter(*names))
+        for packed in Table.of(side or ()).iter_packed():
+            digest.update(packed)
     return digest.hexdigest()
-
-
-def _add_records(digest: "hashlib._Hash", records: Sequence[Record], content: Callable[[Record], object]) -> None:
-    for start in range(0, len(records), HASHED_ROWS):
-        rows = [content(record) for record in records[start : start + HASHED_ROWS]]
-        try:
-            # Marshal's version 2 has no references and no interned strings, so equal rows give equal bytes everywhere.
-            packed = marshal.dumps(rows, 2)
-        except ValueError:
-            packed = repr(rows).encode()  # dates and decimals, which Parquet files can hold
-        digest.update(packed)
 
 
 def _describe_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> dict[str, object]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefopt.config.choices import OnControlToken
 from prefopt.data.records import Record, message_fields
+from prefopt.data.table import Table
 from prefopt.process.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class ControlTokens:
 class Treated(NamedTuple):
     """Records whose control tokens were kept or stripped, and how many had one."""
 
-    records: list[Any]
+    records: Sequence[Any]
     num_rows: int
     """Records with a control token."""
     first: str
@@ -58,20 +59,20 @@ def treat_control_tokens(
         UserError: A record has one and `setting` is `refuse`; or stripping makes two keys of an object equal.
     """
     control = ControlTokens(tokenizer)
-    treated = list(records)
-    found: list[str] = []
-    for index, record in enumerate(records):
+    first, num_rows = "", 0
+    for record in records:
         token = next(filter(None, map(control.find, _texts(_rendered(record).values()))), None)
         if token is not None:
-            found.append(f"{record.source}: {token}")
-            if setting is OnControlToken.strip:
-                treated[index] = _strip(record, control)
-    if found and setting is OnControlToken.refuse:
+            first = first or f"{record.source}: {token}"
+            num_rows += 1
+    if num_rows and setting is OnControlToken.refuse:
         raise UserError(
-            f"{found[0]} stands in a message or a tool, where the model takes it for the beginning or the end of a "
-            f"turn ({len(found)} such row(s)). Remove it, or set data.on_control_token=strip or keep."
+            f"{first} stands in a message or a tool, where the model takes it for the beginning or the end of a "
+            f"turn ({num_rows} such row(s)). Remove it, or set data.on_control_token=strip or keep."
         )
-    return Treated(treated, len(found), found[0] if found else "")
+    if num_rows and setting is OnControlToken.strip:
+        records = Table.of(_strip(record, control) for record in records)
+    return Treated(records, num_rows, first)
 
 
 def _rendered(record: Record) -> dict[str, Any]:

@@ -2,17 +2,22 @@
 
 import hashlib
 import json
+import marshal
 from collections.abc import Sequence
+
+import numpy as np
 
 from prefopt.config.choices import OnBadRow
 from prefopt.data.messages import Content, Message
-from prefopt.data.records import PreferencePair, ReadNotes, Record
+from prefopt.data.reading import ReadNotes
+from prefopt.data.records import NOT_CONTENT, PreferencePair, Record
+from prefopt.data.table import Table
 from prefopt.process.errors import UserError
 
 
 def drop_defects(
     records: Sequence[Record], *, on_empty: OnBadRow, on_identical: OnBadRow, notes: ReadNotes
-) -> list[Record]:
+) -> Table[Record]:
     """Returns the records without empty and identical ones, and counts these and the duplicates in `notes`.
 
     Duplicates are kept. A pair with two empty completions counts as empty, not as identical.
@@ -20,16 +25,25 @@ def drop_defects(
     Raises:
         UserError: Some record is empty or identical and its setting is `refuse`.
     """
-    empty = [record for record in records if is_empty(record)]
-    _refuse(empty, on_empty, "has an empty completion", "data.on_empty")
-    kept = [record for record in records if not is_empty(record)]
-    identical = [record for record in kept if is_identical(record)]
-    _refuse(identical, on_identical, "has 'rejected' equal to 'chosen'", "data.on_identical")
-    if identical:
-        kept = [record for record in kept if not is_identical(record)]
+    table = Table.of(records)
+    empty: list[int] = []
+    identical: list[int] = []
+    keys: set[bytes] = set()
+    for row, record in enumerate(table):
+        if is_empty(record):
+            empty.append(row)
+        elif is_identical(record):
+            identical.append(row)
+        else:
+            keys.add(record_key(record))
+    _refuse(table.select(empty), on_empty, "has an empty completion", "data.on_empty")
+    _refuse(table.select(identical), on_identical, "has 'rejected' equal to 'chosen'", "data.on_identical")
+    is_kept = np.ones(len(table), dtype=bool)
+    is_kept[empty + identical] = False
+    kept = table.select(is_kept)
     notes.num_empty_skipped = len(empty)
     notes.num_identical_skipped = len(identical)
-    notes.num_duplicates = len(kept) - len({record_key(record) for record in kept})
+    notes.num_duplicates = len(kept) - len(keys)
     return kept
 
 
@@ -60,9 +74,29 @@ def is_identical(record: Record) -> bool:
 
 
 def record_key(record: Record) -> bytes:
-    """Returns a digest (SHA-256) of all fields but `source`: equal records have equal digests."""
-    fields = [getattr(record, name) for name in record.__slots__ if name != "source"]
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).digest()
+    """Returns a digest (128 bits of SHA-256) of what a model could see of a record: equal ones have equal digests."""
+    fields = [getattr(record, name) for name in record.__slots__ if name not in NOT_CONTENT]
+    try:
+        packed = marshal.dumps([*map(_in_one_order, fields)], 2)
+    except _OtherKeysError:
+        packed = json.dumps(fields, sort_keys=True, default=str).encode()
+    return hashlib.sha256(packed).digest()[:16]
+
+
+class _OtherKeysError(Exception):
+    pass
+
+
+def _in_one_order(value: object) -> object:
+    """Returns a field without its order of keys, if its only objects are messages of role and content."""
+    if value is None or isinstance(value, str) or not value:
+        return value
+    if not isinstance(value, list) or any(type(item) is not dict or len(item) != 2 for item in value):
+        raise _OtherKeysError
+    try:
+        return [(item["role"], item["content"]) for item in value]
+    except KeyError:
+        raise _OtherKeysError from None
 
 
 def _is_blank(content: Content) -> bool:

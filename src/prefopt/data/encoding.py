@@ -11,10 +11,10 @@ from prefopt.data.messages import trained_turns
 from prefopt.data.prefixes import common_prefix_length
 from prefopt.data.records import MAX_CHARACTERS, Record, num_characters
 from prefopt.data.rendering import Chat, count_lost_thoughts, render_chats, require_chat_template
+from prefopt.data.word_ids import find_word_ids
 from prefopt.process.errors import UserError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import AddedToken, PreTrainedTokenizerBase
 
 CHUNK_ROWS = 1000
@@ -188,6 +188,9 @@ def encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str], *, are_chats:
     # This call sets the backend's truncation, padding and treatment of special tokens. `encode_batch_fast` computes no
     # offsets, which takes 40 % less time.
     tokenizer("", verbose=False)
+    words = None if add_special_tokens else find_word_ids(tokenizer)
+    if words is not None:
+        return words.encode(texts)
     encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
     return [encoding.ids for encoding in encodings]
 
@@ -323,37 +326,3 @@ def chunks(records: Sequence[AnyRecord], kind: Callable[[AnyRecord], object]) ->
             chunk.append(record)
             size += length
         yield chunk
-
-
-class IdTable:
-    """Rows of token ids, moved chunk by chunk from Python lists to compact Arrow memory."""
-
-    def __init__(self, columns: Sequence[str]) -> None:
-        # Imported here because it is slow, and code that only reads records imports this module without need for it.
-        import pyarrow as pa
-
-        self.num_rows = 0
-        self._schema = pa.schema([*((name, pa.list_(pa.int32())) for name in columns), ("source", pa.string())])
-        self._columns: list[list[Any]] = [[] for _ in self._schema]
-        self._batches: list[Any] = []
-
-    def add(self, ids: Sequence[list[int]], source: str) -> None:
-        """Adds one row: its id columns in order, and its place `path:line`."""
-        for column, value in zip(self._columns, (*ids, source), strict=True):
-            column.append(value)
-        self.num_rows += 1
-
-    def flush(self) -> None:
-        """Moves the rows added since the last call to Arrow."""
-        import pyarrow as pa
-
-        arrays = [pa.array(column, type) for column, type in zip(self._columns, self._schema.types, strict=True)]
-        self._batches.append(pa.record_batch(arrays, schema=self._schema))
-        self._columns = [[] for _ in self._schema]
-
-    def to_dataset(self) -> "Dataset":
-        """Returns the rows as a `datasets.Dataset`."""
-        import pyarrow as pa
-        from datasets import Dataset
-
-        return Dataset(pa.Table.from_batches(self._batches, schema=self._schema))

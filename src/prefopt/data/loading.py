@@ -1,10 +1,13 @@
 """Loads the data of a run: from the configuration to records, and from records to token ids."""
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import LossOn, OnBadRow, OnControlToken
@@ -15,8 +18,11 @@ from prefopt.data.defects import drop_defects
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import Labels
 from prefopt.data.notes import DataNotes, SplitName
-from prefopt.data.records import ReadNotes, Record, read_records
-from prefopt.data.split import find_overlap, split_by_prompt
+from prefopt.data.pairing import PairRule
+from prefopt.data.reading import ReadNotes, ReadResult, read_records
+from prefopt.data.records import Record
+from prefopt.data.split import find_overlap, find_overlapping_rows, split_by_prompt
+from prefopt.data.table import Table, TableWriter
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
 from prefopt.process.errors import UserError
 
@@ -32,8 +38,8 @@ class Splits:
     """The training records and the held-out records; no prompt is in both."""
 
     kind: Kind
-    train: list[Record]
-    held_out: list[Record] | None
+    train: Sequence[Record]
+    held_out: Sequence[Record] | None
     """None if nothing is held out: `data.held_out` unset and `data.held_out_fraction` 0."""
     notes: DataNotes
 
@@ -62,7 +68,7 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object =
     """
     notes = DataNotes()
     labels = Labels()
-    held_out: list[Record] | None = None
+    held_out: Table[Record] | None = None
     train = _read(config.train, config, kind, notes, "train", labels)
     if config.held_out is not None:
         held_out = _read(config.held_out, config, kind, notes, "held_out", labels)
@@ -75,7 +81,7 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object =
         train, held_out = _set_apart(train, config, seed)
     if measured is not None:
         trained = {record.source for record in train}
-        plain = [record for record in plain if record.source in trained]
+        plain = plain.select(np.fromiter((record.source in trained for record in plain), bool, len(plain)))
         measured_rows = _read(measured, config, kind, notes, "held_out", labels)
         held_out = _keep_apart(measured_rows, plain, "data.held_out", config, notes, "held_out")
     _require_records(train, held_out, notes)
@@ -111,17 +117,20 @@ def read_record(config: DataConfig, *, kind: Kind, row: int) -> Record:
         UserError: A row is invalid, or there are not so many.
     """
     labels = Labels()
-    read = read_records(config.train, format=config.format, kind=kind, columns=config.columns, labels=labels)
+    read = _read_records(config.train, config, kind, labels)
     records = read.records
     if config.held_out is not None:
-        other = read_records(config.held_out, format=config.format, kind=kind, columns=config.columns, labels=labels)
+        other = _read_records(config.held_out, config, kind, labels)
         records, _ = _agree_on_prompts((records, read.notes), (other.records, other.notes))
-    num_rows = len(records) + len(read.ties)
+    num_rows = read.notes.num_rows
     if not 0 <= row < num_rows:
         raise UserError(f"--row {row}: data.train has {num_rows} rows, so give a number from 0 to {num_rows - 1}.")
     if row in read.ties:
         raise UserError(f"--row {row}: this row is a tie, so training leaves it out. Show another.")
-    record = records[row - sum(tie < row for tie in read.ties)]
+    at = bisect_left(read.numbers, row)
+    if read.numbers[at : at + 1] != [row]:
+        raise UserError(f"--row {row}: no pair is complete with this row, so training leaves it out. Show another.")
+    record = records[at]
     return Chats.of(config).make(record)
 
 
@@ -146,38 +155,50 @@ def load_tokenized(
     return TokenizedSplits(kind=splits.kind, train=train, held_out=held_out, notes=splits.notes)
 
 
+def _read_records(spec: object, config: DataConfig, kind: Kind, labels: Labels) -> ReadResult:
+    pairs = PairRule.of(config)
+    return read_records(spec, format=config.format, kind=kind, columns=config.columns, labels=labels, pairs=pairs)
+
+
 def _read(
     spec: object, config: DataConfig, kind: Kind, notes: DataNotes, split: SplitName, labels: Labels
-) -> list[Record]:
-    result = read_records(spec, format=config.format, kind=kind, columns=config.columns, labels=labels)
+) -> Table[Record]:
+    result = _read_records(spec, config, kind, labels)
     notes.read[split] = result.notes
     return drop_defects(result.records, on_empty=config.on_empty, on_identical=config.on_identical, notes=result.notes)
 
 
-def _as_chats(records: list[Record], config: DataConfig, notes: DataNotes, split: SplitName) -> list[Record]:
+def _as_chats(records: Table[Record], config: DataConfig, notes: DataNotes, split: SplitName) -> Table[Record]:
     """Returns the records as the chats that the settings ask for; implicit prompts must have been found before."""
     chats = Chats.of(config)
+    if not chats.are_made and chats.system is None:
+        return records
+    writer = TableWriter[Record]()
+    num_made = num_given = 0
+    for record in records:
+        chat = to_chat(record) if chats.are_made else record
+        made = chats.make(chat)
+        num_made += chat is not record
+        num_given += made is not chat
+        writer.append(made)
     if chats.are_made:
-        count = sum(to_chat(record) is not record for record in records)
-        if records and not count:
+        if len(records) and not num_made:
             logger.warning("data.as_chat=true changes nothing: the rows of data.%s are messages already", split)
-        notes.read[split].num_as_chat = count
-    made = [chats.make(record) for record in records]
+        notes.read[split].num_as_chat = num_made
     if chats.system is not None:
-        own = sum(new is old for new, old in zip(made, records, strict=True))
-        notes.read[split].num_own_system = own
-        notes.read[split].num_given_system = len(records) - own
-    return made
+        notes.read[split].num_own_system = len(records) - num_given
+        notes.read[split].num_given_system = num_given
+    return writer.table()
 
 
 def _keep_apart(
-    measured: list[Record],
+    measured: Table[Record],
     trained: Sequence[Record],
     setting: str,
     config: DataConfig,
     notes: DataNotes,
     split: SplitName,
-) -> list[Record]:
+) -> Table[Record]:
     """Returns evaluation records ready to be tokenised, and checks that none has a prompt of the training records.
 
     Args:
@@ -189,9 +210,9 @@ def _keep_apart(
         UserError: A prompt of the training is among them; it names the first.
     """
     training = replace(notes.read["train"]) if split != "train" else None  # a copy, since its counts must not change
-    measured, agreed = _agree_on_prompts((measured, notes.read[split]), (list(trained), training))
+    measured, agreed = _agree_on_prompts((measured, notes.read[split]), (Table.of(trained), training))
     measured = _as_chats(measured, config, notes, split)
-    overlap = find_overlap([*map(Chats.of(config).make, agreed)], measured)
+    overlap = find_overlap(Table.of(map(Chats.of(config).make, agreed)), measured)
     if overlap:
         first = overlap[0]
         raise UserError(
@@ -201,28 +222,33 @@ def _keep_apart(
     return measured
 
 
-def _agree_on_prompts(*sides: tuple[list[Record], ReadNotes | None]) -> list[list[Record]]:
-    """Applies `agree_on_prompts` to several lists of records together, and adds its counts to their notes.
+def _agree_on_prompts(*sides: tuple[Table[Record], ReadNotes | None]) -> list[Table[Record]]:
+    """Applies `agree_on_prompts` to several tables of records together, and adds its counts to their notes.
 
-    It changes only lists with prompts that were cut at the end of a word (`num_word_prompts` in their notes). The
-    other lists, and those without notes, have a prompt column; their prompts are kept.
+    It changes only tables with prompts that were cut at the end of a word (`num_word_prompts` in their notes). The
+    other tables, and those without notes, have a prompt column; their prompts are kept.
     """
     cut = [notes is not None and notes.num_word_prompts > 0 for _, notes in sides]
     if not any(cut):
         return [records for records, _ in sides]
     pairs = [record for (records, _), is_cut in zip(sides, cut, strict=True) if is_cut for record in records]
-    others = [record for (records, _), is_cut in zip(sides, cut, strict=True) if not is_cut for record in records]
+    others = (record for (records, _), is_cut in zip(sides, cut, strict=True) if not is_cut for record in records)
     given = [question for record in others if (question := _question(record))]
     agreed, found = agree_on_prompts(pairs, given)
-    news = iter(agreed)
     results = []
+    start = 0
     for (records, notes), is_cut in zip(sides, cut, strict=True):
-        results.append([next(news) for _ in records] if is_cut else records)
-        if is_cut and notes is not None:
-            notes.num_shortened_prompts += sum(new is not old for new, old in zip(results[-1], records, strict=True))
-            notes.num_crowded_prompts = found.num_crowded_prompts
-            notes.crowded_prompt = found.crowded_prompt
-            found.num_crowded_prompts = 0  # the count is of all lists together, so only one reports it
+        if not is_cut or notes is None:
+            results.append(records)
+            continue
+        end = start + len(records)
+        results.append(Table.of(agreed[start:end]))
+        both = zip(agreed[start:end], pairs[start:end], strict=True)
+        notes.num_shortened_prompts += sum(new is not old for new, old in both)
+        notes.num_crowded_prompts = found.num_crowded_prompts
+        notes.crowded_prompt = found.crowded_prompt
+        found.num_crowded_prompts = 0  # the count is of all tables together, so only one reports it
+        start = end
     return results
 
 
@@ -234,7 +260,7 @@ def _question(record: Record) -> str:
     return prompt or ""
 
 
-def _set_apart(records: list[Record], config: DataConfig, seed: int) -> tuple[list[Record], list[Record]]:
+def _set_apart(records: Table[Record], config: DataConfig, seed: int) -> tuple[Table[Record], Table[Record]]:
     train, held_out = split_by_prompt(records, fraction=config.held_out_fraction, seed=seed)
     if held_out and not train:
         same = "there is one row" if len(records) == 1 else f"all {len(records)} rows have the same prompt"
@@ -247,25 +273,28 @@ def _set_apart(records: list[Record], config: DataConfig, seed: int) -> tuple[li
 
 
 def _without_overlap(
-    train: list[Record], held_out: Sequence[Record], config: DataConfig, notes: DataNotes
-) -> list[Record]:
-    overlap = find_overlap(train, held_out)
-    if overlap and len(overlap) == len(train):
-        first = overlap[0]
+    train: Table[Record], held_out: Table[Record], config: DataConfig, notes: DataNotes
+) -> Table[Record]:
+    overlap = find_overlapping_rows(train, held_out)
+    if not overlap:
+        return train
+    first, other = overlap[0]
+    places = train[first].source, held_out[other].source
+    if len(overlap) == len(train):
         raise UserError(
-            f"data.held_out: has the prompts of all {len(train)} training rows (first {first.train.source} in "
-            f"{first.held_out.source}): this is the same data. Leave data.held_out out, and a share of "
+            f"data.held_out: has the prompts of all {len(train)} training rows (first {places[0]} in "
+            f"{places[1]}): this is the same data. Leave data.held_out out, and a share of "
             f"{config.held_out_fraction:g} of the prompts is set apart."
         )
-    if overlap and config.on_overlap is OnBadRow.refuse:
-        first = overlap[0]
+    if config.on_overlap is OnBadRow.refuse:
         raise UserError(
-            f"{first.train.source}: this training row has the same prompt as the held-out row {first.held_out.source} "
+            f"{places[0]}: this training row has the same prompt as the held-out row {places[1]} "
             f"({len(overlap)} such training row(s)). Remove them, or set data.on_overlap=skip."
         )
     notes.num_overlap_skipped = len(overlap)
-    skipped = {id(record) for record, _ in overlap}
-    return [record for record in train if id(record) not in skipped]
+    is_kept = np.ones(len(train), dtype=bool)
+    is_kept[[row for row, _ in overlap]] = False
+    return train.select(is_kept)
 
 
 def _require_records(train: Sequence[Record], held_out: Sequence[Record] | None, notes: DataNotes) -> None:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from prefopt.data.encoding import TokenizeNotes
-from prefopt.data.records import ReadNotes
+from prefopt.data.reading import ReadNotes
 
 SplitName = Literal["train", "held_out"]
 
@@ -18,6 +18,10 @@ READ_SENTENCES = {
     "num_parsed": "{n} rows hold their messages as text; read as messages",
     "num_repeated_keys": "{n} rows hold a key twice in a column that is ignored",
     "num_ties_skipped": "{n} rows skipped: a tie, so neither answer is preferred",
+    "num_joined": "{n} pairs joined of two rows each: to one prompt, an answer that is wanted and one that is not",
+    "num_waiting_skipped": "{n} rows skipped: an answer with a label, and none of the other label to its prompt is "
+    "left (algorithm=sft trains those that are wanted)",
+    "num_close_skipped": "{n} pairs skipped: the scores of their answers differ by less than data.min_margin",
     "num_empty_skipped": "{n} rows with an empty completion skipped (data.on_empty=skip)",
     "num_identical_skipped": "{n} pairs with chosen equal to rejected skipped (data.on_identical=skip)",
     "num_duplicates": "{n} rows repeat an earlier row; kept",

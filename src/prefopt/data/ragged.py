@@ -56,11 +56,10 @@ class Ragged:
         num_kept = np.concatenate([[0], np.cumsum(is_kept, dtype=np.int64)])
         return Ragged(self.values[is_kept], num_kept[self.offsets])
 
-    def to_arrow(self) -> "pa.LargeListArray":
-        """Returns the rows as a pyarrow array of lists."""
-        import pyarrow as pa
-
-        return pa.LargeListArray.from_arrays(self.offsets, self.values)
+    def part(self, start: int, end: int) -> "Ragged":
+        """Returns the rows from `start` to `end`, without a copy of their values."""
+        offsets = self.offsets[start : end + 1]
+        return Ragged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
     def sums(self) -> NDArray[np.float64]:
         """Returns the sum of each row in float64, shape (rows,); 0 for an empty row."""
@@ -69,6 +68,36 @@ class Ragged:
         if filled.any():
             sums[filled] = np.add.reduceat(self.values, self.offsets[:-1][filled], dtype=np.float64)
         return sums
+
+
+@dataclass(frozen=True)
+class Scattered:
+    """A ragged array whose rows lie in several arrays, such as memory-mapped files: row i begins at `start[i]`.
+
+    Attributes:
+        arrays: The arrays in which rows lie.
+        array: Number of each row's array, shape (rows,); negative for a row that cannot be read.
+        start: Place of each row's first item in its array, shape (rows,).
+        lengths: Number of items of each row, shape (rows,).
+    """
+
+    arrays: list[Array]
+    array: NDArray[np.int32]
+    start: NDArray[np.int64]
+    lengths: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, row: int) -> Array:
+        assert self.array[row] >= 0, f"row {row} was not asked for when these rows were looked up"
+        start = self.start[row]
+        values: Array = self.arrays[self.array[row]][start : start + self.lengths[row]]
+        return values
+
+    def read(self, start: int, end: int) -> Ragged:
+        """Returns a copy of the rows from `start` to `end`."""
+        return Ragged.of([self[row] for row in range(start, end)], np.float32)
 
 
 @dataclass(frozen=True)
@@ -100,6 +129,12 @@ class PairTable:
     def lengths(self) -> NDArray[np.int64]:
         """Number of tokens of prompt, chosen and rejected, shape (pairs, 3)."""
         return np.stack([self.prompt.lengths, self.chosen.lengths, self.rejected.lengths], axis=1)
+
+    def part(self, start: int, end: int) -> "PairTable":
+        """Returns the pairs from `start` to `end`, without a copy of their tokens."""
+        prompt, chosen, rejected = (side.part(start, end) for side in (self.prompt, self.chosen, self.rejected))
+        contexts = self.contexts and (self.contexts[0].part(start, end), self.contexts[1].part(start, end))
+        return PairTable(prompt, chosen, rejected, contexts)
 
     def trained(self, logps: "PairLogps") -> "PairLogps":
         """Returns `logps` without the tokens that are not trained."""

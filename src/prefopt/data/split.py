@@ -1,12 +1,16 @@
 """Training and held-out split by prompt, not by row; it is the same on every machine and in every row order."""
 
 import hashlib
+import heapq
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from prefopt.data.messages import Message, trained_turns
 from prefopt.data.records import Record, SFTExample
+from prefopt.data.table import Table
 
 
 class Overlap(NamedTuple):
@@ -65,7 +69,7 @@ def _conversations(record: Record) -> Iterator[tuple[list[Message], list[int]]]:
             yield messages, [len(prompt), *trained_turns(messages, len(prompt) + 1)]
 
 
-def split_by_prompt(records: Sequence[Record], *, fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
+def split_by_prompt(records: Sequence[Record], *, fraction: float, seed: int) -> tuple[Table[Record], Table[Record]]:
     """Returns training and held-out records, both in the order of `records`.
 
     Exactly `round(fraction * number of prompts)` prompts are held out, at least one if `fraction` > 0. The choice
@@ -76,13 +80,20 @@ def split_by_prompt(records: Sequence[Record], *, fraction: float, seed: int) ->
         fraction: Share of prompts to hold out, in [0, 1).
         seed: Seed of the choice.
     """
-    keys = _linked_prompts(records)
-    ranked = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}:".encode() + key).digest())
-    num_held_out = max(round(fraction * len(ranked)), 1) if fraction > 0 else 0
-    chosen = set(ranked[:num_held_out])
-    train = [record for record, key in zip(records, keys, strict=True) if key not in chosen]
-    held_out = [record for record, key in zip(records, keys, strict=True) if key in chosen]
-    return train, held_out
+    table = Table.of(records)
+    keys = _linked_prompts(table)
+    groups = set(keys)
+    num_held_out = max(round(fraction * len(groups)), 1) if fraction > 0 else 0
+    start = hashlib.sha256(f"{seed}:".encode())
+
+    def rank(key: bytes) -> bytes:
+        digest = start.copy()
+        digest.update(key)
+        return digest.digest()
+
+    chosen = set(heapq.nsmallest(num_held_out, groups, key=rank))
+    is_held_out = np.fromiter((key in chosen for key in keys), bool, len(keys))
+    return table.select(~is_held_out), table.select(is_held_out)
 
 
 def nested_subsets(records: Sequence[Record], shares: Sequence[float], *, seed: int) -> list[list[Record]]:
@@ -115,18 +126,21 @@ def _linked_prompts(records: Sequence[Record]) -> list[bytes]:
     The groups are found by union-find.
     """
     first = []
-    above: dict[bytes, bytes] = {}  # parent of each key in its union-find tree
+    above: dict[bytes, bytes] = {}  # parent in its union-find tree of each key that has one
 
     def top(key: bytes) -> bytes:
-        while (parent := above.setdefault(key, key)) != key:
-            above[key] = key = above[parent]
+        while (parent := above.get(key, key)) != key:
+            above[key] = key = above.get(parent, parent)
         return key
 
     for record in records:
         key, *later = prompt_keys(record)
         first.append(key)
         for other in later:
-            above[top(other)] = top(key)
+            if (upper := top(other)) != (lower := top(key)):
+                above[upper] = lower
+    if not above:
+        return first
     groups = [top(key) for key in first]
     least: dict[bytes, bytes] = {}  # least key of each group, which does not depend on the order of rows
     for group, key in zip(groups, first, strict=True):
@@ -136,12 +150,20 @@ def _linked_prompts(records: Sequence[Record]) -> list[bytes]:
 
 def find_overlap(train: Sequence[Record], held_out: Sequence[Record]) -> list[Overlap]:
     """Returns each training record that shares a digest of `prompt_keys` with `held_out`, in the order of `train`."""
-    first: dict[bytes, Record] = {}
-    for record in held_out:
+    return [Overlap(train[row], held_out[other]) for row, other in find_overlapping_rows(train, held_out)]
+
+
+def find_overlapping_rows(train: Sequence[Record], held_out: Sequence[Record]) -> list[tuple[int, int]]:
+    """Returns the rows of `find_overlap` by their places: in `train`, and of the first one in `held_out`."""
+    first: dict[bytes, int] = {}
+    for row, record in enumerate(held_out):
         for key in prompt_keys(record):
-            first.setdefault(key, record)
-    pairs = ((record, next((first[key] for key in prompt_keys(record) if key in first), None)) for record in train)
-    return [Overlap(record, match) for record, match in pairs if match is not None]
+            first.setdefault(key, row)
+    matches = (
+        (row, next((first[key] for key in prompt_keys(record) if key in first), None))
+        for row, record in enumerate(train)
+    )
+    return [(row, match) for row, match in matches if match is not None]
 
 
 def _identity(message: Message) -> str:

@@ -70,7 +70,7 @@ class StepBatches:
         return self._full_batches + self._tail_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = self._permute()
+        order = self._permute(self._epoch)
         full = self._full_batches * self._batch_size
         for start in range(0, full, self._batch_size):
             yield order[start : start + self._batch_size].tolist()
@@ -92,8 +92,13 @@ class StepBatches:
             rows += within * base + min(within, more)
         return epochs * self._num_rows + rows
 
-    def _permute(self) -> NDArray[np.int64]:
-        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+    def rows_in(self, num_batches: int) -> NDArray[np.int64]:
+        """Returns the rows in the first `num_batches` batches of all ranks since the start of epoch 0, each once."""
+        num_rows = self.num_rows_after(num_batches)
+        return np.arange(self._num_rows) if num_rows >= self._num_rows else self._permute(0)[:num_rows]
+
+    def _permute(self, epoch: int) -> NDArray[np.int64]:
+        generator = torch.Generator().manual_seed(self._seed + epoch)
         order: NDArray[np.int64] = torch.randperm(self._num_rows, generator=generator).numpy()
         return order
 

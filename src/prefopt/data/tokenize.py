@@ -8,7 +8,7 @@ completion has turns of users or tools, which TRL trains and prefopt does not.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
 from prefopt.data.control_tokens import ControlTokens
@@ -16,13 +16,13 @@ from prefopt.data.demonstrations import ExampleIds, encode_examples
 from prefopt.data.encoding import (
     IGNORED_LABEL,
     Gate,
-    IdTable,
     SpecialTokens,
     TokenizeNotes,
     chunks,
     encode_parts,
     split_prompt,
 )
+from prefopt.data.id_table import Column, IdTable
 from prefopt.data.messages import UNTRAINED, is_trained, trained_turns
 from prefopt.data.ragged import CONTEXT_COLUMNS
 from prefopt.data.records import PreferencePair, Record, SFTExample, message_fields
@@ -63,7 +63,7 @@ def tokenize_pairs(
     `CONTEXT_COLUMNS` give their ranges.
 
     Args:
-        pairs: Records from `prefopt.data.records`.
+        pairs: Records from `prefopt.data.reading`.
         tokenizer: A transformers tokenizer with an end-of-sequence token, and a chat template if pairs hold messages.
         max_length: Tokens of prompt + completion, >= 2.
         on_long_prompt: What happens to a pair whose prompt has `max_length` tokens or more.
@@ -81,13 +81,14 @@ def tokenize_pairs(
     context_columns = CONTEXT_COLUMNS if any(map(_has_context, pairs)) else ()
     table = IdTable(("prompt_ids", "chosen_ids", "rejected_ids", *context_columns))
     for chunk in chunks(pairs, kind=lambda pair: isinstance(pair.prompt, list)):
+        rows: list[tuple[Any, ...]] = []
         parts = [(pair.prompt, pair.chosen, pair.rejected) for pair in chunk]
         located = _locate_turns_of_pairs(tokenizer, [pair for pair in chunk if _has_context(pair)], notes)
         for pair, sequences in zip(chunk, encode_parts(tokenizer, special.eos, parts, chunk, notes), strict=True):
             row = _pair_row(pair, sequences, next(located) if _has_context(pair) else None, gate, notes)
             if row is not None:
-                table.add(row[: 3 + len(context_columns)], pair.source)
-        table.flush()
+                rows.append((*row[: 3 + len(context_columns)], pair.source))
+        table.add(_to_columns(rows))
     gate.raise_refused()
     notes.num_kept = table.num_rows
     return Tokenized(table.to_dataset(), notes)
@@ -110,7 +111,7 @@ def tokenize_sft(
     on every token.
 
     Args:
-        examples: Records from `prefopt.data.records`.
+        examples: Records from `prefopt.data.reading`.
         tokenizer: A transformers tokenizer with an end-of-sequence token, and a chat template if rows hold messages.
         max_length: Tokens per row, >= 2.
         loss_on: Which tokens are trained.
@@ -130,14 +131,23 @@ def tokenize_sft(
     notes.unread_keys = _unread_keys(tokenizer, examples)
     table = IdTable(("input_ids", "labels"))
     for chunk in chunks(examples, kind=lambda example: type(example.prompt)):
+        rows: list[tuple[Any, ...]] = []
         for example, ids in zip(chunk, encode_examples(tokenizer, special, chunk, loss_on, notes), strict=True):
             row = _example_row(example, ids, loss_on, gate, notes)
             if row is not None:
-                table.add(row, example.source)
-        table.flush()
+                rows.append((*row, example.source))
+        table.add(_to_columns(rows))
     gate.raise_refused()
     notes.num_kept = table.num_rows
     return Tokenized(table.to_dataset(), notes)
+
+
+def _to_columns(rows: Sequence[tuple[Any, ...]]) -> list[Column]:
+    """Returns the columns of a chunk's rows, of which the last value is the place."""
+    if not rows:
+        return []
+    *ids, sources = zip(*rows, strict=True)
+    return [*map(Column.of_ids, ids), Column.of_texts(sources)]
 
 
 def _count_plain(tokenizer: "PreTrainedTokenizerBase", records: Sequence[Record]) -> int:

@@ -158,7 +158,7 @@ def measure(
             logger.warning("evaluation: goes on without the store. %s", error)
             return PairScores.of(table.trained(scorer.score_pairs(table)))
         logger.info("evaluation: %s", usage)
-        return PairScores.of(table.trained(logps))
+        return PairScores.of_stored(table, logps)
 
     def score_rows(rows: Sequence[ScoredSequence] | None) -> Scores | None:
         return None if rows is None else scorer.score(rows)
@@ -228,10 +228,14 @@ def read_neutral_texts(
 
 def take_sample(dataset: "Dataset", limit: int, seed: int) -> "Dataset":
     """Returns at most `limit` rows of a data set, drawn with `seed` and kept in their order."""
-    if len(dataset) <= limit:
-        return dataset
-    rows = np.random.default_rng(seed).choice(len(dataset), size=limit, replace=False)
-    return dataset.select(sorted(rows.tolist()))
+    return dataset if len(dataset) <= limit else dataset.select(sample_rows(len(dataset), limit, seed).tolist())
+
+
+def sample_rows(num_rows: int, limit: int, seed: int) -> NDArray[np.int64]:
+    """Returns the rows of a data set that `take_sample` takes, in their order."""
+    if num_rows <= limit:
+        return np.arange(num_rows)
+    return np.sort(np.random.default_rng(seed).choice(num_rows, size=limit, replace=False))
 
 
 def number_prompts(pairs: "Dataset") -> NDArray[np.int64]:

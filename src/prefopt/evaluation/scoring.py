@@ -20,6 +20,7 @@ from prefopt.distributed.group import place, pool, share_out
 from prefopt.evaluation.statistics import Floats
 from prefopt.models import load
 from prefopt.models.kernels import fuse_layers
+from prefopt.models.lookup import StoredLogps
 from prefopt.models.shared_prefix import share_prompts
 from prefopt.models.shared_prefix.collate import PairCollator
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 IGNORED = -100
+READ_PAIRS = 4096
+"""Pairs whose stored log-probs are in memory at once while they are summed up."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,12 @@ class Scores:
 
     logps: Floats
     lengths: Floats
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Scores]") -> "Scores":
+        """Returns the scores of the parts' sequences, one part after another."""
+        logps, lengths = ([getattr(part, name) for part in parts] for name in ("logps", "lengths"))
+        return cls(np.concatenate(logps), np.concatenate(lengths))
 
     @property
     def avg_logps(self) -> Floats:
@@ -63,6 +72,14 @@ class PairScores:
         """Sums up the log-probs of the tokens."""
         chosen, rejected = (Scores(side.sums(), side.lengths.astype(float)) for side in (logps.chosen, logps.rejected))
         return cls(chosen, rejected)
+
+    @classmethod
+    def of_stored(cls, table: PairTable, logps: StoredLogps) -> "PairScores":
+        """Sums up stored log-probs of the tokens that are trained, some pairs at a time."""
+        starts = range(0, max(len(table), 1), READ_PAIRS)
+        bounds = [(start, min(start + READ_PAIRS, len(table))) for start in starts]
+        parts = [cls.of(table.part(*bound).trained(logps.read(*bound))) for bound in bounds]
+        return cls(Scores.joined([part.chosen for part in parts]), Scores.joined([part.rejected for part in parts]))
 
     @property
     def margins(self) -> Floats:

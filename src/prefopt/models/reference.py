@@ -21,16 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import save
 from transformers import AutoTokenizer
 
 from prefopt.config.choices import PeftMethod, ReferenceMode
 from prefopt.config.schema import ModelConfig, TrainConfig
-from prefopt.data.ragged import Array, PairLogps, PairTable, Ragged
-from prefopt.distributed.group import gather, num_ranks, on_main, raise_on_all
+from prefopt.data.ragged import PairLogps, PairTable
+from prefopt.distributed.group import barrier, gather, num_ranks, on_main, raise_on_all
 from prefopt.models.fingerprint import fingerprint_weights
 from prefopt.models.load import count_tokens, from_pretrained
-from prefopt.models.shards import FORMAT, SHARD, Keys, Rows, Shard, keys_of, read_sound
+from prefopt.models.lookup import Lookup, StoredLogps
+from prefopt.models.shards import FORMAT, SHARD, MappedShard, Rows, Shard, map_sound
 from prefopt.process.errors import UserError
 from prefopt.process.paths import cache_folder, expand
 from prefopt.storage.files import write_bytes, write_json
@@ -43,6 +45,8 @@ CHUNK_PAIRS = 256
 """Pairs that are computed between two looks for records that other processes have stored."""
 FLUSH_S = 5.0
 """Seconds of computing after which results are stored: a kill loses at most this much."""
+VISIBLE_S = 60.0
+"""Seconds after which a rank sees what another one has written, at most, on a network file system."""
 
 Compute = Callable[[PairTable, Rows], Iterator[tuple[Rows, PairLogps]]]
 Progress = Callable[[int, int], None]
@@ -54,13 +58,16 @@ class Usage:
 
     Attributes:
         num_pairs: Pairs that were requested.
+        num_rows: Pairs of the data, whether requested or not.
         num_stored: Requested pairs that were stored already.
-        num_computed: Pairs computed for this request; other runs may have computed the rest meanwhile.
+        num_computed: Pairs computed for this request, with those that share a forward with a requested one; other
+            runs may have computed the rest meanwhile.
         computed_s: Seconds spent on computing.
         saved_s: Seconds that the stored pairs took when they were computed.
     """
 
     num_pairs: int = 0
+    num_rows: int = 0
     num_stored: int = 0
     num_computed: int = 0
     computed_s: float = 0.0
@@ -78,8 +85,10 @@ class Usage:
         return {**asdict(self), "hit_rate": self.hit_rate}
 
     def __str__(self) -> str:
+        is_whole = self.num_pairs == self.num_rows
+        need = "" if is_whole else f"this run needs {self.num_pairs} of {self.num_rows} rows; "
         return (
-            f"{self.num_stored} of {self.num_pairs} pairs from the store ({self.hit_rate:.1%}), "
+            f"{need}{self.num_stored} of {self.num_pairs} pairs from the store ({self.hit_rate:.1%}), "
             f"{self.num_computed} computed in {self.computed_s:.1f} s, {self.saved_s:.1f} s saved"
         )
 
@@ -157,9 +166,8 @@ class ReferenceStore:
 
     folder: Path
     key: dict[str, Any]
-    _index: dict[bytes, tuple[Array, float]] = field(default_factory=dict, repr=False)
-    _wanted: set[bytes] = field(default_factory=set, repr=False)
-    _seen: set[str] = field(default_factory=set, repr=False)
+    _shards: dict[str, MappedShard] = field(default_factory=dict, repr=False)
+    """The sound shards that were read so far, by file name."""
 
     @classmethod
     def open(cls, root: Path, key: dict[str, object]) -> "ReferenceStore":
@@ -168,139 +176,139 @@ class ReferenceStore:
         return cls(root / name[:32], key)
 
     def complete(
-        self, table: PairTable, compute: Compute, on_progress: Progress | None = None
-    ) -> tuple[PairLogps, Usage]:
-        """Returns the log-probs of all pairs, computing and storing those that are missing.
+        self,
+        table: PairTable,
+        compute: Compute,
+        on_progress: Progress | None = None,
+        *,
+        rows: Rows | None = None,
+        batch_size: int = 1,
+    ) -> tuple[StoredLogps, Usage]:
+        """Returns the log-probs of pairs, computing and storing those that are missing.
+
+        A forward of the pass over all pairs is computed whole or not at all: rounding differs by what else is in a
+        batch, and so no pair's log-probs depend on whether the pass is made at once or as runs need it.
 
         Args:
             table: Token ids of the pairs.
             compute: Yields batches of the given rows with their log-probs, in any order.
             on_progress: Called with the number of pairs done and of pairs to compute.
+            rows: The pairs that are needed, without repetition; None: all. Others cannot be read from the result.
+            batch_size: Pairs in a forward of `compute`; only of effect with `rows`.
 
         Raises:
             UserError: The folder cannot be written.
         """
-        keys = keys_of(table)
-        self._begin(keys)
-        missing = on_main(lambda: self._missing(keys))
-        usage = Usage(num_pairs=len(table), num_stored=len(table) - len(missing))
-        usage.saved_s = self._seconds(keys, np.setdiff1d(np.arange(len(table)), missing))
-        if len(missing):
+        chunks = _cut(table)
+        if rows is None:
+            rows, batch_size = np.arange(len(table)), CHUNK_PAIRS
+        else:
+            is_needed = _mark(table, rows)
+            chunks = [chunk for chunk in chunks if is_needed[chunk].any()]
+        lookup = self._look_up(table, np.concatenate([*chunks, rows[:0]]))
+        missing = on_main(lambda: lookup.is_missing(rows))
+        stored = rows[~missing]
+        usage = Usage(num_pairs=len(rows), num_rows=len(table), num_stored=len(stored))
+        usage.saved_s = lookup.seconds(stored)
+        if missing.any():
             raise_on_all(_problem_of(self._prepare))
-            self._fill(table, keys, missing, compute, usage, on_progress)
-            self._share(usage)
-        logps = PairLogps(*(Ragged.of([self._record(key) for key in side], np.float32) for side in keys))
-        _require_lengths(logps, table)
-        self._index.clear()
-        return logps, usage
+            is_needed = _mark(table, rows[missing])
+            work = on_main(lambda: _plan(chunks, lookup, is_needed, batch_size))
+            self._fill(table, lookup, work, compute, usage, on_progress)
+            _add_others(usage)
+        self._require(lookup, rows)
+        return lookup.logps(rows), usage
 
-    def check(self, tables: Iterable[PairTable]) -> None:
-        """Refuses a folder that cannot be written, unless it holds the records of all these pairs."""
+    def check(self, needs: Iterable[tuple[PairTable, Rows | None]]) -> None:
+        """Refuses a folder that cannot be written, unless it holds the records of these rows of the tables."""
         try:
             self._prepare()
         except UserError:
-            for table in tables:
-                keys = keys_of(table)
-                self._begin(keys)
-                if len(self._missing(keys)):
+            for table, rows in needs:
+                rows = np.arange(len(table)) if rows is None else rows
+                if self._look_up(table, rows).is_missing(rows).any():
                     raise
 
-    def _begin(self, keys: Keys) -> None:
-        """Loads the stored records of these keys; other records are not kept in memory."""
-        self._seen.clear()
-        self._wanted = {key for side in keys for key in side}
-        self._index.clear()
-        self._refresh()
+    def _look_up(self, table: PairTable, rows: Rows) -> Lookup:
+        """Returns where the stored records of `rows` lie."""
+        lookup = Lookup(table, rows)
+        for name in sorted(self._shards):
+            lookup.add(self._shards[name])
+        self._refresh(lookup)
+        return lookup
 
     def _fill(
         self,
         table: PairTable,
-        keys: Keys,
-        missing: Rows,
+        lookup: Lookup,
+        work: list[Rows],
         compute: Compute,
         usage: Usage,
         on_progress: Progress | None,
     ) -> None:
         """Computes chunk by chunk, and skips pairs that other processes have stored meanwhile.
 
-        Each run starts at a random chunk. Chunks are cut from the whole table, so that a pair has the same batch after
-        a kill as before. Ranks compute a chunk together; a write error of one is raised on all when it is done.
+        Each run starts at a random chunk. Ranks compute a chunk together; a write error of one is raised on all when
+        it is done.
         """
-        order = np.argsort(-table.lengths.sum(axis=1), kind="stable")
-        chunks = [order[start : start + CHUNK_PAIRS] for start in range(0, len(order), CHUNK_PAIRS)]
-        is_missing = np.zeros(len(table), dtype=bool)
-        is_missing[missing] = True
-        chunks = [chunk for chunk in chunks if is_missing[chunk].any()]
-        first = on_main(lambda: random.SystemRandom().randrange(len(chunks)))
+        num_rows = sum(map(len, work))
+        first = on_main(lambda: random.SystemRandom().randrange(len(work)))
         shard = Shard()
         problem: UserError | None = None
 
         def flush() -> None:
             nonlocal shard, problem
             try:
-                shard = shard if problem else self._write(shard, usage)
+                shard = shard if problem else self._write(shard, lookup, usage)
             except UserError as error:
                 problem = error
 
         try:
-            for chunk in chunks[first:] + chunks[:first]:
+            for chunk in work[first:] + work[:first]:
                 begun = time.monotonic()
-                for rows, logps in compute(table, on_main(partial(self._still_missing, keys, chunk))):
-                    shard.take(keys, rows, logps)
+                for rows, logps in compute(table, on_main(partial(self._still_missing, lookup, chunk))):
+                    shard.take(lookup.keys(rows), rows, logps)
                     usage.num_computed += len(rows)
                     shard.seconds += time.monotonic() - begun
                     if shard.seconds > FLUSH_S:
                         flush()
                     if on_progress is not None:
-                        on_progress(min(usage.num_computed * num_ranks(), len(missing)), len(missing))
+                        on_progress(min(usage.num_computed * num_ranks(), num_rows), num_rows)
                     begun = time.monotonic()
                 raise_on_all(problem)
         finally:
             flush()
         raise_on_all(problem)
 
-    def _share(self, usage: Usage) -> None:
-        """Waits for the other ranks, adds their statistics to `usage`, and reads the records that they stored."""
-        everyone = gather(usage)
-        usage.num_computed = sum(other.num_computed for other in everyone)
-        usage.computed_s = max(other.computed_s for other in everyone)
-        self._refresh()
+    def _require(self, lookup: Lookup, rows: Rows) -> None:
+        """Finds the records that other ranks have stored too; raises on all ranks if one of them lacks a record."""
+        self._refresh(lookup)
+        end = time.monotonic() + VISIBLE_S
+        while num_ranks() > 1 and lookup.is_missing(rows).any() and time.monotonic() < end:
+            time.sleep(1)
+            self._refresh(lookup)
+        num_lost = np.count_nonzero(lookup.is_missing(rows))
+        barrier()
+        problem = UserError(
+            f"{self.folder}: the log-probs of {num_lost} pairs were stored here and cannot be read again. Run the "
+            "same command again; if this comes back, name another folder in reference.path."
+        )
+        raise_on_all(problem if num_lost else None)
 
-    def _still_missing(self, keys: Keys, rows: Rows) -> Rows:
+    def _still_missing(self, lookup: Lookup, rows: Rows) -> Rows:
         """Returns those of `rows` that no process has stored meanwhile."""
-        self._refresh()
-        return self._missing(keys, rows)
+        self._refresh(lookup)
+        return rows[lookup.is_missing(rows)]
 
-    def _refresh(self) -> None:
+    def _refresh(self, lookup: Lookup) -> None:
         """Reads the shards that have appeared since the last look."""
         if not self.folder.is_dir():
             return
         for path in sorted(self.folder.glob(f"*{SHARD}")):
-            if path.name in self._seen:
-                continue
-            content = read_sound(path)
-            if content is not None:
-                self._seen.add(path.name)
-                self._add(content)
-
-    def _add(self, content: dict[str, Array]) -> None:
-        rows = Ragged(content["logps"], np.concatenate([[0], np.cumsum(content["lengths"], dtype=np.int64)]))
-        per_token = float(content["seconds"][0]) / max(1, len(rows.values))
-        for place, packed in enumerate(content["keys"]):
-            key = packed.tobytes()
-            if key in self._wanted:
-                self._index[key] = rows[place].copy(), per_token * len(rows[place])
-
-    def _missing(self, keys: Keys, rows: Rows | None = None) -> Rows:
-        candidates = np.arange(len(keys[0])) if rows is None else rows
-        here = self._index
-        return np.array([r for r in candidates if keys[0][r] not in here or keys[1][r] not in here], dtype=np.int64)
-
-    def _record(self, key: bytes) -> Array:
-        return self._index[key][0]
-
-    def _seconds(self, keys: Keys, rows: Rows) -> float:
-        return sum(self._index[side[row]][1] for row in rows for side in keys)
+            shard = None if path.name in self._shards else map_sound(path)
+            if shard is not None:
+                self._shards[path.name] = shard
+                lookup.add(shard)
 
     def _prepare(self) -> None:
         """Creates the folder, and removes half-written files of killed processes."""
@@ -312,17 +320,14 @@ class ReferenceStore:
                 raise PermissionError("not writable")
             remove_stale(self.folder)
 
-    def _write(self, shard: Shard, usage: Usage) -> Shard:
+    def _write(self, shard: Shard, lookup: Lookup, usage: Usage) -> Shard:
         """Writes a shard to the folder, and returns a new empty one."""
         usage.computed_s += shard.seconds
         if shard.keys:
-            content = shard.content()
-            packed = save(content)
-            name = hashlib.sha256(packed).hexdigest() + SHARD
+            packed = save(shard.content())
             with self._writing():
-                write_bytes(self.folder / name, packed)
-            self._seen.add(name)
-            self._add(content)
+                write_bytes(self.folder / (hashlib.sha256(packed).hexdigest() + SHARD), packed)
+            self._refresh(lookup)
         return Shard()
 
     @contextmanager
@@ -345,6 +350,31 @@ def _problem_of(action: Callable[[], None]) -> UserError | None:
     return None
 
 
-def _require_lengths(logps: PairLogps, table: PairTable) -> None:
-    for found, expected in ((logps.chosen, table.chosen), (logps.rejected, table.rejected)):
-        assert (found.lengths == expected.lengths).all(), "a record has another length than its completion"
+def _add_others(usage: Usage) -> None:
+    """Waits for the other ranks, and adds what they computed."""
+    everyone = gather(usage)
+    usage.num_computed = sum(other.num_computed for other in everyone)
+    usage.computed_s = max(other.computed_s for other in everyone)
+
+
+def _mark(table: PairTable, rows: Rows) -> NDArray[np.bool_]:
+    """Returns for each pair of a table whether it is one of `rows`."""
+    marked = np.zeros(len(table), dtype=bool)
+    marked[rows] = True
+    return marked
+
+
+def _cut(table: PairTable) -> list[Rows]:
+    """Returns the pairs in chunks, longest first. They are cut from the whole table, whatever is stored of it."""
+    order = np.argsort(-table.lengths.sum(axis=1), kind="stable")
+    return [order[start : start + CHUNK_PAIRS] for start in range(0, len(order), CHUNK_PAIRS)]
+
+
+def _plan(chunks: list[Rows], lookup: Lookup, is_needed: NDArray[np.bool_], batch_size: int) -> list[Rows]:
+    """Returns what is to be computed of each chunk: the batches of what it lacks in which a needed pair is."""
+    work = []
+    for chunk in chunks:
+        lacking = chunk[lookup.is_missing(chunk)]
+        batches = [lacking[start : start + batch_size] for start in range(0, len(lacking), batch_size)]
+        work.append(np.concatenate([lacking[:0], *(batch for batch in batches if is_needed[batch].any())]))
+    return [rows for rows in work if len(rows)]

@@ -4,6 +4,9 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from prefopt.config.choices import BatchOrder
 from prefopt.config.schema import TrainConfig
 from prefopt.data.batching import PairBatches
@@ -77,7 +80,16 @@ def plan_batches(trainer: Any, config: TrainConfig) -> Batches:
 
 def count_examples(trainer: "DurableTrainer", step: int) -> int:
     """Counts the examples seen after `step` optimizer steps, over all ranks; an epoch's last step may be smaller."""
+    return int(trainer.batches.num_rows_after(_count_batches(trainer, step)))
+
+
+def examples_until(trainer: "DurableTrainer", step: int) -> NDArray[np.int64]:
+    """Returns the training rows that the first `step` optimizer steps see, over all ranks, each once."""
+    return trainer.batches.rows_in(_count_batches(trainer, step))
+
+
+def _count_batches(trainer: "DurableTrainer", step: int) -> int:
     ranks, accumulation = trainer.args.world_size, trainer.args.gradient_accumulation_steps
     per_rank = len(trainer.batches) // ranks
     epochs, within = divmod(step, math.ceil(per_rank / accumulation))
-    return int(trainer.batches.num_rows_after((epochs * per_rank + within * accumulation) * ranks))
+    return int((epochs * per_rank + within * accumulation) * ranks)

@@ -118,6 +118,10 @@ class DurableTrainer(Checkpointing):
     def equip(self) -> None:
         """Sets up what the algorithm needs beside the model; called when the model is on its device."""
 
+    def describe_needs(self) -> dict[str, Any]:
+        """Returns what provenance.json says of the work that `prepare` looks up or does."""
+        return {}
+
     def prepare(self) -> None:
         """Computes what the first step needs; called while the policy still has the weights of `model.path`."""
 

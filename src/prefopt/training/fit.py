@@ -100,7 +100,14 @@ def without_trial(config: TrainConfig, *, is_held_out: bool) -> TrainConfig:
     trainer = config.trainer
     every = trainer.eval_every or (1 if is_held_out else None)
     checkpointing = trainer.gradient_checkpointing is True
-    passing = replace(trainer, tokens_per_device=None, gradient_checkpointing=checkpointing, eval_every=every)
+    passing = replace(
+        trainer,
+        tokens_per_device=None,
+        gradient_checkpointing=checkpointing,
+        eval_every=every,
+        max_steps=None,  # points of a sweep may take other rows, or more of them
+        num_epochs=1.0,
+    )
     return replace(config, trainer=passing)
 
 

@@ -74,7 +74,7 @@ def train_and_report(
     kept_fit = None if is_fresh else on_main(run.read_fit)
     context = RunContext(config, run, stop, console, size, Fit(**kept_fit) if kept_fit else None, own)
     trainer = build_trainer(algorithm, context, examples)
-    found = {"fit": asdict(trainer.fit)} if is_tried(config) else {}
+    found = {**({"fit": asdict(trainer.fit)} if is_tried(config) else {}), **trainer.describe_needs()}
 
     def start() -> None:
         data = {**describe_data(examples, material), **describe_sources(config, examples)}

@@ -1,4 +1,4 @@
-"""The formats of rows: one module for each member of `DataFormat`, which defines `FORMAT`; TRL's own needs none."""
+"""The formats of rows: one module for each member of `DataFormat` but `auto`, which defines `FORMAT`."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -6,23 +6,23 @@ from importlib import import_module
 
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import DataFormat
-from prefopt.data.formats.format import PASSED_ON, Format, MissingColumnError, Row
+from prefopt.data.formats import trl
+from prefopt.data.formats.format import PASSED_ON, SCORES, Format, MissingColumnError, Row
 from prefopt.data.labels import LABELS, says_wanted
-from prefopt.data.tool_calls import wrap_tools
 from prefopt.data.values import RowError
 
 FORMATS: dict[DataFormat, Format] = {
     name: import_module(f"{__name__}.{name.value}").FORMAT
-    for name in DataFormat
-    if name not in (DataFormat.auto, DataFormat.trl)
+    for name in (*(name for name in DataFormat if name not in (DataFormat.auto, DataFormat.trl)), DataFormat.trl)
 }
 """In the order in which they are tried."""
+SCORE_COLUMNS = ("margin", *(name for names in SCORES for name in names))
+"""Columns of pairs that are kept as their margin."""
 
 
 def detect_format(row: Row, kind: Kind) -> DataFormat:
     """Returns the format of `row` by its keys; TRL's own if no other matches."""
-    known = ((name, form) for name, form in FORMATS.items() if kind in form.looked_for_in)
-    return next((name for name, form in known if form.detect(row, kind)), DataFormat.trl)
+    return next(name for name, form in FORMATS.items() if kind in form.looked_for_in and form.detect(row, kind))
 
 
 def convert(row: Row, format: DataFormat, kind: Kind) -> Row | None:
@@ -31,19 +31,14 @@ def convert(row: Row, format: DataFormat, kind: Kind) -> Row | None:
     Raises:
         RowError: The row lacks what its format needs.
     """
-    reader = FORMATS[format].read.get(kind) if format in FORMATS else None
-    if reader is not None:
-        try:
-            converted = reader(row)
-        except MissingColumnError as error:
-            raise RowError(f"{error}{other_kind(row, kind)}") from error
-        return converted and converted | {key: row[key] for key in PASSED_ON if key in row and key not in converted}
-    # Demonstrations of OpenAI and Swift are `messages`, like TRL's; OpenAI's older name for tools is `functions`.
-    return {**row, "tools": wrap_tools(row["functions"])} if _has_functions(row) else row
-
-
-def _has_functions(row: Row) -> bool:
-    return row.get("functions") is not None and row.get("tools") is None
+    reader = FORMATS[format].read.get(kind)
+    if reader is None:  # these demonstrations are `messages`, like TRL's
+        return trl.read(row)
+    try:
+        converted = reader(row)
+    except MissingColumnError as error:
+        raise RowError(f"{error}{other_kind(row, kind)}") from error
+    return converted and converted | {key: row[key] for key in PASSED_ON if key in row and key not in converted}
 
 
 def other_kind(row: Row, kind: Kind) -> str:
@@ -52,7 +47,7 @@ def other_kind(row: Row, kind: Kind) -> str:
 
 
 def _name_pairs(row: Row) -> str:
-    alone = (form for form in FORMATS.values() if "sft" not in form.read)
+    alone = (form for name, form in FORMATS.items() if "sft" not in form.read and name is not DataFormat.kto)
     is_pair = ("chosen" in row and "rejected" in row) or any(form.detect(row, "preference") for form in alone)
     return " These are pairs: set algorithm=dpo." if is_pair else ""
 
@@ -64,8 +59,8 @@ def _name_single_answers(row: Row) -> str:
         and any(says_wanted(row.get(column)) is not None for column in LABELS)
     ):
         return (
-            " These are KTO's rows, single answers with a label; DPO needs two answers to each prompt. "
-            "Join them to pairs, or train the wanted ones alone with algorithm=sft."
+            " These are KTO's rows, single answers with a label. Set data.format=kto to join them to pairs, or "
+            "train the wanted ones alone with algorithm=sft."
         )
     if any(name in row for name in ("messages", "conversations", "completion", "output", "text")):
         return " These are demonstrations: set algorithm=sft."
@@ -86,13 +81,14 @@ def unread_columns(row: Row, format: DataFormat, kind: Kind, fields: Iterable[st
     """
     read = _read_columns(format, kind, tuple(fields))
     unread = [key for key, value in row.items() if key not in read and value is not None]
-    if unread and _has_functions(row):
+    if unread and trl.has_functions(row):
         unread.remove("functions")
-    return unread + FORMATS[format].unread(row) if format in FORMATS else unread
+    return unread + FORMATS[format].unread(row)
 
 
 @cache
 def _read_columns(format: DataFormat, kind: Kind, fields: tuple[str, ...]) -> frozenset[str]:
-    if format in FORMATS and kind in FORMATS[format].read:
-        return frozenset((*PASSED_ON, *FORMATS[format].columns[kind]))
-    return frozenset((*PASSED_ON, "system", *fields))
+    always = (*PASSED_ON, *SCORE_COLUMNS) if kind == "preference" else PASSED_ON
+    if kind in FORMATS[format].columns:
+        return frozenset((*always, *FORMATS[format].columns[kind]))
+    return frozenset((*always, "system", *fields))

@@ -1,7 +1,7 @@
-"""What is known of a format of rows, and helpers for the modules of single formats."""
+"""What is known of a format of rows, and what the modules of single formats share to read them."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prefopt.config.algorithms import Kind
@@ -15,6 +15,14 @@ PASSED_ON = ("tools", "chat_template_kwargs")
 PROMPTS = ("prompt", "question", "instruction", "query", "input")
 """Names of a question's column where a format prescribes none."""
 
+SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen-rating", "rejected-rating"),
+    ("chosen_rating", "rejected_rating"),
+    ("rating_chosen", "rating_rejected"),
+)
+"""Columns with the scores of the two answers of a pair."""
 
 PAIRS: tuple[Kind, ...] = ("preference",)
 ALL: tuple[Kind, ...] = ("preference", "sft")
@@ -31,12 +39,16 @@ class Format:
             `RowError` for a row that lacks something.
         columns: Per kind of rows: the columns that `read` reads, besides `PASSED_ON`.
         looked_for_in: `PAIRS` if demonstrations with its columns are TRL's.
+        write: Per kind of rows: returns the rows of this format for a row in TRL's, as
+            `prefopt.data.formats.writing.to_row` makes it of a record. Raises a `RowError` if something would be lost.
+            Empty: the format is only read.
         unread: Names what `read` leaves out inside of a column that it reads, such as `input.user`.
     """
 
     detect: Callable[[Row, Kind], bool]
     read: Mapping[Kind, Callable[[Row], Row | None]]
     columns: Mapping[Kind, Collection[str]]
+    write: Mapping[Kind, Callable[[Row], list[Row]]] = field(default_factory=dict)
     unread: Callable[[Row], list[str]] = lambda row: []
     looked_for_in: tuple[Kind, ...] = ALL
 

@@ -1,6 +1,15 @@
 """Gemini's rows on Vertex: `contents` of parts; a pair's answers are `completions` with score 1 (preferred) and 0."""
 
 from prefopt.data.formats.format import Format, Row, get, look_up
+from prefopt.data.formats.writing import (
+    get_answer,
+    get_conversation,
+    get_pair,
+    get_text,
+    refuse_columns,
+    refuse_marks,
+    split_system,
+)
 from prefopt.data.messages import Message, join_parts
 from prefopt.data.values import RowError, check_text, describe
 
@@ -59,8 +68,41 @@ def _text(content: object, field: str) -> str:
     return check_text(join_parts(parts, f"{field}.parts"), f"{field}.parts")
 
 
+def write_pair(row: Row) -> list[Row]:
+    """Returns the row with the two completions, of which the one with score 1 is preferred."""
+    refuse_columns(row, "tools", "chat_template_kwargs")
+    prompt, *answers = get_pair(row)
+    completions = [
+        {"score": score, "completion": _content(get_answer(answer, name), name)}
+        for (score, name), answer in zip(ANSWERS.items(), answers, strict=True)
+    ]
+    return [{**_contents(prompt, "system_instruction"), "completions": completions}]
+
+
+def write_example(row: Row) -> list[Row]:
+    """Returns the row with `contents` that end with the answer."""
+    refuse_columns(row, "tools", "chat_template_kwargs")
+    messages = get_conversation(row)
+    refuse_marks(messages)
+    return [_contents(messages, "systemInstruction")]
+
+
+def _contents(messages: list[Message], name: str) -> Row:
+    system, rest = split_system(messages)
+    head: Row = {} if system is None else {name: {"parts": [{"text": system}]}}
+    return {**head, "contents": [_content(message, f"message {index}") for index, message in enumerate(rest)]}
+
+
+def _content(message: Message, field: str) -> Row:
+    names = {role: name for name, role in ROLES.items()}
+    if message["role"] not in names:
+        raise RowError(f"{field} is of role '{message['role']}', and Gemini's rows have user and model alone.")
+    return {"role": names[message["role"]], "parts": [{"text": get_text(message, field)}]}
+
+
 FORMAT = Format(
     detect=detect,
     read={"preference": read_pair, "sft": read_example},
     columns={"preference": (*SYSTEM, "contents", "completions"), "sft": (*SYSTEM, "contents")},
+    write={"preference": write_pair, "sft": write_example},
 )

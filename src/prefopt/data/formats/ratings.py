@@ -1,4 +1,4 @@
-"""Several answers with scores or ranks: the best one against the worst one."""
+"""Several answers with scores or ranks, of which `prefopt.data.pairing` makes pairs."""
 
 import math
 from decimal import Decimal
@@ -13,6 +13,8 @@ TEXTS = ("response", "answer", "completion", "output", "text", "content")
 SCORES = ("overall_score", "score", "rating", "reward", "quality")
 RANKS = ("rank", "ranking")
 """Like `SCORES`, but 1 is the best."""
+RANKED = "ranked"
+"""Key of a row that `read_answers` returns: a list of (answer, how good it is)."""
 PLURAL = "s"
 """Columns of numbers beside a column of texts are named in the plural: `scores`, `ranks`."""
 
@@ -26,16 +28,12 @@ def detect(row: Row, kind: str) -> bool:
     return all(isinstance(each, str) for each in answers) and _measure(row, PLURAL) is not None
 
 
-def read_pair(row: Row) -> Row | None:
-    """Returns the best answer as chosen and the worst as rejected; None if all are equally good."""
+def read_answers(row: Row) -> Row:
+    """Returns the prompt, and the answers with how good they are, as a value of `RANKED`."""
     answers = _answers(row)
     assert answers is not None, "detected by them"
     rated = _rated_objects(answers) if isinstance(answers[0], dict) else _rated_texts(row, answers)
-    texts, goodness = zip(*rated, strict=True)
-    best, worst = goodness.index(max(goodness)), goodness.index(min(goodness))
-    if goodness[best] == goodness[worst]:
-        return None
-    return {"prompt": get_prompt(row), "chosen": texts[best], "rejected": texts[worst], "system": row.get("system")}
+    return {"prompt": get_prompt(row), "system": row.get("system"), RANKED: rated}
 
 
 def _answers(row: Row) -> list[Any] | None:
@@ -82,7 +80,7 @@ def _number(value: object, field: str) -> float:
 FORMAT = Format(
     detect=detect,
     looked_for_in=PAIRS,
-    read={"preference": read_pair},
+    read={"preference": read_answers},
     columns={
         "preference": ("system", *PROMPTS, *ANSWERS, *(f"{name}{PLURAL}" for name in (*SCORES, *RANKS))),
     },

@@ -1,12 +1,22 @@
-"""ms-swift's pairs: `messages` as chosen, and `rejected_response` or `rejected_messages`.
+"""Pairs of ms-swift and OpenPipe: `messages` as chosen, and an answer or conversation as rejected.
 
-Its demonstrations are TRL's.
+Their demonstrations are TRL's.
 """
 
 from prefopt.data.formats.format import PAIRS, Format, Row, get, get_messages
+from prefopt.data.formats.writing import (
+    get_answer,
+    get_conversation,
+    get_pair,
+    get_text,
+    refuse_columns,
+    refuse_keys,
+    refuse_marks,
+)
+from prefopt.data.messages import Message
 from prefopt.data.values import check_text
 
-REJECTED = ("rejected_response", "rejected_messages")
+REJECTED = ("rejected_response", "rejected_messages", "rejected_message")
 
 
 def detect(row: Row, kind: str) -> bool:
@@ -19,8 +29,33 @@ def read_pair(row: Row) -> Row:
     system = {"system": row.get("system")}
     if row.get("rejected_messages") is not None:
         return {"chosen": messages, "rejected": row["rejected_messages"], **system}
-    rejected = {"role": "assistant", "content": check_text(get(row, "rejected_response"), "rejected_response")}
+    rejected = row.get("rejected_message")
+    if rejected is None:
+        rejected = {"role": "assistant", "content": check_text(get(row, "rejected_response"), "rejected_response")}
     return {"prompt": messages[:-1], "chosen": messages[-1:], "rejected": [rejected], **system}
+
+
+def write_pair(row: Row) -> list[Row]:
+    """Returns the row with `messages`, the last of which is the chosen answer, and `rejected_response`."""
+    refuse_columns(row, "tools", "chat_template_kwargs")
+    prompt, chosen, rejected = get_pair(row)
+    answer = get_answer(chosen, "chosen")
+    messages = _plain([*prompt, answer])
+    return [{"messages": messages, "rejected_response": get_text(get_answer(rejected, "rejected"), "rejected")}]
+
+
+def write_example(row: Row) -> list[Row]:
+    """Returns the row with `messages`."""
+    refuse_columns(row, "tools", "chat_template_kwargs")
+    messages = get_conversation(row)
+    refuse_marks(messages)
+    return [{"messages": _plain(messages)}]
+
+
+def _plain(messages: list[Message]) -> list[Message]:
+    for index, message in enumerate(messages):
+        refuse_keys(message, ("role", "content"), f"message {index}")
+    return messages
 
 
 FORMAT = Format(
@@ -28,4 +63,5 @@ FORMAT = Format(
     looked_for_in=PAIRS,
     read={"preference": read_pair},
     columns={"preference": ("messages", "system", *REJECTED)},
+    write={"preference": write_pair, "sft": write_example},
 )

@@ -1,0 +1,87 @@
+"""Entry point: writes training data in the rows of another system. `python -m prefopt.convert --help`."""
+
+import argparse
+from pathlib import Path
+
+from prefopt.config.load import TRAIN, load_config
+from prefopt.config.overrides import assign
+from prefopt.config.provider import read_provider
+from prefopt.config.settings_parser import SettingsParser
+from prefopt.data.conversion import CALLED, describe_limits, require_kind, write_records
+from prefopt.data.files import HUB
+from prefopt.data.loading import read_splits
+from prefopt.distributed.entry import run_entry
+from prefopt.process.errors import UserError
+from prefopt.process.paths import resolve
+from prefopt.process.terminal import Terminal, quote
+
+HELP = """Write training data in the rows of another system. Any file that can be trained on can be converted. A row
+that would lose something is refused with its reason, and then nothing is written.
+
+  prefopt convert pairs.jsonl --to together --output together.jsonl
+  prefopt convert chats.jsonl --to nova --output nova.jsonl algorithm=sft
+  prefopt convert table.csv --to openai --output openai.jsonl 'data.columns={prompt: question}' data.as_chat=true
+
+Systems, with what each takes: prefopt list providers"""
+SUFFIX = ".jsonl"
+
+
+def main(argv: list[str]) -> None:
+    """Writes one file, or none.
+
+    Raises:
+        UserError: A setting or a row is invalid, a row would lose something, or the file exists already.
+    """
+    options = _parse(argv)
+    provider = read_provider(options.to, options.config_dir)
+    output = _check_output(options)
+    overrides = ["data=files", assign("data.train", options.file), "data.held_out_fraction=0", *options.overrides]
+    config = load_config(overrides, options.config_dir)
+    if config.data.held_out is not None:
+        raise UserError("data.held_out: one file is written. Convert the held-out file by a command of its own.")
+    kind = config.algorithm.rows
+    require_kind(provider, kind)
+    splits = read_splits(config.data, kind=kind, seed=config.run.seed)
+    written = write_records(splits.train, provider, kind, output)
+
+    console = Terminal(soft_wrap=True)
+    for line in splits.notes.lines():
+        console.print(f"data: {line.removeprefix('train: ')}")
+    for line in describe_limits(written, provider, kind):
+        console.print(f"limit: {line}")
+    for note in provider.notes:
+        console.print(f"note: {note.text} ({note.known.value}, {note.date})")
+    console.print(
+        f"{quote(output)}: {written.num_rows:,} rows for {provider.title}, of {written.num_records:,} {CALLED[kind]}; "
+        f"{written.num_bytes:,} bytes"
+    )
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = SettingsParser("prefopt.convert", HELP, [TRAIN])
+    parser.add_argument("file", help="what data.train takes: a file, a pattern, a folder of datasets, hub:<id>")
+    parser.add_argument("overrides", nargs="*", help="settings of the data, and algorithm=sft for demonstrations")
+    parser.add_argument("--to", required=True, metavar="SYSTEM", help="whose rows to write")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help=f"the file to write, {SUFFIX}")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if there is one")
+    parser.add_argument("--config-dir", help="a folder with your own config groups, such as provider/mine.yaml")
+    return parser.read(argv)
+
+
+def _check_output(options: argparse.Namespace) -> Path:
+    """Returns the path of the output."""
+    output = resolve(str(options.output))
+    if output.suffix.lower() != SUFFIX:
+        raise UserError(f"--output {options.output}: JSON lines are written, so the name must end in {SUFFIX}.")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {options.output}: no such folder: {output.parent}. Make it first.")
+    if output.exists():
+        if not options.file.startswith(HUB) and output.samefile(resolve(options.file)):
+            raise UserError(f"--output {options.output}: this is the file that is read. Give another name.")
+        if not options.overwrite:
+            raise UserError(f"--output {options.output}: exists already. Give another name, or add --overwrite.")
+    return output
+
+
+if __name__ == "__main__":
+    run_entry(main)

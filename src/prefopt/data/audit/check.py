@@ -1,0 +1,193 @@
+"""What a check of the audit is, what it sees of the rows, and what it finds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefopt.config.algorithms import Kind
+from prefopt.data.messages import Content
+from prefopt.data.records import PreferencePair, Record
+
+Seen = TypeVar("Seen")
+
+MAX_EXAMPLES = 5
+"""Rows that a finding names."""
+BETWEEN = "\n\x00\n"
+"""Stands between the texts of two rows in `Texts.joined`; no pattern of a check should match across it."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """One text of each row of a chunk, such as its prompt; a pattern is searched in all of them at once.
+
+    Attributes:
+        each: The texts, in the order of the rows.
+    """
+
+    each: Sequence[str]
+
+    @cached_property
+    def joined(self) -> str:
+        """All texts in one string, with `BETWEEN` between two of them: one search of it costs less than many."""
+        return BETWEEN.join(self.each)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of characters of each text, shape (rows,)."""
+        return np.fromiter(map(len, self.each), np.int64, len(self.each))
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Where each text begins in `joined`, shape (rows,)."""
+        ends = np.cumsum(self.lengths + len(BETWEEN))
+        return np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+
+    def rows_at(self, positions: Sequence[int]) -> NDArray[np.int64]:
+        """Returns which row, counted from 0 within the chunk, each position of `joined` belongs to."""
+        return np.searchsorted(self.starts, np.asarray(positions, np.int64), side="right") - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Some consecutive rows of a split, as checks see them.
+
+    Attributes:
+        split: `train`, `held_out`, or the name of a file that the rows are compared with.
+        start: Place of the first row within the split, from 0.
+        records: The rows.
+    """
+
+    split: str
+    start: int
+    records: Sequence[Record]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @cached_property
+    def prompts(self) -> Texts:
+        """What stands before the answer: all messages up to it, each on lines of its own; empty for a row of text."""
+        return Texts([as_text(_before_answer(record)) for record in self.records])
+
+    @cached_property
+    def questions(self) -> Texts:
+        """The user's part of the prompt, without system prompts and earlier answers."""
+        return Texts([_question(record) for record in self.records])
+
+    @cached_property
+    def chosen(self) -> Texts:
+        """The trained answer: chosen of a pair; of a demonstration the completion, the last turn or the text."""
+        return Texts([as_text(_answer(record)) for record in self.records])
+
+    @cached_property
+    def rejected(self) -> Texts:
+        """The rejected answer; empty for demonstrations."""
+        return Texts([as_text(getattr(record, "rejected", "")) for record in self.records])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A row that a finding is about.
+
+    Attributes:
+        source: Its place: `file:line`.
+        detail: What is to be seen there, in a few words, such as the place of the row that it repeats.
+        text: The piece of its text that shows it, shortened; secrets and personal data are masked.
+    """
+
+    source: str
+    detail: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a check has found, before the gate decides how bad that is.
+
+    Attributes:
+        rows: For each split: places of the rows concerned, ascending, shape (rows,).
+        num_rows: Rows that were looked at; the finding's share is of these.
+        share: What the gate compares with its limits; the share of the rows concerned unless the check says otherwise.
+        summary: One sentence with the numbers, for people.
+        remedy: What to do about it: a command or a setting that works as typed, where there is one.
+        examples: At most `MAX_EXAMPLES`.
+        values: Numbers for plots and programs, as they are written to JSON.
+    """
+
+    rows: Mapping[str, NDArray[np.int64]]
+    num_rows: int
+    share: float
+    summary: str
+    remedy: str = ""
+    examples: Sequence[Example] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return sum(len(rows) for rows in self.rows.values())
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The records of an audit by split, to look up rows for examples."""
+
+    records: Mapping[str, Sequence[Record]]
+
+    def source(self, split: str, row: int) -> str:
+        return self.records[split][row].source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Generic[Seen]):
+    """One check of the audit. Its module in `prefopt.data.audit` has the check's name and defines it as `CHECK`.
+
+    The rows stream through `examine` in chunks, in several processes; what it returns must be small, since all of it
+    is kept until `conclude`: arrays of a few bytes a row, digests, counts; no texts and no records.
+
+    Attributes:
+        kinds: Kinds of rows that it applies to.
+        examine: Looks at a chunk, without regard to other chunks. Its result can be pickled.
+        conclude: Makes the finding of the results of all chunks, in their order, each with its chunk's split and
+            start; None if there is nothing to say about these data.
+        needs: Package of the extra `audit` that it uses, by the name under which it is imported; None if none.
+        is_slow: Whether it compares all rows with each other or trains a classifier.
+    """
+
+    kinds: tuple[Kind, ...] = ("preference", "sft")
+    examine: Callable[[Chunk], Seen]
+    conclude: Callable[[Sequence[tuple[str, int, Seen]], Sides], Found | None]
+    needs: str | None = None
+    is_slow: bool = False
+
+
+def as_text(content: Content) -> str:
+    """Returns text as it is, and messages as the texts of each, on lines of their own."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(message.get("content", "") for message in content)
+
+
+def _before_answer(record: Record) -> Content:
+    if record.prompt is not None:
+        return record.prompt
+    messages = getattr(record, "messages", None)
+    return messages[:-1] if messages else ""
+
+
+def _answer(record: Record) -> Content:
+    if isinstance(record, PreferencePair):
+        return record.chosen
+    if record.messages is not None:
+        return record.messages[-1:]
+    return record.completion if record.completion is not None else record.text or ""
+
+
+def _question(record: Record) -> str:
+    before = _before_answer(record)
+    if isinstance(before, str):
+        return before
+    return "\n".join(message.get("content", "") for message in before if message["role"] == "user")

@@ -114,14 +114,15 @@ class LearningCurve:
         next one: if the accuracies flatten, it is the most; if they rise ever faster, the next one may bring nothing,
         or all that is left. No more is promised than is left up to 1.
         """
-        most = 1 - self.sizes[-1].accuracy.value
+        accuracy = self.sizes[-1].accuracy
+        left, most = 1 - accuracy.value, 1 - accuracy.low
         doubt = abs(self.expected.value - self.last.value)
         gain, low, high = {
             "straight": (self.expected.value, self.expected.low - doubt, self.expected.high + doubt),
             "flattening": (self.last.value, min(self.last.low, 0.0), self.last.high),
             "steepening": (self.last.value, min(self.last.low, 0.0), most),
         }[self.shape]
-        return Estimate(min(gain, most), min(low, most), min(high, most), self.last.n)
+        return Estimate(min(gain, left), min(low, left), min(high, most), self.last.n)
 
     @property
     def detectable(self) -> float:

@@ -66,10 +66,11 @@ def conclude(curve: LearningCurve) -> str:
     """Returns what the curve says about more data, in one sentence."""
     gain, target = curve.doubling, f"{count(2 * curve.sizes[-1].n)} {curve.rows}"
     if curve.shape == "steepening":
-        return (
-            f"The last doubling gained {_points(curve.last)}, more than those before it: what {target} would gain "
-            "cannot be told, and nothing says yet that the data are enough."
-        )
+        last = f"The last doubling gained {_points(curve.last)}, more than those before it"
+        left = f"at most {100 * gain.high:.1f} points are left"
+        if gain.high < SMALL_GAIN:
+            return f"{last}, and {left}: more of the same data will hardly help."
+        return f"{last}: what {target} would gain cannot be told; {left}."
     verb = "is expected to gain" if curve.shape == "straight" else "would gain at most"
     expected = f"Doubling to {target} {verb} {_points(gain)}"
     if gain.high < SMALL_GAIN:

@@ -1,8 +1,7 @@
 """Trains on growing parts of the data, one training after the other, and measures all on the same held-out pairs."""
 
-import dataclasses
 import hashlib
-import json
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
@@ -16,8 +15,11 @@ from prefopt.config.algorithms import Kind
 from prefopt.config.choices import DataFormat, LoggerName
 from prefopt.config.load import fingerprint
 from prefopt.config.schema import DataConfig, TrainConfig
+from prefopt.data.conversion import to_row
+from prefopt.data.formats.writing import as_json
 from prefopt.data.loading import read_pairs, read_splits
-from prefopt.data.records import PreferencePair, Record, read_records
+from prefopt.data.reading import read_records
+from prefopt.data.records import PreferencePair, Record
 from prefopt.data.split import nested_subsets, number_prompts
 from prefopt.evaluation.learning_curve import LearningCurve, Trained, fit_learning_curve
 from prefopt.process.errors import EndedError, UserError, explained
@@ -25,8 +27,7 @@ from prefopt.process.ranks import is_launched
 from prefopt.reports.learning_curve import describe_point, describe_start
 from prefopt.reports.publish import PAIRS
 from prefopt.runs.directory import RunDirectory, State
-from prefopt.storage.files import delete, write_text
-from prefopt.storage.reading import parse_json, read_text
+from prefopt.storage.files import PARTIAL, delete, read_objects
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
 """Shares of the training prompts, smallest first."""
@@ -152,7 +153,7 @@ def _plan(config: TrainConfig, folder: Path) -> tuple[list[_Point], list[int]]:
     return points, number_prompts(measured)
 
 
-def _read_pairs(config: TrainConfig, trained: Sequence[Record]) -> list[Record]:
+def _read_pairs(config: TrainConfig, trained: Sequence[Record]) -> Sequence[Record]:
     """Reads the pairs on which an SFT run is measured."""
     if config.evaluation.pairs is None:
         return []
@@ -172,18 +173,22 @@ def _write_rows(folder: Path, name: str, records: Sequence[Record]) -> Path:
     Raises:
         UserError: A row is read differently.
     """
-    rows = []
-    for record in records:
-        fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-        rows.append(json.dumps({key: value for key, value in fields.items() if key != "source" and value is not None}))
-    text = "".join(f"{row}\n" for row in rows)
-    path = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
-    if not path.exists():
-        write_text(path, text)
+    digest = hashlib.sha256()
+    partial = folder / f"{name}-{uuid.uuid4().hex[:12]}{PARTIAL}"
+    try:
+        with partial.open("wb") as file:
+            for record in records:
+                line = f"{as_json(to_row(record))}\n".encode()
+                digest.update(line)
+                file.write(line)
+        path = folder / f"{name}-{digest.hexdigest()[:12]}.jsonl"
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     kind: Kind = "preference" if isinstance(records[0], PreferencePair) else "sft"
     again = read_records(str(path), format=DataFormat.trl, kind=kind).records
     for before, after in zip(records, again, strict=True):
-        if replace(after, source=before.source) != before:
+        if to_row(before) != to_row(after):
             raise UserError(f"{before.source}: this row changes when it is written to {path} and read again.")
     return path
 
@@ -239,12 +244,12 @@ def _train_point(point: _Point, folder: Path, train: Train) -> _Result:
 def _read_result(point: _Point) -> _Result | None:
     """Reads the result of a point, and frees its space; None if it is not done."""
     run = point.run
-    if run.read_status().get("state") != State.done.value or not (run.report / PAIRS).is_file():
+    report = run.read_report() if run.read_status().get("state") == State.done.value else {}
+    if not report or not (run.report / PAIRS).is_file():
         return None
     for bulky in (run.model, run.checkpoints):
         delete(bulky)
-    report = run.read_report()
-    rows = [parse_json(line.encode()) for line in read_text(run.report / PAIRS).splitlines()]
+    rows = read_objects(run.report / PAIRS)
     tuned, base = (np.array([row[f"{name}_margin"] for row in rows]) > 0 for name in ("tuned", "base"))
     about = report["run"]
     trained = Trained(point.share, about["data"]["num_train"], point.seed, tuned, about["steps"])

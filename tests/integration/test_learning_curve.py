@@ -1,11 +1,13 @@
 """The learning curve of a tiny model, with real trainings."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from prefopt import load_config, train
+from prefopt.audit import main as audit
 from prefopt.process.console import build_console
 from prefopt.sweeps import learning_curve
 from prefopt.sweeps.learning_curve import measure_learning_curve
@@ -45,3 +47,25 @@ def test_the_curve_has_the_accuracies_of_the_reports(
         assert point.steps == -(-point.n // 4)
     base = {report["held_out"]["base"]["preference_accuracy"]["value"] for report in reports}
     assert base == {curve.base.value if curve.base else None}
+
+
+def test_an_audit_with_a_learning_curve_says_what_was_found_and_how_much_more_data_help(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(learning_curve, "SHARES", (0.5, 1.0))
+    monkeypatch.setattr(learning_curve, "NUM_SEEDS", 1)
+    pairs = write_rows(tmp_path / "pairs.jsonl", read_rows(STUDY / "train.jsonl", 44))
+    settings = ["data.held_out_fraction=0.27", "trainer.max_steps=2", "data/gate=off"]
+    audit(
+        [str(pairs), "model=hf", f"model.path={tiny_model}", *settings, "--output", str(tmp_path), "--learning-curve"]
+    )
+    written = json.loads((tmp_path / "audit.json").read_text())
+    assert written["checks"]
+    assert [size["n"] for size in written["learning_curve"]["by_n"]] == [16, 32]
+    assert "Enough data?" in (tmp_path / "audit.html").read_text()
+    shown = capsys.readouterr().out
+    assert "held-out prompts that show a gain" in shown
+
+
+def test_a_learning_curve_needs_a_folder(fails: Callable[..., str]) -> None:
+    assert "--output <folder>" in fails(audit, ["pairs.jsonl", "--learning-curve"])

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from prefopt.config.choices import DataFormat, LossOn, OnBadRow, OnLongCompletion
+from prefopt.config.schema import DataConfig
+from prefopt.data.bad_rows import BadRows, require_usable
 from prefopt.data.defects import drop_defects
 from prefopt.data.reading import ReadResult, read_records
 from prefopt.data.split import find_overlap, prompt_key
@@ -54,7 +56,9 @@ def test_preference_files_have_the_defects_of_the_table(
     name: str, rows: int, empty: int, identical: int, duplicates: int
 ) -> None:
     result = read(name)
-    kept = drop_defects(result.records, on_empty=OnBadRow.skip, on_identical=OnBadRow.skip, notes=result.notes)
+    kept = drop_defects(
+        result.records, BadRows("data.train", DataConfig(train=name, on_bad=OnBadRow.skip)), result.notes
+    )
     notes = result.notes
     counted = (notes.num_rows, notes.num_empty_skipped, notes.num_identical_skipped, notes.num_duplicates)
     assert counted == (rows, empty, identical, duplicates)
@@ -64,8 +68,10 @@ def test_preference_files_have_the_defects_of_the_table(
 
 def test_the_first_identical_pair_is_named_with_the_setting_that_skips_it() -> None:
     result = read(ULTRAFEEDBACK)
-    with pytest.raises(UserError, match=r"ultrafeedback_1k_train.jsonl.gz:307: .* as 3 more do .*data.on_identical"):
-        drop_defects(result.records, on_empty=OnBadRow.skip, on_identical=OnBadRow.refuse, notes=result.notes)
+    bad = BadRows("data.train", DataConfig(train=ULTRAFEEDBACK, on_empty=OnBadRow.skip))
+    drop_defects(result.records, bad, result.notes)
+    with pytest.raises(UserError, match=r"ultrafeedback_1k_train.jsonl.gz:307: .* in 4 rows, .*data.on_identical"):
+        require_usable(bad)
 
 
 def test_ultrafeedback_train_and_eval_share_no_prompt() -> None:

@@ -76,15 +76,13 @@ def counts(report: dict[str, Any]) -> dict[str, Any]:
     return report["data"]["counts"]
 
 
-def test_ultrafeedback_is_refused_row_by_row_until_each_kind_of_bad_row_may_be_skipped(ultrafeedback, fails, tmp_path):
-    empty = fails(train, ultrafeedback)
-    assert f"{ULTRAFEEDBACK}:479: this row has an empty completion, as 1 more do" in empty
-    assert f"{ULTRAFEEDBACK}:834" in empty
-    assert "data.on_empty=skip" in empty
-
-    identical = fails(train, [*ultrafeedback, "data.on_empty=skip"])
-    assert f"{ULTRAFEEDBACK}:307: this row has 'rejected' equal to 'chosen', as 3 more do" in identical
-    assert "data.on_identical=skip" in identical
+def test_ultrafeedback_is_refused_in_one_error_for_its_rows_and_one_for_its_tokens(ultrafeedback, fails, tmp_path):
+    told = fails(train, ultrafeedback)
+    assert f"{ULTRAFEEDBACK}:479: this row has an empty completion (so in 2 rows" in told
+    assert f"{ULTRAFEEDBACK}:834" in told
+    assert f"{ULTRAFEEDBACK}:307: this row has 'rejected' equal to 'chosen' (so in 4 rows" in told
+    assert f"{ULTRAFEEDBACK_HELD_OUT}:44: this row has 'rejected' equal to 'chosen'" in told
+    assert "data.on_bad=skip (or some of them: data.on_identical=skip data.on_empty=skip)" in told
 
     long = fails(train, [*ultrafeedback, "data.on_empty=skip", "data.on_identical=skip"])
     assert f"{ULTRAFEEDBACK}:2: the prompt has " in long
@@ -99,7 +97,7 @@ def test_ultrafeedback_runs_with_its_bad_rows_skipped_and_says_how_many(ultrafee
     short = tmp_path / "held_out.jsonl"
     with shared_file(ULTRAFEEDBACK_HELD_OUT).open(encoding="utf-8") as lines:
         short.write_text("".join(islice(lines, 50)), encoding="utf-8")
-    skip = [f"data.{name}=skip" for name in ("on_identical", "on_empty", "on_long_prompt")]
+    skip = ["data.on_bad=skip"]
     skip.append("reference=live")  # the store would score all pairs before the first step, which takes a minute
     command = [sys.executable, "-m", "prefopt.train", *ultrafeedback, f"data.held_out={short}", *skip]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -20,7 +20,7 @@ from tests.conftest import read_rows, write_rows
 
 APPLIED = {
     "train", "held_out", "held_out_fraction", "format", "columns", "pairs", "min_margin", "as_chat", "system",
-    "on_identical", "on_empty", "on_overlap",
+    "on_identical", "on_empty", "on_overlap", "gate",
 }  # fmt: skip
 """Settings of the data that have done their work before the parts are written."""
 

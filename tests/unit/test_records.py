@@ -20,6 +20,8 @@ from trl.data_utils import extract_prompt
 
 from prefopt.config.choices import DataFormat, OnBadRow
 from prefopt.config.load import load_config
+from prefopt.config.schema import DataConfig
+from prefopt.data.bad_rows import BadRows, require_usable
 from prefopt.data.defects import drop_defects
 from prefopt.data.implicit_prompts import split_common_prompt
 from prefopt.data.messages import RESERVED_KWARGS, trained_turns
@@ -344,7 +346,10 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
 
 def defects(tmp_path: Path, setting: OnBadRow, *rows: Any) -> tuple[list[Any], ReadNotes]:
     result = read(str(write_jsonl(tmp_path / "rows.jsonl", *rows)))
-    return drop_defects(result.records, on_empty=setting, on_identical=setting, notes=result.notes), result.notes
+    bad = BadRows("data.train", DataConfig(train="rows.jsonl", on_empty=setting, on_identical=setting))
+    kept = drop_defects(result.records, bad, result.notes)
+    require_usable(bad)
+    return kept, result.notes
 
 
 def test_identical_is_judged_after_strip_and_by_content(tmp_path: Path) -> None:
@@ -357,7 +362,7 @@ def test_identical_is_judged_after_strip_and_by_content(tmp_path: Path) -> None:
 
 def test_an_identical_pair_is_refused_with_the_count_and_the_setting(tmp_path: Path) -> None:
     same = {**PAIR, "rejected": "Hi!"}
-    with pytest.raises(UserError, match=r"rows.jsonl:2: this row has 'rejected' equal to 'chosen', as 1 more do") as e:
+    with pytest.raises(UserError, match=r"rows.jsonl:2: this row has 'rejected' equal to 'chosen' .so in 2 rows") as e:
         defects(tmp_path, OnBadRow.refuse, PAIR, same, PAIR, same)
     assert "rows.jsonl:4" in str(e.value)
     assert "set data.on_identical=skip" in str(e.value)

@@ -9,22 +9,30 @@ from typing import Any
 import yaml
 
 from prefopt.config.algorithms import ALGORITHMS
+from prefopt.config.catalog import NESTED
 from prefopt.config.checks import check
 from prefopt.config.choices import PeftMethod
 from prefopt.config.composition import Composed, Tree
 from prefopt.config.plain import as_dict
 from prefopt.config.presets import find_left_out
 from prefopt.config.ranges import require
-from prefopt.config.schema import TrainConfig
+from prefopt.config.schema import BAD_ROW_SWITCHES, TrainConfig
 from prefopt.process.errors import UserError
 from prefopt.process.paths import places
 from prefopt.process.ranks import Launch, is_main
 
 logger = logging.getLogger(__name__)
 
-TRAIN = Tree("train", TrainConfig, {"algorithm": ALGORITHMS}, open_tables=("trainer.extra", "data.columns"))
+TRAIN = Tree(
+    "train",
+    TrainConfig,
+    {"algorithm": ALGORITHMS},
+    open_tables=("trainer.extra", "data.columns", "data.gate.warn", "data.gate.error"),
+    nested_groups=NESTED,
+)
 NOT_IDENTITY = {
     "run": ("name", "root", "overwrite", "time_limit", "timeout_s"),
+    "data": ("gate",),
     "logger": None,
     "evaluation": ("batch_size",),
     "reference": ("path",),
@@ -38,6 +46,7 @@ ONLY_WHEN_SET = (
     "data.system",
     "data.pairs",
     "data.min_margin",
+    "data.on_bad",
 )
 """Settings that belong to the identity only where they are set: runs without them keep the name that they had before
 these settings existed."""
@@ -129,6 +138,8 @@ def identity(config: TrainConfig) -> dict[str, Any]:
         else:
             for key in keys:
                 del values[group][key]
+    for switch in BAD_ROW_SWITCHES:
+        values["data"][switch] = config.data.decide(switch).name  # unset or set to the same: no difference
     for setting in ONLY_WHEN_SET:
         group, _, key = setting.partition(".")
         if is_unset(values[group].get(key)):

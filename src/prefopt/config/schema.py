@@ -26,6 +26,7 @@ from prefopt.config.choices import (
     WeightsDtype,
 )
 from prefopt.config.durations import parse_time_limit
+from prefopt.config.gate import GateConfig
 from prefopt.config.ranges import require, require_at_most, require_folder_name
 from prefopt.config.trainer import DeepSpeedConfig, OptimConfig, PeftConfig, TrainerConfig
 from prefopt.process.errors import shorten
@@ -37,6 +38,7 @@ __all__ = [
     "DeepSpeedConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "GateConfig",
     "LoggerConfig",
     "ModelConfig",
     "OptimConfig",
@@ -52,6 +54,8 @@ MAX_RESAMPLES = 100_000
 MAX_NEW_TOKENS = 1_000_000
 COLUMNS = ("prompt", "chosen", "rejected", "completion", "messages", "text", "system", "tools", "label")
 """Names of columns that `data.columns` can map to a file's."""
+BAD_ROW_SWITCHES = ("on_identical", "on_empty", "on_long_prompt", "on_extra_eos", "on_overlap")
+"""Settings of `data` that follow `on_bad` where they are unset."""
 MAX_TIMEOUT_S = 30 * 24 * 3600
 
 
@@ -134,20 +138,27 @@ class DataConfig:
     """System prompt of conversations that have none of their own: the text, or a file (.txt, .md) that holds it."""
     max_length: int = 1024
     """Most tokens of prompt + completion, >= 2; `on_long_completion` says what to do with longer rows."""
-    on_identical: OnBadRow = OnBadRow.refuse
-    """A pair with equal chosen and rejected (it has no gradient): refuse the file, or skip the row and count it."""
-    on_empty: OnBadRow = OnBadRow.refuse
+    on_bad: OnBadRow | None = None
+    """skip: leave out and count every row that cannot be used (broken JSON, missing fields, another shape than the
+    first, and all of the switches below that are unset). Unset: such rows are refused, all in one error."""
+    on_identical: OnBadRow | None = None
+    """A pair with equal chosen and rejected (it has no gradient): refuse the file, or skip the row and count it.
+    Unset: as `on_bad`, else refuse; so it is for the other switches of refuse and skip."""
+    on_empty: OnBadRow | None = None
     """A row with an empty completion: refuse the file, or skip the row and count it."""
-    on_long_prompt: OnBadRow = OnBadRow.refuse
+    on_long_prompt: OnBadRow | None = None
     """A prompt that alone fills `max_length`: refuse the file, or skip the row and count it."""
     on_long_completion: OnLongCompletion = OnLongCompletion.truncate
     """A completion cut by `max_length` loses its end-of-sequence: truncate and count, skip and count, or refuse."""
-    on_extra_eos: OnBadRow = OnBadRow.refuse
+    on_extra_eos: OnBadRow | None = None
     """A completion whose text contains the end-of-sequence token: refuse the file, or skip the row and count it."""
     on_control_token: OnControlToken = OnControlToken.keep
     """A control token (`<|im_end|>`) in messages, tool calls or tools: keep or strip it, and count; or refuse."""
-    on_overlap: OnBadRow = OnBadRow.refuse
-    """A training prompt that is also in `held_out`: refuse, or skip the training row and count it."""
+    on_overlap: OnBadRow | None = None
+    """A training prompt that is also in `held_out`: refuse, or skip the training row and count it. With
+    `data/gate=off` it is trained, and the report says so."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """What findings of the audit stop a run; chosen by `data/gate`."""
 
     def __post_init__(self) -> None:
         require(
@@ -164,6 +175,11 @@ class DataConfig:
         twice = [name for name, count in sources.items() if count > 1]
         require(not twice, f"data.columns: {', '.join(twice)} is named twice. One column is read as one thing.")
         require(self.max_length >= 2, f"data.max_length: must be >= 2 tokens, found {self.max_length}.")
+
+    def decide(self, switch: str) -> OnBadRow | OnLongCompletion | OnControlToken:
+        """Returns what happens to rows with a defect: as the setting `switch` says, else `on_bad`, else refuse."""
+        chosen: OnBadRow | OnLongCompletion | OnControlToken | None = getattr(self, switch)
+        return chosen or self.on_bad or OnBadRow.refuse
 
 
 @dataclass(kw_only=True)

@@ -95,9 +95,9 @@ def _tokenize(
 
 def _fate_of_defects(record: Record, config: DataConfig) -> str:
     if is_empty(record):
-        return f"a completion is empty (data.on_empty={config.on_empty.name})"
+        return f"a completion is empty (data.on_empty={config.decide('on_empty').name})"
     if is_identical(record):
-        return f"chosen and rejected are equal (data.on_identical={config.on_identical.name})"
+        return f"chosen and rejected are equal (data.on_identical={config.decide('on_identical').name})"
     return ""
 
 
@@ -107,7 +107,7 @@ def _fate_of_length(record: Record, tokenizer: "PreTrainedTokenizerBase", config
     notes: TokenizeNotes = _tokenize(record, tokenizer, config.max_length, loss_on, on_long).notes
     if notes.num_long_prompt_skipped:
         filled = f"the prompt alone fills data.max_length={config.max_length}"
-        return f"{filled} (data.on_long_prompt={config.on_long_prompt.name})"
+        return f"{filled} (data.on_long_prompt={config.decide('on_long_prompt').name})"
     if notes.num_long_completion_skipped:
         return f"longer than data.max_length={config.max_length} (data.on_long_completion={setting.name})"
     if notes.num_equal_skipped:

@@ -20,9 +20,11 @@ BATCH_ROWS = 1000
 """Rows of a Parquet file that are converted to Python objects at once."""
 
 Row = dict[str, Any]
+OnBad = Callable[[str, str], None]
+"""Is called with the place of a row that cannot be read, and what is wrong with it."""
 
 
-def parquet_rows(path: Path) -> Iterator[tuple[Row, str]]:
+def parquet_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
     """Yields (row, place) for each row of a Parquet file; the place is `path:row N`, for error messages.
 
     Raises:
@@ -41,10 +43,11 @@ def parquet_rows(path: Path) -> Iterator[tuple[Row, str]]:
             for row in rows:
                 number += 1
                 place = f"{path}:row {number}"
-                yield strip(row, place), place
+                if (restored := strip(row, place, on_bad)) is not None:
+                    yield restored, place
 
 
-def folder_rows(path: Path) -> Iterator[tuple[Row, str]]:
+def folder_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
     """Yields (row, place) for each row of a folder that `datasets.save_to_disk` wrote.
 
     Raises:
@@ -62,15 +65,16 @@ def folder_rows(path: Path) -> Iterator[tuple[Row, str]]:
     with _foreign_code(*not_readable):
         import datasets  # slow to import
 
-        yield from _dataset_rows(datasets.load_from_disk(str(path)), str(path))
+        yield from _dataset_rows(datasets.load_from_disk(str(path)), str(path), on_bad)
 
 
-def hub_rows(spec: str, address: str) -> Iterator[tuple[Row, str]]:
+def hub_rows(spec: str, address: str, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
     """Yields (row, place) for each row of a data set on the Hugging Face hub.
 
     Args:
         spec: The setting as the user wrote it, for places and errors.
         address: `<id>` or `<id>:<split>`; the default split is `train`.
+        on_bad: Called for a row that cannot be read.
 
     Raises:
         UserError: There is no such data set or split, or it cannot be loaded.
@@ -84,14 +88,15 @@ def hub_rows(spec: str, address: str) -> Iterator[tuple[Row, str]]:
     with _foreign_code(f"{spec}: the hub has no such data set or split, or cannot be reached", check):
         rows = datasets.load_dataset(name, split=split or "train")
     with _foreign_code(f"{spec}: not readable", "Fetch it again."):
-        yield from _dataset_rows(rows, spec)
+        yield from _dataset_rows(rows, spec, on_bad)
 
 
-def _dataset_rows(dataset: "Dataset", name: str) -> Iterator[tuple[Row, str]]:
+def _dataset_rows(dataset: "Dataset", name: str, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
     strip = _row_stripper(dataset.features.arrow_schema, name, read_json=_same)
     for number, row in enumerate(dataset, start=1):
         place = f"{name}:row {number}"
-        yield strip(row, place), place
+        if (restored := strip(row, place, on_bad)) is not None:
+            yield restored, place
 
 
 @contextmanager
@@ -111,8 +116,8 @@ def _foreign_code(what: str, remedy: str) -> Iterator[None]:
 Strip = Callable[[Any], Any]
 
 
-def _row_stripper(schema: "pa.Schema", name: str, *, read_json: Strip) -> Callable[[Row, str], Row]:
-    """Returns a function of (row, place) that restores the row as it was before it became Arrow.
+def _row_stripper(schema: "pa.Schema", name: str, *, read_json: Strip) -> Callable[[Row, str, OnBad], Row | None]:
+    """Returns a function of (row, place, on_bad) that restores the row as it was before it became Arrow.
 
     Arrow gives all objects of a column the same keys: `{"a": 1}` beside `{"b": 2}` comes back as
     `{"a": 1, "b": None}`. Keys with a null value are removed, at every depth; nulls in lists and maps are kept. A map,
@@ -131,13 +136,14 @@ def _row_stripper(schema: "pa.Schema", name: str, *, read_json: Strip) -> Callab
         raise UserError(f"{name}: the column '{show_name(repeated)}' is there twice. Rename or remove one.")
     strips = {field.name: strip for field in schema if (strip := _stripper(field.type, read_json)) is not None}
 
-    def stripped(row: Row, place: str) -> Row:
+    def stripped(row: Row, place: str, on_bad: OnBad) -> Row | None:
         try:
             return {key: strips[key](value) if key in strips else value for key, value in row.items()}
         except (RowError, JSONError) as error:
-            raise UserError(f"{place}: {error}") from error
+            on_bad(place, str(error))
+            return None
 
-    return stripped if strips else lambda row, _: row
+    return stripped if strips else lambda row, place, on_bad: row
 
 
 def _stripper(type: "pa.DataType", read_json: Strip) -> Strip | None:

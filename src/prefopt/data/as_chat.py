@@ -7,7 +7,7 @@ from prefopt.config.schema import DataConfig
 from prefopt.data.implicit_prompts import is_transcript
 from prefopt.data.messages import Content, Message
 from prefopt.data.records import PreferencePair, Record, SFTExample
-from prefopt.data.values import describe
+from prefopt.data.values import RowError, describe
 from prefopt.process.errors import UserError, explained
 from prefopt.process.paths import describe_missing, resolve
 
@@ -41,7 +41,7 @@ class Chats:
         """Returns the record itself if nothing changes.
 
         Raises:
-            UserError: The record cannot become a chat, or is plain text, in which a system prompt has no place.
+            RowError: The record cannot become a chat, or is plain text, in which a system prompt has no place.
         """
         chat = to_chat(record) if self.are_made else record
         return chat if self.system is None else _with_system(chat, self.system)
@@ -65,9 +65,9 @@ def _with_system(record: Record, text: str) -> Record:
     name = "messages" if isinstance(record, SFTExample) and record.messages is not None else "prompt"
     messages = getattr(record, name)
     if not isinstance(messages, list):
-        raise UserError(
-            f"{record.source}: data.system goes before messages, and this row is text. Set data.as_chat=true, or give "
-            "the rows as messages."
+        raise RowError(
+            "data.system goes before messages, and this row is text. Set data.as_chat=true, or give the rows as "
+            "messages."
         )
     if messages and messages[0]["role"] in FIRST:
         return record
@@ -79,7 +79,7 @@ def to_chat(record: Record) -> Record:
     """Returns a record of plain text as a chat: the prompt is a user's message, a completion the assistant's.
 
     Raises:
-        UserError: A demonstration is a single `text`, so that its prompt is unknown; or the prompt is a transcript,
+        RowError: A demonstration is a single `text`, so that its prompt is unknown; or the prompt is a transcript,
             whose turns would become one message.
     """
 
@@ -90,13 +90,13 @@ def to_chat(record: Record) -> Record:
     if isinstance(record.prompt, list) or (isinstance(record, SFTExample) and record.messages is not None):
         return record
     if record.prompt is None:
-        raise UserError(
-            f"{record.source}: data.as_chat=true needs rows with 'prompt', and this one is a whole 'text'. Give the "
+        raise RowError(
+            "data.as_chat=true needs rows with 'prompt', and this one is a whole 'text'. Give the "
             "rows as 'prompt' and 'completion', or as 'messages', or leave data.as_chat out."
         )
     if is_transcript(record.prompt):
-        raise UserError(
-            f"{record.source}: data.as_chat=true makes the prompt one message of the user, and this one is a "
+        raise RowError(
+            "data.as_chat=true makes the prompt one message of the user, and this one is a "
             f"transcript up to the assistant's turn: {describe(record.prompt.strip())}. Give its turns as messages, "
             "each with role and content, or leave data.as_chat out."
         )

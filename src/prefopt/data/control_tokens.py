@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefopt.config.choices import OnControlToken
+from prefopt.config.schema import DataConfig
+from prefopt.data.bad_rows import BadRows, require_usable
 from prefopt.data.records import Record, message_fields
 from prefopt.data.table import Table
 from prefopt.process.errors import UserError
@@ -30,6 +32,10 @@ class ControlTokens:
         found = self._pattern.search(text)
         return found and found.group()
 
+    def find_in(self, record: Record) -> str | None:
+        """Returns the first control token in what a chat template renders of a record; None if there is none."""
+        return next(filter(None, map(self.find, _texts(_rendered(record).values()))), None)
+
     def strip(self, text: str) -> str:
         """Returns `text` without control tokens, including those that form when another is removed."""
         while self.find(text) is not None:
@@ -48,28 +54,40 @@ class Treated(NamedTuple):
 
 
 def treat_control_tokens(
-    records: Sequence[Record], tokenizer: "PreTrainedTokenizerBase", setting: OnControlToken
+    records: Sequence[Record],
+    tokenizer: "PreTrainedTokenizerBase",
+    setting: OnControlToken,
+    bad: BadRows | None = None,
 ) -> Treated:
     """Finds control tokens in all fields that the chat template renders, and keeps, strips or refuses them.
 
     These fields are messages with their tool calls, tools, and `chat_template_kwargs`. Records of plain text are not
     searched: they may be chats that were rendered before.
 
+    Args:
+        records: The records of one split.
+        tokenizer: The policy's tokenizer.
+        setting: What happens to records with control tokens.
+        bad: Gets those that are refused, of which the caller tells. None: they are refused here.
+
     Raises:
-        UserError: A record has one and `setting` is `refuse`; or stripping makes two keys of an object equal.
+        UserError: Stripping makes two keys of an object equal; or, with `bad=None`, a record is refused.
     """
+    told = BadRows("data.train", DataConfig(train="", on_control_token=setting)) if bad is None else bad
     control = ControlTokens(tokenizer)
     first, num_rows = "", 0
     for record in records:
-        token = next(filter(None, map(control.find, _texts(_rendered(record).values()))), None)
-        if token is not None:
-            first = first or f"{record.source}: {token}"
-            num_rows += 1
-    if num_rows and setting is OnControlToken.refuse:
-        raise UserError(
-            f"{first} stands in a message or a tool, where the model takes it for the beginning or the end of a "
-            f"turn ({num_rows} such row(s)). Remove it, or set data.on_control_token=strip or keep."
-        )
+        token = control.find_in(record)
+        if token is None:
+            continue
+        first = first or f"{record.source}: {token}"
+        num_rows += 1
+        if setting is OnControlToken.refuse:
+            where = "stands in a message or a tool, where the model takes it for the beginning or the end of a turn"
+            remedy = "Remove it, or set data.on_control_token=strip or keep."
+            told.add(record.source, f"{token} {where}", switch="on_control_token", remedy=remedy)
+    if bad is None:
+        require_usable(told)
     if num_rows and setting is OnControlToken.strip:
         records = Table.of(_strip(record, control) for record in records)
     return Treated(records, num_rows, first)

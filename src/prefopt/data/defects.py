@@ -7,55 +7,45 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prefopt.config.choices import OnBadRow
+from prefopt.data.bad_rows import BadRows
 from prefopt.data.messages import Content, Message
 from prefopt.data.reading import ReadNotes
 from prefopt.data.records import NOT_CONTENT, PreferencePair, Record
 from prefopt.data.table import Table
-from prefopt.process.errors import UserError
 
 
-def drop_defects(
-    records: Sequence[Record], *, on_empty: OnBadRow, on_identical: OnBadRow, notes: ReadNotes
-) -> Table[Record]:
+def drop_defects(records: Sequence[Record], bad: BadRows, notes: ReadNotes) -> Table[Record]:
     """Returns the records without empty and identical ones, and counts these and the duplicates in `notes`.
 
     Duplicates are kept. A pair with two empty completions counts as empty, not as identical.
 
-    Raises:
-        UserError: Some record is empty or identical and its setting is `refuse`.
+    Args:
+        records: The records of one split.
+        bad: Gets the empty and identical ones.
+        notes: The counts of the split.
     """
     table = Table.of(records)
-    empty: list[int] = []
-    identical: list[int] = []
+    is_kept = np.ones(len(table), dtype=bool)
     keys: set[bytes] = set()
     for row, record in enumerate(table):
         if is_empty(record):
-            empty.append(row)
+            bad.add(record.source, "this row has an empty completion", switch="on_empty", remedy=_remedy("on_empty"))
+            is_kept[row] = False
         elif is_identical(record):
-            identical.append(row)
+            equal = "this row has 'rejected' equal to 'chosen'"
+            bad.add(record.source, equal, switch="on_identical", remedy=_remedy("on_identical"))
+            is_kept[row] = False
         else:
             keys.add(record_key(record))
-    _refuse(table.select(empty), on_empty, "has an empty completion", "data.on_empty")
-    _refuse(table.select(identical), on_identical, "has 'rejected' equal to 'chosen'", "data.on_identical")
-    is_kept = np.ones(len(table), dtype=bool)
-    is_kept[empty + identical] = False
     kept = table.select(is_kept)
-    notes.num_empty_skipped = len(empty)
-    notes.num_identical_skipped = len(identical)
+    notes.num_empty_skipped = bad.num_skipped("on_empty")
+    notes.num_identical_skipped = bad.num_skipped("on_identical")
     notes.num_duplicates = len(kept) - len(keys)
     return kept
 
 
-def _refuse(bad: Sequence[Record], setting: OnBadRow, what: str, name: str) -> None:
-    if not bad or setting is OnBadRow.skip:
-        return
-    others = f", as {len(bad) - 1} more do ({_places(bad[1:4])})" if len(bad) > 1 else ""
-    raise UserError(f"{bad[0].source}: this row {what}{others}. Drop {len(bad)} row(s), or set {name}=skip.")
-
-
-def _places(records: Sequence[Record]) -> str:
-    return ", ".join(record.source for record in records) + (", ..." if len(records) == 3 else "")
+def _remedy(switch: str) -> str:
+    return f"Drop such rows, or set data.{switch}=skip."
 
 
 def is_empty(record: Record) -> bool:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from prefopt.config.choices import OnBadRow, OnLongCompletion
+from prefopt.config.choices import OnLongCompletion
+from prefopt.data.bad_rows import BadRows
 from prefopt.data.messages import trained_turns
 from prefopt.data.prefixes import common_prefix_length
 from prefopt.data.records import MAX_CHARACTERS, Record, num_characters
@@ -37,6 +38,10 @@ class TokenizeNotes:
     num_long_prompt_skipped: int = 0
     """Skipped rows whose prompt alone fills `max_length`."""
     num_long_completion_skipped: int = 0
+    num_unreadable_skipped: int = 0
+    """Rows that cannot be rendered or tokenised: the chat template refuses them, or the prompt has no token."""
+    first_unreadable: str = ""
+    """Place of the first of them, and what is wrong."""
     num_extra_eos_skipped: int = 0
     """Skipped rows with a completion that has more end-of-sequence tokens than messages."""
     num_truncated: int = 0
@@ -97,33 +102,36 @@ class SpecialTokens(NamedTuple):
         return cls(tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.bos_token_id)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Gate:
-    """Decides which rows are kept, and collects refused rows for one error after all rows have been seen.
-
-    `long_prompts`, `long_completions` and `extra_eos` hold the place of each refused row and its count of tokens.
-    """
+    """Decides which rows are kept; `bad` gets the others."""
 
     max_length: int
-    on_long_prompt: OnBadRow
     on_long_completion: OnLongCompletion
-    on_extra_eos: OnBadRow
     special: SpecialTokens
-    long_prompts: list[tuple[str, int]] = field(default_factory=list)
-    long_completions: list[tuple[str, int]] = field(default_factory=list)
-    extra_eos: list[tuple[str, int]] = field(default_factory=list)
+    bad: BadRows
 
     def admits(self, source: str, *, prompt_length: int, length: int, notes: TokenizeNotes) -> bool:
         """Returns whether a row of `length` tokens is kept; the caller cuts a kept row at `max_length`."""
         if prompt_length >= self.max_length:
             notes.num_long_prompt_skipped += 1
-            if self.on_long_prompt is OnBadRow.refuse:
-                self.long_prompts.append((source, prompt_length))
+            self.bad.add(
+                source,
+                f"the prompt has {prompt_length} tokens and alone fills data.max_length={self.max_length}",
+                switch="on_long_prompt",
+                remedy="Raise data.max_length, shorten the prompts, or set data.on_long_prompt=skip.",
+                size=prompt_length,
+            )
             return False
         if length > self.max_length and self.on_long_completion is not OnLongCompletion.truncate:
             notes.num_long_completion_skipped += 1
-            if self.on_long_completion is OnLongCompletion.refuse:
-                self.long_completions.append((source, length))
+            self.bad.add(
+                source,
+                f"prompt and completion have {length} tokens, more than data.max_length={self.max_length}",
+                switch="on_long_completion",
+                remedy="Raise data.max_length, or set data.on_long_completion=truncate or skip.",
+                size=length,
+            )
             return False
         return True
 
@@ -133,45 +141,16 @@ class Gate:
         if not extra:
             return True
         notes.num_extra_eos_skipped += 1
-        if self.on_extra_eos is OnBadRow.refuse:
-            self.extra_eos.append((source, extra[0]))
+        self.bad.add(
+            source,
+            f"a completion has the end-of-sequence token {self.special.eos} {extra[0]} times, more than it has "
+            "messages",
+            switch="on_extra_eos",
+            remedy="If it ends the turns of a chat that was rendered before, give the row as 'messages'; else remove "
+            "it from the text, or set data.on_extra_eos=skip. If the text has none, the tokenizer or its template "
+            "adds it twice.",
+        )
         return False
-
-    def raise_refused(self) -> None:
-        """Raises a `UserError` that names the first refused row, if there is one."""
-        if self.extra_eos:
-            source, count = self.extra_eos[0]
-            raise UserError(
-                f"{source}: a completion has the end-of-sequence token {self.special.eos} {count} times, more than it "
-                f"has messages{_others(self.extra_eos)}. If it ends the turns of a chat that was rendered before, "
-                "give the row as 'messages'; else remove it from the text, or set data.on_extra_eos=skip. If the text "
-                "has none, the tokenizer or its chat template adds it twice."
-            )
-        if self.long_prompts:
-            source, length = self.long_prompts[0]
-            raise UserError(
-                f"{source}: the prompt has {length} tokens and alone fills data.max_length={self.max_length}"
-                f"{_others(self.long_prompts)}; the longest has {_longest(self.long_prompts)}. "
-                "Raise data.max_length, shorten the prompts, or set data.on_long_prompt=skip."
-            )
-        if self.long_completions:
-            source, length = self.long_completions[0]
-            raise UserError(
-                f"{source}: prompt and completion have {length} tokens, more than data.max_length={self.max_length}"
-                f"{_others(self.long_completions)}; the longest has {_longest(self.long_completions)}. "
-                "Raise data.max_length, or set data.on_long_completion=truncate or skip."
-            )
-
-
-def _others(rows: Sequence[tuple[str, int]]) -> str:
-    if len(rows) == 1:
-        return ""
-    places = ", ".join(source for source, _ in rows[1:4]) + (", ..." if len(rows) > 4 else "")
-    return f" (so in {len(rows)} rows, also {places})"
-
-
-def _longest(rows: Sequence[tuple[str, int]]) -> int:
-    return max(length for _, length in rows)
 
 
 def with_eos(text: str, eos: str) -> str:

@@ -7,14 +7,18 @@ import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
-from prefopt.data.arrow import folder_rows, hub_rows, parquet_rows
+from prefopt.config.schema import COLUMNS
+from prefopt.data.arrow import OnBad, folder_rows, hub_rows, parquet_rows
+from prefopt.data.cells import CELLS
 from prefopt.data.strict_json import JSONError, parse_row, parse_rows
 from prefopt.data.values import describe, show_name
+from prefopt.data.wrapped import flatten, read_wrapped
 from prefopt.process.errors import UserError, explained
 from prefopt.process.paths import describe_missing, resolve
 
@@ -38,6 +42,8 @@ FOREIGN = {
 """Beginnings of files whose content is not what their name says, each with an explanation and a remedy."""
 DELIMITERS = (",", "\t", ";", "|")
 """Delimiters of a `.csv` file: the most frequent one in its header is used. A `.tsv` file always uses the tab."""
+RARE_DELIMITERS = ("^", ":", "~", "\x1f", "\x01")
+"""Delimiters that are used if a header has none of the others, and is made of plain names between them."""
 
 QUOTES = (
     "In a table, a cell that begins with a quote ends at the next one. Where quotes belong to the text, double each "
@@ -48,16 +54,27 @@ QUOTES = (
 Row = dict[str, Any]
 
 
-def iter_rows(spec: object) -> Iterator[tuple[Row, str]]:
+def refuse(place: str, found: str) -> None:
+    """Refuses the first row that cannot be read.
+
+    Raises:
+        UserError: Always.
+    """
+    raise UserError(f"{place}: {found}")
+
+
+def iter_rows(spec: object, on_bad: OnBad = refuse) -> Iterator[tuple[Row, str]]:
     """Yields (row, place) for each row of `spec`; the place is `path:line`, or `path:row N` if a file has no lines.
 
     A JSON row with a repeated key is a `RepeatingRow`: the caller decides whether a column that it reads is affected.
 
     Args:
         spec: A file, a list of files, a glob, a `datasets` folder, or `hub:<id>[:<split>]`.
+        on_bad: Called for each row that cannot be read, but after which its file goes on: a line that is no JSON, a
+            row that is no object, a row of a table with more or fewer cells than the header. It is left out then.
 
     Raises:
-        UserError: A file is missing, empty, unreadable or of an unknown type, or a row is not an object.
+        UserError: A file is missing, empty, unreadable or of an unknown type; or by `on_bad`.
     """
     specs = spec if isinstance(spec, (list, tuple)) else [spec]
     if not specs:
@@ -67,10 +84,10 @@ def iter_rows(spec: object) -> Iterator[tuple[Row, str]]:
             raise UserError(f"a data file must be given by its path, found {describe(item)}.")
         text = str(item)
         if text.startswith(HUB):
-            yield from _require_rows(hub_rows(text, text.removeprefix(HUB)), text)
+            yield from _require_rows(partial(hub_rows, text, text.removeprefix(HUB)), text, on_bad)
             continue
         for path in find_files(text):
-            yield from _require_rows(_path_rows(path), str(path))
+            yield from _require_rows(partial(_path_rows, path), str(path), on_bad)
 
 
 def find_files(spec: str) -> list[Path]:
@@ -92,26 +109,35 @@ def find_files(spec: str) -> list[Path]:
         raise UserError(f"{spec}: {describe_missing(path, 'file')}")
 
 
-def _require_rows(rows: Iterator[tuple[Row, str]], name: str) -> Iterator[tuple[Row, str]]:
-    """Yields `rows`.
+def _require_rows(
+    read: Callable[[OnBad], Iterator[tuple[Row, str]]], name: str, on_bad: OnBad
+) -> Iterator[tuple[Row, str]]:
+    """Yields the rows that `read` yields and that are objects.
 
     Raises:
-        UserError: There are none, a row is no object, or the system reports an error; it names `name`.
+        UserError: There is no row, good or bad, or the system reports an error; it names `name`.
     """
     is_empty = True
+
+    def count_bad(place: str, found: str) -> None:
+        nonlocal is_empty
+        is_empty = False
+        on_bad(place, found)
+
     with explained(name):
-        for row, source in rows:
+        for row, source in read(count_bad):
             is_empty = False
-            if not isinstance(row, dict):
-                raise UserError(f"{source}: a row must be an object with named fields, found {describe(row)}.")
-            yield row, source
+            if isinstance(row, dict):
+                yield row, source
+            else:
+                on_bad(source, f"a row must be an object with named fields, found {describe(row)}.")
     if is_empty:
         raise UserError(f"{name}: holds no rows. Give a file with at least one.")
 
 
-def _path_rows(path: Path) -> Iterator[tuple[Row, str]]:
+def _path_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
     if path.is_dir():
-        yield from folder_rows(path)
+        yield from folder_rows(path, on_bad)
         return
     readers = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".tsv": _csv_rows}
     name = path.name.lower()
@@ -123,7 +149,7 @@ def _path_rows(path: Path) -> Iterator[tuple[Row, str]]:
         raise UserError(f"{path}: the file is empty (0 bytes).")
     with path.open("rb") as file:
         _refuse_foreign(file.read(64), path)
-    yield from readers.get(suffix, parquet_rows)(path)
+    yield from readers.get(suffix, parquet_rows)(path, on_bad)
 
 
 def _refuse_foreign(start: bytes, path: Path) -> None:
@@ -161,8 +187,15 @@ def _decode(raw: bytes, place: str) -> str:
         ) from error
 
 
-def _json_rows(path: Path) -> Iterator[tuple[Row, str]]:
-    """Yields the objects of a JSON-lines file, or of one JSON list; the first line decides which of both it is."""
+def _json_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
+    """Yields the objects of JSON lines or of one JSON list, or those that are wrapped (see `wrapped`).
+
+    The first line decides which of them the file is.
+    """
+    wrapped = read_wrapped(_lines(path), path.stat().st_size)
+    if wrapped is not None:
+        yield from ((row, f"{path}:row {number}") for number, row in enumerate(wrapped, start=1))
+        return
     is_first = True
     lines = _lines(path)
     for number, line in enumerate(lines, start=1):
@@ -177,25 +210,27 @@ def _json_rows(path: Path) -> Iterator[tuple[Row, str]]:
             row = parse_row(line)
         except JSONError as error:
             hint = " Each line must hold one JSON object, or the file one list of them." if error.is_syntax else ""
-            raise UserError(f"{source}: {error}.{hint}") from error
+            on_bad(source, f"{error}.{hint}")
+            continue
         yield row, source
 
 
 def _list_rows(path: Path, text: str) -> Iterator[tuple[Row, str]]:
     number = 0
     try:
-        for number, row in enumerate(parse_rows(text), start=1):
+        rows = (row for item in parse_rows(text) for row in flatten(item))
+        for number, row in enumerate(rows, start=1):
             yield row, f"{path}:row {number}"
     except JSONError as error:
         raise UserError(f"{path}:{error.line}: {error}, in row {number + 1} of the list.") from error
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[Row, str]]:
+def _csv_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
     csv.field_size_limit(MAX_LINE_BYTES)  # the default refuses a completion of more than 128 KiB
     lines = _csv_lines(path)
     header = next(lines, "")
     is_tsv = path.name.lower().removesuffix(".gz").endswith(".tsv")
-    delimiter = "\t" if is_tsv else max(DELIMITERS, key=re.sub(r'"[^"]*"', "", header).count)
+    delimiter = "\t" if is_tsv else _find_delimiter(header, path)
     reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
     number, line = 0, 1
     try:
@@ -212,9 +247,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[Row, str]]:
             if is_tsv:
                 _refuse_swallowed(cells, place)
             if len(cells) != len(columns):
-                raise UserError(
-                    f"{path}:row {number}: the header has {len(columns)} columns, this row has {len(cells)}."
-                )
+                on_bad(f"{path}:row {number}", f"the header has {len(columns)} columns, this row has {len(cells)}.")
+                continue
             yield dict(zip(columns, cells, strict=True)), f"{path}:row {number}"
     except csv.Error as error:
         if is_tsv:
@@ -222,6 +256,24 @@ def _csv_rows(path: Path) -> Iterator[tuple[Row, str]]:
                 f"{path}:{line}: invalid TSV: {str(error).replace(delimiter, 'a tab')}. {QUOTES}"
             ) from error
         raise UserError(f"{path}:row {number + 1}: invalid CSV: {error}.") from error
+
+
+def _find_delimiter(header: str, path: Path) -> str:
+    unquoted = re.sub(r'"[^"]*"', "", header)
+    found = max(DELIMITERS, key=unquoted.count)
+    if found in unquoted:
+        return found
+    for rare in RARE_DELIMITERS:
+        names = header.strip().replace('"', "").split(rare)
+        if len(names) > 1 and all(re.fullmatch(r"[\w .-]+", name) for name in names):
+            return rare
+    names = header.replace('"', "").split()
+    if len(set(names) & {*COLUMNS, *CELLS}) > 1:
+        raise UserError(
+            f"{path}:1: the header is one column, '{show_name(header.strip())}'. Blanks cannot separate columns, for "
+            "texts hold them. Separate columns by a comma, tab, semicolon, | or ^, or write the rows as JSON lines."
+        )
+    return found
 
 
 def _refuse_swallowed(cells: list[str], place: str) -> None:

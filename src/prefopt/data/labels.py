@@ -1,11 +1,10 @@
 """Labels in KTO's format: they say whether the answer of a demonstration is wanted or to be avoided."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 from prefopt.data.values import describe
-from prefopt.process.errors import UserError
 
 LABELS = ("label", "kto_tag")
 """Names of the label column in KTO's format."""
@@ -24,10 +23,10 @@ class _Column:
     """Counts of the values that a column has had in all rows so far."""
 
     num_wanted: int = 0
-    num_unwanted: int = 0
+    unwanted: dict[str, str] = field(default_factory=dict)
+    """Place of each row with an unwanted answer: its value."""
     num_strange: int = 0
     """Values that mean neither wanted nor unwanted."""
-    first_unwanted: str = ""
     first_strange: str = ""
     is_spelt: bool = False
     """Some unwanted value is a word or a boolean, not a number."""
@@ -38,7 +37,7 @@ class _Column:
         """Returns whether the column is no KTO label: it has scores, numbered classes, or mostly other words."""
         if self.has_score and not self.is_spelt:
             return True
-        return self.num_strange > self.num_wanted + self.num_unwanted
+        return self.num_strange > self.num_wanted + len(self.unwanted)
 
 
 class Labels:
@@ -67,29 +66,28 @@ class Labels:
         elif verdict:
             column.num_wanted += 1
         else:
-            column.num_unwanted += 1
-            column.first_unwanted = column.first_unwanted or f"{source}: '{name}' is {_word(value)}"
+            column.unwanted[source] = _word(value)
             column.is_spelt = column.is_spelt or _number(value) is None
 
-    def require_wanted(self) -> None:
-        """Refuses KTO rows whose answers are unwanted, since SFT would train them.
+    def find_unwanted(self) -> dict[str, str]:
+        """Returns the place of each KTO row whose answer is unwanted, and a sentence about it: SFT would train it."""
+        return {
+            place: f"'{name}' is {value}: in KTO's format this answer is one to avoid, and SFT would train it."
+            for name, column in self._columns.items()
+            if not column.is_of_another_meaning()
+            for place, value in column.unwanted.items()
+        }
 
-        Raises:
-            UserError: It names the first such row, and the first value that is no KTO label if there is one.
-        """
-        for column in self._columns.values():
-            if column.num_unwanted and not column.is_of_another_meaning():
-                strange = (
-                    f" {column.num_strange} row(s) have a value that says neither yes nor no, first "
-                    f"{column.first_strange}. Correct or drop them."
-                    if column.num_strange
-                    else ""
-                )
-                raise UserError(
-                    f"{column.first_unwanted}: in KTO's format this answer is one to avoid, and SFT would train it "
-                    f"({column.num_unwanted} such row(s)). Drop them, or remove the column if it means something "
-                    f"else.{strange}"
-                )
+    @property
+    def remedy(self) -> str:
+        """What to do about unwanted rows, and about values that are no label."""
+        strange = [
+            f" {column.num_strange} row(s) have a value that says neither yes nor no, first {column.first_strange}. "
+            "Correct or drop them."
+            for column in self._columns.values()
+            if column.num_strange and not column.is_of_another_meaning()
+        ]
+        return "Drop them, or remove the column if it means something else." + "".join(strange)
 
 
 def is_missing(value: object) -> bool:

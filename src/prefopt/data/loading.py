@@ -2,7 +2,7 @@
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefopt.config.algorithms import Kind
-from prefopt.config.choices import LossOn, OnBadRow, OnControlToken
+from prefopt.config.choices import CheckName, LossOn, OnControlToken
 from prefopt.config.schema import DataConfig
 from prefopt.data.as_chat import Chats, to_chat
+from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.control_tokens import treat_control_tokens
-from prefopt.data.defects import drop_defects
+from prefopt.data.defects import drop_defects, is_empty, is_identical
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import Labels
 from prefopt.data.notes import DataNotes, SplitName
 from prefopt.data.pairing import PairRule
-from prefopt.data.reading import ReadNotes, ReadResult, read_records
+from prefopt.data.reading import ReadNotes, ReadResult, drop_unwanted, read_records
 from prefopt.data.records import Record
-from prefopt.data.split import find_overlap, find_overlapping_rows, split_by_prompt
+from prefopt.data.split import find_overlap, find_overlapping_rows, prompt_keys, split_by_prompt
 from prefopt.data.table import Table, TableWriter
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
+from prefopt.data.values import RowError
 from prefopt.process.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +33,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+REMOVE_OVERLAP = (
+    "What is measured there would not be held out (the audit's check 'leakage'). Remove them, or set "
+    "data.on_overlap=skip; with data/gate=off they are trained, and the report says so."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,23 +75,62 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object =
     """
     notes = DataNotes()
     labels = Labels()
-    held_out: Table[Record] | None = None
-    train = _read(config.train, config, kind, notes, "train", labels)
+    specs: dict[SplitName, object] = {"train": config.train}
     if config.held_out is not None:
-        held_out = _read(config.held_out, config, kind, notes, "held_out", labels)
-        train, held_out = _agree_on_prompts((train, notes.read["train"]), (held_out, notes.read["held_out"]))
-        held_out = _as_chats(held_out, config, notes, "held_out")
-    plain, train = train, _as_chats(train, config, notes, "train")
+        specs["held_out"] = config.held_out
+    bad = {split: BadRows(f"data.{split}", config) for split in specs}
+    read = _read(specs, bad, config, kind, notes, labels)
+    held_out: Table[Record] | None = None
+    train = read["train"]
+    if "held_out" in read:
+        train, held_out = _agree_on_prompts((train, notes.read["train"]), (read["held_out"], notes.read["held_out"]))
+        held_out = _as_chats(held_out, bad["held_out"], config, notes, "held_out")
+    plain, train = train, _as_chats(train, bad["train"], config, notes, "train")
     if held_out is not None:
-        train = _without_overlap(train, held_out, config, notes)
-    elif config.held_out_fraction > 0:
+        train = _without_overlap(train, held_out, bad["train"], config, notes)
+    require_usable(*bad.values())
+    if held_out is None and config.held_out_fraction > 0:
         train, held_out = _set_apart(train, config, seed)
     if measured is not None:
         trained = {record.source for record in train}
         plain = plain.select(np.fromiter((record.source in trained for record in plain), bool, len(plain)))
-        measured_rows = _read(measured, config, kind, notes, "held_out", labels)
-        held_out = _keep_apart(measured_rows, plain, "data.held_out", config, notes, "held_out")
+        held_out = _read_apart(measured, plain, "data.held_out", config, kind, notes, "held_out", labels)
     _require_records(train, held_out, notes)
+    return Splits(kind=kind, train=train, held_out=held_out, notes=notes)
+
+
+def read_all(config: DataConfig, *, kind: Kind, seed: int, bad: Mapping[SplitName, BadRows]) -> Splits:
+    """Reads all rows as `read_splits` does, and keeps those from which nothing can be learned: for an audit.
+
+    Args:
+        config: The files.
+        kind: Whether rows are preference pairs or demonstrations.
+        seed: Seed of the choice of held-out prompts; they are those of `read_splits`.
+        bad: Gets the rows that cannot be read, for each split that has files of its own.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    notes, labels = DataNotes(), Labels()
+    specs: dict[SplitName, object] = {"train": config.train, "held_out": config.held_out}
+    results = {split: _read_records(specs[split], each, config, kind, labels) for split, each in bad.items()}
+    notes.read = {split: result.notes for split, result in results.items()}
+    read = {
+        split: drop_unwanted(result.records, labels, bad[split], result.notes) for split, result in results.items()
+    }
+    agreed = _agree_on_prompts(*((records, notes.read[split]) for split, records in read.items()))
+    chats = {
+        split: _as_chats(records, bad[split], config, notes, split)
+        for split, records in zip(read, agreed, strict=True)
+    }
+    train, held_out = chats["train"], chats.get("held_out")
+    if held_out is None and config.held_out_fraction > 0:
+        usable = np.fromiter((not is_empty(each) and not is_identical(each) for each in train), bool, len(train))
+        _, chosen = split_by_prompt(train.select(usable), fraction=config.held_out_fraction, seed=seed)
+        prompts = {key for record in chosen for key in prompt_keys(record)}
+        is_apart = (not prompts.isdisjoint(prompt_keys(record)) for record in train)
+        is_held_out = np.fromiter(is_apart, bool, len(train))
+        train, held_out = train.select(~is_held_out), train.select(is_held_out)
     return Splits(kind=kind, train=train, held_out=held_out, notes=notes)
 
 
@@ -99,8 +145,7 @@ def read_pairs(config: DataConfig, trained: Sequence[Record]) -> Splits:
         UserError: As for `read_splits`; or a pair has a prompt of the training records.
     """
     notes = DataNotes()
-    pairs = _read(config.train, config, "preference", notes, "train", Labels())
-    pairs = _keep_apart(pairs, trained, "evaluation.pairs", config, notes, "train")
+    pairs = _read_apart(config.train, trained, "evaluation.pairs", config, "preference", notes, "train", Labels())
     _require_records(pairs, None, notes)
     return Splits(kind="preference", train=pairs, held_out=None, notes=notes)
 
@@ -116,22 +161,28 @@ def read_record(config: DataConfig, *, kind: Kind, row: int) -> Record:
     Raises:
         UserError: A row is invalid, or there are not so many.
     """
+    specs: dict[SplitName, object] = {"train": config.train, "held_out": config.held_out}
+    bad = {split: BadRows(f"data.{split}", config) for split, spec in specs.items() if spec is not None}
     labels = Labels()
-    read = _read_records(config.train, config, kind, labels)
-    records = read.records
-    if config.held_out is not None:
-        other = _read_records(config.held_out, config, kind, labels)
-        records, _ = _agree_on_prompts((records, read.notes), (other.records, other.notes))
-    num_rows = read.notes.num_rows
+    read = {split: _read_records(specs[split], each, config, kind, labels) for split, each in bad.items()}
+    require_usable(*bad.values())
+    records, ties, unreadable = read["train"].records, read["train"].ties, read["train"].unreadable
+    if "held_out" in read:
+        records, _ = _agree_on_prompts(*((result.records, result.notes) for result in read.values()))
+    num_rows = read["train"].notes.num_rows
     if not 0 <= row < num_rows:
         raise UserError(f"--row {row}: data.train has {num_rows} rows, so give a number from 0 to {num_rows - 1}.")
-    if row in read.ties:
-        raise UserError(f"--row {row}: this row is a tie, so training leaves it out. Show another.")
-    at = bisect_left(read.numbers, row)
-    if read.numbers[at : at + 1] != [row]:
+    for places, what in ((ties, "is a tie"), (unreadable, "cannot be read (data.on_bad=skip)")):
+        if row in places:
+            raise UserError(f"--row {row}: this row {what}, so training leaves it out. Show another.")
+    at = bisect_left(read["train"].numbers, row)
+    if read["train"].numbers[at : at + 1] != [row]:
         raise UserError(f"--row {row}: no pair is complete with this row, so training leaves it out. Show another.")
     record = records[at]
-    return Chats.of(config).make(record)
+    try:
+        return Chats.of(config).make(record)
+    except RowError as error:
+        raise UserError(f"{record.source}: {error}") from error
 
 
 def load_tokenized(
@@ -148,70 +199,105 @@ def load_tokenized(
     Raises:
         UserError: A row is refused, or no row of a split is left; it names the row or the split.
     """
-    train = _tokenize(splits, "train", splits.train, tokenizer, config, loss_on)
-    held_out = None
-    if splits.held_out is not None:
-        held_out = _tokenize(splits, "held_out", splits.held_out, tokenizer, config, loss_on)
-    return TokenizedSplits(kind=splits.kind, train=train, held_out=held_out, notes=splits.notes)
-
-
-def _read_records(spec: object, config: DataConfig, kind: Kind, labels: Labels) -> ReadResult:
-    pairs = PairRule.of(config)
-    return read_records(spec, format=config.format, kind=kind, columns=config.columns, labels=labels, pairs=pairs)
+    sides: dict[SplitName, Sequence[Record] | None] = {"train": splits.train, "held_out": splits.held_out}
+    bad = {split: BadRows(f"data.{split}", config) for split, records in sides.items() if records is not None}
+    tables = {
+        split: _tokenize(splits, split, sides[split] or (), tokenizer, config, loss_on, each)
+        for split, each in bad.items()
+    }
+    require_usable(*bad.values())
+    for split, notes in splits.notes.tokenized.items():
+        if not notes.num_kept:
+            raise UserError(f"data.{split}: no rows are left after tokenizing. {_reasons(splits.notes)}")
+    return TokenizedSplits(
+        kind=splits.kind, train=tables["train"], held_out=tables.get("held_out"), notes=splits.notes
+    )
 
 
 def _read(
-    spec: object, config: DataConfig, kind: Kind, notes: DataNotes, split: SplitName, labels: Labels
+    specs: Mapping[SplitName, object],
+    bad: Mapping[SplitName, BadRows],
+    config: DataConfig,
+    kind: Kind,
+    notes: DataNotes,
+    labels: Labels,
+) -> dict[SplitName, Table[Record]]:
+    """Returns the records of each split from which something can be learned; `bad` gets the other rows."""
+    results = {split: _read_records(spec, bad[split], config, kind, labels) for split, spec in specs.items()}
+    records = {}
+    for split, result in results.items():
+        wanted = drop_unwanted(result.records, labels, bad[split], result.notes)
+        records[split] = drop_defects(wanted, bad[split], result.notes)
+        notes.read[split] = result.notes
+    return records
+
+
+def _read_records(spec: object, bad: BadRows, config: DataConfig, kind: Kind, labels: Labels) -> ReadResult:
+    return read_records(
+        spec,
+        format=config.format,
+        kind=kind,
+        columns=config.columns,
+        labels=labels,
+        pairs=PairRule.of(config),
+        bad=bad,
+    )
+
+
+def _as_chats(
+    records: Table[Record], bad: BadRows, config: DataConfig, notes: DataNotes, split: SplitName
 ) -> Table[Record]:
-    result = _read_records(spec, config, kind, labels)
-    notes.read[split] = result.notes
-    return drop_defects(result.records, on_empty=config.on_empty, on_identical=config.on_identical, notes=result.notes)
-
-
-def _as_chats(records: Table[Record], config: DataConfig, notes: DataNotes, split: SplitName) -> Table[Record]:
     """Returns the records as the chats that the settings ask for; implicit prompts must have been found before."""
     chats = Chats.of(config)
     if not chats.are_made and chats.system is None:
         return records
     writer = TableWriter[Record]()
-    num_made = num_given = 0
+    read = notes.read[split]
     for record in records:
-        chat = to_chat(record) if chats.are_made else record
-        made = chats.make(chat)
-        num_made += chat is not record
-        num_given += made is not chat
+        try:
+            chat = to_chat(record) if chats.are_made else record
+            made = chats.make(chat)
+        except RowError as error:
+            bad.add(record.source, str(error), kind=UNREADABLE)
+            continue
+        read.num_as_chat += chat is not record
+        if chats.system is not None:
+            read.num_given_system += made is not chat
+            read.num_own_system += made is chat
         writer.append(made)
-    if chats.are_made:
-        if len(records) and not num_made:
-            logger.warning("data.as_chat=true changes nothing: the rows of data.%s are messages already", split)
-        notes.read[split].num_as_chat = num_made
-    if chats.system is not None:
-        notes.read[split].num_own_system = len(records) - num_given
-        notes.read[split].num_given_system = num_given
+    if chats.are_made and len(writer) and not read.num_as_chat:
+        logger.warning("data.as_chat=true changes nothing: the rows of data.%s are messages already", split)
+    read.num_unreadable_skipped, read.first_unreadable = bad.num_skipped(UNREADABLE), bad.first_skipped(UNREADABLE)
     return writer.table()
 
 
-def _keep_apart(
-    measured: Table[Record],
+def _read_apart(
+    spec: object,
     trained: Sequence[Record],
     setting: str,
     config: DataConfig,
+    kind: Kind,
     notes: DataNotes,
     split: SplitName,
+    labels: Labels,
 ) -> Table[Record]:
     """Returns evaluation records ready to be tokenised, and checks that none has a prompt of the training records.
 
     Args:
-        measured: The evaluation records as they were read; their counts are `notes.read[split]`.
+        spec: The evaluation data.
         trained: The training records, before or after text was converted to chats. They are not changed.
         setting: Name of the setting that names the data, for errors.
+        split: Under which their counts are added to the notes.
 
     Raises:
-        UserError: A prompt of the training is among them; it names the first.
+        UserError: A row cannot be used, or a prompt of the training is among them; it names the first.
     """
+    bad = BadRows(setting, config)
+    measured = _read({split: spec}, {split: bad}, config, kind, notes, labels)[split]
     training = replace(notes.read["train"]) if split != "train" else None  # a copy, since its counts must not change
     measured, agreed = _agree_on_prompts((measured, notes.read[split]), (Table.of(trained), training))
-    measured = _as_chats(measured, config, notes, split)
+    measured = _as_chats(measured, bad, config, notes, split)
+    require_usable(bad)
     overlap = find_overlap(Table.of(map(Chats.of(config).make, agreed)), measured)
     if overlap:
         first = overlap[0]
@@ -273,7 +359,7 @@ def _set_apart(records: Table[Record], config: DataConfig, seed: int) -> tuple[T
 
 
 def _without_overlap(
-    train: Table[Record], held_out: Table[Record], config: DataConfig, notes: DataNotes
+    train: Table[Record], held_out: Table[Record], bad: BadRows, config: DataConfig, notes: DataNotes
 ) -> Table[Record]:
     overlap = find_overlapping_rows(train, held_out)
     if not overlap:
@@ -286,12 +372,12 @@ def _without_overlap(
             f"{places[1]}): this is the same data. Leave data.held_out out, and a share of "
             f"{config.held_out_fraction:g} of the prompts is set apart."
         )
-    if config.on_overlap is OnBadRow.refuse:
-        raise UserError(
-            f"{places[0]}: this training row has the same prompt as the held-out row {places[1]} "
-            f"({len(overlap)} such training row(s)). Remove them, or set data.on_overlap=skip."
-        )
-    notes.num_overlap_skipped = len(overlap)
+    if not bad.skips("on_overlap") and config.gate.error.get(CheckName.leakage.value) is None:
+        return train  # the audit tells of them, and so does the report
+    for row, same in overlap:
+        found = f"this training row has the same prompt as the held-out row {held_out[same].source}"
+        bad.add(train[row].source, found, switch="on_overlap", remedy=REMOVE_OVERLAP)
+    notes.num_overlap_skipped = bad.num_skipped("on_overlap")
     is_kept = np.ones(len(train), dtype=bool)
     is_kept[[row for row, _ in overlap]] = False
     return train.select(is_kept)
@@ -317,14 +403,16 @@ def _tokenize(
     tokenizer: "PreTrainedTokenizerBase",
     config: DataConfig,
     loss_on: LossOn,
+    bad: BadRows,
 ) -> "Dataset":
     limits: dict[str, Any] = {
         "max_length": config.max_length,
-        "on_long_prompt": config.on_long_prompt,
+        "on_long_prompt": config.decide("on_long_prompt"),
         "on_long_completion": config.on_long_completion,
-        "on_extra_eos": config.on_extra_eos,
+        "on_extra_eos": config.decide("on_extra_eos"),
+        "bad": bad,
     }
-    treated = treat_control_tokens(records, tokenizer, config.on_control_token)
+    treated = treat_control_tokens(records, tokenizer, config.on_control_token, bad)
     tokenize: dict[Kind, Callable[..., Tokenized]] = {
         "preference": tokenize_pairs,
         "sft": partial(tokenize_sft, loss_on=loss_on),
@@ -336,8 +424,6 @@ def _tokenize(
         notes.num_control_stripped = treated.num_rows
     else:
         notes.num_control_kept = treated.num_rows
-    if not notes.num_kept:
-        raise UserError(f"data.{split}: no rows are left after tokenizing. {_reasons(splits.notes)}")
     return tokenized.dataset
 
 

@@ -15,8 +15,11 @@ READ_SENTENCES = {
     "num_crowded_prompts": "{n} of these prompts begin with a shorter one, most of them with {crowded_prompt}, but "
     "are not cut there: too few rows have that one alone. If it is their question, add a column 'prompt'",
     "num_further_turns": "{n} rows have completions with further turns, which are trained like the rest of the text",
-    "num_parsed": "{n} rows hold their messages as text; read as messages",
+    "num_parsed": "{n} rows hold their messages as text, or in a list of one list; read as messages",
     "num_repeated_keys": "{n} rows hold a key twice in a column that is ignored",
+    "num_unreadable_skipped": "{n} rows skipped that cannot be read, first {first_unreadable} (data.on_bad=skip)",
+    "num_other_shape_skipped": "{n} rows skipped: of another format or shape than the first (data.on_bad=skip)",
+    "num_unwanted_skipped": "{n} rows skipped: their label says that the answer is to be avoided (data.on_bad=skip)",
     "num_ties_skipped": "{n} rows skipped: a tie, so neither answer is preferred",
     "num_joined": "{n} pairs joined of two rows each: to one prompt, an answer that is wanted and one that is not",
     "num_waiting_skipped": "{n} rows skipped: an answer with a label, and none of the other label to its prompt is "
@@ -31,6 +34,7 @@ READ_SENTENCES = {
 }
 
 TOKENIZE_SENTENCES = {
+    "num_unreadable_skipped": "{n} rows skipped that cannot be tokenised, first {first_unreadable} (data.on_bad=skip)",
     "num_long_prompt_skipped": "{n} rows skipped: the prompt alone fills data.max_length (data.on_long_prompt=skip)",
     "num_long_completion_skipped": "{n} rows over data.max_length skipped (data.on_long_completion=skip)",
     "num_extra_eos_skipped": "{n} rows with an end-of-sequence token inside a text skipped (data.on_extra_eos=skip)",

@@ -4,8 +4,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import DataFormat
+from prefopt.config.schema import DataConfig
+from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.cells import parse_cells
 from prefopt.data.columns import rename
 from prefopt.data.files import iter_rows
@@ -19,11 +23,12 @@ from prefopt.data.rows import Shape, build_record
 from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.table import Table, TableWriter
 from prefopt.data.values import RowError, show_name
-from prefopt.process.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 IMPLICIT_TEXT = Shape(("chosen", "rejected"), "text")
+OTHER_SHAPE, UNWANTED = "other_shape", "unwanted"
+"""Further kinds of rows that `data.on_bad` decides about."""
 LABELLED = (("prompt", "completion"), ("messages",))
 """Fields of the rows that may have a KTO label."""
 CHECKED: dict[Kind, tuple[str, ...]] = {
@@ -43,6 +48,14 @@ class ReadNotes(ImplicitNotes):
     """Rows with messages that were given as text in a cell, and parsed."""
     num_repeated_keys: int = 0
     """Rows with a repeated key in a column that is not read."""
+    num_unreadable_skipped: int = 0
+    """Rows that are no record, since something is wrong with them."""
+    first_unreadable: str = ""
+    """Place of the first of them, and what is wrong."""
+    num_other_shape_skipped: int = 0
+    """Rows of another format or shape than the first."""
+    num_unwanted_skipped: int = 0
+    """Demonstrations whose label says that they are to be avoided."""
     num_ties_skipped: int = 0
     """Rows of two answers of which none is preferred."""
     num_joined: int = 0
@@ -73,6 +86,8 @@ class ReadResult:
     notes: ReadNotes
     ties: list[int]
     """Places of the rows that are no record, since neither answer is preferred: from 0, in the order of the files."""
+    unreadable: list[int]
+    """Places of the rows that are no record, since something is wrong with them."""
     numbers: list[int]
     """For each record the place of its row, as in `ties`; of one that is made of two rows, the later one."""
 
@@ -85,6 +100,7 @@ def read_records(
     columns: Mapping[str, str] | None = None,
     labels: Labels | None = None,
     pairs: PairRule | None = None,
+    bad: BadRows | None = None,
 ) -> ReadResult:
     """Reads and checks every row of `spec`.
 
@@ -92,60 +108,144 @@ def read_records(
 
     Args:
         spec: A file, a list of files, a glob, a `datasets` folder, or `hub:<id>[:<split>]`.
-        format: The format of the rows; `auto` detects it. All rows must have the same format.
+        format: The format of the rows; `auto` detects it. All rows must have the same format: that of the first.
         kind: Whether rows are preference pairs or demonstrations.
         columns: prefopt's name of a column -> the file's, where they differ.
         pairs: Which pairs are made of rows with several answers, and which are left out. None: as the defaults say.
-        labels: The labels of other files of the same data set, to which those of `spec` are added; None if none.
+        labels: Gets the labels of the rows; the caller calls `drop_unwanted`. None: it is done here.
+        bad: Gets the rows that cannot be read, of which the caller tells. None: they are refused here.
 
     Raises:
-        UserError: A row is invalid; it names file, line, field, the value found and the values allowed.
+        UserError: A file cannot be read; or, with `bad=None`, some rows are invalid: it names file, line, field, the
+            value found and the values allowed.
     """
-    writer = TableWriter[Record]()
-    ties: list[int] = []
-    notes = ReadNotes()
-    pairing = Pairing(PairRule() if pairs is None else pairs)
-    numbers: list[int] = []
-    num_rows = 0
-    labels = Labels() if labels is None else labels
-    first: tuple[str, DataFormat, Shape] | None = None
-    unseen = dict(columns or {})
-    for row, source in iter_rows(spec):
-        unseen = {name: other for name, other in unseen.items() if name not in row and other not in row}
-        try:
-            found = _read_row(row, source, format, kind, columns or {}, notes, pairing)
-        except RowError as error:
-            read_as = "" if first is None or format is not DataFormat.auto else f" (The rows before: {first[2]}.)"
-            raise UserError(f"{source}: {error}{read_as}") from error
-        num_rows += 1
-        if found is None:
-            ties.append(num_rows - 1)
-            continue
-        for record, row_format, shape in found:
-            first = first or (source, row_format, shape)
-            if (row_format, shape) != first[1:]:
-                raise UserError(
-                    f"{source}: this row is {row_format.name} with {shape}, but {first[0]} is {first[1].name} with "
-                    f"{first[2]}. All rows of a data set must have one format: convert or drop the others."
-                )
-            if shape.fields in LABELLED:
-                labels.add(row, source)
-            writer.append(record)
-            numbers.append(num_rows - 1)
-    labels.require_wanted()
-    for name, other in unseen.items():
-        logger.warning("data.columns: %s: no row has a column '%s' to be read as '%s'", spec, show_name(other), name)
-    records = writer.table()
-    if first is not None and first[2] == IMPLICIT_TEXT:
-        agreed, implicit = agree_on_prompts(records)
-        records = Table.of(agreed)
-        notes = replace(notes, **vars(implicit))
-    notes.num_ties_skipped = len(ties)
-    notes.num_rows = num_rows
-    notes.num_joined, notes.num_waiting_skipped = pairing.num_joined, pairing.num_waiting
-    notes.num_close_skipped = pairing.num_close
-    notes.ignored_columns = {show_name(name): count for name, count in sorted(notes.ignored_columns.items())}
-    return ReadResult(records, notes, ties, numbers)
+    rule = PairRule() if pairs is None else pairs
+    reader = _Reader(spec, format, kind, columns or {}, Labels() if labels is None else labels, Pairing(rule))
+    told = BadRows("data.train", DataConfig(train=spec)) if bad is None else bad
+    result = reader.read(told)
+    if labels is None:
+        result = replace(result, records=drop_unwanted(result.records, reader.labels, told, result.notes))
+    if bad is None:
+        require_usable(told)
+    return result
+
+
+def drop_unwanted(records: Table[Record], labels: Labels, bad: BadRows, notes: ReadNotes) -> Table[Record]:
+    """Returns the records without those whose label in KTO's format says that the answer is to be avoided.
+
+    Args:
+        records: Demonstrations; pairs have no labels.
+        labels: The labels of all files of the data set: only all together say whether a column is a label.
+        bad: Gets the rows that are left out.
+        notes: Their count is added to these.
+    """
+    unwanted = labels.find_unwanted()
+    if not unwanted:
+        return records
+    is_kept = np.ones(len(records), dtype=bool)
+    for row, record in enumerate(records):
+        if (found := unwanted.get(record.source)) is not None:
+            bad.add(record.source, found, kind=UNWANTED, remedy=labels.remedy)
+            is_kept[row] = False
+    notes.num_unwanted_skipped = bad.num_skipped(UNWANTED)
+    return records.select(is_kept)
+
+
+class _OtherShapeError(RowError):
+    """A row has another format or shape than the first."""
+
+
+class _Reader:
+    """Reads the rows of one data set; all must have the format and shape of the first."""
+
+    def __init__(
+        self,
+        spec: object,
+        format: DataFormat,
+        kind: Kind,
+        columns: Mapping[str, str],
+        labels: Labels,
+        pairing: Pairing,
+    ) -> None:
+        self._spec, self._format, self._kind, self._columns = spec, format, kind, columns
+        self.labels, self._pairing = labels, pairing
+        self._notes = ReadNotes()
+        self._first: tuple[str, DataFormat, Shape] | None = None
+
+    def read(self, bad: BadRows) -> ReadResult:
+        writer = TableWriter[Record]()
+        ties: list[int] = []
+        unreadable: list[int] = []
+        numbers: list[int] = []
+        notes = self._notes
+
+        def leave_out(place: str, found: str, kind: str = UNREADABLE) -> None:
+            unreadable.append(notes.num_rows)
+            notes.num_rows += 1
+            bad.add(place, found, kind=kind)
+
+        unseen = dict(self._columns)
+        for row, source in iter_rows(self._spec, leave_out):
+            unseen = {name: other for name, other in unseen.items() if name not in row and other not in row}
+            try:
+                found = _read_row(row, source, self._format, self._kind, self._columns, notes, self._pairing)
+                made = None if found is None else [self._alike(source, *each) for each in found]
+            except _OtherShapeError as error:
+                leave_out(source, str(error), OTHER_SHAPE)
+                continue
+            except RowError as error:
+                leave_out(source, f"{error}{self._read_as()}")
+                continue
+            if made is None:
+                ties.append(notes.num_rows)
+            for record, shape in made or ():
+                if shape.fields in LABELLED:
+                    self.labels.add(row, source)
+                writer.append(record)
+                numbers.append(notes.num_rows)
+            notes.num_rows += 1
+        for name, other in unseen.items():
+            absent = f"no row has a column '{show_name(other)}' to be read as '{name}'"
+            logger.warning("data.columns: %s: %s", self._spec, absent)
+        bad.num_rows += notes.num_rows
+        notes.num_ties_skipped = len(ties)
+        notes.num_unreadable_skipped = bad.num_skipped(UNREADABLE)
+        notes.first_unreadable = bad.first_skipped(UNREADABLE)
+        notes.num_other_shape_skipped = bad.num_skipped(OTHER_SHAPE)
+        records = self._finish(writer.table())
+        return ReadResult(records, self._notes, ties, unreadable, numbers)
+
+    def _finish(self, records: Table[Record]) -> Table[Record]:
+        """Returns the records with the prompts that they agree on, and completes the notes."""
+        if self._first is not None and self._first[2] == IMPLICIT_TEXT:
+            agreed, implicit = agree_on_prompts(records)
+            records = Table.of(agreed)
+            self._notes = replace(self._notes, **vars(implicit))
+        notes, pairing = self._notes, self._pairing
+        notes.num_joined, notes.num_waiting_skipped = pairing.num_joined, pairing.num_waiting
+        notes.num_close_skipped = pairing.num_close
+        notes.ignored_columns = {show_name(name): count for name, count in sorted(notes.ignored_columns.items())}
+        return records
+
+    def _alike(self, source: str, record: Record, format: DataFormat, shape: Shape) -> tuple[Record, Shape]:
+        """Returns a record and its shape.
+
+        Raises:
+            _OtherShapeError: It differs from the first.
+        """
+        self._first = self._first or (source, format, shape)
+        first_source, first_format, first_shape = self._first
+        if (format, shape) == (first_format, first_shape):
+            return record, shape
+        raise _OtherShapeError(
+            f"this row is {format.name} with {shape}, but {first_source} is {first_format.name} with {first_shape}. "
+            "All rows of a data set must have one format: convert or drop the others."
+        )
+
+    def _read_as(self) -> str:
+        if self._first is None or self._format is not DataFormat.auto:
+            return ""
+        return f" (The rows before: {self._first[2]}.)"
 
 
 def _read_row(

@@ -63,6 +63,14 @@ class Span(NamedTuple):
     end: int
 
 
+class RefusedChatError(UserError):
+    """A single chat cannot be rendered, while others may: `source` is its row's place, `found` what is wrong."""
+
+    def __init__(self, source: str, found: str) -> None:
+        super().__init__(f"{source}: {found}")
+        self.source, self.found = source, found
+
+
 def require_chat_template(tokenizer: "PreTrainedTokenizerBase", source: str) -> None:
     """Refuses a tokenizer without a chat template; `source` is the place of a row with messages."""
     if not tokenizer.chat_template:
@@ -130,10 +138,11 @@ def _require_content_rendered(chat: Chat, text: str) -> None:
         _, content = _split_thought(chat.messages[index])
         position = text.find(content, position) + len(content)
         if position < len(content):
-            raise UserError(
-                f"{chat.source}: the chat template leaves out what the assistant says in message {index + 1} of "
+            raise RefusedChatError(
+                chat.source,
+                f"the chat template leaves out what the assistant says in message {index + 1} of "
                 f"{len(chat.messages)} ({describe(content)}), so it would not be trained. Some templates take parts, "
-                "or no words beside tool calls. Set another model.chat_template, or correct the row."
+                "or no words beside tool calls. Set another model.chat_template, or correct the row.",
             )
 
 
@@ -158,8 +167,8 @@ def _render_alike(tokenizer: "PreTrainedTokenizerBase", chats: Sequence[Chat]) -
         calls = any("tool_calls" in message or message["role"] == "tool" for message in first.messages)
         hint = "It does not know tool calls: set" if calls else "Change the row's roles, or set"
         reason = error if isinstance(error, jinja2.TemplateError | TypeError) else f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"{first.source}: the chat template refuses this row: {reason}. {hint} another model.chat_template."
+        raise RefusedChatError(
+            first.source, f"the chat template refuses this row: {reason}. {hint} another model.chat_template."
         ) from error
     return texts
 

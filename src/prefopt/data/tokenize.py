@@ -5,16 +5,19 @@ writes none; one of two begin-of-sequence tokens is removed; `tools: []` means n
 completion has turns of users or tools, which TRL trains and prefopt does not.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
+from prefopt.config.schema import DataConfig
+from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.control_tokens import ControlTokens
 from prefopt.data.demonstrations import ExampleIds, encode_examples
 from prefopt.data.encoding import (
     IGNORED_LABEL,
+    AnyRecord,
     Gate,
     SpecialTokens,
     TokenizeNotes,
@@ -26,12 +29,15 @@ from prefopt.data.id_table import Column, IdTable
 from prefopt.data.messages import UNTRAINED, is_trained, trained_turns
 from prefopt.data.ragged import CONTEXT_COLUMNS
 from prefopt.data.records import PreferencePair, Record, SFTExample, message_fields
-from prefopt.data.rendering import Chat, Span, locate_tokens, render_turns, unread_keys
+from prefopt.data.rendering import Chat, RefusedChatError, Span, locate_tokens, render_turns, unread_keys
 from prefopt.process.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+
+Encoded = TypeVar("Encoded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,7 @@ def tokenize_pairs(
     on_long_prompt: OnBadRow,
     on_long_completion: OnLongCompletion,
     on_extra_eos: OnBadRow,
+    bad: BadRows | None = None,
 ) -> Tokenized:
     """Returns prompt, chosen and rejected ids, with prompt + completion at most `max_length` tokens.
 
@@ -69,29 +76,38 @@ def tokenize_pairs(
         on_long_prompt: What happens to a pair whose prompt has `max_length` tokens or more.
         on_long_completion: What happens to a pair with a completion that exceeds `max_length`.
         on_extra_eos: What happens to a pair with a completion that has more end-of-sequence tokens than messages.
+        bad: Gets the rows that are left out, of which the caller tells; it has the three settings too. None: refused
+            rows are told here.
 
     Raises:
-        UserError: A row is refused; it names the row.
+        UserError: The tokenizer cannot be used; or, with `bad=None`, a row is refused; it names the row.
     """
     notes = TokenizeNotes(num_rows=len(pairs))
     special = SpecialTokens.of(tokenizer)
-    gate = Gate(max_length, on_long_prompt, on_long_completion, on_extra_eos, special)
+    limits = DataConfig(
+        train="", on_long_prompt=on_long_prompt, on_long_completion=on_long_completion, on_extra_eos=on_extra_eos
+    )
+    told = BadRows("data.train", limits) if bad is None else bad
+    gate = Gate(max_length, on_long_completion, special, told)
     notes.num_plain = _count_plain(tokenizer, pairs)
     notes.unread_keys = _unread_keys(tokenizer, pairs)
     context_columns = CONTEXT_COLUMNS if any(map(_has_context, pairs)) else ()
     table = IdTable(("prompt_ids", "chosen_ids", "rejected_ids", *context_columns))
-    for chunk in chunks(pairs, kind=lambda pair: isinstance(pair.prompt, list)):
-        rows: list[tuple[Any, ...]] = []
+
+    def encode(chunk: list[PreferencePair]) -> list[tuple[list[list[int]], tuple[_Turns, _Turns] | None]]:
         parts = [(pair.prompt, pair.chosen, pair.rejected) for pair in chunk]
         located = _locate_turns_of_pairs(tokenizer, [pair for pair in chunk if _has_context(pair)], notes)
-        for pair, sequences in zip(chunk, encode_parts(tokenizer, special.eos, parts, chunk, notes), strict=True):
-            row = _pair_row(pair, sequences, next(located) if _has_context(pair) else None, gate, notes)
+        turns = [next(located) if _has_context(pair) else None for pair in chunk]
+        return list(zip(encode_parts(tokenizer, special.eos, parts, chunk, notes), turns, strict=True))
+
+    for chunk in chunks(pairs, kind=lambda pair: isinstance(pair.prompt, list)):
+        rows: list[tuple[Any, ...]] = []
+        for pair, (sequences, turns) in _encode_each(chunk, encode, gate.bad, notes):
+            row = _pair_row(pair, sequences, turns, gate, notes)
             if row is not None:
                 rows.append((*row[: 3 + len(context_columns)], pair.source))
         table.add(_to_columns(rows))
-    gate.raise_refused()
-    notes.num_kept = table.num_rows
-    return Tokenized(table.to_dataset(), notes)
+    return _finish(table, notes, gate.bad, is_told=bad is None)
 
 
 def tokenize_sft(
@@ -103,6 +119,7 @@ def tokenize_sft(
     on_long_prompt: OnBadRow,
     on_long_completion: OnLongCompletion,
     on_extra_eos: OnBadRow,
+    bad: BadRows | None = None,
 ) -> Tokenized:
     """Returns input ids and labels, at most `max_length` tokens each.
 
@@ -118,26 +135,63 @@ def tokenize_sft(
         on_long_prompt: What happens to a row whose first trained token lies at `max_length` or beyond.
         on_long_completion: What happens to a row of more than `max_length` tokens.
         on_extra_eos: What happens to a row that has more end-of-sequence tokens than messages.
+        bad: Gets the rows that are left out, of which the caller tells; it has the three settings too. None: refused
+            rows are told here.
 
     Raises:
-        UserError: A row is refused; it names the row.
+        UserError: The tokenizer cannot be used; or, with `bad=None`, a row is refused; it names the row.
     """
     notes = TokenizeNotes(num_rows=len(examples))
     special = SpecialTokens.of(tokenizer)
-    gate = Gate(max_length, on_long_prompt, on_long_completion, on_extra_eos, special)
+    limits = DataConfig(
+        train="", on_long_prompt=on_long_prompt, on_long_completion=on_long_completion, on_extra_eos=on_extra_eos
+    )
+    told = BadRows("data.train", limits) if bad is None else bad
+    gate = Gate(max_length, on_long_completion, special, told)
     if loss_on is LossOn.all:
         _require_no_marks(examples)
     notes.num_plain = _count_plain(tokenizer, examples)
     notes.unread_keys = _unread_keys(tokenizer, examples)
     table = IdTable(("input_ids", "labels"))
+
+    def encode(chunk: list[SFTExample]) -> list[ExampleIds]:
+        return encode_examples(tokenizer, special, chunk, loss_on, notes)
+
     for chunk in chunks(examples, kind=lambda example: type(example.prompt)):
         rows: list[tuple[Any, ...]] = []
-        for example, ids in zip(chunk, encode_examples(tokenizer, special, chunk, loss_on, notes), strict=True):
+        for example, ids in _encode_each(chunk, encode, gate.bad, notes):
             row = _example_row(example, ids, loss_on, gate, notes)
             if row is not None:
                 rows.append((*row, example.source))
         table.add(_to_columns(rows))
-    gate.raise_refused()
+    return _finish(table, notes, gate.bad, is_told=bad is None)
+
+
+def _encode_each(
+    chunk: list[AnyRecord], encode: Callable[[list[AnyRecord]], list[Encoded]], bad: BadRows, notes: TokenizeNotes
+) -> Iterator[tuple[AnyRecord, Encoded]]:
+    """Yields the records of a chunk, each encoded; those that cannot be rendered are left out.
+
+    The records are encoded together, which is fast, or one by one if that fails for one of them.
+    """
+    before = replace(notes)
+    try:
+        yield from list(zip(chunk, encode(chunk), strict=True))
+        return
+    except RefusedChatError as error:
+        if len(chunk) == 1:
+            bad.add(error.source, error.found, kind=UNREADABLE)
+            return
+    vars(notes).update(vars(before))  # the counts of what was encoded before it failed
+    for record in chunk:
+        yield from _encode_each([record], encode, bad, notes)
+
+
+def _finish(table: IdTable, notes: TokenizeNotes, bad: BadRows, *, is_told: bool) -> Tokenized:
+    bad.num_rows += notes.num_rows
+    notes.num_unreadable_skipped, notes.first_unreadable = bad.num_skipped(UNREADABLE), bad.first_skipped(UNREADABLE)
+    if is_told:
+        require_usable(bad)
     notes.num_kept = table.num_rows
     return Tokenized(table.to_dataset(), notes)
 
@@ -207,10 +261,13 @@ def _pair_row(
     special = gate.special
     prompt_length = split_prompt(sequences, special, notes)
     if prompt_length == 0:
-        raise UserError(
-            f"{pair.source}: the prompt has no token, so nothing predicts the completion's first one. "
-            "Give a prompt; an empty one needs a tokenizer that adds a begin-of-sequence token."
+        gate.bad.add(
+            pair.source,
+            "the prompt has no token, so nothing predicts the completion's first one. "
+            "Give a prompt; an empty one needs a tokenizer that adds a begin-of-sequence token.",
+            kind=UNREADABLE,
         )
+        return None
     prompt, *completions = sequences[0][:prompt_length], *(ids[prompt_length:] for ids in sequences[1:])
     contexts = [[], []] if turns is None else [_context(*pair) for pair in zip(turns, completions, strict=True)]
     num_eos = [ids.count(special.eos_id) for ids in completions]

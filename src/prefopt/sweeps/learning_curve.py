@@ -12,7 +12,8 @@ import numpy as np
 from rich.console import Console
 
 from prefopt.config.algorithms import Kind
-from prefopt.config.choices import DataFormat, LoggerName
+from prefopt.config.choices import DataFormat, GateName, LoggerName
+from prefopt.config.gate import GateConfig
 from prefopt.config.load import fingerprint
 from prefopt.config.schema import DataConfig, TrainConfig
 from prefopt.data.conversion import to_row
@@ -36,7 +37,7 @@ MIN_PROMPTS = 16
 """Fewest training prompts: an eighth of them are two."""
 MIN_HELD_OUT_PROMPTS = 10
 """Fewest held-out prompts: below, an interval says nothing."""
-LENGTHS = ("max_length", "on_long_prompt", "on_long_completion", "on_extra_eos", "on_control_token")
+LENGTHS = ("max_length", "on_bad", "on_long_prompt", "on_long_completion", "on_extra_eos", "on_control_token")
 """Settings of the data that act when rows are tokenised. The others have acted when the parts are written."""
 
 Train = Callable[[TrainConfig], RunDirectory]
@@ -207,6 +208,7 @@ def _settings(
             held_out=None if is_sft else str(held_out),
             held_out_fraction=0.0 if is_sft else DataConfig.held_out_fraction,
             format=DataFormat.trl,
+            gate=GateConfig(name=GateName.off, error={}),  # it was for all the data together
             **kept,
         ),
         logger=replace(config.logger, name=LoggerName.none),

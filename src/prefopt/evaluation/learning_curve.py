@@ -285,7 +285,7 @@ class _Table:
 
         The prompts are shared by all trainings, and what the seeds add is independent from size to size. The variance
         is the sum of both parts; its degrees of freedom are Satterthwaite's, few where three seeds decide. Few seeds
-        often agree by chance, so a size's spread counts as no less than the average one.
+        often agree by chance, so the spread of a size counts as no less than that of a larger one.
         """
         num_seeds, num_prompts = self.sums.shape[1:]
         means = self.sums.sum(axis=-1) / self.weights.sum()
@@ -296,8 +296,8 @@ class _Table:
         if num_seeds > 1:
             noise = (residuals - residuals.mean(axis=1, keepdims=True)) ** 2
             scatter = noise.sum(axis=(1, 2)) / ((num_prompts - 1) * (num_seeds - 1)) / (num_prompts * num_seeds)
-            spread = means.var(axis=1, ddof=1)
-            between = of_sizes**2 * np.maximum(spread, spread.mean()) / num_seeds
+            spread = np.maximum.accumulate(means.var(axis=1, ddof=1)[::-1])[::-1]
+            between = of_sizes**2 * spread / num_seeds
             if between.sum() > of_sizes**2 @ scatter:  # else the prompts' part alone explains what differs
                 parts += [*between, -(of_sizes**2 @ scatter)]
                 freedom += [num_seeds - 1.0] * len(between) + [(num_prompts - 1.0) * (num_seeds - 1)]
@@ -307,7 +307,8 @@ class _Table:
         centre = value
         if value is None or centre is None:
             value, centre = float(of_sizes @ self.accuracies), float(of_sizes @ means.mean(axis=1))
-        return Estimate(value, min(centre - half, value), max(centre + half, value), self.hits.shape[-1])
+        low, high = min(centre - half, value), max(centre + half, value)
+        return Estimate(value, float(low), float(high), self.hits.shape[-1])
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ def measure_learning_curve(config: TrainConfig, folder: Path, train: Train, cons
     many epochs, as a user with so many data would, so more data are also more steps; `trainer.max_steps` gives all
     points the same number of steps instead.
 
-    The same call goes on where it was stopped: a point that is done is read, not trained again.
+    The same call goes on where it was stopped: a point that is done is read, not trained again. `run.time_limit` holds
+    for each training.
 
     Args:
         config: The settings of the run; it is not changed.

@@ -39,6 +39,8 @@ ONLY_WHEN_SET = (
     "data.pairs",
     "data.min_margin",
     "data.on_bad",
+    "data.max_rows",
+    "data.shuffle_seed",
 )
 """Settings that belong to the identity only where they are set: runs without them keep the name that they had before
 these settings existed."""

@@ -26,6 +26,7 @@ from prefopt.config.choices import (
     WeightsDtype,
 )
 from prefopt.config.durations import parse_time_limit
+from prefopt.config.mixture import parts_of
 from prefopt.config.ranges import require, require_at_most, require_folder_name
 from prefopt.config.trainer import DeepSpeedConfig, OptimConfig, PeftConfig, TrainerConfig
 from prefopt.process.errors import shorten
@@ -115,11 +116,21 @@ class DataConfig:
     """Sources of the examples, and what to do with rows that cannot be used."""
 
     train: Any = MISSING
-    """A file (.jsonl .json .csv .tsv .parquet), a list, a glob, a `datasets` folder, or `hub:<id>[:<split>]`."""
+    """A file (.jsonl .json .csv .tsv .parquet), a list, a glob, a `datasets` folder, or `hub:<id>[:<split>]`. Or a
+    mixture: `'data.train=[{path: chat.jsonl, weight: 0.5}, {path: style.jsonl, name: style, max_rows: 1000}]'`. In
+    each epoch, rows of weight 2 are seen twice, of weight 0.5 those of half the prompts, chosen by `shuffle_seed`; the
+    report has the held-out results of each part by its name (unset: that of the file)."""
     held_out: Any = None
-    """Same as `train`. Unset: `held_out_fraction` of the training prompts are held out."""
+    """Same as `train`, but without weights. Unset: `held_out_fraction` of the training prompts are held out; rows are
+    repeated after that."""
     held_out_fraction: float = 0.1
     """Share of prompts held out if `held_out` is unset, in [0, 1). All rows of a prompt go to the same side."""
+    max_rows: int | None = None
+    """Most training rows that are used, before some are held out: the first ones, or with `shuffle_seed` some of all.
+    So it is for `max_rows` of a part of a mixture."""
+    shuffle_seed: int | None = None
+    """Seed of the rows that `max_rows` keeps, and of the prompts that a broken weight adds. The choice depends on the
+    rows' content, not on their order. Unset: the first rows are kept, and the seed of weights is 0."""
     format: DataFormat = DataFormat.auto
     """Row format; `auto` recognises it from the keys of the first row, and every row must have it."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -159,6 +170,14 @@ class DataConfig:
         require(
             0 <= self.held_out_fraction < 1,
             f"data.held_out_fraction: must be in [0, 1), found {self.held_out_fraction}.",
+        )
+        parts = [*parts_of(self.train, "data.train"), *parts_of(self.held_out, "data.held_out")]
+        require(self.max_rows is None or self.max_rows >= 1, f"data.max_rows: must be >= 1, found {self.max_rows}.")
+        is_chosen = any(part.max_rows is not None or part.weight % 1 for part in parts) or self.max_rows is not None
+        require(
+            self.shuffle_seed is None or is_chosen,
+            f"data.shuffle_seed={self.shuffle_seed} has no effect, since all rows are used. Set max_rows, or a weight "
+            "such as 0.5, or leave it out.",
         )
         unknown = sorted(set(self.columns) - set(COLUMNS))
         require(

@@ -11,6 +11,7 @@ import numpy as np
 
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import LossOn, OnControlToken
+from prefopt.config.mixture import Part, parts_of
 from prefopt.config.schema import DataConfig
 from prefopt.data.as_chat import Chats, to_chat
 from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
@@ -18,6 +19,7 @@ from prefopt.data.control_tokens import treat_control_tokens
 from prefopt.data.defects import drop_defects
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import Labels
+from prefopt.data.mix import SliceNotes, count_slices, cut, weigh
 from prefopt.data.notes import DataNotes, SplitName
 from prefopt.data.pairing import PairRule
 from prefopt.data.reading import ReadNotes, ReadResult, drop_unwanted, read_records
@@ -84,12 +86,20 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object =
     if held_out is not None:
         train = _without_overlap(train, held_out, bad["train"], config, notes)
     require_usable(*bad.values())
+    parts = parts_of(config.train, "data.train")
+    train, notes.slices["train"] = cut(train, parts, config.max_rows, config.shuffle_seed)
+    held_out_parts = parts_of(config.held_out, "data.held_out") if config.held_out is not None else parts
+    if held_out is not None:
+        held_out, notes.slices["held_out"] = cut(held_out, held_out_parts, None, config.shuffle_seed)
     if held_out is None and config.held_out_fraction > 0:
         train, held_out = _set_apart(train, config, seed)
     if measured is not None:
         trained = {record.source for record in train}
         plain = plain.select(np.fromiter((record.source in trained for record in plain), bool, len(plain)))
         held_out = _read_apart(measured, plain, "data.held_out", config, kind, notes, "held_out", labels)
+        held_out_parts = parts_of(measured, "data.held_out")
+    train = weigh(train, parts, config.shuffle_seed)
+    _count_slices(train, held_out, parts, held_out_parts, notes)
     _require_records(train, held_out, notes)
     return Splits(kind=kind, train=train, held_out=held_out, notes=notes)
 
@@ -304,6 +314,25 @@ def _question(record: Record) -> str:
     if isinstance(prompt, list):
         prompt = prompt[0].get("content") if len(prompt) == 1 and prompt[0]["role"] == "user" else None
     return prompt or ""
+
+
+def _count_slices(
+    train: Table[Record],
+    held_out: Table[Record] | None,
+    parts: Sequence[Part],
+    held_out_parts: Sequence[Part],
+    notes: DataNotes,
+) -> None:
+    """Counts the rows of each part on both sides; parts of held-out rows that were set apart are the training's."""
+    if parts:
+        count_slices(train, notes.slices["train"])
+    else:
+        notes.slices.pop("train", None)
+    notes.slices.setdefault("held_out", {part.name: SliceNotes() for part in held_out_parts})
+    if held_out is not None and held_out_parts:
+        count_slices(held_out, notes.slices["held_out"])
+    else:
+        notes.slices.pop("held_out")
 
 
 def _set_apart(records: Table[Record], config: DataConfig, seed: int) -> tuple[Table[Record], Table[Record]]:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from prefopt.data.encoding import TokenizeNotes
+from prefopt.data.mix import SliceNotes
 from prefopt.data.reading import ReadNotes
 
 SplitName = Literal["train", "held_out"]
@@ -69,6 +70,8 @@ class DataNotes:
     """Records after reading, skipping and splitting."""
     num_overlap_skipped: int = 0
     """Skipped training rows whose prompt is held out."""
+    slices: dict[SplitName, dict[str, SliceNotes]] = field(default_factory=dict)
+    """Counts of each part of a mixture."""
     read: dict[SplitName, ReadNotes] = field(default_factory=dict)
     tokenized: dict[SplitName, TokenizeNotes] = field(default_factory=dict)
 
@@ -84,6 +87,8 @@ class DataNotes:
         if self.num_overlap_skipped:
             count = self.num_overlap_skipped
             lines.append(f"train: {count} rows skipped: their prompt is held out (data.on_overlap=skip)")
+        for split, slices in self.slices.items():
+            lines += [f"{split}: part '{name}': {_tell_slice(notes)}" for name, notes in slices.items()]
         for split, tokenized in self.tokenized.items():
             lines += _sentences(split, tokenized, TOKENIZE_SENTENCES)
             lines += [
@@ -96,6 +101,12 @@ class DataNotes:
     def to_dict(self) -> dict[str, object]:
         """Returns all counts, including zeros, as a dict that can be written as JSON."""
         return asdict(self)
+
+
+def _tell_slice(notes: SliceNotes) -> str:
+    cut = f", {notes.num_kept} of {notes.num_read} kept (max_rows)" if notes.num_kept < notes.num_read else ""
+    weight = f" (weight {notes.weight:g})" if notes.weight != 1 else ""
+    return f"{notes.num_records} rows{weight}{cut}"
 
 
 def _sentences(split: str, notes: ReadNotes | TokenizeNotes, sentences: dict[str, str]) -> list[str]:

@@ -1,14 +1,16 @@
 """Reads files into records: every row is converted from its format and checked, and what happened is counted."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import DataFormat
+from prefopt.config.mixture import parts_of
 from prefopt.config.schema import DataConfig
+from prefopt.data.arrow import OnBad, Row
 from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.cells import parse_cells
 from prefopt.data.columns import rename
@@ -107,7 +109,8 @@ def read_records(
     Pairs with identical or empty completions are kept here; `prefopt.data.defects` drops them.
 
     Args:
-        spec: A file, a list of files, a glob, a `datasets` folder, or `hub:<id>[:<split>]`.
+        spec: A file, a list of files, a glob, a `datasets` folder, `hub:<id>[:<split>]`, or a mixture of these, whose
+            rows get the names of their parts. What is used of them, and how often, is decided in `prefopt.data.mix`.
         format: The format of the rows; `auto` detects it. All rows must have the same format: that of the first.
         kind: Whether rows are preference pairs or demonstrations.
         columns: prefopt's name of a column -> the file's, where they differ.
@@ -169,6 +172,7 @@ class _Reader:
     ) -> None:
         self._spec, self._format, self._kind, self._columns = spec, format, kind, columns
         self.labels, self._pairing = labels, pairing
+        self._parts = parts_of(spec, "data.train")
         self._notes = ReadNotes()
         self._first: tuple[str, DataFormat, Shape] | None = None
 
@@ -185,7 +189,7 @@ class _Reader:
             bad.add(place, found, kind=kind)
 
         unseen = dict(self._columns)
-        for row, source in iter_rows(self._spec, leave_out):
+        for row, source, name in self._rows(leave_out):
             unseen = {name: other for name, other in unseen.items() if name not in row and other not in row}
             try:
                 found = _read_row(row, source, self._format, self._kind, self._columns, notes, self._pairing)
@@ -201,7 +205,7 @@ class _Reader:
             for record, shape in made or ():
                 if shape.fields in LABELLED:
                     self.labels.add(row, source)
-                writer.append(record)
+                writer.append(replace(record, slice=name) if name else record)
                 numbers.append(notes.num_rows)
             notes.num_rows += 1
         for name, other in unseen.items():
@@ -214,6 +218,13 @@ class _Reader:
         notes.num_other_shape_skipped = bad.num_skipped(OTHER_SHAPE)
         records = self._finish(writer.table())
         return ReadResult(records, self._notes, ties, unreadable, numbers)
+
+    def _rows(self, on_bad: OnBad) -> Iterator[tuple[Row, str, str]]:
+        """Yields each row with its place and the name of its part, which is empty if there are no parts."""
+        if not self._parts:
+            yield from ((row, source, "") for row, source in iter_rows(self._spec, on_bad))
+        for part in self._parts:
+            yield from ((row, source, part.name) for row, source in iter_rows(part.path, on_bad))
 
     def _finish(self, records: Table[Record]) -> Table[Record]:
         """Returns the records with the prompts that they agree on, and completes the notes."""

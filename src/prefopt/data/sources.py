@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from prefopt.config.mixture import paths_of
 from prefopt.config.schema import TrainConfig
 from prefopt.data.files import HUB, find_files
 from prefopt.process.errors import UserError, explained
@@ -43,7 +44,7 @@ def find_changed_files(specs: Mapping[str, object], before: Mapping[str, object]
 
 def digest_files(spec: object) -> str | None:
     """Returns a digest of the contents of all files of a data set, in order; None if some of them are on the hub."""
-    items = [str(item) for item in (spec if isinstance(spec, (list, tuple)) else [spec])]
+    items = [str(path) for path in paths_of(spec)]
     if any(item.startswith(HUB) for item in items):
         return None
     digest = hashlib.sha256()

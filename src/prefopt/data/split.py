@@ -81,7 +81,7 @@ def split_by_prompt(records: Sequence[Record], *, fraction: float, seed: int) ->
         seed: Seed of the choice.
     """
     table = Table.of(records)
-    keys = _linked_prompts(table)
+    keys = linked_prompts(table)
     groups = set(keys)
     num_held_out = max(round(fraction * len(groups)), 1) if fraction > 0 else 0
     start = hashlib.sha256(f"{seed}:".encode())
@@ -107,7 +107,7 @@ def nested_subsets(records: Sequence[Record], shares: Sequence[float], *, seed: 
         shares: Shares of the prompts, in (0, 1]; of each, at least one prompt is chosen.
         seed: Seed of the choice; it is independent of a split's with the same seed.
     """
-    keys = _linked_prompts(records)
+    keys = linked_prompts(records)
     ranked = sorted(set(keys), key=lambda key: hashlib.sha256(f"subset {seed}:".encode() + key).digest())
     ranks = {key: rank for rank, key in enumerate(ranked)}
     counts = [max(round(share * len(ranked)), 1) for share in shares]
@@ -117,10 +117,10 @@ def nested_subsets(records: Sequence[Record], shares: Sequence[float], *, seed: 
 def number_prompts(records: Sequence[Record]) -> list[int]:
     """Returns for each record the number of its prompt; those of prompts in the same conversation are equal."""
     numbers: dict[bytes, int] = {}
-    return [numbers.setdefault(key, len(numbers)) for key in _linked_prompts(records)]
+    return [numbers.setdefault(key, len(numbers)) for key in linked_prompts(records)]
 
 
-def _linked_prompts(records: Sequence[Record]) -> list[bytes]:
+def linked_prompts(records: Sequence[Record]) -> list[bytes]:
     """Returns for each record a key of its group: records that share any digest of `prompt_keys` are in one group.
 
     The groups are found by union-find.

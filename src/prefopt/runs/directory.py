@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.config.load import differences, fingerprint, has_grown, to_yaml
+from prefopt.config.mixture import paths_of
 from prefopt.config.schema import TrainConfig
 from prefopt.distributed.group import on_main
 from prefopt.process.errors import FULL, OF_THE_MACHINE, EndedError, UserError, describe, explained
@@ -244,7 +245,7 @@ class RunDirectory:
     def _keep_inputs(self, config: TrainConfig) -> None:
         """Refuses to overwrite a run whose files the new run reads."""
         inputs = [config.model.path, config.data.train, config.data.held_out, config.evaluation.pairs]
-        flat = [path for item in inputs for path in (item if isinstance(item, list) else [item]) if path is not None]
+        flat = [path for item in inputs for path in paths_of(item)]
         for path in [*flat, config.model.chat_template, config.evaluation.neutral_texts]:
             if path is not None and expand(str(path)).resolve().is_relative_to(self.path.resolve()):
                 raise UserError(f"run.overwrite=true would delete {path}, which this run reads. Set another run.name.")

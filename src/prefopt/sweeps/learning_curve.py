@@ -176,7 +176,11 @@ def _write_rows(folder: Path, name: str, records: Sequence[Record]) -> Path:
     rows = []
     for record in records:
         fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-        rows.append(json.dumps({key: value for key, value in fields.items() if key != "source" and value is not None}))
+        rows.append(
+            json.dumps(
+                {key: value for key, value in fields.items() if key not in ("source", "slice") and value is not None}
+            )
+        )
     text = "".join(f"{row}\n" for row in rows)
     path = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
     if not path.exists():

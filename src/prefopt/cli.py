@@ -9,6 +9,7 @@ from prefopt.process.errors import UserError
 
 COMMANDS = {
     "train": "tune a model and report whether it became better",
+    "audit": "find what is wrong with the data, and mend it",
     "list": "show what can be chosen: models, experiments, sweeps, clusters, ...",
     "show": "show a row of the data as the model gets it: what is trained, masked, cut",
     "convert": "write training data in the rows of another system",

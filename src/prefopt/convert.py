@@ -1,6 +1,7 @@
 """Entry point: writes training data in the rows of another system. `python -m prefopt.convert --help`."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from prefopt.config.load import TRAIN, load_config
@@ -35,13 +36,13 @@ def main(argv: list[str]) -> None:
     options = _parse(argv)
     provider = read_provider(options.to, options.config_dir)
     output = _check_output(options)
-    overrides = ["data=files", assign("data.train", options.file), "data.held_out_fraction=0", *options.overrides]
+    overrides = ["data=files", assign("data.train", options.file), *options.overrides]
     config = load_config(overrides, options.config_dir)
     if config.data.held_out is not None:
         raise UserError("data.held_out: one file is written. Convert the held-out file by a command of its own.")
     kind = config.algorithm.rows
     require_kind(provider, kind)
-    splits = read_splits(config.data, kind=kind, seed=config.run.seed)
+    splits = read_splits(replace(config.data, held_out_fraction=0), kind=kind, seed=config.run.seed)
     written = write_records(splits.train, provider, kind, output)
 
     console = Terminal(soft_wrap=True)

@@ -61,7 +61,7 @@ def execute(config: TrainConfig, stop: StopRequest, argv: list[str]) -> None:
     with RunDirectory.of(config).claimed(config) as own, _place(own, console) as run:
         of = f"  reference of {config.model.path} on {config.data.train}"
         console.print(Text.assemble((str(own.path), "bold"), of))
-        examples = load_examples(config)
+        examples = load_examples(config, audited=True)
 
         with importing():
             from prefopt.algorithms import load_algorithm

@@ -128,7 +128,7 @@ def execute(config: TrainConfig, begun: dict[str, str], handed: OwnCode) -> None
             console.print("Start it afresh with run.overwrite=true, or start another with run.name=<name>.")
             return
         console.print(Text.assemble((str(run.path), "bold"), f"  {describe(config)}"))
-        examples = load_examples(config)
+        examples = load_examples(config, audited=True)
 
         with importing():
             from prefopt.algorithms import load_algorithm

@@ -12,6 +12,8 @@ from prefopt.process.paths import expand, shipped
 EXPERIMENT = "experiment"
 PRIMARIES = ("train", "submit")
 """The files of `conf/` that choose an option per group."""
+NESTED = ("data/gate",)
+"""Groups whose folder lies within that of another group; all other folders within a group sort its options."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,10 @@ def find_folder(config_dir: str) -> Path:
 
 def _options(folder: Path, *, is_own: bool) -> Iterator[Option]:
     chosen = {} if is_own else {group: name for tree in PRIMARIES for group, name in read_defaults(tree).items()}
-    for group in sorted(path.name for path in shipped("conf").iterdir() if path.is_dir()):
-        for path in (folder / group).rglob("*.yaml"):
+    for outer in sorted(path.name for path in shipped("conf").iterdir() if path.is_dir()):
+        for path in (folder / outer).rglob("*.yaml"):
+            inner = f"{outer}/{path.relative_to(folder / outer).parts[0]}"
+            group = inner if inner in NESTED else outer
             name = path.relative_to(folder / group).with_suffix("").as_posix()
             yield Option(group, name, describe(path), path, is_own, is_default=chosen.get(group) == name)
 

@@ -141,3 +141,36 @@ class OffloadDevice(Enum):
 class ClusterKind(Enum):
     local = "local"
     slurm = "slurm"
+
+
+class CheckName(Enum):
+    """The checks of the audit, in the order in which they are told."""
+
+    schema = "schema"
+    identical = "identical"
+    near_identical = "near_identical"
+    empty = "empty"
+    contradictory = "contradictory"
+    duplicate = "duplicate"
+    near_duplicate = "near_duplicate"
+    leakage = "leakage"
+    near_leakage = "near_leakage"
+    prompt_mismatch = "prompt_mismatch"
+    length_bias = "length_bias"
+    refusal = "refusal"
+    truncation = "truncation"
+    control_tokens = "control_tokens"
+    role_order = "role_order"
+    language = "language"
+    control_characters = "control_characters"
+    mojibake = "mojibake"
+    secrets = "secrets"
+    personal_data = "personal_data"
+    label_noise = "label_noise"
+    separability = "separability"
+
+
+class GateName(Enum):
+    strict = "strict"
+    default = "default"
+    off = "off"

@@ -42,12 +42,14 @@ class Tree:
         root: The schema, a dataclass.
         variants: For each group whose options have their own schemas, the schema by the option's name.
         open_tables: Settings that take any key, such as "trainer.extra".
+        nested_groups: Groups within a group, such as "data/gate": their options set `data.gate`.
     """
 
     primary: str
     root: type[Any]
     variants: Mapping[str, Mapping[str, type[Any]]] = field(default_factory=dict)
     open_tables: Sequence[str] = ()
+    nested_groups: Sequence[str] = ()
 
     def compose(self, overrides: Sequence[str], config_dir: str | None = None) -> "Composed":
         """Composes the tree.
@@ -184,7 +186,7 @@ class Tree:
 
     def group_names(self) -> list[str]:
         """The config groups."""
-        return [f.name for f in dataclasses.fields(self.root)]
+        return [*(f.name for f in dataclasses.fields(self.root)), *self.nested_groups]
 
     def setting_names(self) -> list[str]:
         """The dotted names of all settings, of every variant."""
@@ -216,7 +218,9 @@ class Tree:
         meant = meant or self._nearest(group, name)
         same = [each for each in self.setting_names() if each.rpartition(".")[2] == name] if name else []
         groups = [*self.group_names(), "experiment"]
-        if meant or (same and group):
+        if key.replace(".", "/") in self.nested_groups:
+            hint = f"An option is chosen by {key.replace('.', '/')}=<option>."
+        elif meant or (same and group):
             hint = f"Did you mean {' or '.join(meant or same)}?"
         elif group in self.group_names():
             inside = [each.partition(".")[2] for each in self.setting_names() if each.startswith(f"{group}.")]

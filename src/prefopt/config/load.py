@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from prefopt.config.algorithms import ALGORITHMS
+from prefopt.config.catalog import NESTED
 from prefopt.config.checks import check
 from prefopt.config.choices import PeftMethod
 from prefopt.config.composition import Composed, Tree
@@ -22,9 +23,16 @@ from prefopt.process.ranks import Launch, is_main
 
 logger = logging.getLogger(__name__)
 
-TRAIN = Tree("train", TrainConfig, {"algorithm": ALGORITHMS}, open_tables=("trainer.extra", "data.columns"))
+TRAIN = Tree(
+    "train",
+    TrainConfig,
+    {"algorithm": ALGORITHMS},
+    open_tables=("trainer.extra", "data.columns", "data.gate.warn", "data.gate.error"),
+    nested_groups=NESTED,
+)
 NOT_IDENTITY = {
     "run": ("name", "root", "overwrite", "time_limit", "timeout_s"),
+    "data": ("gate",),
     "logger": None,
     "evaluation": ("batch_size",),
     "reference": ("path",),

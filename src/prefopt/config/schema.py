@@ -26,6 +26,7 @@ from prefopt.config.choices import (
     WeightsDtype,
 )
 from prefopt.config.durations import parse_time_limit
+from prefopt.config.gate import GateConfig
 from prefopt.config.mixture import parts_of
 from prefopt.config.ranges import require, require_at_most, require_folder_name
 from prefopt.config.trainer import DeepSpeedConfig, OptimConfig, PeftConfig, TrainerConfig
@@ -38,6 +39,7 @@ __all__ = [
     "DeepSpeedConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "GateConfig",
     "LoggerConfig",
     "ModelConfig",
     "OptimConfig",
@@ -164,7 +166,10 @@ class DataConfig:
     on_control_token: OnControlToken = OnControlToken.keep
     """A control token (`<|im_end|>`) in messages, tool calls or tools: keep or strip it, and count; or refuse."""
     on_overlap: OnBadRow | None = None
-    """A training prompt that is also in `held_out`: refuse, or skip the training row and count it."""
+    """A training prompt that is also in `held_out`: refuse, or skip the training row and count it. With
+    `data/gate=off` it is trained, and the report says so."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """What findings of the audit stop a run; chosen by `data/gate`."""
 
     def __post_init__(self) -> None:
         require(

@@ -29,7 +29,7 @@ _VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\([^()]*\)|\d+")
 
 
 @dataclass
-class _Class:
+class BadClass:
     """Rows with the same defect, and what is said of the first of them."""
 
     switch: str
@@ -58,7 +58,7 @@ class BadRows:
         self.num_rows = 0
         """All its rows, whether they can be used or not."""
         self._config = config
-        self._classes: dict[tuple[str, str], _Class] = {}
+        self._classes: dict[tuple[str, str], BadClass] = {}
         self._num_skipped: dict[str, int] = {}
         self._first_skipped: dict[str, str] = {}
 
@@ -83,7 +83,7 @@ class BadRows:
         key = (kind, _VALUES.sub("", found) if switch == "on_bad" else "")
         if key not in self._classes and len(self._classes) >= MAX_CLASSES:
             key = (kind, "others")
-        each = self._classes.setdefault(key, _Class(switch, found, remedy))
+        each = self._classes.setdefault(key, BadClass(switch, found, remedy))
         each.count += 1
         each.largest = max(each.largest, size)
         if len(each.places) < MAX_PLACES:
@@ -97,7 +97,7 @@ class BadRows:
         """Returns how many rows of a kind were left out."""
         return self._num_skipped.get(kind, 0)
 
-    def refused(self) -> list[_Class]:
+    def refused(self) -> list[BadClass]:
         """Returns the classes of rows that are refused."""
         return list(self._classes.values())
 
@@ -146,11 +146,11 @@ def _is_misread(num_bad: int, num_rows: int) -> bool:
     return num_bad > MISREAD_SHARE * num_rows
 
 
-def _skip_one(found: _Class) -> str:
+def _skip_one(found: BadClass) -> str:
     return "" if found.switch != "on_bad" else " Or leave such rows out, counted: data.on_bad=skip"
 
 
-def _skip_all(found: list[_Class]) -> str:
+def _skip_all(found: list[BadClass]) -> str:
     own = list(dict.fromkeys(f"data.{each.switch}=skip" for each in found if each.switch != "on_bad"))
     some = f" (or some of them: {' '.join(own)})" if own else ""
     return f"Correct them, or leave all of them out, counted, with data.on_bad=skip{some}."

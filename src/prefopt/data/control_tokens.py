@@ -32,6 +32,10 @@ class ControlTokens:
         found = self._pattern.search(text)
         return found and found.group()
 
+    def find_in(self, record: Record) -> str | None:
+        """Returns the first control token in what a chat template renders of a record; None if there is none."""
+        return next(filter(None, map(self.find, _texts(_rendered(record).values()))), None)
+
     def strip(self, text: str) -> str:
         """Returns `text` without control tokens, including those that form when another is removed."""
         while self.find(text) is not None:
@@ -73,7 +77,7 @@ def treat_control_tokens(
     control = ControlTokens(tokenizer)
     first, num_rows = "", 0
     for record in records:
-        token = next(filter(None, map(control.find, _texts(_rendered(record).values()))), None)
+        token = control.find_in(record)
         if token is None:
             continue
         first = first or f"{record.source}: {token}"

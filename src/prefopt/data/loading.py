@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefopt.config.algorithms import Kind
-from prefopt.config.choices import LossOn, OnControlToken
+from prefopt.config.choices import CheckName, LossOn, OnControlToken
 from prefopt.config.mixture import Part, parts_of
 from prefopt.config.schema import DataConfig
 from prefopt.data.as_chat import Chats, to_chat
 from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.control_tokens import treat_control_tokens
-from prefopt.data.defects import drop_defects
+from prefopt.data.defects import drop_defects, is_empty, is_identical
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import Labels
 from prefopt.data.mix import SliceNotes, count_slices, cut, weigh
@@ -24,7 +24,7 @@ from prefopt.data.notes import DataNotes, SplitName
 from prefopt.data.pairing import PairRule
 from prefopt.data.reading import ReadNotes, ReadResult, drop_unwanted, read_records
 from prefopt.data.records import Record
-from prefopt.data.split import find_overlap, find_overlapping_rows, split_by_prompt
+from prefopt.data.split import find_overlap, find_overlapping_rows, prompt_keys, split_by_prompt
 from prefopt.data.table import Table, TableWriter
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
 from prefopt.data.values import RowError
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+REMOVE_OVERLAP = (
+    "What is measured there would not be held out (the audit's check 'leakage'). Remove them, or set "
+    "data.on_overlap=skip; with data/gate=off they are trained, and the report says so."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +106,43 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object =
     train = weigh(train, parts, config.shuffle_seed)
     _count_slices(train, held_out, parts, held_out_parts, notes)
     _require_records(train, held_out, notes)
+    return Splits(kind=kind, train=train, held_out=held_out, notes=notes)
+
+
+def read_all(config: DataConfig, *, kind: Kind, seed: int, bad: Mapping[SplitName, BadRows]) -> Splits:
+    """Reads all rows as `read_splits` does, and keeps those from which nothing can be learned: for an audit.
+
+    Args:
+        config: The files.
+        kind: Whether rows are preference pairs or demonstrations.
+        seed: Seed of the choice of held-out prompts; they are those of `read_splits`.
+        bad: Gets the rows that cannot be read, for each split that has files of its own.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    notes, labels = DataNotes(), Labels()
+    specs: dict[SplitName, object] = {"train": config.train, "held_out": config.held_out}
+    results = {split: _read_records(specs[split], each, config, kind, labels) for split, each in bad.items()}
+    notes.read = {split: result.notes for split, result in results.items()}
+    read = {
+        split: drop_unwanted(result.records, labels, bad[split], result.notes) for split, result in results.items()
+    }
+    agreed = _agree_on_prompts(*((records, notes.read[split]) for split, records in read.items()))
+    chats = {
+        split: _as_chats(records, bad[split], config, notes, split)
+        for split, records in zip(read, agreed, strict=True)
+    }
+    train, held_out = chats["train"], chats.get("held_out")
+    if held_out is None and config.held_out_fraction > 0:
+        usable = np.fromiter((not is_empty(each) and not is_identical(each) for each in train), bool, len(train))
+        parts = parts_of(config.train, "data.train")
+        used, _ = cut(train.select(usable), parts, config.max_rows, config.shuffle_seed)
+        _, chosen = split_by_prompt(used, fraction=config.held_out_fraction, seed=seed)
+        prompts = {key for record in chosen for key in prompt_keys(record)}
+        is_apart = (not prompts.isdisjoint(prompt_keys(record)) for record in train)
+        is_held_out = np.fromiter(is_apart, bool, len(train))
+        train, held_out = train.select(~is_held_out), train.select(is_held_out)
     return Splits(kind=kind, train=train, held_out=held_out, notes=notes)
 
 
@@ -361,9 +403,11 @@ def _without_overlap(
             f"{places[1]}): this is the same data. Leave data.held_out out, and a share of "
             f"{config.held_out_fraction:g} of the prompts is set apart."
         )
+    if not bad.skips("on_overlap") and config.gate.error.get(CheckName.leakage.value) is None:
+        return train  # the audit tells of them, and so does the report
     for row, same in overlap:
         found = f"this training row has the same prompt as the held-out row {held_out[same].source}"
-        bad.add(train[row].source, found, switch="on_overlap", remedy="Remove them, or set data.on_overlap=skip.")
+        bad.add(train[row].source, found, switch="on_overlap", remedy=REMOVE_OVERLAP)
     notes.num_overlap_skipped = bad.num_skipped("on_overlap")
     is_kept = np.ones(len(train), dtype=bool)
     is_kept[[row for row, _ in overlap]] = False

@@ -16,7 +16,7 @@ READ_SENTENCES = {
     "num_crowded_prompts": "{n} of these prompts begin with a shorter one, most of them with {crowded_prompt}, but "
     "are not cut there: too few rows have that one alone. If it is their question, add a column 'prompt'",
     "num_further_turns": "{n} rows have completions with further turns, which are trained like the rest of the text",
-    "num_parsed": "{n} rows hold their messages as text; read as messages",
+    "num_parsed": "{n} rows hold their messages as text, or in a list of one list; read as messages",
     "num_repeated_keys": "{n} rows hold a key twice in a column that is ignored",
     "num_unreadable_skipped": "{n} rows skipped that cannot be read, first {first_unreadable} (data.on_bad=skip)",
     "num_other_shape_skipped": "{n} rows skipped: of another format or shape than the first (data.on_bad=skip)",

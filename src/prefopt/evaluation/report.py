@@ -91,6 +91,7 @@ class Report:
         likelihood: Changes of held-out log-probs per token; None without pairs.
         throughput: Speeds and times, and what work.json holds beside the phases.
         data: Notes and counts from reading the data.
+        audit: What the audit of the data has found before training, as `prefopt.data.audit.finding.Audit` is written.
         samples: Prompts, each with every contestant's answer and, as `chosen`, the answer in the data.
         provenance: Origin of code, data and model.
         decision: ship, do_not_ship or undecided.
@@ -110,6 +111,7 @@ class Report:
     likelihood: Estimates | None = None
     throughput: Block | None = None
     data: Block | None = None
+    audit: Block | None = None
     samples: list[dict[str, str | None]] | None = None
     provenance: Block | None = None
     decision: str | None = None

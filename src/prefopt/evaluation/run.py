@@ -109,6 +109,7 @@ def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, mat
         likelihood=summary.likelihood(),
         throughput={**throughput(metrics), "evaluation_time_s": time.monotonic() - started, **read_work(run)},
         data={"notes": data.notes.lines(), "counts": data.notes.to_dict()},
+        audit=run.read_provenance().get("data", {}).get("audit"),
         samples=describe_samples(measured, material),
         provenance={**run.read_provenance(), "data": describe_data(examples, material)},
     )
@@ -133,7 +134,9 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
     train = take_sample(data.train, settings.max_train_examples, seed)
     held_out = data.held_out if data.held_out is not None else data.train.select([])
     answered = take_sample(held_out, settings.num_samples, seed) if settings.num_samples else held_out.select([])
-    by_source = {record.source: record for record in examples.records.held_out or []}
+    wanted = set(answered["source"])
+    records = (examples.records.held_out or []) if wanted else []
+    by_source = {record.source: record for record in records if record.source in wanted}
     has_pairs = config.algorithm.trains_pairs
     pairs = (held_out if len(held_out) else None) if has_pairs else _read_pairs(config, examples)
     prompts = [list(i) for i in answered["prompt_ids"]] if has_pairs else [prompt_of(row) for row in to_rows(answered)]

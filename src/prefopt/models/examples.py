@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefopt.config.schema import TrainConfig
+from prefopt.data.audit.audit import audit_run
+from prefopt.data.audit.finding import Audit
+from prefopt.data.known_files import DataSet, Request
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_splits
 from prefopt.distributed.group import keep_on_main, on_main
 from prefopt.process import phases
@@ -32,6 +35,8 @@ class Examples:
     tokenizer: "PreTrainedTokenizerBase"
     limits: "Limits | None" = None
     """The model's limits; None if they were not looked up."""
+    audit: Audit | None = None
+    """What the audit has found, on rank 0 only; None if it was not asked for."""
 
     def fingerprints(self) -> dict[str, str]:
         """Returns the SHA-256 (hex) of each split's token ids, in row order."""
@@ -49,14 +54,15 @@ def hash_rows(dataset: "Dataset") -> str:
     return digest.hexdigest()
 
 
-def load_examples(config: TrainConfig, *, measured: object = None) -> Examples:
-    """Reads and tokenises the data of `config.data`, and logs counts of skipped or changed rows.
+def load_examples(config: TrainConfig, *, measured: object = None, audited: bool = False) -> Examples:
+    """Reads, audits and tokenises the data of `config.data`, and logs counts of skipped or changed rows.
 
     Only rank 0 reads and tokenises, however long it takes; the other ranks open the result in the cache.
 
     Args:
         config: Settings of the run.
         measured: Other held-out data to use instead of the run's, in the same forms as `data.held_out`.
+        audited: Whether the checks of the audit run, and its gate may refuse the data.
 
     Raises:
         UserError: Rows, the precision or the tokenizer cannot be used. Nothing has been written then.
@@ -66,12 +72,19 @@ def load_examples(config: TrainConfig, *, measured: object = None) -> Examples:
     def read() -> Splits:
         return read_splits(config.data, kind=algorithm.rows, seed=config.run.seed, measured=measured)
 
+    request = Request(config.data, algorithm.rows, config.run.seed, algorithm.trained_tokens, measured)
     with phases.of("reading"):
-        records = keep_on_main(read)
+        data_set = keep_on_main(lambda: DataSet(request, read, cache_folder() / "tokens"))
+    audit = None
+    if audited:
+        with phases.of("audit"):
+            audit = keep_on_main(
+                lambda: audit_run(config.data, data_set.read_rows, kind=algorithm.rows, seed=config.run.seed)
+            )
 
     # Imported only here: torch and transformers take seconds, and bad rows are reported before.
     with importing():
-        from prefopt.data.cache import fetch_cached, open_cached
+        from prefopt.data.cache import open_cached
         from prefopt.models.limits import Limits
         from prefopt.models.load import check_hardware, load_tokenizer
 
@@ -81,11 +94,7 @@ def load_examples(config: TrainConfig, *, measured: object = None) -> Examples:
         tokenizer = load_tokenizer(config.model)
         limits.check_tokenizer(tokenizer, config.model)
     with phases.of("tokenising"):
-        stored = keep_on_main(
-            lambda: fetch_cached(
-                records, tokenizer, config.data, loss_on=algorithm.trained_tokens, root=cache_folder() / "tokens"
-            )
-        )
+        stored = keep_on_main(lambda: data_set.fetch(tokenizer))
         folder = on_main(lambda: stored.folder)
         if is_main():
             tokenized = stored.tokenized
@@ -96,4 +105,4 @@ def load_examples(config: TrainConfig, *, measured: object = None) -> Examples:
     for line in tokenized.notes.lines():
         logger.info("data: %s", line)
     limits.check_data(tokenized)
-    return Examples(records, tokenized, tokenizer, limits)
+    return Examples(keep_on_main(lambda: data_set.splits), tokenized, tokenizer, limits, audit)

@@ -75,6 +75,7 @@ def _content(report: Report) -> dict[str, Any]:
         "drift": sections.drift_table(report),
         "likelihood": sections.likelihood_table(report),
         "samples": [_answers(sample) for sample in report.samples or []],
+        "audit": sections.audit_table(report),
         "data_notes": (report.data or {}).get("notes") or [],
         "throughput": facts.throughput_facts(report),
         "time": time_block(report),

@@ -58,6 +58,38 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class AuditRow:
+    check: str
+    level: str
+    count: str
+    share: str
+    summary: str
+
+
+@dataclass(frozen=True)
+class AuditTable:
+    """What the audit found in the data before training, without the checks that found nothing."""
+
+    sentence: str
+    findings: list[AuditRow]
+
+
+def audit_table(report: Report) -> AuditTable | None:
+    """Returns the findings of the audit, worst first, or None if the data were not audited."""
+    if not report.audit:
+        return None
+    checks, gate = report.audit["checks"], report.audit["gate"]
+    found = [check for check in checks if check["level"] != "ok"]
+    rows = [
+        AuditRow(each["check"], each["level"], count(each["count"]), f"{each['share']:.2%}", each["summary"])
+        for each in found
+    ]
+    was_off = "; the gate was off, so nothing could stop the run" if gate == "off" else ""
+    told = f"{len(found)} of {len(checks)} checks found something in {count(report.audit['rows'])} rows"
+    return AuditTable(f"{told} (data/gate={gate}{was_off}).", rows)
+
+
 def headline(report: Report) -> Headline:
     """Returns the decision, its reason, and one plain sentence with the main number."""
     words, level = DECISIONS.get(report.decision or "", ("No decision", "info"))

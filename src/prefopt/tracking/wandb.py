@@ -267,6 +267,8 @@ class WandbMirror:
         summary = {"decision": report["decision"], **_values(report["held_out"], "held_out")}
         summary |= _values(report.get("drift") or {}, "drift")
         summary |= {"outside_training_s": phases.outside_training(report["phases"])} if report.get("phases") else {}
+        found = (report.get("audit") or {}).get("checks", [])
+        summary |= {f"audit/{each['check']}": each["count"] for each in found}
         self.summarise(summary)
         samples = report.get("samples") or []
         columns: list[str | int] = list(samples[0]) if samples else []

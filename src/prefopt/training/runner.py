@@ -78,6 +78,8 @@ def train_and_report(
 
     def start() -> None:
         data = {**describe_data(examples, material), **describe_sources(config, examples)}
+        if examples.audit is not None:
+            data["audit"] = examples.audit.to_dict()
         provenance = collect(config, data, describe_model(config.model), begun)
         run.start(config, {**provenance, "step_size": kept or asdict(size), **found})
         CodeState.read().write_diff(run.diff)

@@ -1,9 +1,10 @@
 """What a check of the audit is, what it sees of the rows, and what it finds."""
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +12,19 @@ from numpy.typing import NDArray
 from prefopt.config.algorithms import Kind
 from prefopt.data.messages import Content
 from prefopt.data.records import PreferencePair, Record
+from prefopt.data.split import prompt_keys
+
+if TYPE_CHECKING:
+    from prefopt.data.audit.tokens import Reader, RowTokens
 
 Seen = TypeVar("Seen")
 
+SPLITS = ("train", "held_out")
+"""Names of the splits of the data themselves."""
 MAX_EXAMPLES = 5
 """Rows that a finding names."""
+CONTENTS = ("prompt", "chosen", "rejected", "completion", "messages")
+"""Fields of records that may be messages."""
 BETWEEN = "\n\x00\n"
 """Stands between the texts of two rows in `Texts.joined`; no pattern of a check should match across it."""
 
@@ -34,6 +43,14 @@ class Texts:
     def joined(self) -> str:
         """All texts in one string, with `BETWEEN` between two of them: one search of it costs less than many."""
         return BETWEEN.join(self.each)
+
+    @cached_property
+    def ascii(self) -> bytes:
+        """`joined` with a question mark for each character that is not ASCII, and so at the same positions.
+
+        Strings of ASCII are found in it many times as fast: one emoji makes each character of `joined` four bytes.
+        """
+        return self.joined.encode("ascii", "replace")
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
@@ -59,11 +76,13 @@ class Chunk:
         split: `train`, `held_out`, or the name of a file that the rows are compared with.
         start: Place of the first row within the split, from 0.
         records: The rows.
+        reader: Turns rows into tokens as training does; None if no model was asked for.
     """
 
     split: str
     start: int
     records: Sequence[Record]
+    reader: "Reader | None" = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -88,6 +107,27 @@ class Chunk:
         """The rejected answer; empty for demonstrations."""
         return Texts([as_text(getattr(record, "rejected", "")) for record in self.records])
 
+    @cached_property
+    def prompt_keys(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """The digests of all prompts by which a split is made, shape (keys,), and the place of each one's row.
+
+        A row with several trained turns has several. See `prefopt.data.split.prompt_keys`.
+        """
+        keys = [(key[:8], self.start + row) for row, each in enumerate(self.records) for key in prompt_keys(each)]
+        digests = np.frombuffer(b"".join(key for key, _ in keys), np.uint64)
+        return digests, np.array([row for _, row in keys], np.int64)
+
+    @cached_property
+    def forms(self) -> list[Hashable]:
+        """What each row has besides its texts; see `form_of`."""
+        return [*map(form_of, self.records)]
+
+    @cached_property
+    def tokens(self) -> "RowTokens":
+        """What the tokenizer and the chat template make of the rows; only for checks that need a model."""
+        assert self.reader is not None, "checks that need a model are not run without one"
+        return self.reader.read(self.records)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
@@ -111,7 +151,8 @@ class Found:
     Attributes:
         rows: For each split: places of the rows concerned, ascending, shape (rows,).
         num_rows: Rows that were looked at; the finding's share is of these.
-        share: What the gate compares with its limits; the share of the rows concerned unless the check says otherwise.
+        share: Share of the rows concerned, unless the check says otherwise.
+        gauge: What the gate compares with its limits where that is not the share, such as a distance from one half.
         summary: One sentence with the numbers, for people.
         remedy: What to do about it: a command or a setting that works as typed, where there is one.
         examples: At most `MAX_EXAMPLES`.
@@ -125,6 +166,7 @@ class Found:
     remedy: str = ""
     examples: Sequence[Example] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
+    gauge: float | None = None
 
     @property
     def count(self) -> int:
@@ -137,8 +179,28 @@ class Sides:
 
     records: Mapping[str, Sequence[Record]]
 
+    @cached_property
+    def num_rows(self) -> int:
+        """Rows of the data themselves, without those of files to compare with."""
+        return sum(len(self.records[split]) for split in SPLITS if split in self.records)
+
+    @cached_property
+    def has_pairs(self) -> bool:
+        """Whether the rows are pairs; those of files to compare with do not count."""
+        first = next((self.records[split][0] for split in SPLITS if len(self.records.get(split, ()))), None)
+        return isinstance(first, PreferencePair)
+
+    def answer(self, split: str, row: int) -> str:
+        """Returns the text of a row's chosen answer."""
+        return as_text(_answer(self.records[split][row]))
+
     def source(self, split: str, row: int) -> str:
         return self.records[split][row].source
+
+    def examples(self, rows: Mapping[str, NDArray[np.int64]], detail: str = "") -> list["Example"]:
+        """Returns the first rows as examples, all with the same words."""
+        places = [(split, int(row)) for split, found in rows.items() for row in found[:MAX_EXAMPLES]]
+        return [Example(source=self.source(split, row), detail=detail) for split, row in places[:MAX_EXAMPLES]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,14 +216,18 @@ class Check(Generic[Seen]):
         conclude: Makes the finding of the results of all chunks, in their order, each with its chunk's split and
             start; None if there is nothing to say about these data.
         needs: Package of the extra `audit` that it uses, by the name under which it is imported; None if none.
+        needs_model: Whether it looks at tokens.
         is_slow: Whether it compares all rows with each other or trains a classifier.
+        compares: Whether it also sees the rows of files that the user names to compare with.
     """
 
     kinds: tuple[Kind, ...] = ("preference", "sft")
     examine: Callable[[Chunk], Seen]
     conclude: Callable[[Sequence[tuple[str, int, Seen]], Sides], Found | None]
     needs: str | None = None
+    needs_model: bool = False
     is_slow: bool = False
+    compares: bool = False
 
 
 def as_text(content: Content) -> str:
@@ -191,3 +257,38 @@ def _question(record: Record) -> str:
     if isinstance(before, str):
         return before
     return "\n".join(message.get("content", "") for message in before if message["role"] == "user")
+
+
+def normal(text: str) -> str:
+    """Returns text with runs of whitespace as one blank, and none at its ends."""
+    return " ".join(text.split())
+
+
+def form_of(record: Record) -> Hashable:
+    """Returns all that a record has besides its texts: the roles of its messages, their other keys, tools; to compare.
+
+    With it and the texts, two records are equal or not.
+    """
+    chats = [content for name in CONTENTS if isinstance(content := getattr(record, name, None), list)]
+    further = [message for chat in chats for message in chat if len(message) > 2]
+    given = (record.tools, record.chat_template_kwargs, further)
+    said = json.dumps(given, sort_keys=True, default=str) if any(given) else None
+    return tuple(tuple([message["role"] for message in chat]) for chat in chats), said
+
+
+def hashes(keys: Collection[Hashable]) -> NDArray[np.uint64]:
+    """Returns Python's hash of each key, shape (keys,): equal in all processes that were forked from this one."""
+    return np.fromiter(map(hash, keys), np.int64, len(keys)).view(np.uint64)
+
+
+def by_split(places: Sequence[tuple[str, NDArray[np.int64]]]) -> dict[str, NDArray[np.int64]]:
+    """Joins the places of rows that chunks have found, by split."""
+    found: dict[str, list[NDArray[np.int64]]] = {}
+    for split, rows in places:
+        found.setdefault(split, []).append(rows)
+    return {split: np.concatenate(parts).astype(np.int64) for split, parts in found.items()}
+
+
+def say(count: int, one: str, many: str = "") -> str:
+    """Returns a number with the word for it: `1 pair`, `1,200 pairs`."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"

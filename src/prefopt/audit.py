@@ -1,0 +1,138 @@
+"""Entry point: says what is wrong with data, before a model learns it. `python -m prefopt.audit --help`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefopt.config.load import TRAIN, load_config
+from prefopt.config.overrides import assign
+from prefopt.config.schema import TrainConfig
+from prefopt.config.settings_parser import SettingsParser
+from prefopt.data.audit.audit import audit_records, describe_data, key_of
+from prefopt.data.audit.finding import Audit, Level
+from prefopt.data.audit.fix import fix
+from prefopt.data.audit.reading import Material, read_material
+from prefopt.distributed.entry import run_entry
+from prefopt.process.console import build_console, progress_bar
+from prefopt.process.errors import UserError, explained
+from prefopt.process.imports import importing
+from prefopt.process.terminal import quote
+from prefopt.reports.audit import print_audit, write_audit_page
+from prefopt.storage.files import write_json
+
+HELP = """Say what is wrong with preference pairs or demonstrations, before a model learns it: rows that cannot be
+used, duplicates, leaks, contradictions, length bias, refusals, secrets, label noise, and more.
+
+  prefopt audit pairs.jsonl
+  prefopt audit +experiment=dpo_brand_voice             with the model's tokenizer and template
+  prefopt audit pairs.jsonl data.held_out=held_out.jsonl --output audit
+  prefopt audit pairs.jsonl --against benchmark.jsonl   are its questions among the training data?
+  prefopt audit pairs.jsonl --output mended --fix       a copy without the defects that can be removed
+  prefopt audit pairs.jsonl data/gate=strict            in CI: exit code 3 if the gate says error
+  prefopt audit demos.jsonl algorithm=sft
+
+Exit code 0: nothing, or warnings; 3: an error by the limits of data/gate; 2: a mistake in the command."""
+GATE_ERROR = 3
+"""Exit code if a finding is an error by the gate's limits."""
+ONE_SPLIT = "data.held_out_fraction=0"
+
+
+def main(argv: list[str]) -> None:
+    """Audits data, and ends with `GATE_ERROR` if a finding is an error.
+
+    Raises:
+        UserError: A setting is wrong, or a file cannot be read.
+    """
+    parser = SettingsParser("prefopt.audit", HELP, [TRAIN])
+    parser.add_argument("overrides", nargs="+", help="files, and overrides as for prefopt.train")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write audit.json and audit.html into this folder")
+    parser.add_argument("--fix", action="store_true", help="with --output: also a copy without what can be removed")
+    parser.add_argument("--near", action="store_true", help="with --fix: also without near-duplicates and near leaks")
+    parser.add_argument("--against", nargs="+", default=[], metavar="FILE", help="files whose questions must not leak")
+    parser.add_argument("--json", action="store_true", help="print audit.json, and nothing else")
+    parser.add_argument("--config-dir", help="a folder with your own config groups")
+    options = parser.read(argv)
+    if options.fix and options.output is None:
+        raise UserError("--fix: needs --output <folder> for the cleaned copy; the data themselves are never changed.")
+    config = load_config(read_overrides(options.overrides), options.config_dir)
+    audit = run_audit(config, options, with_model=_names_model(options.overrides))
+    if any(finding.level == Level.error.name for finding in audit.checks):
+        sys.exit(GATE_ERROR)
+
+
+def read_overrides(arguments: Sequence[str]) -> list[str]:
+    """Returns overrides; arguments that are none are files of training data."""
+    files = [each for each in arguments if "=" not in each and not each.startswith(("+", "~"))]
+    given = [each for each in arguments if each not in files]
+    if not files:
+        return given
+    if any(each.startswith("data.train=") for each in given):
+        raise UserError(f"{files[0]}: data.train is given too. Name the training data once.")
+    if len(files) == 1:
+        return ["data=files", assign("data.train", files[0]), *given]
+    quoted = ",".join(assign("", each).removeprefix("=") for each in files)
+    return ["data=files", f"data.train=[{quoted}]", *given]
+
+
+def _names_model(arguments: Sequence[str]) -> bool:
+    return any(each.lstrip("+").startswith(("model=", "model.", "experiment=")) for each in arguments)
+
+
+def run_audit(config: TrainConfig, options: Any, *, with_model: bool) -> Audit:
+    """Reads the data, runs the checks or finds their results, shows and writes them."""
+    console = build_console()
+    kind, seed = config.algorithm.rows, config.run.seed
+    reader = _load_reader(config) if with_model else None
+    tokens = None if reader is None else reader.digest()
+    key = key_of(config.data, kind=kind, seed=seed, rows="all", against=options.against, tokens=tokens)
+    material: list[Material] = []
+
+    def read() -> Material:
+        if not material:
+            material.append(read_material(config.data, kind=kind, seed=seed, against=options.against))
+        return material[0]
+
+    with progress_bar(console, "audit") as progress:
+        audit = audit_records(
+            read,
+            kind=kind,
+            gate=config.data.gate,
+            data=describe_data(config.data) | ({"against": options.against} if options.against else {}),
+            key=key,
+            reader=reader,
+            progress=None if options.json else progress,
+        )
+    if options.json:
+        print(json.dumps(audit.to_dict(), ensure_ascii=False))
+    else:
+        print_audit(audit, console)
+    if options.output is not None:
+        _write(audit, options.output)
+        if options.fix:
+            told = fix(config.data, read(), options.output, kind=kind, with_near=options.near)
+            for line in told if not options.json else ():
+                console.print(line)
+        if not options.json:
+            console.print(f"Written: {quote(options.output / 'audit.html')}")
+    return audit
+
+
+def _load_reader(config: TrainConfig) -> Any:
+    with importing():
+        from prefopt.data.audit.tokens import Reader
+        from prefopt.models.load import load_tokenizer
+
+    return Reader(load_tokenizer(config.model), config.data.max_length, config.algorithm.trained_tokens)
+
+
+def _write(audit: Audit, folder: Path) -> None:
+    with explained(folder, doing="written"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "audit.json", audit.to_dict())
+    write_audit_page(audit, folder / "audit.html")
+
+
+if __name__ == "__main__":
+    run_entry(main)

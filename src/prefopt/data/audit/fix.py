@@ -1,0 +1,186 @@
+"""Writes a copy of data without the defects that can be removed, and a log of every change."""
+
+import gzip
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from prefopt.config.algorithms import Kind
+from prefopt.config.choices import CheckName
+from prefopt.config.mixture import paths_of
+from prefopt.config.schema import DataConfig
+from prefopt.data.audit.check import SPLITS
+from prefopt.data.audit.engine import run_checks
+from prefopt.data.audit.reading import Material
+from prefopt.data.bad_rows import MISREAD, MISREAD_SHARE
+from prefopt.data.files import GZIP, HUB, find_files, iter_rows
+from prefopt.process.errors import UserError, explained
+from prefopt.storage.files import write_bytes
+
+DROPPED = (
+    CheckName.empty,
+    CheckName.identical,
+    CheckName.contradictory,
+    CheckName.leakage,
+    CheckName.duplicate,
+)
+"""Checks whose rows are dropped; a row is dropped for the first of them that has found it."""
+NEAR = (CheckName.near_duplicate, CheckName.near_leakage)
+"""Checks whose rows are dropped only if that is asked for: near-duplicates, held-out near leaks."""
+REWRITTEN = (CheckName.mojibake, CheckName.control_characters)
+"""Checks whose modules have `repair(text)`, which returns the text without the defect."""
+CHANGES = "changes.jsonl"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A row that the copy lacks, or has in another form."""
+
+    source: str
+    check: str
+    action: str
+    before: Any
+    after: Any = None
+
+    def to_line(self) -> str:
+        return json.dumps(vars(self), ensure_ascii=False)
+
+
+def fix(config: DataConfig, material: Material, folder: Path, *, kind: Kind, with_near: bool) -> list[str]:
+    """Writes `<name>.jsonl` for each file of `data.train` and `data.held_out`, and `changes.jsonl`, into a folder.
+
+    Rows that cannot be read are dropped. Rows of JSON lines that are not changed keep their bytes. Of rows that
+    contradict each other all are dropped, since nothing tells which is right; of duplicates the first stays; of leaks
+    the training row goes.
+
+    Args:
+        config: The files, which stay as they are.
+        material: Their rows.
+        folder: Where the copy is written; it exists.
+        kind: Whether the rows are preference pairs or demonstrations.
+        with_near: Whether rows that nearly repeat others are dropped too.
+
+    Returns:
+        Lines that say what was written.
+
+    Raises:
+        UserError: Most rows cannot be read, or a file of the folder would replace a file of the data.
+    """
+    if material.unread["share"] > MISREAD_SHARE:
+        raise UserError(f"--fix: {material.unread['summary']}, so nothing is written. {MISREAD}")
+    dropped = _find_dropped(material, kind, (*DROPPED, *NEAR) if with_near else DROPPED)
+    repairs = [(name.value, repair) for name in REWRITTEN if (repair := _load_repair(name)) is not None]
+    changes: list[Change] = []
+    told = []
+    for path, target in _targets(config, folder).items():
+        kept = list(_mend(path, dropped, repairs, changes))
+        with explained(target, doing="written"):
+            write_bytes(target, b"".join(kept))
+        told.append(f"Written: {target} ({len(kept):,} rows)")
+    log = "".join(f"{change.to_line()}\n" for change in changes)
+    with explained(folder / CHANGES, doing="written"):
+        write_bytes(folder / CHANGES, log.encode("utf-8", "surrogatepass"))
+    counts = {action: sum(change.action == action for change in changes) for action in ("dropped", "rewritten")}
+    told.append(f"Written: {folder / CHANGES} ({counts['dropped']:,} rows dropped, {counts['rewritten']:,} rewritten)")
+    return told
+
+
+def _find_dropped(material: Material, kind: Kind, checks: Sequence[CheckName]) -> dict[str, str]:
+    """Returns the place of each row that is dropped, and the check that has found it."""
+    outcomes = run_checks(material.records, kind=kind, only=checks)
+    dropped = dict.fromkeys(material.unread_places, CheckName.schema.value)
+    for name in checks:
+        found = outcomes[name].found
+        for split, rows in ({} if found is None else found.rows).items():
+            for row in rows.tolist() if split in SPLITS else ():
+                dropped.setdefault(material.records[split][row].source, name.value)
+    return dropped
+
+
+def _load_repair(name: CheckName) -> Callable[[str], str] | None:
+    """Returns the function that mends a text; None without the package that it needs."""
+    module = f"prefopt.data.audit.{name.value}"
+    if find_spec(module) is None:
+        return None
+    from importlib import import_module
+
+    loaded = import_module(module)
+    needs = loaded.CHECK.needs
+    repair: Callable[[str], str] | None = getattr(loaded, "repair", None)
+    return repair if needs is None or find_spec(needs) is not None else None
+
+
+def _targets(config: DataConfig, folder: Path) -> dict[Path, Path]:
+    """Returns for each file of the data the file of its copy."""
+    specs: list[Any] = [config.train, config.held_out]
+    items = [str(path) for spec in specs for path in paths_of(spec)]
+    if any(item.startswith(HUB) for item in items):
+        raise UserError("--fix: writes copies of files, and these data are on the hub. Save them as files first.")
+    targets: dict[Path, Path] = {}
+    for path in dict.fromkeys(path for item in items for path in find_files(item)):
+        stem = path.name.split(".")[0] or "data"
+        names = [f"{stem}.jsonl", *(f"{stem}-{number}.jsonl" for number in range(2, 10_000))]
+        target = next(folder / name for name in names if folder / name not in targets.values() and name != CHANGES)
+        if target.exists() and target.resolve() == path.resolve():
+            raise UserError(f"--fix: {target} is the data themselves, which are never changed. Name another --output.")
+        targets[path] = target
+    return targets
+
+
+def _mend(
+    path: Path,
+    dropped: Mapping[str, str],
+    repairs: Sequence[tuple[str, Callable[[str], str]]],
+    changes: list[Change],
+) -> Iterator[bytes]:
+    """Yields the lines of a file's copy, and adds what differs to `changes`."""
+    raw = _raw_lines(path)
+
+    def leave_out(source: str, found: str) -> None:
+        before = raw.get(source, b"").decode("utf-8", "replace").rstrip("\n")
+        changes.append(Change(source, CheckName.schema.value, "dropped", before))
+
+    for row, source in iter_rows(str(path), leave_out):
+        line = raw.get(source)
+        if source in dropped:
+            changes.append(Change(source, dropped[source], "dropped", row))
+            continue
+        mended = row
+        for check, repair in repairs:
+            after = _repaired(mended, repair)
+            if after != mended:
+                changes.append(Change(source, check, "rewritten", mended, after))
+                mended = after
+        if line is None or mended is not row:
+            line = json.dumps(mended, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+        yield line
+
+
+def _repaired(value: Any, repair: Callable[[str], str]) -> Any:
+    """Returns the same value, with all texts in it repaired; itself if nothing changes."""
+    if isinstance(value, str):
+        return repair(value)
+    if isinstance(value, list):
+        items = [_repaired(item, repair) for item in value]
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    if isinstance(value, dict):
+        made = {key: _repaired(item, repair) for key, item in value.items()}
+        return made if any(made[key] is not value[key] for key in made) else value
+    return value
+
+
+def _raw_lines(path: Path) -> dict[str, bytes]:
+    """Returns the bytes of each line of a file of JSON lines by its place; {} for other files."""
+    name = path.name.lower().removesuffix(".gz")
+    if not name.endswith((".jsonl", ".json")) or path.is_dir():
+        return {}
+    with explained(path), path.open("rb") as file:
+        is_packed = file.read(2) == GZIP
+    with explained(path), gzip.open(path) if is_packed else path.open("rb") as lines:
+        return {
+            f"{path}:{number}": line if line.endswith(b"\n") else line + b"\n"
+            for number, line in enumerate(lines, start=1)
+        }

@@ -1,0 +1,90 @@
+"""Pairs whose label contradicts what the words of all other pairs say: chosen and rejected may be swapped there."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefopt.data.audit.bag_of_words import Bags, Judged, examine, interval, judge
+from prefopt.data.audit.check import MAX_EXAMPLES, Check, Example, Found, Sides, by_split, say
+from prefopt.data.audit.separability import too_few
+
+SKILLED = 0.6
+"""Lower bound of the classifier's accuracy, from which on its doubts say something about labels."""
+SUREST = 0.25
+"""Share of the pairs, those of which it is surest, whose contradictions estimate the share of wrong labels."""
+SUSPECTED = 0.5
+"""Share of the pairs, those of which it is surest, among which contradicting ones are suspicious."""
+MAX_RANKED = 1_000
+"""Pairs that `values` ranks."""
+
+
+def conclude(seen: Sequence[tuple[str, int, Bags]], sides: Sides) -> Found:
+    """Returns the suspicious pairs, and, where the classifier has skill, the share of wrong labels.
+
+    The gate compares the lower bound of that share. It is counted among the pairs of which the classifier is surest:
+    there a classifier that is merely weak is seldom wrong, and wrong labels are as frequent as anywhere.
+    """
+    judged = judge(seen)
+    if judged is None:
+        return too_few(seen)
+    places = [(split, start + row) for split, start, bags in seen for row in bags.rows.tolist()]
+    order = np.argsort(judged.scores, kind="stable")
+    ranked = [
+        {"source": sides.source(*places[index]), "log_odds": round(float(judged.scores[index]), 3)}
+        for index in order[: min(MAX_RANKED, int((judged.scores < 0).sum()))].tolist()
+    ]
+    values = {"accuracy": judged.accuracy, "ci95": list(judged.interval), "suspicious": ranked}
+    if judged.interval[0] < SKILLED:
+        return Found(
+            rows={},
+            num_rows=len(places),
+            share=0.0,
+            summary=f"a bag of words sees too little here to doubt labels: accuracy {judged.accuracy:.2f}",
+            values=values,
+        )
+    share, (low, high) = _estimate(judged)
+    suspicious = np.flatnonzero((judged.scores < 0) & _surest(judged, SUSPECTED))
+    rows = [(places[index][0], np.array([places[index][1]])) for index in suspicious.tolist()]
+    return Found(
+        rows=by_split(rows),
+        num_rows=len(places),
+        share=share,
+        gauge=low,
+        summary=f"about {share:.1%} of labels look swapped (95 % CI {low:.1%} to {high:.1%}, by a bag of words of "
+        f"accuracy {judged.accuracy:.2f}); {say(len(suspicious), 'pair is', 'pairs are')} suspicious",
+        remedy="look at the pairs under 'suspicious' of audit.json, the worst first; "
+        "algorithm.label_smoothing=<share> expects that share of wrong labels"
+        if len(suspicious)
+        else "",
+        examples=_show(judged, order[:MAX_EXAMPLES].tolist(), places, sides) if len(suspicious) else (),
+        values={**values, "estimate": {"value": share, "ci95": [low, high]}},
+    )
+
+
+def _surest(judged: Judged, share: float) -> NDArray[np.bool_]:
+    certainty = np.abs(judged.scores)
+    limit = float(np.quantile(certainty, 1 - share))
+    return np.asarray(certainty >= limit)
+
+
+def _estimate(judged: Judged) -> tuple[float, tuple[float, float]]:
+    surest = _surest(judged, SUREST)
+    wrong = (judged.scores[surest] < 0).astype(np.float64)
+    weights = judged.weights[surest]
+    return float(np.average(wrong, weights=weights)), interval(wrong, weights, judged.prompts[surest])
+
+
+def _show(judged: Judged, worst: Sequence[int], places: Sequence[tuple[str, int]], sides: Sides) -> list[Example]:
+    return [
+        Example(
+            source=sides.source(*places[index]),
+            detail=f"by its words {np.exp(-judged.scores[index]):.1f} times as likely rejected",
+            text=sides.answer(*places[index])[:100],
+        )
+        for index in worst
+        if judged.scores[index] < 0
+    ]
+
+
+CHECK = Check(kinds=("preference",), examine=examine, conclude=conclude, needs="sklearn", is_slow=True)

@@ -1,0 +1,42 @@
+"""Pairs whose two answers belong to different prompts, so that nothing can be learned from comparing them.
+
+Rows without a prompt column whose transcripts ask different questions cannot be read at all: `schema` tells of these.
+Here are rows with a prompt column of which only one side repeats the prompt.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefopt.data.audit.check import Check, Chunk, Found, Sides, by_split, say
+
+Rows = NDArray[np.int64]
+
+
+def find_mismatch(chunk: Chunk) -> Rows:
+    """Returns the rows of text of which one side begins with the whole prompt and the other does not."""
+    found = [
+        row
+        for row, record in enumerate(chunk.records)
+        if isinstance(prompt := record.prompt, str)
+        and len(prompt) >= 10
+        and chunk.chosen.each[row].startswith(prompt) != chunk.rejected.each[row].startswith(prompt)
+    ]
+    return chunk.start + np.array(found, np.int64)
+
+
+def conclude(seen: Sequence[tuple[str, int, Rows]], sides: Sides) -> Found:
+    rows = by_split([(split, found) for split, _, found in seen])
+    count = sum(map(len, rows.values()))
+    return Found(
+        rows=rows,
+        num_rows=sides.num_rows,
+        share=count / sides.num_rows,
+        summary=f"{say(count, 'pair')} of which one answer repeats the prompt and the other does not",
+        remedy="Give the prompt in its column only, and only the answers in 'chosen' and 'rejected'.",
+        examples=sides.examples(rows),
+    )
+
+
+CHECK = Check(kinds=("preference",), examine=find_mismatch, conclude=conclude)

@@ -1,0 +1,128 @@
+"""Reads all that an audit looks at: every row, those that training would refuse too, and files to compare with."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any
+
+from prefopt.config.algorithms import Kind
+from prefopt.config.choices import CheckName, OnBadRow
+from prefopt.config.schema import DataConfig
+from prefopt.data.audit.check import MAX_EXAMPLES, say
+from prefopt.data.bad_rows import BadClass, BadRows
+from prefopt.data.files import iter_rows
+from prefopt.data.loading import read_all
+from prefopt.data.notes import SplitName
+from prefopt.data.records import Record, SFTExample
+from prefopt.process.errors import UserError
+
+QUESTIONS = ("prompt", "question", "instruction", "query", "problem", "turns", "messages", "conversations", "text")
+"""Columns of a file to compare with that may hold what is asked; the first that a row has is read."""
+Entry = dict[str, Any]
+"""What a check has measured, as it is kept; see `prefopt.data.audit.finding.Finding.of`."""
+
+
+class AllBadRows(BadRows):
+    """Rows that cannot be read, with the place of each."""
+
+    def __init__(self, setting: str, config: DataConfig) -> None:
+        super().__init__(setting, replace(config, on_bad=OnBadRow.refuse))
+        self.places: list[str] = []
+
+    def add(self, place: str, found: str, **details: Any) -> None:
+        """Adds a row; see `BadRows.add`."""
+        self.places.append(place)
+        super().add(place, found, **details)
+
+
+@dataclass(frozen=True)
+class Material:
+    """The rows of an audit.
+
+    Attributes:
+        records: The rows by split: `train`, `held_out`, and the names of files to compare with.
+        unread: What the check `schema` has found.
+        unread_places: The rows that it has found.
+    """
+
+    records: Mapping[str, Sequence[Record]]
+    unread: Entry
+    unread_places: frozenset[str] = frozenset()
+
+    @classmethod
+    def of_used(cls, records: Mapping[str, Sequence[Record]]) -> "Material":
+        """Returns the rows that training uses, of which all could be read."""
+        return cls(records, describe_unread([], sum(map(len, records.values()))))
+
+
+def read_material(config: DataConfig, *, kind: Kind, seed: int, against: Sequence[str] = ()) -> Material:
+    """Reads the rows of the settings, and the files to compare with.
+
+    Raises:
+        UserError: A file cannot be read. A row that cannot be read is a finding.
+    """
+    others = {name: list(read_questions(name)) for name in against}
+    specs: dict[SplitName, object] = {"train": config.train, "held_out": config.held_out}
+    bad = {split: AllBadRows(f"data.{split}", config) for split, spec in specs.items() if spec is not None}
+    splits = read_all(config, kind=kind, seed=seed, bad=bad)
+    held_out = {} if splits.held_out is None else {"held_out": splits.held_out}
+    classes = sorted((each for rows in bad.values() for each in rows.refused()), key=lambda each: -each.count)
+    return Material(
+        {"train": splits.train, **held_out, **others},
+        describe_unread(classes, sum(rows.num_rows for rows in bad.values())),
+        frozenset(place for rows in bad.values() for place in rows.places),
+    )
+
+
+def describe_unread(classes: Sequence[BadClass], num_rows: int) -> Entry:
+    """Returns the entry of the check `schema`.
+
+    Args:
+        classes: The rows that cannot be read by what is wrong with them, most frequent first.
+        num_rows: All rows.
+    """
+    count = sum(each.count for each in classes)
+    first = [[{"source": place, "detail": each.found, "text": ""} for place in each.places] for each in classes]
+    shown = [each for rows in zip_longest(*first) for each in rows if each is not None][:MAX_EXAMPLES]
+    share = count / max(num_rows, 1)
+    return {
+        "check": CheckName.schema.value,
+        "count": count,
+        "share": share,
+        "gauge": share,
+        "summary": f"{say(count, 'row')} cannot be read" + (f", for {len(classes)} reasons" if classes[1:] else ""),
+        "remedy": "Mend them, or leave them out: data.on_bad=skip, or prefopt audit --fix." if count else "",
+        "examples": shown,
+        "values": {"reasons": [{"found": each.found, "count": each.count} for each in classes]},
+    }
+
+
+def read_questions(name: str) -> Iterator[SFTExample]:
+    """Yields what each row of a file asks, whatever its format.
+
+    Raises:
+        UserError: The file cannot be read, or a row has none of the columns `QUESTIONS`.
+    """
+    for row, source in iter_rows(name):
+        column = next((column for column in QUESTIONS if row.get(column)), None)
+        text = "" if column is None else question_of(row[column])
+        if column == "instruction" and isinstance(row.get("input"), str) and row["input"]:
+            text = f"{text}\n{row['input']}"
+        if not text:
+            raise UserError(
+                f"{source}: --against finds no question in this row. It looks for a column {', '.join(QUESTIONS)}."
+            )
+        yield SFTExample(prompt=text, completion="", source=source)
+
+
+def question_of(value: object) -> str:
+    """Returns what the user asks in the value of a column: text, turns, or messages."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        return ""
+    if all(isinstance(turn, str) for turn in value):
+        return "\n".join(value)
+    messages = [turn for turn in value if isinstance(turn, dict)]
+    asked = [turn for turn in messages if turn.get("role", turn.get("from")) in ("user", "human")]
+    return "\n".join(str(turn.get("content", turn.get("value", ""))) for turn in asked)

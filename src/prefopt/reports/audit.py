@@ -1,0 +1,64 @@
+"""Shows an audit: in the terminal, and as an HTML page."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from prefopt.data.audit.finding import Audit, Finding, Level
+from prefopt.process.errors import explained
+from prefopt.process.terminal import one_line
+from prefopt.storage.files import write_text
+
+STYLES = {Level.error: "bold red", Level.warning: "yellow", Level.note: "cyan", Level.ok: "green"}
+SHOWN_TEXT = 100
+"""Most letters of a row's text that are shown."""
+
+
+def print_audit(audit: Audit, console: Console) -> None:
+    """Prints the findings, worst first, then what was found in order and what was not checked."""
+    for finding in audit.of_level(Level.error, Level.warning, Level.note):
+        _print_finding(finding, console)
+    fine = [finding.check for finding in audit.of_level(Level.ok)]
+    if fine:
+        console.print(Text.assemble(("ok       ", STYLES[Level.ok]), ", ".join(fine)))
+    reasons: dict[str, list[str]] = {}
+    for each in audit.skipped:
+        reasons.setdefault(each["reason"], []).append(each["check"])
+    for reason, checks in reasons.items():
+        console.print(Text.assemble(("skipped  ", "dim"), f"{', '.join(checks)}: {reason}"))
+    console.print(Text(describe(audit), "bold"))
+
+
+def describe(audit: Audit) -> str:
+    """Returns one line: rows, findings by level, and the gate."""
+    splits = ", ".join(f"{count:,} {split.replace('_', '-')}" for split, count in audit.splits.items())
+    words = {Level.error: "error", Level.warning: "warning", Level.note: "note"}
+    counts = [(len(audit.of_level(level)), word) for level, word in words.items()]
+    told = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
+    return f"{audit.rows:,} rows ({splits}): {told} (data/gate={audit.gate})"
+
+
+def _print_finding(finding: Finding, console: Console) -> None:
+    level = Level[finding.level]
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=8, no_wrap=True)
+    grid.add_column(overflow="fold")
+    title = Text.assemble((finding.check, "bold"), f"  {finding.count:,} rows, {finding.share:.2%}")
+    grid.add_row(Text(finding.level, STYLES[level]), title)
+    grid.add_row("", Text(finding.summary))
+    for example in finding.examples:
+        detail = f"  {one_line(example['detail'])}" if example["detail"] else ""
+        text = f"  {one_line(example['text'])[:SHOWN_TEXT]}" if example["text"] else ""
+        grid.add_row("", Text.assemble((example["source"], "magenta"), detail, (text, "dim")))
+    if finding.remedy:
+        grid.add_row("", Text.assemble(("-> ", "green"), finding.remedy))
+    console.print(Padding(grid, (0, 0, 1, 0)))
+
+
+def write_audit_page(audit: Audit, path: Path) -> None:
+    """Writes the page of an audit."""
+    with explained(path, doing="written"):
+        write_text(path, f"<!doctype html><title>Audit</title><p>{describe(audit)}</p>\n")

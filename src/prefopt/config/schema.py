@@ -12,6 +12,7 @@ from omegaconf import MISSING
 
 from prefopt.config.algorithms import AlgorithmConfig, DPOAlgorithmConfig, SFTAlgorithmConfig
 from prefopt.config.choices import (
+    AUTO,
     DataFormat,
     EngineName,
     Kernels,
@@ -28,7 +29,7 @@ from prefopt.config.choices import (
 from prefopt.config.durations import parse_time_limit
 from prefopt.config.gate import GateConfig
 from prefopt.config.mixture import parts_of
-from prefopt.config.ranges import require, require_at_most, require_folder_name
+from prefopt.config.ranges import or_auto, require, require_at_most, require_folder_name
 from prefopt.config.trainer import DeepSpeedConfig, OptimConfig, PeftConfig, TrainerConfig
 from prefopt.process.errors import shorten
 
@@ -143,8 +144,10 @@ class DataConfig:
     of the worse ones, which a hash of the row chooses), or all in which one answer is better."""
     min_margin: float | None = None
     """Least difference of the scores of a pair's answers; pairs below it are left out and counted. Unset: any."""
-    as_chat: bool = False
-    """Turn plain prompts into user messages and plain completions into assistant messages, without outer blanks."""
+    as_chat: Any = AUTO
+    """Turn plain prompts into user messages and plain completions into assistant messages, without outer blanks. auto:
+    if the model has a chat template and every row is one question, or if the rows have a system prompt; it is said.
+    Transcripts, rows of `text` and texts with control tokens stay as they are. false: never; true: always."""
     system: str | None = None
     """System prompt of conversations that have none of their own: the text, or a file (.txt, .md) that holds it."""
     max_length: int = 1024
@@ -176,6 +179,8 @@ class DataConfig:
             0 <= self.held_out_fraction < 1,
             f"data.held_out_fraction: must be in [0, 1), found {self.held_out_fraction}.",
         )
+        self.as_chat = or_auto("data.as_chat", self.as_chat, bool)
+        require(self.as_chat is not None, "data.as_chat: must be true, false or auto.")
         parts = [*parts_of(self.train, "data.train"), *parts_of(self.held_out, "data.held_out")]
         require(self.max_rows is None or self.max_rows >= 1, f"data.max_rows: must be >= 1, found {self.max_rows}.")
         is_chosen = any(part.max_rows is not None or part.weight % 1 for part in parts) or self.max_rows is not None

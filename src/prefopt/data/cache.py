@@ -61,7 +61,6 @@ READING_SETTINGS = frozenset(
         "columns",
         "pairs",
         "min_margin",
-        "as_chat",
         "system",
         "on_identical",
         "on_empty",

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefopt.config.algorithms import Kind
-from prefopt.config.choices import CheckName, LossOn, OnControlToken
+from prefopt.config.choices import AUTO, CheckName, LossOn, OnControlToken
 from prefopt.config.mixture import Part, parts_of
 from prefopt.config.schema import DataConfig
-from prefopt.data.as_chat import Chats, to_chat
+from prefopt.data.as_chat import Chats, is_question, is_text, to_chat
 from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.control_tokens import treat_control_tokens
 from prefopt.data.defects import drop_defects, is_empty, is_identical
@@ -27,6 +27,7 @@ from prefopt.data.records import Record
 from prefopt.data.split import find_overlap, find_overlapping_rows, prompt_keys, split_by_prompt
 from prefopt.data.table import Table, TableWriter
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
+from prefopt.data.turns import Turns
 from prefopt.data.values import RowError
 from prefopt.process.errors import UserError
 
@@ -212,9 +213,13 @@ def load_tokenized(
         UserError: A row is refused, or no row of a split is left; it names the row or the split.
     """
     sides: dict[SplitName, Sequence[Record] | None] = {"train": splits.train, "held_out": splits.held_out}
+    # Where a prompt ends is a guess if the rows have none: in a text it makes no difference, in turns it does.
+    are_guessed = any(notes.num_word_prompts for notes in splits.notes.read.values())
+    rows = [records for records in sides.values() if records is not None]
+    turns = Turns() if are_guessed else Turns.of(rows, tokenizer, config)
     bad = {split: BadRows(f"data.{split}", config) for split, records in sides.items() if records is not None}
     tables = {
-        split: _tokenize(splits, split, sides[split] or (), tokenizer, config, loss_on, each)
+        split: _tokenize(splits, split, sides[split] or (), turns, tokenizer, config, loss_on, each)
         for split, each in bad.items()
     }
     require_usable(*bad.values())
@@ -252,6 +257,7 @@ def _read_records(spec: object, bad: BadRows, config: DataConfig, kind: Kind, la
         columns=config.columns,
         labels=labels,
         pairs=PairRule.of(config),
+        as_chat=config.as_chat is not False,
         bad=bad,
     )
 
@@ -310,7 +316,7 @@ def _read_apart(
     measured, agreed = _agree_on_prompts((measured, notes.read[split]), (Table.of(trained), training))
     measured = _as_chats(measured, bad, config, notes, split)
     require_usable(bad)
-    overlap = find_overlap(Table.of(map(Chats.of(config).make, agreed)), measured)
+    overlap = find_overlap(*_in_one_form(Table.of(map(Chats.of(config).make, agreed)), measured, config))
     if overlap:
         first = overlap[0]
         raise UserError(
@@ -392,7 +398,7 @@ def _set_apart(records: Table[Record], config: DataConfig, seed: int) -> tuple[T
 def _without_overlap(
     train: Table[Record], held_out: Table[Record], bad: BadRows, config: DataConfig, notes: DataNotes
 ) -> Table[Record]:
-    overlap = find_overlapping_rows(train, held_out)
+    overlap = find_overlapping_rows(*_in_one_form(train, held_out, config))
     if not overlap:
         return train
     first, other = overlap[0]
@@ -414,6 +420,14 @@ def _without_overlap(
     return train.select(is_kept)
 
 
+def _in_one_form(one: Table[Record], other: Table[Record], config: DataConfig) -> tuple[Table[Record], Table[Record]]:
+    """Returns both tables; as chats, if one is text that may become chats when it is tokenised, and one is not."""
+    if config.as_chat != AUTO or not len(one) or not len(other) or is_text(one[0]) == is_text(other[0]):
+        return one, other
+    first, second = (Table.of(to_chat(each) if is_question(each) else each for each in side) for side in (one, other))
+    return first, second
+
+
 def _require_records(train: Sequence[Record], held_out: Sequence[Record] | None, notes: DataNotes) -> None:
     sides: dict[SplitName, Sequence[Record] | None] = {"train": train, "held_out": held_out}
     for split, records in sides.items():
@@ -431,6 +445,7 @@ def _tokenize(
     splits: Splits,
     split: SplitName,
     records: Sequence[Record],
+    turns: Turns,
     tokenizer: "PreTrainedTokenizerBase",
     config: DataConfig,
     loss_on: LossOn,
@@ -443,7 +458,8 @@ def _tokenize(
         "on_extra_eos": config.decide("on_extra_eos"),
         "bad": bad,
     }
-    treated = treat_control_tokens(records, tokenizer, config.on_control_token, bad)
+    made = turns.make(records)
+    treated = treat_control_tokens(made, tokenizer, config.on_control_token, bad)
     tokenize: dict[Kind, Callable[..., Tokenized]] = {
         "preference": tokenize_pairs,
         "sft": partial(tokenize_sft, loss_on=loss_on),
@@ -451,6 +467,8 @@ def _tokenize(
     tokenized = tokenize[splits.kind](treated.records, tokenizer, **limits)
     notes = splits.notes.tokenized[split] = tokenized.notes
     notes.first_control_token = treated.first
+    notes.num_as_chat = len(records) if made is not records else 0
+    notes.num_not_chat = turns.num_obstacles if notes.num_plain else 0
     if config.on_control_token is OnControlToken.strip:
         notes.num_control_stripped = treated.num_rows
     else:

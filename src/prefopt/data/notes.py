@@ -57,6 +57,10 @@ TOKENIZE_SENTENCES = {
     "stripped (data.on_control_token=strip)",
     "num_rendered_before": "{n} rows of text hold control tokens, as chats do that were rendered before: read as they "
     "are, and every token is trained (to train the assistant's turns alone, give the rows as 'messages')",
+    "num_as_chat": "{n} rows of plain text made chats of one turn, since the model has a chat template "
+    "(data.as_chat=auto; false leaves them text)",
+    "num_not_chat": "{n} rows of plain text are transcripts, empty or hold control tokens, so all text stays text "
+    "(data.as_chat=auto)",
     "num_plain": "{n} rows are plain text, though the model has a chat template: it will be tuned without turns. Rows "
     "of one question become chats by data.as_chat=true; transcripts of several turns must be given as messages",
 }

@@ -11,6 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from prefopt.config.choices import AUTO
 from prefopt.config.load import differences, fingerprint, has_grown, to_yaml
 from prefopt.config.mixture import paths_of
 from prefopt.config.schema import TrainConfig
@@ -226,7 +227,11 @@ class RunDirectory:
         if config.run.overwrite:
             self._keep_inputs(config)
             return
-        changed = differences(self._read_earlier_config(config), config)
+        earlier = self._read_earlier_config(config)
+        if config.data.as_chat == AUTO and earlier.data.as_chat is False:
+            config.data.as_chat = False  # it was the default when the run began
+            logger.info("resume: goes on with data.as_chat=false, with which the run began")
+        changed = differences(earlier, config)
         if changed:
             raise UserError(
                 f"{self.path}: holds a run with other settings ({'; '.join(changed)}). "

@@ -70,6 +70,7 @@ def _content(report: Report) -> dict[str, Any]:
         "verdict": report.verdict or [],
         "levels": LEVELS,
         "held_out": sections.held_out_table(report),
+        "slices": sections.slices_table(report),
         "overfitting": sections.overfitting_table(report),
         "drift": sections.drift_table(report),
         "likelihood": sections.likelihood_table(report),

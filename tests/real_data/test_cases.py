@@ -215,3 +215,11 @@ def test_transcripts_of_ten_prompts_are_ten_prompts_on_one_side_each() -> None:
     splits = read_splits(config, kind="preference", seed=0)
     train, held_out = ({prompt_key(record) for record in side} for side in (splits.train, splits.held_out or []))
     assert (len(train), len(held_out), train & held_out) == (8, 2, set())
+
+
+def test_a_system_column_beside_text_makes_chats_unless_that_is_turned_off() -> None:
+    path = path_of("36_system_column.jsonl")
+    splits = read_splits(DataConfig(train=path, held_out_fraction=0), kind="preference", seed=0)
+    assert [message["role"] for message in splits.train[0].prompt or ()] == ["system", "user"]  # type: ignore[index]
+    with pytest.raises(UserError, match=":1: 'system' is a system prompt, but 'prompt' is text"):
+        read_splits(DataConfig(train=path, held_out_fraction=0, as_chat=False), kind="preference", seed=0)

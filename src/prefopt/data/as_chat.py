@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from prefopt.config.choices import AUTO
 from prefopt.config.schema import DataConfig
 from prefopt.data.formats.format import Row
 from prefopt.data.implicit_prompts import is_transcript
@@ -22,7 +23,8 @@ class Chats:
     """What is made of each record before it is tokenised.
 
     Attributes:
-        are_made: Whether plain text becomes messages (`data.as_chat`).
+        are_made: Whether plain text becomes messages: with `data.as_chat=true`; or with auto if there is a system
+            prompt, for which text has no place. What else auto makes chats of follows with the tokenizer: `Turns`.
         system: System prompt of conversations that have none (`data.system`); None: nothing is added.
     """
 
@@ -36,7 +38,8 @@ class Chats:
         Raises:
             UserError: The file cannot be read, or holds nothing.
         """
-        return cls(config.as_chat, None if config.system is None else _read_system(config.system))
+        system = None if config.system is None else _read_system(config.system)
+        return cls(config.as_chat is True or (config.as_chat == AUTO and system is not None), system)
 
     def make(self, record: Record) -> Record:
         """Returns the record itself if nothing changes.
@@ -76,16 +79,30 @@ def _with_system(record: Record, text: str) -> Record:
     return replace(record, **changed)
 
 
-def open_for_system(row: Row) -> Row:
-    """Returns a row of text with a column `system` as messages, among which that has a place; other rows themselves.
+def from_system_column(row: Row) -> Row:
+    """Returns a row of text that has a column `system` as messages, of which the system prompt becomes the first.
 
-    Also where the column is empty: all rows of a file must be messages then.
+    Other rows are returned as they are; so are transcripts, which are several turns.
     """
-    if "system" not in row or not isinstance(row.get("prompt"), str) or is_transcript(row["prompt"]):
+    names = [name for name in ("prompt", "chosen", "rejected", "completion") if row.get(name) is not None]
+    is_pair = {"prompt", "chosen", "rejected"} <= {*names}
+    if "system" not in row or not (is_pair or {"prompt", "completion"} <= {*names}):
         return row
-    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant", "completion": "assistant"}
-    texts = {name: row[name] for name in roles if isinstance(row.get(name), str)}
-    return {**row, **{name: [{"role": roles[name], "content": text.strip()}] for name, text in texts.items()}}
+    if not all(isinstance(row[name], str) for name in names) or is_transcript(row["prompt"]):
+        return row
+    roles = {"prompt": "user"}
+    said = {name: [{"role": roles.get(name, "assistant"), "content": row[name].strip()}] for name in names}
+    return {**row, **said}
+
+
+def is_question(record: Record) -> bool:
+    """Returns whether a record is plain text of one turn: a question with its answers, and no transcript."""
+    return isinstance(record.prompt, str) and bool(record.prompt.strip()) and not is_transcript(record.prompt)
+
+
+def is_text(record: Record) -> bool:
+    """Returns whether a record is plain text with a prompt."""
+    return isinstance(record.prompt, str)
 
 
 def to_chat(record: Record) -> Record:

@@ -97,6 +97,11 @@ def get_messages(row: Row, name: str = "messages") -> list[Any]:
     return messages
 
 
+def keep_system(row: Row) -> Row:
+    """Returns the column `system` as a row of its own; an empty one if there is no such column."""
+    return {"system": row["system"]} if "system" in row else {}
+
+
 def system_messages(row: Row) -> list[Message]:
     """Returns the text in the column `system` as a message; nothing if there is none."""
     system = row.get("system")

@@ -53,6 +53,7 @@ lint: install
 # The pages that are written from the code.
 docs: install
 	$(RUN) -m prefopt.config.setting_docs > docs/settings.md
+	$(RUN) -m prefopt.config.provider_docs docs/formats.md
 
 bench: install
 	$(RUN) -m benchmarks.tokenize

@@ -1,6 +1,7 @@
 """Entry point: writes training data in the rows of another system. `python -m prefopt.convert --help`."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from prefopt.config.load import TRAIN, load_config
@@ -35,13 +36,13 @@ def main(argv: list[str]) -> None:
     options = _parse(argv)
     provider = read_provider(options.to, options.config_dir)
     output = _check_output(options)
-    overrides = ["data=files", assign("data.train", options.file), "data.held_out_fraction=0", *options.overrides]
+    overrides = ["data=files", assign("data.train", options.file), *options.overrides]
     config = load_config(overrides, options.config_dir)
     if config.data.held_out is not None:
         raise UserError("data.held_out: one file is written. Convert the held-out file by a command of its own.")
     kind = config.algorithm.rows
     require_kind(provider, kind)
-    splits = read_splits(config.data, kind=kind, seed=config.run.seed)
+    splits = read_splits(replace(config.data, held_out_fraction=0), kind=kind, seed=config.run.seed)
     written = write_records(splits.train, provider, kind, output)
 
     console = Terminal(soft_wrap=True)
@@ -49,6 +50,9 @@ def main(argv: list[str]) -> None:
         console.print(f"data: {line.removeprefix('train: ')}")
     for line in describe_limits(written, provider, kind):
         console.print(f"limit: {line}")
+    rules = [rule.name.value for rule in provider.rules if kind in rule.rows]
+    if rules:
+        console.print(f"rules: kept by every row: {'; '.join(rules)}")
     for note in provider.notes:
         console.print(f"note: {note.text} ({note.known.value}, {note.date})")
     console.print(

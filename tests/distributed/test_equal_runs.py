@@ -211,7 +211,7 @@ def test_the_reference_pass_under_zero_3_sees_whole_weights(runs, method):
         case = Case(2, deepspeed, method)
         name = f"{case}-own-store"
         own_store = f"reference.path={runs.folder / name / 'reference'}"
-        run = runs.start(case, name, "trainer.max_steps=1", own_store)
+        run = runs.start(case, name, "trainer.max_steps=1", f"evaluation.max_train_examples={NUM_PAIRS}", own_store)
         assert json.loads((run / "work.json").read_text())["reference"]["num_computed"] == NUM_PAIRS + 7
         recorded[deepspeed] = read_store(runs.folder / name)
     assert recorded["none"].keys() == recorded["zero3"].keys()

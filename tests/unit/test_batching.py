@@ -87,6 +87,19 @@ def test_pairs_are_counted_exactly_over_epochs(case: tuple[Lengths, dict[str, An
     assert batches.num_rows_after(num_batches) == sum(sizes[:num_batches])
 
 
+@given(cases(), st.data())
+@settings(deadline=None)
+def test_the_pairs_of_the_first_batches_are_known_before_they_are_drawn(case, data):
+    lengths, arguments = case
+    batches = PairBatches(lengths, **arguments)
+    plan = [batch for epoch in range(3) for batch in epoch_of(batches, epoch)]
+    num_batches = data.draw(st.integers(0, len(plan)))
+    batches.set_epoch(data.draw(st.integers(0, 2)))
+    found = batches.rows_in(num_batches).tolist()
+    assert len(found) == len(set(found))
+    assert set(found) == {row for batch in plan[:num_batches] for row in batch}
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @ORDERS
 def test_a_budget_is_filled(order: BatchOrder, padded: bool) -> None:

@@ -1,6 +1,5 @@
 """What can be chosen is listed with what each file says of itself; an own file never loses to a shipped one unsaid."""
 
-
 import pytest
 
 from prefopt.config.catalog import EXPERIMENT, read_defaults, read_options

@@ -1,21 +1,26 @@
 """The store of reference log-probs: what it returns, what it survives, what it refuses."""
 
+import hashlib
 import json
 import multiprocessing
 import os
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from prefopt.data.ragged import PairLogps, PairTable, Ragged
-from prefopt.models import reference
+from prefopt.evaluation import scoring
+from prefopt.evaluation.scoring import PairScores
+from prefopt.models import lookup, reference
 from prefopt.models import shards as shards_module
 from prefopt.models.reference import ReferenceStore
-from prefopt.models.shards import DAMAGED, SHARD
+from prefopt.models.shards import DAMAGED, SHARD, MappedShard, keys_of
 from prefopt.process.errors import UserError
 
 KEY = {"weights": "abc", "dtype": "float32"}
@@ -50,6 +55,16 @@ class Model:
                 Ragged.of([logps_of(table.prompt[row], side[row]) for row in part], np.float32)
                 for side in (table.chosen, table.rejected)
             ]
+            yield part, PairLogps(*sides)
+
+
+class MovedByItsBatch(Model):
+    """A model whose rounding depends on what else is in a batch, and so shows which batches were computed."""
+
+    def __call__(self, table, rows):
+        for part, logps in super().__call__(table, rows):
+            moved = 1e-3 * np.float32(sum(hash((place, int(row))) % 997 for place, row in enumerate(part)))
+            sides = (Ragged(side.values + moved, side.offsets) for side in (logps.chosen, logps.rejected))
             yield part, PairLogps(*sides)
 
 
@@ -99,6 +114,156 @@ def test_only_what_is_missing_is_computed(tmp_path):
     check(table, found)
     assert sorted(model.rows) == list(range(10, 40))
     assert usage.num_stored == 10
+
+
+@settings(max_examples=30)
+@given(st.lists(st.sets(st.integers(0, 99), min_size=1, max_size=12), max_size=3), st.integers(0, 3))
+def test_what_runs_compute_bit_by_bit_is_what_one_whole_pass_computes(tmp_path_factory, needs, seed):
+    root, table = tmp_path_factory.mktemp("store"), build_table(100, seed)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(reference, "CHUNK_PAIRS", 10)
+        whole, _ = ReferenceStore.open(root / "whole", KEY).complete(table, MovedByItsBatch())
+        for need in [*map(sorted, needs), None]:
+            rows = None if need is None else np.array(need)
+            model = MovedByItsBatch()
+            store = ReferenceStore.open(root / "parts", KEY)
+            found, usage = store.complete(table, model, rows=rows, batch_size=4)
+            for row in range(100) if need is None else need:
+                assert found.chosen[row].tobytes() == whole.chosen[row].tobytes()
+                assert found.rejected[row].tobytes() == whole.rejected[row].tobytes()
+            assert usage.num_pairs == (100 if need is None else len(need))
+            assert usage.num_rows == 100
+            assert usage.num_computed == len(model.rows) <= 4 * (usage.num_pairs - usage.num_stored)
+
+
+def test_a_few_pairs_of_many_need_no_key_and_no_forward_of_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "CHUNK_PAIRS", 10)
+    table, model = build_table(1000), Model()
+    hashed = []
+    monkeypatch.setattr(lookup, "keys_of", lambda table, rows: hashed.extend(rows) or keys_of(table, rows))
+    _, usage = ReferenceStore.open(tmp_path, KEY).complete(table, model, rows=np.array([5, 700]), batch_size=4)
+    assert {5, 700} < set(model.rows)
+    assert len(model.rows) == usage.num_computed <= 8
+    assert len(hashed) == 20
+    assert str(usage).startswith("this run needs 2 of 1000 rows; 0 of 2 pairs from the store (0.0%)")
+
+
+def test_a_pair_that_was_not_asked_for_cannot_be_read(tmp_path):
+    found, _ = ReferenceStore.open(tmp_path, KEY).complete(build_table(), Model(), rows=np.array([3]), batch_size=1)
+    found.chosen[3]
+    with pytest.raises(AssertionError, match="row 4 was not asked for"):
+        found.chosen[4]
+
+
+def test_a_store_of_an_earlier_version_is_read(tmp_path):
+    """The oracle for the format: keys and file are written here as version 0.1 wrote them."""
+    table, store = build_table(), ReferenceStore.open(tmp_path, KEY)
+    keys, logps = [], []
+    for row in range(len(table)):
+        for side in (table.chosen, table.rejected):
+            ids = table.prompt[row].tobytes() + side[row].tobytes()
+            keys.append(hashlib.sha256(np.int64(len(table.prompt[row])).tobytes() + ids).digest()[:16])
+            logps.append(logps_of(table.prompt[row], side[row]))
+    packed = save(
+        {
+            "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16),
+            "lengths": np.array([len(each) for each in logps], np.int32),
+            "logps": np.concatenate(logps),
+            "seconds": np.array([3.0]),
+        }
+    )
+    store.folder.mkdir(parents=True)
+    (store.folder / f"{hashlib.sha256(packed).hexdigest()}{SHARD}").write_bytes(packed)
+    model = Model()
+    found, usage = store.complete(table, model)
+    check(table, found)
+    assert model.rows == []
+    assert usage.saved_s == pytest.approx(3.0)
+
+
+def test_stored_log_probs_take_no_memory_and_no_open_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "FLUSH_S", -1.0)
+    rng = np.random.default_rng(0)
+    sides = [Ragged(np.zeros(2000 * length, np.int32), np.arange(2001) * length) for length in (4, 500, 500)]
+    sides[0].values[:] = rng.integers(0, 2**30, 8000)
+    table = PairTable(*sides)
+
+    def compute(table, rows):
+        logps = Ragged(rng.standard_normal(len(rows) * 500, np.float32), np.arange(len(rows) + 1) * 500)
+        yield rows, PairLogps(logps, logps)
+
+    ReferenceStore.open(tmp_path, KEY).complete(table, compute)
+    files = len(os.listdir("/proc/self/fd"))
+    tracemalloc.start()
+    found, usage = ReferenceStore.open(tmp_path, KEY).complete(table, compute)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert usage.hit_rate == 1.0
+    assert len(shards(tmp_path)) == 8
+    assert peak < 500 * len(table), "of 4,000 bytes a pair"
+    assert len(os.listdir("/proc/self/fd")) == files
+    assert found.chosen[7].base is not None
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2), st.integers(0, 2))), st.data())
+def test_records_are_found_by_all_of_their_key(pairs, data):
+    """Keys whose halves are often alike, against a dict."""
+    keys = np.array([[[a, b], [c, d]] for a, b, c, d in pairs], np.uint64).reshape(-1, 2, 2)
+    order = data.draw(st.permutations([(a, b) for a in range(4) for b in range(4)]))
+    stored = order[: data.draw(st.integers(0, 16))]
+    table = PairTable(*(Ragged(np.zeros(len(pairs), np.int32), np.arange(len(pairs) + 1)) for _ in range(3)))
+    shard = MappedShard(
+        np.array(stored, np.uint64).reshape(-1, 2).view(np.uint8).reshape(-1, 16),
+        np.ones(len(stored), np.int32),
+        np.arange(len(stored), dtype=np.float32),
+        1.0,
+    )
+    rows = np.arange(len(pairs))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(lookup, "keys_of", lambda table, rows: keys[rows].view(np.uint8).reshape(-1, 2, 16))
+        found = lookup.Lookup(table, rows)
+    found.add(shard)
+    place = {key: index for index, key in enumerate(stored)}
+    missing = [(a, b) not in place or (c, d) not in place for a, b, c, d in pairs]
+    assert found.is_missing(rows).tolist() == missing
+    assert (found.keys(rows).view(np.uint64).reshape(-1, 2, 2) == keys).all()
+    whole = rows[~found.is_missing(rows)]
+    logps = found.logps(whole)
+    for row in whole.tolist():
+        a, b, c, d = pairs[row]
+        assert (logps.chosen[row][0], logps.rejected[row][0]) == (place[a, b], place[c, d])
+
+
+def test_records_that_cannot_be_read_again_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "map_sound", lambda path: None)
+    with pytest.raises(UserError, match=r"40 pairs were stored here and cannot be read again.*reference\.path"):
+        ReferenceStore.open(tmp_path, KEY).complete(build_table(), Model())
+
+
+def test_a_shard_that_holds_something_else_under_its_own_digest_is_set_aside(tmp_path, caplog):
+    store = ReferenceStore.open(tmp_path, KEY)
+    store.folder.mkdir(parents=True)
+    contents = [b"", b"x", b"x" * 100, save({"keys": np.zeros((2, 16), np.uint8)}), save({"a": np.zeros(3)})]
+    contents.append(b"\x02" + bytes(7) + b"[]")
+    for content in contents:
+        (store.folder / f"{hashlib.sha256(content).hexdigest()}{SHARD}").write_bytes(content)
+    found, _ = store.complete(build_table(), Model())
+    check(build_table(), found)
+    assert len(list(tmp_path.rglob(f"*{DAMAGED}"))) == len(contents)
+    assert caplog.text.count("it holds no records") == len(contents)
+
+
+def test_summing_up_parts_of_the_pairs_gives_the_same_bits_as_all_at_once(tmp_path, monkeypatch):
+    table = build_table(300)
+    contexts = tuple(Ragged.of([np.arange(row % 2 * 2) // 2 for row in range(300)], np.int32) for _ in range(2))
+    table = PairTable(table.prompt, table.chosen, table.rejected, contexts)
+    found, _ = ReferenceStore.open(tmp_path, KEY).complete(table, MovedByItsBatch())
+    whole = PairScores.of(table.trained(found.read(0, 300)))
+    monkeypatch.setattr(scoring, "READ_PAIRS", 7)
+    parts = PairScores.of_stored(table, found)
+    for ours, theirs in ((parts.chosen, whole.chosen), (parts.rejected, whole.rejected)):
+        assert ours.logps.tobytes() == theirs.logps.tobytes()
+        assert ours.lengths.tobytes() == theirs.lengths.tobytes()
 
 
 def test_a_killed_pass_goes_on_from_what_was_stored(tmp_path, monkeypatch):

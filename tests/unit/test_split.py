@@ -16,7 +16,7 @@ from prefopt.config.choices import OnBadRow
 from prefopt.config.schema import DataConfig
 from prefopt.data.loading import read_splits
 from prefopt.data.records import PreferencePair, SFTExample
-from prefopt.data.split import find_overlap, prompt_key, split_by_prompt
+from prefopt.data.split import find_overlap, nested_subsets, prompt_key, split_by_prompt
 from prefopt.evaluation.run import _texts
 from prefopt.process.errors import UserError
 
@@ -215,7 +215,7 @@ def test_the_training_file_as_held_out_file_is_told_to_be_the_same_data(tmp_path
 
 def test_overlap_with_the_held_out_file_is_refused_or_skipped(tmp_path: Path) -> None:
     train, held_out = write(tmp_path / "a.jsonl", ["a", "b", "c"]), write(tmp_path / "b.jsonl", ["x", "b"])
-    with pytest.raises(UserError, match=r"a.jsonl:2: .* held-out row .*b.jsonl:2\. Remove") as caught:
+    with pytest.raises(UserError, match=r"a.jsonl:2: .* held-out row .*b.jsonl:2\. .* Remove") as caught:
         read_splits(DataConfig(train=train, held_out=held_out), kind="preference", seed=0)
     assert "data.on_overlap=skip" in str(caught.value)
     config = DataConfig(train=train, held_out=held_out, on_overlap=OnBadRow.skip)
@@ -254,3 +254,15 @@ def test_notes_say_only_what_happened(tmp_path: Path) -> None:
         "train: 3 rows used",
     ]
     assert json.loads(json.dumps(splits.notes.to_dict()))["read"]["train"]["num_duplicates"] == 1
+
+
+def test_a_part_of_the_prompts_is_the_same_in_every_row_order_and_other_prompts_for_another_seed() -> None:
+    records = [pair(f"prompt {row % 20}", f"answer {row}") for row in range(30)]
+    (part,) = nested_subsets(records, [0.25], seed=0)
+    (reversed_part,) = nested_subsets(records[::-1], [0.25], seed=0)
+    (other,) = nested_subsets(records, [0.25], seed=1)
+    prompts = {record.prompt for record in part}
+    assert len(prompts) == 5
+    assert part == reversed_part[::-1]
+    assert part == [record for record in records if record.prompt in prompts]
+    assert {record.prompt for record in other} != prompts

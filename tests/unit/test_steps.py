@@ -66,6 +66,19 @@ def test_every_row_is_in_exactly_one_batch_of_an_epoch(num_rows: int, split: Spl
     assert len(batches) == len(StepBatches(num_rows, seed=seed, **split._asdict()))
 
 
+@given(st.integers(1, 60), splits, st.integers(0, 3), st.data())
+@settings(deadline=None)
+def test_the_rows_of_the_first_batches_are_known_before_they_are_drawn(num_rows, split, seed, data):
+    epochs = [plan(num_rows, split, seed=seed, epoch=epoch) for epoch in range(3)]
+    num_batches = data.draw(st.integers(0, 3 * len(epochs[0])))
+    drawn = {row for batch in list(chain(*epochs))[:num_batches] for row in batch if row >= 0}
+    batches = StepBatches(num_rows, seed=seed, **split._asdict())
+    batches.set_epoch(data.draw(st.integers(0, 3)))
+    found = batches.rows_in(num_batches).tolist()
+    assert len(found) == len(set(found))
+    assert set(found) == drawn
+
+
 @given(st.integers(1, 60), st.sampled_from([1, 4, 6, 12, 24]), st.data())
 @settings(deadline=None)
 def test_a_step_has_the_same_rows_however_it_is_divided(num_rows: int, total: int, data: st.DataObject) -> None:

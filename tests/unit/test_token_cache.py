@@ -717,11 +717,11 @@ def test_the_loser_of_a_race_uses_what_the_winner_wrote(tmp_path, monkeypatch, c
     def written(folder: Path) -> list[int]:
         return [path.stat().st_mtime_ns for path in sorted(folder.iterdir())]
 
-    def write(folder: Path, key: str, tokenized: TokenizedSplits) -> None:
+    def write(*arguments: Any) -> None:
         monkeypatch.setattr(cache, "_write", real)
         winners.append(Input.pairs().fetch(tmp_path))
         times.append(written(winners[0].folder))
-        real(folder, key, tokenized)
+        real(*arguments)
 
     monkeypatch.setattr(cache, "_write", write)
     loser = Input.pairs().fetch(tmp_path)

@@ -17,6 +17,7 @@ from trl.trainer import dpo_trainer
 from prefopt.config.choices import PeftMethod, ReferenceMode
 from prefopt.config.schema import DPOAlgorithmConfig, TrainConfig
 from prefopt.data.ragged import PairLogps, PairTable
+from prefopt.data.steps import NO_ROW, ROWS
 from prefopt.distributed.group import agree, during, gather
 from prefopt.distributed.preemption import Preempted
 from prefopt.evaluation.measure import sample_rows
@@ -153,6 +154,12 @@ class DPOTrainer(DurableTrainer, trl.DPOTrainer):  # type: ignore[misc]
         self._num_forwards = len(samples) * world_size()
         self._num_pairs = self.rows_after(step + 1) - self.rows_after(step)
         return samples, num_items
+
+    def training_step(self, model: Module, inputs: dict[str, Any], num_items_in_batch: object = None) -> torch.Tensor:
+        """Runs one forward and backward; no pair of it may lack its reference."""
+        if self.store is not None:
+            assert all(self.train_dataset.has_reference(row) for row in inputs[ROWS] if row != NO_ROW)
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model: Module | Recorder, inputs: dict[str, Any], **kwargs: object) -> torch.Tensor:
         """Returns TRL's loss, with stored reference log-probs; in training, weighted by the batch's share of pairs."""

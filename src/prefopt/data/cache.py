@@ -1,7 +1,8 @@
 """Cache of token ids on disk, so that no two ranks or runs tokenise the same rows. The key is a hash of all inputs.
 
-An entry is a folder with an Arrow file for each split, `about.json` with the notes, and `manifest.json` with sizes and
-digests of these files. It is written under a temporary name and renamed, so it is complete or does not exist.
+An entry is a folder with an Arrow file for each split, the held-out records as JSON lines, `about.json` with the
+notes, and `manifest.json` with sizes and digests of these files. It is written under a temporary name and renamed, so
+it is complete or does not exist.
 """
 
 import errno
@@ -13,6 +14,7 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -24,9 +26,11 @@ from prefopt.config.choices import LossOn
 from prefopt.config.schema import DataConfig
 from prefopt.data.encoding import TokenizeNotes
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized
+from prefopt.data.mix import SliceNotes
 from prefopt.data.notes import DataNotes
 from prefopt.data.reading import ReadNotes
-from prefopt.data.table import Table
+from prefopt.data.records import Record
+from prefopt.data.table import Table, write_records
 from prefopt.process.errors import UserError
 from prefopt.storage import sealed
 from prefopt.storage.files import PARTIAL, write_json, write_text
@@ -40,20 +44,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's format and of the key."""
 ABOUT = "about.json"
+HELD_OUT = "held_out.jsonl"
+"""File of the held-out records; there is none if JSON cannot hold them, as those with dates from Parquet files."""
 
 READING_SETTINGS = frozenset(
     {
         "train",
         "held_out",
         "held_out_fraction",
+        "max_rows",
+        "shuffle_seed",
         "format",
         "columns",
         "pairs",
         "min_margin",
-        "as_chat",
         "system",
         "on_identical",
         "on_empty",
@@ -79,6 +86,8 @@ class Cached:
     tokenized: TokenizedSplits
     folder: Path | None
     """Folder for `open_cached`; None if nothing could be stored, for which a warning gives the reason."""
+    key: str = ""
+    """Key of the folder; empty if there is none."""
 
 
 def load_cached(
@@ -108,25 +117,25 @@ def fetch_cached(
     """Like `load_cached`, but also returns the folder from which other processes can open the result."""
     try:
         key = _key(splits, tokenizer, config, loss_on)
-    except _NoKey as error:
+    except NoKeyError as error:
         logger.warning("data: token ids are not kept for the next run: %s", error)
         return Cached(tokenized=load_tokenized(splits, tokenizer, config, loss_on=loss_on), folder=None)
     folder = root.absolute() / key[:32]
-    found = _find(folder, key)
+    found = find_stored(folder, key)
     if found is not None:
         logger.info("data: tokenised before; read from %s", folder)
         splits.notes.tokenized.update(found.notes.tokenized)
     else:
         tokenized = load_tokenized(splits, tokenizer, config, loss_on=loss_on)
         try:
-            _store(folder, key, tokenized)
-            found = _find(folder, key)
+            _store(folder, key, tokenized, splits.held_out)
+            found = find_stored(folder, key)
         except OSError as error:
             reason = error.strerror or error
             logger.warning("data: token ids cannot be kept in %s for the next run (%s)", folder.parent, reason)
         if found is None:
             return Cached(tokenized=_with_fingerprints(tokenized, key), folder=None)
-    return Cached(tokenized=replace(found, notes=splits.notes), folder=folder)
+    return Cached(tokenized=replace(found, notes=splits.notes), folder=folder, key=key)
 
 
 def open_cached(folder: Path) -> TokenizedSplits:
@@ -148,12 +157,12 @@ def digest_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """Returns a SHA-256 (hex) of all that decides a tokenizer's ids, without the date; None if it has none."""
     try:
         described = {**_describe_tokenizer(tokenizer), "clock": None}
-    except _NoKey:
+    except NoKeyError:
         return None
     return hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()
 
 
-class _NoKey(Exception):
+class NoKeyError(Exception):
     """No key can be computed for the token ids; the message says why."""
 
 
@@ -167,13 +176,8 @@ def _key(splits: Splits, tokenizer: "PreTrainedTokenizerBase", config: DataConfi
     notes = splits.notes.to_dict()
     del notes["tokenized"]
     header = {
-        "format": FORMAT,
-        "code": CODE,
-        "versions": {name: version(name) for name in PACKAGES},
+        **describe_ids(tokenizer, config, loss_on),
         "kind": splits.kind,
-        "loss_on": loss_on.value,
-        "settings": {name: value for name, value in vars(config).items() if name not in READING_SETTINGS},
-        "tokenizer": _describe_tokenizer(tokenizer),
         "notes": notes,  # in their order, which is that of the printed lines
         "num_records": [None if side is None else len(side) for side in sides],
     }
@@ -182,6 +186,22 @@ def _key(splits: Splits, tokenizer: "PreTrainedTokenizerBase", config: DataConfi
         for packed in Table.of(side or ()).iter_packed():
             digest.update(packed)
     return digest.hexdigest()
+
+
+def describe_ids(tokenizer: "PreTrainedTokenizerBase", config: DataConfig, loss_on: LossOn) -> dict[str, object]:
+    """Returns all that decides the ids of given records.
+
+    Raises:
+        NoKeyError: The tokenizer cannot be described.
+    """
+    return {
+        "format": FORMAT,
+        "code": CODE,
+        "versions": {name: version(name) for name in PACKAGES},
+        "loss_on": loss_on.value,
+        "settings": {name: value for name, value in vars(config).items() if name not in READING_SETTINGS},
+        "tokenizer": _describe_tokenizer(tokenizer),
+    }
 
 
 def _describe_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> dict[str, object]:
@@ -209,7 +229,7 @@ def _digest_backend(tokenizer: "PreTrainedTokenizerBase") -> str:
             backend.no_padding()
         return hashlib.sha256(backend.to_str().encode()).hexdigest()
     except Exception as error:  # the package tokenizers raises no narrower class
-        raise _NoKey(f"the tokenizer cannot be written down ({error})") from error
+        raise NoKeyError(f"the tokenizer cannot be written down ({error})") from error
 
 
 def _digest_saved(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -222,7 +242,7 @@ def _digest_saved(tokenizer: "PreTrainedTokenizerBase") -> str:
                 digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
                 digest.update(path.read_bytes())
     except (OSError, NotImplementedError, TypeError, ValueError) as error:
-        raise _NoKey(f"the tokenizer cannot be written down ({error})") from error
+        raise NoKeyError(f"the tokenizer cannot be written down ({error})") from error
     return digest.hexdigest()
 
 
@@ -232,7 +252,7 @@ def _read_clock(template: str) -> list[str]:
     return [datetime.now().strftime(text) if text else str(time.time_ns()) for text in formats]
 
 
-def _find(folder: Path, key: str) -> TokenizedSplits | None:
+def find_stored(folder: Path, key: str) -> TokenizedSplits | None:
     """Opens the folder of a key; None if there is none or it is damaged, which is set aside with a warning."""
     try:
         if not folder.is_dir():
@@ -299,7 +319,11 @@ def _fingerprint(split: str, key: str) -> str:
 def _restore_notes(content: dict[str, Any]) -> DataNotes:
     read = {split: ReadNotes(**counts) for split, counts in content["read"].items()}
     tokenized = {split: TokenizeNotes(**counts) for split, counts in content["tokenized"].items()}
-    return DataNotes(**{**content, "read": read, "tokenized": tokenized})
+    slices = {
+        split: {name: SliceNotes(**counts) for name, counts in parts.items()}
+        for split, parts in content["slices"].items()
+    }
+    return DataNotes(**{**content, "slices": slices, "read": read, "tokenized": tokenized})
 
 
 def _datasets(tokenized: TokenizedSplits) -> "dict[str, Dataset]":
@@ -318,7 +342,7 @@ def _with_fingerprints(tokenized: TokenizedSplits, key: str) -> TokenizedSplits:
     return replace(tokenized, **named)
 
 
-def _store(folder: Path, key: str, tokenized: TokenizedSplits) -> None:
+def _store(folder: Path, key: str, tokenized: TokenizedSplits, held_out: Sequence[Record] | None) -> None:
     """Writes a folder, unless another process has written it meanwhile.
 
     Raises:
@@ -329,7 +353,7 @@ def _store(folder: Path, key: str, tokenized: TokenizedSplits) -> None:
     partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
     try:
         partial.mkdir()
-        _write(partial, key, tokenized)
+        _write(partial, key, tokenized, held_out)
         sealed.publish(partial, folder, [])
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
@@ -338,10 +362,12 @@ def _store(folder: Path, key: str, tokenized: TokenizedSplits) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(folder: Path, key: str, tokenized: TokenizedSplits) -> None:
+def _write(folder: Path, key: str, tokenized: TokenizedSplits, held_out: Sequence[Record] | None) -> None:
     datasets = _datasets(tokenized)
     for split, dataset in datasets.items():
         _write_table(folder / _file_name(split), dataset.with_format("arrow")[:])
+    if held_out is not None:
+        write_records(folder / HELD_OUT, held_out)
     about = {"key": key, "kind": tokenized.kind, "splits": list(datasets), "notes": tokenized.notes.to_dict()}
     write_text(folder / ABOUT, json.dumps(about, indent=2) + "\n")
     digests = sealed.digest(folder, sorted(path.name for path in folder.iterdir()))

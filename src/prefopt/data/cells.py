@@ -1,4 +1,4 @@
-"""Message lists that table cells hold as text, in JSON or in Python's notation."""
+"""Message lists that cells hold as text, in JSON or in Python's notation, or as the only item of another list."""
 
 import re
 from typing import Any
@@ -31,7 +31,7 @@ _BEGINS_AS_MESSAGES = re.compile(r"""\s*\[\s*\{\s*(["'])(?:role|content|from|val
 
 
 def parse_cells(row: dict[str, object]) -> dict[str, Any]:
-    """Returns `row` with each text that holds a list of messages parsed into that list; `row` itself if none does.
+    """Returns `row` with each list of messages that is text, or the only item of a list; else `row` itself.
 
     Raises:
         RowError: A text begins like a list of messages, but cannot be parsed.
@@ -42,6 +42,8 @@ def parse_cells(row: dict[str, object]) -> dict[str, Any]:
             value = _parse(text, name)
             if _is_messages(value):
                 parsed[name] = value
+        elif isinstance(text, list) and len(text) == 1 and name in CELLS and _is_list_of_messages(text[0]):
+            parsed[name] = text[0]
     return {**row, **parsed} if parsed else row
 
 
@@ -61,6 +63,10 @@ def _is_messages(value: object) -> bool:
     """Returns whether a value is a list of messages, one turn of ShareGPT, or OpenAI's `input`; other JSON is text."""
     if isinstance(value, dict):
         return {"from", "value"} <= value.keys() or isinstance(value.get("messages"), list)
+    return _is_list_of_messages(value)
+
+
+def _is_list_of_messages(value: object) -> bool:
     return (
         isinstance(value, list)
         and bool(value)

@@ -13,9 +13,12 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
+from prefopt.config.schema import COLUMNS
 from prefopt.data.arrow import OnBad, folder_rows, hub_rows, parquet_rows
+from prefopt.data.cells import CELLS
 from prefopt.data.strict_json import JSONError, parse_row, parse_rows
 from prefopt.data.values import describe, show_name
+from prefopt.data.wrapped import flatten, read_wrapped
 from prefopt.process.errors import UserError, explained
 from prefopt.process.paths import describe_missing, resolve
 
@@ -39,6 +42,8 @@ FOREIGN = {
 """Beginnings of files whose content is not what their name says, each with an explanation and a remedy."""
 DELIMITERS = (",", "\t", ";", "|")
 """Delimiters of a `.csv` file: the most frequent one in its header is used. A `.tsv` file always uses the tab."""
+RARE_DELIMITERS = ("^", ":", "~", "\x1f", "\x01")
+"""Delimiters that are used if a header has none of the others, and is made of plain names between them."""
 
 QUOTES = (
     "In a table, a cell that begins with a quote ends at the next one. Where quotes belong to the text, double each "
@@ -183,7 +188,14 @@ def _decode(raw: bytes, place: str) -> str:
 
 
 def _json_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
-    """Yields the objects of a JSON-lines file, or of one JSON list; the first line decides which of both it is."""
+    """Yields the objects of JSON lines or of one JSON list, or those that are wrapped (see `wrapped`).
+
+    The first line decides which of them the file is.
+    """
+    wrapped = read_wrapped(_lines(path), path.stat().st_size)
+    if wrapped is not None:
+        yield from ((row, f"{path}:row {number}") for number, row in enumerate(wrapped, start=1))
+        return
     is_first = True
     lines = _lines(path)
     for number, line in enumerate(lines, start=1):
@@ -206,7 +218,8 @@ def _json_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
 def _list_rows(path: Path, text: str) -> Iterator[tuple[Row, str]]:
     number = 0
     try:
-        for number, row in enumerate(parse_rows(text), start=1):
+        rows = (row for item in parse_rows(text) for row in flatten(item))
+        for number, row in enumerate(rows, start=1):
             yield row, f"{path}:row {number}"
     except JSONError as error:
         raise UserError(f"{path}:{error.line}: {error}, in row {number + 1} of the list.") from error
@@ -217,7 +230,7 @@ def _csv_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
     lines = _csv_lines(path)
     header = next(lines, "")
     is_tsv = path.name.lower().removesuffix(".gz").endswith(".tsv")
-    delimiter = "\t" if is_tsv else max(DELIMITERS, key=re.sub(r'"[^"]*"', "", header).count)
+    delimiter = "\t" if is_tsv else _find_delimiter(header, path)
     reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
     number, line = 0, 1
     try:
@@ -243,6 +256,24 @@ def _csv_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
                 f"{path}:{line}: invalid TSV: {str(error).replace(delimiter, 'a tab')}. {QUOTES}"
             ) from error
         raise UserError(f"{path}:row {number + 1}: invalid CSV: {error}.") from error
+
+
+def _find_delimiter(header: str, path: Path) -> str:
+    unquoted = re.sub(r'"[^"]*"', "", header)
+    found = max(DELIMITERS, key=unquoted.count)
+    if found in unquoted:
+        return found
+    for rare in RARE_DELIMITERS:
+        names = header.strip().replace('"', "").split(rare)
+        if len(names) > 1 and all(re.fullmatch(r"[\w .-]+", name) for name in names):
+            return rare
+    names = header.replace('"', "").split()
+    if len(set(names) & {*COLUMNS, *CELLS}) > 1:
+        raise UserError(
+            f"{path}:1: the header is one column, '{show_name(header.strip())}'. Blanks cannot separate columns, for "
+            "texts hold them. Separate columns by a comma, tab, semicolon, | or ^, or write the rows as JSON lines."
+        )
+    return found
 
 
 def _refuse_swallowed(cells: list[str], place: str) -> None:

@@ -90,10 +90,14 @@ class Scattered:
         return len(self.lengths)
 
     def __getitem__(self, row: int) -> Array:
-        assert self.array[row] >= 0, f"row {row} was not asked for when these rows were looked up"
+        assert self.has(row), f"row {row} was not asked for when these rows were looked up"
         start = self.start[row]
         values: Array = self.arrays[self.array[row]][start : start + self.lengths[row]]
         return values
+
+    def has(self, row: int) -> bool:
+        """Returns whether a row can be read."""
+        return bool(self.array[row] >= 0)
 
     def read(self, start: int, end: int) -> Ragged:
         """Returns a copy of the rows from `start` to `end`."""

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from prefopt.config.mixture import paths_of
 from prefopt.config.schema import TrainConfig
 from prefopt.data.files import HUB, find_files
 from prefopt.process.errors import UserError, explained
@@ -43,15 +44,23 @@ def find_changed_files(specs: Mapping[str, object], before: Mapping[str, object]
 
 def digest_files(spec: object) -> str | None:
     """Returns a digest of the contents of all files of a data set, in order; None if some of them are on the hub."""
-    items = [str(item) for item in (spec if isinstance(spec, (list, tuple)) else [spec])]
-    if any(item.startswith(HUB) for item in items):
+    paths = list_files(spec)
+    if paths is None:
         return None
     digest = hashlib.sha256()
-    for found in (path for item in items for path in find_files(item)):
-        for path in sorted(found.rglob("*")) if found.is_dir() else [found]:
-            if path.is_file():
-                digest.update(_digest_file(path))
+    for path in paths:
+        if path.is_file():
+            digest.update(_digest_file(path))
     return digest.hexdigest()
+
+
+def list_files(spec: object) -> list[Path] | None:
+    """Returns all files of a data set, in order, and what else lies in its folders; None if some are on the hub."""
+    items = [str(path) for path in paths_of(spec)]
+    if any(item.startswith(HUB) for item in items):
+        return None
+    found = (path for item in items for path in find_files(item))
+    return [path for each in found for path in (sorted(each.rglob("*")) if each.is_dir() else [each])]
 
 
 def _digest_file(path: Path) -> bytes:

@@ -17,12 +17,16 @@ _BLANKS = re.compile(r"[ \n\r\t]*")
 
 
 class JSONError(ValueError):
-    """An error in a JSON text, with its line, counted from 1; `is_syntax` if the text is not JSON at all."""
+    """An error in a JSON text, with its line, counted from 1.
 
-    def __init__(self, message: str, line: int, is_syntax: bool = False) -> None:
+    `is_syntax` if the text is not JSON at all; `is_at_end` if it is the beginning of a JSON text.
+    """
+
+    def __init__(self, message: str, line: int, is_syntax: bool = False, is_at_end: bool = False) -> None:
         super().__init__(message)
         self.line = line
         self.is_syntax = is_syntax
+        self.is_at_end = is_at_end
 
 
 class RepeatingRow(dict[str, Any]):
@@ -135,6 +139,22 @@ def parse_rows(text: str) -> Iterator[Any]:
         raise _told(json.JSONDecodeError("Extra data", text, position), 1)
 
 
+def parse_values(text: str) -> Iterator[Any]:
+    """Yields the values of a text that holds one behind the other, as `parse_row` returns them.
+
+    Raises:
+        JSONError: As for `parse_row`.
+    """
+    position = _skip_blanks(text, 0)
+    while position < len(text):
+        try:
+            value, position = _decode_row(text, position)
+        except (ValueError, RecursionError) as error:
+            raise _told(error, text.count("\n", 0, position) + 1) from error
+        yield value
+        position = _skip_blanks(text, position)
+
+
 def parse_structure(text: str) -> Any:
     """Returns the value of a JSON text or of a Python literal, as `str()` writes lists and dicts.
 
@@ -198,7 +218,7 @@ def _told(error: Exception, line: int) -> JSONError:
         is_at_end = not error.doc[error.pos :].strip()
         where = "at the end" if is_at_end else f"at column {error.colno}"
         line = error.doc.rstrip().count("\n") + 1 if is_at_end else error.lineno
-        return JSONError(f"invalid JSON: {error.msg} {where}", line, is_syntax=True)
+        return JSONError(f"invalid JSON: {error.msg} {where}", line, is_syntax=True, is_at_end=is_at_end)
     if isinstance(error, _RepeatedKey):
         return JSONError(str(error), line)
     if isinstance(error, RecursionError):

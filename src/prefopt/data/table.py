@@ -1,13 +1,15 @@
 """Records in a temporary file instead of memory: a sequence that makes its records when they are looked at."""
 
+import json
 import marshal
 import os
 import pickle
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -140,6 +142,21 @@ class Table(Sequence[Item], Generic[Item]):
         return Table(
             self._store, self._rows[rows if isinstance(rows, np.ndarray) else np.asarray([*rows], dtype=np.int64)]
         )
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Writes records as JSON lines for `read_written`; no file is left if JSON cannot hold one of them."""
+    try:
+        with path.open("w", encoding="ascii") as file:
+            file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
+    except TypeError:
+        path.unlink()
+
+
+def read_written(path: Path, kind: type[Item]) -> Table[Item]:
+    """Returns the records that `write_records` has written."""
+    with explained(path), path.open(encoding="ascii") as file:
+        return Table.of(kind(**json.loads(line)) for line in file)
 
 
 class TableWriter(Generic[Item]):

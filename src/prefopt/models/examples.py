@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from prefopt.config.schema import TrainConfig
 from prefopt.data.audit.audit import audit_run
 from prefopt.data.audit.finding import Audit
+from prefopt.data.audit.token_notes import audit_tokens
+from prefopt.data.known_files import DataSet, Request
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_splits
 from prefopt.distributed.group import keep_on_main, on_main
 from prefopt.process import phases
@@ -71,16 +73,19 @@ def load_examples(config: TrainConfig, *, measured: object = None, audited: bool
     def read() -> Splits:
         return read_splits(config.data, kind=algorithm.rows, seed=config.run.seed, measured=measured)
 
+    request = Request(config.data, algorithm.rows, config.run.seed, algorithm.trained_tokens, measured)
     with phases.of("reading"):
-        records = keep_on_main(read)
+        data_set = keep_on_main(lambda: DataSet(request, read, cache_folder() / "tokens"))
     audit = None
     if audited:
         with phases.of("audit"):
-            audit = keep_on_main(lambda: audit_run(config.data, records, seed=config.run.seed))
+            audit = keep_on_main(
+                lambda: audit_run(config.data, data_set.read_rows, kind=algorithm.rows, seed=config.run.seed)
+            )
 
     # Imported only here: torch and transformers take seconds, and bad rows are reported before.
     with importing():
-        from prefopt.data.cache import fetch_cached, open_cached
+        from prefopt.data.cache import open_cached
         from prefopt.models.limits import Limits
         from prefopt.models.load import check_hardware, load_tokenizer
 
@@ -90,11 +95,7 @@ def load_examples(config: TrainConfig, *, measured: object = None, audited: bool
         tokenizer = load_tokenizer(config.model)
         limits.check_tokenizer(tokenizer, config.model)
     with phases.of("tokenising"):
-        stored = keep_on_main(
-            lambda: fetch_cached(
-                records, tokenizer, config.data, loss_on=algorithm.trained_tokens, root=cache_folder() / "tokens"
-            )
-        )
+        stored = keep_on_main(lambda: data_set.fetch(tokenizer))
         folder = on_main(lambda: stored.folder)
         if is_main():
             tokenized = stored.tokenized
@@ -105,4 +106,6 @@ def load_examples(config: TrainConfig, *, measured: object = None, audited: bool
     for line in tokenized.notes.lines():
         logger.info("data: %s", line)
     limits.check_data(tokenized)
-    return Examples(records, tokenized, tokenizer, limits, audit)
+    if audited:
+        audit = keep_on_main(lambda: audit_tokens(audit, tokenized.notes.tokenized, config.data.gate))
+    return Examples(keep_on_main(lambda: data_set.splits), tokenized, tokenizer, limits, audit)

@@ -112,7 +112,10 @@ class StoredLogps:
 
 @dataclass(frozen=True)
 class PairsWithReference:
-    """Tokenised pairs; a row that is taken has `REFERENCE_COLUMNS` too, read from the shards at that moment."""
+    """Tokenised pairs; a row that is taken has `REFERENCE_COLUMNS` too, read from the shards at that moment.
+
+    Loaders read a few batches ahead of the last step. A pair whose log-probs were not asked for has NaN there.
+    """
 
     pairs: "Dataset"
     logps: StoredLogps
@@ -137,5 +140,12 @@ class PairsWithReference:
         """Returns the tokens alone, in a format of `datasets`."""
         return self.pairs.with_format(kind)
 
+    def has_reference(self, row: int) -> bool:
+        """Returns whether the log-probs of a pair were asked for."""
+        return self.logps.chosen.has(row)
+
     def _reference_of(self, row: int) -> dict[str, Array]:
-        return dict(zip(REFERENCE_COLUMNS, (self.logps.chosen[row], self.logps.rejected[row]), strict=True))
+        sides = zip(REFERENCE_COLUMNS, (self.logps.chosen, self.logps.rejected), strict=True)
+        if not self.has_reference(row):
+            return {column: np.full(side.lengths[row], np.nan, np.float32) for column, side in sides}
+        return {column: side[row] for column, side in sides}

@@ -105,10 +105,11 @@ def keys_of(table: PairTable, rows: Rows) -> Keys:
     end = 0
     for row in rows.tolist():
         ids = table.prompt[row]
-        prompt = hashlib.sha256(np.int64(len(ids)).tobytes() + ids.tobytes())
+        prompt = hashlib.sha256(len(ids).to_bytes(8, "little"))
+        prompt.update(ids.data)
         for completions in (table.chosen, table.rejected):
             digest = prompt.copy()
-            digest.update(completions[row].tobytes())
+            digest.update(completions[row].data)
             end += KEY_BYTES
             found[end - KEY_BYTES : end] = digest.digest()[:KEY_BYTES]
     return np.frombuffer(found, np.uint8).reshape(len(rows), 2, KEY_BYTES)

@@ -44,22 +44,27 @@ MAX_LINES = 6
 """Findings that training tells in its log, each in a line."""
 
 
-def audit_run(config: DataConfig, splits: Splits, *, seed: int) -> Audit:
+def audit_run(config: DataConfig, read: Callable[[], Splits], *, kind: Kind, seed: int) -> Audit:
     """Audits the rows that a run is to train on and to be measured on, tells of the findings, and applies the gate.
 
     Args:
         config: The files, and the gate.
-        splits: What was read from them.
+        read: Reads them; not called if the results are known.
+        kind: Whether the rows are preference pairs or demonstrations.
         seed: Seed of the choice of held-out prompts.
 
     Raises:
         UserError: A finding is an error by the gate's limits.
     """
-    records = {"train": splits.train} | ({} if splits.held_out is None else {"held_out": splits.held_out})
-    key = key_of(config, kind=splits.kind, seed=seed, rows="used")
+
+    def read_used() -> Material:
+        splits = read()
+        return Material.of_used({"train": splits.train} | ({"held_out": splits.held_out} if splits.held_out else {}))
+
+    key = key_of(config, kind=kind, seed=seed, rows="used")
     audit = audit_records(
-        lambda: Material.of_used(records),
-        kind=splits.kind,
+        read_used,
+        kind=kind,
         gate=config.gate,
         data=describe_data(config),
         key=key,

@@ -1,6 +1,7 @@
 """Rows of a split that differ from another in a few words only: they weigh twice, and say nothing new."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,12 +71,15 @@ def conclude(seen: Sequence[tuple[str, int, Sketches]], sides: Sides) -> Found:
     rows: dict[str, NDArray[np.int64]] = {}
     examples: list[Example] = []
     num_groups = num_uncompared = 0
+    sizes: Counter[int] = Counter()
     for split in dict.fromkeys(split for split, _, _ in seen):
         keys = np.concatenate([sketches.keys for name, _, sketches in seen if name == split])
         digests = np.concatenate([sketches.digests for name, _, sketches in seen if name == split])
         groups, found, uncompared = _group(split, keys, digests, sides)
         num_uncompared += uncompared
-        num_groups += len({groups.first(row) for row in groups.parents})
+        members = Counter(groups.first(row) for row in groups.parents)
+        num_groups += len(members)
+        sizes.update(1 + num_further for num_further in members.values())
         rows[split] = np.array(sorted(groups.parents), np.int64)
         examples += found
     count = sum(map(len, rows.values()))
@@ -88,9 +92,15 @@ def conclude(seen: Sequence[tuple[str, int, Sketches]], sides: Sides) -> Found:
         summary=f"{count} of {num_rows} rows repeat another in nearly the same words ({num_groups} groups){trusted}"
         if count
         else "no row repeats another in nearly the same words",
-        remedy="prefopt audit --fix --near keeps the first of each group." if count else "",
+        remedy="Keep one row of each group (prefopt audit --fix --near), unless they are meant to weigh more."
+        if count
+        else "",
         examples=examples[:MAX_EXAMPLES],
-        values={"groups": num_groups, "uncompared": num_uncompared},
+        values={
+            "groups": num_groups,
+            "uncompared": num_uncompared,
+            "group_sizes": {str(size): sizes[size] for size in sorted(sizes)},
+        },
     )
 
 

@@ -83,7 +83,7 @@ def conclude(seen: Sequence[tuple[str, int, Prompts]], sides: Sides) -> Found | 
         summary=f"{len(leaks)} of {num_rows} prompts that are not trained on nearly repeat training prompts{trusted}"
         if leaks
         else "no other prompt nearly repeats a training prompt",
-        remedy="prefopt audit --fix --near drops them from the held-out rows." if leaks else "",
+        remedy="Hold out other prompts, or drop these rows on one side (prefopt audit --fix --near)." if leaks else "",
         examples=[_show(place, detail, sides) for place, detail in sorted(leaks.items())[:MAX_EXAMPLES]],
         values={"by_split": {name: len(found) for name, found in rows.items()}, "uncompared": num_uncompared},
     )

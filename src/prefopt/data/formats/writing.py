@@ -37,7 +37,7 @@ def get_conversation(row: Row) -> list[Message]:
     """Returns a demonstration as one conversation, in which each assistant message without training is marked.
 
     Raises:
-        RowError: It is text.
+        RowError: It is text, or an answer is trained that stands before the first question.
     """
     if "text" in row:
         raise RowError(WHOLE_TEXT)
@@ -45,10 +45,16 @@ def get_conversation(row: Row) -> list[Message]:
         raise RowError(CHAT)
     messages = row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]
     trained = trained_turns(messages, len(row["prompt"]) if "messages" not in row else None)
-    return [
+    marked = [
         {**message, UNTRAINED: False} if message["role"] == "assistant" and at not in trained else message
         for at, message in enumerate(messages)
     ]
+    if trained_turns(marked) != trained:
+        raise RowError(
+            "the completion begins before a user has asked anything, and in one list of messages such an answer is a "
+            "greeting that is not trained. Drop the row."
+        )
+    return marked
 
 
 def refuse_columns(row: Row, *names: str) -> None:

@@ -22,7 +22,7 @@ DEFECTS = {
     (ORCA, "mojibake"): {"129", "172", "188"},
     (ORCA, "near_duplicate"): set(),
     (SHAREGPT, "secrets"): set(),
-    (SHAREGPT, "personal_data"): {"row 145"},
+    (SHAREGPT, "personal_data"): set(),
     (SHAREGPT, "control_characters"): {"row 16", "row 68", "row 287"},
     (SHAREGPT, "mojibake"): {"row 16"},
     (SHAREGPT, "near_duplicate"): set(),

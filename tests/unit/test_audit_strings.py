@@ -69,6 +69,7 @@ NOBODY = [
     "info@mail.example.org",
     "logo@2x.png",
     "git@github.com:a/b.git",
+    "  472547338\n+960583100000686",
     "call 212-555-0187",
     "(555) 123-4567",
     "123-456-7890",

@@ -18,11 +18,11 @@ FICTITIOUS_DOMAIN = re.compile(
 )
 FICTITIOUS_NAME = re.compile(
     r"^(?:(?:you|my|your)(?:r?[._-]?(?:e?mail|name|address|username|account|self|company|id))?|user\w*|name|first.*last.*|email|e-mail|example\w*|some(?:one|body)|j(?:ohn|ane|\.)?[._]?"
-    r"(?:doe|smith)\d*|foo|bar|test\w*|abc|xyz|git|noreply|no-reply|recipient|sender|username|alice|bob)$",
+    r"(?:doe|smith)[\w.+-]*|foo|bar|test\w*|abc|xyz|git|noreply|no-reply|recipient|sender|username|alice|bob)$",
     re.IGNORECASE,
 )
 EMAIL = rb"(?<![\w.%+-])[A-Za-z0-9][\w.%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,4}[A-Za-z]{2,18}(?![\w@-])"
-INTERNATIONAL = rb"\+[1-9](?:[ .()-]{0,2}\d){7,14}"
+INTERNATIONAL = rb"\+[1-9](?:[ .()-]{0,2}\d){7,12}"
 NORTH_AMERICAN = rb"(?:\+?1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d([.-]))[2-9]\d\d(?(1)\1|-)\d{4}"
 SOCIAL_SECURITY = rb"(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}"
 CARD = rb"\d{4}([ -]?)(?:\d{4}\1\d{4}\1\d{4}|\d{6}\1\d{5})"

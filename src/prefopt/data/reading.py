@@ -11,7 +11,7 @@ from prefopt.config.choices import DataFormat
 from prefopt.config.mixture import parts_of
 from prefopt.config.schema import DataConfig
 from prefopt.data.arrow import OnBad, Row
-from prefopt.data.as_chat import from_system_column
+from prefopt.data.as_chat import from_system_column, is_question, to_chat
 from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.cells import parse_cells
 from prefopt.data.columns import rename
@@ -179,6 +179,7 @@ class _Reader:
         self.labels, self._pairing, self._as_chat = labels, pairing, as_chat
         self._parts = parts_of(spec, "data.train")
         self._notes = ReadNotes()
+        self._num_system_chats = 0
         self._first: tuple[str, DataFormat, Shape] | None = None
 
     def read(self, bad: BadRows) -> ReadResult:
@@ -237,6 +238,8 @@ class _Reader:
             agreed, implicit = agree_on_prompts(records)
             records = Table.of(agreed)
             self._notes = replace(self._notes, **vars(implicit))
+        if 0 < self._num_system_chats < len(records):  # the rows without a system prompt are chats like the others
+            records = Table.of(to_chat(each) if is_question(each) else each for each in records)
         notes, pairing = self._notes, self._pairing
         notes.num_joined, notes.num_waiting_skipped = pairing.num_joined, pairing.num_waiting
         notes.num_close_skipped = pairing.num_close
@@ -261,11 +264,7 @@ class _Reader:
         )
         if not pairs and RANKED in converted:
             return None
-        if self._as_chat:
-            opened = [pair._replace(row=from_system_column(pair.row)) for pair in pairs]
-            self._notes.num_as_chat += sum(new.row is not old.row for new, old in zip(opened, pairs, strict=True))
-            pairs = opened
-        built = [(pair, *build_record(pair.row, kind, pair.place)) for pair in pairs]
+        built = [(pair, *self._build(pair)) for pair in pairs]
         unread = unread_columns(parsed, row_format, kind, built[0][2].fields if built else ())
         if isinstance(row, RepeatingRow):
             read_as = {source: name for name, source in self._columns.items()}
@@ -280,6 +279,15 @@ class _Reader:
             for pair, record, shape in built
             if self._pairing.admits(pair)
         ]
+
+    def _build(self, pair: Pair) -> tuple[Record, Shape]:
+        """Returns the record of a row in TRL's format, and the shape of the row as it stands in the file."""
+        row = from_system_column(pair.row) if self._as_chat else pair.row
+        record, shape = build_record(row, self._kind, pair.place)
+        if row is pair.row:
+            return record, shape
+        self._num_system_chats += 1
+        return record, replace(shape, content="text")
 
     def _alike(self, source: str, record: Record, format: DataFormat, shape: Shape) -> tuple[Record, Shape]:
         """Returns a record and its shape.

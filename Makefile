@@ -57,6 +57,7 @@ docs: install
 
 bench: install
 	$(RUN) -m benchmarks.tokenize
+	$(RUN) -m benchmarks.data_scale
 	$(RUN) -m benchmarks.planted
 	$(RUN) -m benchmarks.dpo_step
 	$(RUN) -m benchmarks.sweep

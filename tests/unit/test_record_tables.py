@@ -1,9 +1,12 @@
 """Records and token ids in files: the same as lists of them, whatever is in them, without holding them."""
 
 import datetime
+import errno
 import tracemalloc
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from prefopt.data import id_table, table
 from prefopt.data.id_table import Column, IdTable
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.data.table import Table, TableWriter, pack, unpack
+from prefopt.process.errors import UserError
 
 TEXT = st.text(st.characters(), max_size=8)
 JSON: Any = st.recursive(
@@ -95,6 +99,15 @@ def test_a_table_does_not_hold_its_records_in_memory() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 10 * 2**20 < 3000 * 10_000
+
+
+def test_a_full_disk_says_where_and_what_to_do() -> None:
+    full = SimpleNamespace(write=Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    writer = TableWriter[PreferencePair]()
+    writer._store._file = full  # type: ignore[assignment]
+    writer.append(pairs(1)[0])
+    with pytest.raises(UserError, match=r"No space left on device.* Let TMPDIR name a folder with more room"):
+        writer.table()
 
 
 @given(st.lists(st.lists(st.tuples(st.lists(st.integers(0, 2**31 - 1), max_size=5), TEXT), max_size=4), max_size=4))

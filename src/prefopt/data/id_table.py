@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.data.table import ROOM
 from prefopt.process.errors import explained
 
 if TYPE_CHECKING:
@@ -57,14 +58,14 @@ class IdTable:
 
     def __init__(self, columns: Sequence[str]) -> None:
         self.num_rows = 0
-        with explained(tempfile.gettempdir(), "written"):
+        with explained(tempfile.gettempdir(), "written", ROOM):
             self._columns = [*(_ColumnFile(name, 4) for name in columns), _ColumnFile("source", 1)]
 
     def add(self, columns: Sequence[Column]) -> None:
         """Adds a chunk of rows: the id columns in order, then the places `path:line`; nothing for no rows."""
         if not columns:
             return
-        with explained(tempfile.gettempdir(), "written"):
+        with explained(tempfile.gettempdir(), "written", ROOM):
             for file, column in zip(self._columns, columns, strict=True):
                 file.add(column)
         self.num_rows += len(columns[-1].lengths)
@@ -75,7 +76,7 @@ class IdTable:
         import pyarrow as pa
         from datasets import Dataset
 
-        with explained(tempfile.gettempdir(), "written"):
+        with explained(tempfile.gettempdir(), "written", ROOM):
             for column in self._columns:
                 column.file.flush()
             arrays = [_to_arrow(column) for column in self._columns]

@@ -20,6 +20,8 @@ from prefopt.process.errors import explained
 
 Item = TypeVar("Item", bound=Record)
 
+ROOM = "Let TMPDIR name a folder with more room: records and token ids take twice the size of the files there."
+"""What to do when the temporary files cannot be written."""
 FLUSH_BYTES = 2**20
 """Packed records that wait in memory before they are written."""
 READ_BYTES = 2**20
@@ -54,7 +56,7 @@ class _Store:
     """A file without a name, which ends with this object, and where each record begins in it."""
 
     def __init__(self) -> None:
-        with explained(tempfile.gettempdir()):
+        with explained(tempfile.gettempdir(), "written", ROOM):
             self._file = tempfile.TemporaryFile(prefix="prefopt-")  # noqa: SIM115  (it ends with this object)
         self._waiting: list[bytes] = []
         self._num_waiting = 0
@@ -68,7 +70,7 @@ class _Store:
             self.flush()
 
     def flush(self) -> None:
-        with explained(tempfile.gettempdir()):
+        with explained(tempfile.gettempdir(), "written", ROOM):
             self._file.write(b"".join(self._waiting))
             self._file.flush()
         self._waiting, self._num_waiting = [], 0

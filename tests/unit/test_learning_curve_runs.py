@@ -156,9 +156,22 @@ def test_the_users_settings_are_kept_but_what_only_a_report_needs(config: TrainC
     measure(config, tmp_path / "curve", trainer)
     for settings in trainer.configs:
         assert (settings.model, settings.optim, settings.algorithm) == (config.model, config.optim, config.algorithm)
-        assert (settings.trainer.num_epochs, settings.trainer.max_steps) == (1.0, None)
+        assert settings.trainer.per_device_batch_size == config.trainer.per_device_batch_size
         assert settings.evaluation.num_samples == 0
         assert settings.logger.name.value == "none"
+
+
+def test_all_trainings_see_equally_many_examples_so_that_more_steps_do_not_pass_for_more_data(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    config.trainer.num_epochs = 2
+    trainer = Trainer()
+    measure(config, tmp_path / "curve", trainer)
+    num_train = len(read_splits(config.data, kind="preference", seed=0).train)
+    for settings in trainer.configs:
+        seen = settings.trainer.num_epochs * len(read_rows(Path(settings.data.train)))
+        assert seen == pytest.approx(2 * num_train)
+    assert config.trainer.num_epochs == 2, "the user's settings are not changed"
 
 
 def test_every_setting_of_the_data_has_acted_before_or_is_handed_on() -> None:

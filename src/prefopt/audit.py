@@ -22,7 +22,8 @@ from prefopt.process.console import build_console, progress_bar
 from prefopt.process.errors import UserError, explained
 from prefopt.process.imports import importing
 from prefopt.process.terminal import Terminal, quote
-from prefopt.reports.audit import print_audit, write_audit_page
+from prefopt.reports.audit import print_audit
+from prefopt.reports.audit_page import write_audit_page
 from prefopt.reports.learning_curve import list_lines, render_section
 from prefopt.storage.files import write_json
 from prefopt.train import train
@@ -72,7 +73,8 @@ def main(argv: list[str]) -> None:
     if options.learning_curve and options.output is None:
         raise UserError("--learning-curve: needs --output <folder> for its trainings, so that it goes on if stopped.")
     config = load_config(read_overrides(options.overrides), options.config_dir)
-    audit = run_audit(config, options, with_model=_names_model(options.overrides))
+    command = " ".join(["prefopt audit", *map(quote, argv)])
+    audit = run_audit(config, options, with_model=_names_model(options.overrides), command=command)
     if audit.of_level(Level.error):
         sys.exit(GATE_ERROR)
 
@@ -95,8 +97,8 @@ def _names_model(arguments: Sequence[str]) -> bool:
     return any(each.lstrip("+").startswith(("model=", "model.", "experiment=")) for each in arguments)
 
 
-def run_audit(config: TrainConfig, options: Any, *, with_model: bool) -> Audit:
-    """Reads the data, runs the checks or finds their results, shows and writes them."""
+def run_audit(config: TrainConfig, options: Any, *, with_model: bool, command: str) -> Audit:
+    """Reads the data, runs the checks or finds their results, shows and writes them; `command` is what was typed."""
     console = build_console()
     kind, seed = config.algorithm.rows, config.run.seed
     reader = _load_reader(config) if with_model else None
@@ -122,13 +124,14 @@ def run_audit(config: TrainConfig, options: Any, *, with_model: bool) -> Audit:
     if not options.json:
         print_audit(audit, console)
     if options.output is not None:
-        _write(audit, options.output)
+        _write(audit, options.output, command)
         if options.fix:
             told = fix(config.data, read(), options.output, kind=kind, with_near=options.near)
             for line in told if not options.json else ():
                 console.print(line)
         if options.learning_curve:
-            audit = _measure_curve(config, audit, options.output, Terminal(stderr=True) if options.json else console)
+            shown = Terminal(stderr=True) if options.json else console
+            audit = _measure_curve(config, audit, options.output, command, shown)
     if options.json:
         print(json.dumps(audit.to_dict(), ensure_ascii=False))
     elif options.output is not None:
@@ -136,7 +139,7 @@ def run_audit(config: TrainConfig, options: Any, *, with_model: bool) -> Audit:
     return audit
 
 
-def _measure_curve(config: TrainConfig, audit: Audit, folder: Path, console: Console) -> Audit:
+def _measure_curve(config: TrainConfig, audit: Audit, folder: Path, command: str, console: Console) -> Audit:
     """Adds the learning curve to an audit, and to what is written of it; not for data that the gate refuses."""
     if audit.of_level(Level.error):
         console.print("learning curve: not trained, because of the errors above. Mend them, or set data/gate=off.")
@@ -148,7 +151,7 @@ def _measure_curve(config: TrainConfig, audit: Audit, folder: Path, console: Con
     for line in list_lines(curve):
         console.print(line)
     audit = replace(audit, learning_curve=curve.to_dict())
-    _write(audit, folder, [render_section(curve)])
+    _write(audit, folder, command, [render_section(curve)])
     return audit
 
 
@@ -160,11 +163,11 @@ def _load_reader(config: TrainConfig) -> Any:
     return Reader(load_tokenizer(config.model), config.data.max_length, config.algorithm.trained_tokens)
 
 
-def _write(audit: Audit, folder: Path, sections: Sequence[str] = ()) -> None:
+def _write(audit: Audit, folder: Path, command: str, sections: Sequence[str] = ()) -> None:
     with explained(folder, doing="written"):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "audit.json", audit.to_dict())
-    write_audit_page(audit, folder / "audit.html", sections)
+    write_audit_page(audit, folder / "audit.html", command=command, sections=sections)
 
 
 if __name__ == "__main__":

@@ -233,7 +233,7 @@ def test_the_parts_of_a_run_sum_up_to_the_wall_time_of_its_command(overrides, tm
     assert sum(seconds.values()) == pytest.approx(wall_s, abs=0.75, rel=0.1)  # but for the end of Python
     assert seconds["other"] < max(0.5, 0.05 * wall_s)
     assert {
-        "imports", "configuration", "reading", "tokenising", "model_load", "set_up", "reference", "first_step",
+        "imports", "configuration", "tokenising", "model_load", "set_up", "reference", "first_step",
         "training", "held_out_evaluation", "checkpoints", "final_model", "evaluation/model_load",
         "evaluation/held_out", "evaluation/train", "evaluation/neutral_texts", "evaluation/sampling", "report",
     } <= set(seconds)  # fmt: skip

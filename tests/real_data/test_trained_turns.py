@@ -86,9 +86,12 @@ def test_chats_that_were_rendered_before_are_text_with_all_their_turns() -> None
 
 
 def test_plain_text_on_a_model_of_chats_is_said_and_made_chats_on_demand() -> None:
-    _, _, lines = load("40_plain_on_chat_model.jsonl", "sft")
+    _, _, lines = load("40_plain_on_chat_model.jsonl", "sft", as_chat=False)
     assert any(line.startswith("train: 12 rows are plain text") and "data.as_chat=true" in line for line in lines)
+    _, made, lines = load("40_plain_on_chat_model.jsonl", "sft")
+    assert any(line.startswith("train: 12 rows of plain text made chats of one turn") for line in lines)
     tokenizer, row, lines = load("40_plain_on_chat_model.jsonl", "sft", as_chat=True)
+    assert row["input_ids"] == made["input_ids"]
     assert tokenizer.decode(row["input_ids"]).startswith(
         f"<|im_start|>user\nWhich way to shop 0?{END}<|im_start|>assistant"
     )

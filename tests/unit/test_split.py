@@ -215,7 +215,7 @@ def test_the_training_file_as_held_out_file_is_told_to_be_the_same_data(tmp_path
 
 def test_overlap_with_the_held_out_file_is_refused_or_skipped(tmp_path: Path) -> None:
     train, held_out = write(tmp_path / "a.jsonl", ["a", "b", "c"]), write(tmp_path / "b.jsonl", ["x", "b"])
-    with pytest.raises(UserError, match=r"a.jsonl:2: .* held-out row .*b.jsonl:2\. Remove") as caught:
+    with pytest.raises(UserError, match=r"a.jsonl:2: .* held-out row .*b.jsonl:2\. .* Remove") as caught:
         read_splits(DataConfig(train=train, held_out=held_out), kind="preference", seed=0)
     assert "data.on_overlap=skip" in str(caught.value)
     config = DataConfig(train=train, held_out=held_out, on_overlap=OnBadRow.skip)

@@ -61,8 +61,11 @@ def test_text_needs_to_become_a_chat_first(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"rows\.jsonl:1: data\.system goes before messages, and this row is text\. Set"
     ):
-        read(tmp_path, [row], "data.system='Be brief.'")
+        read(tmp_path, [row], "data.system='Be brief.'", "data.as_chat=false")
     assert systems(read(tmp_path, [row], "data.system='Be brief.'", "data.as_chat=true").train) == [SYSTEM]
+    assert systems(read(tmp_path, [row], "data.system='Be brief.'").train) == [SYSTEM], (
+        "auto: text has no place for it"
+    )
 
 
 @pytest.mark.parametrize(("given", "told"), [("' '", "holds no text"), ("absent.md", r"absent\.md.*A prompt itself")])

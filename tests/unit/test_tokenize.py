@@ -571,7 +571,7 @@ def load(path: Any, tokenizer: Any, *rows: dict[str, Any], kind: Any = "preferen
 def test_plain_text_on_a_model_of_chats_is_said_and_made_chats_on_demand(tmp_path: Any) -> None:
     tokenizer, path = build_tokenizer(CHATML, eos="<|im_end|>", adds_bos=False), tmp_path / "a.jsonl"
     row = {"prompt": "ask ", "completion": " yes"}
-    plain = load(path, tokenizer, row, kind="sft")
+    plain = load(path, tokenizer, row, kind="sft", as_chat=False)
     assert any("1 rows are plain text" in line and "data.as_chat=true" in line for line in plain.notes.lines())
     chats = load(path, tokenizer, row, kind="sft", as_chat=True)
     expected = "<|im_start|>user\nask<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"

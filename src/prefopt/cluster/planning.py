@@ -10,6 +10,7 @@ from prefopt.cluster.slurm import find_queued
 from prefopt.config.choices import ClusterKind, PeftMethod, ReferenceMode
 from prefopt.config.cluster import ClusterConfig, SubmitConfig, SweepConfig
 from prefopt.config.load import load_config
+from prefopt.config.mixture import paths_of
 from prefopt.config.overrides import assign
 from prefopt.config.plain import as_dict
 from prefopt.config.schema import TrainConfig
@@ -335,9 +336,9 @@ def check_inputs(run: TrainConfig, *, with_model: bool = True) -> None:
         UserError: A file is missing; the message names it.
     """
     for spec in (run.data.train, run.data.held_out, run.evaluation.pairs, run.evaluation.neutral_texts):
-        for item in spec if isinstance(spec, list) else [spec]:
-            if item is not None and not str(item).startswith(HUB):
-                find_files(str(item))
+        for path in paths_of(spec):
+            if not str(path).startswith(HUB):
+                find_files(str(path))
     path = run.model.path
     if with_model and is_local(path) and not resolve(path).exists():
         raise UserError(f"model.path={path}: {describe_missing(resolve(path), 'folder')}")

@@ -11,7 +11,7 @@ import yaml
 from prefopt.config.algorithms import ALGORITHMS
 from prefopt.config.catalog import NESTED
 from prefopt.config.checks import check
-from prefopt.config.choices import PeftMethod
+from prefopt.config.choices import AUTO, PeftMethod
 from prefopt.config.composition import Composed, Tree
 from prefopt.config.plain import as_dict
 from prefopt.config.presets import find_left_out
@@ -47,6 +47,8 @@ ONLY_WHEN_SET = (
     "data.pairs",
     "data.min_margin",
     "data.on_bad",
+    "data.max_rows",
+    "data.shuffle_seed",
 )
 """Settings that belong to the identity only where they are set: runs without them keep the name that they had before
 these settings existed."""
@@ -140,6 +142,8 @@ def identity(config: TrainConfig) -> dict[str, Any]:
                 del values[group][key]
     for switch in BAD_ROW_SWITCHES:
         values["data"][switch] = config.data.decide(switch).name  # unset or set to the same: no difference
+    # Runs from before `auto` was the default had false, and keep their names.
+    values["data"]["as_chat"] = {AUTO: False, False: "false", True: True}[config.data.as_chat]
     for setting in ONLY_WHEN_SET:
         group, _, key = setting.partition(".")
         if is_unset(values[group].get(key)):

@@ -12,6 +12,7 @@ from omegaconf import MISSING
 
 from prefopt.config.algorithms import AlgorithmConfig, DPOAlgorithmConfig, SFTAlgorithmConfig
 from prefopt.config.choices import (
+    AUTO,
     DataFormat,
     EngineName,
     Kernels,
@@ -27,7 +28,8 @@ from prefopt.config.choices import (
 )
 from prefopt.config.durations import parse_time_limit
 from prefopt.config.gate import GateConfig
-from prefopt.config.ranges import require, require_at_most, require_folder_name
+from prefopt.config.mixture import parts_of
+from prefopt.config.ranges import or_auto, require, require_at_most, require_folder_name
 from prefopt.config.trainer import DeepSpeedConfig, OptimConfig, PeftConfig, TrainerConfig
 from prefopt.process.errors import shorten
 
@@ -117,11 +119,21 @@ class DataConfig:
     """Sources of the examples, and what to do with rows that cannot be used."""
 
     train: Any = MISSING
-    """A file (.jsonl .json .csv .tsv .parquet), a list, a glob, a `datasets` folder, or `hub:<id>[:<split>]`."""
+    """A file (.jsonl .json .csv .tsv .parquet), a list, a glob, a `datasets` folder, or `hub:<id>[:<split>]`. Or a
+    mixture: `'data.train=[{path: chat.jsonl, weight: 0.5}, {path: style.jsonl, name: style, max_rows: 1000}]'`. In
+    each epoch, rows of weight 2 are seen twice, of weight 0.5 those of half the prompts, chosen by `shuffle_seed`; the
+    report has the held-out results of each part by its name (unset: that of the file)."""
     held_out: Any = None
-    """Same as `train`. Unset: `held_out_fraction` of the training prompts are held out."""
+    """Same as `train`, but without weights. Unset: `held_out_fraction` of the training prompts are held out; rows are
+    repeated after that."""
     held_out_fraction: float = 0.1
     """Share of prompts held out if `held_out` is unset, in [0, 1). All rows of a prompt go to the same side."""
+    max_rows: int | None = None
+    """Most training rows that are used, before some are held out: the first ones, or with `shuffle_seed` some of all.
+    So it is for `max_rows` of a part of a mixture."""
+    shuffle_seed: int | None = None
+    """Seed of the rows that `max_rows` keeps, and of the prompts that a broken weight adds. The choice depends on the
+    rows' content, not on their order. Unset: the first rows are kept, and the seed of weights is 0."""
     format: DataFormat = DataFormat.auto
     """Row format; `auto` recognises it from the keys of the first row, and every row must have it."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -132,8 +144,10 @@ class DataConfig:
     of the worse ones, which a hash of the row chooses), or all in which one answer is better."""
     min_margin: float | None = None
     """Least difference of the scores of a pair's answers; pairs below it are left out and counted. Unset: any."""
-    as_chat: bool = False
-    """Turn plain prompts into user messages and plain completions into assistant messages, without outer blanks."""
+    as_chat: Any = AUTO
+    """Turn plain prompts into user messages and plain completions into assistant messages, without outer blanks. auto:
+    if the model has a chat template and every row is one question, or if the rows have a system prompt; it is said.
+    Transcripts, rows of `text` and texts with control tokens stay as they are. false: never; true: always."""
     system: str | None = None
     """System prompt of conversations that have none of their own: the text, or a file (.txt, .md) that holds it."""
     max_length: int = 1024
@@ -164,6 +178,16 @@ class DataConfig:
         require(
             0 <= self.held_out_fraction < 1,
             f"data.held_out_fraction: must be in [0, 1), found {self.held_out_fraction}.",
+        )
+        self.as_chat = or_auto("data.as_chat", self.as_chat, bool)
+        require(self.as_chat is not None, "data.as_chat: must be true, false or auto.")
+        parts = [*parts_of(self.train, "data.train"), *parts_of(self.held_out, "data.held_out")]
+        require(self.max_rows is None or self.max_rows >= 1, f"data.max_rows: must be >= 1, found {self.max_rows}.")
+        is_chosen = any(part.max_rows is not None or part.weight % 1 for part in parts) or self.max_rows is not None
+        require(
+            self.shuffle_seed is None or is_chosen,
+            f"data.shuffle_seed={self.shuffle_seed} has no effect, since all rows are used. Set max_rows, or a weight "
+            "such as 0.5, or leave it out.",
         )
         unknown = sorted(set(self.columns) - set(COLUMNS))
         require(

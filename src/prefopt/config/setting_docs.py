@@ -27,6 +27,7 @@ REQUIRED = "required"
 PATHS = "path, or a list of them"
 KINDS = {
     "algorithm.loss_type": " / ".join(f"`{name}`" for name in LOSS_TYPES),
+    "data.as_chat": "`true` / `false` / `auto`",
     "data.train": PATHS,
     "data.held_out": PATHS,
     "evaluation.pairs": PATHS,

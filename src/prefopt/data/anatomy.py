@@ -11,6 +11,7 @@ from prefopt.data.defects import is_empty, is_identical
 from prefopt.data.encoding import IGNORED_LABEL, TokenizeNotes
 from prefopt.data.records import PreferencePair, Record, SFTExample
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
+from prefopt.data.turns import Turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,7 +59,8 @@ def dissect(record: Record, tokenizer: "PreTrainedTokenizerBase", config: DataCo
     Raises:
         UserError: The row cannot be tokenised; it names the row.
     """
-    (treated,) = treat_control_tokens([record], tokenizer, config.on_control_token).records
+    (made,) = Turns.of([[record]], tokenizer, config).make([record])
+    (treated,) = treat_control_tokens([made], tokenizer, config.on_control_token).records
     fate = _fate_of_defects(treated, config) or _fate_of_length(treated, tokenizer, config, loss_on)
     whole = _tokenize(treated, tokenizer, NO_LIMIT, loss_on, OnLongCompletion.truncate)
     if whole.notes.num_equal_skipped:  # only pairs whose sides differ are tokenised

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from prefopt.config.choices import AUTO
 from prefopt.config.schema import DataConfig
+from prefopt.data.formats.format import Row
 from prefopt.data.implicit_prompts import is_transcript
 from prefopt.data.messages import Content, Message
 from prefopt.data.records import PreferencePair, Record, SFTExample
@@ -21,7 +23,8 @@ class Chats:
     """What is made of each record before it is tokenised.
 
     Attributes:
-        are_made: Whether plain text becomes messages (`data.as_chat`).
+        are_made: Whether plain text becomes messages: with `data.as_chat=true`; or with auto if there is a system
+            prompt, for which text has no place. What else auto makes chats of follows with the tokenizer: `Turns`.
         system: System prompt of conversations that have none (`data.system`); None: nothing is added.
     """
 
@@ -35,7 +38,8 @@ class Chats:
         Raises:
             UserError: The file cannot be read, or holds nothing.
         """
-        return cls(config.as_chat, None if config.system is None else _read_system(config.system))
+        system = None if config.system is None else _read_system(config.system)
+        return cls(config.as_chat is True or (config.as_chat == AUTO and system is not None), system)
 
     def make(self, record: Record) -> Record:
         """Returns the record itself if nothing changes.
@@ -73,6 +77,32 @@ def _with_system(record: Record, text: str) -> Record:
         return record
     changed: dict[str, Any] = {name: [{"role": "system", "content": text}, *messages]}
     return replace(record, **changed)
+
+
+def from_system_column(row: Row) -> Row:
+    """Returns a row of text that has a column `system` as messages, of which the system prompt becomes the first.
+
+    Other rows are returned as they are; so are transcripts, which are several turns.
+    """
+    names = [name for name in ("prompt", "chosen", "rejected", "completion") if row.get(name) is not None]
+    is_pair = {"prompt", "chosen", "rejected"} <= {*names}
+    if "system" not in row or not (is_pair or {"prompt", "completion"} <= {*names}):
+        return row
+    if not all(isinstance(row[name], str) for name in names) or is_transcript(row["prompt"]):
+        return row
+    roles = {"prompt": "user"}
+    said = {name: [{"role": roles.get(name, "assistant"), "content": row[name].strip()}] for name in names}
+    return {**row, **said}
+
+
+def is_question(record: Record) -> bool:
+    """Returns whether a record is plain text of one turn: a question with its answers, and no transcript."""
+    return isinstance(record.prompt, str) and bool(record.prompt.strip()) and not is_transcript(record.prompt)
+
+
+def is_text(record: Record) -> bool:
+    """Returns whether a record is plain text with a prompt."""
+    return isinstance(record.prompt, str)
 
 
 def to_chat(record: Record) -> Record:

@@ -26,6 +26,7 @@ from prefopt.config.choices import LossOn
 from prefopt.config.schema import DataConfig
 from prefopt.data.encoding import TokenizeNotes
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized
+from prefopt.data.mix import SliceNotes
 from prefopt.data.notes import DataNotes
 from prefopt.data.reading import ReadNotes
 from prefopt.data.records import Record
@@ -54,11 +55,12 @@ READING_SETTINGS = frozenset(
         "train",
         "held_out",
         "held_out_fraction",
+        "max_rows",
+        "shuffle_seed",
         "format",
         "columns",
         "pairs",
         "min_margin",
-        "as_chat",
         "system",
         "on_identical",
         "on_empty",
@@ -317,7 +319,11 @@ def _fingerprint(split: str, key: str) -> str:
 def _restore_notes(content: dict[str, Any]) -> DataNotes:
     read = {split: ReadNotes(**counts) for split, counts in content["read"].items()}
     tokenized = {split: TokenizeNotes(**counts) for split, counts in content["tokenized"].items()}
-    return DataNotes(**{**content, "read": read, "tokenized": tokenized})
+    slices = {
+        split: {name: SliceNotes(**counts) for name, counts in parts.items()}
+        for split, parts in content["slices"].items()
+    }
+    return DataNotes(**{**content, "slices": slices, "read": read, "tokenized": tokenized})
 
 
 def _datasets(tokenized: TokenizedSplits) -> "dict[str, Dataset]":

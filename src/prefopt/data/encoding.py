@@ -74,6 +74,10 @@ class TokenizeNotes:
     """Rows of messages from whose text control tokens were removed."""
     first_control_token: str = ""
     """The first control token found, as `path:line: token`."""
+    num_as_chat: int = 0
+    """Rows of plain text that became chats of one turn, since the tokenizer has a chat template."""
+    num_not_chat: int = 0
+    """Rows of plain text that are no single question, because of which no row of text became a chat."""
     num_plain: int = 0
     """Rows of plain text, although the tokenizer has a chat template."""
     unread_keys: dict[str, int] = field(default_factory=dict)

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefopt.config.algorithms import Kind
-from prefopt.config.choices import CheckName, LossOn, OnControlToken
+from prefopt.config.choices import AUTO, CheckName, LossOn, OnControlToken
+from prefopt.config.mixture import Part, parts_of
 from prefopt.config.schema import DataConfig
-from prefopt.data.as_chat import Chats, to_chat
+from prefopt.data.as_chat import Chats, is_question, is_text, to_chat
 from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.control_tokens import treat_control_tokens
 from prefopt.data.defects import drop_defects, is_empty, is_identical
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import Labels
+from prefopt.data.mix import SliceNotes, count_slices, cut, weigh
 from prefopt.data.notes import DataNotes, SplitName
 from prefopt.data.pairing import PairRule
 from prefopt.data.reading import ReadNotes, ReadResult, drop_unwanted, read_records
@@ -25,6 +27,7 @@ from prefopt.data.records import Record
 from prefopt.data.split import find_overlap, find_overlapping_rows, prompt_keys, split_by_prompt
 from prefopt.data.table import Table, TableWriter
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
+from prefopt.data.turns import Turns
 from prefopt.data.values import RowError
 from prefopt.process.errors import UserError
 
@@ -89,12 +92,20 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object =
     if held_out is not None:
         train = _without_overlap(train, held_out, bad["train"], config, notes)
     require_usable(*bad.values())
+    parts = parts_of(config.train, "data.train")
+    train, notes.slices["train"] = cut(train, parts, config.max_rows, config.shuffle_seed)
+    held_out_parts = parts_of(config.held_out, "data.held_out") if config.held_out is not None else parts
+    if held_out is not None:
+        held_out, notes.slices["held_out"] = cut(held_out, held_out_parts, None, config.shuffle_seed)
     if held_out is None and config.held_out_fraction > 0:
         train, held_out = _set_apart(train, config, seed)
     if measured is not None:
         trained = {record.source for record in train}
         plain = plain.select(np.fromiter((record.source in trained for record in plain), bool, len(plain)))
         held_out = _read_apart(measured, plain, "data.held_out", config, kind, notes, "held_out", labels)
+        held_out_parts = parts_of(measured, "data.held_out")
+    train = weigh(train, parts, config.shuffle_seed)
+    _count_slices(train, held_out, parts, held_out_parts, notes)
     _require_records(train, held_out, notes)
     return Splits(kind=kind, train=train, held_out=held_out, notes=notes)
 
@@ -126,7 +137,9 @@ def read_all(config: DataConfig, *, kind: Kind, seed: int, bad: Mapping[SplitNam
     train, held_out = chats["train"], chats.get("held_out")
     if held_out is None and config.held_out_fraction > 0:
         usable = np.fromiter((not is_empty(each) and not is_identical(each) for each in train), bool, len(train))
-        _, chosen = split_by_prompt(train.select(usable), fraction=config.held_out_fraction, seed=seed)
+        parts = parts_of(config.train, "data.train")
+        used, _ = cut(train.select(usable), parts, config.max_rows, config.shuffle_seed)
+        _, chosen = split_by_prompt(used, fraction=config.held_out_fraction, seed=seed)
         prompts = {key for record in chosen for key in prompt_keys(record)}
         is_apart = (not prompts.isdisjoint(prompt_keys(record)) for record in train)
         is_held_out = np.fromiter(is_apart, bool, len(train))
@@ -200,9 +213,13 @@ def load_tokenized(
         UserError: A row is refused, or no row of a split is left; it names the row or the split.
     """
     sides: dict[SplitName, Sequence[Record] | None] = {"train": splits.train, "held_out": splits.held_out}
+    # Where a prompt ends is a guess if the rows have none: in a text it makes no difference, in turns it does.
+    are_guessed = any(notes.num_word_prompts for notes in splits.notes.read.values())
+    rows = [records for records in sides.values() if records is not None]
+    turns = Turns() if are_guessed else Turns.of(rows, tokenizer, config)
     bad = {split: BadRows(f"data.{split}", config) for split, records in sides.items() if records is not None}
     tables = {
-        split: _tokenize(splits, split, sides[split] or (), tokenizer, config, loss_on, each)
+        split: _tokenize(splits, split, sides[split] or (), turns, tokenizer, config, loss_on, each)
         for split, each in bad.items()
     }
     require_usable(*bad.values())
@@ -240,6 +257,7 @@ def _read_records(spec: object, bad: BadRows, config: DataConfig, kind: Kind, la
         columns=config.columns,
         labels=labels,
         pairs=PairRule.of(config),
+        as_chat=config.as_chat is not False,
         bad=bad,
     )
 
@@ -298,7 +316,7 @@ def _read_apart(
     measured, agreed = _agree_on_prompts((measured, notes.read[split]), (Table.of(trained), training))
     measured = _as_chats(measured, bad, config, notes, split)
     require_usable(bad)
-    overlap = find_overlap(Table.of(map(Chats.of(config).make, agreed)), measured)
+    overlap = find_overlap(*_in_one_form(Table.of(map(Chats.of(config).make, agreed)), measured, config))
     if overlap:
         first = overlap[0]
         raise UserError(
@@ -346,6 +364,25 @@ def _question(record: Record) -> str:
     return prompt or ""
 
 
+def _count_slices(
+    train: Table[Record],
+    held_out: Table[Record] | None,
+    parts: Sequence[Part],
+    held_out_parts: Sequence[Part],
+    notes: DataNotes,
+) -> None:
+    """Counts the rows of each part on both sides; parts of held-out rows that were set apart are the training's."""
+    if parts:
+        count_slices(train, notes.slices["train"])
+    else:
+        notes.slices.pop("train", None)
+    notes.slices.setdefault("held_out", {part.name: SliceNotes() for part in held_out_parts})
+    if held_out is not None and held_out_parts:
+        count_slices(held_out, notes.slices["held_out"])
+    else:
+        notes.slices.pop("held_out")
+
+
 def _set_apart(records: Table[Record], config: DataConfig, seed: int) -> tuple[Table[Record], Table[Record]]:
     train, held_out = split_by_prompt(records, fraction=config.held_out_fraction, seed=seed)
     if held_out and not train:
@@ -361,7 +398,7 @@ def _set_apart(records: Table[Record], config: DataConfig, seed: int) -> tuple[T
 def _without_overlap(
     train: Table[Record], held_out: Table[Record], bad: BadRows, config: DataConfig, notes: DataNotes
 ) -> Table[Record]:
-    overlap = find_overlapping_rows(train, held_out)
+    overlap = find_overlapping_rows(*_in_one_form(train, held_out, config))
     if not overlap:
         return train
     first, other = overlap[0]
@@ -383,6 +420,14 @@ def _without_overlap(
     return train.select(is_kept)
 
 
+def _in_one_form(one: Table[Record], other: Table[Record], config: DataConfig) -> tuple[Table[Record], Table[Record]]:
+    """Returns both tables; as chats, if one is text that may become chats when it is tokenised, and one is not."""
+    if config.as_chat != AUTO or not len(one) or not len(other) or is_text(one[0]) == is_text(other[0]):
+        return one, other
+    first, second = (Table.of(to_chat(each) if is_question(each) else each for each in side) for side in (one, other))
+    return first, second
+
+
 def _require_records(train: Sequence[Record], held_out: Sequence[Record] | None, notes: DataNotes) -> None:
     sides: dict[SplitName, Sequence[Record] | None] = {"train": train, "held_out": held_out}
     for split, records in sides.items():
@@ -400,6 +445,7 @@ def _tokenize(
     splits: Splits,
     split: SplitName,
     records: Sequence[Record],
+    turns: Turns,
     tokenizer: "PreTrainedTokenizerBase",
     config: DataConfig,
     loss_on: LossOn,
@@ -412,7 +458,8 @@ def _tokenize(
         "on_extra_eos": config.decide("on_extra_eos"),
         "bad": bad,
     }
-    treated = treat_control_tokens(records, tokenizer, config.on_control_token, bad)
+    made = turns.make(records)
+    treated = treat_control_tokens(made, tokenizer, config.on_control_token, bad)
     tokenize: dict[Kind, Callable[..., Tokenized]] = {
         "preference": tokenize_pairs,
         "sft": partial(tokenize_sft, loss_on=loss_on),
@@ -420,6 +467,8 @@ def _tokenize(
     tokenized = tokenize[splits.kind](treated.records, tokenizer, **limits)
     notes = splits.notes.tokenized[split] = tokenized.notes
     notes.first_control_token = treated.first
+    notes.num_as_chat = len(records) if made is not records else 0
+    notes.num_not_chat = turns.num_obstacles if notes.num_plain else 0
     if config.on_control_token is OnControlToken.strip:
         notes.num_control_stripped = treated.num_rows
     else:

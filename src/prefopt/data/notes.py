@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from prefopt.data.encoding import TokenizeNotes
+from prefopt.data.mix import SliceNotes
 from prefopt.data.reading import ReadNotes
 
 SplitName = Literal["train", "held_out"]
@@ -28,7 +29,7 @@ READ_SENTENCES = {
     "num_empty_skipped": "{n} rows with an empty completion skipped (data.on_empty=skip)",
     "num_identical_skipped": "{n} pairs with chosen equal to rejected skipped (data.on_identical=skip)",
     "num_duplicates": "{n} rows repeat an earlier row; kept",
-    "num_as_chat": "{n} rows of plain text made chats: a user's question, an assistant's answer (data.as_chat=true)",
+    "num_as_chat": "{n} rows of plain text made chats: a user's question, an assistant's answer (data.as_chat)",
     "num_given_system": "{n} rows got the system prompt of data.system",
     "num_own_system": "{n} rows keep a system prompt of their own, though data.system is set",
 }
@@ -56,6 +57,10 @@ TOKENIZE_SENTENCES = {
     "stripped (data.on_control_token=strip)",
     "num_rendered_before": "{n} rows of text hold control tokens, as chats do that were rendered before: read as they "
     "are, and every token is trained (to train the assistant's turns alone, give the rows as 'messages')",
+    "num_as_chat": "{n} rows of plain text made chats of one turn, since the model has a chat template "
+    "(data.as_chat=auto; false leaves them text)",
+    "num_not_chat": "{n} rows of plain text are transcripts, empty or hold control tokens, so all text stays text "
+    "(data.as_chat=auto)",
     "num_plain": "{n} rows are plain text, though the model has a chat template: it will be tuned without turns. Rows "
     "of one question become chats by data.as_chat=true; transcripts of several turns must be given as messages",
 }
@@ -69,6 +74,8 @@ class DataNotes:
     """Records after reading, skipping and splitting."""
     num_overlap_skipped: int = 0
     """Skipped training rows whose prompt is held out."""
+    slices: dict[SplitName, dict[str, SliceNotes]] = field(default_factory=dict)
+    """Counts of each part of a mixture."""
     read: dict[SplitName, ReadNotes] = field(default_factory=dict)
     tokenized: dict[SplitName, TokenizeNotes] = field(default_factory=dict)
 
@@ -84,6 +91,8 @@ class DataNotes:
         if self.num_overlap_skipped:
             count = self.num_overlap_skipped
             lines.append(f"train: {count} rows skipped: their prompt is held out (data.on_overlap=skip)")
+        for split, slices in self.slices.items():
+            lines += [f"{split}: part '{name}': {_tell_slice(notes)}" for name, notes in slices.items()]
         for split, tokenized in self.tokenized.items():
             lines += _sentences(split, tokenized, TOKENIZE_SENTENCES)
             lines += [
@@ -96,6 +105,12 @@ class DataNotes:
     def to_dict(self) -> dict[str, object]:
         """Returns all counts, including zeros, as a dict that can be written as JSON."""
         return asdict(self)
+
+
+def _tell_slice(notes: SliceNotes) -> str:
+    cut = f", {notes.num_kept} of {notes.num_read} kept (max_rows)" if notes.num_kept < notes.num_read else ""
+    weight = f" (weight {notes.weight:g})" if notes.weight != 1 else ""
+    return f"{notes.num_records} rows{weight}{cut}"
 
 
 def _sentences(split: str, notes: ReadNotes | TokenizeNotes, sentences: dict[str, str]) -> list[str]:

@@ -1,14 +1,17 @@
 """Reads files into records: every row is converted from its format and checked, and what happened is counted."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import DataFormat
+from prefopt.config.mixture import parts_of
 from prefopt.config.schema import DataConfig
+from prefopt.data.arrow import OnBad, Row
+from prefopt.data.as_chat import from_system_column
 from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.cells import parse_cells
 from prefopt.data.columns import rename
@@ -100,6 +103,7 @@ def read_records(
     columns: Mapping[str, str] | None = None,
     labels: Labels | None = None,
     pairs: PairRule | None = None,
+    as_chat: bool = False,
     bad: BadRows | None = None,
 ) -> ReadResult:
     """Reads and checks every row of `spec`.
@@ -107,11 +111,13 @@ def read_records(
     Pairs with identical or empty completions are kept here; `prefopt.data.defects` drops them.
 
     Args:
-        spec: A file, a list of files, a glob, a `datasets` folder, or `hub:<id>[:<split>]`.
+        spec: A file, a list of files, a glob, a `datasets` folder, `hub:<id>[:<split>]`, or a mixture of these, whose
+            rows get the names of their parts. What is used of them, and how often, is decided in `prefopt.data.mix`.
         format: The format of the rows; `auto` detects it. All rows must have the same format: that of the first.
         kind: Whether rows are preference pairs or demonstrations.
         columns: prefopt's name of a column -> the file's, where they differ.
         pairs: Which pairs are made of rows with several answers, and which are left out. None: as the defaults say.
+        as_chat: Whether rows of text with a column `system` are read as chats, and not refused.
         labels: Gets the labels of the rows; the caller calls `drop_unwanted`. None: it is done here.
         bad: Gets the rows that cannot be read, of which the caller tells. None: they are refused here.
 
@@ -120,7 +126,8 @@ def read_records(
             value found and the values allowed.
     """
     rule = PairRule() if pairs is None else pairs
-    reader = _Reader(spec, format, kind, columns or {}, Labels() if labels is None else labels, Pairing(rule))
+    gathered = Labels() if labels is None else labels
+    reader = _Reader(spec, format, kind, columns or {}, gathered, Pairing(rule), as_chat)
     told = BadRows("data.train", DataConfig(train=spec)) if bad is None else bad
     result = reader.read(told)
     if labels is None:
@@ -166,9 +173,11 @@ class _Reader:
         columns: Mapping[str, str],
         labels: Labels,
         pairing: Pairing,
+        as_chat: bool,
     ) -> None:
         self._spec, self._format, self._kind, self._columns = spec, format, kind, columns
-        self.labels, self._pairing = labels, pairing
+        self.labels, self._pairing, self._as_chat = labels, pairing, as_chat
+        self._parts = parts_of(spec, "data.train")
         self._notes = ReadNotes()
         self._first: tuple[str, DataFormat, Shape] | None = None
 
@@ -185,10 +194,10 @@ class _Reader:
             bad.add(place, found, kind=kind)
 
         unseen = dict(self._columns)
-        for row, source in iter_rows(self._spec, leave_out):
+        for row, source, name in self._rows(leave_out):
             unseen = {name: other for name, other in unseen.items() if name not in row and other not in row}
             try:
-                found = _read_row(row, source, self._format, self._kind, self._columns, notes, self._pairing)
+                found = self._read_row(row, source)
                 made = None if found is None else [self._alike(source, *each) for each in found]
             except _OtherShapeError as error:
                 leave_out(source, str(error), OTHER_SHAPE)
@@ -201,7 +210,7 @@ class _Reader:
             for record, shape in made or ():
                 if shape.fields in LABELLED:
                     self.labels.add(row, source)
-                writer.append(record)
+                writer.append(replace(record, slice=name) if name else record)
                 numbers.append(notes.num_rows)
             notes.num_rows += 1
         for name, other in unseen.items():
@@ -215,6 +224,13 @@ class _Reader:
         records = self._finish(writer.table())
         return ReadResult(records, self._notes, ties, unreadable, numbers)
 
+    def _rows(self, on_bad: OnBad) -> Iterator[tuple[Row, str, str]]:
+        """Yields each row with its place and the name of its part, which is empty if there are no parts."""
+        if not self._parts:
+            yield from ((row, source, "") for row, source in iter_rows(self._spec, on_bad))
+        for part in self._parts:
+            yield from ((row, source, part.name) for row, source in iter_rows(part.path, on_bad))
+
     def _finish(self, records: Table[Record]) -> Table[Record]:
         """Returns the records with the prompts that they agree on, and completes the notes."""
         if self._first is not None and self._first[2] == IMPLICIT_TEXT:
@@ -226,6 +242,44 @@ class _Reader:
         notes.num_close_skipped = pairing.num_close
         notes.ignored_columns = {show_name(name): count for name, count in sorted(notes.ignored_columns.items())}
         return records
+
+    def _read_row(self, row: Row, source: str) -> list[tuple[Record, DataFormat, Shape]] | None:
+        """Returns the records that a row completes, with format and shape, and counts its unread columns in the notes.
+
+        Returns None for a tie.
+        """
+        kind = self._kind
+        named = rename(row, self._columns)
+        parsed = parse_cells(named)
+        self._notes.num_parsed += parsed is not named
+        row_format = detect_format(parsed, kind) if self._format is DataFormat.auto else self._format
+        converted = convert(parsed, row_format, kind)
+        if converted is None:
+            return None
+        pairs = (
+            self._pairing.make(converted, source, parsed) if kind == "preference" else [Pair(converted, source, None)]
+        )
+        if not pairs and RANKED in converted:
+            return None
+        if self._as_chat:
+            opened = [pair._replace(row=from_system_column(pair.row)) for pair in pairs]
+            self._notes.num_as_chat += sum(new.row is not old.row for new, old in zip(opened, pairs, strict=True))
+            pairs = opened
+        built = [(pair, *build_record(pair.row, kind, pair.place)) for pair in pairs]
+        unread = unread_columns(parsed, row_format, kind, built[0][2].fields if built else ())
+        if isinstance(row, RepeatingRow):
+            read_as = {source: name for name, source in self._columns.items()}
+            row.require_whole(
+                key for key in row if (name := read_as.get(key, key)) not in unread or name in CHECKED[kind]
+            )
+            self._notes.num_repeated_keys += 1
+        for column in unread:
+            self._notes.ignored_columns[column] = self._notes.ignored_columns.get(column, 0) + 1
+        return [
+            (_with_margin(record, pair.margin), row_format, shape)
+            for pair, record, shape in built
+            if self._pairing.admits(pair)
+        ]
 
     def _alike(self, source: str, record: Record, format: DataFormat, shape: Shape) -> tuple[Record, Shape]:
         """Returns a record and its shape.
@@ -246,42 +300,6 @@ class _Reader:
         if self._first is None or self._format is not DataFormat.auto:
             return ""
         return f" (The rows before: {self._first[2]}.)"
-
-
-def _read_row(
-    row: dict[str, object],
-    source: str,
-    format: DataFormat,
-    kind: Kind,
-    columns: Mapping[str, str],
-    notes: ReadNotes,
-    pairing: Pairing,
-) -> list[tuple[Record, DataFormat, Shape]] | None:
-    """Returns the records that a row completes, with format and shape, and counts its unread columns in `notes`.
-
-    Returns None for a tie.
-    """
-    named = rename(row, columns)
-    parsed = parse_cells(named)
-    notes.num_parsed += parsed is not named
-    row_format = detect_format(parsed, kind) if format is DataFormat.auto else format
-    converted = convert(parsed, row_format, kind)
-    if converted is None:
-        return None
-    pairs = pairing.make(converted, source, parsed) if kind == "preference" else [Pair(converted, source, None)]
-    if not pairs and RANKED in converted:
-        return None
-    built = [(pair, *build_record(pair.row, kind, pair.place)) for pair in pairs]
-    unread = unread_columns(parsed, row_format, kind, built[0][2].fields if built else ())
-    if isinstance(row, RepeatingRow):
-        read_as = {source: name for name, source in columns.items()}
-        row.require_whole(key for key in row if (name := read_as.get(key, key)) not in unread or name in CHECKED[kind])
-        notes.num_repeated_keys += 1
-    for column in unread:
-        notes.ignored_columns[column] = notes.ignored_columns.get(column, 0) + 1
-    return [
-        (_with_margin(record, pair.margin), row_format, shape) for pair, record, shape in built if pairing.admits(pair)
-    ]
 
 
 def _with_margin(record: Record, margin: float | None) -> Record:

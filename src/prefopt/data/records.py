@@ -21,13 +21,15 @@ class PreferencePair:
     tools: list[Any] | None
     chat_template_kwargs: dict[str, Any]
     source: str
-    """Place of the row: `path:line`, or `path:row N` for files without lines; no two records have the same."""
+    """Place of the row: `path:line`, or `path:row N` for files without lines. No two rows have the same."""
     margin: float | None = None
     """How much better the chosen answer is, by the scores of the file; None if it has none. Nothing is trained on it,
     so it is no part of `record_key` and of the cache of token ids."""
+    slice: str = ""
+    """Name of the part of a mixture that the row comes from; empty if the data set has no parts."""
 
 
-NOT_CONTENT = frozenset(("source", "margin"))
+NOT_CONTENT = frozenset(("source", "margin", "slice"))
 """Fields of records that say something about a row, and are nothing that a model could see."""
 
 
@@ -42,6 +44,8 @@ class SFTExample:
     tools: list[Any] | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     source: str
+    slice: str = ""
+    """Name of the part of a mixture that the row comes from; empty if the data set has no parts."""
 
 
 Record = PreferencePair | SFTExample

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from prefopt.config.mixture import paths_of
 from prefopt.config.schema import TrainConfig
 from prefopt.data.files import HUB, find_files
 from prefopt.process.errors import UserError, explained
@@ -55,7 +56,7 @@ def digest_files(spec: object) -> str | None:
 
 def list_files(spec: object) -> list[Path] | None:
     """Returns all files of a data set, in order, and what else lies in its folders; None if some are on the hub."""
-    items = [str(item) for item in (spec if isinstance(spec, (list, tuple)) else [spec])]
+    items = [str(path) for path in paths_of(spec)]
     if any(item.startswith(HUB) for item in items):
         return None
     found = (path for item in items for path in find_files(item))

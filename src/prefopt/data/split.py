@@ -81,7 +81,7 @@ def split_by_prompt(records: Sequence[Record], *, fraction: float, seed: int) ->
         seed: Seed of the choice.
     """
     table = Table.of(records)
-    keys = _linked_prompts(table)
+    keys = linked_prompts(table)
     groups = set(keys)
     num_held_out = max(round(fraction * len(groups)), 1) if fraction > 0 else 0
     start = hashlib.sha256(f"{seed}:".encode())
@@ -108,7 +108,7 @@ def nested_subsets(records: Sequence[Record], shares: Sequence[float], *, seed: 
         seed: Seed of the choice; it is independent of a split's with the same seed.
     """
     table = Table.of(records)
-    keys = _linked_prompts(table)
+    keys = linked_prompts(table)
     ranked = sorted(set(keys), key=lambda key: hashlib.sha256(f"subset {seed}:".encode() + key).digest())
     place = {key: rank for rank, key in enumerate(ranked)}
     ranks = np.fromiter((place[key] for key in keys), np.int64, len(keys))
@@ -118,10 +118,10 @@ def nested_subsets(records: Sequence[Record], shares: Sequence[float], *, seed: 
 def number_prompts(records: Sequence[Record]) -> list[int]:
     """Returns for each record the number of its prompt; those of prompts in the same conversation are equal."""
     numbers: dict[bytes, int] = {}
-    return [numbers.setdefault(key, len(numbers)) for key in _linked_prompts(records)]
+    return [numbers.setdefault(key, len(numbers)) for key in linked_prompts(records)]
 
 
-def _linked_prompts(records: Sequence[Record]) -> list[bytes]:
+def linked_prompts(records: Sequence[Record]) -> list[bytes]:
     """Returns for each record a key of its group: records that share any digest of `prompt_keys` are in one group.
 
     The groups are found by union-find.

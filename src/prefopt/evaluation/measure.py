@@ -55,6 +55,7 @@ class Material:
         texts: For each prompt, its text and the answer in the data, if there is one.
         sources: Location of each held-out pair, `file:line`.
         neutral: Texts unrelated to the task.
+        slices: For each held-out example the name of its part, where the data is a mixture.
     """
 
     held_out: Split
@@ -64,6 +65,7 @@ class Material:
     prompts: list[list[int]]
     texts: list[tuple[str, str | None]]
     neutral: list[ScoredSequence]
+    slices: list[str] = field(default_factory=list)
 
     @property
     def has_pairs(self) -> bool:

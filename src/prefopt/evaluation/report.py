@@ -84,6 +84,8 @@ class Report:
         run: Settings of the run: model, data, algorithm, steps.
         measured_on: The settings that name the measured data.
         held_out: Results on the held-out data.
+        slices: Of each part of a mixture its `name`, `n` and held-out metrics: those of the tuned model by their keys,
+            the base's under `base`, and the paired difference under `gain`. None if the data has no parts.
         overfitting: Key of a metric -> its values on training and held-out data, and their gap.
         drift: Key of a metric -> an estimate of tuned against base, or an estimate per contestant and their `ratio`.
         likelihood: Changes of held-out log-probs per token; None without pairs.
@@ -103,6 +105,7 @@ class Report:
     run: Block | None = None
     measured_on: Block | None = None
     held_out: HeldOut = field(default_factory=HeldOut)
+    slices: list[Block] | None = None
     overfitting: dict[str, Gap] = field(default_factory=dict)
     drift: dict[str, Estimate | Estimates] = field(default_factory=dict)
     likelihood: Estimates | None = None
@@ -132,6 +135,7 @@ class Report:
         known |= {
             "format": known["format"] or REPORT_FORMAT,
             "held_out": HeldOut.from_dict(held_out),
+            "slices": [_slice(found) for found in known["slices"] or [] if _mapping(found)] or None,
             "overfitting": {key: _gap(found) for key, found in overfitting.items() if _mapping(found)},
             "drift": {key: _estimate(found) or _estimates(found) for key, found in drift.items() if _mapping(found)},
             "likelihood": _estimates(likelihood) or None,
@@ -143,12 +147,19 @@ def _write(value: object) -> Any:
     """Returns `value` with its estimates converted to dicts."""
     if isinstance(value, dict):
         return {key: _write(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_write(item) for item in value]
     return value.to_dict() if isinstance(value, Estimate | HeldOut) else value
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
     """Returns `value`, or an empty mapping for anything else."""
     return value if isinstance(value, Mapping) else {}
+
+
+def _slice(block: Block) -> Block:
+    nested = {key: _estimates(_mapping(block.get(key))) for key in ("base", "gain")}
+    return {"name": str(block.get("name")), "n": block.get("n"), **_estimates(block), **nested}
 
 
 def _gap(block: Mapping[str, object]) -> Gap:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.config.choices import DataFormat
+from prefopt.config.mixture import paths_of
 from prefopt.config.schema import TrainConfig
 from prefopt.data.loading import TokenizedSplits, load_tokenized, read_pairs
 from prefopt.data.messages import Content, trained_turns
@@ -102,6 +103,7 @@ def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, mat
         run={**describe_run(config, data, metrics), **describe_flaws(run, metrics)},
         measured_on={"data.held_out": config.data.held_out, "evaluation.pairs": config.evaluation.pairs},
         held_out=summary.held_out(),
+        slices=summary.slices() or None,
         overfitting=summary.overfitting(),
         drift=summary.drift(),
         likelihood=summary.likelihood(),
@@ -147,8 +149,13 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
         sources=list(pairs["source"]) if pairs is not None else [],
         prompts=prompts,
         texts=[_texts(by_source[source]) for source in answered["source"]],
+        slices=[by_source[source].slice for source in held_out["source"]] if _is_sliced(examples) else [],
         neutral=read_neutral_texts(settings, tokenizer, None if examples.limits is None else examples.limits.context),
     )
+
+
+def _is_sliced(examples: Examples) -> bool:
+    return bool(examples.records.notes.slices.get("held_out"))
 
 
 def _read_pairs(config: TrainConfig, examples: Examples) -> "Dataset | None":
@@ -202,7 +209,7 @@ def choose_folder(config: TrainConfig, run: RunDirectory, examples: Examples, ma
 
 def _short_name(data: object) -> str:
     """Returns a short name of a data set for use in a folder's name: its first file name without endings."""
-    first = data[0] if isinstance(data, list) and data else data
+    first = next(iter(paths_of(data)), None)
     stem = Path(str(first or "held_out")).name.split(".")[0]
     return re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-")[:40] or "data"
 

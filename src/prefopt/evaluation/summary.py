@@ -153,6 +153,7 @@ class Summary:
         self.base, self.tuned = measured[BASE], measured[TUNED]
         self.models = {BASE: self.base, **measured}
         self.clusters, self.sources = material.clusters, material.sources
+        self.names = np.array(material.slices)
         self.beta = beta
         self.bootstrap = bootstrap
 
@@ -175,6 +176,32 @@ class Summary:
         pairs = {name: model.held_out_pairs for name, model in self.models.items()}
         found.ties = {name: int((scores.margins == 0).sum()) for name, scores in pairs.items() if scores is not None}
         return found
+
+    def slices(self) -> list[dict[str, Any]]:
+        """Held-out metrics of each part of a mixture, in the order of the first example of each."""
+        return [
+            {"name": name, "n": int((self.names == name).sum()), **self._of_slice(np.flatnonzero(self.names == name))}
+            for name in dict.fromkeys(self.names.tolist())
+        ]
+
+    def _of_slice(self, rows: NDArray[np.int64]) -> dict[str, Any]:
+        """Metrics of some held-out examples: of preference pairs, or the loss of demonstrations."""
+        base_rows, tuned_rows = self.base.held_out_rows, self.tuned.held_out_rows
+        if base_rows is not None and tuned_rows is not None:
+            lengths, base, tuned = base_rows.lengths[rows], base_rows.logps[rows], tuned_rows.logps[rows]
+            of_base, of_tuned, gain = (self.bootstrap.ratio(x, lengths) for x in (-base, -tuned, base - tuned))
+            return {LOSS: of_tuned, "base": {LOSS: of_base}, "gain": {LOSS: gain}}
+        base_pairs, tuned_pairs = self.base.held_out_pairs, self.tuned.held_out_pairs
+        if base_pairs is None or tuned_pairs is None:
+            return {}
+        clusters = None if self.clusters is None else np.unique(self.clusters[rows], return_inverse=True)[1]
+        margins = {BASE: base_pairs.margins[rows], TUNED: tuned_pairs.margins[rows]}
+        found = {
+            name: {ACCURACY: share(each > 0, clusters), MARGIN: self._mean(each, clusters)}
+            for name, each in margins.items()
+        }
+        gain = (margins[TUNED] > 0).astype(float) - (margins[BASE] > 0).astype(float)
+        return {**found[TUNED], "base": found[BASE], "gain": {ACCURACY: self._mean(gain, clusters)}}
 
     def overfitting(self) -> dict[str, Gap]:
         """Train and held-out metrics of the tuned model, and their gap (train minus held-out; for a loss reversed)."""

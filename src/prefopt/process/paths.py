@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from prefopt.process.errors import UserError, shorten
@@ -56,7 +57,15 @@ def _find_near(folder: Path, parts: tuple[str, ...]) -> Path | None:
 
 def places(value: object) -> list[str]:
     """The absolute paths in a setting of one path or several, so that two spellings of one path are equal."""
-    return [str(resolve(str(name)).resolve()) for name in (value if isinstance(value, list) else [value])]
+    return [_place(item) for item in (value if isinstance(value, list) else [value])]
+
+
+def _place(item: object) -> str:
+    """An absolute path; of a part of a mixture, with what else is said of it."""
+    if not isinstance(item, Mapping):
+        return str(resolve(str(item)).resolve())
+    rest = sorted((str(key), str(value)) for key, value in item.items() if key != "path")
+    return f"{resolve(str(item.get('path'))).resolve()} {rest}"
 
 
 def expand(path: str) -> Path:

@@ -187,6 +187,26 @@ def _ties(held_out: HeldOut) -> str | None:
     return f"Ties: {', '.join(known)}{total}." if known else None
 
 
+def slices_table(report: Report) -> Table | None:
+    """Returns the table of the held-out metrics of each part of a mixture; None if there are fewer than two parts."""
+    slices = report.slices or []
+    rows = [
+        Row(
+            str(found["name"]),
+            [
+                cell(found["base"].get(metric.report_key), metric.unit),
+                cell(found.get(metric.report_key), metric.unit),
+                _change(found["gain"].get(metric.report_key), metric),
+            ],
+            metric.name,
+        )
+        for found in slices
+        for metric in metrics_of(HELD_OUT, TUNED)
+        if metric.report_key in (ACCURACY, LOSS) and is_measured(found.get(metric.report_key))
+    ]
+    return Table(["Base", "Tuned", "Change"], rows) if len(slices) > 1 and rows else None
+
+
 def overfitting_table(report: Report) -> Table | None:
     """Returns the table of train against held-out metrics and their gap, or None if they were not measured."""
     overfitting = report.overfitting

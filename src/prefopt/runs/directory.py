@@ -11,7 +11,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from prefopt.config.choices import AUTO
 from prefopt.config.load import differences, fingerprint, has_grown, to_yaml
+from prefopt.config.mixture import paths_of
 from prefopt.config.schema import TrainConfig
 from prefopt.distributed.group import on_main
 from prefopt.process.errors import FULL, OF_THE_MACHINE, EndedError, UserError, describe, explained
@@ -225,7 +227,11 @@ class RunDirectory:
         if config.run.overwrite:
             self._keep_inputs(config)
             return
-        changed = differences(self._read_earlier_config(config), config)
+        earlier = self._read_earlier_config(config)
+        if config.data.as_chat == AUTO and earlier.data.as_chat is False:
+            config.data.as_chat = False  # it was the default when the run began
+            logger.info("resume: goes on with data.as_chat=false, with which the run began")
+        changed = differences(earlier, config)
         if changed:
             raise UserError(
                 f"{self.path}: holds a run with other settings ({'; '.join(changed)}). "
@@ -244,7 +250,7 @@ class RunDirectory:
     def _keep_inputs(self, config: TrainConfig) -> None:
         """Refuses to overwrite a run whose files the new run reads."""
         inputs = [config.model.path, config.data.train, config.data.held_out, config.evaluation.pairs]
-        flat = [path for item in inputs for path in (item if isinstance(item, list) else [item]) if path is not None]
+        flat = [path for item in inputs for path in paths_of(item)]
         for path in [*flat, config.model.chat_template, config.evaluation.neutral_texts]:
             if path is not None and expand(str(path)).resolve().is_relative_to(self.path.resolve()):
                 raise UserError(f"run.overwrite=true would delete {path}, which this run reads. Set another run.name.")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.config.choices import LogArtifacts
+from prefopt.config.mixture import paths_of
 from prefopt.config.schema import TrainConfig
 from prefopt.data.files import HUB, find_files
 
@@ -68,9 +69,7 @@ def _add(artifact: "wandb.Artifact", path: Path, name: str | None, how: LogArtif
 
 def _sources(spec: object) -> Iterator[Path | str]:
     """Files and folders as paths, data sets of the hub as addresses."""
-    for item in spec if isinstance(spec, list | tuple) else [spec]:
-        if item is None:
-            continue
+    for item in paths_of(spec):
         if str(item).startswith(HUB):
             yield HUB_URL + str(item).removeprefix(HUB).partition(":")[0]
         else:
@@ -79,7 +78,7 @@ def _sources(spec: object) -> Iterator[Path | str]:
 
 def _label(spec: Any) -> str:
     """A short name of a data set: folder and name of its first file, or its id on the hub."""
-    first = str(spec[0] if isinstance(spec, list | tuple) else spec)
+    first = str(paths_of(spec)[0])
     if first.startswith(HUB):
         return first.removeprefix(HUB).partition(":")[0]
     path = find_files(first)[0].resolve()

@@ -54,8 +54,9 @@ class Finding:
             limit = limits.get(check)
             if limit is not None and gauge > limit:
                 return cls(**measured, level=level.name, limit=limit)
-        has_any = measured["count"] > 0
-        return cls(**measured, level=Level.note.name if has_any else Level.ok.name, limit=None)
+        if measured["count"] > 0:
+            return cls(**measured, level=Level.note.name, limit=None)
+        return cls(**{**measured, "remedy": ""}, level=Level.ok.name, limit=None)
 
 
 @dataclass(frozen=True, kw_only=True)

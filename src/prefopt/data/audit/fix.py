@@ -10,6 +10,7 @@ from typing import Any
 
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import CheckName
+from prefopt.config.mixture import paths_of
 from prefopt.config.schema import DataConfig
 from prefopt.data.audit.check import SPLITS
 from prefopt.data.audit.engine import run_checks
@@ -115,7 +116,7 @@ def _load_repair(name: CheckName) -> Callable[[str], str] | None:
 def _targets(config: DataConfig, folder: Path) -> dict[Path, Path]:
     """Returns for each file of the data the file of its copy."""
     specs: list[Any] = [config.train, config.held_out]
-    items = [str(item) for spec in specs if spec is not None for item in (spec if isinstance(spec, list) else [spec])]
+    items = [str(path) for spec in specs for path in paths_of(spec)]
     if any(item.startswith(HUB) for item in items):
         raise UserError("--fix: writes copies of files, and these data are on the hub. Save them as files first.")
     targets: dict[Path, Path] = {}

@@ -37,7 +37,15 @@ MIN_PROMPTS = 16
 """Fewest training prompts: an eighth of them are two."""
 MIN_HELD_OUT_PROMPTS = 10
 """Fewest held-out prompts: below, an interval says nothing."""
-LENGTHS = ("max_length", "on_bad", "on_long_prompt", "on_long_completion", "on_extra_eos", "on_control_token")
+TOKENISING = (
+    "as_chat",
+    "max_length",
+    "on_bad",
+    "on_long_prompt",
+    "on_long_completion",
+    "on_extra_eos",
+    "on_control_token",
+)
 """Settings of the data that act when rows are tokenised. The others have acted when the parts are written."""
 
 Train = Callable[[TrainConfig], RunDirectory]
@@ -194,7 +202,7 @@ def _settings(
     config: TrainConfig, folder: Path, part: Path, held_out: Path | None, pairs: Path, seed: int
 ) -> TrainConfig:
     """Returns the settings of a point: the user's, without what only a report for people needs."""
-    kept = {name: getattr(config.data, name) for name in LENGTHS}
+    kept = {name: getattr(config.data, name) for name in TOKENISING}
     is_sft = held_out is None
     return replace(
         config,

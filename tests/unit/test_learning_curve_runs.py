@@ -15,7 +15,7 @@ from prefopt.evaluation.learning_curve import LearningCurve
 from prefopt.process.errors import UserError
 from prefopt.process.terminal import Terminal
 from prefopt.runs.directory import RunDirectory
-from prefopt.sweeps.learning_curve import TOKENISING, SHARES, measure_learning_curve
+from prefopt.sweeps.learning_curve import SHARES, TOKENISING, measure_learning_curve
 from tests.conftest import read_rows, write_rows
 
 APPLIED = {

@@ -1,6 +1,8 @@
 """The engine of the audit: several processes, skipped checks, the gate's levels, and the cache of results."""
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from prefopt.config.gate import GateConfig
 from prefopt.config.load import load_config
 from prefopt.config.schema import DataConfig
 from prefopt.data.audit import audit as auditing
-from prefopt.data.audit.audit import audit_records, audit_run, key_of, refuse
+from prefopt.data.audit.audit import audit_records, audit_run, command_for, key_of, refuse
 from prefopt.data.audit.engine import CHUNK_ROWS, load_check, run_checks
 from prefopt.data.audit.finding import Audit, Finding
 from prefopt.data.audit.reading import Material
@@ -181,3 +183,13 @@ def test_rows_that_a_mixture_repeats_are_no_duplicates(tmp_path: Path, monkeypat
     audit = audit_run(config, read, kind="preference", seed=0)
     counts = {finding.check: finding.count for finding in audit.checks}
     assert (audit.rows, counts["duplicate"]) == (9, 1)
+
+
+def test_the_command_that_a_run_names_reads_the_data_as_the_run_does() -> None:
+    config = DataConfig(
+        train="my rows.jsonl", columns={"prompt": "question"}, max_length=64, gate=GateConfig(error={})
+    )
+    _, _, *overrides = shlex.split(command_for(config, "sft"))
+    again = load_config(["data=files", *overrides])
+    assert again.algorithm.rows == "sft"
+    assert replace(again.data, gate=config.gate) == config

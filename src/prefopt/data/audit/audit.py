@@ -74,7 +74,7 @@ def audit_run(config: DataConfig, read: Callable[[], Splits], *, kind: Kind, see
         data=describe_data(config),
         key=key,
     )
-    log_findings(audit, command_for(config))
+    log_findings(audit, command_for(config, kind))
     refuse(audit)
     return audit
 
@@ -91,10 +91,14 @@ def describe_data(config: DataConfig) -> dict[str, Any]:
     return {"train": config.train, "held_out": config.held_out}
 
 
-def command_for(config: DataConfig) -> str:
+def command_for(config: DataConfig, kind: Kind) -> str:
     """The command that tells all findings of a run's data, as typed in a shell."""
-    given = {"data.train": config.train, "data.held_out": config.held_out}
-    return " ".join(["prefopt audit data=files", *(typed(key, value) for key, value in given.items() if value)])
+    given, default = as_dict(config), as_dict(DataConfig(train=None))
+    changed = {name: value for name, value in given.items() if name != "gate" and value != default[name]}
+    kinds = ["algorithm=sft"] if kind == "sft" else []
+    return " ".join(
+        ["prefopt audit data=files", *kinds, *(typed(f"data.{key}", each) for key, each in changed.items())]
+    )
 
 
 def audit_records(

@@ -53,9 +53,11 @@ lint: install
 # The pages that are written from the code.
 docs: install
 	$(RUN) -m prefopt.config.setting_docs > docs/settings.md
+	$(RUN) -m prefopt.config.provider_docs docs/formats.md
 
 bench: install
 	$(RUN) -m benchmarks.tokenize
+	$(RUN) -m benchmarks.planted
 	$(RUN) -m benchmarks.dpo_step
 	$(RUN) -m benchmarks.sweep
 	$(RUN) -m benchmarks.zero_memory

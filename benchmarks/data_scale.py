@@ -110,7 +110,7 @@ def run_part(part: str, data: Path, model: Path, cache: Path) -> dict[str, Any]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
     peak = 0
     while process.poll() is None:
-        peak = max(peak, _memory_of_family(process.pid))
+        peak = max(peak, memory_of_family(process.pid))
         time.sleep(POLL_S)
     assert process.stdout is not None
     if process.returncode:
@@ -126,7 +126,7 @@ def run_part(part: str, data: Path, model: Path, cache: Path) -> dict[str, Any]:
     }
 
 
-def _memory_of_family(pid: int) -> int:
+def memory_of_family(pid: int) -> int:
     """Bytes of a process and its children; a page that n processes share counts as 1/n in each."""
     total = 0
     try:
@@ -136,7 +136,7 @@ def _memory_of_family(pid: int) -> int:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
     except OSError:  # it has ended
         return 0
-    return total + sum(_memory_of_family(int(child)) for child in children)
+    return total + sum(memory_of_family(int(child)) for child in children)
 
 
 def print_table(results: list[dict[str, Any]]) -> None:

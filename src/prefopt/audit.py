@@ -3,8 +3,11 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from prefopt.config.load import TRAIN, load_config
 from prefopt.config.overrides import assign
@@ -18,9 +21,12 @@ from prefopt.distributed.entry import run_entry
 from prefopt.process.console import build_console, progress_bar
 from prefopt.process.errors import UserError, explained
 from prefopt.process.imports import importing
-from prefopt.process.terminal import quote
-from prefopt.reports.audit import print_audit, write_audit_page
+from prefopt.process.terminal import Terminal, quote
+from prefopt.reports.audit import print_audit
+from prefopt.reports.audit_page import write_audit_page
+from prefopt.reports.learning_curve import list_lines, render_section
 from prefopt.storage.files import write_json
+from prefopt.train import train
 
 HELP = """Say what is wrong with preference pairs or demonstrations, before a model learns it: rows that cannot be
 used, duplicates, leaks, contradictions, length bias, refusals, secrets, label noise, and more.
@@ -32,10 +38,13 @@ used, duplicates, leaks, contradictions, length bias, refusals, secrets, label n
   prefopt audit pairs.jsonl --output mended --fix       a copy without the defects that can be removed
   prefopt audit pairs.jsonl data/gate=strict            in CI: exit code 3 if the gate says error
   prefopt audit demos.jsonl algorithm=sft
+  prefopt audit +experiment=dpo_brand_voice --output audit --learning-curve     are there enough data? 12 trainings
 
 Exit code 0: nothing, or warnings; 3: an error by the limits of data/gate; 2: a mistake in the command."""
 GATE_ERROR = 3
 """Exit code if a finding is an error by the gate's limits."""
+CURVE = "learning_curve"
+"""Folder of the trainings of a learning curve, in that of the output."""
 ONE_SPLIT = "data.held_out_fraction=0"
 
 
@@ -51,14 +60,22 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--fix", action="store_true", help="with --output: also a copy without what can be removed")
     parser.add_argument("--near", action="store_true", help="with --fix: also without near-duplicates and near leaks")
     parser.add_argument("--against", nargs="+", default=[], metavar="FILE", help="files whose questions must not leak")
+    parser.add_argument(
+        "--learning-curve",
+        action="store_true",
+        help="with --output: train on parts of the data, to say what twice as many would gain; goes on if stopped",
+    )
     parser.add_argument("--json", action="store_true", help="print audit.json, and nothing else")
     parser.add_argument("--config-dir", help="a folder with your own config groups")
     options = parser.read(argv)
     if options.fix and options.output is None:
         raise UserError("--fix: needs --output <folder> for the cleaned copy; the data themselves are never changed.")
+    if options.learning_curve and options.output is None:
+        raise UserError("--learning-curve: needs --output <folder> for its trainings, so that it goes on if stopped.")
     config = load_config(read_overrides(options.overrides), options.config_dir)
-    audit = run_audit(config, options, with_model=_names_model(options.overrides))
-    if any(finding.level == Level.error.name for finding in audit.checks):
+    command = " ".join(["prefopt audit", *map(quote, argv)])
+    audit = run_audit(config, options, with_model=_names_model(options.overrides), command=command)
+    if audit.of_level(Level.error):
         sys.exit(GATE_ERROR)
 
 
@@ -80,8 +97,8 @@ def _names_model(arguments: Sequence[str]) -> bool:
     return any(each.lstrip("+").startswith(("model=", "model.", "experiment=")) for each in arguments)
 
 
-def run_audit(config: TrainConfig, options: Any, *, with_model: bool) -> Audit:
-    """Reads the data, runs the checks or finds their results, shows and writes them."""
+def run_audit(config: TrainConfig, options: Any, *, with_model: bool, command: str) -> Audit:
+    """Reads the data, runs the checks or finds their results, shows and writes them; `command` is what was typed."""
     console = build_console()
     kind, seed = config.algorithm.rows, config.run.seed
     reader = _load_reader(config) if with_model else None
@@ -104,18 +121,37 @@ def run_audit(config: TrainConfig, options: Any, *, with_model: bool) -> Audit:
             reader=reader,
             progress=None if options.json else progress,
         )
-    if options.json:
-        print(json.dumps(audit.to_dict(), ensure_ascii=False))
-    else:
+    if not options.json:
         print_audit(audit, console)
     if options.output is not None:
-        _write(audit, options.output)
+        _write(audit, options.output, command)
         if options.fix:
             told = fix(config.data, read(), options.output, kind=kind, with_near=options.near)
             for line in told if not options.json else ():
                 console.print(line)
-        if not options.json:
-            console.print(f"Written: {quote(options.output / 'audit.html')}")
+        if options.learning_curve:
+            shown = Terminal(stderr=True) if options.json else console
+            audit = _measure_curve(config, audit, options.output, command, shown)
+    if options.json:
+        print(json.dumps(audit.to_dict(), ensure_ascii=False))
+    elif options.output is not None:
+        console.print(f"Written: {quote(options.output / 'audit.html')}")
+    return audit
+
+
+def _measure_curve(config: TrainConfig, audit: Audit, folder: Path, command: str, console: Console) -> Audit:
+    """Adds the learning curve to an audit, and to what is written of it; not for data that the gate refuses."""
+    if audit.of_level(Level.error):
+        console.print("learning curve: not trained, because of the errors above. Mend them, or set data/gate=off.")
+        return audit
+    with importing():
+        from prefopt.sweeps.learning_curve import measure_learning_curve
+
+    curve = measure_learning_curve(config, folder / CURVE, train, console)
+    for line in list_lines(curve):
+        console.print(line)
+    audit = replace(audit, learning_curve=curve.to_dict())
+    _write(audit, folder, command, [render_section(curve)])
     return audit
 
 
@@ -127,11 +163,11 @@ def _load_reader(config: TrainConfig) -> Any:
     return Reader(load_tokenizer(config.model), config.data.max_length, config.algorithm.trained_tokens)
 
 
-def _write(audit: Audit, folder: Path) -> None:
+def _write(audit: Audit, folder: Path, command: str, sections: Sequence[str] = ()) -> None:
     with explained(folder, doing="written"):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "audit.json", audit.to_dict())
-    write_audit_page(audit, folder / "audit.html")
+    write_audit_page(audit, folder / "audit.html", command=command, sections=sections)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,9 @@ def main(argv: list[str]) -> None:
         console.print(f"data: {line.removeprefix('train: ')}")
     for line in describe_limits(written, provider, kind):
         console.print(f"limit: {line}")
+    rules = [rule.name.value for rule in provider.rules if kind in rule.rows]
+    if rules:
+        console.print(f"rules: kept by every row: {'; '.join(rules)}")
     for note in provider.notes:
         console.print(f"note: {note.text} ({note.known.value}, {note.date})")
     console.print(

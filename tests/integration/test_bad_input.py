@@ -146,7 +146,7 @@ def test_evaluate_names_what_is_missing(tmp_path, fails):
 def test_an_unknown_command_lists_the_known_ones(fails):
     message = fails(dispatch, ["trian"])
     assert "Did you mean train?" in message
-    assert "train, list, show, submit" in message
+    assert "list, show, convert, submit" in message
 
 
 def test_skipping_is_counted_in_the_report(overrides, tmp_path):

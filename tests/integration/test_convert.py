@@ -12,6 +12,8 @@ from prefopt.convert import main as convert
 from prefopt.data.reading import read_records
 from prefopt.process.errors import UserError
 
+HAVE_ROLES = ("openai", "azure", "together", "fireworks", "llamafactory", "swift")
+
 
 def turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
@@ -51,6 +53,7 @@ def test_a_file_for_each_system_holds_the_same_pairs(pairs: Path, tmp_path: Path
     assert f"{output}: {rows} rows for " in shown
     assert f"of 12 pairs; {output.stat().st_size:,} bytes" in shown
     assert "column 'note' has a value in 12 rows and is ignored" in shown
+    assert ("rules: kept by every row: only these roles" in shown) == (system in HAVE_ROLES)
     assert ("new jobs end on 2027-01-06" in shown) == (system == "openai")
     assert "note" not in output.read_text()
 

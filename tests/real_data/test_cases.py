@@ -1,10 +1,11 @@
 """Small files that were once read wrong, or refused without a way out: what each of them means."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 
-from prefopt.config.choices import DataFormat
+from prefopt.config.choices import DataFormat, OnBadRow
 from prefopt.config.schema import DataConfig
 from prefopt.data.loading import read_splits
 from prefopt.data.reading import read_records
@@ -48,6 +49,30 @@ OLD_CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
 
 CASES = [
     Case(
+        "01_multiturn.jsonl",
+        "sft",
+        {
+            "messages": [
+                turn("user", "Name a fruit 0"),
+                turn("assistant", "An apple."),
+                turn("user", "And a vegetable?"),
+                turn("assistant", "A carrot."),
+            ]
+        },
+    ),
+    Case(
+        "03_weight0.jsonl",
+        "sft",
+        {
+            "messages": [
+                turn("user", "What is 2+2? (0)"),
+                turn("assistant", "Five, WRONGANSWER.", train=False),
+                turn("user", "Check again."),
+                turn("assistant", "Four."),
+            ]
+        },
+    ),
+    Case(
         "04_args_string.jsonl",
         "sft",
         {
@@ -60,9 +85,29 @@ CASES = [
         },
     ),
     Case("06_hh_same_prompt.jsonl", "preference", pair(HH, " I think the answer is yes.", " I think it is no.")),
+    Case(
+        "09_greeting.jsonl",
+        "sft",
+        {
+            "messages": [
+                turn("assistant", "Welcome, how may I help?"),
+                turn("user", "My order 0 is late"),
+                turn("assistant", "I will look for order 0."),
+            ]
+        },
+    ),
     Case("16_parts.jsonl", "sft", {"messages": [turn("user", "hello 0"), turn("assistant", "hi")]}),
     Case("17_repr.csv", "preference", chat_pair("hello 0", "yes 0", "no 0")),
     Case("17b_json.csv", "preference", chat_pair("hello 0", "yes 0", "no 0")),
+    Case(
+        "18_dpo_user_in_completion.jsonl",
+        "preference",
+        pair(
+            [turn("user", "hello 0")],
+            [turn("assistant", "hi"), turn("user", "USERWORDS are here"), turn("assistant", "fine")],
+            [turn("assistant", "what"), turn("user", "OTHERWORDS are there"), turn("assistant", "bad")],
+        ),
+    ),
     Case("19_really_gz.jsonl", "preference", pair("a 0", " yes", " no")),
     Case(
         "20_prerendered.jsonl",
@@ -115,20 +160,48 @@ def read(name: str, kind: str) -> list[Any]:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_file_means_what_its_author_meant(case: Case) -> None:
     records = read(case.name, case.kind)
-    assert len(records) == (50 if case.name.startswith("06") else 12)
+    assert len(records) == {"06": 50, "09": 20}.get(case.name[:2], 12)
     assert {name: getattr(records[0], name) for name in case.first} == case.first
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("36_system_column.jsonl", "preference", ":1: 'system' is a system prompt, but 'prompt' is text"),
+        ("36_system_column.jsonl", "preference", ":1: 'system' is a system prompt, but .* Set data.as_chat=true"),
         ("37b_kto.jsonl", "sft", ":2: 'label' is false: in KTO's format"),
     ],
 )
 def test_a_file_that_cannot_be_trained_is_refused_by_name(name: str, kind: str, message: str) -> None:
     with pytest.raises(UserError, match=name + message):
         read(name, kind)
+
+
+def test_a_system_column_beside_text_is_used_by_the_remedy_that_its_refusal_names() -> None:
+    config = DataConfig(train=path_of("36_system_column.jsonl"), held_out_fraction=0, as_chat=True)
+    record = read_splits(config, kind="preference", seed=0).train[0]
+    assert record.prompt == [turn("system", "Answer in French."), turn("user", "hello 0")]
+
+
+def test_labelled_answers_without_a_counterpart_are_told_and_the_wanted_ones_train() -> None:
+    config = DataConfig(train=path_of("37b_kto.jsonl"), held_out_fraction=0)
+    with pytest.raises(UserError, match=r"12 rows skipped: an answer with a label, .*algorithm=sft trains those"):
+        read_splits(config, kind="preference", seed=0)
+    splits = read_splits(replace(config, on_bad=OnBadRow.skip), kind="sft", seed=0)
+    assert [record.prompt for record in splits.train] == [f"hello {number}" for number in range(0, 12, 2)]
+
+
+def test_every_file_is_in_the_table_or_in_a_test_of_its_own() -> None:
+    elsewhere = {
+        "05_nulls.parquet",
+        "05_same_as_jsonl.jsonl",
+        "21_long_positions.jsonl",  # too long for a model: tests/integration/test_fit.py has such rows
+        "36_system_column.jsonl",
+        "37b_kto.jsonl",
+    }
+    if not FOLDER.exists():
+        pytest.skip(f"{FOLDER} is absent")
+    found = {path.name for path in FOLDER.iterdir() if path.is_file() and path.suffix != ".md"}
+    assert found == elsewhere | {case.name for case in CASES}
 
 
 def test_parquet_and_json_lines_of_the_same_rows_give_the_same_records() -> None:

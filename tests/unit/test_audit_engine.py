@@ -15,6 +15,8 @@ from prefopt.data.audit.audit import audit_records, key_of, refuse
 from prefopt.data.audit.engine import CHUNK_ROWS, load_check, run_checks
 from prefopt.data.audit.finding import Audit, Finding
 from prefopt.data.audit.reading import Material
+from prefopt.data.audit.token_notes import audit_tokens
+from prefopt.data.encoding import TokenizeNotes
 from prefopt.data.table import Table
 from prefopt.process.errors import UserError
 from tests.audit_rows import pair
@@ -151,3 +153,15 @@ def test_the_key_is_that_of_contents_and_settings(tmp_path: Path) -> None:
 
 def test_data_on_the_hub_have_no_key() -> None:
     assert key_of(DataConfig(train="hub:some/data"), kind="preference", seed=0, rows="all") is None
+
+
+def test_the_counts_of_tokenising_are_findings_of_a_run() -> None:
+    notes = TokenizeNotes(num_rows=20, num_truncated=1, num_control_kept=2, first_control_token="a.jsonl:3: <|end|>")
+    gate = GateConfig(warn={"truncation": 0.02, "control_tokens": 0.0}, error={})
+    audit = audit_tokens(audited(gate), {"train": notes, "held_out": TokenizeNotes(num_rows=5)}, gate)
+    found = {finding.check: finding for finding in audit.checks}
+    assert (found["truncation"].level, found["truncation"].count, found["truncation"].share) == ("warning", 1, 1 / 25)
+    assert found["control_tokens"].examples == [{"source": "a.jsonl:3", "detail": "holds <|end|>", "text": ""}]
+    assert not {"truncation", "control_tokens"} & {each["check"] for each in audit.skipped}
+    with pytest.raises(UserError, match="truncation: 1 row is longer"):
+        audit_tokens(audited(gate), {"train": notes}, GateConfig(error={"truncation": 0.01}))

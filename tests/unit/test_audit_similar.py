@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefopt.data.audit import minhash, near_duplicate
+from prefopt.data.audit import minhash
 from prefopt.data.audit.words import MIXER, distinct, hash_runs, hash_words, split_words
 from prefopt.data.records import SFTExample
 from tests.audit_rows import chat, found, pair, pairs, rows_of, run
@@ -137,11 +137,15 @@ def test_more_pairs_than_are_compared_are_judged_by_their_sketches_and_counted(m
     rows = [(sentence(draw, 30), sentence(draw, 30), sentence(draw, 30)) for _ in range(10)]
     rows += [tuple(edited(text, draw, 1) for text in row) for row in rows]
     compared = found("near_duplicate", pairs(*rows))
-    monkeypatch.setattr(near_duplicate, "MAX_COMPARED", 0)
+    monkeypatch.setattr(minhash, "MAX_COMPARED", 0)
     trusted = found("near_duplicate", pairs(*rows))
     assert rows_of(trusted) == rows_of(compared) == list(range(10, 20))
     assert (compared.values["uncompared"], trusted.values["uncompared"]) == (0, 10)
     assert "10 pairs of rows were judged by their sketches" in trusted.summary
+    train, held_out = ([*map(pair, (row[0] for row in half))] for half in (rows[:10], rows[10:]))
+    leaks = found("near_leakage", train, held_out=held_out)
+    assert len(rows_of(leaks, "held_out")) == leaks.values["uncompared"] == 10
+    assert "10 were judged by their sketches" in leaks.summary
 
 
 def test_a_held_out_prompt_with_a_word_changed_has_leaked():

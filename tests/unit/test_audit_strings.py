@@ -38,6 +38,8 @@ SECRET = {
 }
 NO_SECRET = [
     "AKIA" + "IOSFODNN7EXAMPLE",
+    "sk-learn-contrib-2023-examples-of-2024",
+    "secret = getUserAccountAccessTokenFromStore",
     "the task-oriented-dialogue-systems-2023-benchmark of sk-learn-contrib-examples-package",
     "api_key = 'YOUR_API_KEY_GOES_HERE_1234'",
     "api_key=xxxxxxxxxxxxxxxxxxxxxxxx123",

@@ -71,7 +71,8 @@ def test_a_row_of_rated_answers_alone_in_its_file_is_a_row(tmp_path: Path) -> No
     [
         ('{"prompt": "p",\n"chosen": "y", oops}\n', r"a.json:1: invalid JSON"),
         ('{"data": [1, 2]}', r"a.json:1: field 'chosen' is missing; found 'data'"),
-        ('{"data": []}', r"a.json:1: field 'chosen' is missing"),
+        ('{"data": []}', r"a.json: holds no rows"),
+        ('{"data": [{"prompt": "p"}], "rows": [{"prompt": "p"}]}', r"a.json:1: field 'chosen' is missing"),
     ],
 )
 def test_what_is_no_such_file_is_told_by_its_line(tmp_path: Path, text: str, message: str) -> None:

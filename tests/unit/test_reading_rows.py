@@ -14,6 +14,7 @@ from prefopt.config.choices import DataFormat
 from prefopt.config.schema import DataConfig
 from prefopt.data.loading import read_splits
 from prefopt.data.reading import ReadResult, read_records
+from prefopt.data.records import PreferencePair
 from prefopt.process.errors import UserError
 
 USER = {"role": "user", "content": "Say hi."}
@@ -259,6 +260,22 @@ def test_a_column_of_classes_means_the_same_in_the_held_out_file(tmp_path: Path)
     assert (len(splits.train), len(splits.held_out or [])) == (3, 2)
     with pytest.raises(UserError, match=r"held_out.jsonl:1: 'label' is 0: in KTO's format"):
         read_splits(DataConfig(train=write("train.jsonl", 1, 1), held_out=config.held_out), kind="sft", seed=0)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, HI], "rejected_message": NO, "split": "TRAIN"},  # OpenPipe
+        {"prompt": USER["content"], "chosen": [USER, HI], "rejected": [USER, NO], "chosen-rating": 5.0},  # Argilla
+        {"chosen": [USER, HI], "rejected": [USER, NO]},  # SageMaker
+        {"input": {"messages": [USER]}, "preferred_output": [HI], "non_preferred_output": [NO]},  # Together, Fireworks
+    ],
+)
+def test_pairs_of_other_systems_are_one_pair(tmp_path: Path, row: Any) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    (record,) = read_records(str(tmp_path / "a.jsonl"), format=DataFormat.auto, kind="preference").records
+    assert isinstance(record, PreferencePair)
+    assert (record.prompt, record.chosen, record.rejected) == ([USER], [HI], [NO])
 
 
 @pytest.mark.parametrize(

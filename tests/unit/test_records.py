@@ -331,7 +331,7 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     assert "unsupported file type. Allowed: .jsonl" in message_of(str(tmp_path / "a.txt"))
     (tmp_path / "object.json").write_text('{\n"data": []}')
-    assert "or the file one list of them" in message_of(str(tmp_path / "object.json"))
+    assert "object.json: holds no rows" in message_of(str(tmp_path / "object.json"))
     (tmp_path / "bad.jsonl").write_bytes(json.dumps(PAIR).encode() + b'\n{"a": "\xff"}\n')
     assert "bad.jsonl:2: not valid UTF-8: byte 0xff at position 7" in message_of(str(tmp_path / "bad.jsonl"))
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(json.dumps(PAIR).encode())[:-9])

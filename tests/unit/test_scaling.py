@@ -7,6 +7,7 @@ import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -306,7 +307,7 @@ def test_a_checkpoint_has_these_bytes_per_parameter(stage, factor):
 
 def test_a_record_of_the_store_has_these_bytes():
     shard = shards.Shard()
-    shard.keys = [bytes(shards.KEY_BYTES)] * 2
+    shard.keys = [np.zeros((1, 2, shards.KEY_BYTES), np.uint8)]
     shard.records = [torch.zeros(length).numpy() for length in (PAIR.chosen, PAIR.rejected)]
     content = shard.content()
     assert sum(content[name].nbytes for name in ("keys", "lengths", "logps")) == formulas.store_bytes(PAIR)

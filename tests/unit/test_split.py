@@ -16,7 +16,7 @@ from prefopt.config.choices import OnBadRow
 from prefopt.config.schema import DataConfig
 from prefopt.data.loading import read_splits
 from prefopt.data.records import PreferencePair, SFTExample
-from prefopt.data.split import find_overlap, prompt_key, split_by_prompt
+from prefopt.data.split import find_overlap, nested_subsets, prompt_key, split_by_prompt
 from prefopt.evaluation.run import _texts
 from prefopt.process.errors import UserError
 
@@ -254,3 +254,15 @@ def test_notes_say_only_what_happened(tmp_path: Path) -> None:
         "train: 3 rows used",
     ]
     assert json.loads(json.dumps(splits.notes.to_dict()))["read"]["train"]["num_duplicates"] == 1
+
+
+def test_a_part_of_the_prompts_is_the_same_in_every_row_order_and_other_prompts_for_another_seed() -> None:
+    records = [pair(f"prompt {row % 20}", f"answer {row}") for row in range(30)]
+    (part,) = nested_subsets(records, [0.25], seed=0)
+    (reversed_part,) = nested_subsets(records[::-1], [0.25], seed=0)
+    (other,) = nested_subsets(records, [0.25], seed=1)
+    prompts = {record.prompt for record in part}
+    assert len(prompts) == 5
+    assert part == reversed_part[::-1]
+    assert part == [record for record in records if record.prompt in prompts]
+    assert {record.prompt for record in other} != prompts

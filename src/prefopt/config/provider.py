@@ -25,11 +25,11 @@ KINDS: tuple[Kind, ...] = ("preference", "sft")
 
 
 class Known(Enum):
-    """How a fact is known."""
+    """How a fact is known: from the provider's documentation, its source code, or only from others."""
 
-    docs = "the provider's documentation"
-    code = "the provider's own validator, read"
-    unverified = "secondary sources"
+    docs = "from docs"
+    code = "read in source"
+    unverified = "unverified"
 
 
 class LimitName(Enum):

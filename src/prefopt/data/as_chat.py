@@ -5,7 +5,7 @@ from typing import Any
 
 from prefopt.config.choices import AUTO
 from prefopt.config.schema import DataConfig
-from prefopt.data.arrow import Row
+from prefopt.data.formats.format import Row
 from prefopt.data.implicit_prompts import is_transcript
 from prefopt.data.messages import Content, Message
 from prefopt.data.records import PreferencePair, Record, SFTExample

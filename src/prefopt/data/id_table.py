@@ -1,11 +1,11 @@
 """Rows of token ids on their way into one Arrow table, whose columns lie in files and not in memory."""
 
-import os
+import mmap
 import tempfile
 from array import array
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,12 +39,11 @@ class Column(NamedTuple):
 
 
 class _ColumnFile:
-    """A column of all rows: the values in a file, their numbers in memory."""
+    """A column of all rows: the values in a file without a name, which ends with this object; their numbers here."""
 
-    def __init__(self, folder: str, name: str, item_bytes: int) -> None:
+    def __init__(self, name: str, item_bytes: int) -> None:
         self.name = name
-        self.path = os.path.join(folder, name)
-        self.file: BinaryIO = open(self.path, "wb")  # noqa: SIM115  (closed by `IdTable.to_dataset`)
+        self.file = tempfile.TemporaryFile(prefix="prefopt-")  # noqa: SIM115
         self.item_bytes = item_bytes
         self.lengths: list[NDArray[np.int64]] = []
 
@@ -59,9 +58,7 @@ class IdTable:
     def __init__(self, columns: Sequence[str]) -> None:
         self.num_rows = 0
         with explained(tempfile.gettempdir(), "written"):
-            self._folder = tempfile.TemporaryDirectory(prefix="prefopt-ids-")
-            self._columns = [_ColumnFile(self._folder.name, name, 4) for name in columns]
-            self._columns.append(_ColumnFile(self._folder.name, "source", 1))
+            self._columns = [*(_ColumnFile(name, 4) for name in columns), _ColumnFile("source", 1)]
 
     def add(self, columns: Sequence[Column]) -> None:
         """Adds a chunk of rows: the id columns in order, then the places `path:line`; nothing for no rows."""
@@ -80,10 +77,9 @@ class IdTable:
 
         with explained(tempfile.gettempdir(), "written"):
             for column in self._columns:
-                column.file.close()
-        table = pa.table([_to_arrow(column) for column in self._columns], names=[each.name for each in self._columns])
-        self._folder.cleanup()  # what is mapped stays readable
-        return Dataset(table)
+                column.file.flush()
+            arrays = [_to_arrow(column) for column in self._columns]
+        return Dataset(pa.table(arrays, names=[column.name for column in self._columns]))
 
 
 def _to_arrow(column: _ColumnFile) -> "pa.ChunkedArray":
@@ -97,8 +93,7 @@ def _to_arrow(column: _ColumnFile) -> "pa.ChunkedArray":
     if not len(ends) or not ends[-1]:
         empty: object = "" if is_text else []
         return pa.chunked_array([pa.array([empty] * len(ends), kind)])
-    with pa.memory_map(column.path) as file:
-        whole = file.read_buffer()
+    whole = pa.py_buffer(mmap.mmap(column.file.fileno(), 0, access=mmap.ACCESS_READ))  # it outlives the file object
     pieces = []
     first, start = 0, 0  # row and value at which the piece begins
     while first < len(ends):

@@ -142,8 +142,9 @@ def add_system(prompt: Content, system: object, field: str = "prompt") -> Conten
         return prompt
     if isinstance(prompt, str):
         raise RowError(
-            f"'system' is a system prompt, but '{field}' is text, in which nothing marks it. Give '{field}' and the "
-            "answers as messages {role, content}, or write 'system' into the text and remove the column."
+            f"'system' is a system prompt, but '{field}' is text, in which nothing marks it. "
+            + ("Set data.as_chat=true to make a chat of both, or give" if field == "prompt" else "Give")
+            + f" '{field}' and the answers as messages {{role, content}}."
         )
     first = prompt[0] if prompt and prompt[0]["role"] in ("system", "developer") else None
     if first is None:

@@ -29,7 +29,7 @@ READ_SENTENCES = {
     "num_empty_skipped": "{n} rows with an empty completion skipped (data.on_empty=skip)",
     "num_identical_skipped": "{n} pairs with chosen equal to rejected skipped (data.on_identical=skip)",
     "num_duplicates": "{n} rows repeat an earlier row; kept",
-    "num_as_chat": "{n} rows of plain text made chats: a user's question, an assistant's answer (data.as_chat=true)",
+    "num_as_chat": "{n} rows of plain text made chats: a user's question, an assistant's answer (data.as_chat)",
     "num_given_system": "{n} rows got the system prompt of data.system",
     "num_own_system": "{n} rows keep a system prompt of their own, though data.system is set",
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jinja2
 
 from prefopt.data.messages import UNTRAINED, Message
+from prefopt.data.plain_chats import render_plain
 from prefopt.data.prefixes import common_prefix_length
 from prefopt.data.values import describe
 from prefopt.process.errors import UserError
@@ -154,8 +155,12 @@ def _render_alike(tokenizer: "PreTrainedTokenizerBase", chats: Sequence[Chat]) -
     first = chats[0]
     try:
         with _time_limit(RENDER_LIMIT_S + RENDER_SHARE_S * len(chats)):
-            texts: list[str] = tokenizer.apply_chat_template(
-                [_without_marks(chat.messages) for chat in chats],
+            conversations = [_without_marks(chat.messages) for chat in chats]
+            plain = None
+            if not _has_context(first):
+                plain = render_plain(tokenizer, conversations, add_generation_prompt=first.add_generation_prompt)
+            texts: list[str] = plain or tokenizer.apply_chat_template(
+                conversations,
                 tools=first.tools,
                 add_generation_prompt=first.add_generation_prompt,
                 tokenize=False,

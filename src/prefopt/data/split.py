@@ -96,7 +96,7 @@ def split_by_prompt(records: Sequence[Record], *, fraction: float, seed: int) ->
     return table.select(~is_held_out), table.select(is_held_out)
 
 
-def nested_subsets(records: Sequence[Record], shares: Sequence[float], *, seed: int) -> list[list[Record]]:
+def nested_subsets(records: Sequence[Record], shares: Sequence[float], *, seed: int) -> list[Table[Record]]:
     """Returns for each share the records of so many prompts, in the order of `records`.
 
     A larger share has all prompts of a smaller one. As in a split, prompts that occur in the same conversation count
@@ -107,11 +107,12 @@ def nested_subsets(records: Sequence[Record], shares: Sequence[float], *, seed: 
         shares: Shares of the prompts, in (0, 1]; of each, at least one prompt is chosen.
         seed: Seed of the choice; it is independent of a split's with the same seed.
     """
-    keys = linked_prompts(records)
+    table = Table.of(records)
+    keys = linked_prompts(table)
     ranked = sorted(set(keys), key=lambda key: hashlib.sha256(f"subset {seed}:".encode() + key).digest())
-    ranks = {key: rank for rank, key in enumerate(ranked)}
-    counts = [max(round(share * len(ranked)), 1) for share in shares]
-    return [[record for record, key in zip(records, keys, strict=True) if ranks[key] < count] for count in counts]
+    place = {key: rank for rank, key in enumerate(ranked)}
+    ranks = np.fromiter((place[key] for key in keys), np.int64, len(keys))
+    return [table.select(ranks < max(round(share * len(ranked)), 1)) for share in shares]
 
 
 def number_prompts(records: Sequence[Record]) -> list[int]:

@@ -30,7 +30,8 @@ def read_wrapped(lines: Iterator[str], num_bytes: int) -> list[Any] | None:
         return None
     if _is_beginning(first):
         values = _parse_all("".join([first, *lines])) if num_bytes <= MAX_BYTES else None
-        return find_rows(values[0]) or values if values is not None and len(values) == 1 else values
+        found = find_rows(values[0]) if values is not None and len(values) == 1 else None
+        return values if found is None else found
     if any(not line.isspace() for line in lines):
         return None
     values = _parse_all(first)
@@ -57,7 +58,7 @@ def find_rows(value: object) -> list[Any] | None:
     """Returns the list of rows in an object that is none itself, such as `{"data": [...]}`; None if it has none."""
     if not isinstance(value, dict) or not READ.isdisjoint(value):
         return None
-    found = [key for key, item in value.items() if _are_rows(item)]
+    found = [key for key, item in value.items() if _are_rows(item) or (item == [] and key in WRAPPERS)]
     if len(found) != 1 or (len(value) > 1 and found[0] not in WRAPPERS):
         return None
     rows: list[Any] = value[found[0]]

@@ -101,9 +101,9 @@ class LearningCurve:
     @property
     def shape(self) -> str:
         """straight, flattening or steepening: whether the curve fits, as far as these data can tell."""
-        if self.bend.low <= 0 <= self.bend.high:
-            return "straight"
-        return "flattening" if self.bend.value < 0 else "steepening"
+        if self.bend.high < 0:
+            return "flattening"
+        return "steepening" if self.bend.low > 0 and self.last.low > 0 else "straight"
 
     @property
     def doubling(self) -> Estimate:
@@ -111,16 +111,18 @@ class LearningCurve:
 
         It is the fitted curve's. How wrong that may be is not known, so its interval is widened by the distance to the
         gain of the last doubling, which needs no curve. Where the curve does not fit, the last doubling stands for the
-        next one; if the accuracies flatten, it is the most. No more is promised than is left up to 1.
+        next one: if the accuracies flatten, it is the most; if they rise ever faster, the next one may bring nothing,
+        or all that is left. No more is promised than is left up to 1.
         """
+        accuracy = self.sizes[-1].accuracy
+        left, most = 1 - accuracy.value, 1 - accuracy.low
         doubt = abs(self.expected.value - self.last.value)
         gain, low, high = {
             "straight": (self.expected.value, self.expected.low - doubt, self.expected.high + doubt),
             "flattening": (self.last.value, min(self.last.low, 0.0), self.last.high),
-            "steepening": (self.last.value, self.last.low, self.last.high),
+            "steepening": (self.last.value, min(self.last.low, 0.0), most),
         }[self.shape]
-        most = 1 - self.sizes[-1].accuracy.value
-        return Estimate(min(gain, most), min(low, most), min(high, most), self.last.n)
+        return Estimate(min(gain, left), min(low, left), min(high, most), self.last.n)
 
     @property
     def detectable(self) -> float:
@@ -283,7 +285,7 @@ class _Table:
 
         The prompts are shared by all trainings, and what the seeds add is independent from size to size. The variance
         is the sum of both parts; its degrees of freedom are Satterthwaite's, few where three seeds decide. Few seeds
-        often agree by chance, so a size's spread counts as no less than the average one.
+        often agree by chance, so the spread of a size counts as no less than that of a larger one.
         """
         num_seeds, num_prompts = self.sums.shape[1:]
         means = self.sums.sum(axis=-1) / self.weights.sum()
@@ -294,18 +296,19 @@ class _Table:
         if num_seeds > 1:
             noise = (residuals - residuals.mean(axis=1, keepdims=True)) ** 2
             scatter = noise.sum(axis=(1, 2)) / ((num_prompts - 1) * (num_seeds - 1)) / (num_prompts * num_seeds)
-            spread = means.var(axis=1, ddof=1)
-            between = of_sizes**2 * np.maximum(spread, spread.mean()) / num_seeds
+            spread = np.maximum.accumulate(means.var(axis=1, ddof=1)[::-1])[::-1]
+            between = of_sizes**2 * spread / num_seeds
             if between.sum() > of_sizes**2 @ scatter:  # else the prompts' part alone explains what differs
                 parts += [*between, -(of_sizes**2 @ scatter)]
                 freedom += [num_seeds - 1.0] * len(between) + [(num_prompts - 1.0) * (num_seeds - 1)]
         variance = sum(parts)
-        degrees = variance**2 / sum(part**2 / each for part, each in zip(parts, freedom, strict=True))
-        half = t_quantile(max(degrees, 1.0)) * sqrt(variance)
+        doubts = sum(part**2 / each for part, each in zip(parts, freedom, strict=True))
+        half = t_quantile(max(variance**2 / doubts, 1.0)) * sqrt(variance) if variance else 0.0
         centre = value
         if value is None or centre is None:
             value, centre = float(of_sizes @ self.accuracies), float(of_sizes @ means.mean(axis=1))
-        return Estimate(value, min(centre - half, value), max(centre + half, value), self.hits.shape[-1])
+        low, high = min(centre - half, value), max(centre + half, value)
+        return Estimate(value, float(low), float(high), self.hits.shape[-1])
 
 
 @dataclass(frozen=True)

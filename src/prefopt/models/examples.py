@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from prefopt.config.schema import TrainConfig
 from prefopt.data.audit.audit import audit_run
 from prefopt.data.audit.finding import Audit
+from prefopt.data.audit.token_notes import audit_tokens
 from prefopt.data.known_files import DataSet, Request
 from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_splits
 from prefopt.distributed.group import keep_on_main, on_main
@@ -105,4 +106,6 @@ def load_examples(config: TrainConfig, *, measured: object = None, audited: bool
     for line in tokenized.notes.lines():
         logger.info("data: %s", line)
     limits.check_data(tokenized)
+    if audited:
+        audit = keep_on_main(lambda: audit_tokens(audit, tokenized.notes.tokenized, config.data.gate))
     return Examples(keep_on_main(lambda: data_set.splits), tokenized, tokenizer, limits, audit)

@@ -1,6 +1,4 @@
-"""Shows an audit: in the terminal, and as an HTML page."""
-
-from pathlib import Path
+"""Shows an audit in the terminal."""
 
 from rich.console import Console
 from rich.padding import Padding
@@ -8,9 +6,8 @@ from rich.table import Table
 from rich.text import Text
 
 from prefopt.data.audit.finding import Audit, Finding, Level
-from prefopt.process.errors import explained
 from prefopt.process.terminal import one_line
-from prefopt.storage.files import write_text
+from prefopt.reports.audit_glossary import split_name
 
 STYLES = {Level.error: "bold red", Level.warning: "yellow", Level.note: "cyan", Level.ok: "green"}
 SHOWN_TEXT = 100
@@ -34,7 +31,7 @@ def print_audit(audit: Audit, console: Console) -> None:
 
 def describe(audit: Audit) -> str:
     """Returns one line: rows, findings by level, and the gate."""
-    splits = ", ".join(f"{count:,} {split.replace('_', '-')}" for split, count in audit.splits.items())
+    splits = ", ".join(f"{count:,} {split_name(split)}" for split, count in audit.splits.items())
     words = {Level.error: "error", Level.warning: "warning", Level.note: "note"}
     counts = [(len(audit.of_level(level)), word) for level, word in words.items()]
     told = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
@@ -56,9 +53,3 @@ def _print_finding(finding: Finding, console: Console) -> None:
     if finding.remedy:
         grid.add_row("", Text.assemble(("-> ", "green"), finding.remedy))
     console.print(Padding(grid, (0, 0, 1, 0)))
-
-
-def write_audit_page(audit: Audit, path: Path) -> None:
-    """Writes the page of an audit."""
-    with explained(path, doing="written"):
-        write_text(path, f"<!doctype html><title>Audit</title><p>{describe(audit)}</p>\n")

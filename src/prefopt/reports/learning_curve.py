@@ -38,8 +38,8 @@ class Band:
 
 BANDS = (Band(80, 125, "about 100"), Band(200, 500, "200-500, style"), Band(500, 5000, "500-5,000"))
 BANDS_NOTE = (
-    "Shaded: what practitioners' articles call enough, unverified and at odds with each other: about 100 (with fewer, "
-    "write a better prompt), 200-500 for a style, 500-5,000 in general. OpenAI's guide saw gains from 50-100 "
+    "Shaded is what practitioners' articles call enough, unverified and at odds with each other: about 100 (with "
+    "fewer, write a better prompt), 200-500 for a style, 500-5,000 in general. OpenAI's guide saw gains from 50-100 "
     "demonstrations; Amazon's recommends at least 1,000 pairs for Nova. The curve is measured, the bands are not."
 )
 
@@ -64,16 +64,29 @@ def describe_point(place: str, trained: Trained, seconds: float, rest: float | N
 
 def conclude(curve: LearningCurve) -> str:
     """Returns what the curve says about more data, in one sentence."""
-    gain, largest = curve.doubling, curve.sizes[-1].n
-    low, high = (f"{100 * bound:+.1f}" for bound in (gain.low, gain.high))
-    verb = "is expected to gain" if curve.shape == "straight" else "gains, if it does what the last doubling did,"
-    value = f"{100 * gain.value:+.1f} points (95 % CI {low} to {high})"
-    expected = f"Doubling to {count(2 * largest)} {curve.rows} {verb} {value}"
+    gain, target = curve.doubling, f"{count(2 * curve.sizes[-1].n)} {curve.rows}"
+    if curve.shape == "steepening":
+        last = f"The last doubling gained {_points(curve.last)}, more than those before it"
+        left = f"at most {100 * gain.high:.1f} points are left"
+        if gain.high < SMALL_GAIN:
+            return f"{last}, and {left}: more of the same data will hardly help."
+        return f"{last}: what {target} would gain cannot be told; {left}."
+    verb = "is expected to gain" if curve.shape == "straight" else "would gain at most"
+    expected = f"Doubling to {target} {verb} {_points(gain)}"
     if gain.high < SMALL_GAIN:
         return f"{expected}: more of the same data will hardly help."
     if gain.low > 0:
         return f"{expected}: more of the same data will help."
     return f"{expected}: these trainings cannot tell whether more of the same data will help."
+
+
+def _points(gain: Estimate) -> str:
+    low, high = (f"{100 * bound:+.1f}" for bound in (gain.low, gain.high))
+    return f"{100 * gain.value:+.1f} points (95 % CI {low} to {high})"
+
+
+def _whole_points(gain: float) -> str:
+    return f"{100 * gain:g} point{'' if round(100 * gain) == 1 else 's'}"
 
 
 def list_notes(curve: LearningCurve) -> list[str]:
@@ -82,17 +95,16 @@ def list_notes(curve: LearningCurve) -> list[str]:
     notes = [_shape_note(curve), _steps_note(curve, steps)]
     if steps and steps[0] < FEW_STEPS:
         notes.append(
-            f"The smallest part trains for {steps[0]} steps, too few to learn much: a smaller "
-            "trainer.per_device_batch_size or more epochs would tell whether the data or the steps were too few."
+            f"The smallest part trains for {steps[0]} steps, which may be too few to learn from it: more epochs, or a "
+            "smaller trainer.per_device_batch_size, tell whether the data or the steps were too few."
         )
-    needed = ", ".join(f"{count(prompts)} for {100 * gain:g}" for gain, prompts in curve.needed)
     notes += [
         f"These {count(curve.num_prompts)} held-out prompts show a gain of {100 * curve.detectable:.1f} points or "
-        f"more (80 % power, two-sided 5 %, pair by pair; {100 * curve.discordant:.1f} % of the pairs are answered "
-        f"differently by the models of the two largest sizes). It takes {needed} points.",
-        f"Intervals cover the choice of held-out prompts and the {len(curve.points) // len(curve.sizes)} seeds, which "
-        "draw the parts and the order of training. All rows are the same rows for every seed, so what other rows of "
-        "the same kind would have given is not in the interval of the largest size.",
+        f"more: with 80 % power, two-sided at 5 %, pair by pair. {100 * curve.discordant:.1f} % of the pairs are "
+        "answered differently by the models of the two largest sizes; the more, the more prompts it takes.",
+        f"The intervals cover which prompts are held out and the {len(curve.points) // len(curve.sizes)} seeds, which "
+        "draw the parts of the data and the order of training. The largest part is all the data for every seed, so "
+        "its interval does not cover which data were collected.",
     ]
     return [note for note in notes if note]
 
@@ -102,8 +114,8 @@ def _shape_note(curve: LearningCurve) -> str:
         return "The curve flattens more than the fit can, so the gain of the last doubling is named: expect less."
     if curve.shape == "steepening":
         return (
-            "The curve still gets steeper, so nothing tells where it leads: the gain of the last doubling is named, "
-            "and the next one may be larger or smaller."
+            "The curve still gets steeper, as it does where training has only begun to work; the next doubling may "
+            "gain as much again, or little."
         )
     return ""
 
@@ -125,7 +137,8 @@ def list_lines(curve: LearningCurve) -> list[str]:
     rows = [("rows", "accuracy", "95 % CI", "by seed"), *map(tuple, _rows(curve))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
-    return [conclude(curve), "", *table, "", *list_notes(curve)]
+    needed = ", ".join(f"{_whole_points(gain)}: {count(prompts)}" for gain, prompts in curve.needed)
+    return [conclude(curve), "", *table, "", f"held-out prompts that show a gain of {needed}", "", *list_notes(curve)]
 
 
 def _rows(curve: LearningCurve) -> list[tuple[str, str, str, str]]:
@@ -147,7 +160,13 @@ def render_section(curve: LearningCurve) -> str:
     """Returns the curve as a `<section>` for a page that extends `page.html.j2` of the reports."""
     template = environment("prefopt.reports").get_template("learning_curve.html.j2")
     return template.render(
-        conclusion=conclude(curve), figure=draw(curve), rows=_rows(curve), unit=curve.rows, notes=list_notes(curve)
+        conclusion=conclude(curve),
+        figure=draw(curve),
+        bands_note=BANDS_NOTE,
+        rows=_rows(curve),
+        unit=curve.rows,
+        needed=[(_whole_points(gain), count(prompts)) for gain, prompts in curve.needed],
+        notes=list_notes(curve),
     )
 
 
@@ -156,8 +175,7 @@ def draw(curve: LearningCurve) -> Figure:
     sizes = curve.sizes
     first, last = sizes[0].n, 2 * sizes[-1].n
     x = BOX.x(math.log2(first) - 0.35, math.log2(last) + 0.35)
-    start, gain = _extrapolation(curve)
-    ends = [min(start + bound, 1.0) for bound in (gain.value, gain.low, gain.high)]
+    ends = _forecast(curve)
     heights = [*ends, *(point.hits.mean() for point in curve.points), *(curve.predict(size.n) for size in sizes)]
     heights += [bound for size in sizes for bound in (size.accuracy.low, size.accuracy.high)]
     heights += [] if curve.base is None else [curve.base.value]
@@ -168,21 +186,26 @@ def draw(curve: LearningCurve) -> Figure:
         height = y(curve.base.value)
         parts += [line(BOX.left, height, BOX.width - BOX.right, height, "mark")]
         parts += [text(BOX.width - BOX.right, height - 5, "before training", anchor="end", style="word over")]
-    parts.append(group("tuned", "".join([*_fit(curve, x, y), *_forecast(ends, last, x, y), *_marks(curve, x, y)])))
+    forecast = _draw_forecast(ends, x(math.log2(last)), y)
+    parts.append(group("tuned", "".join([*_lines(curve, x, y), *forecast, *_marks(curve, x, y)])))
     title = f"Held-out accuracy by the number of training {curve.rows}"
+    fit = "the fit" if curve.shape == "straight" else "through the means, since the fit does not hold"
+    beyond = ", dashed where it is continued to twice the data" if ends else ""
     caption = (
-        "Large dots: mean over the seeds with its 95 % interval; small dots: single seeds. Line: the fit, dashed "
-        f"where it is continued to twice the data. {BANDS_NOTE}"
+        "Large dots: mean over the seeds with its 95 % interval; small dots: single seeds. "
+        f"Line: {fit}{beyond}. Shaded: what people call enough."
     )
     values = "; ".join(f"{count(size.n)}: {' '.join(_shown(size.accuracy))}" for size in sizes)
     return Figure(title, caption, svg(BOX, parts, description=f"{title}. {values}. {conclude(curve)}"))
 
 
-def _extrapolation(curve: LearningCurve) -> tuple[float, Estimate]:
-    """Returns the accuracy at all data from which a doubling starts, and its gain."""
-    largest = curve.sizes[-1]
-    is_fitted = curve.shape == "straight"
-    return curve.predict(largest.n) if is_fitted else largest.accuracy.value, curve.doubling
+def _forecast(curve: LearningCurve) -> list[float]:
+    """Returns the accuracy expected of twice the data, and the ends of its interval; nothing if none is shown."""
+    if not _has_forecast(curve):
+        return []
+    largest, gain = curve.sizes[-1], curve.doubling
+    start = curve.predict(largest.n) if curve.shape == "straight" else largest.accuracy.value
+    return [min(start + bound, 1.0) for bound in (gain.value, gain.low, gain.high)]
 
 
 def _bands(x: Scale) -> list[str]:
@@ -212,29 +235,36 @@ def _x_axis(curve: LearningCurve, x: Scale) -> list[str]:
     ]
 
 
-def _fit(curve: LearningCurve, x: Scale, y: Scale) -> list[str]:
-    """Draws the fitted curve over the measured sizes, and its continuation."""
-    begin, end = math.log2(curve.sizes[0].n), math.log2(curve.sizes[-1].n)
-    logs = [begin + (end - begin) * step / 24 for step in range(25)]
-    measured = [(x(log), y(curve.predict(2**log))) for log in logs]
-    start, gain = _extrapolation(curve)
-    beyond = [(x(end), y(start)), (x(end + 1), y(min(start + gain.value, 1.0)))]
-    if curve.shape == "straight":
-        beyond = [(x(end + step / 8), y(curve.predict(2 ** (end + step / 8)))) for step in range(9)]
-    return [_path(measured, "fit"), _path(beyond, "fit beyond")]
+def _lines(curve: LearningCurve, x: Scale, y: Scale) -> list[str]:
+    """Draws the fit and its continuation to twice the data; where it does not fit, a line through the means."""
+    end = math.log2(curve.sizes[-1].n)
+    if curve.shape != "straight":
+        means = [(x(math.log2(size.n)), y(size.accuracy.value)) for size in curve.sizes]
+        expected = (x(end + 1), y(curve.sizes[-1].accuracy.value + curve.doubling.value))
+        return [_path(means, "fit"), *([_path([means[-1], expected], "fit beyond")] if _has_forecast(curve) else [])]
+    begin = math.log2(curve.sizes[0].n)
+    measured = [begin + (end - begin) * step / 24 for step in range(25)]
+    beyond = [end + step / 8 for step in range(9)]
+    return [
+        _path([(x(log), y(curve.predict(2**log))) for log in logs], style)
+        for logs, style in ((measured, "fit"), (beyond, "fit beyond"))
+    ]
+
+
+def _has_forecast(curve: LearningCurve) -> bool:
+    """Whether the chart shows what twice the data would reach."""
+    return curve.shape != "steepening"
 
 
 def _path(points: list[tuple[float, float]], style: str) -> str:
     return f'<path class="{style}" d="M' + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + '"/>'
 
 
-def _forecast(ends: list[float], n: int, x: Scale, y: Scale) -> list[str]:
-    value, low, high = ends
-    place = x(math.log2(n))
-    return [
-        line(place, y.within(low), place, y.within(high), "forecast"),
-        circle(place, y(value), 5, "forecast"),
-    ]
+def _draw_forecast(ends: list[float], place: float, y: Scale) -> list[str]:
+    if not ends:
+        return []
+    value, low, high = map(y.within, ends)
+    return [line(place, low, place, high, "forecast"), circle(place, value, 5, "forecast")]
 
 
 def _marks(curve: LearningCurve, x: Scale, y: Scale) -> list[str]:

@@ -20,7 +20,7 @@ from prefopt.storage.files import write_json, write_text
 LEVELS = {"good": "Good", "info": "Note", "warning": "Warning", "bad": "Bad"}
 """Level of a finding -> the word beside its icon."""
 
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
@@ -43,7 +43,7 @@ def render_report(
     Returns:
         The path of report.html.
     """
-    written, metrics, pairs = _json_ready(report.to_dict()), _json_ready(metrics), _json_ready(pairs)
+    written, metrics, pairs = json_ready(report.to_dict()), json_ready(metrics), json_ready(pairs)
     shown = Report.from_dict(written)
     charts = {
         "result_figures": result_figures(shown.held_out, pairs),
@@ -140,12 +140,12 @@ def _unbroken(text: str) -> str:
     return text
 
 
-def _json_ready(value: object) -> Any:
+def json_ready(value: object) -> Any:
     """Returns a copy that strict JSON can hold: NaN and infinity become None, NumPy scalars become Python's."""
     if isinstance(value, dict):
-        return {str(key): _json_ready(item) for key, item in value.items()}
+        return {str(key): json_ready(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_ready(item) for item in value]
+        return [json_ready(item) for item in value]
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, Integral):

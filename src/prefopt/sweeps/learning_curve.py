@@ -1,8 +1,7 @@
 """Trains on growing parts of the data, one training after the other, and measures all on the same held-out pairs."""
 
-import dataclasses
 import hashlib
-import json
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
@@ -13,9 +12,12 @@ import numpy as np
 from rich.console import Console
 
 from prefopt.config.algorithms import Kind
-from prefopt.config.choices import DataFormat, LoggerName
+from prefopt.config.choices import DataFormat, GateName, LoggerName
+from prefopt.config.gate import GateConfig
 from prefopt.config.load import fingerprint
 from prefopt.config.schema import DataConfig, TrainConfig
+from prefopt.data.conversion import to_row
+from prefopt.data.formats.writing import as_json
 from prefopt.data.loading import read_pairs, read_splits
 from prefopt.data.reading import read_records
 from prefopt.data.records import PreferencePair, Record
@@ -26,8 +28,7 @@ from prefopt.process.ranks import is_launched
 from prefopt.reports.learning_curve import describe_point, describe_start
 from prefopt.reports.publish import PAIRS
 from prefopt.runs.directory import RunDirectory, State
-from prefopt.storage.files import delete, write_text
-from prefopt.storage.reading import parse_json, read_text
+from prefopt.storage.files import PARTIAL, delete, read_objects
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
 """Shares of the training prompts, smallest first."""
@@ -36,7 +37,7 @@ MIN_PROMPTS = 16
 """Fewest training prompts: an eighth of them are two."""
 MIN_HELD_OUT_PROMPTS = 10
 """Fewest held-out prompts: below, an interval says nothing."""
-LENGTHS = ("max_length", "on_long_prompt", "on_long_completion", "on_extra_eos", "on_control_token")
+LENGTHS = ("max_length", "on_bad", "on_long_prompt", "on_long_completion", "on_extra_eos", "on_control_token")
 """Settings of the data that act when rows are tokenised. The others have acted when the parts are written."""
 
 Train = Callable[[TrainConfig], RunDirectory]
@@ -88,7 +89,8 @@ def measure_learning_curve(config: TrainConfig, folder: Path, train: Train, cons
     many epochs, as a user with so many data would, so more data are also more steps; `trainer.max_steps` gives all
     points the same number of steps instead.
 
-    The same call goes on where it was stopped: a point that is done is read, not trained again.
+    The same call goes on where it was stopped: a point that is done is read, not trained again. `run.time_limit` holds
+    for each training.
 
     Args:
         config: The settings of the run; it is not changed.
@@ -173,22 +175,22 @@ def _write_rows(folder: Path, name: str, records: Sequence[Record]) -> Path:
     Raises:
         UserError: A row is read differently.
     """
-    rows = []
-    for record in records:
-        fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-        rows.append(
-            json.dumps(
-                {key: value for key, value in fields.items() if key not in ("source", "slice") and value is not None}
-            )
-        )
-    text = "".join(f"{row}\n" for row in rows)
-    path = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
-    if not path.exists():
-        write_text(path, text)
+    digest = hashlib.sha256()
+    partial = folder / f"{name}-{uuid.uuid4().hex[:12]}{PARTIAL}"
+    try:
+        with partial.open("wb") as file:
+            for record in records:
+                line = f"{as_json(to_row(record))}\n".encode()
+                digest.update(line)
+                file.write(line)
+        path = folder / f"{name}-{digest.hexdigest()[:12]}.jsonl"
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     kind: Kind = "preference" if isinstance(records[0], PreferencePair) else "sft"
     again = read_records(str(path), format=DataFormat.trl, kind=kind).records
     for before, after in zip(records, again, strict=True):
-        if replace(after, source=before.source) != before:
+        if to_row(before) != to_row(after):
             raise UserError(f"{before.source}: this row changes when it is written to {path} and read again.")
     return path
 
@@ -207,6 +209,7 @@ def _settings(
             held_out=None if is_sft else str(held_out),
             held_out_fraction=0.0 if is_sft else DataConfig.held_out_fraction,
             format=DataFormat.trl,
+            gate=GateConfig(name=GateName.off, error={}),  # it was for all the data together
             **kept,
         ),
         logger=replace(config.logger, name=LoggerName.none),
@@ -244,12 +247,12 @@ def _train_point(point: _Point, folder: Path, train: Train) -> _Result:
 def _read_result(point: _Point) -> _Result | None:
     """Reads the result of a point, and frees its space; None if it is not done."""
     run = point.run
-    if run.read_status().get("state") != State.done.value or not (run.report / PAIRS).is_file():
+    report = run.read_report() if run.read_status().get("state") == State.done.value else {}
+    if not report or not (run.report / PAIRS).is_file():
         return None
     for bulky in (run.model, run.checkpoints):
         delete(bulky)
-    report = run.read_report()
-    rows = [parse_json(line.encode()) for line in read_text(run.report / PAIRS).splitlines()]
+    rows = read_objects(run.report / PAIRS)
     tuned, base = (np.array([row[f"{name}_margin"] for row in rows]) > 0 for name in ("tuned", "base"))
     about = report["run"]
     trained = Trained(point.share, about["data"]["num_train"], point.seed, tuned, about["steps"])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FEATURE_BITS = 18
 NUM_FEATURES = 2**FEATURE_BITS
-BUDGET = 50_000
+BUDGET = 30_000
 """Pairs at the beginning of a split that are all looked at; of later ones a sample."""
 MIN_PAIRS = 200
 """Of fewer pairs a classifier learns nothing that it could tell."""
@@ -165,40 +165,49 @@ _judged: "WeakKeyDictionary[Bags, Judged]" = WeakKeyDictionary()
 def _cross_validate(bags: Sequence[Bags]) -> Judged:
     prompts = np.concatenate([each.prompts for each in bags])
     weights = np.concatenate([each.weights for each in bags])
-    differences = _matrix(bags)
+    differences, signs = _differences(bags)
     folds = prompts % NUM_FOLDS
     scores = np.zeros(len(prompts))
     coefficients = np.zeros(NUM_FEATURES)
     for fold in range(NUM_FOLDS):
         is_judged = folds == fold
-        if not is_judged.any() or (~is_judged).sum() < 2:
+        if not is_judged.any():
             continue
-        learned = _train(differences[~is_judged], weights[~is_judged])
-        scores[is_judged] = differences[is_judged] @ learned
+        learned = _train(differences[~is_judged], signs[~is_judged], weights[~is_judged])
+        scores[is_judged] = signs[is_judged] * (differences[is_judged] @ learned)
         coefficients += learned / NUM_FOLDS
     return Judged(scores, weights, prompts, np.concatenate([each.lengths for each in bags]), coefficients)
 
 
-def _matrix(bags: Sequence[Bags]) -> "csr_matrix":
-    """Returns chosen less rejected, in rows of length 1, shape (pairs, features)."""
+def _differences(bags: Sequence[Bags]) -> tuple["csr_matrix", NDArray[np.int8]]:
+    """Returns the features of one answer less those of the other, in rows of length 1, shape (pairs, features).
+
+    Returns:
+        The differences, and for each 1 if it is chosen less rejected, -1 if it is rejected less chosen.
+    """
     from scipy.sparse import csr_matrix
 
+    counts = np.concatenate([each.num_features for each in bags])
+    signs = np.where(np.arange(len(counts)) % 2 == 0, 1, -1).astype(np.int8)
+    lengths = (signs / np.sqrt(np.maximum(counts, 1))).astype(np.float32)
     features = np.concatenate([each.features for each in bags])
-    counts = np.concatenate([each.num_features for each in bags]).astype(np.int64)
-    values = np.sign(features) / np.sqrt(np.repeat(counts, counts))
-    places = np.concatenate([[0], np.cumsum(counts)])
-    return csr_matrix((values.astype(np.float32), np.abs(features) - 1, places), shape=(len(counts), NUM_FEATURES))
+    values = np.repeat(lengths, counts)
+    values[features < 0] *= -1
+    np.abs(features, out=features)
+    features -= 1
+    places = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return csr_matrix((values, features, places), shape=(len(counts), NUM_FEATURES)), signs
 
 
-def _train(differences: "csr_matrix", weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def _train(differences: "csr_matrix", signs: NDArray[np.int8], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns the weight of each feature by logistic regression without an intercept.
 
-    Every second pair is turned round, since the library wants two classes; the loss is the same.
+    The library wants two classes, which is why every second difference is turned round; the loss is the same.
     """
     from sklearn.linear_model import SGDClassifier
 
-    signs = np.where(np.arange(differences.shape[0]) % 2 == 0, 1, -1)
-    turned = differences.multiply(signs[:, None]).tocsr()
+    if len(set(signs.tolist())) < 2:
+        return np.zeros(NUM_FEATURES)
     model: Any = SGDClassifier(
         loss="log_loss",
         alpha=ALPHA,
@@ -208,5 +217,5 @@ def _train(differences: "csr_matrix", weights: NDArray[np.float64]) -> NDArray[n
         tol=None,
         random_state=SEED,
     )
-    model.fit(turned, signs, sample_weight=weights)
+    model.fit(differences, signs, sample_weight=weights)
     return np.asarray(model.coef_[0], np.float64)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,7 +118,7 @@ class Chunk:
         return digests, np.array([row for _, row in keys], np.int64)
 
     @cached_property
-    def forms(self) -> list[Hashable]:
+    def forms(self) -> list["Form"]:
         """What each row has besides its texts; see `form_of`."""
         return [*map(form_of, self.records)]
 
@@ -264,16 +264,25 @@ def normal(text: str) -> str:
     return " ".join(text.split())
 
 
-def form_of(record: Record) -> Hashable:
-    """Returns all that a record has besides its texts: the roles of its messages, their other keys, tools; to compare.
+class Form(NamedTuple):
+    """All that a record has besides its texts: with both, two records are equal or not.
 
-    With it and the texts, two records are equal or not.
+    Attributes:
+        roles: The roles of the messages of each field that holds some, in the order of the fields.
+        further: Tools, further keys of messages and the like, as JSON; None if there are none.
     """
+
+    roles: tuple[tuple[str, ...], ...]
+    further: str | None
+
+
+def form_of(record: Record) -> Form:
+    """Returns the form of a record."""
     chats = [content for name in CONTENTS if isinstance(content := getattr(record, name, None), list)]
     further = [message for chat in chats for message in chat if len(message) > 2]
     given = (record.tools, record.chat_template_kwargs, further)
     said = json.dumps(given, sort_keys=True, default=str) if any(given) else None
-    return tuple(tuple([message["role"] for message in chat]) for chat in chats), said
+    return Form(tuple(tuple([message["role"] for message in chat]) for chat in chats), said)
 
 
 def hashes(keys: Collection[Hashable]) -> NDArray[np.uint64]:

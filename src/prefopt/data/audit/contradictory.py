@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.audit.check import Check, Chunk, Example, Found, Sides, hashes, normal, say
+from prefopt.data.audit.check import Check, Chunk, Example, Found, Sides, hashes, say
 from prefopt.data.messages import Content
 from prefopt.data.records import PreferencePair, Record
 
@@ -22,12 +22,20 @@ def digest(chunk: Chunk) -> tuple[Keys, Keys]:
     """
     keys, rows = chunk.prompt_keys
     prompts = keys[np.searchsorted(rows, chunk.start + np.arange(len(chunk)))]
-    roles = [_roles(record) for record in chunk.records]
+    roles = [
+        (form.roles[-2:] or ((), ())) if form.further is None else _roles(record)
+        for form, record in zip(chunk.forms, chunk.records, strict=True)
+    ]
     chosen, rejected = (
-        hashes([(normal(text), *said[side]) for text, said in zip(texts.each, roles, strict=True)])
+        hashes([(_without_blanks(text), said[side]) for text, said in zip(texts.each, roles, strict=True)])
         for side, texts in enumerate((chunk.chosen, chunk.rejected))
     )
     return _combine(prompts, chosen, rejected), _combine(prompts, rejected, chosen)
+
+
+def _without_blanks(text: str) -> str:
+    """Returns the text without whitespace: half as long as to replace each run of it by a blank."""
+    return text.replace(" ", "").replace("\n", "").replace("\t", "").replace("\r", "")
 
 
 def _roles(record: Record) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prefopt.data.audit.check import BETWEEN, MAX_EXAMPLES, Check, Chunk, Found, Sides, Texts
-from prefopt.data.audit.patterns import Matches, Shown, conclude_matches
+from prefopt.data.audit.check import BETWEEN, Check, Chunk, Found, Sides, Texts
+from prefopt.data.audit.patterns import Matches, Shown, conclude_matches, first_of_rows
 
 IN_ASCII = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
 """Control characters but tab, line feed, and carriage return before a line feed."""
@@ -75,7 +75,7 @@ def examine(chunk: Chunk) -> Matches:
                 rows.add(row)
                 counts.update(name(texts.each[row][place]) for place in found)
                 shown.append(_show(texts.each[row], found[0], row, field))
-    return Matches(np.array(sorted(rows), np.int64), counts, sorted(shown)[:MAX_EXAMPLES])
+    return Matches(np.array(sorted(rows), np.int64), counts, first_of_rows(shown))
 
 
 def _suspects(texts: Texts) -> list[int]:
@@ -89,8 +89,8 @@ def _suspects(texts: Texts) -> list[int]:
 
 
 def _show(text: str, place: int, row: int, field: str) -> Shown:
-    piece = text[max(0, place - 30) : place + 30]
-    return Shown(row, f"{name(text[place])} U+{ord(text[place]):04X} in {field}", ascii(piece)[1:-1])
+    piece = IN_UNICODE.sub(lambda match: f"<U+{ord(match.group()):04X}>", text[max(0, place - 30) : place + 30])
+    return Shown(row, f"{name(text[place])} in {field}", piece)
 
 
 def conclude(seen: Sequence[tuple[str, int, Matches]], sides: Sides) -> Found:
@@ -100,7 +100,7 @@ def conclude(seen: Sequence[tuple[str, int, Matches]], sides: Sides) -> Found:
         sides,
         what="control or invisible characters",
         remedy="prefopt audit --fix removes them; U+FFFD, and U+0080 to U+009F, stand for what was lost when the text "
-        "was decoded: read its source again",
+        "was decoded: read its source again.",
     )
 
 

@@ -1,5 +1,6 @@
 """Rows that repeat an earlier row of the same split exactly: they count twice, and their gain may not be real."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,10 +21,13 @@ def conclude(seen: Sequence[tuple[str, int, Keys]], sides: Sides) -> Found:
     rows: dict[str, NDArray[np.int64]] = {}
     examples: list[Example] = []
     num_rows = 0
+    sizes: Counter[int] = Counter()
     for split in dict.fromkeys(split for split, _, _ in seen):
         keys = np.concatenate([keys for of, _, keys in seen if of == split])
         num_rows += len(keys)
         _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        found, num_groups = np.unique(np.bincount(inverse), return_counts=True)
+        sizes.update(dict(zip(found.tolist(), num_groups.tolist(), strict=True)))
         first = first[inverse]
         rows[split] = np.flatnonzero(first != np.arange(len(keys)))
         examples += [
@@ -38,6 +42,7 @@ def conclude(seen: Sequence[tuple[str, int, Keys]], sides: Sides) -> Found:
         summary=f"{say(count, 'row repeats', 'rows repeat')} an earlier row",
         remedy="Drop them: prefopt audit --fix keeps the first of each.",
         examples=examples,
+        values={"group_sizes": {str(size): sizes[size] for size in sorted(sizes) if size > 1}},
     )
 
 

@@ -54,8 +54,9 @@ class Finding:
             limit = limits.get(check)
             if limit is not None and gauge > limit:
                 return cls(**measured, level=level.name, limit=limit)
-        has_any = measured["count"] > 0
-        return cls(**measured, level=Level.note.name if has_any else Level.ok.name, limit=None)
+        if measured["count"] > 0:
+            return cls(**measured, level=Level.note.name, limit=None)
+        return cls(**{**measured, "remedy": ""}, level=Level.ok.name, limit=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ class Audit:
         splits: Rows by split, and by file to compare with.
         checks: The findings, worst first.
         skipped: Checks that were not run, each as `check` and `reason`.
+        learning_curve: What `LearningCurve.to_dict` says; None if it was not measured.
     """
 
     version: str
@@ -81,6 +83,7 @@ class Audit:
     splits: dict[str, int]
     checks: list[Finding]
     skipped: list[dict[str, str]] = field(default_factory=list)
+    learning_curve: dict[str, Any] | None = None
 
     def of_level(self, *levels: Level) -> list[Finding]:
         """The findings of some levels, worst first."""

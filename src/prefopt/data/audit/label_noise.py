@@ -17,6 +17,8 @@ SUSPECTED = 0.5
 """Share of the pairs, those of which it is surest, among which contradicting ones are suspicious."""
 MAX_RANKED = 1_000
 """Pairs that `values` ranks."""
+NUM_BINS = 40
+"""Bins of the histogram of log-odds; an even number, so that none straddles 0."""
 
 
 def conclude(seen: Sequence[tuple[str, int, Bags]], sides: Sides) -> Found:
@@ -53,13 +55,24 @@ def conclude(seen: Sequence[tuple[str, int, Bags]], sides: Sides) -> Found:
         gauge=low,
         summary=f"about {share:.1%} of labels look swapped (95 % CI {low:.1%} to {high:.1%}, by a bag of words of "
         f"accuracy {judged.accuracy:.2f}); {say(len(suspicious), 'pair is', 'pairs are')} suspicious",
-        remedy="look at the pairs under 'suspicious' of audit.json, the worst first; "
-        "algorithm.label_smoothing=<share> expects that share of wrong labels"
+        remedy="Look at the pairs under 'suspicious' of audit.json, the worst first; "
+        "algorithm.label_smoothing=<share> expects that share of wrong labels."
         if len(suspicious)
         else "",
         examples=_show(judged, order[:MAX_EXAMPLES].tolist(), places, sides) if len(suspicious) else (),
-        values={**values, "estimate": {"value": share, "ci95": [low, high]}},
+        values={
+            **values,
+            "estimate": {"value": share, "ci95": [low, high]},
+            "log_odds": count_log_odds(judged.scores),
+        },
     )
+
+
+def count_log_odds(scores: NDArray[np.float64]) -> dict[str, list[int] | list[float]]:
+    """Counts pairs by their log-odds, for a plot with 0 in its middle; the outer bins hold the surest 1 % too."""
+    end = float(np.quantile(np.abs(scores), 0.99)) or 1.0
+    counts, edges = np.histogram(np.clip(scores, -end, end), bins=NUM_BINS, range=(-end, end))
+    return {"counts": counts.tolist(), "edges": edges.tolist()}
 
 
 def _surest(judged: Judged, share: float) -> NDArray[np.bool_]:

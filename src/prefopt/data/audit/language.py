@@ -75,7 +75,7 @@ class Languages:
         rows: Rows that were looked at, counted from 0 within the chunk, shape (rows,).
         weights: Rows of the split that each stands for, shape (rows,).
         differing: Whether chosen and rejected are in different languages, shape (rows,).
-        unasked: Whether chosen is in another language than the prompt, which does not ask for it, shape (rows,).
+        unasked: Whether an answer is in another language than the prompt, which does not ask for it, shape (rows,).
         counts: Rows by the language of chosen, weighted.
         shown: Row, and what differs, of the first rows in which something differs.
     """
@@ -127,9 +127,10 @@ def examine(chunk: Chunk) -> Languages:
         if chosen and rejected and chosen != rejected:
             differing[place] = True
             shown.append((row, f"chosen is in {chosen}, rejected in {rejected}"))
-        elif chosen and asked and chosen != asked:
+        else:
             unasked[place] = True
-            shown.append((row, f"the prompt is in {asked}, chosen in {chosen}"))
+            side, told = ("chosen", chosen) if chosen else ("rejected", rejected)
+            shown.append((row, f"the prompt is in {asked}, {side} in {told}"))
     return Languages(rows, weights, differing, unasked, counts, shown[:MAX_EXAMPLES])
 
 
@@ -152,7 +153,7 @@ def conclude(seen: Sequence[tuple[str, int, Languages]], sides: Sides) -> Found:
         summary=f"answers are in {main}{sampled}; "
         f"{say(int(differing.sum()), 'pair has', 'pairs have')} answers in two languages, "
         f"{say(int(unasked.sum()), 'answer is', 'answers are')} in another language than the prompt",
-        remedy="drop the rows whose answer is in a language that nobody asked for, unless that is what you teach"
+        remedy="Drop the rows whose answer is in a language that nobody asked for."
         if differing.any() or unasked.any()
         else "",
         examples=[

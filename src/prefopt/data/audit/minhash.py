@@ -13,6 +13,10 @@ SIMILAR = 0.8
 """Jaccard index of the sets of words from which texts are near-duplicates."""
 MIN_WORDS = 8
 """Shorter texts are alike by chance, and are not compared."""
+MAX_COMPARED = 50_000
+"""Pairs of texts whose words are compared, those first that are most alike."""
+MIN_BANDS = 3
+"""Bands in which the others must agree: the number expected at a Jaccard index of 0.8."""
 SEED = 42
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Found, Sides
-from prefopt.data.audit.patterns import Matches, Shown, conclude_matches
+from prefopt.data.audit.check import Check, Chunk, Found, Sides
+from prefopt.data.audit.patterns import Matches, Shown, conclude_matches, first_of_rows
 
 SUSPECT = re.compile("[\u0080-\u024f\u0390-\u045f\u2013-\u2265][\u0080-\u2265\ufffd]")
 """Two such characters stand beside each other wherever UTF-8 was read as an encoding of one byte a character."""
@@ -37,7 +37,7 @@ def examine(chunk: Chunk) -> Matches:
                 rows.add(row)
                 counts[field] += 1
                 shown.append(_show(text, repaired, row, field))
-    return Matches(np.array(sorted(rows), np.int64), counts, sorted(shown)[:MAX_EXAMPLES])
+    return Matches(np.array(sorted(rows), np.int64), counts, first_of_rows(shown))
 
 
 def _show(text: str, repaired: str, row: int, field: str) -> Shown:
@@ -52,7 +52,7 @@ def conclude(seen: Sequence[tuple[str, int, Matches]], sides: Sides) -> Found:
         seen,
         sides,
         what="text that was decoded wrongly",
-        remedy="prefopt audit --fix restores it; or read the source again with its right encoding",
+        remedy="prefopt audit --fix restores it; or read the source again with its right encoding.",
     )
 
 

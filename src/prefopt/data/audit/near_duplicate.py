@@ -1,6 +1,7 @@
 """Rows of a split that differ from another in a few words only: they weigh twice, and say nothing new."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,10 +13,6 @@ from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found,
 from prefopt.data.audit.words import split_words
 from prefopt.data.records import Record
 
-MAX_COMPARED = 50_000
-"""Pairs of rows whose words are compared; of more, those that agree in as many bands as similar ones do are taken."""
-MIN_BANDS = 3
-"""Bands in which such pairs agree: the number expected at a Jaccard index of 0.8."""
 SIMILAR_ANSWERS = 0.5
 """Jaccard index that each answer must have as well: several pairs of one long prompt are no duplicates."""
 
@@ -74,12 +71,15 @@ def conclude(seen: Sequence[tuple[str, int, Sketches]], sides: Sides) -> Found:
     rows: dict[str, NDArray[np.int64]] = {}
     examples: list[Example] = []
     num_groups = num_uncompared = 0
+    sizes: Counter[int] = Counter()
     for split in dict.fromkeys(split for split, _, _ in seen):
         keys = np.concatenate([sketches.keys for name, _, sketches in seen if name == split])
         digests = np.concatenate([sketches.digests for name, _, sketches in seen if name == split])
         groups, found, uncompared = _group(split, keys, digests, sides)
         num_uncompared += uncompared
-        num_groups += len({groups.first(row) for row in groups.parents})
+        members = Counter(groups.first(row) for row in groups.parents)
+        num_groups += len(members)
+        sizes.update(1 + num_further for num_further in members.values())
         rows[split] = np.array(sorted(groups.parents), np.int64)
         examples += found
     count = sum(map(len, rows.values()))
@@ -92,16 +92,22 @@ def conclude(seen: Sequence[tuple[str, int, Sketches]], sides: Sides) -> Found:
         summary=f"{count} of {num_rows} rows repeat another in nearly the same words ({num_groups} groups){trusted}"
         if count
         else "no row repeats another in nearly the same words",
-        remedy="prefopt audit --fix --near keeps the first of each group" if count else "",
+        remedy="Keep one row of each group (prefopt audit --fix --near), unless they are meant to weigh more."
+        if count
+        else "",
         examples=examples[:MAX_EXAMPLES],
-        values={"groups": num_groups, "uncompared": num_uncompared},
+        values={
+            "groups": num_groups,
+            "uncompared": num_uncompared,
+            "group_sizes": {str(size): sizes[size] for size in sorted(sizes)},
+        },
     )
 
 
 def _group(
     split: str, keys: NDArray[np.uint32], digests: NDArray[np.uint64], sides: Sides
 ) -> tuple[Groups, list[Example], int]:
-    """Returns the groups of a split, examples, and how many pairs were not compared word by word."""
+    """Returns the groups of a split, examples, and how many pairs were joined without comparing their words."""
     distinct, places = np.unique(digests, return_index=True)
     places = np.sort(places[distinct != 0])
     groups = Groups({})
@@ -109,20 +115,24 @@ def _group(
         return groups, [], 0
     keys = keys[places]
     pairs = minhash.pairs_within(keys)
+    num_equal = minhash.num_equal_bands(pairs, keys, keys)
     examples: list[Example] = []
-    compared, rest = pairs[:MAX_COMPARED], pairs[MAX_COMPARED:]
-    for one, other in places[compared].tolist():
+    num_compared = num_uncompared = 0
+    for (one, other), num_bands in zip(places[pairs].tolist(), num_equal.tolist(), strict=True):
         if groups.first(one) == groups.first(other):
             continue
+        if num_compared == minhash.MAX_COMPARED:
+            if num_bands >= minhash.MIN_BANDS:
+                groups.join(one, other)
+                num_uncompared += 1
+            continue
+        num_compared += 1
         similarity = _compare(sides.records[split][one], sides.records[split][other])
         if similarity >= minhash.SIMILAR:
             groups.join(one, other)
             if len(examples) < MAX_EXAMPLES:
                 examples.append(_show(split, one, other, similarity, sides))
-    rest = rest[minhash.num_equal_bands(rest, keys, keys) >= MIN_BANDS]
-    for one, other in places[rest].tolist():
-        groups.join(one, other)
-    return groups, examples, len(rest)
+    return groups, examples, num_uncompared
 
 
 def _compare(one: Record, other: Record) -> float:

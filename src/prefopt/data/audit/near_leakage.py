@@ -15,8 +15,6 @@ N = 8
 """Words of a piece."""
 COVERED = 0.5
 """Share of a prompt's pieces in training prompts, above which it has leaked."""
-MAX_COMPARED = 50_000
-"""Pairs of prompts whose words are compared, those first whose sketches are most alike."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def conclude(seen: Sequence[tuple[str, int, Prompts]], sides: Sides) -> Found | 
     others = [(split, start, prompts) for split, start, prompts in seen if split != "train"]
     if not trained or not others:
         return None
-    leaks = _near(trained, others, sides)
+    leaks, num_uncompared = _near(trained, others, sides)
     pieces = distinct(np.concatenate([prompts.pieces for prompts in trained]))
     for split, start, prompts in others:
         for row, share in _covered(prompts, pieces):
@@ -77,36 +75,49 @@ def conclude(seen: Sequence[tuple[str, int, Prompts]], sides: Sides) -> Found | 
     names = dict.fromkeys(split for split, _, _ in others)
     rows = {name: np.array(sorted(row for split, row in leaks if split == name), np.int64) for name in names}
     num_rows = sum(len(prompts.digests) for _, _, prompts in others)
+    trusted = f"; {num_uncompared} were judged by their sketches alone" if num_uncompared else ""
     return Found(
         rows=rows,
         num_rows=num_rows,
         share=len(leaks) / max(1, num_rows),
-        summary=f"{len(leaks)} of {num_rows} prompts that are not trained on are nearly those of training rows"
+        summary=f"{len(leaks)} of {num_rows} prompts that are not trained on nearly repeat training prompts{trusted}"
         if leaks
-        else "no other prompt is nearly that of a training row",
-        remedy="prefopt audit --fix --near drops them from the held-out rows" if leaks else "",
+        else "no other prompt nearly repeats a training prompt",
+        remedy="Hold out other prompts, or drop these rows on one side (prefopt audit --fix --near)." if leaks else "",
         examples=[_show(place, detail, sides) for place, detail in sorted(leaks.items())[:MAX_EXAMPLES]],
-        values={"by_split": {name: len(found) for name, found in rows.items()}},
+        values={"by_split": {name: len(found) for name, found in rows.items()}, "uncompared": num_uncompared},
     )
 
 
 def _near(
     trained: Sequence[Prompts], others: Sequence[tuple[str, int, Prompts]], sides: Sides
-) -> dict[tuple[str, int], str]:
-    """Returns the prompts, by split and row, that have most of their words in common with a training prompt."""
+) -> tuple[dict[tuple[str, int], str], int]:
+    """Returns the prompts that have most of their words in common with a training prompt.
+
+    Returns:
+        By split and row, what is to be said of them; and how many were judged without comparing their words.
+    """
     places = [(split, start + row) for split, start, prompts in others for row in range(len(prompts.digests))]
     keys = np.concatenate([prompts.keys for prompts in trained])
-    pairs = minhash.pairs_between(keys, np.concatenate([prompts.keys for _, _, prompts in others]))
+    other_keys = np.concatenate([prompts.keys for _, _, prompts in others])
+    pairs = minhash.pairs_between(keys, other_keys)
+    num_equal = minhash.num_equal_bands(pairs, keys, other_keys)
     leaks: dict[tuple[str, int], str] = {}
-    for row, other in pairs[:MAX_COMPARED].tolist():
+    num_compared = num_uncompared = 0
+    for (row, other), num_bands in zip(pairs.tolist(), num_equal.tolist(), strict=True):
         place = places[other]
-        if place in leaks:
+        if place in leaks or len(split_words(asked := _question(place, sides))) < minhash.MIN_WORDS:
             continue
-        asked, trained_on = _question(place, sides), _question(("train", row), sides)
-        similarity = minhash.jaccard(asked, trained_on)
-        if similarity >= minhash.SIMILAR and len(split_words(asked)) >= minhash.MIN_WORDS:
+        if num_compared == minhash.MAX_COMPARED:
+            if num_bands >= minhash.MIN_BANDS:
+                leaks[place] = f"seems to have most of its words in common with {sides.source('train', row)}"
+                num_uncompared += 1
+            continue
+        num_compared += 1
+        similarity = minhash.jaccard(asked, _question(("train", row), sides))
+        if similarity >= minhash.SIMILAR:
             leaks[place] = f"has {similarity:.0%} of its words in common with {sides.source('train', row)}"
-    return leaks
+    return leaks, num_uncompared
 
 
 def _covered(prompts: Prompts, trained: NDArray[np.uint32]) -> list[tuple[int, float]]:

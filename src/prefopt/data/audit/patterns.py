@@ -105,7 +105,7 @@ class Matches:
     Attributes:
         rows: The rows with a match, counted from 0 within the chunk, ascending.
         counts: Number of matches by kind.
-        shown: The first matches, masked.
+        shown: The first match of each of the first rows, masked.
     """
 
     rows: NDArray[np.int64]
@@ -137,7 +137,15 @@ def find_matches(chunk: Chunk, patterns: Sequence[Pattern], *, num_clear: int) -
         for row, hit in zip(places, hits, strict=True):
             masked = mask(texts.joined[hit.start : hit.end], num_clear)
             shown.append(Shown(row, f"{hit.kind} in {field}", masked))
-    return Matches(np.unique(np.array(rows, np.int64)), counts, sorted(shown)[:MAX_EXAMPLES])
+    return Matches(np.unique(np.array(rows, np.int64)), counts, first_of_rows(shown))
+
+
+def first_of_rows(shown: Sequence[Shown]) -> list[Shown]:
+    """Returns one match of each row, the first in its fields' order, of as many rows as a finding names."""
+    by_row: dict[int, Shown] = {}
+    for match in shown:
+        by_row.setdefault(match.row, match)
+    return [by_row[row] for row in sorted(by_row)[:MAX_EXAMPLES]]
 
 
 def mask(text: str, num_clear: int) -> str:

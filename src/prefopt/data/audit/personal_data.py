@@ -154,7 +154,7 @@ def conclude(seen: Sequence[tuple[str, int, Matches]], sides: Sides) -> Found:
         seen,
         sides,
         what="personal data",
-        remedy="replace them by made-up ones, unless the people agreed to be in training data",
+        remedy="Replace them by made-up ones, unless the people agreed to be in training data.",
     )
 
 

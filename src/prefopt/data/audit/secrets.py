@@ -3,7 +3,8 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from prefopt.data.audit.check import Check, Chunk, Found, Sides
 from prefopt.data.audit.patterns import Matches, Pattern, conclude_matches, find_matches
@@ -12,6 +13,9 @@ NUM_CLEAR = 4
 """Characters of a secret that are shown: they tell its kind, and nothing more."""
 MIN_ENTROPY = 3.4
 """Bits a character: random text of 20 letters and digits has 3.6 to 4.3, names and words mostly less than 3.3."""
+MIN_DIGITS = 3
+MIN_CHANGES = 0.4
+"""Changes between digits, small and capital letters, a character: namesLikeThisOne have about 0.3, keys 0.6."""
 PLACEHOLDER = re.compile(
     r"example|sample|placeholder|your|redacted|dummy|fake|changeme|insert|test_?key|\*\*|\.\.\.|(.)\1{5}"
     r"|123456789|abcdefg",
@@ -28,17 +32,22 @@ ASSIGNED = re.compile(
 
 
 def is_random(text: str) -> bool:
-    """Returns whether a string looks drawn at random: letters and digits mixed, and hardly any repeated."""
-    if PLACEHOLDER.search(text) or not any(map(str.isdigit, text)) or not any(map(str.isalpha, text)):
+    """Returns whether a string looks drawn at random: digits, small and capital letters mixed, hardly any repeated."""
+    if PLACEHOLDER.search(text) or not any(map(str.isalpha, text)):
         return False
     counts = Counter(text).values()
     entropy = -sum(count / len(text) * math.log2(count / len(text)) for count in counts)
-    return entropy >= MIN_ENTROPY
+    kinds = ["0" if letter.isdigit() else "A" if letter.isupper() else "a" for letter in text]
+    num_changes = sum(one != other for one, other in pairwise(kinds))
+    return entropy >= MIN_ENTROPY and (kinds.count("0") >= MIN_DIGITS or num_changes >= MIN_CHANGES * len(text))
+
+
+def _is_openai_key(text: str) -> bool:
+    return is_random(text) and re.search("[A-Za-z0-9]{12}", text) is not None
 
 
 def _is_assigned(text: str) -> bool:
-    value = re.split("[:=>\\s\"'`]+", text, maxsplit=1)[1]
-    return is_random(value) and sum(map(str.isdigit, value)) >= 3
+    return is_random(re.split("[:=>\\s\"'`]+", text, maxsplit=1)[1])
 
 
 def _is_key_block(text: str) -> bool:
@@ -55,10 +64,9 @@ def _is_filled(text: str) -> bool:
     return not PLACEHOLDER.search(text)
 
 
-def _prefixed(kind: str, anchors: bytes, regex: bytes, *, is_checked_random: bool = False) -> Pattern:
+def _prefixed(kind: str, anchors: bytes, regex: bytes, *, accept: Callable[[str], bool] = _is_filled) -> Pattern:
     """A secret that begins with one of `anchors`, as words, and is no part of a longer word."""
     whole = re.compile(rb"(?<![A-Za-z0-9])" + regex + rb"(?![A-Za-z0-9])")
-    accept = is_random if is_checked_random else _is_filled
     return Pattern(kind=kind, anchors=tuple(anchors.split()), regex=whole, accept=accept)
 
 
@@ -68,7 +76,7 @@ PATTERNS = (
     _prefixed("GitHub token", b"github_pat_", rb"github_pat_[A-Za-z0-9_]{22,251}"),
     _prefixed("GitLab token", b"glpat-", rb"glpat-[A-Za-z0-9_-]{20,64}"),
     _prefixed("Anthropic key", b"sk-ant-", rb"sk-ant-[A-Za-z0-9_-]{20,200}"),
-    _prefixed("OpenAI key", b"sk-", rb"sk-(?:[a-z]+-)?[A-Za-z0-9_-]{20,200}", is_checked_random=True),
+    _prefixed("OpenAI key", b"sk-", rb"sk-(?:[a-z]+-)?[A-Za-z0-9_-]{20,200}", accept=_is_openai_key),
     _prefixed("Slack token", b"xox", rb"xox[abeoprs]-[A-Za-z0-9-]{10,200}"),
     _prefixed("Google key", b"AIza", rb"AIza[A-Za-z0-9_-]{35}"),
     _prefixed("Hugging Face token", b"hf_", rb"hf_[A-Za-z0-9]{30,64}"),
@@ -110,7 +118,7 @@ def conclude(seen: Sequence[tuple[str, int, Matches]], sides: Sides) -> Found:
         seen,
         sides,
         what="keys, tokens or passwords",
-        remedy="remove them from the file, and revoke those that are real: whoever has the file has them",
+        remedy="Remove them from the file, and revoke those that are real: whoever has the file has them.",
     )
 
 

@@ -35,8 +35,8 @@ def conclude(seen: Sequence[tuple[str, int, Bags]], sides: Sides) -> Found:
         summary=f"a bag of words tells the chosen answer of unseen prompts in {judged.accuracy:.1%} of "
         f"{len(judged.scores):,} pairs (95 % CI {low:.1%} to {high:.1%}), the length alone in "
         f"{judged.length_accuracy:.1%}{told if judged.accuracy >= SHORTCUT else ''}",
-        remedy="if these words are not what you want to teach, add pairs in which the chosen answer has none of them, "
-        "or the rejected one has them too"
+        remedy="If these words are not what you want to teach, add pairs in which the chosen answer has none of them, "
+        "or the rejected one has them too."
         if low >= SHORTCUT
         else "",
         values={

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from prefopt.data.audit.check import Check, Chunk, Found, Sides, by_split, say
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
+NUM_BINS = 40
+"""Bins of the histogram of lengths."""
 Lengths = NDArray[np.int32]
 Seen = tuple[Lengths, Lengths, int]
 
@@ -41,8 +43,20 @@ def conclude(seen: Sequence[tuple[str, int, Seen]], sides: Sides) -> Found | Non
         if count
         else "",
         examples=sides.examples(rows),
-        values={"max_length": limit, "tokens": dict(zip(map(str, QUANTILES), quantiles, strict=True))},
+        values={
+            "max_length": limit,
+            "tokens": dict(zip(map(str, QUANTILES), quantiles, strict=True)),
+            "histogram": count_lengths(tokens, limit),
+        },
     )
+
+
+def count_lengths(tokens: Lengths, limit: int) -> dict[str, list[int] | list[float]]:
+    """Counts rows by their tokens, for a plot with the limit on it if it is near; the last bin holds all beyond."""
+    end = max(min(int(tokens.max()), max(2 * limit, int(np.quantile(tokens, 0.99)))), 1)
+    end = limit if end < limit <= 2 * end else end
+    counts, edges = np.histogram(np.minimum(tokens, end), bins=min(NUM_BINS, end), range=(0, end))
+    return {"counts": counts.tolist(), "edges": edges.tolist()}
 
 
 CHECK = Check(examine=measure, conclude=conclude, needs_model=True)

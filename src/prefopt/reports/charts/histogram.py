@@ -29,7 +29,7 @@ def histogram(groups: dict[str, list[float]], *, x_label: str, description: str,
         *y_axis(box, y, ticks(0, y.high, 4, is_whole=True)),
         *x_axis(box, x, ticks(edges[0], edges[-1], 6), x_label),
         f'<g transform="rotate(-90)">{text(-middle, 9, "pairs")}</g>',
-        *(_outline(style, found, edges, x, y) for style, found in counts.items()),
+        *(outline(style, found, edges, x, y) for style, found in counts.items()),
         line(zero, box.top, zero, box.height - box.bottom, "zero"),
         text(zero - 6, box.top - 6, "\u2190 rejected", anchor="end"),
         text(zero + 6, box.top - 6, "chosen \u2192", anchor="start"),
@@ -37,7 +37,7 @@ def histogram(groups: dict[str, list[float]], *, x_label: str, description: str,
     return svg(box, parts, description=description)
 
 
-def _outline(style: str, counts: Sequence[int], edges: Sequence[float], x: Scale, y: Scale) -> str:
+def outline(style: str, counts: Sequence[int], edges: Sequence[float], x: Scale, y: Scale) -> str:
     """Outline of the bars, from the first bin that is not empty to the last one."""
     filled = [place for place, count in enumerate(counts) if count]
     tops = "".join(f"V{y(counts[i]):.1f}H{x(edges[i + 1]):.1f}" for i in range(filled[0], filled[-1] + 1))

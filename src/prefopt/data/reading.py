@@ -26,6 +26,7 @@ from prefopt.data.rows import Shape, build_record
 from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.table import Table, TableWriter
 from prefopt.data.values import RowError, show_name
+from prefopt.process.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class _OtherShapeError(RowError):
 
 
 class _Reader:
-    """Reads the rows of one data set; all must have the format and shape of the first."""
+    """Reads the rows of one data set; all of it, or of a part of a mixture, must have the shape of the first."""
 
     def __init__(
         self,
@@ -181,6 +182,7 @@ class _Reader:
         self._notes = ReadNotes()
         self._num_system_chats = 0
         self._first: tuple[str, DataFormat, Shape] | None = None
+        self._shapes: set[Shape] = set()
 
     def read(self, bad: BadRows) -> ReadResult:
         writer = TableWriter[Record]()
@@ -230,11 +232,18 @@ class _Reader:
         if not self._parts:
             yield from ((row, source, "") for row, source in iter_rows(self._spec, on_bad))
         for part in self._parts:
+            self._first = None  # each part has a format of its own
             yield from ((row, source, part.name) for row, source in iter_rows(part.path, on_bad))
 
     def _finish(self, records: Table[Record]) -> Table[Record]:
         """Returns the records with the prompts that they agree on, and completes the notes."""
-        if self._first is not None and self._first[2] == IMPLICIT_TEXT:
+        if IMPLICIT_TEXT in self._shapes and len(self._shapes) > 1:
+            other = next(str(shape) for shape in self._shapes if shape != IMPLICIT_TEXT)
+            raise UserError(
+                f"data: the rows of some parts have no prompt ({IMPLICIT_TEXT}), those of others have one ({other}). "
+                "Where a prompt ends is found by comparing all rows, so give those of all parts a column 'prompt'."
+            )
+        if IMPLICIT_TEXT in self._shapes:
             agreed, implicit = agree_on_prompts(records)
             records = Table.of(agreed)
             self._notes = replace(self._notes, **vars(implicit))
@@ -287,6 +296,7 @@ class _Reader:
         if row is pair.row:
             return record, shape
         self._num_system_chats += 1
+        self._notes.num_as_chat += 1
         return record, replace(shape, content="text")
 
     def _alike(self, source: str, record: Record, format: DataFormat, shape: Shape) -> tuple[Record, Shape]:
@@ -296,6 +306,7 @@ class _Reader:
             _OtherShapeError: It differs from the first.
         """
         self._first = self._first or (source, format, shape)
+        self._shapes.add(self._first[2])
         first_source, first_format, first_shape = self._first
         if (format, shape) == (first_format, first_shape):
             return record, shape

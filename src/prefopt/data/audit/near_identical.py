@@ -68,15 +68,17 @@ def _candidates(chosen: Texts, rejected: Texts) -> Iterator[int]:
         before = letters[start - 1] if start else 0
         end = max(int(np.searchsorted(letters, before + MAX_LETTERS)), start + 1)
         sketches = [_sketch(texts.each[start:end]) for texts in (chosen, rejected)]
-        both = np.sort(np.concatenate(sketches))
-        common = np.bincount(both[1:][both[1:] == both[:-1]] >> ROW_SHIFT, minlength=end - start)
-        union = np.bincount(both >> ROW_SHIFT, minlength=end - start) - common
+        both = np.sort(np.concatenate([sketches[0] << 1, sketches[1] << 1 | 1]))
+        grams = both[np.flatnonzero(np.diff(both, prepend=-1))] >> 1  # each once a side, so twice if both have it
+        rows = grams >> ROW_SHIFT
+        common = np.bincount(rows[1:][grams[1:] == grams[:-1]], minlength=end - start)
+        union = np.bincount(rows, minlength=end - start) - common
         yield from (start + row for row in np.flatnonzero((union <= FEW) | (common >= CLEAR * union)).tolist())
         start = end
 
 
 def _sketch(texts: Sequence[str]) -> Sketch:
-    """Returns the sampled trigrams of the texts' bytes, sorted and each once: the row, and 24 bits of the trigram."""
+    """Returns the sampled trigrams of the texts' bytes: of each the row, and its 24 bits."""
     encoded = [text.lower().encode("utf-8", "surrogatepass") for text in texts]
     letters = np.frombuffer(b"".join(encoded), np.uint8)
     if len(letters) < 3:
@@ -88,8 +90,7 @@ def _sketch(texts: Sequence[str]) -> Sketch:
     is_inside = at + 2 < ends[rows]
     rows, at = rows[is_inside], at[is_inside]
     first, second, third = (letters[at + place].astype(np.int64) for place in range(3))
-    found = np.sort(rows << ROW_SHIFT | first << 16 | second << 8 | third)
-    return found[np.flatnonzero(np.diff(found, prepend=-1))]
+    return rows << ROW_SHIFT | first << 16 | second << 8 | third
 
 
 def conclude(seen: Sequence[tuple[str, int, Seen]], sides: Sides) -> Found:

@@ -45,7 +45,6 @@ GATE_ERROR = 3
 """Exit code if a finding is an error by the gate's limits."""
 CURVE = "learning_curve"
 """Folder of the trainings of a learning curve, in that of the output."""
-ONE_SPLIT = "data.held_out_fraction=0"
 
 
 def main(argv: list[str]) -> None:

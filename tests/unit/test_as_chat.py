@@ -113,8 +113,11 @@ def test_a_system_column_makes_chats_of_text(tmp_path: Path) -> None:
     assert "system\nBe brief.<|im_end|>" in shown[1]
     with pytest.raises(UserError, match=r"a.jsonl:2: 'system' is a system prompt, but 'prompt' is text"):
         load(path, rows, tokenizer, as_chat=False)
+    blank = [{**row, "system": ""} for row in TEXT]
+    plain = build_tokenizer(eos="<|im_end|>")
+    assert prompts(load(path, blank, plain), plain)[0].endswith("Question 0?"), "an empty column makes no chat"
     with pytest.raises(UserError, match="has no chat template"):
-        load(path, rows, build_tokenizer(eos="<|im_end|>"))
+        load(path, rows, plain)
 
 
 def test_a_row_is_shown_as_it_is_trained(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The engine of the audit: several processes, skipped checks, the gate's levels, and the cache of results."""
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ from prefopt.config.gate import GateConfig
 from prefopt.config.load import load_config
 from prefopt.config.schema import DataConfig
 from prefopt.data.audit import audit as auditing
-from prefopt.data.audit.audit import audit_records, key_of, refuse
+from prefopt.data.audit.audit import audit_records, audit_run, command_for, key_of, refuse
 from prefopt.data.audit.engine import CHUNK_ROWS, load_check, run_checks
 from prefopt.data.audit.finding import Audit, Finding
 from prefopt.data.audit.reading import Material
 from prefopt.data.audit.token_notes import audit_tokens
 from prefopt.data.encoding import TokenizeNotes
+from prefopt.data.loading import Splits, read_splits
 from prefopt.data.table import Table
 from prefopt.process.errors import UserError
 from tests.audit_rows import pair
@@ -165,3 +168,28 @@ def test_the_counts_of_tokenising_are_findings_of_a_run() -> None:
     assert not {"truncation", "control_tokens"} & {each["check"] for each in audit.skipped}
     with pytest.raises(UserError, match="truncation: 1 row is longer"):
         audit_tokens(audited(gate), {"train": notes}, GateConfig(error={"truncation": 0.01}))
+
+
+def test_rows_that_a_mixture_repeats_are_no_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
+    lines = [json.dumps({"prompt": f"p {n % 8}", "chosen": f"a {n % 8}", "rejected": "b"}) + "\n" for n in range(9)]
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    config = DataConfig(train=[{"path": str(tmp_path / "rows.jsonl"), "weight": 3.0}], held_out_fraction=0.0)
+
+    def read() -> Splits:
+        return read_splits(config, kind="preference", seed=0)
+
+    assert len(read().train) == 27
+    audit = audit_run(config, read, kind="preference", seed=0)
+    counts = {finding.check: finding.count for finding in audit.checks}
+    assert (audit.rows, counts["duplicate"]) == (9, 1)
+
+
+def test_the_command_that_a_run_names_reads_the_data_as_the_run_does() -> None:
+    config = DataConfig(
+        train="my rows.jsonl", columns={"prompt": "question"}, max_length=64, gate=GateConfig(error={})
+    )
+    _, _, *overrides = shlex.split(command_for(config, "sft"))
+    again = load_config(["data=files", *overrides])
+    assert again.algorithm.rows == "sft"
+    assert replace(again.data, gate=config.gate) == config

@@ -1,7 +1,9 @@
 """Near-duplicates and near-leaks, against comparing each row with each."""
 
 # ruff: noqa: RUF001 (text in many scripts is what these tests are about)
+import multiprocessing
 import random
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import combinations
 
@@ -73,6 +75,15 @@ def test_almost_every_pair_of_similar_texts_is_a_candidate():
     assert expected / len(similar) > 0.97
     between = {tuple(each) for each in minhash.pairs_between(keys[::2], keys[1::2]).tolist()}
     assert sum((i // 2, i // 2) in between for i in similar) / len(similar) > 0.97
+
+
+def test_sketches_of_forked_processes_are_those_of_the_parent():
+    """A process that was forked after its parent had made sketches once waited for ever."""
+    texts = [sentence(random.Random(row), 30) for row in range(20)]
+    here = minhash.band_keys(texts)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        there = pool.submit(minhash.band_keys, texts).result(timeout=120)
+    assert (here == there).all()
 
 
 def test_near_duplicates_are_those_that_comparing_each_with_each_finds():

@@ -323,7 +323,6 @@ def test_swift_pairs_hold_another_last_answer_or_another_conversation() -> None:
         "prompt": [turn("user", "Hi?")],
         "chosen": [turn("assistant", "Hi!")],
         "rejected": [turn("assistant", "No.")],
-        "system": None,
     }
     other = [turn("user", "Hi?"), turn("assistant", "No.")]
     assert swift.read_pair({"messages": messages, "rejected_messages": other})["rejected"] == other

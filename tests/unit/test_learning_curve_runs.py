@@ -15,12 +15,12 @@ from prefopt.evaluation.learning_curve import LearningCurve
 from prefopt.process.errors import UserError
 from prefopt.process.terminal import Terminal
 from prefopt.runs.directory import RunDirectory
-from prefopt.sweeps.learning_curve import LENGTHS, SHARES, measure_learning_curve
+from prefopt.sweeps.learning_curve import SHARES, TOKENISING, measure_learning_curve
 from tests.conftest import read_rows, write_rows
 
 APPLIED = {
-    "train", "held_out", "held_out_fraction", "format", "columns", "pairs", "min_margin", "as_chat", "system",
-    "on_identical", "on_empty", "on_overlap", "gate",
+    "train", "held_out", "held_out_fraction", "format", "columns", "pairs", "min_margin", "system",
+    "on_identical", "on_empty", "on_overlap", "gate", "max_rows", "shuffle_seed",
 }  # fmt: skip
 """Settings of the data that have done their work before the parts are written."""
 
@@ -156,13 +156,26 @@ def test_the_users_settings_are_kept_but_what_only_a_report_needs(config: TrainC
     measure(config, tmp_path / "curve", trainer)
     for settings in trainer.configs:
         assert (settings.model, settings.optim, settings.algorithm) == (config.model, config.optim, config.algorithm)
-        assert (settings.trainer.num_epochs, settings.trainer.max_steps) == (1.0, None)
+        assert settings.trainer.per_device_batch_size == config.trainer.per_device_batch_size
         assert settings.evaluation.num_samples == 0
         assert settings.logger.name.value == "none"
 
 
+def test_all_trainings_see_equally_many_examples_so_that_more_steps_do_not_pass_for_more_data(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    config.trainer.num_epochs = 2
+    trainer = Trainer()
+    measure(config, tmp_path / "curve", trainer)
+    num_train = len(read_splits(config.data, kind="preference", seed=0).train)
+    for settings in trainer.configs:
+        seen = settings.trainer.num_epochs * len(read_rows(Path(settings.data.train)))
+        assert seen == pytest.approx(2 * num_train)
+    assert config.trainer.num_epochs == 2, "the user's settings are not changed"
+
+
 def test_every_setting_of_the_data_has_acted_before_or_is_handed_on() -> None:
-    assert {field.name for field in fields(DataConfig)} == APPLIED | set(LENGTHS)
+    assert {field.name for field in fields(DataConfig)} == APPLIED | set(TOKENISING)
 
 
 def test_rows_of_messages_tools_and_a_system_prompt_are_written_as_they_are_read(tmp_path: Path) -> None:

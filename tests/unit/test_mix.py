@@ -178,3 +178,14 @@ def test_metrics_of_a_part_are_those_of_its_pairs_alone() -> None:
     assert [row.label for row in table.rows] == ["a", "b"]
     assert slices_table(Report(slices=found[:1])) is None
     assert "slices" not in Report().to_dict()
+
+
+def test_parts_may_have_formats_of_their_own(files: dict[str, str], tmp_path: Path) -> None:
+    other = tmp_path / "swift.jsonl"
+    turns = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "yes"}]
+    other.write_text(json.dumps({"messages": turns, "rejected_response": "no"}) + "\n")
+    assert seen(read([{"path": files["chat"]}, {"path": str(other)}])) == {"chat": 40, "swift": 1}
+    implicit = tmp_path / "implicit.jsonl"
+    implicit.write_text(json.dumps({"chosen": "Q? It is so.", "rejected": "Q? It is not."}) + "\n")
+    with pytest.raises(UserError, match="give those of all parts a column 'prompt'"):
+        read([{"path": files["chat"]}, {"path": str(implicit)}])

@@ -88,6 +88,7 @@ def test_a_row_that_completes_no_pair_cannot_be_shown_and_the_others_keep_their_
 
 
 RATED = {"prompt": "p", "responses": ["b", "d", "a", "c"], "scores": [3, 1, 4, 2]}
+TIED = {"prompt": "p", "responses": ["b", "d", "a", "c"], "scores": [4, 1, 4, 4]}
 
 
 def test_all_makes_a_pair_of_each_two_answers_of_which_one_is_better(tmp_path: Path) -> None:
@@ -111,6 +112,14 @@ def test_a_random_worse_answer_depends_neither_on_the_order_of_answers_nor_of_ro
     again = read(tmp_path, *shuffled, pairs=PairChoice.best_random).train
     assert {record.prompt: record.rejected for record in again} == chosen
     assert {record.chosen for record in again} == {"a"}
+
+
+def test_of_several_best_answers_a_random_one_is_chosen_in_whatever_order_they_stand(tmp_path: Path) -> None:
+    rows = [{**TIED, "prompt": f"p{number}"} for number in range(30)]
+    back = [{**row, **{name: row[name][::-1] for name in ("responses", "scores")}} for row in rows]
+    first, again = (sides(read(tmp_path, *each, pairs=PairChoice.best_random)) for each in (rows, back))
+    assert first == again
+    assert {chosen for chosen, _ in first} == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize(

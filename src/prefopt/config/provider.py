@@ -114,10 +114,6 @@ class ProviderConfig:
             unknown = sorted(set(kinds) - set(KINDS))
             require(not unknown, f"rows: must be of {', '.join(KINDS)}, found {', '.join(unknown)}.")
 
-    def limit(self, name: LimitName, kind: Kind) -> Limit | None:
-        """Returns the limit of this name for rows of a kind; None if none is known."""
-        return next((each for each in self.limits if each.name is name and kind in each.rows), None)
-
 
 def read_provider(name: str, config_dir: str | None = None) -> ProviderConfig:
     """Returns the provider of this name.

@@ -80,13 +80,14 @@ def _with_system(record: Record, text: str) -> Record:
 
 
 def from_system_column(row: Row) -> Row:
-    """Returns a row of text that has a column `system` as messages, of which the system prompt becomes the first.
+    """Returns a row of text with a prompt in its column `system` as messages, of which that prompt becomes the first.
 
     Other rows are returned as they are; so are transcripts, which are several turns.
     """
     names = [name for name in ("prompt", "chosen", "rejected", "completion") if row.get(name) is not None]
     is_pair = {"prompt", "chosen", "rejected"} <= {*names}
-    if "system" not in row or not (is_pair or {"prompt", "completion"} <= {*names}):
+    system = row.get("system")
+    if not isinstance(system, str) or not system.strip() or not (is_pair or {"prompt", "completion"} <= {*names}):
         return row
     if not all(isinstance(row[name], str) for name in names) or is_transcript(row["prompt"]):
         return row

@@ -467,7 +467,7 @@ def _tokenize(
     tokenized = tokenize[splits.kind](treated.records, tokenizer, **limits)
     notes = splits.notes.tokenized[split] = tokenized.notes
     notes.first_control_token = treated.first
-    notes.num_as_chat = len(records) if made is not records else 0
+    notes.num_as_chat = sum(map(is_text, records)) if made is not records else 0
     notes.num_not_chat = turns.num_obstacles if notes.num_plain else 0
     if config.on_control_token is OnControlToken.strip:
         notes.num_control_stripped = treated.num_rows

@@ -80,7 +80,6 @@ class Pairing:
             row: A row in TRL's format, or with answers that are `RANKED` or `WANTED`.
             place: Where it stands.
             scored: The row as it stands there, with its scores.
-
         """
         if RANKED in row:
             return [*self._rank(row, place)]
@@ -125,9 +124,10 @@ class Pairing:
             return []
         worse, low = min(others, key=lambda answer: answer[1])
         if self.rule.choice is PairChoice.best_random:
-            far = [answer for answer in others if high - answer[1] >= (self.rule.min_margin or 0)]
+            far = [answer for answer in others if high - answer[1] >= (self.rule.min_margin or 0)] or others
+            equals = [answer for answer in ranked if answer[1] == high]
             # By content, so that neither the order of answers nor of rows changes it.
-            worse, low = min(far or others, key=lambda answer: _digest([row, answer[0]]))
+            (worse, low), (best, _) = (min(some, key=lambda each: _digest([row, each[0]])) for some in (far, equals))
         return [(best, worse, high, low)]
 
     def _join(self, row: Row, place: str) -> Iterator[Pair]:

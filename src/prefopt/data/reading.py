@@ -11,7 +11,7 @@ from prefopt.config.choices import DataFormat
 from prefopt.config.mixture import parts_of
 from prefopt.config.schema import DataConfig
 from prefopt.data.arrow import OnBad, Row
-from prefopt.data.as_chat import from_system_column
+from prefopt.data.as_chat import from_system_column, is_question, to_chat
 from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.cells import parse_cells
 from prefopt.data.columns import rename
@@ -26,6 +26,7 @@ from prefopt.data.rows import Shape, build_record
 from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.table import Table, TableWriter
 from prefopt.data.values import RowError, show_name
+from prefopt.process.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class _OtherShapeError(RowError):
 
 
 class _Reader:
-    """Reads the rows of one data set; all must have the format and shape of the first."""
+    """Reads the rows of one data set; all of it, or of a part of a mixture, must have the shape of the first."""
 
     def __init__(
         self,
@@ -179,7 +180,9 @@ class _Reader:
         self.labels, self._pairing, self._as_chat = labels, pairing, as_chat
         self._parts = parts_of(spec, "data.train")
         self._notes = ReadNotes()
+        self._num_system_chats = 0
         self._first: tuple[str, DataFormat, Shape] | None = None
+        self._shapes: set[Shape] = set()
 
     def read(self, bad: BadRows) -> ReadResult:
         writer = TableWriter[Record]()
@@ -229,14 +232,23 @@ class _Reader:
         if not self._parts:
             yield from ((row, source, "") for row, source in iter_rows(self._spec, on_bad))
         for part in self._parts:
+            self._first = None  # each part has a format of its own
             yield from ((row, source, part.name) for row, source in iter_rows(part.path, on_bad))
 
     def _finish(self, records: Table[Record]) -> Table[Record]:
         """Returns the records with the prompts that they agree on, and completes the notes."""
-        if self._first is not None and self._first[2] == IMPLICIT_TEXT:
+        if IMPLICIT_TEXT in self._shapes and len(self._shapes) > 1:
+            other = next(str(shape) for shape in self._shapes if shape != IMPLICIT_TEXT)
+            raise UserError(
+                f"data: the rows of some parts have no prompt ({IMPLICIT_TEXT}), those of others have one ({other}). "
+                "Where a prompt ends is found by comparing all rows, so give those of all parts a column 'prompt'."
+            )
+        if IMPLICIT_TEXT in self._shapes:
             agreed, implicit = agree_on_prompts(records)
             records = Table.of(agreed)
             self._notes = replace(self._notes, **vars(implicit))
+        if 0 < self._num_system_chats < len(records):  # the rows without a system prompt are chats like the others
+            records = Table.of(to_chat(each) if is_question(each) else each for each in records)
         notes, pairing = self._notes, self._pairing
         notes.num_joined, notes.num_waiting_skipped = pairing.num_joined, pairing.num_waiting
         notes.num_close_skipped = pairing.num_close
@@ -261,11 +273,7 @@ class _Reader:
         )
         if not pairs and RANKED in converted:
             return None
-        if self._as_chat:
-            opened = [pair._replace(row=from_system_column(pair.row)) for pair in pairs]
-            self._notes.num_as_chat += sum(new.row is not old.row for new, old in zip(opened, pairs, strict=True))
-            pairs = opened
-        built = [(pair, *build_record(pair.row, kind, pair.place)) for pair in pairs]
+        built = [(pair, *self._build(pair)) for pair in pairs]
         unread = unread_columns(parsed, row_format, kind, built[0][2].fields if built else ())
         if isinstance(row, RepeatingRow):
             read_as = {source: name for name, source in self._columns.items()}
@@ -281,6 +289,16 @@ class _Reader:
             if self._pairing.admits(pair)
         ]
 
+    def _build(self, pair: Pair) -> tuple[Record, Shape]:
+        """Returns the record of a row in TRL's format, and the shape of the row as it stands in the file."""
+        row = from_system_column(pair.row) if self._as_chat else pair.row
+        record, shape = build_record(row, self._kind, pair.place)
+        if row is pair.row:
+            return record, shape
+        self._num_system_chats += 1
+        self._notes.num_as_chat += 1
+        return record, replace(shape, content="text")
+
     def _alike(self, source: str, record: Record, format: DataFormat, shape: Shape) -> tuple[Record, Shape]:
         """Returns a record and its shape.
 
@@ -288,6 +306,7 @@ class _Reader:
             _OtherShapeError: It differs from the first.
         """
         self._first = self._first or (source, format, shape)
+        self._shapes.add(self._first[2])
         first_source, first_format, first_shape = self._first
         if (format, shape) == (first_format, first_shape):
             return record, shape

@@ -34,19 +34,27 @@ class Turns:
     def of(
         cls, splits: Sequence[Sequence[Record]], tokenizer: "PreTrainedTokenizerBase", config: DataConfig
     ) -> "Turns":
-        """Looks at the rows of all splits; all rows of a split are text, or none is."""
-        texts = [records for records in splits if len(records) and is_text(records[0])]
+        """Looks at the rows of all splits."""
+        texts = [records for records in splits if _has_text(records)]
         if config.as_chat != AUTO or not tokenizer.chat_template or not texts:
             return cls()
         control = ControlTokens(tokenizer)
-        num = sum(not _is_plain(record, control) for records in texts for record in records)
+        rows = (record for records in texts for record in records if is_text(record))
+        num = sum(not _is_plain(record, control) for record in rows)
         return cls(are_made=not num, num_obstacles=num)
 
     def make(self, records: Sequence[Record]) -> Sequence[Record]:
         """Returns the rows in the form in which they are trained."""
-        if not self.are_made or not len(records) or not is_text(records[0]):
+        if not self.are_made or not _has_text(records):
             return records
-        return Table.of(map(to_chat, records))
+        return Table.of(to_chat(record) if is_text(record) else record for record in records)
+
+
+def _has_text(records: Sequence[Record]) -> bool:
+    """Returns whether some rows are text. Without a mixture all rows have one form, so that the first one tells."""
+    if not len(records) or is_text(records[0]):
+        return len(records) > 0
+    return bool(records[0].slice) and any(map(is_text, records))
 
 
 def _is_plain(record: Record, control: ControlTokens) -> bool:

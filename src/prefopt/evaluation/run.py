@@ -149,13 +149,17 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
         sources=list(pairs["source"]) if pairs is not None else [],
         prompts=prompts,
         texts=[_texts(by_source[source]) for source in answered["source"]],
-        slices=[by_source[source].slice for source in held_out["source"]] if _is_sliced(examples) else [],
+        slices=_slices_of(held_out, examples),
         neutral=read_neutral_texts(settings, tokenizer, None if examples.limits is None else examples.limits.context),
     )
 
 
-def _is_sliced(examples: Examples) -> bool:
-    return bool(examples.records.notes.slices.get("held_out"))
+def _slices_of(held_out: "Dataset", examples: Examples) -> list[str]:
+    """Returns for each held-out example the name of its part; nothing if the data is no mixture."""
+    if not examples.records.notes.slices.get("held_out"):
+        return []
+    names = {record.source: record.slice for record in examples.records.held_out or []}
+    return [names[source] for source in held_out["source"]]
 
 
 def _read_pairs(config: TrainConfig, examples: Examples) -> "Dataset | None":

@@ -52,7 +52,7 @@ def describe_start(num_rows: list[int], num_done: int, seconds: float | None) ->
         todo += f", {num_done} of them done"
     if num_done == len(num_rows):
         return todo
-    return f"{todo}, " + (f"about {duration(seconds)} to go" if seconds else "the smallest first: it tells how long")
+    return f"{todo}, " + (f"about {duration(seconds)} to go" if seconds else "the first one tells how long")
 
 
 def describe_point(place: str, trained: Trained, seconds: float, rest: float | None) -> str:
@@ -93,11 +93,6 @@ def list_notes(curve: LearningCurve) -> list[str]:
     """Returns what one has to know to read the curve, one sentence or two each."""
     steps = sorted({point.steps for point in curve.points if point.steps is not None})
     notes = [_shape_note(curve), _steps_note(curve, steps)]
-    if steps and steps[0] < FEW_STEPS:
-        notes.append(
-            f"The smallest part trains for {steps[0]} steps, which may be too few to learn from it: more epochs, or a "
-            "smaller trainer.per_device_batch_size, tell whether the data or the steps were too few."
-        )
     notes += [
         f"These {count(curve.num_prompts)} held-out prompts show a gain of {100 * curve.detectable:.1f} points or "
         f"more: with 80 % power, two-sided at 5 %, pair by pair. {100 * curve.discordant:.1f} % of the pairs are "
@@ -123,12 +118,11 @@ def _shape_note(curve: LearningCurve) -> str:
 def _steps_note(curve: LearningCurve, steps: list[int]) -> str:
     if not steps:
         return ""
-    if len(steps) == 1:
-        return f"All sizes train for {count(steps[0])} steps, so the smaller ones see their rows more often."
+    length = count(steps[0]) if len(steps) == 1 else f"{count(steps[0])} to {count(steps[-1])}"
+    short = ", which may be too few to learn much" if steps[-1] < FEW_STEPS else ""
     return (
-        f"All sizes train for the same number of epochs, so more data are also more steps ({count(steps[0])} to "
-        f"{count(steps[-1])}). Part of the gain may be had from the data at hand by more epochs; trainer.max_steps "
-        "gives all sizes the same steps."
+        f"All parts train for {length} steps{short}: the smaller ones see their rows more often. So the curve "
+        "compares data, not the length of training. Whether longer training helps, trainer.num_epochs tells."
     )
 
 

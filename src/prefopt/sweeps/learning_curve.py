@@ -2,7 +2,7 @@
 
 import hashlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +37,15 @@ MIN_PROMPTS = 16
 """Fewest training prompts: an eighth of them are two."""
 MIN_HELD_OUT_PROMPTS = 10
 """Fewest held-out prompts: below, an interval says nothing."""
-LENGTHS = ("max_length", "on_bad", "on_long_prompt", "on_long_completion", "on_extra_eos", "on_control_token")
+TOKENISING = (
+    "as_chat",
+    "max_length",
+    "on_bad",
+    "on_long_prompt",
+    "on_long_completion",
+    "on_extra_eos",
+    "on_control_token",
+)
 """Settings of the data that act when rows are tokenised. The others have acted when the parts are written."""
 
 Train = Callable[[TrainConfig], RunDirectory]
@@ -63,12 +71,6 @@ class _Point:
     def run(self) -> RunDirectory:
         return RunDirectory.of(self.config)
 
-    @property
-    def work(self) -> float:
-        """The examples that it trains on, up to a factor that all points share."""
-        length = self.config.trainer
-        return 1.0 if length.max_steps is not None else self.num_rows * length.num_epochs
-
 
 @dataclass(frozen=True)
 class _Result:
@@ -78,16 +80,17 @@ class _Result:
     base: "np.ndarray[Any, np.dtype[np.bool_]]"
     sources: list[str]
     seconds: float
-    training_s: float
 
 
 def measure_learning_curve(config: TrainConfig, folder: Path, train: Train, console: Console) -> LearningCurve:
     """Trains with these settings on an eighth, a quarter, half and all of the training prompts, by three seeds each.
 
     A seed draws the order in which prompts are added, so that each part holds the smaller ones, and the order of the
-    training. The held-out pairs are those of the run with these settings, for all points. Every point trains for as
-    many epochs, as a user with so many data would, so more data are also more steps; `trainer.max_steps` gives all
-    points the same number of steps instead.
+    training. The held-out pairs are those of the run with these settings, for all points.
+
+    All points train on equally many examples, the smaller ones in more passes. With equally many epochs the smaller
+    ones would take fewer steps, and what more steps gain would pass for what more data gain: half of the brand-voice
+    pairs reach 81 % in one epoch, but 98 % in two, as all of them do in one.
 
     The same call goes on where it was stopped: a point that is done is read, not trained again. `run.time_limit` holds
     for each training.
@@ -113,15 +116,12 @@ def measure_learning_curve(config: TrainConfig, folder: Path, train: Train, cons
         if result is not None:
             results[number] = result
     left = [number for number in range(len(points)) if number not in results]
-    console.print(describe_start([point.num_rows for point in points], len(results), _estimate(points, left, results)))
+    told = describe_start([point.num_rows for point in points], len(results), _estimate(len(left), results.values()))
+    console.print(told)
     for number in left:
         results[number] = _train_point(points[number], folder, train)
-        rest = [each for each in left if each > number]
-        place = f"{number + 1}/{len(points)}"
-        told = describe_point(
-            place, results[number].trained, results[number].seconds, _estimate(points, rest, results)
-        )
-        console.print(told)
+        place, rest = f"{len(results)}/{len(points)}", _estimate(len(points) - len(results), results.values())
+        console.print(describe_point(place, results[number].trained, results[number].seconds, rest))
     found = [results[number] for number in range(len(points))]
     if any(result.sources != found[0].sources for result in found):
         raise EndedError(f"{folder}: the trainings were measured on different held-out pairs. Remove the folder.")
@@ -151,7 +151,10 @@ def _plan(config: TrainConfig, folder: Path) -> tuple[list[_Point], list[int]]:
     for seed in range(config.run.seed, config.run.seed + NUM_SEEDS):
         for share, records in zip(SHARES, nested_subsets(splits.train, SHARES, seed=seed), strict=True):
             part = _write_rows(data, f"train-{len(records)}", records)
-            points.append(_Point(share, seed, _settings(config, folder, part, held_out, pairs, seed), len(records)))
+            settings = _settings(config, folder, part, held_out, pairs, seed)
+            settings.trainer.num_epochs *= len(splits.train) / len(records)
+            settings.run.name = f"train-{len(records)}-seed-{seed}-{fingerprint(settings)[:8]}"
+            points.append(_Point(share, seed, settings, len(records)))
     return points, number_prompts(measured)
 
 
@@ -199,9 +202,9 @@ def _settings(
     config: TrainConfig, folder: Path, part: Path, held_out: Path | None, pairs: Path, seed: int
 ) -> TrainConfig:
     """Returns the settings of a point: the user's, without what only a report for people needs."""
-    kept = {name: getattr(config.data, name) for name in LENGTHS}
+    kept = {name: getattr(config.data, name) for name in TOKENISING}
     is_sft = held_out is None
-    settings = replace(
+    return replace(
         config,
         run=replace(config.run, root=str(folder), seed=seed, overwrite=False),
         data=DataConfig(
@@ -229,8 +232,6 @@ def _settings(
             neutral_texts=None,
         ),
     )
-    settings.run.name = f"{part.stem.rpartition('-')[0]}-seed-{seed}-{fingerprint(settings)[:8]}"
-    return settings
 
 
 def _train_point(point: _Point, folder: Path, train: Train) -> _Result:
@@ -257,18 +258,12 @@ def _read_result(point: _Point) -> _Result | None:
     about = report["run"]
     trained = Trained(point.share, about["data"]["num_train"], point.seed, tuned, about["steps"])
     spent = sum((report.get("phases") or {}).values())
-    return _Result(trained, base, [row["source"] for row in rows], spent, report["throughput"]["train_time_s"])
+    return _Result(trained, base, [row["source"] for row in rows], spent)
 
 
-def _estimate(points: Sequence[_Point], left: Sequence[int], results: dict[int, _Result]) -> float | None:
-    """Estimates the seconds that the trainings `left` take, from those that are done; None before the first."""
-    if not results:
-        return None
-    work = np.array([points[number].work for number in results])
-    seconds = np.array([result.seconds for result in results.values()])
-    if len(set(work)) > 1:
-        per_example = max(float(np.polyfit(work, seconds, 1)[0]), 0.0)
-    else:
-        per_example = float(np.mean([result.training_s for result in results.values()]) / work[0])
-    fixed = max(float((seconds - per_example * work).mean()), 0.0)
-    return sum(fixed + per_example * points[number].work for number in left)
+def _estimate(num_left: int, results: Collection[_Result]) -> float | None:
+    """Estimates the seconds that so many more trainings take: as long as those that are done; None before the first.
+
+    All train on equally many examples.
+    """
+    return num_left * sum(result.seconds for result in results) / len(results) if results else None

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import CheckName
 from prefopt.config.gate import GateConfig
+from prefopt.config.mixture import parts_of
 from prefopt.config.overrides import typed
 from prefopt.config.plain import as_dict
 from prefopt.config.schema import DataConfig
@@ -21,7 +23,9 @@ from prefopt.data.audit.engine import Outcome, Progress, run_checks
 from prefopt.data.audit.finding import Audit, Finding, Level, sort_findings
 from prefopt.data.audit.reading import Entry, Material
 from prefopt.data.loading import Splits
+from prefopt.data.records import Record
 from prefopt.data.sources import digest_files
+from prefopt.data.table import Table
 from prefopt.process.errors import UserError
 from prefopt.process.paths import cache_folder
 from prefopt.process.version import __version__
@@ -59,7 +63,8 @@ def audit_run(config: DataConfig, read: Callable[[], Splits], *, kind: Kind, see
 
     def read_used() -> Material:
         splits = read()
-        return Material.of_used({"train": splits.train} | ({"held_out": splits.held_out} if splits.held_out else {}))
+        train = _each_once(splits.train, config)
+        return Material.of_used({"train": train} | ({"held_out": splits.held_out} if splits.held_out else {}))
 
     key = key_of(config, kind=kind, seed=seed, rows="used")
     audit = audit_records(
@@ -69,9 +74,16 @@ def audit_run(config: DataConfig, read: Callable[[], Splits], *, kind: Kind, see
         data=describe_data(config),
         key=key,
     )
-    log_findings(audit, command_for(config))
+    log_findings(audit, command_for(config, kind))
     refuse(audit)
     return audit
+
+
+def _each_once(train: Sequence[Record], config: DataConfig) -> Sequence[Record]:
+    """Returns the rows without their repetitions by the weights of `data.train`: these are no duplicates."""
+    if all(part.weight <= 1 for part in parts_of(config.train, "data.train")):
+        return train
+    return Table.of(next(alike) for _, alike in groupby(train))
 
 
 def describe_data(config: DataConfig) -> dict[str, Any]:
@@ -79,10 +91,14 @@ def describe_data(config: DataConfig) -> dict[str, Any]:
     return {"train": config.train, "held_out": config.held_out}
 
 
-def command_for(config: DataConfig) -> str:
+def command_for(config: DataConfig, kind: Kind) -> str:
     """The command that tells all findings of a run's data, as typed in a shell."""
-    given = {"data.train": config.train, "data.held_out": config.held_out}
-    return " ".join(["prefopt audit data=files", *(typed(key, value) for key, value in given.items() if value)])
+    given, default = as_dict(config), as_dict(DataConfig(train=None))
+    changed = {name: value for name, value in given.items() if name != "gate" and value != default[name]}
+    kinds = ["algorithm=sft"] if kind == "sft" else []
+    return " ".join(
+        ["prefopt audit data=files", *kinds, *(typed(f"data.{key}", each) for key, each in changed.items())]
+    )
 
 
 def audit_records(

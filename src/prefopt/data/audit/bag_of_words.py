@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 FEATURE_BITS = 18
 NUM_FEATURES = 2**FEATURE_BITS
-BUDGET = 30_000
+BUDGET = 20_000
 """Pairs at the beginning of a split that are all looked at; of later ones a sample."""
 MIN_PAIRS = 200
 """Of fewer pairs a classifier learns nothing that it could tell."""
 NUM_FOLDS = 5
 ALPHA, EPOCHS = 1e-3, 5
 """Penalty and passes of the classifier: on four sets, flipped labels were found best by these."""
-MAX_CHARACTERS = 4_000
+MAX_CHARACTERS = 2_000
 """Beginning of an answer that is looked at."""
 SEED = 7
 

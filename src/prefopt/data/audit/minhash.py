@@ -22,17 +22,25 @@ SEED = 42
 
 def band_keys(texts: Sequence[str]) -> NDArray[np.uint32]:
     """Returns what texts with similar sets of words have in common in at least one column, shape (texts, bands)."""
-    from rensa import RMinHash
-
-    try:
-        digests = RMinHash.digests_from_token_sets(list(map(split_words, texts)), NUM_BANDS * NUM_ROWS, SEED)
-    except UnicodeEncodeError:  # a lone surrogate, which only Python's text can hold
-        return band_keys([text.encode("utf-8", "replace").decode() for text in texts])
-    values = np.array(digests, np.uint32).reshape(len(texts), NUM_BANDS, NUM_ROWS)
+    digests = np.array([_digest(text) for text in texts], np.uint32)
+    values = digests.reshape(len(texts), NUM_BANDS, NUM_ROWS)
     keys = np.zeros((len(texts), NUM_BANDS), np.uint64)
     for row in range(NUM_ROWS):
         keys = mix(keys + values[:, :, row])
     return (keys >> np.uint64(32)).astype(np.uint32)
+
+
+def _digest(text: str) -> list[int]:
+    # Not the library's call for many texts at once: its threads do not live on in a forked process, which would wait
+    # for them for ever; and one call a text costs no more.
+    from rensa import RMinHash
+
+    digest = RMinHash(NUM_BANDS * NUM_ROWS, SEED)
+    try:
+        digest.update(split_words(text))
+    except UnicodeEncodeError:  # a lone surrogate, which only Python's text can hold
+        digest.update(split_words(text.encode("utf-8", "replace").decode()))
+    return list(digest.digest())
 
 
 def jaccard(one: str, other: str) -> float:

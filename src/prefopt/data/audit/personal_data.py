@@ -17,12 +17,12 @@ FICTITIOUS_DOMAIN = re.compile(
     re.IGNORECASE,
 )
 FICTITIOUS_NAME = re.compile(
-    r"^(?:you|your.*|my.*|user\w*|name|first.*last.*|email|e-mail|example\w*|some(?:one|body)|j(?:ohn|ane|\.)?[._]?"
-    r"(?:doe|smith)\d*|foo|bar|test\w*|abc|xyz|git|noreply|no-reply|recipient|sender|username|alice|bob)$",
+    r"^(?:(?:you|my|your)(?:r?[._-]?(?:e?mail|name|address|username|account|self|company|id))?|user\w*|name|first.*last.*|email|e-mail|example\w*|some(?:one|body)|j(?:ohn|ane|\.)?[._]?"
+    r"(?:doe|smith)[\w.+-]*|foo|bar|test\w*|abc|xyz|git|noreply|no-reply|recipient|sender|username|alice|bob)$",
     re.IGNORECASE,
 )
 EMAIL = rb"(?<![\w.%+-])[A-Za-z0-9][\w.%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,4}[A-Za-z]{2,18}(?![\w@-])"
-INTERNATIONAL = rb"\+[1-9](?:[ .()-]{0,2}\d){7,14}"
+INTERNATIONAL = rb"\+[1-9](?:[ .()-]{0,2}\d){7,12}"
 NORTH_AMERICAN = rb"(?:\+?1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d([.-]))[2-9]\d\d(?(1)\1|-)\d{4}"
 SOCIAL_SECURITY = rb"(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}"
 CARD = rb"\d{4}([ -]?)(?:\d{4}\1\d{4}\1\d{4}|\d{6}\1\d{5})"
@@ -81,7 +81,8 @@ def _is_made_up(digits: str) -> bool:
 def is_phone(text: str) -> bool:
     """Returns whether a number that looks like one is a phone number; those of films (555) are nobody's."""
     digits = _digits(text)
-    return "555" not in (digits[-10:-7], digits[-7:-4]) and not _is_made_up(digits)
+    is_of_a_film = (text[0] != "+" or text[1] == "1") and "555" in (digits[-10:-7], digits[-7:-4])
+    return not is_of_a_film and not _is_made_up(digits)
 
 
 def passes_luhn(digits: str) -> bool:

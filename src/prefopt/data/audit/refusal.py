@@ -30,23 +30,17 @@ def find_refusals(chunk: Chunk) -> Seen:
 
 
 def _refusing(texts: Texts) -> Rows:
-    heads = Texts([text[:HEAD].lower().replace("\u2019", "'") for text in texts.each])
-    return np.array([row for row in _rows_with(heads, HINTS) if REFUSES.search(heads.each[row])], np.int64)
+    heads = [text[:HEAD].lower().replace("\u2019", "'") for text in texts.each]
+    return np.array([row for row in _rows_with(heads, HINTS) if REFUSES.search(heads[row])], np.int64)
 
 
 def _closing(texts: Texts) -> Rows:
-    return np.array(_rows_with(Texts([text[-TAIL:].lower() for text in texts.each]), CLOSINGS), np.int64)
+    return np.array(_rows_with([text[-TAIL:].lower() for text in texts.each], CLOSINGS), np.int64)
 
 
-def _rows_with(texts: Texts, words: Sequence[str]) -> list[int]:
+def _rows_with(texts: Sequence[str], words: Sequence[str]) -> list[int]:
     """Returns the rows, ascending, that hold one of the words."""
-    joined, places = texts.joined, []
-    for word in words:
-        at = joined.find(word)
-        while at >= 0:
-            places.append(at)
-            at = joined.find(word, at + len(word))
-    return [int(row) for row in np.unique(texts.rows_at(places))]
+    return sorted({row for word in words for row, text in enumerate(texts) if word in text})
 
 
 def conclude(seen: Sequence[tuple[str, int, Seen]], sides: Sides) -> Found:

@@ -1,6 +1,6 @@
 """Two answers side by side, and a column that says which one won: `response_a`, `response_b`, `winner`."""
 
-from prefopt.data.formats.format import PAIRS, PROMPTS, Format, Row, get, get_prompt
+from prefopt.data.formats.format import PAIRS, PROMPTS, Format, Row, get, get_prompt, keep_system
 from prefopt.data.values import RowError, describe
 
 SIDES = {
@@ -39,7 +39,7 @@ def read_pair(row: Row) -> Row | None:
     answers = {"chosen": get(row, columns[winner]), "rejected": get(row, columns[1 - winner])}
     if all(isinstance(answer, list) for answer in answers.values()) and not any(name in row for name in PROMPTS):
         return answers  # whole conversations, which begin with the same question
-    return {"prompt": get_prompt(row), **answers, "system": row.get("system")}
+    return {"prompt": get_prompt(row), **answers, **keep_system(row)}
 
 
 def _sides(row: Row) -> tuple[str, str] | None:

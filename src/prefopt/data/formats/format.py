@@ -35,12 +35,12 @@ class Format:
 
     Attributes:
         detect: Whether a row, by its keys, is one of this format; asked for rows of the given kind.
-        read: Per kind of rows: returns a row in TRL's format; None for a tie, which prefers no answer. Raises a
-            `RowError` for a row that lacks something.
+        read: Per kind of rows: returns a row in TRL's format, or one of which `prefopt.data.pairing` makes pairs;
+            None for a tie, which prefers no answer. Raises a `RowError` for a row that lacks something.
         columns: Per kind of rows: the columns that `read` reads, besides `PASSED_ON`.
         looked_for_in: `PAIRS` if demonstrations with its columns are TRL's.
         write: Per kind of rows: returns the rows of this format for a row in TRL's, as
-            `prefopt.data.formats.writing.to_row` makes it of a record. Raises a `RowError` if something would be lost.
+            `prefopt.data.conversion.to_row` makes it of a record. Raises a `RowError` if something would be lost.
             Empty: the format is only read.
         unread: Names what `read` leaves out inside of a column that it reads, such as `input.user`.
     """
@@ -95,6 +95,11 @@ def get_messages(row: Row, name: str = "messages") -> list[Any]:
     if not isinstance(messages, list) or not messages:
         raise RowError(f"'{name}' must be a list of messages {{role, content}}, found {describe(messages)}.")
     return messages
+
+
+def keep_system(row: Row) -> Row:
+    """Returns the column `system` as a row of its own; an empty one if there is no such column."""
+    return {"system": row["system"]} if "system" in row else {}
 
 
 def system_messages(row: Row) -> list[Message]:

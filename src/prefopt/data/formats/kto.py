@@ -5,7 +5,7 @@
 
 from typing import Any
 
-from prefopt.data.formats.format import PAIRS, Format, Row, get, get_messages, get_prompt
+from prefopt.data.formats.format import PAIRS, PROMPTS, Format, Row, get, get_messages, get_prompt, keep_system
 from prefopt.data.formats.writing import refuse_marks
 from prefopt.data.labels import LABELS, is_missing, says_wanted
 from prefopt.data.messages import Message
@@ -35,7 +35,7 @@ def read_answer(row: Row) -> Row:
     else:
         question = get_prompt(row)
         completion = get(row, next((name for name in ANSWERS if row.get(name) is not None), ANSWERS[0]))
-    return {"prompt": question, "completion": completion, "system": row.get("system"), WANTED: wanted}
+    return {"prompt": question, "completion": completion, **keep_system(row), WANTED: wanted}
 
 
 def write_pair(row: Row) -> list[Row]:
@@ -57,6 +57,6 @@ FORMAT = Format(
     detect=detect,
     looked_for_in=PAIRS,
     read={"preference": read_answer},
-    columns={"preference": ("prompt", "question", "instruction", "query", "input", "system", *ANSWERS, *LABELS)},
+    columns={"preference": (*PROMPTS, "system", *ANSWERS, *LABELS)},
     write={"preference": write_pair},
 )

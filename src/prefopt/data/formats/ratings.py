@@ -4,7 +4,7 @@ import math
 from decimal import Decimal
 from typing import Any
 
-from prefopt.data.formats.format import PAIRS, PROMPTS, Format, Row, get_prompt
+from prefopt.data.formats.format import PAIRS, PROMPTS, Format, Row, get_prompt, keep_system
 from prefopt.data.values import RowError, describe
 
 ANSWERS = ("completions", "responses", "answers", "outputs", "candidates")
@@ -33,7 +33,7 @@ def read_answers(row: Row) -> Row:
     answers = _answers(row)
     assert answers is not None, "detected by them"
     rated = _rated_objects(answers) if isinstance(answers[0], dict) else _rated_texts(row, answers)
-    return {"prompt": get_prompt(row), "system": row.get("system"), RANKED: rated}
+    return {"prompt": get_prompt(row), **keep_system(row), RANKED: rated}
 
 
 def _answers(row: Row) -> list[Any] | None:

@@ -3,7 +3,7 @@
 Their demonstrations are TRL's.
 """
 
-from prefopt.data.formats.format import PAIRS, Format, Row, get, get_messages
+from prefopt.data.formats.format import PAIRS, Format, Row, get, get_messages, keep_system
 from prefopt.data.formats.writing import (
     get_answer,
     get_conversation,
@@ -26,7 +26,7 @@ def detect(row: Row, kind: str) -> bool:
 def read_pair(row: Row) -> Row:
     """Returns prompt and completions; whole conversations as chosen and rejected, which have a common beginning."""
     messages = get_messages(row)
-    system = {"system": row.get("system")}
+    system = keep_system(row)
     if row.get("rejected_messages") is not None:
         return {"chosen": messages, "rejected": row["rejected_messages"], **system}
     rejected = row.get("rejected_message")

@@ -11,7 +11,9 @@ import pytest
 from benchmarks import audit as benchmark
 from benchmarks import results
 from prefopt.audit import main as audit
+from prefopt.config.schema import DataConfig
 from prefopt.data.audit import audit as auditing
+from prefopt.data.loading import read_splits
 from prefopt.process.errors import UserError
 from prefopt.train import main as train
 
@@ -172,6 +174,8 @@ def test_the_cleaned_copy_lacks_the_defects_and_nothing_else(
     assert changes[0]["before"] == json.loads(lines[3])
     written = json.loads((output / "audit.json").read_text())
     assert {"version", "date", "gate", "rows", "checks", "skipped"} <= written.keys()
+    splits = read_splits(DataConfig(train=str(output / "planted.jsonl")), kind="preference", seed=0)
+    assert len(splits.train) + len(splits.held_out or ()) == 40, "training refuses no row of the copy"
     found = findings(capsys, [str(output / "planted.jsonl"), "data/gate=strict"])
     assert {name: each["level"] for name, each in found.items() if each["level"] != "ok"} == {"length_bias": "note"}
 

@@ -37,8 +37,8 @@ test-all: install
 
 # Numbers, and what names fields of other libraries, on the oldest transformers and PEFT that pyproject.toml admits.
 LOWEST := transformers==5.17.0 peft==0.21.0 huggingface_hub==1.33.0
-OF_LIBRARIES := tests/numerics $(foreach name,algorithms arguments collate fingerprint fit flash_kernels pair_layout preemption scaling \
-	shared_prefix_obstacles steps token_cache tokenize tracking trl_contract versions,tests/unit/test_$(name).py)
+OF_LIBRARIES := tests/numerics $(foreach name,algorithms arguments collate fingerprint fit flash_kernels pair_layout plain_chats preemption scaling \
+	shared_prefix_obstacles steps token_cache tokenize tracking trl_contract versions word_ids,tests/unit/test_$(name).py)
 test-lowest: install
 	test -e $(VENV)/lowest/.installed || { $(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/lowest $(LOWEST) \
 		&& touch $(VENV)/lowest/.installed; }

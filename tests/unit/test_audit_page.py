@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from prefopt.config.choices import CheckName
 from prefopt.config.gate import GateConfig
@@ -317,3 +318,16 @@ def test_files_to_compare_with_keep_their_names_and_of_long_ones_the_end_is_draw
     (label,) = re.findall(r">(\u2026[^<]*)</text>", html)
     assert label.endswith("long/a_b.jsonl")
     assert len(label) == MAX_LABEL
+
+
+def test_the_docs_have_the_meaning_and_the_limits_of_each_check():
+    page = (Path(__file__).parents[2] / "docs/audit.md").read_text(encoding="utf-8")
+    strict = yaml.safe_load((Path(__file__).parents[2] / "conf/data/gate/strict.yaml").read_text(encoding="utf-8"))
+    gates = (GateConfig().warn, GateConfig().error, strict["error"])
+    for name, meaning in CHECKS.items():
+        limits = [said(limits.get(name)) for limits in gates]
+        assert f"| `{name}` | {meaning.what} {meaning.why} | {' | '.join(limits)} |" in page
+
+
+def said(limit):
+    return "–" if limit is None else "any" if limit == 0 else f"{limit * 100:g} %"  # noqa: RUF001

@@ -8,9 +8,10 @@ import trl
 from transformers import AutoTokenizer
 
 from prefopt.config.schema import DataConfig
-from prefopt.data.loading import load_tokenized, read_splits
+from prefopt.data.loading import read_splits
 from prefopt.data.ragged import CONTEXT_COLUMNS
 from prefopt.data.split import prompt_key
+from prefopt.data.token_splits import load_tokenized
 from prefopt.process.paths import shipped
 from tests.conftest import SHARED_DATA
 

@@ -10,7 +10,8 @@ from prefopt.config.choices import OnBadRow
 from prefopt.config.load import fingerprint, load_config
 from prefopt.config.schema import DataConfig
 from prefopt.data.bad_rows import MAX_CLASSES, BadRows, require_usable
-from prefopt.data.loading import Splits, load_tokenized, read_splits
+from prefopt.data.loading import Splits, read_splits
+from prefopt.data.token_splits import load_tokenized
 from prefopt.process.errors import UserError
 from tests.unit.test_tokenize import build_tokenizer
 

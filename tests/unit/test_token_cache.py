@@ -25,11 +25,12 @@ from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
 from prefopt.config.schema import DataConfig
 from prefopt.data import cache, loading
 from prefopt.data.cache import ABOUT, DAMAGED, MANIFEST, fetch_cached, load_cached, open_cached
-from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_splits
+from prefopt.data.loading import Splits, read_splits
 from prefopt.data.notes import DataNotes
 from prefopt.data.ragged import PairTable
 from prefopt.data.reading import ReadNotes
 from prefopt.data.records import PreferencePair, Record, SFTExample
+from prefopt.data.token_splits import TokenizedSplits, load_tokenized
 from prefopt.models.examples import Examples
 from prefopt.process.errors import UserError
 from prefopt.storage import sealed

@@ -15,8 +15,9 @@ from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
 from prefopt.config.schema import DataConfig
 from prefopt.data import encoding, rendering
 from prefopt.data.encoding import CHUNK_ROWS, chunks, encode
-from prefopt.data.loading import load_tokenized, read_splits
+from prefopt.data.loading import read_splits
 from prefopt.data.records import PreferencePair, SFTExample
+from prefopt.data.token_splits import load_tokenized
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
 from prefopt.process.errors import UserError
 

@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any
 from prefopt.config.choices import LossOn
 from prefopt.config.schema import DataConfig
 from prefopt.data.encoding import TokenizeNotes
-from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized
+from prefopt.data.loading import Splits
 from prefopt.data.mix import SliceNotes
 from prefopt.data.notes import DataNotes
 from prefopt.data.reading import ReadNotes
 from prefopt.data.records import Record
 from prefopt.data.table import Table, write_records
+from prefopt.data.token_splits import TokenizedSplits, load_tokenized
 from prefopt.process.errors import UserError
 from prefopt.storage import sealed
 from prefopt.storage.files import PARTIAL, write_json, write_text

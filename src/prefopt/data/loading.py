@@ -1,21 +1,18 @@
-"""Loads the data of a run: from the configuration to records, and from records to token ids."""
+"""Reads the data of a run, from the configuration to records: training rows and held-out ones."""
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prefopt.config.algorithms import Kind
-from prefopt.config.choices import AUTO, CheckName, LossOn, OnControlToken
+from prefopt.config.choices import AUTO, CheckName
 from prefopt.config.mixture import Part, parts_of
 from prefopt.config.schema import DataConfig
 from prefopt.data.as_chat import Chats, is_question, is_text, to_chat
 from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
-from prefopt.data.control_tokens import treat_control_tokens
 from prefopt.data.defects import drop_defects, is_empty, is_identical
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import Labels
@@ -26,14 +23,8 @@ from prefopt.data.reading import ReadNotes, ReadResult, drop_unwanted, read_reco
 from prefopt.data.records import Record
 from prefopt.data.split import find_overlap, find_overlapping_rows, prompt_keys, split_by_prompt
 from prefopt.data.table import Table, TableWriter
-from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
-from prefopt.data.turns import Turns
 from prefopt.data.values import RowError
 from prefopt.process.errors import UserError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -51,16 +42,6 @@ class Splits:
     train: Sequence[Record]
     held_out: Sequence[Record] | None
     """None if nothing is held out: `data.held_out` unset and `data.held_out_fraction` 0."""
-    notes: DataNotes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizedSplits:
-    """The splits as `datasets.Dataset` of token ids; see `prefopt.data.tokenize.Tokenized` for the columns."""
-
-    kind: Kind
-    train: "Dataset"
-    held_out: "Dataset | None"
     notes: DataNotes
 
 
@@ -196,39 +177,6 @@ def read_record(config: DataConfig, *, kind: Kind, row: int) -> Record:
         return Chats.of(config).make(record)
     except RowError as error:
         raise UserError(f"{record.source}: {error}") from error
-
-
-def load_tokenized(
-    splits: Splits, tokenizer: "PreTrainedTokenizerBase", config: DataConfig, *, loss_on: LossOn = LossOn.completions
-) -> TokenizedSplits:
-    """Returns the token ids of both splits, and adds the counts of tokenization to the notes of `splits`.
-
-    Args:
-        splits: The result of `read_splits`.
-        tokenizer: The policy's tokenizer.
-        config: Length limit, and what happens to rows beyond it.
-        loss_on: Which tokens of demonstrations are trained; without effect on pairs.
-
-    Raises:
-        UserError: A row is refused, or no row of a split is left; it names the row or the split.
-    """
-    sides: dict[SplitName, Sequence[Record] | None] = {"train": splits.train, "held_out": splits.held_out}
-    # Where a prompt ends is a guess if the rows have none: in a text it makes no difference, in turns it does.
-    are_guessed = any(notes.num_word_prompts for notes in splits.notes.read.values())
-    rows = [records for records in sides.values() if records is not None]
-    turns = Turns() if are_guessed else Turns.of(rows, tokenizer, config)
-    bad = {split: BadRows(f"data.{split}", config) for split, records in sides.items() if records is not None}
-    tables = {
-        split: _tokenize(splits, split, sides[split] or (), turns, tokenizer, config, loss_on, each)
-        for split, each in bad.items()
-    }
-    require_usable(*bad.values())
-    for split, notes in splits.notes.tokenized.items():
-        if not notes.num_kept:
-            raise UserError(f"data.{split}: no rows are left after tokenizing. {_reasons(splits.notes)}")
-    return TokenizedSplits(
-        kind=splits.kind, train=tables["train"], held_out=tables.get("held_out"), notes=splits.notes
-    )
 
 
 def _read(
@@ -436,45 +384,6 @@ def _require_records(train: Sequence[Record], held_out: Sequence[Record] | None,
         notes.num_records[split] = len(records)
         if not records:
             raise UserError(
-                f"data.{split}: no rows are left. " + _reasons(notes) + "Give more rows, "
+                f"data.{split}: no rows are left. " + notes.reasons() + "Give more rows, "
                 "name a file in data.held_out, or set data.held_out_fraction=0 to hold nothing out."
             )
-
-
-def _tokenize(
-    splits: Splits,
-    split: SplitName,
-    records: Sequence[Record],
-    turns: Turns,
-    tokenizer: "PreTrainedTokenizerBase",
-    config: DataConfig,
-    loss_on: LossOn,
-    bad: BadRows,
-) -> "Dataset":
-    limits: dict[str, Any] = {
-        "max_length": config.max_length,
-        "on_long_prompt": config.decide("on_long_prompt"),
-        "on_long_completion": config.on_long_completion,
-        "on_extra_eos": config.decide("on_extra_eos"),
-        "bad": bad,
-    }
-    made = turns.make(records)
-    treated = treat_control_tokens(made, tokenizer, config.on_control_token, bad)
-    tokenize: dict[Kind, Callable[..., Tokenized]] = {
-        "preference": tokenize_pairs,
-        "sft": partial(tokenize_sft, loss_on=loss_on),
-    }
-    tokenized = tokenize[splits.kind](treated.records, tokenizer, **limits)
-    notes = splits.notes.tokenized[split] = tokenized.notes
-    notes.first_control_token = treated.first
-    notes.num_as_chat = sum(map(is_text, records)) if made is not records else 0
-    notes.num_not_chat = turns.num_obstacles if notes.num_plain else 0
-    if config.on_control_token is OnControlToken.strip:
-        notes.num_control_stripped = treated.num_rows
-    else:
-        notes.num_control_kept = treated.num_rows
-    return tokenized.dataset
-
-
-def _reasons(notes: DataNotes) -> str:
-    return "".join(f"{line}. " for line in notes.lines())

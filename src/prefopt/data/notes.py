@@ -102,6 +102,10 @@ class DataNotes:
         final = {split: notes.num_kept for split, notes in self.tokenized.items()} or self.num_records
         return [*lines, *(f"{split}: {count} rows used" for split, count in final.items() if count)]
 
+    def reasons(self) -> str:
+        """Returns `lines` as one text, for an error that says why no rows are left."""
+        return "".join(f"{line}. " for line in self.lines())
+
     def to_dict(self) -> dict[str, object]:
         """Returns all counts, including zeros, as a dict that can be written as JSON."""
         return asdict(self)

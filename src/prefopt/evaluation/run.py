@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from prefopt.config.choices import DataFormat
 from prefopt.config.mixture import paths_of
 from prefopt.config.schema import TrainConfig
-from prefopt.data.loading import TokenizedSplits, load_tokenized, read_pairs
+from prefopt.data.loading import read_pairs
 from prefopt.data.messages import Content, trained_turns
 from prefopt.data.origin import describe_origin
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.data.sources import sources_of
+from prefopt.data.token_splits import TokenizedSplits, load_tokenized
 from prefopt.distributed import group
 from prefopt.evaluation.contestants import of_run
 from prefopt.evaluation.measure import (

@@ -10,7 +10,8 @@ from prefopt.data.audit.audit import audit_run
 from prefopt.data.audit.finding import Audit
 from prefopt.data.audit.token_notes import audit_tokens
 from prefopt.data.known_files import DataSet, Request
-from prefopt.data.loading import Splits, TokenizedSplits, load_tokenized, read_splits
+from prefopt.data.loading import Splits, read_splits
+from prefopt.data.token_splits import TokenizedSplits, load_tokenized
 from prefopt.distributed.group import keep_on_main, on_main
 from prefopt.process import phases
 from prefopt.process.imports import importing

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig
 
 from prefopt.config.schema import ModelConfig
-from prefopt.data.loading import TokenizedSplits
+from prefopt.data.token_splits import TokenizedSplits
 from prefopt.models.load import count_tokens, find_base, from_pretrained
 from prefopt.process.errors import UserError
 

@@ -23,7 +23,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
 from prefopt.config.schema import DataConfig
-from prefopt.data import cache, loading
+from prefopt.data import cache, token_splits
 from prefopt.data.cache import ABOUT, DAMAGED, MANIFEST, fetch_cached, load_cached, open_cached
 from prefopt.data.loading import Splits, read_splits
 from prefopt.data.notes import DataNotes
@@ -145,7 +145,7 @@ def no_tokenizing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def forbid() -> None:
         for name in ("tokenize_pairs", "tokenize_sft"):
-            monkeypatch.setattr(loading, name, refuse)
+            monkeypatch.setattr(token_splits, name, refuse)
         monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", refuse)
 
     return forbid

@@ -101,7 +101,12 @@ def _looks_at_words(tokenizer: "PreTrainedTokenizerBase") -> bool:
 
 def _state(part: Any) -> Any:
     """Returns a part of a tokenizer as its JSON file has it; None if there is none."""
-    return None if part is None else json.loads(part.__getstate__())
+    if part is None:
+        return None
+    try:
+        return json.loads(part.__getstate__())
+    except Exception:  # a part written in Python; the package tokenizers raises no narrower class
+        return {"type": "Custom"}
 
 
 def _cuts_at_blanks(pre_tokenizer: Any) -> bool:

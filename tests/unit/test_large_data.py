@@ -1,6 +1,5 @@
 """Large data: preparing them takes little memory, and a second start reads no row."""
 
-import json
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +11,11 @@ import pyarrow as pa
 import pytest
 
 from prefopt.config.load import load_config
-from prefopt.data import cache
-from prefopt.data.audit import audit
+from prefopt.config.schema import TrainConfig
+from prefopt.data import cache, sources
+from prefopt.data.audit import audit as auditing
 from prefopt.data.id_table import Column, IdTable
+from prefopt.data.loading import Splits, read_splits
 from prefopt.data.notes import DataNotes
 from prefopt.data.token_splits import TokenizedSplits
 from prefopt.models import examples
@@ -75,11 +76,17 @@ def test_token_ids_are_kept_without_being_copied_in_memory(tmp_path: Path) -> No
     assert memory.num_bytes < 4_000_000
 
 
-def test_a_second_start_reads_and_audits_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
     rows = [{"prompt": f"Question {i}: ", "chosen": f"Yes, {i}.", "rejected": f"No, {i}."} for i in range(20)]
     data = write_rows(tmp_path / "train.jsonl", rows)
-    config = load_config(["data=files", f"data.train={data}", f"model.path={shipped('assets/base_model')}"])
+    return load_config(["data=files", f"data.train={data}", f"model.path={shipped('assets/base_model')}"])
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the functions that read, audit and digest, each time that one is called."""
     called: list[str] = []
 
     def count(module: Any, name: str) -> None:
@@ -87,13 +94,46 @@ def test_a_second_start_reads_and_audits_no_row(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(module, name, lambda *args, **more: called.append(name) or function(*args, **more))
 
     count(examples, "read_splits")
-    count(audit, "run_checks")
+    count(auditing, "run_checks")
+    count(sources, "_digest_file")
+    return called
+
+
+def test_a_second_start_reads_and_audits_no_row(config: TrainConfig, calls: list[str]) -> None:
     first = load_examples(config, audited=True)
-    assert called == ["read_splits", "run_checks"]
+    assert calls.count("read_splits") == calls.count("run_checks") == 1
     second = load_examples(config, audited=True)
-    assert called == ["read_splits", "run_checks"]
+    assert calls.count("read_splits") == calls.count("run_checks") == 1
     assert second.audit == first.audit
     assert second.fingerprints() == first.fingerprints()
-    data.write_text(json.dumps(rows[0]) + "\n" + data.read_text())
+    data = Path(str(config.data.train))
+    data.write_text(data.read_text() + data.read_text().replace("Question", "Riddle"))
     load_examples(config, audited=True)
-    assert called == ["read_splits", "run_checks"] * 2
+    assert calls.count("read_splits") == calls.count("run_checks") == 2
+
+
+def test_a_start_digests_a_file_once_and_after_reading_once_more(config: TrainConfig, calls: list[str]) -> None:
+    load_examples(config, audited=True)
+    assert calls == ["_digest_file", "read_splits", "run_checks", "_digest_file"]
+    calls.clear()
+    load_examples(config, audited=True)
+    assert calls == ["_digest_file"]
+
+
+def test_the_audit_of_rows_is_not_taken_for_that_of_a_file_that_changed_after_it_was_read(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Path(str(config.data.train))
+
+    def read_then_change(*args: Any, **more: Any) -> Splits:
+        splits = read_splits(*args, **more)
+        data.write_text(data.read_text() + data.read_text().replace("Question", "Riddle"))
+        return splits
+
+    with monkeypatch.context() as patch:
+        patch.setattr(examples, "read_splits", read_then_change)
+        first = load_examples(config, audited=True).audit
+    second = load_examples(config, audited=True).audit
+    assert first is not None
+    assert second is not None
+    assert (first.rows, second.rows) == (20, 40)

@@ -83,7 +83,13 @@ def load_examples(config: TrainConfig, *, measured: object = None, audited: bool
     if audited:
         with phases.of("audit"):
             audit = keep_on_main(
-                lambda: audit_run(config.data, data_set.read_rows, kind=algorithm.rows, seed=config.run.seed)
+                lambda: audit_run(
+                    config.data,
+                    data_set.read_rows,
+                    kind=algorithm.rows,
+                    seed=config.run.seed,
+                    digests=data_set.digests,
+                )
             )
 
     # Imported only here: torch and transformers take seconds, and bad rows are reported before.

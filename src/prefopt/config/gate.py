@@ -79,6 +79,6 @@ class GateConfig:
         )
         require(
             self.name is not GateName.strict or not set(stops) <= set(_errors()),
-            "data.gate.name=strict: but a run is stopped by no more than with data/gate=default. The name alone changes "
+            "data.gate.name=strict: but no more stops a run than with data/gate=default. The name alone changes "
             "no limit: choose data/gate=strict.",
         )

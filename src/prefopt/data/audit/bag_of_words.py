@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from prefopt.data.audit.check import Chunk
 from prefopt.data.audit.sampling import sample_rows
 from prefopt.data.audit.words import distinct, hash_runs, hash_words, split_words
+from prefopt.data.intervals import wilson
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -140,10 +141,7 @@ def interval(
     variance = float((residuals**2).sum())
     spread = share * (1 - share)
     n = spread / variance if variance > 0 and spread > 0 else float(groups.max() + 1)
-    z = 1.959963984540054
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * float(np.sqrt(spread / n + z**2 / (4 * n**2)))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return wilson(share * n, n)
 
 
 def judge(seen: Sequence[tuple[str, int, Bags]]) -> Judged | None:

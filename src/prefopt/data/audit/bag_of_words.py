@@ -27,6 +27,7 @@ BUDGET = 20_000
 """Pairs at the beginning of a split that are all looked at; of later ones a sample."""
 MIN_PAIRS = 200
 """Of fewer pairs a classifier learns nothing that it could tell."""
+TOO_FEW = f"too few pairs: a classifier of words needs {MIN_PAIRS}"
 NUM_FOLDS = 5
 ALPHA, EPOCHS = 1e-3, 5
 """Penalty and passes of the classifier: on four sets, flipped labels were found best by these."""
@@ -114,6 +115,12 @@ class Judged:
     def accuracy(self) -> float:
         """Share of pairs of which the words tell the chosen answer; one of which they tell nothing counts half."""
         return float(np.average(_wins(self.scores), weights=self.weights))
+
+    @cached_property
+    def sampled(self) -> str:
+        """Says that only a sample was looked at, to follow other words; empty if all pairs were."""
+        num_pairs = len(self.scores)
+        return "" if num_pairs == round(float(self.weights.sum())) else f", by a sample of {num_pairs:,}"
 
     @cached_property
     def length_accuracy(self) -> float:

@@ -214,20 +214,23 @@ class Check(Generic[Seen]):
         kinds: Kinds of rows that it applies to.
         examine: Looks at a chunk, without regard to other chunks. Its result can be pickled.
         conclude: Makes the finding of the results of all chunks, in their order, each with its chunk's split and
-            start; None if there is nothing to say about these data.
+            start. None if these data have nothing that it could look at; a text if it cannot judge them: the reason.
         needs: Package of the extra `audit` that it uses, by the name under which it is imported; None if none.
         needs_model: Whether it looks at tokens.
         is_slow: Whether it compares all rows with each other or trains a classifier.
         compares: Whether it also sees the rows of files that the user names to compare with.
+        is_of_whole: Whether its share measures the data as a whole, so that it need not name rows. The share of any
+            other check is above 0 only if it names rows.
     """
 
     kinds: tuple[Kind, ...] = ("preference", "sft")
     examine: Callable[[Chunk], Seen]
-    conclude: Callable[[Sequence[tuple[str, int, Seen]], Sides], Found | None]
+    conclude: Callable[[Sequence[tuple[str, int, Seen]], Sides], Found | str | None]
     needs: str | None = None
     needs_model: bool = False
     is_slow: bool = False
     compares: bool = False
+    is_of_whole: bool = False
 
 
 def as_text(content: Content) -> str:

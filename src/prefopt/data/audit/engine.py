@@ -28,6 +28,8 @@ CHUNKS_PER_PROCESS = 4
 READ_BY_THE_READER = CheckName.schema
 """The check that has no module: rows that cannot be read are found while reading."""
 
+NOTHING = "these data have nothing that it could look at"
+
 Progress = Callable[[int, int], None]
 
 
@@ -110,7 +112,7 @@ def run_checks(
     for (name, check), of_check in zip(checks.items(), seen, strict=True):
         found = check.conclude(of_check, sides)
         of_check.clear()
-        outcomes[name] = Outcome(found, "" if found is not None else "these data have nothing that it could look at")
+        outcomes[name] = Outcome(None, found or NOTHING) if not isinstance(found, Found) else Outcome(found, "")
     return {name: outcomes[name] for name in wanted}
 
 

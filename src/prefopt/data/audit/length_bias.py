@@ -76,4 +76,4 @@ def _rank_correlation(chosen: NDArray[np.int64], rejected: NDArray[np.int64]) ->
     return float(((ranks - ranks.mean()) * (labels - labels.mean())).mean() / spread) if spread else 0.0
 
 
-CHECK = Check(kinds=("preference",), examine=measure, conclude=conclude)
+CHECK = Check(kinds=("preference",), examine=measure, conclude=conclude, is_of_whole=True)

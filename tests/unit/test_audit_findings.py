@@ -1,6 +1,7 @@
 """Count, share and examples of a finding agree, for every check: on rows that hold each defect."""
 
 import random
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -60,7 +61,10 @@ def told_by_words() -> list[Record]:
 def found_in_text() -> dict[CheckName, Found]:
     held_out = [PreferencePair(each.prompt, each.chosen, each.rejected, None, {}, f"held:{line}")
                 for line, each in enumerate(HELD_OUT) if isinstance(each, PreferencePair)]  # fmt: skip
-    rows: dict[str, Any] = {"train": [*DEFECTS, *told_by_words()], "held_out": held_out}
+    parts = {"bad": DEFECTS, "good": told_by_words()}
+    train = [replace(row, slice=name, margin=1.0 if name == "good" else 0.0)
+             for name, part in parts.items() for row in part if isinstance(row, PreferencePair)]  # fmt: skip
+    rows: dict[str, Any] = {"train": train, "held_out": held_out}
     outcomes = run_checks(rows, kind="preference", reader=Reader(build_tokenizer(), 1024, LossOn.completions))
     return {name: outcome.found for name, outcome in outcomes.items() if outcome.found is not None}
 

@@ -32,6 +32,7 @@ def _warnings() -> Limits:
         "personal_data": 0.01,
         "label_noise": 0.05,
         "separability": 0.9,
+        "score_margin": 0.05,
     }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.config.algorithms import Kind
+from prefopt.config.choices import CheckName
 from prefopt.data.messages import Content
 from prefopt.data.records import PreferencePair, Record
 from prefopt.data.split import prompt_keys
@@ -175,9 +176,15 @@ class Found:
 
 @dataclass(frozen=True)
 class Sides:
-    """The records of an audit by split, to look up rows for examples."""
+    """What a check can look up when it concludes.
+
+    Attributes:
+        records: The records of the audit by split.
+        found: What the checks before it have found, in the order of `CheckName`.
+    """
 
     records: Mapping[str, Sequence[Record]]
+    found: Mapping[CheckName, Found] = field(default_factory=dict)
 
     @cached_property
     def num_rows(self) -> int:

@@ -68,7 +68,7 @@ def conclude(seen: Sequence[tuple[str, int, Seen]], sides: Sides) -> Found | str
         share=float(rows.mean()),
         summary=f"{len(names)} sources, the largest has {sizes.max() / len(source_of):.1%} of the training rows; "
         + (told or "no finding is much more frequent in one than in the others"),
-        remedy="Mend or leave out that source, or give it less weight (data.train=[{path: ..., weight: 0.5}, ...])."
+        remedy="Mend that source, leave it out, or give it a lower weight (the parts of data.train have weights)."
         if uneven
         else "",
         examples=sides.examples(places),

@@ -105,7 +105,7 @@ CHECKS = {
     ),
     "secrets": Meaning(
         "Secrets",
-        "Keys, tokens and passwords in prompts and answers.",
+        "Keys, tokens and passwords in prompts, answers, tools and their calls.",
         "A model that was trained on them may tell them to anybody.",
     ),
     "personal_data": Meaning(

@@ -1,7 +1,7 @@
 """What a check of the audit is, what it sees of the rows, and what it finds."""
 
 import json
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -107,6 +107,11 @@ class Chunk:
     def rejected(self) -> Texts:
         """The rejected answer; empty for demonstrations."""
         return Texts([as_text(getattr(record, "rejected", "")) for record in self.records])
+
+    @cached_property
+    def calls(self) -> Texts:
+        """What each row has besides its texts: tools, tool calls and the like, each value on a line with its name."""
+        return Texts(["\n".join(_lines(_besides(record))) for record in self.records])
 
     @cached_property
     def prompt_keys(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
@@ -293,6 +298,29 @@ def form_of(record: Record) -> Form:
     given = (record.tools, record.chat_template_kwargs, further)
     said = json.dumps(given, sort_keys=True, default=str) if any(given) else None
     return Form(tuple(tuple([message["role"] for message in chat]) for chat in chats), said)
+
+
+def _besides(record: Record) -> list[Any]:
+    chats = [content for name in CONTENTS if isinstance(content := getattr(record, name, None), list)]
+    further = [
+        {key: value for key, value in message.items() if key not in ("role", "content")}
+        for chat in chats
+        for message in chat
+        if len(message) > 2 or "content" not in message
+    ]
+    return [given for given in (record.tools, record.chat_template_kwargs, further) if given]
+
+
+def _lines(value: object, name: str = "") -> Iterator[str]:
+    """Yields texts and numbers at every depth, each after its key as in `key: value`."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _lines(inner, str(key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _lines(inner, name)
+    elif isinstance(value, str | int | float) and not isinstance(value, bool):
+        yield f"{name}: {value}" if name else str(value)
 
 
 def hashes(keys: Collection[Hashable]) -> NDArray[np.uint64]:

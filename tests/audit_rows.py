@@ -22,7 +22,9 @@ def pairs(*texts: tuple[str, str, str]) -> list[Record]:
     return [pair(*each, line=line) for line, each in enumerate(texts, start=1)]
 
 
-def run(name: str, train: Sequence[Record], *, chunk_rows: int = 2000, **others: Sequence[Record]) -> Found | None:
+def run(
+    name: str, train: Sequence[Record], *, chunk_rows: int = 2000, **others: Sequence[Record]
+) -> Found | str | None:
     """Runs one check, as the engine does."""
     check: Check[Any] = import_module(f"prefopt.data.audit.{name}").CHECK
     splits = {"train": train, **others}
@@ -36,7 +38,7 @@ def run(name: str, train: Sequence[Record], *, chunk_rows: int = 2000, **others:
 
 def found(name: str, train: Sequence[Record], **options: Any) -> Found:
     finding = run(name, train, **options)
-    assert finding is not None, f"{name} finds nothing to look at"
+    assert isinstance(finding, Found), f"{name} finds nothing to look at"
     return finding
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefopt.config.load import load_config, to_yaml
 from prefopt.config.schema import TrainConfig
-from prefopt.evaluation.statistics import wilson
+from prefopt.data.intervals import wilson
 from prefopt.runs.find import SWEEP_FORMAT
 
 NUM_HELD_OUT = 132

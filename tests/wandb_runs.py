@@ -24,6 +24,14 @@ REPORT: dict[str, Any] = {
     "decision": "ship",
     "held_out": {"n": 7, "tuned": {"preference_accuracy": {"value": 0.75, "ci95": [0.4, 0.9], "n": 7}}},
     "drift": {"kl_per_token": {"value": 0.2, "ci95": [0.1, 0.3], "n": 3}},
+    "audit": {
+        "gate": "default",
+        "rows": 9,
+        "checks": [
+            {"check": "empty", "level": "warning", "count": 2, "share": 0.2, "summary": "2 rows are empty"},
+            {"check": "leakage", "level": "ok", "count": 0, "share": 0.0, "summary": "0 rows"},
+        ],
+    },
     "samples": [{"prompt": "p", "base": "b", "tuned": "t", "chosen": "c"}],
 }
 PROVENANCE: dict[str, Any] = {"git_commit": "c0ffee", "data": {"sha256": {"train": "5eed"}}}

@@ -144,6 +144,12 @@ def test_the_summary_has_the_reports_numbers_under_the_names_that_comparisons_us
     assert summary["drift/kl_per_token"] == 0.2
 
 
+def test_the_summary_counts_what_each_check_of_the_audit_found(sent):
+    server, _, _, _ = sent
+    found = {key: value for key, value in only_run(server).summary.items() if key.startswith("audit/")}
+    assert found == {"audit/empty": 2, "audit/leakage": 0}
+
+
 def test_the_code_is_named_by_its_commit_and_the_diff_of_tracked_files(sent):
     server, _, run, state = sent
     found = only_run(server)

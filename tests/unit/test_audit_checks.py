@@ -5,12 +5,10 @@ from typing import Any
 
 import pytest
 
-from prefopt.data.audit.length_bias import wilson
 from prefopt.data.audit.near_identical import jaccard
 from prefopt.data.audit.role_order import describe_disorder
 from prefopt.data.defects import record_key
 from prefopt.data.records import PreferencePair, SFTExample
-from prefopt.evaluation import statistics
 from tests.audit_rows import found, pair, pairs, rows_of, run
 
 
@@ -218,11 +216,6 @@ def test_length_matched_pairs_differ_by_a_tenth_at_most() -> None:
     lengths = [(110, 100), (100, 110), (109, 100), (150, 100), (100, 100)]
     finding = found("length_bias", pairs(*(("p", "x" * chosen, "y" * rejected) for chosen, rejected in lengths)))
     assert (finding.values["matched"]["n"], finding.values["matched"]["value"]) == (3, pytest.approx(2 / 3))
-
-
-@pytest.mark.parametrize(("successes", "n"), [(0, 5), (3, 5), (552, 1000)])
-def test_the_interval_is_that_of_the_report(successes: int, n: int) -> None:
-    assert wilson(successes, n) == pytest.approx(statistics.wilson(successes, n))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from prefopt.data.table import Table
 from prefopt.process.errors import UserError
 from tests.audit_rows import pair
 
+OFF = GateConfig(name=GateName.off, error={})
 FAST = (CheckName.identical, CheckName.contradictory, CheckName.duplicate, CheckName.leakage, CheckName.length_bias)
 
 
@@ -85,7 +86,7 @@ def test_a_level_is_decided_by_the_limits_that_are_exceeded(gauge: float, count:
 
 
 def test_a_limit_of_null_is_never_exceeded() -> None:
-    assert Finding.of(measured(gauge=1.0), GateConfig(warn={"refusal": None}, error={})).level == "note"
+    assert Finding.of(measured(gauge=1.0), GateConfig(warn={"refusal": None})).level == "note"
 
 
 def test_the_gate_names_check_count_rows_and_remedies() -> None:
@@ -113,6 +114,27 @@ def test_the_strict_gate_has_every_error_of_the_default_one() -> None:
     assert strict.warn == default.warn
 
 
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        (["data.gate.name=off"], "data/gate=off"),
+        (["data.gate.name=strict"], "data/gate=strict"),
+        (["data/gate=off", "data.gate.error.secrets=0"], "leave data/gate=off out"),
+        ([f"data.gate.error.{check}=null" for check in GateConfig().error], "data/gate=off"),
+        (["data/gate=off", "data.gate.name=default"], "data/gate=off"),
+    ],
+)
+def test_a_gate_whose_name_says_other_than_its_limits_is_refused(overrides: list[str], remedy: str) -> None:
+    with pytest.raises(UserError) as raised:
+        load_config(overrides)
+    assert remedy in str(raised.value)
+
+
+def test_limits_of_ones_own_need_no_other_name() -> None:
+    for overrides in (["data.gate.error.secrets=0"], ["data/gate=strict", "data.gate.error.leakage=null"]):
+        assert load_config(overrides).data.gate.error
+
+
 def test_a_gate_changes_no_runs_name() -> None:
     assert len({load_config([f"data/gate={name.value}"]).run.name for name in GateName}) == 1
 
@@ -130,7 +152,7 @@ def test_a_second_audit_runs_no_check(monkeypatch: pytest.MonkeyPatch, tmp_path:
     first = audited(GateConfig(), key="a" * 64)
     monkeypatch.setattr(auditing, "run_checks", None)
     assert audited(GateConfig(), key="a" * 64) == first
-    off = audited(GateConfig(name=GateName.off, error={}), key="a" * 64)
+    off = audited(OFF, key="a" * 64)
     assert (first.checks[0].level, off.checks[0].level) == ("error", "warning")
     with pytest.raises(TypeError):
         audited(GateConfig(), key="b" * 64)
@@ -148,7 +170,7 @@ def test_the_key_is_that_of_contents_and_settings(tmp_path: Path) -> None:
         return key_of(DataConfig(train=str(path), **settings), kind="preference", seed=seed, rows="all")
 
     first = key()
-    assert key(gate=GateConfig(error={})) == first, "the gate judges afterwards"
+    assert key(gate=OFF) == first, "the gate judges afterwards"
     assert len({first, key(as_chat=True), key(seed=1), key(held_out_fraction=0.5)}) == 4
     path.write_text('{"prompt": "p", "chosen": "a", "rejected": "c"}\n')
     assert key() != first
@@ -160,7 +182,7 @@ def test_data_on_the_hub_have_no_key() -> None:
 
 def test_the_counts_of_tokenising_are_findings_of_a_run() -> None:
     notes = TokenizeNotes(num_rows=20, num_truncated=1, num_control_kept=2, first_control_token="a.jsonl:3: <|end|>")
-    gate = GateConfig(warn={"truncation": 0.02, "control_tokens": 0.0}, error={})
+    gate = GateConfig(name=GateName.off, warn={"truncation": 0.02, "control_tokens": 0.0}, error={})
     audit = audit_tokens(audited(gate), {"train": notes, "held_out": TokenizeNotes(num_rows=5)}, gate)
     found = {finding.check: finding for finding in audit.checks}
     assert (found["truncation"].level, found["truncation"].count, found["truncation"].share) == ("warning", 1, 1 / 25)
@@ -186,9 +208,7 @@ def test_rows_that_a_mixture_repeats_are_no_duplicates(tmp_path: Path, monkeypat
 
 
 def test_the_command_that_a_run_names_reads_the_data_as_the_run_does() -> None:
-    config = DataConfig(
-        train="my rows.jsonl", columns={"prompt": "question"}, max_length=64, gate=GateConfig(error={})
-    )
+    config = DataConfig(train="my rows.jsonl", columns={"prompt": "question"}, max_length=64, gate=OFF)
     _, _, *overrides = shlex.split(command_for(config, "sft"))
     again = load_config(["data=files", *overrides])
     assert again.algorithm.rows == "sft"

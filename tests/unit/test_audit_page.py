@@ -49,6 +49,14 @@ VALUES: dict[str, dict[str, Any]] = {
         "suspicious": [{"source": "a.jsonl:7", "log_odds": -2.5}],
         "log_odds": RATIO,
     },
+    "score_margin": {"margins": RATIO, "below": 3},
+    "slices": {
+        "sources": [
+            {"name": HOSTILE, "rows": 3, "findings": {"empty": 0.5}},
+            {"name": "b", "rows": 9, "findings": {}},
+        ],
+        "uneven": [{"check": "empty", "source": HOSTILE}],
+    },
     "duplicate": {"group_sizes": {"2": 10, "5": 1}},
     "near_leakage": {"by_split": {"held_out": 3, HOSTILE: 1}},
     "near_duplicate": {"group_sizes": {"2": 10, "5": 1}},

@@ -4,6 +4,7 @@
 import json
 import re
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from prefopt.data.audit import control_characters, mojibake
 from prefopt.data.audit.personal_data import PATTERNS as PERSONAL
 from prefopt.data.audit.personal_data import is_iban, passes_luhn
 from prefopt.data.audit.secrets import PATTERNS as SECRETS
+from prefopt.data.records import PreferencePair
 from tests.audit_rows import found, pair, pairs, rows_of
 
 NAMES = ["secrets", "personal_data", "control_characters", "mojibake"]
@@ -102,6 +104,33 @@ def test_each_kind_of_secret_is_found_in_every_text_of_a_row(kind):
     assert rows_of(finding) == [0, 1, 2]
     assert finding.values["matches"] == {kind: 3}
     assert finding.share == 1
+
+
+def calling(arguments: dict[str, Any], *, tools: list[Any] | None = None) -> PreferencePair:
+    asked = [{"role": "user", "content": "Do it."}]
+    called = [{"type": "function", "function": {"name": "send", "arguments": arguments}}]
+    chosen = [{"role": "assistant", "content": "", "tool_calls": called}]
+    return PreferencePair(asked, chosen, [{"role": "assistant", "content": "No."}], tools, {}, "rows.jsonl:1")
+
+
+@pytest.mark.parametrize("kind", [*SECRET, *PERSON])
+def test_tools_and_the_arguments_of_their_calls_are_searched_too(kind):
+    name, text = ("secrets", SECRET[kind]) if kind in SECRET else ("personal_data", PERSON[kind])
+    for row in (
+        calling({"header": {"values": [text]}}),
+        calling({}, tools=[{"type": "function", "function": {"name": "f", "description": f"with {text}"}}]),
+    ):
+        finding = found(name, [row, calling({"city": "Rome"})])
+        assert rows_of(finding) == [0]
+        assert finding.values["matches"] == {kind: 1}
+        assert finding.examples[0].detail.endswith("in tools")
+
+
+def test_the_name_of_an_argument_tells_a_password_and_numbers_are_searched():
+    assert rows_of(found("secrets", [calling({"api_key": RANDOM[:20]})])) == [0]
+    assert rows_of(
+        found("personal_data", [calling({"card": int("".join(filter(str.isdigit, PERSON["card number"])))})])
+    ) == [0]
 
 
 @pytest.mark.parametrize("text", NO_SECRET)

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefopt.config.choices import CheckName
 from prefopt.data.audit import bag_of_words, language
 from prefopt.data.audit.check import Chunk
+from prefopt.data.audit.engine import Outcome, run_checks
 from prefopt.data.audit.sampling import sample_rows
 from prefopt.data.records import PreferencePair
-from tests.audit_rows import found, pair, pairs, rows_of
+from tests.audit_rows import found, pair, pairs, rows_of, run
 
 TEXTS = {
     "en": "The committee will publish its report next week, and everybody who took part can read it on the web.",
@@ -145,10 +147,20 @@ def test_right_labels_are_not_doubted():
 
 
 @pytest.mark.parametrize("name", ["label_noise", "separability"])
-def test_too_few_pairs_are_said_to_be(name):
-    finding = found(name, told_pairs(199)[0])
-    assert "199 pairs are too few" in finding.summary
-    assert finding.share == 0
+def test_of_too_few_pairs_nothing_is_said_but_how_many_it_takes(name):
+    outcome = run_checks({"train": told_pairs(199)[0]}, kind="preference", only=[CheckName(name)])[CheckName(name)]
+    assert outcome == Outcome(None, "too few pairs: a classifier of words needs 200")
+
+
+@pytest.mark.parametrize("name", ["label_noise", "separability"])
+@pytest.mark.parametrize("skill", [0.0, 1.0])
+def test_a_sample_of_pairs_is_said(name, skill, monkeypatch):
+    rows, _ = told_pairs(400, skill=skill)
+    assert "sample" not in found(name, rows).summary
+    monkeypatch.setattr(bag_of_words, "BUDGET", 150)
+    sampled = found(name, rows)
+    assert sampled.num_rows < 400
+    assert f"by a sample of {sampled.num_rows}" in sampled.summary
 
 
 def test_pairs_of_one_prompt_are_judged_together():
@@ -203,5 +215,5 @@ def test_both_checks_ask_one_classifier(monkeypatch):
 def test_any_text_can_be_judged(texts):
     rows = [pair(text, text + " x", text[::-1], line) for line, text in enumerate([*texts, "\ud800" * 60])]
     for name in ("language", "label_noise", "separability"):
-        found(name, rows)
+        run(name, rows)
     bag_of_words._cross_validate([bag_of_words.examine(Chunk(split="train", start=0, records=rows))])

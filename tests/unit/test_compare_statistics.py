@@ -17,8 +17,9 @@ from prefopt.comparison.ranking import build_comparison, rank
 from prefopt.comparison.read import RunReader
 from prefopt.comparison.records import Measure, Mode, Outcomes, RunRecord, WandbPlace
 from prefopt.comparison.trade_off import find_front
+from prefopt.data.intervals import wilson
 from prefopt.evaluation.metrics import BY_KEY, COMPARED
-from prefopt.evaluation.statistics import sign_test, wilson
+from prefopt.evaluation.statistics import sign_test
 from prefopt.process.errors import UserError
 from tests.fake_runs import write_fake_run
 

@@ -9,6 +9,7 @@ import pytest
 import prefopt
 from prefopt.evaluation.report import AnswersEstimate, HeldOut, Report
 from prefopt.evaluation.statistics import Estimate
+from prefopt.reports.sections import audit_table
 from prefopt.runs.files import REPORT_FORMAT
 
 ESTIMATE = {"value": 0.5, "ci95": [0.4, 0.6], "n": 132}
@@ -49,6 +50,17 @@ def test_a_report_of_an_earlier_version_lacks_what_it_lacks() -> None:
     assert isinstance(kl, Estimate)
     assert math.isnan(kl.value)
     assert math.isnan(kl.low)
+
+
+FOUND = {"check": "length_bias", "level": "note", "count": 1, "share": 0.5, "summary": "1 row"}
+
+
+@pytest.mark.parametrize("wrong", [3, {}, {"gate": "off"}, {"gate": "off", "rows": 2, "checks": [{}]}])
+def test_a_damaged_audit_is_no_part_of_a_report_and_a_whole_one_is_shown_by_titles(wrong: Any) -> None:
+    assert audit_table(Report.from_dict({"audit": wrong})) is None
+    table = audit_table(Report.from_dict({"audit": {"gate": "off", "rows": 2, "checks": [FOUND]}}))
+    assert table is not None
+    assert [row.check for row in table.findings] == ["Length bias"]
 
 
 @pytest.mark.parametrize("block", ["held_out", "overfitting", "drift", "likelihood"])

@@ -600,6 +600,24 @@ def test_wandb_is_offline_without_a_key_and_online_with_one(monkeypatch, tmp_pat
     assert choose_mode(WandbMode.auto) == "offline"
 
 
+FOUND = {"check": "empty", "level": "note", "count": 1, "share": 0.5, "summary": "1 row"}
+AUDIT = {"gate": "default", "rows": 2, "checks": [FOUND]}
+DAMAGED_AUDITS = [
+    3,
+    [],
+    {},
+    *({**AUDIT, key: wrong} for key in AUDIT for wrong in (None, [None], {"a": 1})),
+    *({**AUDIT, "checks": [{**FOUND, key: wrong}]} for key in FOUND for wrong in (None, [])),
+]
+
+
+@pytest.mark.parametrize("audit", [None, AUDIT, {**AUDIT, "checks": []}])
+def test_a_whole_audit_in_provenance_is_read(config, audit):
+    run = RunDirectory.of(config)
+    run.start(config, {"data": {"audit": audit}})
+    assert run.read_provenance()["data"]["audit"] == audit
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -609,6 +627,7 @@ def test_wandb_is_offline_without_a_key_and_online_with_one(monkeypatch, tmp_pat
         ("status", {"state": "done", "step": 10**30}),
         ("provenance", {"model": None}),
         ("provenance", {"data": {"sha256": {"train": 3}}}),
+        *(("provenance", {"data": {"audit": wrong}}) for wrong in DAMAGED_AUDITS),
         ("provenance", {"step_size": {"per_device": 4}}),
         ("work", {"phases": {"other": [1]}}),
         ("work", {"checkpoints": {"num": 1, "bytes": 1}}),

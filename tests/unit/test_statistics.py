@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from prefopt.evaluation.statistics import Bootstrap, detectable_shift, share, sign_test, wilson
+from prefopt.data.intervals import wilson
+from prefopt.evaluation.statistics import Bootstrap, detectable_shift, share, sign_test
 
 
 def test_wilson_equals_the_worked_example():
@@ -13,6 +14,7 @@ def test_wilson_equals_the_worked_example():
 
 
 def test_wilson_stays_in_the_unit_interval_and_is_never_empty():
+    assert wilson(0, 0) == (0.0, 1.0)
     assert wilson(0, 20) == (0.0, pytest.approx(0.1611, abs=1e-4))
     low, high = wilson(20, 20)
     assert high == 1.0

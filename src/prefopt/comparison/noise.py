@@ -8,8 +8,9 @@ from enum import Enum
 from prefopt.comparison.groups import Group, Spread
 from prefopt.comparison.outcomes import outcomes_of
 from prefopt.comparison.records import Measure
+from prefopt.data.intervals import Z_95
 from prefopt.evaluation.metrics import Metric
-from prefopt.evaluation.statistics import Z_95, t_quantile
+from prefopt.evaluation.statistics import t_quantile
 
 
 class Method(Enum):

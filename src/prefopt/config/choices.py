@@ -168,6 +168,8 @@ class CheckName(Enum):
     personal_data = "personal_data"
     label_noise = "label_noise"
     separability = "separability"
+    score_margin = "score_margin"
+    slices = "slices"
 
 
 class GateName(Enum):

@@ -32,6 +32,7 @@ def _warnings() -> Limits:
         "personal_data": 0.01,
         "label_noise": 0.05,
         "separability": 0.9,
+        "score_margin": 0.05,
     }
 
 
@@ -44,7 +45,7 @@ class GateConfig:
     """What findings of the audit stop a run (`data/gate=strict`, `default` or `off`)."""
 
     name: GateName = GateName.default
-    """Name of these limits, for reports: strict, default or off."""
+    """Which limits these are, for reports; it comes with the option of `data/gate`, and must fit the limits."""
     warn: dict[str, float | None] = field(default_factory=_warnings)
     """Check -> share of rows, in [0, 1], above which its finding is a warning; null or no entry: never."""
     error: dict[str, float | None] = field(default_factory=_errors)
@@ -61,3 +62,24 @@ class GateConfig:
                     limit is None or 0 <= limit <= 1,
                     f"data.gate.{level}.{check}: must be a share in [0, 1], or null, found {limit}.",
                 )
+        self._check_name()
+
+    def _check_name(self) -> None:
+        """A report that names the gate says by this what could stop the run."""
+        stops = [check for check, limit in self.error.items() if limit is not None]
+        listed = ", ".join(f"data.gate.error.{check}" for check in stops)
+        require(
+            self.name is not GateName.off or not stops,
+            f"data.gate.name=off: but a run is stopped by {listed}. The name alone changes no limit: data/gate=off "
+            "sets it and lifts all limits of data/gate=default; for limits of your own leave data/gate=off out.",
+        )
+        require(
+            self.name is GateName.off or bool(stops),
+            f"data.gate.name={self.name.value}: but data.gate.error has no limit, so nothing stops a run. Choose "
+            "data/gate=off, which says so.",
+        )
+        require(
+            self.name is not GateName.strict or not set(stops) <= set(_errors()),
+            "data.gate.name=strict: but no more stops a run than with data/gate=default. The name alone changes "
+            "no limit: choose data/gate=strict.",
+        )

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.evaluation.statistics import Z_80, Z_95, Estimate, Floats, t_quantile
+from prefopt.data.intervals import Z_95
+from prefopt.evaluation.statistics import Z_80, Estimate, Floats, t_quantile
 
 GAINS = (0.01, 0.02, 0.05, 0.10)
 """Gains in accuracy for which the held-out prompts that show them are counted."""

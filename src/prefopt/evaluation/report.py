@@ -8,7 +8,7 @@ from typing import Any
 
 from prefopt.evaluation.statistics import Estimate
 from prefopt.process.version import __version__
-from prefopt.runs.files import REPORT_FORMAT
+from prefopt.runs.files import REPORT_FORMAT, is_audit
 
 Block = dict[str, Any]
 Estimates = dict[str, Estimate]
@@ -139,6 +139,7 @@ class Report:
             "overfitting": {key: _gap(found) for key, found in overfitting.items() if _mapping(found)},
             "drift": {key: _estimate(found) or _estimates(found) for key, found in drift.items() if _mapping(found)},
             "likelihood": _estimates(likelihood) or None,
+            "audit": known["audit"] if is_audit(known["audit"]) else None,
         }
         return cls(**known)
 

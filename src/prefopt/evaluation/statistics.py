@@ -7,9 +7,10 @@ from math import atan, comb, cos, erfc, exp, lgamma, nan, pi, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.data.intervals import Z_95, wilson
+
 Floats = NDArray[np.float64]
 
-Z_95 = 1.959963984540054
 Z_80 = 0.8416212335729143
 """The 80 % quantile of the normal distribution, for a power of 80 %."""
 EXACT_UP_TO = 2000
@@ -74,14 +75,6 @@ def share(hits: NDArray[np.bool_], clusters: NDArray[np.int64] | None = None) ->
     n = len(hits) if clusters is None else len(np.unique(clusters))
     low, high = wilson(float(hits.mean()) * n, n)
     return Estimate(float(hits.mean()), low, high, len(hits))
-
-
-def wilson(successes: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a proportion (Wilson 1927)."""
-    p = successes / n
-    centre = (p + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
-    half = Z_95 / (1 + Z_95**2 / n) * sqrt(p * (1 - p) / n + Z_95**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def sign_test(wins: int, losses: int) -> float:

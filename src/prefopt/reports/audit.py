@@ -43,7 +43,8 @@ def _print_finding(finding: Finding, console: Console) -> None:
     grid = Table.grid(padding=(0, 1))
     grid.add_column(width=8, no_wrap=True)
     grid.add_column(overflow="fold")
-    title = Text.assemble((finding.check, "bold"), f"  {finding.count:,} rows, {finding.share:.2%}")
+    rows = f"{finding.count:,} rows, " if finding.count else ""  # else it is about the data as a whole
+    title = Text.assemble((finding.check, "bold"), f"  {rows}{finding.share:.2%}")
     grid.add_row(Text(finding.level, STYLES[level]), title)
     grid.add_row("", Text(finding.summary))
     for example in finding.examples:

@@ -7,7 +7,7 @@ from typing import Any
 from prefopt.data.audit.finding import Audit, Finding
 from prefopt.evaluation.metrics import PERCENT
 from prefopt.evaluation.statistics import Estimate
-from prefopt.reports.audit_glossary import split_name
+from prefopt.reports.audit_glossary import split_name, title_of
 from prefopt.reports.charts.bars import Bar, bar_chart
 from prefopt.reports.charts.counted import counted_histogram
 from prefopt.reports.charts.drawing import Figure, is_drawable
@@ -113,6 +113,33 @@ def _label_noise(values: Values) -> Figure | None:
     )
 
 
+def _margins(values: Values) -> Figure | None:
+    caption = "By the file's own scores. Left of the line rejected is scored higher. The last bar holds all beyond."
+    return _histogram(
+        values.get("margins"),
+        "Score of chosen less score of rejected",
+        caption,
+        x_label="margin",
+        unit="pairs",
+        mark=(0.0, ""),
+        ends=("rejected higher", "chosen higher"),
+    )
+
+
+def _sources(values: Values) -> Figure | None:
+    sizes = {each["name"]: each["rows"] for each in values.get("sources") or []}
+    return _counts("Rows by source", "Training rows.", sizes)
+
+
+def _uneven(values: Values) -> Figure | None:
+    for first in values.get("uneven") or []:
+        shares = {each["name"]: each["findings"].get(first["check"], 0.0) for each in values.get("sources") or []}
+        ordered = dict(sorted(shares.items(), key=lambda item: -item[1]))
+        caption = "Share of the rows of each source, the highest first."
+        return _shares(f"{title_of(first['check'])}, by source", caption, ordered, whole=0.0)
+    return None
+
+
 def _swapped(values: Values) -> Figure | None:
     accuracy = values.get("accuracy")
     rows = {
@@ -154,6 +181,8 @@ DRAWN: dict[str, tuple[Callable[[Values], Figure | None], ...]] = {
     "refusal": (_refusals,),
     "separability": (_separability,),
     "label_noise": (_label_noise, _swapped),
+    "score_margin": (_margins,),
+    "slices": (_sources, _uneven),
     "duplicate": (_group_sizes,),
     "near_duplicate": (_group_sizes,),
     "near_leakage": (_leaks,),

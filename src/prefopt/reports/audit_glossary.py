@@ -105,7 +105,7 @@ CHECKS = {
     ),
     "secrets": Meaning(
         "Secrets",
-        "Keys, tokens and passwords in prompts and answers.",
+        "Keys, tokens and passwords in prompts, answers, tools and their calls.",
         "A model that was trained on them may tell them to anybody.",
     ),
     "personal_data": Meaning(
@@ -122,6 +122,16 @@ CHECKS = {
         "Shortcuts in words",
         "How often words alone, without their order, tell the chosen answer of a prompt never seen.",
         "If they nearly always do, the model learns these words, and little else.",
+    ),
+    "score_margin": Meaning(
+        "Score margins",
+        "Pairs whose scores, where the file has some, hardly differ or put the rejected answer first.",
+        "Near 0 the label is a coin toss; below 0 it contradicts the scores that it was made of.",
+    ),
+    "slices": Meaning(
+        "Sources",
+        "Findings that are at least twice as frequent in one file or part of the training data as in the others.",
+        "One bad source hides in a mixture: shares over all rows look harmless.",
     ),
 }
 """Check -> its meaning, in the order of `prefopt.config.choices.CheckName`."""

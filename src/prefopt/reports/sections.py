@@ -23,6 +23,7 @@ from prefopt.evaluation.metrics import (
 )
 from prefopt.evaluation.report import AnswersEstimate, Estimates, Gap, HeldOut, Report
 from prefopt.evaluation.statistics import Estimate
+from prefopt.reports.audit_glossary import title_of
 from prefopt.reports.numbers import NOT_APPLICABLE, Cell, cell, count, is_measured
 
 DECISIONS = {"ship": ("Ship", "good"), "do_not_ship": ("Do not ship", "bad"), "undecided": ("Undecided", "warning")}
@@ -82,7 +83,7 @@ def audit_table(report: Report) -> AuditTable | None:
     checks, gate = report.audit["checks"], report.audit["gate"]
     found = [check for check in checks if check["level"] != "ok"]
     rows = [
-        AuditRow(each["check"], each["level"], count(each["count"]), f"{each['share']:.2%}", each["summary"])
+        AuditRow(title_of(each["check"]), each["level"], count(each["count"]), f"{each['share']:.2%}", each["summary"])
         for each in found
     ]
     was_off = "; the gate was off, so nothing could stop the run" if gate == "off" else ""

@@ -44,6 +44,32 @@ def or_null(test: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: value is None or test(value)
 
 
+def is_audit(value: object) -> bool:
+    """Returns whether a value is an audit of data, as far as reports show one."""
+    return (
+        isinstance(value, dict)
+        and is_text(value.get("gate"))
+        and is_count(value.get("rows"))
+        and isinstance(value.get("checks"), list)
+        and all(map(_is_finding, value["checks"]))
+    )
+
+
+def _is_finding(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(is_text(value.get(key)) for key in ("check", "level", "summary"))
+        and is_count(value.get("count"))
+        and is_number(value.get("share"))
+    )
+
+
+def _is_data(value: object) -> bool:
+    return (
+        isinstance(value, dict) and of_each(is_text)(value.get("sha256", {})) and or_null(is_audit)(value.get("audit"))
+    )
+
+
 STATUS: Mapping[str, Shape] = {
     "state": is_text,
     "step": is_count,
@@ -55,7 +81,7 @@ PROVENANCE: Mapping[str, Shape] = {
     "command": is_text,
     "program": is_text,
     "versions": of_each(is_text),
-    "data": lambda value: is_object(value) and of_each(is_text)(value.get("sha256", {})),
+    "data": _is_data,
     "model": lambda value: is_object(value) and or_null(of_each(is_text))(value.get("sha256")),
     "step_size": {"per_device": is_count, "accumulation": is_count, "num_ranks": is_count},
     "fit": {"tokens": or_null(is_count), "checkpointing": lambda value: isinstance(value, bool)},

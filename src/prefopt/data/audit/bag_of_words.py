@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from prefopt.data.audit.check import Chunk
 from prefopt.data.audit.sampling import sample_rows
 from prefopt.data.audit.words import distinct, hash_runs, hash_words, split_words
+from prefopt.data.intervals import wilson
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -26,6 +27,7 @@ BUDGET = 20_000
 """Pairs at the beginning of a split that are all looked at; of later ones a sample."""
 MIN_PAIRS = 200
 """Of fewer pairs a classifier learns nothing that it could tell."""
+TOO_FEW = f"too few pairs: a classifier of words needs {MIN_PAIRS}"
 NUM_FOLDS = 5
 ALPHA, EPOCHS = 1e-3, 5
 """Penalty and passes of the classifier: on four sets, flipped labels were found best by these."""
@@ -115,6 +117,12 @@ class Judged:
         return float(np.average(_wins(self.scores), weights=self.weights))
 
     @cached_property
+    def sampled(self) -> str:
+        """Says that only a sample was looked at, to follow other words; empty if all pairs were."""
+        num_pairs = len(self.scores)
+        return "" if num_pairs == round(float(self.weights.sum())) else f", by a sample of {num_pairs:,}"
+
+    @cached_property
     def length_accuracy(self) -> float:
         """The same for the better of two rules: the longer answer, or the shorter one."""
         longer = float(np.average(_wins(self.lengths.astype(np.float64)), weights=self.weights))
@@ -140,10 +148,7 @@ def interval(
     variance = float((residuals**2).sum())
     spread = share * (1 - share)
     n = spread / variance if variance > 0 and spread > 0 else float(groups.max() + 1)
-    z = 1.959963984540054
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * float(np.sqrt(spread / n + z**2 / (4 * n**2)))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return wilson(share * n, n)
 
 
 def judge(seen: Sequence[tuple[str, int, Bags]]) -> Judged | None:

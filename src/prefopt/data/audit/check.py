@@ -1,7 +1,7 @@
 """What a check of the audit is, what it sees of the rows, and what it finds."""
 
 import json
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.config.algorithms import Kind
+from prefopt.config.choices import CheckName
 from prefopt.data.messages import Content
 from prefopt.data.records import PreferencePair, Record
 from prefopt.data.split import prompt_keys
@@ -108,6 +109,11 @@ class Chunk:
         return Texts([as_text(getattr(record, "rejected", "")) for record in self.records])
 
     @cached_property
+    def calls(self) -> Texts:
+        """What each row has besides its texts: tools, tool calls and the like, each value on a line with its name."""
+        return Texts(["\n".join(_lines(_besides(record))) for record in self.records])
+
+    @cached_property
     def prompt_keys(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """The digests of all prompts by which a split is made, shape (keys,), and the place of each one's row.
 
@@ -175,9 +181,15 @@ class Found:
 
 @dataclass(frozen=True)
 class Sides:
-    """The records of an audit by split, to look up rows for examples."""
+    """What a check can look up when it concludes.
+
+    Attributes:
+        records: The records of the audit by split.
+        found: What the checks before it have found, in the order of `CheckName`.
+    """
 
     records: Mapping[str, Sequence[Record]]
+    found: Mapping[CheckName, Found] = field(default_factory=dict)
 
     @cached_property
     def num_rows(self) -> int:
@@ -214,20 +226,23 @@ class Check(Generic[Seen]):
         kinds: Kinds of rows that it applies to.
         examine: Looks at a chunk, without regard to other chunks. Its result can be pickled.
         conclude: Makes the finding of the results of all chunks, in their order, each with its chunk's split and
-            start; None if there is nothing to say about these data.
+            start. None if these data have nothing that it could look at; a text if it cannot judge them: the reason.
         needs: Package of the extra `audit` that it uses, by the name under which it is imported; None if none.
         needs_model: Whether it looks at tokens.
         is_slow: Whether it compares all rows with each other or trains a classifier.
         compares: Whether it also sees the rows of files that the user names to compare with.
+        is_of_whole: Whether its share measures the data as a whole, so that it need not name rows. The share of any
+            other check is above 0 only if it names rows.
     """
 
     kinds: tuple[Kind, ...] = ("preference", "sft")
     examine: Callable[[Chunk], Seen]
-    conclude: Callable[[Sequence[tuple[str, int, Seen]], Sides], Found | None]
+    conclude: Callable[[Sequence[tuple[str, int, Seen]], Sides], Found | str | None]
     needs: str | None = None
     needs_model: bool = False
     is_slow: bool = False
     compares: bool = False
+    is_of_whole: bool = False
 
 
 def as_text(content: Content) -> str:
@@ -283,6 +298,29 @@ def form_of(record: Record) -> Form:
     given = (record.tools, record.chat_template_kwargs, further)
     said = json.dumps(given, sort_keys=True, default=str) if any(given) else None
     return Form(tuple(tuple([message["role"] for message in chat]) for chat in chats), said)
+
+
+def _besides(record: Record) -> list[Any]:
+    chats = [content for name in CONTENTS if isinstance(content := getattr(record, name, None), list)]
+    further = [
+        {key: value for key, value in message.items() if key not in ("role", "content")}
+        for chat in chats
+        for message in chat
+        if len(message) > 2 or "content" not in message
+    ]
+    return [given for given in (record.tools, record.chat_template_kwargs, further) if given]
+
+
+def _lines(value: object, name: str = "") -> Iterator[str]:
+    """Yields texts and numbers at every depth, each after its key as in `key: value`."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _lines(inner, str(key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _lines(inner, name)
+    elif isinstance(value, str | int | float) and not isinstance(value, bool):
+        yield f"{name}: {value}" if name else str(value)
 
 
 def hashes(keys: Collection[Hashable]) -> NDArray[np.uint64]:

@@ -28,6 +28,8 @@ CHUNKS_PER_PROCESS = 4
 READ_BY_THE_READER = CheckName.schema
 """The check that has no module: rows that cannot be read are found while reading."""
 
+NOTHING = "these data have nothing that it could look at"
+
 Progress = Callable[[int, int], None]
 
 
@@ -106,11 +108,16 @@ def run_checks(
                 of_check.append((*place, result))
         if progress is not None:
             progress(min((number + 1) * CHUNK_ROWS, num_rows), num_rows)
-    sides = Sides(work.records)
+    so_far: dict[CheckName, Found] = {}
+    sides = Sides(work.records, so_far)
     for (name, check), of_check in zip(checks.items(), seen, strict=True):
         found = check.conclude(of_check, sides)
         of_check.clear()
-        outcomes[name] = Outcome(found, "" if found is not None else "these data have nothing that it could look at")
+        if isinstance(found, Found):
+            so_far[name] = found
+            outcomes[name] = Outcome(found, "")
+        else:
+            outcomes[name] = Outcome(None, found or NOTHING)
     return {name: outcomes[name] for name in wanted}
 
 

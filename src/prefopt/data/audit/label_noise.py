@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.audit.bag_of_words import Bags, Judged, examine, interval, judge
+from prefopt.data.audit.bag_of_words import TOO_FEW, Bags, Judged, examine, interval, judge
 from prefopt.data.audit.check import MAX_EXAMPLES, Check, Example, Found, Sides, by_split, say
-from prefopt.data.audit.separability import too_few
 
 SKILLED = 0.6
 """Lower bound of the classifier's accuracy, from which on its doubts say something about labels."""
@@ -21,7 +20,7 @@ NUM_BINS = 40
 """Bins of the histogram of log-odds; an even number, so that none straddles 0."""
 
 
-def conclude(seen: Sequence[tuple[str, int, Bags]], sides: Sides) -> Found:
+def conclude(seen: Sequence[tuple[str, int, Bags]], sides: Sides) -> Found | str:
     """Returns the suspicious pairs, and, where the classifier has skill, the share of wrong labels.
 
     The gate compares the lower bound of that share. It is counted among the pairs of which the classifier is surest:
@@ -29,7 +28,7 @@ def conclude(seen: Sequence[tuple[str, int, Bags]], sides: Sides) -> Found:
     """
     judged = judge(seen)
     if judged is None:
-        return too_few(seen)
+        return TOO_FEW
     places = [(split, start + row) for split, start, bags in seen for row in bags.rows.tolist()]
     order = np.argsort(judged.scores, kind="stable")
     ranked = [
@@ -42,7 +41,8 @@ def conclude(seen: Sequence[tuple[str, int, Bags]], sides: Sides) -> Found:
             rows={},
             num_rows=len(places),
             share=0.0,
-            summary=f"a bag of words sees too little here to doubt labels: accuracy {judged.accuracy:.2f}",
+            summary="a bag of words sees too little here to doubt labels: "
+            f"accuracy {judged.accuracy:.2f}{judged.sampled}",
             values=values,
         )
     share, (low, high) = _estimate(judged)
@@ -54,7 +54,7 @@ def conclude(seen: Sequence[tuple[str, int, Bags]], sides: Sides) -> Found:
         share=share,
         gauge=low,
         summary=f"about {share:.1%} of labels look swapped (95 % CI {low:.1%} to {high:.1%}, by a bag of words of "
-        f"accuracy {judged.accuracy:.2f}); {say(len(suspicious), 'pair is', 'pairs are')} suspicious",
+        f"accuracy {judged.accuracy:.2f}{judged.sampled}); {say(len(suspicious), 'pair is', 'pairs are')} suspicious",
         remedy="Look at the pairs under 'suspicious' of audit.json, the worst first; "
         "algorithm.label_smoothing=<share> expects that share of wrong labels."
         if len(suspicious)

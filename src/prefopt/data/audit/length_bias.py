@@ -1,12 +1,12 @@
 """How far the length of the answers alone tells which one is chosen: DPO learns that before anything else."""
 
 from collections.abc import Sequence
-from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.data.audit.check import Check, Chunk, Found, Sides, by_split
+from prefopt.data.intervals import wilson
 
 MATCHED = 0.1
 """Two lengths match if the longer one exceeds the shorter by at most this share."""
@@ -66,16 +66,6 @@ def _matched(is_longer: NDArray[np.bool_]) -> dict[str, object]:
     return {"value": wins / n if n else None, "ci95": list(wilson(wins, n)), "n": n}
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Returns Wilson's 95 % score interval of a proportion (Wilson 1927); of nothing, [0, 1]."""
-    if n == 0:
-        return 0.0, 1.0
-    z, p = 1.959963984540054, successes / n
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def _rank_correlation(chosen: NDArray[np.int64], rejected: NDArray[np.int64]) -> float:
     """Returns Spearman's correlation, over all answers, of their length and whether they are chosen."""
     both = np.concatenate([chosen, rejected])
@@ -86,4 +76,4 @@ def _rank_correlation(chosen: NDArray[np.int64], rejected: NDArray[np.int64]) ->
     return float(((ranks - ranks.mean()) * (labels - labels.mean())).mean() / spread) if spread else 0.0
 
 
-CHECK = Check(kinds=("preference",), examine=measure, conclude=conclude)
+CHECK = Check(kinds=("preference",), examine=measure, conclude=conclude, is_of_whole=True)

@@ -100,7 +100,7 @@ def conclude(seen: Sequence[tuple[str, int, Seen]], sides: Sides) -> Found:
         for split, _, (found, indices, identical) in seen
         for row, index, same in zip(found.tolist(), indices.tolist(), identical.tolist(), strict=True)
     ]
-    shown = [place for place in sorted(places) if not place[0]][:MAX_EXAMPLES]
+    shown = sorted(places)[:MAX_EXAMPLES]  # identical ones last: another check tells of them
     count, num_identical = len(places), sum(same for same, *_ in places)
     return Found(
         rows=rows,

@@ -14,7 +14,6 @@ from prefopt.data.audit.check import MAX_EXAMPLES, Chunk, Example, Found, Sides,
 
 MAX_MATCH = 400
 """Characters after an anchor that are searched."""
-FIELDS = ("prompt", "chosen", "rejected")
 
 
 SHAPE = bytes.maketrans(b"123456789BCDEFGHIJKLMNOPQRSTUVWXYZ", b"0" * 9 + b"A" * 25)
@@ -114,7 +113,7 @@ class Matches:
 
 
 def find_matches(chunk: Chunk, patterns: Sequence[Pattern], *, num_clear: int) -> Matches:
-    """Returns where prompts and answers match; of overlapping matches only that of the first pattern.
+    """Returns where prompts, answers and tools match; of overlapping matches only that of the first pattern.
 
     Args:
         chunk: The rows.
@@ -124,7 +123,8 @@ def find_matches(chunk: Chunk, patterns: Sequence[Pattern], *, num_clear: int) -
     rows: list[int] = []
     counts: Counter[str] = Counter()
     shown: list[Shown] = []
-    for field, texts in (("prompt", chunk.prompts), ("chosen", chunk.chosen), ("rejected", chunk.rejected)):
+    fields = {"prompt": chunk.prompts, "chosen": chunk.chosen, "rejected": chunk.rejected, "tools": chunk.calls}
+    for field, texts in fields.items():
         hits: list[Hit] = []
         forms = Forms(texts.ascii)
         for pattern in patterns:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from prefopt.data.audit.bag_of_words import MIN_PAIRS, Bags, Judged, examine, judge, number_features
+from prefopt.data.audit.bag_of_words import TOO_FEW, Bags, Judged, examine, judge, number_features
 from prefopt.data.audit.check import Check, Found, Sides, as_text
 from prefopt.data.audit.words import split_words
 from prefopt.data.records import PreferencePair
@@ -19,11 +19,11 @@ SHORTCUT = 0.9
 """Accuracy from which on the summary names the words."""
 
 
-def conclude(seen: Sequence[tuple[str, int, Bags]], sides: Sides) -> Found:
+def conclude(seen: Sequence[tuple[str, int, Bags]], sides: Sides) -> Found | str:
     """Returns how often the classifier is right about prompts that it never saw; the gate compares the lower bound."""
     judged = judge(seen)
     if judged is None:
-        return too_few(seen)
+        return TOO_FEW
     low, high = judged.interval
     words = _telling_words(judged, sides)
     told = f"; most telling: {_quote(words['chosen'])} (chosen), {_quote(words['rejected'])} (rejected)"
@@ -33,7 +33,7 @@ def conclude(seen: Sequence[tuple[str, int, Bags]], sides: Sides) -> Found:
         share=judged.accuracy,
         gauge=low,
         summary=f"a bag of words tells the chosen answer of unseen prompts in {judged.accuracy:.1%} of "
-        f"{len(judged.scores):,} pairs (95 % CI {low:.1%} to {high:.1%}), the length alone in "
+        f"{len(judged.scores):,} pairs (95 % CI {low:.1%} to {high:.1%}{judged.sampled}), the length alone in "
         f"{judged.length_accuracy:.1%}{told if judged.accuracy >= SHORTCUT else ''}",
         remedy="If these words are not what you want to teach, add pairs in which the chosen answer has none of them, "
         "or the rejected one has them too."
@@ -45,13 +45,6 @@ def conclude(seen: Sequence[tuple[str, int, Bags]], sides: Sides) -> Found:
             "words": words,
         },
     )
-
-
-def too_few(seen: Sequence[tuple[str, int, Bags]]) -> Found:
-    """Returns the finding that nothing can be told of so few pairs."""
-    num_pairs = sum(len(bags.rows) for _, _, bags in seen)
-    summary = f"{num_pairs} pairs are too few for a classifier of words: it needs {MIN_PAIRS}"
-    return Found(rows={}, num_rows=num_pairs, share=0.0, summary=summary)
 
 
 def _telling_words(judged: Judged, sides: Sides) -> dict[str, list[str]]:
@@ -85,4 +78,6 @@ def _quote(words: Sequence[str]) -> str:
     return ", ".join(f"'{word}'" for word in words[:4])
 
 
-CHECK = Check(kinds=("preference",), examine=examine, conclude=conclude, needs="sklearn", is_slow=True)
+CHECK = Check(
+    kinds=("preference",), examine=examine, conclude=conclude, needs="sklearn", is_slow=True, is_of_whole=True
+)

@@ -20,9 +20,6 @@ from prefopt.process.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MAX_TRIED = 200
-"""Rows that are tokenised one by one, to find an example of what a chunk's counts tell."""
-
 
 @dataclass
 class RowTokens:
@@ -84,15 +81,24 @@ class Reader:
             self._add(part, places, found)
         return found
 
-    def find_first(self, records: Sequence[Record], count: str) -> int | None:
-        """Returns the first row for which a count of `TokenizeNotes` is not 0; None among the first `MAX_TRIED`."""
-        for row, record in enumerate(records[:MAX_TRIED]):
-            try:
-                if getattr(self._tokenize([record]).notes, count):
-                    return row
-            except UserError:
-                continue
-        return None
+    def find_rows(self, records: Sequence[Record], count: str) -> list[int]:
+        """Returns the rows that a count of `TokenizeNotes` counts, by halves: tokenising tells only how many."""
+        num_counted = self._count(records, count)
+        if num_counted == 0:
+            return []
+        if len(records) == 1 or num_counted == len(records):
+            return [*range(len(records))]
+        middle = len(records) // 2
+        first, second = (self.find_rows(part, count) for part in (records[:middle], records[middle:]))
+        return [*first, *(middle + row for row in second)]
+
+    def _count(self, records: Sequence[Record], count: str) -> int | None:
+        """Returns how many rows are counted; None of several if one of them cannot be tokenised, and 0 of that one."""
+        try:
+            num_counted: int = getattr(self._tokenize(records).notes, count)
+        except UserError:
+            return None if len(records) > 1 else 0
+        return num_counted
 
     def _tokenize(self, records: Sequence[Any]) -> Tokenized:
         limits: dict[str, Any] = {

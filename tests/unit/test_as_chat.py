@@ -122,9 +122,10 @@ def test_a_system_column_makes_chats_of_text(tmp_path: Path) -> None:
 
 
 TRANSCRIPT = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello.", "rejected": " No."}
+MARKED = {"prompt": "Another?", "chosen": "It ends.<|im_end|>", "rejected": "No."}
 
 
-@pytest.mark.parametrize("other", [None, TRANSCRIPT, {**TRANSCRIPT, "prompt": "Another?", "chosen": "It ends.<|im_end|>"}])
+@pytest.mark.parametrize("other", [None, TRANSCRIPT, MARKED])
 @pytest.mark.parametrize("place", ["train", "held_out"])
 def test_a_row_is_shown_as_it_is_trained(other: dict[str, Any] | None, place: str, tmp_path: Path) -> None:
     """Other rows decide too, also held-out ones: one that can be no chat leaves all of them text."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from prefopt.config.load import TRAIN, load_config
 from prefopt.config.overrides import assign
@@ -23,7 +24,7 @@ from prefopt.process.errors import UserError, explained
 from prefopt.process.imports import importing
 from prefopt.process.terminal import Terminal, quote
 from prefopt.reports.audit import print_audit
-from prefopt.reports.audit_page import write_audit_page
+from prefopt.reports.audit_page import name_mending, write_audit_page
 from prefopt.reports.learning_curve import list_lines, render_section
 from prefopt.storage.files import write_json
 from prefopt.train import train
@@ -122,6 +123,9 @@ def run_audit(config: TrainConfig, options: Any, *, with_model: bool, command: s
         )
     if not options.json:
         print_audit(audit, console)
+        mending = name_mending(audit, command)
+        if mending:
+            console.print(Text(f"A copy without what can be mended: {mending}"), soft_wrap=True)
     if options.output is not None:
         _write(audit, options.output, command)
         if options.fix:

@@ -180,6 +180,16 @@ def test_the_cleaned_copy_lacks_the_defects_and_nothing_else(
     assert {name: each["level"] for name, each in found.items() if each["level"] != "ok"} == {"length_bias": "note"}
 
 
+def test_a_row_that_a_repair_makes_empty_is_dropped_from_the_copy(tmp_path: Path, capsys: Any) -> None:
+    made = [*rows(), {**rows()[0], "prompt": "What is there?", "rejected": "\u200b"}]
+    path, output = write(tmp_path / "train.jsonl", made), tmp_path / "out"
+    assert "empty" not in {name for name, each in findings(capsys, [str(path)]).items() if each["count"]}
+    findings(capsys, [str(path), "--output", str(output), "--fix"])
+    (change,) = map(json.loads, (output / "changes.jsonl").read_text(encoding="utf-8").splitlines())
+    assert (change["source"], change["check"], change["action"]) == (f"{path}:41", "empty", "dropped")
+    assert "empty" not in {name for name, each in findings(capsys, [str(output / path.name)]).items() if each["count"]}
+
+
 def test_leaked_training_rows_are_dropped_from_the_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = rows()
     path = write(tmp_path / "train.jsonl", made[:30])

@@ -2,6 +2,7 @@
 
 import mmap
 import tempfile
+import uuid
 from array import array
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -80,7 +81,8 @@ class IdTable:
             for column in self._columns:
                 column.file.flush()
             arrays = [_to_arrow(column) for column in self._columns]
-        return Dataset(pa.table(arrays, names=[column.name for column in self._columns]))
+        table = pa.table(arrays, names=[column.name for column in self._columns])
+        return Dataset(table, fingerprint=uuid.uuid4().hex)  # else `datasets` pickles the whole table to name it
 
 
 def _to_arrow(column: _ColumnFile) -> "pa.ChunkedArray":

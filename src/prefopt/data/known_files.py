@@ -21,10 +21,10 @@ from prefopt.data.as_chat import Chats
 from prefopt.data.cache import CODE, HELD_OUT, Cached, NoKeyError, describe_ids, fetch_cached, find_stored
 from prefopt.data.loading import Splits
 from prefopt.data.records import RECORDS, Record
-from prefopt.data.sources import list_files
+from prefopt.data.sources import digest_files, list_files
 from prefopt.data.table import read_written
 from prefopt.process.errors import UserError
-from prefopt.storage.files import hash_file, write_json
+from prefopt.storage.files import write_json
 from prefopt.storage.reading import parse_json, read_file
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ class DataSet:
         self._read = read
         self._root = root
         self._has_warned = False
-        self._key = _key(request)
+        self.digests = _digest_files(request)
+        """Digests of the files by setting, as they were before rows were read; None if some are no files here."""
+        self._key = _key(request, self.digests)
         is_known = self._key is not None and self._folder.is_dir()
         self._splits = None if is_known else self._read_now()
 
@@ -132,13 +134,16 @@ class DataSet:
     def _remember(self, entry: Path, cached: Cached) -> None:
         assert cached.folder is not None
         has_records = cached.tokenized.held_out is None or (cached.folder / HELD_OUT).exists()
-        if self._has_warned or not has_records or _key(self._request) != self._key:
+        if self._has_warned or not has_records or self._has_changed():
             return  # a warning is to be told again, and a file may have changed while it was read
         try:
             entry.parent.mkdir(parents=True, exist_ok=True)
             write_json(entry, {"key": cached.key})
         except OSError as error:
             logger.warning("data: %s cannot be written (%s); the files are read again next time", entry, error)
+
+    def _has_changed(self) -> bool:
+        return _key(self._request, _digest_files(self._request)) != self._key
 
 
 class _Unread(Sequence[Record]):
@@ -161,22 +166,29 @@ class _Unread(Sequence[Record]):
         return iter(self._records)
 
 
-def _key(request: Request) -> str | None:
-    """Returns the digest of all that decides the rows; None if some of them lie in no file of this machine."""
+def _digest_files(request: Request) -> dict[str, str] | None:
+    """Returns the digest of the files of each setting; None if some of them lie in no file of this machine."""
     config = request.config
-    described: list[object] = []
+    specs = {"train": config.train, "held_out": config.held_out, "measured": request.measured}
     try:
-        for spec in (config.train, config.held_out, request.measured):
-            paths = [] if spec is None else list_files(spec)
-            if paths is None:
-                return None
-            for path in (path for path in paths if not path.is_dir()):
-                described.append((str(path), hash_file(path)))
-            described.append(spec)
+        found = {name: digest_files(spec) for name, spec in specs.items() if spec is not None}
+    except (OSError, UserError):
+        return None  # reading says what is wrong
+    digests = {name: digest for name, digest in found.items() if digest is not None}
+    return digests if len(digests) == len(found) else None
+
+
+def _key(request: Request, digests: dict[str, str] | None) -> str | None:
+    """Returns the digest of all that decides the rows; None if some of them lie in no file of this machine."""
+    if digests is None:
+        return None
+    config = request.config
+    try:
+        paths = [list_files(spec) for spec in (config.train, config.held_out, request.measured) if spec is not None]
         settings = {**vars(config), "system": Chats.of(config).system}
     except (OSError, UserError):
         return None  # reading says what is wrong
-    return _digest([CODE, settings, request.kind, request.seed, described])
+    return _digest([CODE, settings, request.kind, request.seed, request.measured, paths, digests])
 
 
 def _digest(described: object) -> str:

@@ -50,9 +50,11 @@ def hash_rows(dataset: "Dataset") -> str:
     """Returns the SHA-256 (hex) of a tokenised split's ids in row order, independent of their source files."""
     digest = hashlib.sha256()
     for name in sorted(set(dataset.column_names) - {"source"}):
-        column = dataset.data.column(name).combine_chunks()
-        for values in (column.value_lengths(), column.flatten()):
-            digest.update(values.to_numpy(zero_copy_only=False).tobytes())
+        pieces = dataset.data.column(name).chunks
+        for piece in pieces:
+            digest.update(piece.value_lengths().to_numpy())
+        for piece in pieces:
+            digest.update(piece.flatten().to_numpy())  # where it lies: the ids of a large data set fill the memory
     return digest.hexdigest()
 
 
@@ -81,7 +83,13 @@ def load_examples(config: TrainConfig, *, measured: object = None, audited: bool
     if audited:
         with phases.of("audit"):
             audit = keep_on_main(
-                lambda: audit_run(config.data, data_set.read_rows, kind=algorithm.rows, seed=config.run.seed)
+                lambda: audit_run(
+                    config.data,
+                    data_set.read_rows,
+                    kind=algorithm.rows,
+                    seed=config.run.seed,
+                    digests=data_set.digests,
+                )
             )
 
     # Imported only here: torch and transformers take seconds, and bad rows are reported before.

@@ -92,14 +92,13 @@ def render_audit_page(audit: Audit, *, command: str = "", sections: Iterable[str
     fine = audit.of_level(Level.ok)
     splits = draw_splits(audit)
     icon, verdict = describe_verdict(audit)
-    is_mendable = "--fix" not in command and any("--fix" in finding.remedy for finding in found)
     content = {
         "icon_of_page": icon,
         "verdict": verdict,
         "lead": describe_worst(audit),
         "facts": describe_facts(audit),
         "command": one_line(command),
-        "mending": one_line(_mending(command)) if command and is_mendable else "",
+        "mending": one_line(name_mending(audit, command)),
         "cards": [_card(finding) for finding in found],
         "fine": [(title_of(finding.check), _sentence(finding.summary)) for finding in fine],
         "shape": [*([] if splits is None else [splits]), *(each for f in fine for each in draw_finding(f))],
@@ -208,7 +207,10 @@ def _say(number: int, word: str) -> str:
     return f"{count(number)} {word}{'' if number == 1 else 's'}"
 
 
-def _mending(command: str) -> str:
+def name_mending(audit: Audit, command: str) -> str:
+    """Returns the command that mends what it can; empty if `command` did so, or nothing found can be mended."""
+    if not command or "--fix" in command or not any("--fix" in finding.remedy for finding in audit.checks):
+        return ""
     return f"{command} --fix" if "--output" in command else f"{command} --output mended --fix"
 
 

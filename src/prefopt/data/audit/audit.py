@@ -48,7 +48,14 @@ MAX_LINES = 6
 """Findings that training tells in its log, each in a line."""
 
 
-def audit_run(config: DataConfig, read: Callable[[], Splits], *, kind: Kind, seed: int) -> Audit:
+def audit_run(
+    config: DataConfig,
+    read: Callable[[], Splits],
+    *,
+    kind: Kind,
+    seed: int,
+    digests: Mapping[str, str] | None = None,
+) -> Audit:
     """Audits the rows that a run is to train on and to be measured on, tells of the findings, and applies the gate.
 
     Args:
@@ -56,6 +63,7 @@ def audit_run(config: DataConfig, read: Callable[[], Splits], *, kind: Kind, see
         read: Reads them; not called if the results are known.
         kind: Whether the rows are preference pairs or demonstrations.
         seed: Seed of the choice of held-out prompts.
+        digests: As for `key_of`; needed if the rows were read before, as the files may have changed since.
 
     Raises:
         UserError: A finding is an error by the gate's limits.
@@ -66,7 +74,7 @@ def audit_run(config: DataConfig, read: Callable[[], Splits], *, kind: Kind, see
         train = _each_once(splits.train, config)
         return Material.of_used({"train": train} | ({"held_out": splits.held_out} if splits.held_out else {}))
 
-    key = key_of(config, kind=kind, seed=seed, rows="used")
+    key = key_of(config, kind=kind, seed=seed, rows="used", digests=digests)
     audit = audit_records(
         read_used,
         kind=kind,
@@ -182,7 +190,14 @@ def log_findings(audit: Audit, command: str) -> None:
 
 
 def key_of(
-    config: DataConfig, *, kind: Kind, seed: int, rows: str, against: Sequence[str] = (), tokens: str | None = None
+    config: DataConfig,
+    *,
+    kind: Kind,
+    seed: int,
+    rows: str,
+    against: Sequence[str] = (),
+    tokens: str | None = None,
+    digests: Mapping[str, str] | None = None,
 ) -> str | None:
     """Returns the SHA-256 (hex) of all that decides what the checks find; None if that cannot be known.
 
@@ -193,16 +208,19 @@ def key_of(
         rows: Which rows are audited: `all`, or those that are `used`.
         against: Files to compare with.
         tokens: Digest of the tokenizer and its settings; None without a model.
+        digests: What `digest_files` returned for `data.train` and `data.held_out`; None: the files are read for it.
     """
-    digests = {name: digest_files(spec) for name, spec in _specs(config, against).items() if spec}
-    if None in digests.values():
+    known = digests or {}
+    specs = {name: spec for name, spec in _specs(config, against).items() if spec}
+    files = {name: known[name] if name in known else digest_files(spec) for name, spec in specs.items()}
+    if None in files.values():
         return None
     settings = {name: value for name, value in as_dict(config).items() if name != "gate"}
-    known = {
+    decisive = {
         "format": FORMAT,
         "code": CODE,
         "versions": {name: _version(name) for name in PACKAGES},
-        "files": digests,
+        "files": files,
         "settings": settings,
         "kind": kind,
         "seed": seed,
@@ -210,7 +228,7 @@ def key_of(
         "against": list(against),
         "tokens": tokens,
     }
-    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _specs(config: DataConfig, against: Sequence[str]) -> dict[str, object]:

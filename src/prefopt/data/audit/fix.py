@@ -3,7 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from prefopt.data.audit.engine import run_checks
 from prefopt.data.audit.reading import Material
 from prefopt.data.bad_rows import MISREAD, MISREAD_SHARE
 from prefopt.data.files import GZIP, HUB, find_files, iter_rows
+from prefopt.data.records import NOT_CONTENT, Record
+from prefopt.data.table import Table
 from prefopt.process.errors import UserError, explained
 from prefopt.storage.files import write_bytes
 
@@ -33,6 +35,9 @@ NEAR = (CheckName.near_duplicate, CheckName.near_leakage)
 REWRITTEN = (CheckName.mojibake, CheckName.control_characters)
 """Checks whose modules have `repair(text)`, which returns the text without the defect."""
 CHANGES = "changes.jsonl"
+
+Repair = tuple[str, Callable[[str], str]]
+"""Name of a check, and its `repair(text)`."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,8 @@ def fix(config: DataConfig, material: Material, folder: Path, *, kind: Kind, wit
     """
     if material.unread["share"] > MISREAD_SHARE:
         raise UserError(f"--fix: {material.unread['summary']}, so nothing is written. {MISREAD}")
-    dropped = _find_dropped(material, kind, (*DROPPED, *NEAR) if with_near else DROPPED)
     repairs = [(name.value, repair) for name in REWRITTEN if (repair := _load_repair(name)) is not None]
+    dropped = _find_dropped(material, repairs, kind, (*DROPPED, *NEAR) if with_near else DROPPED)
     changes: list[Change] = []
     told = []
     for path, target in _targets(config, folder).items():
@@ -88,9 +93,15 @@ def fix(config: DataConfig, material: Material, folder: Path, *, kind: Kind, wit
     return told
 
 
-def _find_dropped(material: Material, kind: Kind, checks: Sequence[CheckName]) -> dict[str, str]:
-    """Returns the place of each row that is dropped, and the check that has found it."""
-    outcomes = run_checks(material.records, kind=kind, only=checks)
+def _find_dropped(
+    material: Material, repairs: Sequence[Repair], kind: Kind, checks: Sequence[CheckName]
+) -> dict[str, str]:
+    """Returns the place of each row that is dropped, and the check that has found it.
+
+    The checks look at the rows as they are after the repairs: a text of invisible characters alone is empty then.
+    """
+    repaired = {split: Table.of(_repair_records(rows, repairs)) for split, rows in material.records.items()}
+    outcomes = run_checks(repaired, kind=kind, only=checks)
     dropped = dict.fromkeys(material.unread_places, CheckName.schema.value)
     for name in checks:
         found = outcomes[name].found
@@ -98,6 +109,15 @@ def _find_dropped(material: Material, kind: Kind, checks: Sequence[CheckName]) -
             for row in rows.tolist() if split in SPLITS else ():
                 dropped.setdefault(material.records[split][row].source, name.value)
     return dropped
+
+
+def _repair_records(records: Sequence[Record], repairs: Sequence[Repair]) -> Iterator[Record]:
+    for record in records:
+        content = {each.name: getattr(record, each.name) for each in fields(record) if each.name not in NOT_CONTENT}
+        mended: dict[str, Any] = content
+        for _, repair in repairs:
+            mended = _repaired(mended, repair)
+        yield record if mended is content else replace(record, **mended)
 
 
 def _load_repair(name: CheckName) -> Callable[[str], str] | None:
@@ -133,7 +153,7 @@ def _targets(config: DataConfig, folder: Path) -> dict[Path, Path]:
 def _mend(
     path: Path,
     dropped: Mapping[str, str],
-    repairs: Sequence[tuple[str, Callable[[str], str]]],
+    repairs: Sequence[Repair],
     changes: list[Change],
 ) -> Iterator[bytes]:
     """Yields the lines of a file's copy, and adds what differs to `changes`."""

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config-dir", help="a folder with your own config groups")
     options = parser.read(argv)
     config = load_config(options.overrides, options.config_dir)
-    record = read_record(config.data, kind=config.algorithm.rows, row=options.row)
+    record, rows = read_record(config.data, kind=config.algorithm.rows, row=options.row)
 
     with importing():
         from prefopt.data.anatomy import dissect
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
         from prefopt.reports.row import print_row, to_json, write_row_page
 
     tokenizer = load_tokenizer(config.model)
-    anatomy = dissect(record, tokenizer, config.data, loss_on=config.algorithm.trained_tokens)
+    anatomy = dissect(record, rows, tokenizer, config.data, loss_on=config.algorithm.trained_tokens)
     if options.html is not None:
         write_row_page(anatomy, tokenizer, options.html, title=f"{config.model.path}, {config.algorithm.name.value}")
     if options.json:

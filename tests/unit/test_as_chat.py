@@ -121,13 +121,36 @@ def test_a_system_column_makes_chats_of_text(tmp_path: Path) -> None:
         load(path, rows, plain)
 
 
-def test_a_row_is_shown_as_it_is_trained(tmp_path: Path) -> None:
+TRANSCRIPT = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello.", "rejected": " No."}
+MARKED = {"prompt": "Another?", "chosen": "It ends.<|im_end|>", "rejected": "No."}
+
+
+@pytest.mark.parametrize("other", [None, TRANSCRIPT, MARKED])
+@pytest.mark.parametrize("place", ["train", "held_out"])
+def test_a_row_is_shown_as_it_is_trained(other: dict[str, Any] | None, place: str, tmp_path: Path) -> None:
+    """Other rows decide too, also held-out ones: one that can be no chat leaves all of them text."""
     tokenizer = with_template()
-    loaded = load(tmp_path / "a.jsonl", TEXT, tokenizer)
-    config = DataConfig(train=str(tmp_path / "a.jsonl"), held_out_fraction=0)
-    record = read_record(config, kind="preference", row=0)
-    shown = dissect(record, tokenizer, config, loss_on=LossOn.completions)
+    others = [] if other is None else [other]
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in [{**TEXT[0], "prompt": "Held out?"}, *others]))
+    settings = {"held_out": str(held_out)} if place == "held_out" else {"held_out_fraction": 0}
+    rows = [*TEXT, *(others if place == "train" else [])]
+    loaded = load(tmp_path / "a.jsonl", rows, tokenizer, **settings)
+    config = DataConfig(train=str(tmp_path / "a.jsonl"), **settings)
+    record, among = read_record(config, kind="preference", row=0)
+    shown = dissect(record, among, tokenizer, config, loss_on=LossOn.completions)
     assert shown.sequences[0].ids == loaded.train["prompt_ids"][0]
+    assert (shown.form == "") == (other is None)
+
+
+def test_rows_that_a_run_leaves_out_decide_nothing(tmp_path: Path) -> None:
+    same = {**TRANSCRIPT, "chosen": "Same.", "rejected": "Same."}
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [TEXT[0], same, TRANSCRIPT]))
+    config = DataConfig(train=str(path), held_out_fraction=0, max_rows=1)
+    record, among = read_record(config, kind="preference", row=0)
+    assert [len(rows) for rows in among] == [1]
+    assert dissect(record, among, with_template(), config, loss_on=LossOn.completions).form == ""
 
 
 def test_runs_from_before_keep_their_name_and_go_on_as_they_began(tmp_path: Path) -> None:

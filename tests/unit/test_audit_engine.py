@@ -10,7 +10,8 @@ import pytest
 
 from prefopt.config.choices import CheckName, GateName
 from prefopt.config.gate import GateConfig
-from prefopt.config.load import load_config
+from prefopt.config.load import from_dict, load_config
+from prefopt.config.plain import as_dict
 from prefopt.config.schema import DataConfig
 from prefopt.data.audit import audit as auditing
 from prefopt.data.audit.audit import audit_records, audit_run, command_for, key_of, refuse
@@ -24,7 +25,7 @@ from prefopt.data.table import Table
 from prefopt.process.errors import UserError
 from tests.audit_rows import pair
 
-OFF = GateConfig(name=GateName.off, error={})
+OFF = GateConfig.off()
 FAST = (CheckName.identical, CheckName.contradictory, CheckName.duplicate, CheckName.leakage, CheckName.length_bias)
 
 
@@ -99,8 +100,9 @@ def test_the_gate_names_check_count_rows_and_remedies() -> None:
 
 
 def test_nothing_is_an_error_when_the_gate_is_off() -> None:
-    gate = load_config(["data/gate=off"]).data.gate
-    assert gate.name is GateName.off
+    config = load_config(["data/gate=off"])
+    gate = config.data.gate
+    assert gate == OFF == from_dict(as_dict(config), "config.yaml").data.gate
     assert not [name for name, limit in gate.error.items() if limit is not None]
     audit = audited(gate)
     assert {finding.check: finding.level for finding in audit.checks}["leakage"] == "warning"

@@ -220,6 +220,12 @@ def test_any_value_may_be_absent_or_unknown(check: str) -> None:
     assert "<figure" not in html
 
 
+def test_all_findings_are_told_by_source() -> None:
+    told = words(render_audit_page(audit(finding("slices"))))
+    assert f"3 rows: {CHECKS['empty'].title} 50.0 %" in told
+    assert "b 9 rows: nothing found" in told
+
+
 def test_findings_without_rows_have_no_count() -> None:
     told = words(render_audit_page(audit(finding("separability", 0.95, count=0))))
     assert "Shortcuts in words 95.0 %; over" in told

@@ -82,7 +82,7 @@ def test_conversations_and_alpaca_rows_with_labels_are_joined(tmp_path: Path) ->
 def test_a_row_that_completes_no_pair_cannot_be_shown_and_the_others_keep_their_numbers(tmp_path: Path) -> None:
     read(tmp_path, kto("p", "y", True), kto("p", "n", False))
     config = DataConfig(train=str(tmp_path / "a.jsonl"))
-    assert read_record(config, kind="preference", row=1).chosen == "y"  # type: ignore[union-attr]
+    assert read_record(config, kind="preference", row=1)[0].chosen == "y"  # type: ignore[union-attr]
     with pytest.raises(UserError, match="--row 0: no pair is complete with this row"):
         read_record(config, kind="preference", row=0)
 

@@ -51,8 +51,8 @@ def settings(folder: Path, rows: list[dict[str, Any]], *overrides: str) -> list[
 
 
 def shown(config: TrainConfig, row: int, tokenizer: Any) -> dict[str, TokenSequence]:
-    record = read_record(config.data, kind=config.algorithm.rows, row=row)
-    anatomy = dissect(record, tokenizer, config.data, loss_on=config.algorithm.trained_tokens)
+    record, rows = read_record(config.data, kind=config.algorithm.rows, row=row)
+    anatomy = dissect(record, rows, tokenizer, config.data, loss_on=config.algorithm.trained_tokens)
     assert anatomy.fate == ""
     return {part.name: part for part in anatomy.sequences}
 

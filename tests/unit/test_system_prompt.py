@@ -26,7 +26,7 @@ def read(folder: Path, rows: list[dict[str, Any]], *overrides: str, kind: Any = 
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     config = load_config(["data=files", f"data.train={file}", "data.held_out_fraction=0", *overrides])
-    assert read_record(config.data, kind=kind, row=0) == read_splits(config.data, kind=kind, seed=0).train[0]
+    assert read_record(config.data, kind=kind, row=0)[0] == read_splits(config.data, kind=kind, seed=0).train[0]
     return read_splits(config.data, kind=kind, seed=0)
 
 

@@ -51,6 +51,11 @@ class GateConfig:
     error: dict[str, float | None] = field(default_factory=_errors)
     """Check -> share of rows, in [0, 1], above which its finding stops a run; null or no entry: never."""
 
+    @classmethod
+    def off(cls) -> "GateConfig":
+        """Returns the limits of `data/gate=off`, each null: an absent one comes back when settings are read again."""
+        return cls(name=GateName.off, error=dict.fromkeys(_errors()))
+
     def __post_init__(self) -> None:
         names = [name.value for name in CheckName]
         for level, limits in (("warn", self.warn), ("error", self.error)):

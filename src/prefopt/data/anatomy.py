@@ -1,11 +1,13 @@
 """What the model gets of one row: its token ids, which of them are trained, and what is cut off."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
 from prefopt.config.schema import DataConfig
+from prefopt.data.as_chat import is_question
 from prefopt.data.control_tokens import treat_control_tokens
 from prefopt.data.defects import is_empty, is_identical
 from prefopt.data.encoding import IGNORED_LABEL, TokenizeNotes
@@ -45,13 +47,23 @@ class Anatomy:
     sequences: list[TokenSequence]
     fate: str
     """Why training does not use the row, with the setting that decides; empty if it does."""
+    form: str = ""
+    """What other rows have decided about the form of this one; empty if nothing."""
 
 
-def dissect(record: Record, tokenizer: "PreTrainedTokenizerBase", config: DataConfig, *, loss_on: LossOn) -> Anatomy:
+def dissect(
+    record: Record,
+    rows: Sequence[Sequence[Record]],
+    tokenizer: "PreTrainedTokenizerBase",
+    config: DataConfig,
+    *,
+    loss_on: LossOn,
+) -> Anatomy:
     """Tokenises one record as training does, and keeps what training would cut off or leave out.
 
     Args:
         record: From `prefopt.data.loading.read_record`.
+        rows: All rows of the run by split, from there too.
         tokenizer: The policy's tokenizer.
         config: Length limit, and what happens to rows beyond it.
         loss_on: Which tokens of a demonstration are trained; without effect on pairs.
@@ -59,7 +71,8 @@ def dissect(record: Record, tokenizer: "PreTrainedTokenizerBase", config: DataCo
     Raises:
         UserError: The row cannot be tokenised; it names the row.
     """
-    (made,) = Turns.of([[record]], tokenizer, config).make([record])
+    turns = Turns.of(rows, tokenizer, config)
+    (made,) = turns.make([record])
     (treated,) = treat_control_tokens([made], tokenizer, config.on_control_token).records
     fate = _fate_of_defects(treated, config) or _fate_of_length(treated, tokenizer, config, loss_on)
     whole = _tokenize(treated, tokenizer, NO_LIMIT, loss_on, OnLongCompletion.truncate)
@@ -70,7 +83,17 @@ def dissect(record: Record, tokenizer: "PreTrainedTokenizerBase", config: DataCo
     else:
         (row,) = whole.dataset
     sequences = _of_pair(row, config.max_length) if "prompt_ids" in row else _of_example(row, config.max_length)
-    return Anatomy(record.source, sequences, fate)
+    return Anatomy(record.source, sequences, fate, _describe_form(record, turns))
+
+
+def _describe_form(record: Record, turns: Turns) -> str:
+    if not turns.num_obstacles or not is_question(record):
+        return ""
+    rows = "1 row is" if turns.num_obstacles == 1 else f"{turns.num_obstacles:,} rows are"
+    return (
+        f"plain text, although the model has a chat template: {rows} no single question, or hold control tokens, and "
+        "all rows have one form (data.as_chat=auto)"
+    )
 
 
 def _with_another_rejected(record: Record) -> PreferencePair:

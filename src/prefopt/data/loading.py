@@ -117,9 +117,8 @@ def read_all(config: DataConfig, *, kind: Kind, seed: int, bad: Mapping[SplitNam
     }
     train, held_out = chats["train"], chats.get("held_out")
     if held_out is None and config.held_out_fraction > 0:
-        usable = np.fromiter((not is_empty(each) and not is_identical(each) for each in train), bool, len(train))
         parts = parts_of(config.train, "data.train")
-        used, _ = cut(train.select(usable), parts, config.max_rows, config.shuffle_seed)
+        used, _ = cut(_usable(train), parts, config.max_rows, config.shuffle_seed)
         _, chosen = split_by_prompt(used, fraction=config.held_out_fraction, seed=seed)
         prompts = {key for record in chosen for key in prompt_keys(record)}
         is_apart = (not prompts.isdisjoint(prompt_keys(record)) for record in train)
@@ -144,8 +143,11 @@ def read_pairs(config: DataConfig, trained: Sequence[Record]) -> Splits:
     return Splits(kind="preference", train=pairs, held_out=None, notes=notes)
 
 
-def read_record(config: DataConfig, *, kind: Kind, row: int) -> Record:
+def read_record(config: DataConfig, *, kind: Kind, row: int) -> tuple[Record, list[Table[Record]]]:
     """Returns one training record, also if training would leave it out, such as a pair of two equal answers.
+
+    With it come the rows of a run by split, since `data.as_chat=auto` is decided by all of them; none where it keeps
+    text in any case, since the prompts are guessed.
 
     Args:
         config: The files, and whether text is converted to chats.
@@ -160,9 +162,9 @@ def read_record(config: DataConfig, *, kind: Kind, row: int) -> Record:
     labels = Labels()
     read = {split: _read_records(specs[split], each, config, kind, labels) for split, each in bad.items()}
     require_usable(*bad.values())
-    records, ties, unreadable = read["train"].records, read["train"].ties, read["train"].unreadable
-    if "held_out" in read:
-        records, _ = _agree_on_prompts(*((result.records, result.notes) for result in read.values()))
+    ties, unreadable = read["train"].ties, read["train"].unreadable
+    tables = _agree_on_prompts(*((result.records, result.notes) for result in read.values()))
+    records = tables[0] if "held_out" in read else read["train"].records
     num_rows = read["train"].notes.num_rows
     if not 0 <= row < num_rows:
         raise UserError(f"--row {row}: data.train has {num_rows} rows, so give a number from 0 to {num_rows - 1}.")
@@ -174,9 +176,20 @@ def read_record(config: DataConfig, *, kind: Kind, row: int) -> Record:
         raise UserError(f"--row {row}: no pair is complete with this row, so training leaves it out. Show another.")
     record = records[at]
     try:
-        return Chats.of(config).make(record)
+        made = Chats.of(config).make(record)
     except RowError as error:
         raise UserError(f"{record.source}: {error}") from error
+    if config.as_chat != AUTO or any(result.notes.num_word_prompts for result in read.values()):
+        return made, []
+    train, *others = map(_usable, tables)
+    used, _ = cut(train, parts_of(config.train, "data.train"), config.max_rows, config.shuffle_seed)
+    return made, [used, *others]
+
+
+def _usable(records: Table[Record]) -> Table[Record]:
+    """Returns the records from which something can be learned."""
+    is_usable = (not is_empty(each) and not is_identical(each) for each in records)
+    return records.select(np.fromiter(is_usable, bool, len(records)))
 
 
 def _read(

@@ -1,9 +1,10 @@
 """The page of an audit: one HTML file that says what matters first, and shows it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prefopt.config.choices import CheckName, GateName
 from prefopt.data.audit.finding import Audit, Finding, Level
@@ -47,6 +48,7 @@ class Card:
         figures: Charts.
         words: Words that tell a side, by side.
         suspicious: Rows of a ranking, the worst first: place and number.
+        sources: Files or parts of the data, the largest first: name, and the share of each finding in it.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Card:
     figures: list[Figure]
     words: dict[str, list[str]]
     suspicious: list[tuple[str, str]]
+    sources: list[tuple[str, str]]
 
 
 def write_audit_page(audit: Audit, path: Path, *, command: str = "", sections: Iterable[str] = ()) -> None:
@@ -173,7 +176,14 @@ def _card(finding: Finding) -> Card:
             (str(each.get("source")), f"{each.get('log_odds')}")
             for each in (values.get("suspicious") or [])[:MAX_SUSPICIOUS]
         ],
+        sources=[(str(each["name"]), _describe_source(each)) for each in values.get("sources") or []],
     )
+
+
+def _describe_source(source: Mapping[str, Any]) -> str:
+    shares = sorted(source["findings"].items(), key=lambda item: -item[1])
+    told = ", ".join(f"{title_of(check)} {_percent(share)}" for check, share in shares if share)
+    return f"{_say(source['rows'], 'row')}: {told or 'nothing found'}"
 
 
 def _sentence(text: str) -> str:

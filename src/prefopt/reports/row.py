@@ -61,6 +61,7 @@ def to_json(anatomy: Anatomy, tokenizer: "PreTrainedTokenizerBase") -> dict[str,
             for part in anatomy.sequences
         ],
         "left_out": anatomy.fate or None,
+        "form": anatomy.form or None,
     }
 
 
@@ -70,6 +71,8 @@ def print_row(anatomy: Anatomy, tokenizer: "PreTrainedTokenizerBase", console: T
     console.print(Text(anatomy.source, "bold"))
     if anatomy.fate:
         console.print(Text(f"left out of training: {anatomy.fate}", "bold red"))
+    if anatomy.form:
+        console.print(Text(anatomy.form, "yellow"))
     for part in anatomy.sequences:
         console.print(Text.assemble("\n", (part.name, "bold"), f"  {describe_counts(part)}"))
         console.print(_coloured(pieces(tokenizer, part), in_colour))

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from prefopt.config.algorithms import Kind
-from prefopt.config.choices import DataFormat, GateName, LoggerName
+from prefopt.config.choices import DataFormat, LoggerName
 from prefopt.config.gate import GateConfig
 from prefopt.config.load import fingerprint
 from prefopt.config.schema import DataConfig, TrainConfig
@@ -212,7 +212,7 @@ def _settings(
             held_out=None if has_pairs_apart else str(held_out),
             held_out_fraction=0.0 if has_pairs_apart else DataConfig.held_out_fraction,
             format=DataFormat.trl,
-            gate=GateConfig(name=GateName.off, error={}),  # it was for all the data together
+            gate=GateConfig.off(),  # it was for all the data together
             **kept,
         ),
         logger=replace(config.logger, name=LoggerName.none),

@@ -102,6 +102,8 @@ def fix(config: DataConfig, material: Material, folder: Path, *, kind: Kind, wit
     told.append(
         f"Written: {folder / CHANGES} ({say(counts['dropped'], 'row')} dropped, {counts['rewritten']:,} rewritten)"
     )
+    if changes:
+        told.append(f"{CHANGES} holds these rows whole, with the secrets in them: keep it where the data are kept.")
     for check, count in partly.items():
         told.append(
             f"Not dropped: {say(count, 'row')} of {check}, since other pairs of the same rows are good. "

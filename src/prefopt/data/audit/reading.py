@@ -9,6 +9,7 @@ from prefopt.config.algorithms import Kind
 from prefopt.config.choices import CheckName, OnBadRow
 from prefopt.config.schema import DataConfig
 from prefopt.data.audit.check import MAX_EXAMPLES, say
+from prefopt.data.audit.masking import mask_private
 from prefopt.data.bad_rows import BadClass, BadRows
 from prefopt.data.files import iter_rows
 from prefopt.data.loading import read_all
@@ -82,7 +83,10 @@ def describe_unread(classes: Sequence[BadClass], num_rows: int) -> Entry:
         num_rows: All rows.
     """
     count = sum(each.count for each in classes)
-    first = [[{"source": place, "detail": each.found, "text": ""} for place in each.places] for each in classes]
+    first = [
+        [{"source": place, "detail": mask_private(each.found), "text": ""} for place in each.places]
+        for each in classes
+    ]
     shown = [each for rows in zip_longest(*first) for each in rows if each is not None][:MAX_EXAMPLES]
     share = count / max(num_rows, 1)
     return {
@@ -93,7 +97,7 @@ def describe_unread(classes: Sequence[BadClass], num_rows: int) -> Entry:
         "summary": f"{say(count, 'row')} cannot be read" + (f", for {len(classes)} reasons" if classes[1:] else ""),
         "remedy": "Mend them, or leave them out: data.on_bad=skip, or prefopt audit --fix." if count else "",
         "examples": shown,
-        "values": {"reasons": [{"found": each.found, "count": each.count} for each in classes]},
+        "values": {"reasons": [{"found": mask_private(each.found), "count": each.count} for each in classes]},
     }
 
 

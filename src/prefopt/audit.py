@@ -1,6 +1,7 @@
 """Entry point: says what is wrong with data, before a model learns it. `python -m prefopt.audit --help`."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> None:
 
 def read_overrides(arguments: Sequence[str]) -> list[str]:
     """Returns overrides; arguments that are none are files of training data."""
-    files = [each for each in arguments if "=" not in each and not each.startswith(("+", "~"))]
+    files = [each for each in arguments if _is_file(each)]
     given = [each for each in arguments if each not in files]
     if not files:
         return given
@@ -91,6 +92,11 @@ def read_overrides(arguments: Sequence[str]) -> list[str]:
         return ["data=files", assign("data.train", files[0]), *given]
     quoted = ",".join(assign("", each).removeprefix("=") for each in files)
     return ["data=files", f"data.train=[{quoted}]", *given]
+
+
+def _is_file(argument: str) -> bool:
+    """Returns whether an argument names data: there is such a path, or it cannot be an override."""
+    return os.path.exists(os.path.expanduser(argument)) or ("=" not in argument and argument[:1] not in ("+", "~"))
 
 
 def _names_model(arguments: Sequence[str]) -> bool:

@@ -82,6 +82,12 @@ class DataNotes:
     def lines(self) -> list[str]:
         """Returns one sentence for each count that is not zero."""
         lines = [f"{split}: {notes.num_rows} rows read" for split, notes in self.read.items()]
+        final = {split: notes.num_kept for split, notes in self.tokenized.items()} or self.num_records
+        return [*lines, *self.remarks(), *(f"{split}: {count} rows used" for split, count in final.items() if count)]
+
+    def remarks(self) -> list[str]:
+        """Returns `lines` without the first and the last of each split, which say how many rows were read and used."""
+        lines = []
         for split, notes in self.read.items():
             lines += _sentences(split, notes, READ_SENTENCES)
             lines += [
@@ -99,8 +105,7 @@ class DataNotes:
                 f"{split}: key '{key}' of messages, in {count} rows, is not read by the chat template and is ignored"
                 for key, count in tokenized.unread_keys.items()
             ]
-        final = {split: notes.num_kept for split, notes in self.tokenized.items()} or self.num_records
-        return [*lines, *(f"{split}: {count} rows used" for split, count in final.items() if count)]
+        return lines
 
     def reasons(self) -> str:
         """Returns `lines` as one text, for an error that says why no rows are left."""

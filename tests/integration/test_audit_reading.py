@@ -74,3 +74,8 @@ def test_a_misread_file_gets_the_remedy_of_the_refusal_and_none_that_is_refused(
     assert "see algorithm, data.format, data.columns" in found["remedy"]
     assert "--fix" not in found["remedy"]
     assert "data.on_bad" not in found["remedy"]
+
+
+def test_a_mapped_column_that_no_row_has_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [str(write(tmp_path / "pairs.jsonl", rows(6))), "data.columns={system: nosuch}"]
+    assert "reading train: no row has a column 'nosuch' to be read as 'system'" in shown(capsys, argv)

@@ -94,6 +94,10 @@ class DataNotes:
                 f"{split}: column '{column}' has a value in {count} rows and is ignored"
                 for column, count in notes.ignored_columns.items()
             ]
+            lines += [
+                f"{split}: no row has a column '{column}' to be read as '{name}' (data.columns)"
+                for name, column in notes.absent_columns.items()
+            ]
         if self.num_overlap_skipped:
             count = self.num_overlap_skipped
             lines.append(f"train: {count} rows skipped: their prompt is held out (data.on_overlap=skip)")

@@ -2,6 +2,8 @@
 
 import html
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +81,19 @@ def test_a_misread_file_gets_the_remedy_of_the_refusal_and_none_that_is_refused(
 def test_a_mapped_column_that_no_row_has_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = [str(write(tmp_path / "pairs.jsonl", rows(6))), "data.columns={system: nosuch}"]
     assert "reading train: no row has a column 'nosuch' to be read as 'system'" in shown(capsys, argv)
+
+
+def test_conversations_for_a_model_without_a_chat_template_are_refused_once_as_training_does(
+    tmp_path: Path, tiny_model: Path, fails: Callable[..., str]
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "base", ignore=shutil.ignore_patterns("chat_template.jinja"))
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    turns = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hi!"}]
+    path = write(tmp_path / "chats.jsonl", [{"messages": turns}] * 3)
+    message = fails(audit, [str(path), "algorithm=sft", "model=hf", f"model.path={model}"])
+    assert message.startswith(f"error: {path}:1: the rows are messages, but the tokenizer of")
+    assert message.count(str(path)) == 1
+    plain = write(tmp_path / "plain.jsonl", rows(6))
+    audit([str(plain), "model=hf", f"model.path={model}"])

@@ -132,11 +132,16 @@ def audit_records(
         reader: Turns rows into tokens; None leaves out the checks that need a model.
         num_processes: As for `run_checks`.
         progress: As for `run_checks`.
+
+    Raises:
+        UserError: The rows are messages, and the model has no chat template.
     """
     kept = _find(key)
     if kept is None:
         material = read()
         records = material.records
+        if reader is not None:
+            reader.require_template(records)
         outcomes = run_checks(records, kind=kind, reader=reader, num_processes=num_processes, progress=progress)
         kept = {
             "format": FORMAT,

@@ -17,7 +17,7 @@ from prefopt.config.schema import TrainConfig
 from prefopt.config.settings_parser import SettingsParser
 from prefopt.data.audit.audit import audit_records, describe_data, key_of
 from prefopt.data.audit.finding import Audit, Level
-from prefopt.data.audit.fix import fix
+from prefopt.data.audit.fix import fix, without_limits
 from prefopt.data.audit.reading import Material, read_material
 from prefopt.distributed.entry import run_entry
 from prefopt.process.console import build_console, progress_bar
@@ -74,6 +74,8 @@ def main(argv: list[str]) -> None:
     if options.learning_curve and options.output is None:
         raise UserError("--learning-curve: needs --output <folder> for its trainings, so that it goes on if stopped.")
     config = load_config(read_overrides(options.overrides), options.config_dir)
+    if options.fix:
+        config = replace(config, data=without_limits(config.data))
     command = " ".join(["prefopt audit", *map(quote, argv)])
     audit = run_audit(config, options, with_model=_names_model(options.overrides), command=command)
     if audit.of_level(Level.error):

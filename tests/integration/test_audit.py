@@ -290,3 +290,20 @@ def test_rows_that_training_does_not_take_are_not_audited_unless_it_refuses_them
     assert first["identical"]["count"] == 1
     part = f"data.train=[{{path: {path}, max_rows: 10}}]"
     assert findings(capsys, ["data=files", part, argv[1]])["duplicate"]["count"] == 0
+    audit([*argv, "data.max_rows=30"])
+    assert "rows that max_rows leaves out are not audited" in capsys.readouterr().out
+
+
+def test_a_copy_is_mended_to_its_end_whatever_max_rows_is(tmp_path: Path, capsys: Any) -> None:
+    path = write(tmp_path / "rows.jsonl", [*rows(), rows()[30]])
+    findings(capsys, [str(path), "data.max_rows=9", "--output", str(tmp_path / "out"), "--fix"])
+    assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 40
+
+
+def test_no_copy_is_offered_of_rows_that_are_misread(tmp_path: Path, capsys: Any) -> None:
+    path = write(tmp_path / "rows.jsonl", [*rows(20), *({"prompt": "?", "output": "x"} for _ in range(21))])
+    with pytest.raises(SystemExit):
+        audit([str(path)])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Most rows are bad" in printed
+    assert "--output mended" not in printed

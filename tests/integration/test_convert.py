@@ -58,6 +58,11 @@ def test_a_file_for_each_system_holds_the_same_pairs(pairs: Path, tmp_path: Path
     assert "note" not in output.read_text()
 
 
+def test_a_mapped_column_that_no_row_has_is_told(pairs: Path, tmp_path: Path, capsys: Any) -> None:
+    convert([str(pairs), "--to", "trl", "--output", str(tmp_path / "out.jsonl"), "data.columns={system: nosuch}"])
+    assert "data: no row has a column 'nosuch' to be read as 'system' (data.columns)" in capsys.readouterr().out
+
+
 def test_rows_that_would_lose_something_are_all_named_with_their_reason_and_nothing_is_written(
     pairs: Path, tmp_path: Path
 ) -> None:

@@ -3,7 +3,6 @@
 import gzip
 import inspect
 import json
-import logging
 import re
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from prefopt.data.bad_rows import BadRows, require_usable
 from prefopt.data.defects import drop_defects
 from prefopt.data.implicit_prompts import split_common_prompt
 from prefopt.data.messages import RESERVED_KWARGS, trained_turns
+from prefopt.data.notes import DataNotes
 from prefopt.data.reading import ReadNotes, ReadResult, read_records
 from prefopt.data.records import PreferencePair
 from prefopt.process.errors import UserError
@@ -403,11 +403,10 @@ def test_columns_are_read_under_the_names_that_the_settings_give(tmp_path: Path)
     assert result.notes.ignored_columns == {"id": 1}
 
 
-def test_a_mapped_column_that_no_row_has_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("prefopt").propagate = True
-    named(tmp_path, [PAIR, PAIR], prompt="question", system="persona")
-    assert "no row has a column 'persona' to be read as 'system'" in caplog.text
-    assert "question" not in caplog.text
+def test_a_mapped_column_that_no_row_has_is_told(tmp_path: Path) -> None:
+    notes = named(tmp_path, [PAIR, PAIR], prompt="question", system="persona").notes
+    told = DataNotes(read={"train": notes}).lines()
+    assert told == ["train: 2 rows read", "train: no row has a column 'persona' to be read as 'system' (data.columns)"]
 
 
 def test_two_columns_may_be_exchanged(tmp_path: Path) -> None:

@@ -373,6 +373,8 @@ def _without_overlap(
     overlap = find_overlapping_rows(*_in_one_form(train, held_out, config))
     if not overlap:
         return train
+    if not bad.skips("on_overlap") and config.gate.error.get(CheckName.leakage.value) is None:
+        return train  # the audit tells of them, and so does the report
     first, other = overlap[0]
     places = train[first].source, held_out[other].source
     if len(overlap) == len(train):
@@ -381,8 +383,6 @@ def _without_overlap(
             f"{places[1]}): this is the same data. Leave data.held_out out, and a share of "
             f"{config.held_out_fraction:g} of the prompts is set apart."
         )
-    if not bad.skips("on_overlap") and config.gate.error.get(CheckName.leakage.value) is None:
-        return train  # the audit tells of them, and so does the report
     for row, same in overlap:
         found = f"this training row has the same prompt as the held-out row {held_out[same].source}"
         bad.add(train[row].source, found, switch="on_overlap", remedy=REMOVE_OVERLAP)

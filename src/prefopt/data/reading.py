@@ -1,6 +1,5 @@
 """Reads files into records: every row is converted from its format and checked, and what happened is counted."""
 
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,8 +28,6 @@ from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.table import Table, TableWriter
 from prefopt.data.values import RowError, show_name
 from prefopt.process.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 IMPLICIT_TEXT = Shape(("chosen", "rejected"), "text")
 OTHER_SHAPE, UNWANTED = "other_shape", "unwanted"
@@ -82,6 +79,8 @@ class ReadNotes(ImplicitNotes):
     """Rows equal to an earlier row in prompt, completions and tools; they are kept."""
     ignored_columns: dict[str, int] = field(default_factory=dict)
     """For each column that is not read: the number of rows in which it has a value."""
+    absent_columns: dict[str, str] = field(default_factory=dict)
+    """prefopt's name of each column of `data.columns` that no row has -> the name that was looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +220,7 @@ class _Reader:
                 writer.append(replace(record, slice=name) if name else record)
                 numbers.append(notes.num_rows)
             notes.num_rows += 1
-        for name, other in unseen.items():
-            absent = f"no row has a column '{show_name(other)}' to be read as '{name}'"
-            logger.warning("data.columns: %s: %s", self._spec, absent)
+        notes.absent_columns = {name: show_name(other) for name, other in unseen.items()}
         bad.num_rows += notes.num_rows
         notes.num_ties_skipped = len(ties)
         notes.num_unreadable_skipped = bad.num_skipped(UNREADABLE)

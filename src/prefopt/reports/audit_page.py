@@ -8,6 +8,7 @@ from typing import Any
 
 from prefopt.config.choices import CheckName, GateName
 from prefopt.data.audit.finding import Audit, Finding, Level
+from prefopt.data.bad_rows import MISREAD
 from prefopt.process.errors import explained
 from prefopt.process.terminal import one_line
 from prefopt.reports.audit_figures import draw_finding, draw_splits
@@ -102,6 +103,7 @@ def render_audit_page(audit: Audit, *, command: str = "", sections: Iterable[str
         "cards": [_card(finding) for finding in found],
         "fine": [(title_of(finding.check), _sentence(finding.summary)) for finding in fine],
         "shape": [*([] if splits is None else [splits]), *(each for f in fine for each in draw_finding(f))],
+        "remarks": [_sentence(one_line(remark)) for remark in audit.remarks],
         "skipped": _by_reason(audit),
         "terms": _terms(audit),
         "sections": list(sections),
@@ -208,8 +210,10 @@ def _say(number: int, word: str) -> str:
 
 
 def name_mending(audit: Audit, command: str) -> str:
-    """Returns the command that mends what it can; empty if `command` did so, or nothing found can be mended."""
+    """Returns the command that mends what it can; empty if it did so, nothing can be mended, or rows are misread."""
     if not command or "--fix" in command or not any("--fix" in finding.remedy for finding in audit.checks):
+        return ""
+    if any(MISREAD in finding.remedy for finding in audit.checks):
         return ""
     return f"{command} --fix" if "--output" in command else f"{command} --output mended --fix"
 

@@ -112,6 +112,18 @@ def fix(config: DataConfig, material: Material, folder: Path, *, kind: Kind, wit
     return told
 
 
+def without_limits(config: DataConfig) -> DataConfig:
+    """Returns the settings with all rows of the files: a copy has all of them."""
+
+    def whole(spec: Any) -> Any:
+        if isinstance(spec, Mapping):
+            return {key: value for key, value in spec.items() if key != "max_rows"}
+        return [whole(item) for item in spec] if isinstance(spec, (list, tuple)) else spec
+
+    train, held_out = whole(config.train), whole(config.held_out)
+    return replace(config, train=train, held_out=held_out, max_rows=None, shuffle_seed=None)
+
+
 def _count_dropped(changes: Sequence[Change]) -> str:
     counts = Counter(change.check for change in changes if change.action == "dropped")
     return f"dropped from all files: {', '.join(f'{check} {count:,}' for check, count in counts.most_common())}"

@@ -72,3 +72,38 @@ def test_a_file_named_twice_is_refused(tmp_path: Path, monkeypatch: Any) -> None
     parts: Any = [{"path": "rows.jsonl", "name": "one"}, {"path": "link.jsonl", "name": "other"}]
     with pytest.raises(UserError, match=r"weight: ?2"):
         read_splits(DataConfig(train=parts), kind="preference", seed=0)
+
+
+def test_the_log_of_changes_has_rows_as_they_were(tmp_path: Path) -> None:
+    half = {**rows()[1], "chosen": "\ud83d.\u0007"}
+    twice = '{"id": 1, ' + json.dumps({**rows()[0], "rejected": rows()[0]["chosen"]})[1:]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{line}\n" for line in [*map(json.dumps, rows()), json.dumps(half), twice]))
+    mend(path)
+    changes = (tmp_path / "mended" / "changes.jsonl").read_text(encoding="utf-8").splitlines()
+    before = {each["source"].rpartition(":")[2]: each["before"] for each in map(json.loads, reversed(changes))}
+    assert before == {"41": half, "42": twice}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--near"], "Add --fix"),
+        (["--output", "rows.jsonl"], "is a file"),
+        (["--output", "rows.jsonl/out"], "is a file"),
+        (["--output", ".", "--fix"], "never changed"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_rows_are_read(
+    options: list[str], said: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "rows.jsonl", rows())
+    monkeypatch.setattr("prefopt.audit.read_material", None)
+    with pytest.raises(UserError, match=said):
+        audit(["rows.jsonl", *options])
+
+
+def test_rows_that_max_rows_leaves_out_are_counted(tmp_path: Path) -> None:
+    config = DataConfig(train=str(write(tmp_path / "rows.jsonl", rows())), max_rows=9, held_out_fraction=0)
+    assert "train: 31 rows left out by data.max_rows" in read_splits(config, kind="preference", seed=0).notes.lines()

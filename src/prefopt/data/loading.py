@@ -74,7 +74,10 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object =
         train = _without_overlap(train, held_out, bad["train"], config, notes)
     require_usable(*bad.values())
     parts = parts_of(config.train, "data.train")
+    num_usable = len(train)
     train, notes.slices["train"] = cut(train, parts, config.max_rows, config.shuffle_seed)
+    if not parts:
+        notes.read["train"].num_over_limit = num_usable - len(train)
     held_out_parts = parts_of(config.held_out, "data.held_out") if config.held_out is not None else parts
     if held_out is not None:
         held_out, notes.slices["held_out"] = cut(held_out, held_out_parts, None, config.shuffle_seed)

@@ -69,6 +69,8 @@ class ReadNotes(ImplicitNotes):
     """Pairs whose margin is below the one of the settings."""
     num_identical_skipped: int = 0
     num_empty_skipped: int = 0
+    num_over_limit: int = 0
+    """Rows that are not used, since there are more than `data.max_rows`."""
     num_as_chat: int = 0
     """Rows of plain text that were converted to chats."""
     num_given_system: int = 0

@@ -20,6 +20,7 @@ from prefopt.data.bad_rows import MISREAD, MISREAD_SHARE
 from prefopt.data.files import GZIP, HUB, find_files, iter_rows
 from prefopt.data.pairing import rows_of
 from prefopt.data.records import NOT_CONTENT, Record
+from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.table import Table
 from prefopt.process.errors import UserError, explained
 from prefopt.storage.files import write_bytes
@@ -52,8 +53,8 @@ class Change:
     before: Any
     after: Any = None
 
-    def to_line(self) -> str:
-        return json.dumps(vars(self), ensure_ascii=False)
+    def to_line(self) -> bytes:
+        return _as_line(vars(self))
 
 
 def fix(config: DataConfig, material: Material, folder: Path, *, kind: Kind, with_near: bool) -> list[str]:
@@ -95,9 +96,8 @@ def fix(config: DataConfig, material: Material, folder: Path, *, kind: Kind, wit
         with explained(target, doing="written"):
             write_bytes(target, b"".join(kept))
         told.append(f"Written: {target} ({say(len(kept), 'row')})")
-    log = "".join(f"{change.to_line()}\n" for change in changes)
     with explained(folder / CHANGES, doing="written"):
-        write_bytes(folder / CHANGES, log.encode("utf-8", "surrogatepass"))
+        write_bytes(folder / CHANGES, b"".join(change.to_line() for change in changes))
     counts = {action: sum(change.action == action for change in changes) for action in ("dropped", "rewritten")}
     told.append(
         f"Written: {folder / CHANGES} ({say(counts['dropped'], 'row')} dropped, {counts['rewritten']:,} rewritten)"
@@ -180,6 +180,15 @@ def _load_repair(name: CheckName) -> Callable[[str], str] | None:
     return repair if needs is None or find_spec(needs) is not None else None
 
 
+def require_targets(config: DataConfig, folder: Path) -> None:
+    """Refuses data of which no copy can be written into a folder, before they are read.
+
+    Raises:
+        UserError: A copy would replace the data, or they are on the hub.
+    """
+    _targets(config, folder)
+
+
 def _targets(config: DataConfig, folder: Path) -> dict[Path, Path]:
     """Returns for each file of the data the file of its copy."""
     specs: list[Any] = [config.train, config.held_out]
@@ -210,20 +219,33 @@ def _mend(
         before = raw.get(source, b"").decode("utf-8", "replace").rstrip("\n")
         changes.append(Change(source, CheckName.schema.value, "dropped", before))
 
+    def as_it_was(row: Any, line: bytes | None) -> Any:
+        """Returns the row; its line as text if it has a key twice, of which the row has the last value alone."""
+        return line.decode("utf-8", "replace").rstrip("\n") if line and isinstance(row, RepeatingRow) else row
+
     for row, source in iter_rows(str(path), leave_out):
         line = raw.get(source)
         if source in dropped:
-            changes.append(Change(source, dropped[source], "dropped", row))
+            changes.append(Change(source, dropped[source], "dropped", as_it_was(row, line)))
             continue
         mended = row
         for check, repair in repairs:
             after = _repaired(mended, repair)
             if after != mended:
-                changes.append(Change(source, check, "rewritten", mended, after))
+                before = as_it_was(row, line) if mended is row else mended
+                changes.append(Change(source, check, "rewritten", before, after))
                 mended = after
         if line is None or mended is not row:
-            line = json.dumps(mended, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+            line = _as_line(mended)
         yield line
+
+
+def _as_line(value: Any) -> bytes:
+    """Returns a line of JSON; with escapes if it holds half of a UTF-16 pair, which UTF-8 cannot write."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(value).encode() + b"\n"
 
 
 def _repaired(value: Any, repair: Callable[[str], str]) -> Any:

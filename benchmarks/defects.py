@@ -12,6 +12,7 @@ from prefopt.data.messages import Content
 from prefopt.data.records import PreferencePair
 
 LETTERS = string.ascii_letters + string.digits
+HEX = "0123456789abcdef"
 UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 MIN_WORDS = 12
 """Words that a text has at least where some of them are changed."""
@@ -110,6 +111,15 @@ def draw_secret(draw: Draw) -> str:
             f"api_key = '{key}'",
             f'"client_secret": "{key[:32]}"',
             f"password={key[:18]}",
+            f"password={key[:14]}",
+            f"Authorization: Bearer {key}",
+            f"https://hooks.slack.com/services/T{_drawn(draw, UPPER, 8)}/B{_drawn(draw, UPPER, 8)}/{key[:24]}",
+            f"https://discord.com/api/webhooks/{draw.randrange(10**17, 10**18)}/{key}{key[:28]}",
+            f"SK{_drawn(draw, HEX, 32)}",
+            f"dop_v1_{_drawn(draw, HEX, 64)}",
+            f"pypi-AgEIcHlwaS5vcmc{key}{key}",
+            f"{draw.randrange(10**8, 10**9)}:AA{key[:33]}",
+            f"gsk_{key}{key[:12]}",
             f"eyJ{key[:20]}.eyJ{key[5:35]}.{key[::-1]}",
             f"-----BEGIN RSA PRIVATE KEY-----\n{key}\n{key[::-1]}\n-----END RSA PRIVATE KEY-----",
         ]

@@ -216,3 +216,13 @@ def test_any_text_can_be_compared(texts):
     rows = [pair(text, text * 2, text * 3, line) for line, text in enumerate([*texts, "\ud800" * 30, ""])]
     found("near_duplicate", rows)
     found("near_leakage", rows, held_out=rows[:2])
+
+
+def test_rows_that_differ_in_the_case_of_letters_are_near_duplicates() -> None:
+    texts = (
+        "How do I bake bread at home without any yeast?",
+        "Use soda and buttermilk instead.",
+        "You cannot do that.",
+    )
+    other = (texts[0].upper(), *texts[1:])
+    assert rows_of(found("near_duplicate", pairs(texts, other))) == [1]

@@ -36,6 +36,15 @@ SECRET = {
     "JSON web token": "eyJhbGciOiJIUzI1NiJ9" + ".eyJzdWIiOiI4NDcxIn0." + RANDOM,
     "private key": "-----BEGIN RSA PRIVATE " + "KEY-----\n" + RANDOM + RANDOM,
     "password in a URL": "postgres://" + "app:h8Fk2pQz@db.internal/main",
+    "DigitalOcean token": "dop_v1_" + "4f9c02ab7d31e658" * 4,
+    "PyPI token": "pypi-AgE" + "IcHlwaS5vcmc" + RANDOM + RANDOM,
+    "Groq key": "gsk_" + RANDOM + RANDOM[:20],
+    "Twilio key": "SK" + "4f9c02ab7d31e658" * 2,
+    "Slack webhook": "https://hooks.slack" + ".com/services/T02AB7D31/B04F9C02A/" + RANDOM[:24],
+    "Discord webhook": "https://discord" + ".com/api/webhooks/104729384756102938/" + RANDOM + RANDOM,
+    "Telegram bot token": "847561029:" + "AA" + RANDOM + "k",
+    "bearer token": "Authorization: " + "Bearer " + RANDOM + RANDOM[:8],
+    "password": "password=" + RANDOM[:14],
     "assigned key or password": 'API_KEY = "' + RANDOM + '"',
 }
 NO_SECRET = [
@@ -52,6 +61,11 @@ NO_SECRET = [
     "http://localhost:8080/a@b",
     "token = tokenizer.convert_ids_to_tokens2(ids)",
     "-----BEGIN PRIVATE KEY-----\n...\n-----END PRIVATE KEY-----",
+    "Authorization: Bearer YOUR_ACCESS_TOKEN_FROM_THE_PORTAL",
+    "password: correcthorse12",
+    "password = getPassword()",
+    "the password: Wednesday",
+    "pwd: /home/user/Projects",
     "ghp_ tokens begin with ghp_",
 ]
 PERSON = {
@@ -66,6 +80,7 @@ NOBODY = [
     "john.doe@example.com",
     "you@yourcompany.com",
     "your.name@gmail.com",
+    "jane.doe@gmail.com",
     "my-email@gmail.com",
     "+1 415 555 2671",
     "info@mail.example.org",
@@ -291,3 +306,8 @@ def test_any_text_is_looked_at_and_repaired_text_stays_as_it_is(texts):
 def test_lone_surrogates_and_nothing_at_all_do_no_harm():
     for name in NAMES:
         assert rows_of(found(name, pairs(("\ud800", "", "\udfff a@b")))) in ([], [0])
+
+
+@pytest.mark.parametrize("address", ["john.doe@realcompany.org", "j.smith@stadtwerke-ulm.de"])
+def test_a_common_name_at_an_own_domain_may_be_a_person(address):
+    assert found("personal_data", [pair(chosen=f"Write to {address}.")]).count == 1

@@ -34,7 +34,7 @@ def examine(chunk: Chunk) -> Sketches:
     """Returns the sketches of the rows."""
     texts = ["\n".join(sides) for sides in _rows(chunk)]
     digests = [_digest(text, record) for text, record in zip(texts, chunk.records, strict=True)]
-    return Sketches(minhash.band_keys(texts), np.array(digests, np.uint64))
+    return Sketches(minhash.band_keys([text.lower() for text in texts]), np.array(digests, np.uint64))
 
 
 def _rows(chunk: Chunk) -> list[tuple[str, str, str]]:
@@ -136,8 +136,10 @@ def _group(
 
 
 def _compare(one: Record, other: Record) -> float:
-    """Returns the Jaccard index of two rows; 0 if an answer differs too much."""
-    ones, others = (_rows(Chunk(split="", start=0, records=[record]))[0] for record in (one, other))
+    """Returns the Jaccard index of two rows, whatever the case of their letters; 0 if an answer differs too much."""
+    ones, others = (
+        [text.lower() for text in _rows(Chunk(split="", start=0, records=[record]))[0]] for record in (one, other)
+    )
     if any(minhash.jaccard(*answers) < SIMILAR_ANSWERS for answers in zip(ones[1:], others[1:], strict=True)):
         return 0.0
     return minhash.jaccard("\n".join(ones), "\n".join(others))

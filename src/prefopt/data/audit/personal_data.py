@@ -17,10 +17,12 @@ FICTITIOUS_DOMAIN = re.compile(
     re.IGNORECASE,
 )
 FICTITIOUS_NAME = re.compile(
-    r"^(?:(?:you|my|your)(?:r?[._-]?(?:e?mail|name|address|username|account|self|company|id))?|user\w*|name|first.*last.*|email|e-mail|example\w*|some(?:one|body)|j(?:ohn|ane|\.)?[._]?"
-    r"(?:doe|smith)[\w.+-]*|foo|bar|test\w*|abc|xyz|git|noreply|no-reply|recipient|sender|username|alice|bob)$",
+    r"^(?:(?:you|my|your)(?:r?[._-]?(?:e?mail|name|address|username|account|self|company|id))?|user\w*|name|first.*last.*|email|e-mail|example\w*|some(?:one|body)|foo|bar|test\w*|abc|xyz|git|noreply|no-reply|recipient|sender|username|alice|bob)$",
     re.IGNORECASE,
 )
+COMMON_NAME = re.compile(r"^j(?:ohn|ane|\.)?[._]?(?:doe|smith)[\w.+-]*$", re.IGNORECASE)
+MAIL_PROVIDER = re.compile(r"(?:^|\.)(?:gmail|yahoo|hotmail|outlook|aol|icloud|protonmail)\.\w+$", re.IGNORECASE)
+"""At these, somebody of a name that manuals use is made up; elsewhere it may be a person."""
 EMAIL = rb"(?<![\w.%+-])[A-Za-z0-9][\w.%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,4}[A-Za-z]{2,18}(?![\w@-])"
 INTERNATIONAL = rb"\+[1-9](?:[ .()-]{0,2}\d){7,12}"
 NORTH_AMERICAN = rb"(?:\+?1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d([.-]))[2-9]\d\d(?(1)\1|-)\d{4}"
@@ -66,6 +68,8 @@ SEQUENCE = "0123456789012345678909876543210987654321"
 
 def _is_email(text: str) -> bool:
     name, _, domain = text.partition("@")
+    if COMMON_NAME.search(name) and MAIL_PROVIDER.search(domain):
+        return False
     return not FICTITIOUS_NAME.search(name) and not FICTITIOUS_DOMAIN.search(domain)
 
 

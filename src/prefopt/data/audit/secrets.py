@@ -50,9 +50,20 @@ def _is_assigned(text: str) -> bool:
     return is_random(re.split("[:=>\\s\"'`]+", text, maxsplit=1)[1])
 
 
+def _is_bearer(text: str) -> bool:
+    return is_random(text.split()[1])
+
+
+def _is_password(text: str) -> bool:
+    """Returns whether letters and digits look drawn at random: short ones must mix small, capital and digits."""
+    value = re.split("[:= \"'`]+", text, maxsplit=1)[1]
+    kinds = {"0" if letter.isdigit() else "A" if letter.isupper() else "a" for letter in value}
+    return not PLACEHOLDER.search(value) and len(kinds) == 3 and len(set(value)) >= 9
+
+
 def _is_key_block(text: str) -> bool:
     body = text.split("-----")[2]
-    return not PLACEHOLDER.search(body) and len("".join(body.split())) >= 40
+    return not PLACEHOLDER.search(body) and len("".join(body.split())) >= 32
 
 
 def _has_password(url: str) -> bool:
@@ -76,8 +87,21 @@ PATTERNS = (
     _prefixed("GitHub token", b"github_pat_", rb"github_pat_[A-Za-z0-9_]{22,251}"),
     _prefixed("GitLab token", b"glpat-", rb"glpat-[A-Za-z0-9_-]{20,64}"),
     _prefixed("Anthropic key", b"sk-ant-", rb"sk-ant-[A-Za-z0-9_-]{20,200}"),
-    _prefixed("OpenAI key", b"sk-", rb"sk-(?:[a-z]+-)?[A-Za-z0-9_-]{20,200}", accept=_is_openai_key),
+    _prefixed("OpenAI key", b"sk-", rb"sk-(?:[a-z]+-)?[A-Za-z0-9_-]{20,250}", accept=_is_openai_key),
     _prefixed("Slack token", b"xox", rb"xox[abeoprs]-[A-Za-z0-9-]{10,200}"),
+    _prefixed("DigitalOcean token", b"dop_v1_ doo_v1_ dor_v1_", rb"do[opr]_v1_[a-f0-9]{64}"),
+    _prefixed("PyPI token", b"pypi-AgE", rb"pypi-AgE[A-Za-z0-9_-]{50,300}"),
+    _prefixed("Groq key", b"gsk_", rb"gsk_[A-Za-z0-9]{40,64}"),
+    _prefixed("Twilio key", b"SK", rb"SK[0-9a-f]{32}"),
+    _prefixed("Slack webhook", b"hooks.slack.com/", rb"hooks\.slack\.com/services/T\w{6,14}/B\w{6,14}/\w{16,40}"),
+    _prefixed("Discord webhook", b"discord", rb"discord(?:app)?\.com/api/webhooks/\d{17,20}/[\w-]{50,80}"),
+    Pattern(
+        kind="Telegram bot token",
+        anchors=(b":AA",),
+        reach=10,
+        regex=re.compile(rb"(?<![\w:])\d{8,10}:AA[A-Za-z0-9_-]{33}(?![\w-])"),
+        accept=_is_filled,
+    ),
     _prefixed("Google key", b"AIza", rb"AIza[A-Za-z0-9_-]{35}"),
     _prefixed("Hugging Face token", b"hf_", rb"hf_[A-Za-z0-9]{30,64}"),
     _prefixed("Stripe key", b"sk_live_ rk_live_", rb"[sr]k_live_[A-Za-z0-9]{16,200}"),
@@ -87,7 +111,7 @@ PATTERNS = (
     Pattern(
         kind="private key",
         anchors=(b"-----BEGIN ",),
-        regex=re.compile(rb"-----BEGIN (?:[A-Z]+ ){0,2}PRIVATE KEY(?: BLOCK)?-----[A-Za-z0-9+/=\s:,.-]{40,300}"),
+        regex=re.compile(rb"-----BEGIN (?:[A-Z]+ ){0,2}PRIVATE KEY(?: BLOCK)?-----[A-Za-z0-9+/=\s:,.-]{32,300}"),
         accept=_is_key_block,
     ),
     Pattern(
@@ -96,6 +120,22 @@ PATTERNS = (
         reach=20,
         regex=re.compile(rb"(?<![a-z0-9])[a-z][a-z0-9+.-]{1,18}://[^\s:/@\"'<>]{1,64}:[^\s:/@\"'<>]{3,64}@[\w.-]+"),
         accept=_has_password,
+    ),
+    Pattern(
+        kind="bearer token",
+        anchors=(b"bearer ",),
+        within="lower",
+        regex=re.compile(rb"(?i:bearer) {1,2}([A-Za-z0-9_.~+/=-]{20,300})"),
+        accept=_is_bearer,
+    ),
+    Pattern(
+        kind="password",
+        anchors=(b"passw", b"pwd"),
+        within="lower",
+        regex=re.compile(
+            rb"(?i:passw(?:or)?d|pwd)[\"'`]?(?:=|: ?)[\"'`]?([A-Za-z0-9]{12,15})(?![A-Za-z0-9_+/(.\[=-])"
+        ),
+        accept=_is_password,
     ),
     Pattern(
         kind="assigned key or password",

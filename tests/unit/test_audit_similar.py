@@ -225,4 +225,6 @@ def test_rows_that_differ_in_the_case_of_letters_are_near_duplicates() -> None:
         "You cannot do that.",
     )
     other = (texts[0].upper(), *texts[1:])
-    assert rows_of(found("near_duplicate", pairs(texts, other))) == [1]
+    repeated = found("near_duplicate", pairs(texts, other))
+    assert rows_of(repeated) == [1]
+    assert repeated.summary.startswith("1 row repeats another in nearly the same words (1 group, of 2 rows)")

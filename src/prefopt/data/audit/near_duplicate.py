@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.data.audit import minhash
-from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found, Sides
+from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found, Sides, say
 from prefopt.data.audit.words import split_words
 from prefopt.data.records import Record
 
@@ -84,12 +84,13 @@ def conclude(seen: Sequence[tuple[str, int, Sketches]], sides: Sides) -> Found:
         examples += found
     count = sum(map(len, rows.values()))
     num_rows = sides.num_rows
-    trusted = f"; {num_uncompared} pairs of rows were judged by their sketches alone" if num_uncompared else ""
+    trusted = f"; {say(num_uncompared, 'pair')} of rows judged by their sketches alone" if num_uncompared else ""
     return Found(
         rows=rows,
         num_rows=num_rows,
         share=count / max(1, num_rows),
-        summary=f"{count} of {num_rows} rows repeat another in nearly the same words ({num_groups} groups){trusted}"
+        summary=f"{say(count, 'row repeats', 'rows repeat')} another in nearly the same words "
+        f"({say(num_groups, 'group')}, of {say(num_rows, 'row')}){trusted}"
         if count
         else "no row repeats another in nearly the same words",
         remedy="Keep one row of each group (prefopt audit --fix --near), unless they are meant to weigh more."

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.data.audit import minhash
-from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found, Sides
+from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found, Sides, say
 from prefopt.data.audit.words import distinct, hash_runs, hash_words, split_words
 
 N = 8
@@ -80,7 +80,8 @@ def conclude(seen: Sequence[tuple[str, int, Prompts]], sides: Sides) -> Found | 
         rows=rows,
         num_rows=num_rows,
         share=len(leaks) / max(1, num_rows),
-        summary=f"{len(leaks)} of {num_rows} prompts that are not trained on nearly repeat training prompts{trusted}"
+        summary=f"{say(len(leaks), 'prompt')} of {num_rows:,} that are not trained on nearly "
+        f"{'repeats' if len(leaks) == 1 else 'repeat'} training prompts{trusted}"
         if leaks
         else "no other prompt nearly repeats a training prompt",
         remedy="Hold out other prompts, or drop these rows on one side (prefopt audit --fix --near)." if leaks else "",

@@ -199,8 +199,8 @@ def test_length_bias_counts_characters() -> None:
     lengths = [(9, 1), (8, 1), (7, 1), (1, 9), (5, 5)]
     finding = found("length_bias", pairs(*(("p", "x" * chosen, "y" * rejected) for chosen, rejected in lengths)))
     assert (finding.count, finding.share) == (3, 3 / 5)
-    assert finding.values["longer_wins"]["value"] == 3 / 4
-    assert finding.values["longer_wins"]["n"] == 4
+    assert finding.values["longer_is_chosen"]["value"] == 3 / 4
+    assert finding.values["longer_is_chosen"]["n"] == 4
     assert finding.gauge == 0.5, "four pairs tell nothing"
     assert sum(finding.values["log2_ratio"]["counts"]) == 5
 

@@ -29,7 +29,11 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \"' \x1b[31m \u
 RATIO = {"counts": [1, 0, 3, 2], "edges": [-4.0, -2.0, 0.0, 2.0, 4.0]}
 ESTIMATE = {"value": 0.75, "ci95": [0.7, 0.8], "n": 300}
 VALUES: dict[str, dict[str, Any]] = {
-    "length_bias": {"log2_ratio": RATIO, "longer_wins": ESTIMATE, "matched": {"value": None, "ci95": [0, 1], "n": 0}},
+    "length_bias": {
+        "log2_ratio": RATIO,
+        "longer_is_chosen": ESTIMATE,
+        "matched": {"value": None, "ci95": [0, 1], "n": 0},
+    },
     "truncation": {
         "max_length": 512,
         "tokens": {"0.5": 200, "1.0": 4000},
@@ -228,7 +232,7 @@ def test_findings_without_rows_have_no_count() -> None:
 
 
 def test_numbers_that_are_not_finite_are_not_drawn() -> None:
-    values = {"longer_wins": {"value": float("nan"), "ci95": [float("nan"), float("inf")], "n": 0}}
+    values = {"longer_is_chosen": {"value": float("nan"), "ci95": [float("nan"), float("inf")], "n": 0}}
     html = render_audit_page(audit(finding("length_bias", values=values)))
     assert not re.search(r'="[^"]*\b(?:nan|inf)\b', html)
 

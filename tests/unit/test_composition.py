@@ -120,7 +120,7 @@ def test_what_is_no_override_is_one_short_sentence(line):
         ("optim.max_steps", "Did you mean trainer.max_steps?"),
         ("trainr.max_stps", "Did you mean trainer.max_steps?"),
         ("modle", "Did you mean model?"),
-        ("data.max_rows", "data has: train, held_out, held_out_fraction,"),
+        ("data.sample_size", "data has: train, held_out, held_out_fraction,"),
         ("group", "There is logger.group; groups: run, model,"),
         ("nonsense.at_all", "Groups: run, model,"),
     ],

@@ -94,17 +94,20 @@ def test_a_final_model_has_the_manifest_of_earlier_versions(tmp_path: Path) -> N
     assert has_sound_model(run)
 
 
+FILES_OF_A_CACHE = ("about.json", "held_out.arrow", "held_out.jsonl")
+
+
 def test_a_token_cache_has_the_names_and_the_manifest_of_earlier_versions(tmp_path: Path) -> None:
     given = Input.pairs()
     folder = given.fetch(tmp_path).folder
     assert folder == tmp_path / given.key()[:32]
     assert names(tmp_path) == [
         folder.name,
-        *(f"{folder.name}/{name}" for name in ("about.json", "held_out.arrow", "manifest.json", "train.arrow")),
+        *(f"{folder.name}/{name}" for name in (*FILES_OF_A_CACHE, "manifest.json", "train.arrow")),
     ]
     marks = {
         name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name in ("about.json", "held_out.arrow", "train.arrow")
+        for name in (*FILES_OF_A_CACHE, "train.arrow")
         if (content := (folder / name).read_bytes())
     }
     assert (folder / "manifest.json").read_text() == json.dumps(marks, indent=2) + "\n"

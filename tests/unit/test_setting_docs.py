@@ -37,7 +37,7 @@ def test_types_defaults_and_meanings_are_those_of_the_schema():
     assert found["trainer.extra"].kind == "table"
     losses = [s.kind for section in read_sections(TRAIN) for s in section.settings if s.name == "algorithm.loss_type"]
     assert sorted(kind.split(" / ")[0] for kind in losses) == ["`nll`", "`sigmoid`"]
-    assert found["data.held_out"].meaning.startswith("Same as `train`, but without weights.")
+    assert found["data.held_out"].meaning.startswith("Same as `train`, ")
 
 
 def test_the_table_survives_bars_and_brackets():

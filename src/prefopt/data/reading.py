@@ -17,6 +17,7 @@ from prefopt.data.cells import parse_cells
 from prefopt.data.columns import rename
 from prefopt.data.files import iter_rows
 from prefopt.data.formats import convert, detect_format, unread_columns
+from prefopt.data.formats.format import PAIRS
 from prefopt.data.formats.ratings import RANKED
 from prefopt.data.implicit_prompts import ImplicitNotes, agree_on_prompts
 from prefopt.data.labels import LABELS, Labels
@@ -268,9 +269,7 @@ class _Reader:
         converted = convert(parsed, row_format, kind)
         if converted is None:
             return None
-        pairs = (
-            self._pairing.make(converted, source, parsed) if kind == "preference" else [Pair(converted, source, None)]
-        )
+        pairs = self._pairing.make(converted, source, parsed) if kind in PAIRS else [Pair(converted, source, None)]
         if not pairs and RANKED in converted:
             return None
         built = [(pair, *self._build(pair)) for pair in pairs]

@@ -46,8 +46,8 @@ def pack(record: Record) -> bytes:
 
 def unpack(packed: bytes | memoryview) -> Any:
     """Returns the record that `pack` got."""
-    kind, *content = pickle.loads(packed) if packed[0] == PICKLED else marshal.loads(packed)
-    if kind == 0:
+    number, *content = pickle.loads(packed) if packed[0] == PICKLED else marshal.loads(packed)
+    if number == 0:
         return PreferencePair(*content)
     return SFTExample(**dict(zip(_NAMES[SFTExample], content, strict=True)))
 

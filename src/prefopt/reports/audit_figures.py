@@ -54,7 +54,7 @@ def _length_ratio(values: Values) -> Figure | None:
 
 
 def _longer_wins(values: Values) -> Figure | None:
-    rows = {"Longer answer": values.get("longer_wins"), "Longer, of similar length": values.get("matched")}
+    rows = {"Longer answer": values.get("longer_is_chosen"), "Longer, of similar length": values.get("matched")}
     caption = "Share of pairs whose longer answer is chosen: 50 % if length does not matter. Bars: 95 % intervals. "
     return _intervals("How often the longer answer wins", caption + "Similar: within 10 %.", rows)
 

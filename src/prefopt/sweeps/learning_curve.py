@@ -203,14 +203,14 @@ def _settings(
 ) -> TrainConfig:
     """Returns the settings of a point: the user's, without what only a report for people needs."""
     kept = {name: getattr(config.data, name) for name in TOKENISING}
-    is_sft = held_out is None
+    has_pairs_apart = held_out is None
     return replace(
         config,
         run=replace(config.run, root=str(folder), seed=seed, overwrite=False),
         data=DataConfig(
             train=str(part),
-            held_out=None if is_sft else str(held_out),
-            held_out_fraction=0.0 if is_sft else DataConfig.held_out_fraction,
+            held_out=None if has_pairs_apart else str(held_out),
+            held_out_fraction=0.0 if has_pairs_apart else DataConfig.held_out_fraction,
             format=DataFormat.trl,
             gate=GateConfig.off(),  # it was for all the data together
             **kept,
@@ -225,7 +225,7 @@ def _settings(
         ),
         evaluation=replace(
             config.evaluation,
-            pairs=str(pairs) if is_sft else None,
+            pairs=str(pairs) if has_pairs_apart else None,
             max_train_examples=1,
             num_samples=0,
             num_shown_samples=0,

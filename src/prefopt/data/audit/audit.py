@@ -22,6 +22,7 @@ from prefopt.data.audit.check import SPLITS, Found
 from prefopt.data.audit.engine import Outcome, Progress, run_checks
 from prefopt.data.audit.finding import Audit, Finding, Level, sort_findings
 from prefopt.data.audit.reading import Entry, Material
+from prefopt.data.formats.format import PAIRS
 from prefopt.data.loading import Splits
 from prefopt.data.records import Record
 from prefopt.data.sources import digest_files
@@ -103,7 +104,7 @@ def command_for(config: DataConfig, kind: Kind) -> str:
     """The command that tells all findings of a run's data, as typed in a shell."""
     given, default = as_dict(config), as_dict(DataConfig(train=None))
     changed = {name: value for name, value in given.items() if name != "gate" and value != default[name]}
-    kinds = ["algorithm=sft"] if kind == "sft" else []
+    kinds = [] if kind in PAIRS else ["algorithm=sft"]
     return " ".join(
         ["prefopt audit data=files", *kinds, *(typed(f"data.{key}", each) for key, each in changed.items())]
     )

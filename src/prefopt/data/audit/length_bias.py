@@ -48,7 +48,7 @@ def conclude(seen: Sequence[tuple[str, int, Lengths]], sides: Sides) -> Found:
         f"the {'shorter' if skew == 'longer' else 'longer'} answer is better, or use "
         "algorithm.loss_type=sigmoid_norm, which divides by length.",
         values={
-            "longer_wins": {"value": accuracy, "ci95": list(interval), "n": num_told},
+            "longer_is_chosen": {"value": accuracy, "ci95": list(interval), "n": num_told},
             "matched": _matched(chosen[is_matched] > rejected[is_matched]),
             "rank_correlation": _rank_correlation(chosen, rejected),
             "median_characters": {"chosen": float(np.median(chosen)), "rejected": float(np.median(rejected))},

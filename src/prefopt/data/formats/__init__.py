@@ -7,7 +7,7 @@ from importlib import import_module
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import DataFormat
 from prefopt.data.formats import trl
-from prefopt.data.formats.format import PASSED_ON, SCORES, Format, MissingColumnError, Row
+from prefopt.data.formats.format import PAIRS, PASSED_ON, SCORES, Format, MissingColumnError, Row
 from prefopt.data.labels import LABELS, says_wanted
 from prefopt.data.values import RowError
 
@@ -88,7 +88,7 @@ def unread_columns(row: Row, format: DataFormat, kind: Kind, fields: Iterable[st
 
 @cache
 def _read_columns(format: DataFormat, kind: Kind, fields: tuple[str, ...]) -> frozenset[str]:
-    always = (*PASSED_ON, *SCORE_COLUMNS) if kind == "preference" else PASSED_ON
+    always = (*PASSED_ON, *SCORE_COLUMNS) if kind in PAIRS else PASSED_ON
     if kind in FORMATS[format].columns:
         return frozenset((*always, *FORMATS[format].columns[kind]))
     return frozenset((*always, "system", *fields))

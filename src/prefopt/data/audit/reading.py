@@ -7,6 +7,7 @@ from typing import Any
 
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import CheckName, OnBadRow
+from prefopt.config.mixture import parts_of
 from prefopt.config.schema import DataConfig
 from prefopt.data.audit.check import MAX_EXAMPLES, say
 from prefopt.data.bad_rows import MISREAD, BadRows, is_misread
@@ -83,7 +84,19 @@ def read_material(config: DataConfig, *, kind: Kind, seed: int, against: Sequenc
         describe_unread([*bad.values()]),
     )
     places = frozenset(place for rows in bad.values() for place in rows.places)
-    return Material({**records, **others}, unread, places, tuple(splits.notes.remarks()))
+    return Material({**records, **others}, unread, places, (*splits.notes.remarks(), *_name_limits(config)))
+
+
+def _name_limits(config: DataConfig) -> list[str]:
+    """Returns a sentence for each limit on the rows of training, which the audit does not keep."""
+    limits = {"data.max_rows": config.max_rows} | {
+        f"max_rows of part '{part.name}'": part.max_rows for part in parts_of(config.train, "data.train")
+    }
+    return [
+        f"train: {name}={limit} leaves out rows of training; the audit looks at all of them"
+        for name, limit in limits.items()
+        if limit is not None
+    ]
 
 
 def describe_unread(splits: Sequence[AllBadRows]) -> Entry:

@@ -63,6 +63,17 @@ def test_a_mapped_column_that_no_row_has_is_told(pairs: Path, tmp_path: Path, ca
     assert "data: no row has a column 'nosuch' to be read as 'system' (data.columns)" in capsys.readouterr().out
 
 
+def test_a_mixture_is_converted_and_its_files_are_not_replaced(pairs: Path, tmp_path: Path, capsys: Any) -> None:
+    mixture = f"data.train=[{{path: {pairs}, max_rows: 2}}, {{path: {write(tmp_path / 'b.jsonl', pair(99))}}}]"
+    output = tmp_path / "out.jsonl"
+    convert([mixture, "--to", "trl", "--output", str(output)])
+    assert len(read(output)) == 3
+    assert "part 'pairs': 2 rows, 2 of 12 kept (max_rows)" in capsys.readouterr().out
+    for data in (mixture, str(tmp_path / "*.jsonl")):
+        with pytest.raises(UserError, match="this is a file that is read"):
+            convert([data, "--to", "trl", "--output", str(pairs), "--overwrite"])
+
+
 def test_rows_that_would_lose_something_are_all_named_with_their_reason_and_nothing_is_written(
     pairs: Path, tmp_path: Path
 ) -> None:
@@ -145,7 +156,7 @@ def test_a_file_that_exists_is_replaced_only_when_asked_and_never_by_half(pairs:
         ("pairs.jsonl --to togther --output out.jsonl", "--to togther: no such system. Did you mean together?"),
         ("pairs.jsonl --to trl --output out.csv", "the name must end in .jsonl"),
         ("pairs.jsonl --to trl --output no/out.jsonl", "no such folder"),
-        ("pairs.jsonl --to trl --output pairs.jsonl --overwrite", "this is the file that is read"),
+        ("pairs.jsonl --to trl --output pairs.jsonl --overwrite", "this is a file that is read"),
         ("absent.jsonl --to trl --output out.jsonl", "absent.jsonl: no such file"),
         ("pairs.jsonl --to trl --output out.jsonl data.held_out=pairs.jsonl", "data.held_out: one file is written"),
         ("pairs.jsonl --to trl --output out.jsonl data.colums=x", "no such setting. Did you mean data.columns?"),

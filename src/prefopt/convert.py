@@ -9,7 +9,7 @@ from prefopt.config.load import TRAIN, load_config
 from prefopt.config.overrides import assign
 from prefopt.config.provider import read_provider
 from prefopt.config.settings_parser import SettingsParser
-from prefopt.data.conversion import CALLED, describe_limits, require_kind, write_records
+from prefopt.data.conversion import CALLED, describe_limits, describe_scores, require_kind, write_records
 from prefopt.data.loading import read_splits
 from prefopt.data.sources import list_files
 from prefopt.distributed.entry import run_entry
@@ -49,6 +49,8 @@ def main(argv: list[str]) -> None:
     console = Terminal(soft_wrap=True)
     for line in splits.notes.lines():
         console.print(f"data: {line.removeprefix('train: ')}")
+    if scores := describe_scores(written, provider):
+        console.print(f"data: {scores}")
     for line in describe_limits(written, provider, kind):
         console.print(f"limit: {line}")
     rules = [rule.name.value for rule in provider.rules if kind in rule.rows]

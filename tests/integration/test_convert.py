@@ -63,6 +63,18 @@ def test_a_mapped_column_that_no_row_has_is_told(pairs: Path, tmp_path: Path, ca
     assert "data: no row has a column 'nosuch' to be read as 'system' (data.columns)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("scores", [{"score_chosen": 8, "score_rejected": 5.5}, {"margin": 2.5}])
+def test_scores_are_kept_where_rows_have_a_place_for_them_and_else_counted(
+    tmp_path: Path, capsys: Any, scores: dict[str, float]
+) -> None:
+    path = write(tmp_path / "scored.jsonl", pair(0, **scores), pair(1), pair(2, **scores))
+    convert([str(path), "--to", "trl", "--output", str(tmp_path / "trl.jsonl")])
+    assert [record.margin for record in read(tmp_path / "trl.jsonl")] == [2.5, None, 2.5]
+    assert "the scores of 2 pairs are written as their difference, in the column 'margin'" in capsys.readouterr().out
+    convert([str(path), "--to", "swift", "--output", str(tmp_path / "swift.jsonl")])
+    assert "the scores of 2 pairs are left out: rows for ms-swift have no place for them" in capsys.readouterr().out
+
+
 def test_a_mixture_is_converted_and_its_files_are_not_replaced(pairs: Path, tmp_path: Path, capsys: Any) -> None:
     mixture = f"data.train=[{{path: {pairs}, max_rows: 2}}, {{path: {write(tmp_path / 'b.jsonl', pair(99))}}}]"
     output = tmp_path / "out.jsonl"

@@ -1,6 +1,7 @@
 """Entry point: says what is wrong with data, before a model learns it. `python -m prefopt.audit --help`."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -72,16 +73,17 @@ def main(argv: list[str]) -> None:
         raise UserError("--fix: needs --output <folder> for the cleaned copy; the data themselves are never changed.")
     if options.learning_curve and options.output is None:
         raise UserError("--learning-curve: needs --output <folder> for its trainings, so that it goes on if stopped.")
-    config = load_config(read_overrides(options.overrides), options.config_dir)
+    overrides = read_overrides(options.overrides)
+    config = load_config(overrides, options.config_dir)
     command = " ".join(["prefopt audit", *map(quote, argv)])
-    audit = run_audit(config, options, with_model=_names_model(options.overrides), command=command)
+    audit = run_audit(config, options, with_model=_names_model(overrides), command=command)
     if audit.of_level(Level.error):
         sys.exit(GATE_ERROR)
 
 
 def read_overrides(arguments: Sequence[str]) -> list[str]:
-    """Returns overrides; arguments that are none are files of training data."""
-    files = [each for each in arguments if "=" not in each and not each.startswith(("+", "~"))]
+    """Returns overrides; arguments that are none, or that are the path of a file, are files of training data."""
+    files = [each for each in arguments if not _is_override(each) or os.path.isfile(each)]
     given = [each for each in arguments if each not in files]
     if not files:
         return given
@@ -91,6 +93,10 @@ def read_overrides(arguments: Sequence[str]) -> list[str]:
         return ["data=files", assign("data.train", files[0]), *given]
     quoted = ",".join(assign("", each).removeprefix("=") for each in files)
     return ["data=files", f"data.train=[{quoted}]", *given]
+
+
+def _is_override(argument: str) -> bool:
+    return "=" in argument or argument.startswith(("+", "~"))
 
 
 def _names_model(arguments: Sequence[str]) -> bool:

@@ -58,11 +58,25 @@ def test_answers_under_different_system_prompts_or_tools_are_no_pair(tmp_path: P
         read(tmp_path, *rows)
 
 
-@pytest.mark.parametrize(("good", "bad"), [(True, False), (1, 0), ("desirable", "undesirable"), ("true", "false")])
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        *((True, False), (1, 0), ("desirable", "undesirable"), ("true", "false"), ("+1", "-1"), ("Up", "Down")),
+        *(("thumbs_up", "thumbs_down"), ("Thumbs up", "Thumbs down"), ("thumbsup", "thumbs-down"), ("👍🏽", "👎")),
+        *(("upvote", "downvote"), ("liked", "disliked"), ("like", "dislike"), ("accept", "reject")),
+    ],
+)
 @pytest.mark.parametrize("column", ["label", "kto_tag"])
 def test_labels_are_read_in_every_notation(tmp_path: Path, good: object, bad: object, column: str) -> None:
     rows = [{"prompt": "p", "completion": "y", column: good}, {"prompt": "p", "completion": "n", column: bad}]
     assert sides(read(tmp_path, *rows)) == [("y", "n")]
+
+
+def test_a_label_in_unknown_words_is_named_and_never_trained_as_a_demonstration(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        read(tmp_path, kto("p", "y", "superb"), kto("p", "n", "awful"))
+    assert "If 'label' (text (\"superb\")) says whether the answer is wanted, write true or false" in str(raised.value)
+    assert "sft" not in str(raised.value)
 
 
 def test_conversations_and_alpaca_rows_with_labels_are_joined(tmp_path: Path) -> None:

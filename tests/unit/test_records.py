@@ -3,7 +3,6 @@
 import gzip
 import inspect
 import json
-import logging
 import re
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from prefopt.data.bad_rows import BadRows, require_usable
 from prefopt.data.defects import drop_defects
 from prefopt.data.implicit_prompts import split_common_prompt
 from prefopt.data.messages import RESERVED_KWARGS, trained_turns
+from prefopt.data.notes import DataNotes
 from prefopt.data.reading import ReadNotes, ReadResult, read_records
 from prefopt.data.records import PreferencePair
 from prefopt.process.errors import UserError
@@ -394,6 +394,31 @@ def named(tmp_path: Path, rows: list[dict[str, Any]], **columns: str) -> ReadRes
     )
 
 
+TIE = {"prompt": "Hi?", "response_a": "Hi!", "response_b": "No.", "winner": "tie"}
+LABELLED = {"prompt": "Hi?", "completion": "Hi!", "label": True}
+
+
+@pytest.mark.parametrize(("other", "format"), [(TIE, "ab"), (LABELLED, "kto")])
+def test_a_row_of_another_format_is_refused_also_if_it_is_no_pair(
+    tmp_path: Path, other: dict[str, Any], format: str
+) -> None:
+    with pytest.raises(UserError, match=rf"rows.jsonl:2: this row is {format}, but .*rows.jsonl:1 is trl"):
+        named(tmp_path, [PAIR, other, PAIR])
+    with pytest.raises(UserError, match=rf"rows.jsonl:2: this row is trl, but .*rows.jsonl:1 is {format}"):
+        named(tmp_path, [other, PAIR])
+    path = write_jsonl(tmp_path / "rows.jsonl", PAIR, other, other, PAIR)
+    bad = BadRows("data.train", DataConfig(train=path, on_bad=OnBadRow.skip))
+    result = read_records(path, format=DataFormat.auto, kind="preference", bad=bad)
+    counts = vars(result.notes)
+    assert [counts[f"num_{name}_skipped"] for name in ("other_shape", "ties", "waiting")] == [2, 0, 0]
+
+
+def test_a_first_row_that_cannot_be_read_decides_no_format(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        named(tmp_path, [{"foo": 1}, LABELLED, {**LABELLED, "label": False}])
+    assert "kto" not in str(raised.value)
+
+
 def test_columns_are_read_under_the_names_that_the_settings_give(tmp_path: Path) -> None:
     row = {"question": "q", "good": "yes", "bad": "no", "id": 3}
     result = named(tmp_path, [row, PAIR], prompt="question", chosen="good", rejected="bad")
@@ -403,11 +428,10 @@ def test_columns_are_read_under_the_names_that_the_settings_give(tmp_path: Path)
     assert result.notes.ignored_columns == {"id": 1}
 
 
-def test_a_mapped_column_that_no_row_has_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("prefopt").propagate = True
-    named(tmp_path, [PAIR, PAIR], prompt="question", system="persona")
-    assert "no row has a column 'persona' to be read as 'system'" in caplog.text
-    assert "question" not in caplog.text
+def test_a_mapped_column_that_no_row_has_is_told(tmp_path: Path) -> None:
+    notes = named(tmp_path, [PAIR, PAIR], prompt="question", system="persona").notes
+    told = DataNotes(read={"train": notes}).lines()
+    assert told == ["train: 2 rows read", "train: no row has a column 'persona' to be read as 'system' (data.columns)"]
 
 
 def test_two_columns_may_be_exchanged(tmp_path: Path) -> None:

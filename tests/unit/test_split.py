@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefopt.config.choices import OnBadRow
+from prefopt.config.gate import GateConfig
 from prefopt.config.schema import DataConfig
 from prefopt.data.loading import read_splits
 from prefopt.data.records import PreferencePair, SFTExample
@@ -211,6 +212,12 @@ def test_the_training_file_as_held_out_file_is_told_to_be_the_same_data(tmp_path
     config = DataConfig(train=path, held_out=path, on_overlap=on_overlap)
     with pytest.raises(UserError, match=r"all 2 training rows .* this is the same data. Leave data.held_out out"):
         read_splits(config, kind="preference", seed=0)
+
+
+def test_with_the_gate_off_even_the_same_data_are_trained_and_measured(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ["a", "b"])
+    splits = read_splits(DataConfig(train=path, held_out=path, gate=GateConfig.off()), kind="preference", seed=0)
+    assert (len(splits.train), len(splits.held_out or [])) == (2, 2)
 
 
 def test_overlap_with_the_held_out_file_is_refused_or_skipped(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ class BadRows:
         """
         counts = {kind: count for kind, count in self._num_skipped.items() if kind != "on_overlap"}
         num_skipped = sum(counts.values())
-        if self.skips("on_bad") and _is_misread(num_skipped, self.num_rows):
+        if self.skips("on_bad") and is_misread(num_skipped, self.num_rows):
             first = self._first_skipped[max(counts, key=lambda kind: counts[kind])]
             raise UserError(
                 f"{self.setting}: data.on_bad=skip would leave out {num_skipped:,} of {self.num_rows:,} rows, such as "
@@ -134,15 +134,16 @@ def require_usable(*splits: BadRows) -> None:
         return
     num_bad, num_rows = sum(each.count for each in found), sum(split.num_rows for split in splits)
     if len(found) == 1:
-        raise UserError(f"{found[0]}{'' if _is_misread(num_bad, num_rows) else _skip_one(found[0])}")
+        raise UserError(f"{found[0]}{'' if is_misread(num_bad, num_rows) else _skip_one(found[0])}")
     lines = "".join(f"\n  {each}" for each in found)
-    remedy = MISREAD if _is_misread(num_bad, num_rows) else _skip_all(found)
+    remedy = MISREAD if is_misread(num_bad, num_rows) else _skip_all(found)
     raise UserError(
         f"data: {num_bad:,} of {num_rows:,} rows cannot be used, for {len(found)} reasons:{lines}\n  {remedy}"
     )
 
 
-def _is_misread(num_bad: int, num_rows: int) -> bool:
+def is_misread(num_bad: int, num_rows: int) -> bool:
+    """Returns whether so many rows are bad that `data.on_bad=skip` would refuse to leave them out."""
     return num_bad > MISREAD_SHARE * num_rows
 
 

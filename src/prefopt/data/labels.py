@@ -1,6 +1,7 @@
 """Labels in KTO's format: they say whether the answer of a demonstration is wanted or to be avoided."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -9,13 +10,23 @@ from prefopt.data.values import describe
 LABELS = ("label", "kto_tag")
 """Names of the label column in KTO's format."""
 WANTED = frozenset(
-    ("true", "yes", "t", "y", "desirable", "desired", "good", "positive", "preferred", "chosen", "wanted", "accepted")
+    (
+        *("true", "yes", "t", "y", "desirable", "desired", "good", "positive", "preferred", "chosen", "wanted"),
+        *("accepted", "accept", "approved", "thumbsup", "up", "upvote", "upvoted", "like", "liked", "👍"),
+    )
 )
+"""Words in lower case, without what stands between their parts."""
 UNWANTED = frozenset(
-    ("false", "no", "f", "n", "undesirable", "undesired", "bad", "negative", "dispreferred", "rejected", "unwanted")
+    (
+        *("false", "no", "f", "n", "undesirable", "undesired", "bad", "negative", "dispreferred", "rejected"),
+        *("unwanted", "reject", "disapproved", "thumbsdown", "down", "downvote", "downvoted", "dislike", "disliked"),
+        "👎",
+    )
 )
 MISSING = frozenset(("", "null", "none", "nan", "na", "n/a"))
 """Words, in lower case, that tables write into empty cells."""
+_BETWEEN = re.compile(r"[\s_-]|\ufe0f|[\U0001f3fb-\U0001f3ff]")
+"""What words are joined by, as in `thumbs_up`, and what changes the look of an emoji."""
 
 
 @dataclass
@@ -102,7 +113,7 @@ def says_wanted(value: object) -> bool | None:
     number = _number(value)
     if number is not None:
         return True if number == 1 else False if number in (0, -1) else None
-    word = _word(value)
+    word = _BETWEEN.sub("", _word(value))
     return True if word in WANTED else False if word in UNWANTED else None
 
 

@@ -82,12 +82,19 @@ class DataNotes:
     def lines(self) -> list[str]:
         """Returns one sentence for each count that is not zero."""
         lines = [f"{split}: {notes.num_rows} rows read" for split, notes in self.read.items()]
+        final = {split: notes.num_kept for split, notes in self.tokenized.items()} or self.num_records
+        return [*lines, *self.remarks(), *(f"{split}: {count} rows used" for split, count in final.items() if count)]
+
+    def remarks(self) -> list[str]:
+        """Returns `lines` without the first and the last of each split, which say how many rows were read and used."""
+        lines = []
         for split, notes in self.read.items():
             lines += _sentences(split, notes, READ_SENTENCES)
             lines += [
                 f"{split}: column '{column}' has a value in {count} rows and is ignored"
                 for column, count in notes.ignored_columns.items()
             ]
+            lines += [f"{split}: {line}" for line in tell_absent(notes)]
         if self.num_overlap_skipped:
             count = self.num_overlap_skipped
             lines.append(f"train: {count} rows skipped: their prompt is held out (data.on_overlap=skip)")
@@ -99,8 +106,7 @@ class DataNotes:
                 f"{split}: key '{key}' of messages, in {count} rows, is not read by the chat template and is ignored"
                 for key, count in tokenized.unread_keys.items()
             ]
-        final = {split: notes.num_kept for split, notes in self.tokenized.items()} or self.num_records
-        return [*lines, *(f"{split}: {count} rows used" for split, count in final.items() if count)]
+        return lines
 
     def reasons(self) -> str:
         """Returns `lines` as one text, for an error that says why no rows are left."""
@@ -109,6 +115,14 @@ class DataNotes:
     def to_dict(self) -> dict[str, object]:
         """Returns all counts, including zeros, as a dict that can be written as JSON."""
         return asdict(self)
+
+
+def tell_absent(notes: ReadNotes) -> list[str]:
+    """Returns a sentence for each column of `data.columns` that no row has."""
+    return [
+        f"no row has a column '{column}' to be read as '{name}' (data.columns)"
+        for name, column in notes.absent_columns.items()
+    ]
 
 
 def _tell_slice(notes: SliceNotes) -> str:

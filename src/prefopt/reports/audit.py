@@ -26,6 +26,8 @@ def print_audit(audit: Audit, console: Console) -> None:
         reasons.setdefault(each["reason"], []).append(each["check"])
     for reason, checks in reasons.items():
         console.print(Text.assemble(("skipped  ", "dim"), f"{', '.join(checks)}: {reason}"))
+    for remark in audit.remarks:
+        console.print(Text.assemble(("reading  ", "dim"), one_line(remark)), soft_wrap=True)
     console.print(Text(describe(audit), "bold"))
 
 

@@ -102,6 +102,7 @@ def render_audit_page(audit: Audit, *, command: str = "", sections: Iterable[str
         "cards": [_card(finding) for finding in found],
         "fine": [(title_of(finding.check), _sentence(finding.summary)) for finding in fine],
         "shape": [*([] if splits is None else [splits]), *(each for f in fine for each in draw_finding(f))],
+        "remarks": [_sentence(one_line(remark)) for remark in audit.remarks],
         "skipped": _by_reason(audit),
         "terms": _terms(audit),
         "sections": list(sections),

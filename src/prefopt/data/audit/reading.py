@@ -7,9 +7,10 @@ from typing import Any
 
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import CheckName, OnBadRow
+from prefopt.config.mixture import parts_of
 from prefopt.config.schema import DataConfig
 from prefopt.data.audit.check import MAX_EXAMPLES, say
-from prefopt.data.bad_rows import BadClass, BadRows
+from prefopt.data.bad_rows import MISREAD, BadRows, is_misread
 from prefopt.data.files import iter_rows
 from prefopt.data.loading import read_all
 from prefopt.data.notes import SplitName
@@ -23,11 +24,13 @@ Entry = dict[str, Any]
 
 
 class AllBadRows(BadRows):
-    """Rows that cannot be read, with the place of each."""
+    """Rows that cannot be read, with the place of each, also if training leaves them out."""
 
     def __init__(self, setting: str, config: DataConfig) -> None:
         super().__init__(setting, replace(config, on_bad=OnBadRow.refuse))
         self.places: list[str] = []
+        self.are_left_out = config.on_bad is OnBadRow.skip
+        """Whether training leaves them out."""
 
     def add(self, place: str, found: str, **details: Any) -> None:
         """Adds a row; see `BadRows.add`."""
@@ -43,16 +46,18 @@ class Material:
         records: The rows by split: `train`, `held_out`, and the names of files to compare with.
         unread: What the check `schema` has found.
         unread_places: The rows that it has found.
+        remarks: Sentences that say what else reading did: rows that are no records, columns that are ignored.
     """
 
     records: Mapping[str, Sequence[Record]]
     unread: Entry
     unread_places: frozenset[str] = frozenset()
+    remarks: tuple[str, ...] = ()
 
     @classmethod
     def of_used(cls, records: Mapping[str, Sequence[Record]]) -> "Material":
         """Returns the rows that training uses, of which all could be read."""
-        return cls(records, describe_unread([], sum(map(len, records.values()))))
+        return cls(records, describe_unread([]))
 
 
 def read_material(config: DataConfig, *, kind: Kind, seed: int, against: Sequence[str] = ()) -> Material:
@@ -66,35 +71,79 @@ def read_material(config: DataConfig, *, kind: Kind, seed: int, against: Sequenc
     bad = {split: AllBadRows(f"data.{split}", config) for split, spec in specs.items() if spec is not None}
     splits = read_all(config, kind=kind, seed=seed, bad=bad)
     held_out = {} if splits.held_out is None else {"held_out": splits.held_out}
-    classes = sorted((each for rows in bad.values() for each in rows.refused()), key=lambda each: -each.count)
-    return Material(
-        {"train": splits.train, **held_out, **others},
-        describe_unread(classes, sum(rows.num_rows for rows in bad.values())),
-        frozenset(place for rows in bad.values() for place in rows.places),
+    records = {"train": splits.train, **held_out}
+    num_used: dict[SplitName, int] = {"train": len(splits.train), "held_out": len(splits.held_out or ())}
+    if config.held_out is None:
+        num_used["train"] += num_used["held_out"]  # set apart of it
+    unread = next(
+        (
+            describe_unused(split, rows, splits.notes.remarks())
+            for split, rows in bad.items()
+            if not num_used[split] and len(rows.places) < rows.num_rows
+        ),
+        describe_unread([*bad.values()]),
+    )
+    places = frozenset(place for rows in bad.values() for place in rows.places)
+    return Material({**records, **others}, unread, places, (*splits.notes.remarks(), *_name_limits(config)))
+
+
+def _name_limits(config: DataConfig) -> list[str]:
+    """Returns a sentence for each limit on the rows of training, which the audit does not keep."""
+    limits = {"data.max_rows": config.max_rows} | {
+        f"max_rows of part '{part.name}'": part.max_rows for part in parts_of(config.train, "data.train")
+    }
+    return [
+        f"train: {name}={limit} leaves out rows of training; the audit looks at all of them"
+        for name, limit in limits.items()
+        if limit is not None
+    ]
+
+
+def describe_unread(splits: Sequence[AllBadRows]) -> Entry:
+    """Returns the entry of the check `schema`: the rows that cannot be read, and what to do about them.
+
+    It is compared with no limit if training leaves them out (`data.on_bad=skip`).
+    """
+    classes = sorted((each for rows in splits for each in rows.refused()), key=lambda each: -each.count)
+    count, num_rows = sum(each.count for each in classes), sum(rows.num_rows for rows in splits)
+    first = [[{"source": place, "detail": each.found, "text": ""} for place in each.places] for each in classes]
+    shown = [each for rows in zip_longest(*first) for each in rows if each is not None][:MAX_EXAMPLES]
+    is_misread_as_skipped = any(is_misread(len(rows.places), rows.num_rows) for rows in splits)
+    are_left_out = any(rows.are_left_out for rows in splits) and not is_misread_as_skipped
+    reasons = f", for {len(classes)} reasons" if classes[1:] else ""
+    if are_left_out:
+        remedy = "Training leaves them out. A copy without them: prefopt audit --fix."
+    elif is_misread_as_skipped or is_misread(count, num_rows):
+        remedy = MISREAD
+    else:
+        remedy = "Mend them, or leave them out: data.on_bad=skip, or prefopt audit --fix."
+    return _as_entry(
+        count,
+        num_rows,
+        gauge=0.0 if are_left_out else count / max(num_rows, 1),
+        summary=f"{say(count, 'row')} cannot be read{reasons}{' (data.on_bad=skip)' if are_left_out else ''}",
+        remedy=remedy if count else "",
+        examples=shown,
+        values={"reasons": [{"found": each.found, "count": each.count} for each in classes]},
     )
 
 
-def describe_unread(classes: Sequence[BadClass], num_rows: int) -> Entry:
-    """Returns the entry of the check `schema`.
+def describe_unused(split: SplitName, rows: AllBadRows, remarks: Sequence[str]) -> Entry:
+    """Returns the entry of the check `schema` for a split of which rows were read, but none can be used."""
+    reasons = [remark.removeprefix(f"{split}: ") for remark in remarks if remark.startswith(f"{split}: ")]
+    return _as_entry(
+        rows.num_rows,
+        rows.num_rows,
+        gauge=1.0,
+        summary="; ".join([f"no row of data.{split} can be used", *reasons]),
+        remedy="Training would end with no rows. Give others, or see algorithm and data.format.",
+        examples=[],
+        values={"reasons": [{"found": reason, "count": rows.num_rows} for reason in reasons]},
+    )
 
-    Args:
-        classes: The rows that cannot be read by what is wrong with them, most frequent first.
-        num_rows: All rows.
-    """
-    count = sum(each.count for each in classes)
-    first = [[{"source": place, "detail": each.found, "text": ""} for place in each.places] for each in classes]
-    shown = [each for rows in zip_longest(*first) for each in rows if each is not None][:MAX_EXAMPLES]
-    share = count / max(num_rows, 1)
-    return {
-        "check": CheckName.schema.value,
-        "count": count,
-        "share": share,
-        "gauge": share,
-        "summary": f"{say(count, 'row')} cannot be read" + (f", for {len(classes)} reasons" if classes[1:] else ""),
-        "remedy": "Mend them, or leave them out: data.on_bad=skip, or prefopt audit --fix." if count else "",
-        "examples": shown,
-        "values": {"reasons": [{"found": each.found, "count": each.count} for each in classes]},
-    }
+
+def _as_entry(count: int, num_rows: int, **others: Any) -> Entry:
+    return {"check": CheckName.schema.value, "count": count, "share": count / max(num_rows, 1), **others}
 
 
 def read_questions(name: str) -> Iterator[SFTExample]:

@@ -1,6 +1,6 @@
 """What the tokenizer and the chat template make of rows, for the checks that look at tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
 from prefopt.data.anatomy import NO_LIMIT
+from prefopt.data.audit.check import SPLITS
 from prefopt.data.cache import digest_tokenizer
 from prefopt.data.control_tokens import ControlTokens
 from prefopt.data.encoding import TokenizeNotes
-from prefopt.data.records import PreferencePair, Record
+from prefopt.data.records import PreferencePair, Record, message_fields
+from prefopt.data.rendering import require_chat_template
 from prefopt.data.tokenize import Tokenized, tokenize_pairs, tokenize_sft
 from prefopt.process.errors import UserError
 
@@ -60,6 +62,18 @@ class Reader:
         """Returns what decides its results; for a tokenizer without a digest, something else each time."""
         known = digest_tokenizer(self.tokenizer) or uuid4().hex
         return f"{known} {self.max_length} {self.loss_on.value}"
+
+    def require_template(self, records: Mapping[str, Sequence[Record]]) -> None:
+        """Refuses a model that can render none of the rows of a split, as training does.
+
+        Raises:
+            UserError: Rows are messages, and the tokenizer has no chat template.
+        """
+        if not self.tokenizer.chat_template:
+            rows = (row for split in SPLITS for row in records.get(split, ()))
+            chat = next((row for row in rows if message_fields(row)), None)
+            if chat is not None:
+                require_chat_template(self.tokenizer, chat.source)
 
     def read(self, records: Sequence[Record]) -> RowTokens:
         """Tokenises rows; one that cannot be tokenised spoils no other."""

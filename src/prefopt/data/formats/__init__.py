@@ -8,8 +8,8 @@ from prefopt.config.algorithms import Kind
 from prefopt.config.choices import DataFormat
 from prefopt.data.formats import trl
 from prefopt.data.formats.format import PAIRS, PASSED_ON, SCORES, Format, MissingColumnError, Row
-from prefopt.data.labels import LABELS, says_wanted
-from prefopt.data.values import RowError
+from prefopt.data.labels import LABELS, is_missing, says_wanted
+from prefopt.data.values import RowError, describe
 
 FORMATS: dict[DataFormat, Format] = {
     name: import_module(f"{__name__}.{name.value}").FORMAT
@@ -53,11 +53,14 @@ def _name_pairs(row: Row) -> str:
 
 
 def _name_single_answers(row: Row) -> str:
-    if (
-        "rejected" not in row
-        and "text" not in row
-        and any(says_wanted(row.get(column)) is not None for column in LABELS)
-    ):
+    label = next((name for name in LABELS if not is_missing(row.get(name))), None)
+    if label is not None and "rejected" not in row and "text" not in row:
+        if says_wanted(row[label]) is None:
+            return (
+                f" If '{label}' ({describe(row[label])}) says whether the answer is wanted, write true or false "
+                "there: then each wanted answer and an unwanted one to the same prompt become a pair. If it means "
+                "something else, remove the column."
+            )
         return (
             " These are KTO's rows, single answers with a label. Set data.format=kto to join them to pairs, or "
             "train the wanted ones alone with algorithm=sft."

@@ -17,7 +17,7 @@ from prefopt.config.schema import TrainConfig
 from prefopt.config.settings_parser import SettingsParser
 from prefopt.data.audit.audit import audit_records, describe_data, key_of
 from prefopt.data.audit.finding import Audit, Level
-from prefopt.data.audit.fix import fix
+from prefopt.data.audit.fix import fix, require_targets, without_limits
 from prefopt.data.audit.reading import Material, read_material
 from prefopt.distributed.entry import run_entry
 from prefopt.process.console import build_console, progress_bar
@@ -71,10 +71,17 @@ def main(argv: list[str]) -> None:
     options = parser.read(argv)
     if options.fix and options.output is None:
         raise UserError("--fix: needs --output <folder> for the cleaned copy; the data themselves are never changed.")
+    if options.near and not options.fix:
+        raise UserError("--near: says what --fix drops too. Add --fix, or leave --near out.")
     if options.learning_curve and options.output is None:
         raise UserError("--learning-curve: needs --output <folder> for its trainings, so that it goes on if stopped.")
     overrides = read_overrides(options.overrides)
     config = load_config(overrides, options.config_dir)
+    if options.output is not None:
+        _require_folder(options.output)
+    if options.fix:
+        require_targets(config.data, options.output)
+        config = replace(config, data=without_limits(config.data))
     command = " ".join(["prefopt audit", *map(quote, argv)])
     audit = run_audit(config, options, with_model=_names_model(overrides), command=command)
     if audit.of_level(Level.error):
@@ -82,8 +89,8 @@ def main(argv: list[str]) -> None:
 
 
 def read_overrides(arguments: Sequence[str]) -> list[str]:
-    """Returns overrides; arguments that are none, or that are the path of a file, are files of training data."""
-    files = [each for each in arguments if not _is_override(each) or os.path.isfile(each)]
+    """Returns overrides; arguments that are none are files of training data."""
+    files = [each for each in arguments if _is_file(each)]
     given = [each for each in arguments if each not in files]
     if not files:
         return given
@@ -95,8 +102,9 @@ def read_overrides(arguments: Sequence[str]) -> list[str]:
     return ["data=files", f"data.train=[{quoted}]", *given]
 
 
-def _is_override(argument: str) -> bool:
-    return "=" in argument or argument.startswith(("+", "~"))
+def _is_file(argument: str) -> bool:
+    """Returns whether an argument names data: there is such a path, or it cannot be an override."""
+    return os.path.exists(os.path.expanduser(argument)) or ("=" not in argument and argument[:1] not in ("+", "~"))
 
 
 def _names_model(arguments: Sequence[str]) -> bool:
@@ -146,6 +154,19 @@ def run_audit(config: TrainConfig, options: Any, *, with_model: bool, command: s
     elif options.output is not None:
         console.print(f"Written: {quote(options.output / 'audit.html')}")
     return audit
+
+
+def _require_folder(folder: Path) -> None:
+    """Refuses an output that cannot be a folder to write into, before the rows are looked at.
+
+    Raises:
+        UserError: It is a file or below one, or nothing can be written there.
+    """
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise UserError(f"--output {folder}: {there} is a file. Name a folder; it is made if it does not exist.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--output {folder}: nothing can be written into {there}. Name another folder.")
 
 
 def _measure_curve(config: TrainConfig, audit: Audit, folder: Path, command: str, console: Console) -> Audit:

@@ -276,3 +276,34 @@ def test_the_benchmark_measures_every_part(tmp_path: Path, monkeypatch: Any, cap
     assert [row["part"] for row in measured] == list(benchmark.PARTS)
     assert all(row["pairs"] == 400 and row["pairs_per_s"] > 0 for row in measured)
     assert "times" in capsys.readouterr().out
+
+
+def test_rows_that_training_does_not_take_are_not_audited_unless_it_refuses_them(tmp_path: Path, capsys: Any) -> None:
+    made = rows(60)
+    same = {**made[0], "prompt": "What is the same?", "rejected": made[0]["chosen"]}
+    path = write(tmp_path / "rows.jsonl", [*made[:20], made[3], *made[20:], made[50], same])
+    argv = [str(path), "data.held_out_fraction=0"]
+    all_rows = findings(capsys, argv)
+    assert (all_rows["duplicate"]["count"], all_rows["identical"]["count"]) == (2, 1)
+    first = findings(capsys, [*argv, "data.max_rows=30"])
+    assert [each["source"] for each in first["duplicate"]["examples"]] == [f"{path}:21"]
+    assert first["identical"]["count"] == 1
+    part = f"data.train=[{{path: {path}, max_rows: 10}}]"
+    assert findings(capsys, ["data=files", part, argv[1]])["duplicate"]["count"] == 0
+    audit([*argv, "data.max_rows=30"])
+    assert "rows that max_rows leaves out are not audited" in capsys.readouterr().out
+
+
+def test_a_copy_is_mended_to_its_end_whatever_max_rows_is(tmp_path: Path, capsys: Any) -> None:
+    path = write(tmp_path / "rows.jsonl", [*rows(), rows()[30]])
+    findings(capsys, [str(path), "data.max_rows=9", "--output", str(tmp_path / "out"), "--fix"])
+    assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 40
+
+
+def test_no_copy_is_offered_of_rows_that_are_misread(tmp_path: Path, capsys: Any) -> None:
+    path = write(tmp_path / "rows.jsonl", [*rows(20), *({"prompt": "?", "output": "x"} for _ in range(21))])
+    with pytest.raises(SystemExit):
+        audit([str(path)])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Most rows are bad" in printed
+    assert "--output mended" not in printed

@@ -129,7 +129,7 @@ def test_a_row_that_cannot_be_tokenised_hides_no_other() -> None:
 def test_a_finding_about_the_data_as_a_whole_is_printed_without_a_number_of_rows(capsys: Any) -> None:
     print_audit(audit(finding("separability", 0.95, count=0)), Terminal())
     printed = capsys.readouterr().out
-    assert "separability  95.00%" in printed
+    assert "separability  accuracy: at least 95.00 %, limit 90 %" in printed
 
 
 def test_nearly_identical_pairs_are_named_also_if_all_of_them_are_identical() -> None:

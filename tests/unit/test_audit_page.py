@@ -20,6 +20,7 @@ from prefopt.data.audit.label_noise import count_log_odds
 from prefopt.data.audit.truncation import count_lengths
 from prefopt.data.records import SFTExample
 from prefopt.process.errors import UserError
+from prefopt.reports.audit import describe_measure
 from prefopt.reports.audit_figures import DRAWN
 from prefopt.reports.audit_glossary import CHECKS
 from prefopt.reports.audit_page import render_audit_page, split_code, write_audit_page
@@ -228,7 +229,7 @@ def test_all_findings_are_told_by_source() -> None:
 
 def test_findings_without_rows_have_no_count() -> None:
     told = words(render_audit_page(audit(finding("separability", 0.95, count=0))))
-    assert "Shortcuts in words 95.0 %; over" in told
+    assert "Shortcuts in words accuracy: at least 95.0 %; over" in told
 
 
 def test_numbers_that_are_not_finite_are_not_drawn() -> None:
@@ -349,3 +350,13 @@ def test_the_docs_have_the_meaning_and_the_limits_of_each_check():
 
 def said(limit):
     return "–" if limit is None else "any" if limit == 0 else f"{limit * 100:g} %"  # noqa: RUF001
+
+
+def test_a_finding_shows_the_number_that_its_limit_is_for() -> None:
+    told = finding("separability", 0.9683, count=0, gauge=0.953)
+    assert describe_measure(told) == "accuracy: at least 95.30 %, limit 90 %"
+    assert "accuracy: at least 95.3 %; over the warning limit of 90 %" in words(render_audit_page(audit(told)))
+    assert describe_measure(finding("length_bias", 0.18, count=52, gauge=0.817)).startswith(
+        "the longer or the shorter"
+    )
+    assert describe_measure(finding("duplicate", 0.001, count=1)) == "1 row, 0.10 %"

@@ -100,10 +100,10 @@ def test_other_ranks_stop_on_request_in_silence(capsys, monkeypatch):
     assert end(capsys, Preempted("SIGTERM")) == (75, "")
 
 
-def test_ctrl_c_ends_with_130(capsys):
-    code, message = end(capsys, KeyboardInterrupt())
-    assert code == 130
-    assert message.startswith("interrupted; the same command goes on")
+def test_ctrl_c_ends_with_130_and_promises_to_go_on_only_where_a_run_does(capsys):
+    assert end(capsys, KeyboardInterrupt()) == (130, "interrupted\n")
+    code, message = end(capsys, KeyboardInterrupt("the same command goes on"))
+    assert (code, message) == (130, "interrupted; the same command goes on\n")
 
 
 def test_what_nobody_foresaw_is_one_line_and_1_and_its_traceback_lies_in_a_file_that_is_named(capsys, cache):

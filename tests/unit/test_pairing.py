@@ -12,7 +12,7 @@ from prefopt.config.load import load_config
 from prefopt.config.schema import DataConfig
 from prefopt.data.defects import record_key
 from prefopt.data.loading import read_record, read_splits
-from prefopt.data.pairing import find_margin
+from prefopt.data.pairing import find_margin, rows_of
 from prefopt.process.errors import UserError
 
 
@@ -196,3 +196,18 @@ def test_runs_that_do_not_set_the_rules_keep_their_names() -> None:
     others = [["data.pairs=all"], ["data.min_margin=0"], ["data.min_margin=1"]]
     names = {load_config(["data=files", "data.train=x.jsonl", *more]).run.name for more in others}
     assert len(names | {name}) == 4
+
+
+@pytest.mark.parametrize(
+    ("place", "rows"),
+    [
+        ("a.jsonl:4", ["a.jsonl:4"]),
+        ("a+1.json:row 4", ["a+1.json:row 4"]),
+        ("a.jsonl:4+1", ["a.jsonl:4", "a.jsonl:1"]),
+        ("a.csv:row 4+row 1", ["a.csv:row 4", "a.csv:row 1"]),
+        ("a+b.jsonl:4+c+d.jsonl:1", ["a+b.jsonl:4", "c+d.jsonl:1"]),
+        ("a.jsonl:1 pair 2", ["a.jsonl:1"]),
+    ],
+)
+def test_the_place_of_a_pair_names_the_rows_that_it_was_made_of(place: str, rows: list[str]) -> None:
+    assert rows_of(place) == rows

@@ -7,12 +7,13 @@ import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
+from prefopt.config.overrides import typed
 from prefopt.config.schema import COLUMNS
 from prefopt.data.arrow import OnBad, folder_rows, hub_rows, parquet_rows
 from prefopt.data.cells import CELLS
@@ -117,6 +118,32 @@ def find_files(spec: str) -> list[Path]:
                 raise UserError(f"{spec}: no file matches this pattern in {Path.cwd()}.")
             return paths
         raise UserError(f"{spec}: {describe_missing(path, 'file')}")
+
+
+def refuse_repeated(specs: Iterable[object], setting: str) -> None:
+    """Refuses data in which a file is named twice, also by a pattern, a link, or another spelling of its path.
+
+    Its rows would weigh twice, without a word about it.
+
+    Args:
+        specs: Files, patterns, folders and data sets of the hub, as for `iter_rows`.
+        setting: The setting that names them, for the error.
+
+    Raises:
+        UserError: A file is named twice, or does not exist.
+    """
+    seen: dict[object, str] = {}
+    for spec in specs:
+        name = str(spec)
+        for path in [name] if name.startswith(HUB) else find_files(name):
+            key = path if isinstance(path, str) else path.resolve()
+            if key in seen:
+                names = f"by {name}" if seen[key] == name else f"by {seen[key]} and by {name}"
+                remedy = "Name it once"
+                if setting == "data.train":
+                    remedy += f"; to see its rows twice an epoch: {typed(setting, [{'path': str(path), 'weight': 2}])}"
+                raise UserError(f"{setting}: {path} is named twice, {names}. {remedy}")
+            seen[key] = name
 
 
 def _require_rows(

@@ -76,7 +76,10 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object =
         train = _without_overlap(train, held_out, bad["train"], config, notes)
     require_usable(*bad.values())
     parts = parts_of(config.train, "data.train")
+    num_usable = len(train)
     train, notes.slices["train"] = cut(train, parts, config.max_rows, config.shuffle_seed)
+    if not parts:
+        notes.read["train"].num_over_limit = num_usable - len(train)
     held_out_parts = parts_of(config.held_out, "data.held_out") if config.held_out is not None else parts
     if held_out is not None:
         held_out, notes.slices["held_out"] = cut(held_out, held_out_parts, None, config.shuffle_seed)
@@ -94,7 +97,7 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object =
 
 
 def read_all(config: DataConfig, *, kind: Kind, seed: int, bad: Mapping[SplitName, BadRows]) -> Splits:
-    """Reads all rows as `read_splits` does, and keeps those from which nothing can be learned: for an audit.
+    """Reads the rows that `read_splits` takes, and keeps those from which nothing can be learned: for an audit.
 
     Args:
         config: The files.
@@ -118,10 +121,11 @@ def read_all(config: DataConfig, *, kind: Kind, seed: int, bad: Mapping[SplitNam
         for split, records in zip(read, agreed, strict=True)
     }
     train, held_out = chats["train"], chats.get("held_out")
+    train = _taken(train, parts_of(config.train, "data.train"), config.max_rows, config.shuffle_seed)
+    if held_out is not None:
+        held_out = _taken(held_out, parts_of(config.held_out, "data.held_out"), None, config.shuffle_seed)
     if held_out is None and config.held_out_fraction > 0:
-        parts = parts_of(config.train, "data.train")
-        used, _ = cut(_usable(train), parts, config.max_rows, config.shuffle_seed)
-        _, chosen = split_by_prompt(used, fraction=config.held_out_fraction, seed=seed)
+        _, chosen = split_by_prompt(_usable(train), fraction=config.held_out_fraction, seed=seed)
         prompts = {key for record in chosen for key in prompt_keys(record)}
         is_apart = (not prompts.isdisjoint(prompt_keys(record)) for record in train)
         is_held_out = np.fromiter(is_apart, bool, len(train))
@@ -205,6 +209,16 @@ def read_record(config: DataConfig, *, kind: Kind, row: int) -> ShownRecord:
     train, *others = map(_usable, tables)
     used, _ = cut(train, parts_of(config.train, "data.train"), config.max_rows, config.shuffle_seed)
     return ShownRecord(made, [used, *others], remarks)
+
+
+def _taken(records: Table[Record], parts: Sequence[Part], max_rows: int | None, seed: int | None) -> Table[Record]:
+    """Returns the records that training takes, and those from which nothing can be learned: it refuses these."""
+    usable = _usable(records)
+    used, _ = cut(usable, parts, max_rows, seed)
+    if len(used) == len(usable):
+        return records
+    left_out = {record.source for record in usable} - {record.source for record in used}
+    return records.select(np.fromiter((each.source not in left_out for each in records), bool, len(records)))
 
 
 def _usable(records: Table[Record]) -> Table[Record]:

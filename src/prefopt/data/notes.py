@@ -28,6 +28,7 @@ READ_SENTENCES = {
     "num_close_skipped": "{n} pairs skipped: the scores of their answers differ by less than data.min_margin",
     "num_empty_skipped": "{n} rows with an empty completion skipped (data.on_empty=skip)",
     "num_identical_skipped": "{n} pairs with chosen equal to rejected skipped (data.on_identical=skip)",
+    "num_over_limit": "{n} rows left out by data.max_rows",
     "num_duplicates": "{n} rows repeat an earlier row; kept",
     "num_as_chat": "{n} rows of plain text made chats: a user's question, an assistant's answer (data.as_chat)",
     "num_given_system": "{n} rows got the system prompt of data.system",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,10 @@ from prefopt.data.values import RowError
 
 HINTS = frozenset(("margin", "metadata", *(first for first, _ in SCORES)))
 """A row without these columns has no margin: asked first, since most rows have none."""
+
+LINE = r"(?:row )?\d+"
+RANKED_PLACE = re.compile(rf"(.+:{LINE}) pair \d+", re.DOTALL)
+JOINED_PLACE = re.compile(rf"((.+):{LINE})\+(?:(.+):)?({LINE})", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -180,3 +185,13 @@ def _both(first: str, second: str) -> str:
     """Returns the places of two rows as one: `pairs.jsonl:3+8`."""
     file, _, line = second.rpartition(":")
     return f"{first}+{line if first.rpartition(':')[0] == file else second}"
+
+
+def rows_of(place: str) -> list[str]:
+    """Returns the places of the rows that a pair was made of, most often its own."""
+    if ranked := RANKED_PLACE.fullmatch(place):
+        return [ranked[1]]
+    if joined := JOINED_PLACE.fullmatch(place):
+        first, file, other_file, line = joined.groups()
+        return [first, f"{other_file or file}:{line}"]
+    return [place]

@@ -2,19 +2,20 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import DataFormat
-from prefopt.config.mixture import parts_of
+from prefopt.config.mixture import parts_of, paths_of
 from prefopt.config.schema import DataConfig
 from prefopt.data.arrow import OnBad, Row
 from prefopt.data.as_chat import from_system_column, is_question, to_chat
 from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.cells import parse_cells
 from prefopt.data.columns import rename
-from prefopt.data.files import iter_rows
+from prefopt.data.files import iter_rows, refuse_repeated
 from prefopt.data.formats import convert, detect_format, unread_columns
 from prefopt.data.formats.format import PAIRS
 from prefopt.data.formats.ratings import RANKED
@@ -69,6 +70,8 @@ class ReadNotes(ImplicitNotes):
     """Pairs whose margin is below the one of the settings."""
     num_identical_skipped: int = 0
     num_empty_skipped: int = 0
+    num_over_limit: int = 0
+    """Rows that are not used, since there are more than `data.max_rows`."""
     num_as_chat: int = 0
     """Rows of plain text that were converted to chats."""
     num_given_system: int = 0
@@ -198,6 +201,9 @@ class _Reader:
             notes.num_rows += 1
             bad.add(place, found, kind=kind)
 
+        refuse_repeated(
+            (path for path in paths_of(self._spec) if isinstance(path, (str, Path)) and str(path)), bad.setting
+        )
         unseen = dict(self._columns)
         for row, source, name in self._rows(leave_out):
             unseen = {name: other for name, other in unseen.items() if name not in row and other not in row}

@@ -5,8 +5,12 @@ from collections.abc import Iterable
 from types import NoneType
 from typing import Any
 
+from prefopt.data.audit.masking import MARGIN, excerpt, mask_json
+
 MAX_DEPTH = 64
 """Deepest nesting of lists and objects."""
+SHOWN = 60
+"""Most characters of a value, or of the name of a field, that an error message shows."""
 MAX_SHOWN = 12
 """Most names of fields that an error message lists."""
 
@@ -16,21 +20,24 @@ class RowError(ValueError):
 
 
 def describe(value: object) -> str:
-    """Returns the JSON type of `value` and its beginning, for error messages."""
+    """Returns the JSON type of `value` and its beginning, for error messages; secrets and personal data are masked."""
     names = {bool: "a boolean", str: "text", list: "a list", dict: "an object", int: "a number", float: "a number"}
     if value is None:
         return "null"
     try:
-        shown = json.dumps(value[:60] if isinstance(value, str) else value, ensure_ascii=False, default=str)
+        told = value[: SHOWN + MARGIN] if isinstance(value, str) else value
+        shown = json.dumps(told, ensure_ascii=False, default=str)
     except (RecursionError, TypeError, ValueError):
         shown = "..."
     shown = shown.encode(errors="backslashreplace").decode()
-    return f"{names.get(type(value), type(value).__name__)} ({shown if len(shown) <= 60 else shown[:57] + '...'})"
+    shown = mask_json(shown[: SHOWN + MARGIN])
+    shown = shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 3]}..."
+    return f"{names.get(type(value), type(value).__name__)} ({shown})"
 
 
 def show_name(name: str) -> str:
     """Returns the beginning of a field's name, with lone UTF-16 surrogates, which cannot be encoded, escaped."""
-    return name[:60].encode(errors="backslashreplace").decode()
+    return excerpt(name, SHOWN).encode(errors="backslashreplace").decode()
 
 
 def show_names(names: Iterable[str]) -> str:

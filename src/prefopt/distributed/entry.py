@@ -49,9 +49,9 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) 
             if is_main():
                 _say(f"stopped on request ({error.reason}); the same command goes on")
             _exit(EXIT_CODE)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             if group.num_ranks() == 1:
-                _say("interrupted; the same command goes on from the last complete checkpoint")
+                _say(f"interrupted; {error}" if error.args else "interrupted")
             _exit(130)
         except EndedError as error:
             if _is_ours_to_say(error, str(error), FAULT):

@@ -5,9 +5,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from prefopt.data.audit.check import say
 from prefopt.data.audit.finding import Audit, Finding, Level
 from prefopt.process.terminal import one_line
-from prefopt.reports.audit_glossary import split_name
+from prefopt.reports.audit_glossary import MEASURES, split_name
 
 STYLES = {Level.error: "bold red", Level.warning: "yellow", Level.note: "cyan", Level.ok: "green"}
 SHOWN_TEXT = 100
@@ -37,7 +38,20 @@ def describe(audit: Audit) -> str:
     words = {Level.error: "error", Level.warning: "warning", Level.note: "note"}
     counts = [(len(audit.of_level(level)), word) for level, word in words.items()]
     told = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
-    return f"{audit.rows:,} rows ({splits}): {told} (data/gate={audit.gate})"
+    return f"{say(audit.rows, 'row')} ({splits}): {told} (data/gate={audit.gate})"
+
+
+def describe_measure(finding: Finding) -> str:
+    """Returns the number that the gate judges, with its limit if that is exceeded."""
+    limit = "" if finding.limit is None else f", limit {100 * finding.limit:g} %"
+    measure = MEASURES.get(finding.check)
+    if measure is not None:
+        return f"{measure} {_percent(finding.gauge)}{limit}"
+    return f"{say(finding.count, 'row')}, {_percent(finding.share)}{limit}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}".replace("%", " %")
 
 
 def _print_finding(finding: Finding, console: Console) -> None:
@@ -45,8 +59,7 @@ def _print_finding(finding: Finding, console: Console) -> None:
     grid = Table.grid(padding=(0, 1))
     grid.add_column(width=8, no_wrap=True)
     grid.add_column(overflow="fold")
-    rows = f"{finding.count:,} rows, " if finding.count else ""  # else it is about the data as a whole
-    title = Text.assemble((finding.check, "bold"), f"  {rows}{finding.share:.2%}")
+    title = Text.assemble((finding.check, "bold"), f"  {describe_measure(finding)}")
     grid.add_row(Text(finding.level, STYLES[level]), title)
     grid.add_row("", Text(finding.summary))
     for example in finding.examples:

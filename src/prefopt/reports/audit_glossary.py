@@ -12,6 +12,13 @@ class Meaning:
     why: str
 
 
+MEASURES = {
+    "length_bias": "the longer or the shorter answer wins in",
+    "label_noise": "labels swapped: at least",
+    "separability": "accuracy: at least",
+}
+"""Checks whose limits are for another number than the share of the rows: the words before it."""
+
 CHECKS = {
     "schema": Meaning(
         "Rows that cannot be read",

@@ -8,10 +8,11 @@ from typing import Any
 
 from prefopt.config.choices import CheckName, GateName
 from prefopt.data.audit.finding import Audit, Finding, Level
+from prefopt.data.bad_rows import MISREAD
 from prefopt.process.errors import explained
 from prefopt.process.terminal import one_line
 from prefopt.reports.audit_figures import draw_finding, draw_splits
-from prefopt.reports.audit_glossary import CHECKS, Meaning, split_name, title_of
+from prefopt.reports.audit_glossary import CHECKS, MEASURES, Meaning, split_name, title_of
 from prefopt.reports.charts.drawing import Figure
 from prefopt.reports.numbers import count, moment
 from prefopt.reports.render import environment, json_ready
@@ -159,14 +160,15 @@ def split_code(remedy: str) -> list[tuple[str, bool]]:
 def _card(finding: Finding) -> Card:
     icon, word = LEVELS[finding.level]
     values = finding.values
+    judged = finding.gauge if finding.check in MEASURES else finding.share
     return Card(
         name=finding.check,
         title=title_of(finding.check),
         icon=icon,
         word=word,
-        count=count(finding.count) if finding.count else "",
-        share=_percent(finding.share),
-        width=round(100 * min(max(finding.share, 0.0), 1.0), 2),
+        count=count(finding.count) if finding.count and finding.check not in MEASURES else "",
+        share=" ".join([*filter(None, [MEASURES.get(finding.check)]), _percent(judged)]),
+        width=round(100 * min(max(judged, 0.0), 1.0), 2),
         limit="" if finding.limit is None else _describe_limit(finding, finding.limit),
         summary=_sentence(finding.summary),
         remedy=split_code(_sentence(finding.remedy)),
@@ -194,8 +196,7 @@ def _sentence(text: str) -> str:
 
 
 def _describe_limit(finding: Finding, limit: float) -> str:
-    found = "" if finding.gauge == finding.share else f"{_percent(finding.gauge)} is "
-    return f"{found}over the {finding.level} limit of {100 * limit:g} %"
+    return f"over the {finding.level} limit of {100 * limit:g} %"
 
 
 def _percent(share: float) -> str:
@@ -209,8 +210,10 @@ def _say(number: int, word: str) -> str:
 
 
 def name_mending(audit: Audit, command: str) -> str:
-    """Returns the command that mends what it can; empty if `command` did so, or nothing found can be mended."""
+    """Returns the command that mends what it can; empty if it did so, nothing can be mended, or rows are misread."""
     if not command or "--fix" in command or not any("--fix" in finding.remedy for finding in audit.checks):
+        return ""
+    if any(MISREAD in finding.remedy for finding in audit.checks):
         return ""
     return f"{command} --fix" if "--output" in command else f"{command} --output mended --fix"
 

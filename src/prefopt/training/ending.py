@@ -24,9 +24,9 @@ def recorded_end(run: RunDirectory) -> Iterator[None]:
     except Preempted as error:
         _record(run, State.preempted, f"stopped on request ({error.reason}); the same command goes on")
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         _record(run, State.preempted, "interrupted by the user; the same command goes on from the last checkpoint")
-        raise
+        raise KeyboardInterrupt("the same command goes on from the last complete checkpoint") from error
     except RunTakenOverError:
         raise  # the status is the other process's now
     except DivergedError as error:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import CheckName
+from prefopt.data.audit.masking import excerpt
 from prefopt.data.messages import Content
 from prefopt.data.records import PreferencePair, Record, message_fields
 from prefopt.data.split import prompt_keys
@@ -203,9 +204,14 @@ class Sides:
         first = next((self.records[split][0] for split in SPLITS if len(self.records.get(split, ()))), None)
         return isinstance(first, PreferencePair)
 
-    def answer(self, split: str, row: int) -> str:
-        """Returns the text of a row's chosen answer."""
-        return as_text(_answer(self.records[split][row]))
+    def show_answer(self, split: str, row: int, length: int = 100) -> str:
+        """Returns the beginning of a row's chosen answer, as people may see it."""
+        return excerpt(as_text(_answer(self.records[split][row])), length)
+
+    def show_question(self, split: str, row: int, length: int = 100) -> str:
+        """Returns the beginning of what the user says, or of a text without a prompt, as people may see it."""
+        record = self.records[split][row]
+        return excerpt(_question(record) or as_text(_answer(record)), length)
 
     def source(self, split: str, row: int) -> str:
         return self.records[split][row].source

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prefopt.data.audit.check import BETWEEN, Check, Chunk, Found, Sides, Texts
+from prefopt.data.audit.check import BETWEEN, MAX_EXAMPLES, Check, Chunk, Found, Sides, Texts
+from prefopt.data.audit.masking import mask_private
 from prefopt.data.audit.patterns import Matches, Shown, conclude_matches, first_of_rows
 
 IN_ASCII = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
@@ -69,12 +70,15 @@ def examine(chunk: Chunk) -> Matches:
     counts: Counter[str] = Counter()
     shown: list[Shown] = []
     for field, texts in (("prompt", chunk.prompts), ("chosen", chunk.chosen), ("rejected", chunk.rejected)):
+        first: list[Shown] = []
         for row in _suspects(texts):
             found = [match.start() for match in IN_UNICODE.finditer(texts.each[row])]
             if found:
                 rows.add(row)
                 counts.update(name(texts.each[row][place]) for place in found)
-                shown.append(_show(texts.each[row], found[0], row, field))
+                if len(first) < MAX_EXAMPLES:
+                    first.append(_show(texts.each[row], found[0], row, field))
+        shown += first
     return Matches(np.array(sorted(rows), np.int64), counts, first_of_rows(shown))
 
 
@@ -89,6 +93,7 @@ def _suspects(texts: Texts) -> list[int]:
 
 
 def _show(text: str, place: int, row: int, field: str) -> Shown:
+    text = mask_private(text)
     piece = IN_UNICODE.sub(lambda match: f"<U+{ord(match.group()):04X}>", text[max(0, place - 30) : place + 30])
     return Shown(row, f"{name(text[place])} in {field}", piece)
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
@@ -12,12 +13,14 @@ from prefopt.config.algorithms import Kind
 from prefopt.config.choices import CheckName
 from prefopt.config.mixture import paths_of
 from prefopt.config.schema import DataConfig
-from prefopt.data.audit.check import SPLITS
+from prefopt.data.audit.check import SPLITS, say
 from prefopt.data.audit.engine import run_checks
 from prefopt.data.audit.reading import Material
 from prefopt.data.bad_rows import MISREAD, MISREAD_SHARE
 from prefopt.data.files import GZIP, HUB, find_files, iter_rows
+from prefopt.data.pairing import rows_of
 from prefopt.data.records import NOT_CONTENT, Record
+from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.table import Table
 from prefopt.process.errors import UserError, explained
 from prefopt.storage.files import write_bytes
@@ -50,8 +53,8 @@ class Change:
     before: Any
     after: Any = None
 
-    def to_line(self) -> str:
-        return json.dumps(vars(self), ensure_ascii=False)
+    def to_line(self) -> bytes:
+        return _as_line(vars(self))
 
 
 def fix(config: DataConfig, material: Material, folder: Path, *, kind: Kind, with_near: bool) -> list[str]:
@@ -77,38 +80,82 @@ def fix(config: DataConfig, material: Material, folder: Path, *, kind: Kind, wit
     if material.unread["share"] > MISREAD_SHARE:
         raise UserError(f"--fix: {material.unread['summary']}, so nothing is written. {MISREAD}")
     repairs = [(name.value, repair) for name in REWRITTEN if (repair := _load_repair(name)) is not None]
-    dropped = _find_dropped(material, repairs, kind, (*DROPPED, *NEAR) if with_near else DROPPED)
+    dropped, partly = _find_dropped(material, repairs, kind, (*DROPPED, *NEAR) if with_near else DROPPED)
     changes: list[Change] = []
+    copies = {
+        target: list(_mend(path, dropped, repairs, changes)) for path, target in _targets(config, folder).items()
+    }
+    for target, kept in copies.items():
+        if not kept:
+            raise UserError(
+                f"--fix: no row would be left in {target.name}, so nothing is written: "
+                f"{_count_dropped(changes)}. Correct the data, or leave that file out."
+            )
     told = []
-    for path, target in _targets(config, folder).items():
-        kept = list(_mend(path, dropped, repairs, changes))
+    for target, kept in copies.items():
         with explained(target, doing="written"):
             write_bytes(target, b"".join(kept))
-        told.append(f"Written: {target} ({len(kept):,} rows)")
-    log = "".join(f"{change.to_line()}\n" for change in changes)
+        told.append(f"Written: {target} ({say(len(kept), 'row')})")
     with explained(folder / CHANGES, doing="written"):
-        write_bytes(folder / CHANGES, log.encode("utf-8", "surrogatepass"))
+        write_bytes(folder / CHANGES, b"".join(change.to_line() for change in changes))
     counts = {action: sum(change.action == action for change in changes) for action in ("dropped", "rewritten")}
-    told.append(f"Written: {folder / CHANGES} ({counts['dropped']:,} rows dropped, {counts['rewritten']:,} rewritten)")
+    told.append(
+        f"Written: {folder / CHANGES} ({say(counts['dropped'], 'row')} dropped, {counts['rewritten']:,} rewritten)"
+    )
+    if changes:
+        told.append(f"{CHANGES} holds these rows whole, with the secrets in them: keep it where the data are kept.")
+    for check, count in partly.items():
+        told.append(
+            f"Not dropped: {say(count, 'row')} of {check}, since other pairs of the same rows are good. "
+            "Correct them in the file."
+        )
     return told
+
+
+def without_limits(config: DataConfig) -> DataConfig:
+    """Returns the settings with all rows of the files: a copy has all of them."""
+
+    def whole(spec: Any) -> Any:
+        if isinstance(spec, Mapping):
+            return {key: value for key, value in spec.items() if key != "max_rows"}
+        return [whole(item) for item in spec] if isinstance(spec, (list, tuple)) else spec
+
+    train, held_out = whole(config.train), whole(config.held_out)
+    return replace(config, train=train, held_out=held_out, max_rows=None, shuffle_seed=None)
+
+
+def _count_dropped(changes: Sequence[Change]) -> str:
+    counts = Counter(change.check for change in changes if change.action == "dropped")
+    return f"dropped from all files: {', '.join(f'{check} {count:,}' for check, count in counts.most_common())}"
 
 
 def _find_dropped(
     material: Material, repairs: Sequence[Repair], kind: Kind, checks: Sequence[CheckName]
-) -> dict[str, str]:
-    """Returns the place of each row that is dropped, and the check that has found it.
+) -> tuple[dict[str, str], Counter[str]]:
+    """Returns the place of each row that is dropped with the check that has found it, and how many stay by check.
 
     The checks look at the rows as they are after the repairs: a text of invisible characters alone is empty then.
+    A row of which several pairs are made is dropped if all of them are found; both rows of a pair that was joined.
     """
     repaired = {split: Table.of(_repair_records(rows, repairs)) for split, rows in material.records.items()}
     outcomes = run_checks(repaired, kind=kind, only=checks)
-    dropped = dict.fromkeys(material.unread_places, CheckName.schema.value)
+    found: dict[str, str] = {}
     for name in checks:
-        found = outcomes[name].found
-        for split, rows in ({} if found is None else found.rows).items():
+        outcome = outcomes[name].found
+        for split, rows in ({} if outcome is None else outcome.rows).items():
             for row in rows.tolist() if split in SPLITS else ():
-                dropped.setdefault(material.records[split][row].source, name.value)
-    return dropped
+                found.setdefault(material.records[split][row].source, name.value)
+    dropped = {row: CheckName.schema.value for place in material.unread_places for row in rows_of(place)}
+    kept: dict[str, str] = {}
+    pairs = (record.source for split in SPLITS for record in material.records.get(split, ()))
+    for place in pairs if found else ():
+        for row in rows_of(place):
+            if place in found:
+                dropped.setdefault(row, found[place])
+            else:
+                kept[row] = place
+    partly = Counter(dropped.pop(row) for row in kept if row in dropped and dropped[row] != CheckName.schema.value)
+    return dropped, partly
 
 
 def _repair_records(records: Sequence[Record], repairs: Sequence[Repair]) -> Iterator[Record]:
@@ -131,6 +178,15 @@ def _load_repair(name: CheckName) -> Callable[[str], str] | None:
     needs = loaded.CHECK.needs
     repair: Callable[[str], str] | None = getattr(loaded, "repair", None)
     return repair if needs is None or find_spec(needs) is not None else None
+
+
+def require_targets(config: DataConfig, folder: Path) -> None:
+    """Refuses data of which no copy can be written into a folder, before they are read.
+
+    Raises:
+        UserError: A copy would replace the data, or they are on the hub.
+    """
+    _targets(config, folder)
 
 
 def _targets(config: DataConfig, folder: Path) -> dict[Path, Path]:
@@ -163,20 +219,33 @@ def _mend(
         before = raw.get(source, b"").decode("utf-8", "replace").rstrip("\n")
         changes.append(Change(source, CheckName.schema.value, "dropped", before))
 
+    def as_it_was(row: Any, line: bytes | None) -> Any:
+        """Returns the row; its line as text if it has a key twice, of which the row has the last value alone."""
+        return line.decode("utf-8", "replace").rstrip("\n") if line and isinstance(row, RepeatingRow) else row
+
     for row, source in iter_rows(str(path), leave_out):
         line = raw.get(source)
         if source in dropped:
-            changes.append(Change(source, dropped[source], "dropped", row))
+            changes.append(Change(source, dropped[source], "dropped", as_it_was(row, line)))
             continue
         mended = row
         for check, repair in repairs:
             after = _repaired(mended, repair)
             if after != mended:
-                changes.append(Change(source, check, "rewritten", mended, after))
+                before = as_it_was(row, line) if mended is row else mended
+                changes.append(Change(source, check, "rewritten", before, after))
                 mended = after
         if line is None or mended is not row:
-            line = json.dumps(mended, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+            line = _as_line(mended)
         yield line
+
+
+def _as_line(value: Any) -> bytes:
+    """Returns a line of JSON; with escapes if it holds half of a UTF-16 pair, which UTF-8 cannot write."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(value).encode() + b"\n"
 
 
 def _repaired(value: Any, repair: Callable[[str], str]) -> Any:

@@ -93,7 +93,7 @@ def _show(judged: Judged, worst: Sequence[int], places: Sequence[tuple[str, int]
         Example(
             source=sides.source(*places[index]),
             detail=f"by its words {np.exp(-judged.scores[index]):.1f} times as likely rejected",
-            text=sides.answer(*places[index])[:100],
+            text=sides.show_answer(*places[index]),
         )
         for index in worst
         if judged.scores[index] < 0

@@ -157,7 +157,7 @@ def conclude(seen: Sequence[tuple[str, int, Languages]], sides: Sides) -> Found:
         if differing.any() or unasked.any()
         else "",
         examples=[
-            Example(source=sides.source(split, row), detail=detail, text=sides.answer(split, row)[:100])
+            Example(source=sides.source(split, row), detail=detail, text=sides.show_answer(split, row))
             for split, row, detail in shown[:MAX_EXAMPLES]
         ],
         values={

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prefopt.data.audit.check import Check, Chunk, Found, Sides
+from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Found, Sides
+from prefopt.data.audit.masking import mask_private
 from prefopt.data.audit.patterns import Matches, Shown, conclude_matches, first_of_rows
 
 SUSPECT = re.compile("[\u0080-\u024f\u0390-\u045f\u2013-\u2265][\u0080-\u2265\ufffd]")
@@ -32,15 +33,17 @@ def examine(chunk: Chunk) -> Matches:
         if texts.joined.isascii():
             continue
         for row, text in enumerate(texts.each):
-            repaired = repair(text)
-            if repaired != text:
+            if repair(text) != text:
                 rows.add(row)
                 counts[field] += 1
-                shown.append(_show(text, repaired, row, field))
+                if counts[field] <= MAX_EXAMPLES:
+                    shown.append(_show(text, row, field))
     return Matches(np.array(sorted(rows), np.int64), counts, first_of_rows(shown))
 
 
-def _show(text: str, repaired: str, row: int, field: str) -> Shown:
+def _show(text: str, row: int, field: str) -> Shown:
+    text = mask_private(text)
+    repaired = repair(text)
     place = next((i for i, (old, new) in enumerate(zip(text, repaired, strict=False)) if old != new), 0)
     start = max(0, place - 20)
     return Shown(row, f"in {field}; meant: {repaired[start : place + 20]}", text[start : place + 20])

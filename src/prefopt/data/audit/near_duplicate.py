@@ -144,9 +144,8 @@ def _compare(one: Record, other: Record) -> float:
 
 
 def _show(split: str, one: int, other: int, similarity: float, sides: Sides) -> Example:
-    text = Chunk(split=split, start=other, records=[sides.records[split][other]]).chosen.each[0]
     detail = f"has {similarity:.0%} of its words in common with {sides.source(split, one)}"
-    return Example(source=sides.source(split, other), detail=detail, text=text[:100])
+    return Example(source=sides.source(split, other), detail=detail, text=sides.show_answer(split, other))
 
 
 CHECK = Check(examine=examine, conclude=conclude, needs="rensa", is_slow=True)

@@ -137,7 +137,7 @@ def _question(place: tuple[str, int], sides: Sides) -> str:
 
 
 def _show(place: tuple[str, int], detail: str, sides: Sides) -> Example:
-    return Example(source=sides.source(*place), detail=detail, text=_question(place, sides)[:100])
+    return Example(source=sides.source(*place), detail=detail, text=sides.show_question(*place))
 
 
 CHECK = Check(examine=examine, conclude=conclude, needs="rensa", is_slow=True, compares=True)

@@ -125,12 +125,7 @@ def find_matches(chunk: Chunk, patterns: Sequence[Pattern], *, num_clear: int) -
     shown: list[Shown] = []
     fields = {"prompt": chunk.prompts, "chosen": chunk.chosen, "rejected": chunk.rejected, "tools": chunk.calls}
     for field, texts in fields.items():
-        hits: list[Hit] = []
-        forms = Forms(texts.ascii)
-        for pattern in patterns:
-            for hit in pattern.find(forms):
-                if all(hit.end <= other.start or hit.start >= other.end for other in hits):
-                    hits.append(hit)
+        hits = find_hits(Forms(texts.ascii), patterns)
         places = texts.rows_at([hit.start for hit in hits]).tolist()
         rows += places
         counts.update(hit.kind for hit in hits)
@@ -138,6 +133,16 @@ def find_matches(chunk: Chunk, patterns: Sequence[Pattern], *, num_clear: int) -
             masked = mask(texts.joined[hit.start : hit.end], num_clear)
             shown.append(Shown(row, f"{hit.kind} in {field}", masked))
     return Matches(np.unique(np.array(rows, np.int64)), counts, first_of_rows(shown))
+
+
+def find_hits(forms: Forms, patterns: Sequence[Pattern]) -> list[Hit]:
+    """Returns all matches of a text; of overlapping ones only that of the first pattern."""
+    hits: list[Hit] = []
+    for pattern in patterns:
+        for hit in pattern.find(forms):
+            if all(hit.end <= other.start or hit.start >= other.end for other in hits):
+                hits.append(hit)
+    return hits
 
 
 def first_of_rows(shown: Sequence[Shown]) -> list[Shown]:

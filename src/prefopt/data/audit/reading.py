@@ -10,6 +10,7 @@ from prefopt.config.choices import CheckName, OnBadRow
 from prefopt.config.mixture import parts_of
 from prefopt.config.schema import DataConfig
 from prefopt.data.audit.check import MAX_EXAMPLES, say
+from prefopt.data.audit.masking import mask_private
 from prefopt.data.bad_rows import MISREAD, BadRows, is_misread
 from prefopt.data.files import iter_rows
 from prefopt.data.loading import read_all
@@ -84,19 +85,16 @@ def read_material(config: DataConfig, *, kind: Kind, seed: int, against: Sequenc
         describe_unread([*bad.values()]),
     )
     places = frozenset(place for rows in bad.values() for place in rows.places)
-    return Material({**records, **others}, unread, places, (*splits.notes.remarks(), *_name_limits(config)))
+    remarks = [*splits.notes.remarks(), *describe_limits(config)]
+    return Material({**records, **others}, unread, places, tuple(remarks))
 
 
-def _name_limits(config: DataConfig) -> list[str]:
-    """Returns a sentence for each limit on the rows of training, which the audit does not keep."""
-    limits = {"data.max_rows": config.max_rows} | {
-        f"max_rows of part '{part.name}'": part.max_rows for part in parts_of(config.train, "data.train")
-    }
-    return [
-        f"train: {name}={limit} leaves out rows of training; the audit looks at all of them"
-        for name, limit in limits.items()
-        if limit is not None
-    ]
+def describe_limits(config: DataConfig) -> list[str]:
+    """Returns a sentence if training takes only some rows of the files: the others are not audited."""
+    parts = (*parts_of(config.train, "data.train"), *parts_of(config.held_out, "data.held_out"))
+    if config.max_rows is None and all(part.max_rows is None for part in parts):
+        return []
+    return ["rows that max_rows leaves out are not audited, but for those that training refuses"]
 
 
 def describe_unread(splits: Sequence[AllBadRows]) -> Entry:
@@ -106,7 +104,10 @@ def describe_unread(splits: Sequence[AllBadRows]) -> Entry:
     """
     classes = sorted((each for rows in splits for each in rows.refused()), key=lambda each: -each.count)
     count, num_rows = sum(each.count for each in classes), sum(rows.num_rows for rows in splits)
-    first = [[{"source": place, "detail": each.found, "text": ""} for place in each.places] for each in classes]
+    first = [
+        [{"source": place, "detail": mask_private(each.found), "text": ""} for place in each.places]
+        for each in classes
+    ]
     shown = [each for rows in zip_longest(*first) for each in rows if each is not None][:MAX_EXAMPLES]
     is_misread_as_skipped = any(is_misread(len(rows.places), rows.num_rows) for rows in splits)
     are_left_out = any(rows.are_left_out for rows in splits) and not is_misread_as_skipped
@@ -124,7 +125,7 @@ def describe_unread(splits: Sequence[AllBadRows]) -> Entry:
         summary=f"{say(count, 'row')} cannot be read{reasons}{' (data.on_bad=skip)' if are_left_out else ''}",
         remedy=remedy if count else "",
         examples=shown,
-        values={"reasons": [{"found": each.found, "count": each.count} for each in classes]},
+        values={"reasons": [{"found": mask_private(each.found), "count": each.count} for each in classes]},
     )
 
 

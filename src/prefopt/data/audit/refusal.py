@@ -60,7 +60,7 @@ def conclude(seen: Sequence[tuple[str, int, Seen]], sides: Sides) -> Found:
         summary=f"{say(count, 'chosen answer')} {'refuses' if count == 1 else 'refuse'}{of_pairs}; "
         f"{counted['chosen_boilerplate']:.1%} of chosen answers end with boilerplate",
         remedy="Training makes the model refuse more if it is not what you want: drop or rewrite these answers.",
-        examples=[Example(source=sides.source(*place), text=sides.answer(*place)[:HEAD]) for place in examples],
+        examples=[Example(source=sides.source(*place), text=sides.show_answer(*place, HEAD)) for place in examples],
         values=counted,
     )
 

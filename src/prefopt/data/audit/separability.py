@@ -8,6 +8,7 @@ import numpy as np
 
 from prefopt.data.audit.bag_of_words import TOO_FEW, Bags, Judged, examine, judge, number_features
 from prefopt.data.audit.check import Check, Found, Sides, as_text
+from prefopt.data.audit.masking import mask_private
 from prefopt.data.audit.words import split_words
 from prefopt.data.records import PreferencePair
 
@@ -65,12 +66,12 @@ def _name_features(wanted: set[int], sides: Sides) -> dict[int, str]:
         assert isinstance(record, PreferencePair), "the check is for pairs"
         for answer in (record.chosen, record.rejected):
             text = as_text(answer)
-            words = split_words(text.lower())
+            words = split_words(text)
             names = [*words, *(f"{one} {two}" for one, two in pairwise(words))]
             features, _ = number_features([text])
             for feature, name in zip(features.tolist(), names, strict=True):
                 if feature in wanted:
-                    counts[feature][name] += 1
+                    counts[feature][mask_private(name).lower()] += 1
     return {feature: found.most_common(1)[0][0] for feature, found in counts.items()}
 
 

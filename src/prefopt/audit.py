@@ -75,14 +75,15 @@ def main(argv: list[str]) -> None:
         raise UserError("--near: says what --fix drops too. Add --fix, or leave --near out.")
     if options.learning_curve and options.output is None:
         raise UserError("--learning-curve: needs --output <folder> for its trainings, so that it goes on if stopped.")
-    config = load_config(read_overrides(options.overrides), options.config_dir)
+    overrides = read_overrides(options.overrides)
+    config = load_config(overrides, options.config_dir)
     if options.output is not None:
         _require_folder(options.output)
     if options.fix:
         require_targets(config.data, options.output)
         config = replace(config, data=without_limits(config.data))
     command = " ".join(["prefopt audit", *map(quote, argv)])
-    audit = run_audit(config, options, with_model=_names_model(options.overrides), command=command)
+    audit = run_audit(config, options, with_model=_names_model(overrides), command=command)
     if audit.of_level(Level.error):
         sys.exit(GATE_ERROR)
 

@@ -1,6 +1,7 @@
 """Entry point: writes training data in the rows of another system. `python -m prefopt.convert --help`."""
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,9 @@ from prefopt.config.load import TRAIN, load_config
 from prefopt.config.overrides import assign
 from prefopt.config.provider import read_provider
 from prefopt.config.settings_parser import SettingsParser
-from prefopt.data.conversion import CALLED, describe_limits, require_kind, write_records
-from prefopt.data.files import HUB
+from prefopt.data.conversion import CALLED, describe_limits, describe_scores, require_kind, write_records
 from prefopt.data.loading import read_splits
+from prefopt.data.sources import list_files
 from prefopt.distributed.entry import run_entry
 from prefopt.process.errors import UserError
 from prefopt.process.paths import resolve
@@ -35,9 +36,9 @@ def main(argv: list[str]) -> None:
     """
     options = _parse(argv)
     provider = read_provider(options.to, options.config_dir)
-    output = _check_output(options)
-    overrides = ["data=files", assign("data.train", options.file), *options.overrides]
-    config = load_config(overrides, options.config_dir)
+    output = _check_output(options.output)
+    config = load_config(["data=files", _name_data(options.file), *options.overrides], options.config_dir)
+    _check_replaced(output, config.data.train, options)
     if config.data.held_out is not None:
         raise UserError("data.held_out: one file is written. Convert the held-out file by a command of its own.")
     kind = config.algorithm.rows
@@ -48,6 +49,8 @@ def main(argv: list[str]) -> None:
     console = Terminal(soft_wrap=True)
     for line in splits.notes.lines():
         console.print(f"data: {line.removeprefix('train: ')}")
+    if scores := describe_scores(written, provider):
+        console.print(f"data: {scores}")
     for line in describe_limits(written, provider, kind):
         console.print(f"limit: {line}")
     rules = [rule.name.value for rule in provider.rules if kind in rule.rows]
@@ -63,7 +66,7 @@ def main(argv: list[str]) -> None:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = SettingsParser("prefopt.convert", HELP, [TRAIN])
-    parser.add_argument("file", help="what data.train takes: a file, a pattern, a folder of datasets, hub:<id>")
+    parser.add_argument("file", help="a file, a pattern, a folder of datasets, hub:<id>, or data.train=<any form>")
     parser.add_argument("overrides", nargs="*", help="settings of the data, and algorithm=sft for demonstrations")
     parser.add_argument("--to", required=True, metavar="SYSTEM", help="whose rows to write")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help=f"the file to write, {SUFFIX}")
@@ -72,19 +75,30 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return parser.read(argv)
 
 
-def _check_output(options: argparse.Namespace) -> Path:
+def _name_data(file: str) -> str:
+    """Returns the override that names the data: the argument itself if it is one, and no file."""
+    is_override = file.startswith("data.train=") and not os.path.isfile(file)
+    return file if is_override else assign("data.train", file)
+
+
+def _check_output(given: Path) -> Path:
     """Returns the path of the output."""
-    output = resolve(str(options.output))
+    output = resolve(str(given))
     if output.suffix.lower() != SUFFIX:
-        raise UserError(f"--output {options.output}: JSON lines are written, so the name must end in {SUFFIX}.")
+        raise UserError(f"--output {given}: JSON lines are written, so the name must end in {SUFFIX}.")
     if not output.parent.is_dir():
-        raise UserError(f"--output {options.output}: no such folder: {output.parent}. Make it first.")
-    if output.exists():
-        if not options.file.startswith(HUB) and output.samefile(resolve(options.file)):
-            raise UserError(f"--output {options.output}: this is the file that is read. Give another name.")
-        if not options.overwrite:
-            raise UserError(f"--output {options.output}: exists already. Give another name, or add --overwrite.")
+        raise UserError(f"--output {given}: no such folder: {output.parent}. Make it first.")
     return output
+
+
+def _check_replaced(output: Path, data: object, options: argparse.Namespace) -> None:
+    """Refuses to replace the data themselves, and any other file unless that is asked for."""
+    if not output.exists():
+        return
+    if any(output.samefile(path) for path in list_files(data) or ()):
+        raise UserError(f"--output {options.output}: this is a file that is read. Give another name.")
+    if not options.overwrite:
+        raise UserError(f"--output {options.output}: exists already. Give another name, or add --overwrite.")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config-dir", help="a folder with your own config groups")
     options = parser.read(argv)
     config = load_config(options.overrides, options.config_dir)
-    record, rows = read_record(config.data, kind=config.algorithm.rows, row=options.row)
+    record, rows, remarks = read_record(config.data, kind=config.algorithm.rows, row=options.row)
 
     with importing():
         from prefopt.data.anatomy import dissect
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
         print(json.dumps(to_json(anatomy, tokenizer)))
         return
     console = Terminal(soft_wrap=True)
-    print_row(anatomy, tokenizer, console)
+    print_row(anatomy, tokenizer, console, remarks)
     if options.html is not None:
         console.print(f"\nPage: {quote(options.html)}")
 

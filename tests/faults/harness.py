@@ -325,11 +325,9 @@ def _weights(model: Path) -> dict[str, bytes]:
 
 
 def _report(run: Path) -> dict[str, Any]:
-    return {
-        k: v
-        for k, v in read_json(run / "report" / "report.json").items()
-        if k not in ("date", "throughput", "phases", "provenance")
-    }
+    report = read_json(run / "report" / "report.json")
+    report["audit"].pop("date")
+    return {k: v for k, v in report.items() if k not in ("date", "throughput", "phases", "provenance")}
 
 
 def _check_names(run: Path, expected: Path) -> None:

@@ -2,6 +2,7 @@
 
 import html
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -97,3 +98,27 @@ def test_conversations_for_a_model_without_a_chat_template_are_refused_once_as_t
     assert message.count(str(path)) == 1
     plain = write(tmp_path / "plain.jsonl", rows(6))
     audit([str(plain), "model=hf", f"model.path={model}"])
+
+
+def test_rows_that_a_limit_leaves_out_of_training_are_said_to_be_audited(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "pairs.jsonl", rows(6))
+    said = "train: data.max_rows=4 leaves out rows of training; the audit looks at all of them"
+    assert said in shown(capsys, [str(path), "data.max_rows=4"])
+    part = f"data.train=[{{path: {path}, max_rows: 3}}]"
+    assert "max_rows of part 'pairs'=3 leaves out rows" in shown(capsys, ["data=files", part])
+
+
+@pytest.mark.parametrize("name", ["date=2026-01-01/p.jsonl", "model=x/[a] b, {c}.jsonl", "+x/it's $HOME.jsonl"])
+def test_a_file_may_have_any_name_and_the_suggested_command_works_as_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).parent.mkdir()
+    write(Path(name), [*rows(6), {"prompt": "Hi?"}])
+    write(tmp_path / "b=c.jsonl", rows(12)[6:])
+    printed = shown(capsys, [name, "b=c.jsonl"], code=3)
+    command = printed.partition("A copy without what can be mended: ")[2]
+    assert shown(capsys, shlex.split(command)[2:], code=3)
+    assert len((tmp_path / "mended" / Path(name).name).read_text().splitlines()) == 6

@@ -63,6 +63,29 @@ def test_a_mapped_column_that_no_row_has_is_told(pairs: Path, tmp_path: Path, ca
     assert "data: no row has a column 'nosuch' to be read as 'system' (data.columns)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("scores", [{"score_chosen": 8, "score_rejected": 5.5}, {"margin": 2.5}])
+def test_scores_are_kept_where_rows_have_a_place_for_them_and_else_counted(
+    tmp_path: Path, capsys: Any, scores: dict[str, float]
+) -> None:
+    path = write(tmp_path / "scored.jsonl", pair(0, **scores), pair(1), pair(2, **scores))
+    convert([str(path), "--to", "trl", "--output", str(tmp_path / "trl.jsonl")])
+    assert [record.margin for record in read(tmp_path / "trl.jsonl")] == [2.5, None, 2.5]
+    assert "the scores of 2 pairs are written as their difference, in the column 'margin'" in capsys.readouterr().out
+    convert([str(path), "--to", "swift", "--output", str(tmp_path / "swift.jsonl")])
+    assert "the scores of 2 pairs are left out: rows for ms-swift have no place for them" in capsys.readouterr().out
+
+
+def test_a_mixture_is_converted_and_its_files_are_not_replaced(pairs: Path, tmp_path: Path, capsys: Any) -> None:
+    mixture = f"data.train=[{{path: {pairs}, max_rows: 2}}, {{path: {write(tmp_path / 'b.jsonl', pair(99))}}}]"
+    output = tmp_path / "out.jsonl"
+    convert([mixture, "--to", "trl", "--output", str(output)])
+    assert len(read(output)) == 3
+    assert "part 'pairs': 2 rows, 2 of 12 kept (max_rows)" in capsys.readouterr().out
+    for data in (mixture, str(tmp_path / "*.jsonl")):
+        with pytest.raises(UserError, match="this is a file that is read"):
+            convert([data, "--to", "trl", "--output", str(pairs), "--overwrite"])
+
+
 def test_rows_that_would_lose_something_are_all_named_with_their_reason_and_nothing_is_written(
     pairs: Path, tmp_path: Path
 ) -> None:
@@ -145,7 +168,7 @@ def test_a_file_that_exists_is_replaced_only_when_asked_and_never_by_half(pairs:
         ("pairs.jsonl --to togther --output out.jsonl", "--to togther: no such system. Did you mean together?"),
         ("pairs.jsonl --to trl --output out.csv", "the name must end in .jsonl"),
         ("pairs.jsonl --to trl --output no/out.jsonl", "no such folder"),
-        ("pairs.jsonl --to trl --output pairs.jsonl --overwrite", "this is the file that is read"),
+        ("pairs.jsonl --to trl --output pairs.jsonl --overwrite", "this is a file that is read"),
         ("absent.jsonl --to trl --output out.jsonl", "absent.jsonl: no such file"),
         ("pairs.jsonl --to trl --output out.jsonl data.held_out=pairs.jsonl", "data.held_out: one file is written"),
         ("pairs.jsonl --to trl --output out.jsonl data.colums=x", "no such setting. Did you mean data.columns?"),

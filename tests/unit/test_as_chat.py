@@ -137,7 +137,7 @@ def test_a_row_is_shown_as_it_is_trained(other: dict[str, Any] | None, place: st
     rows = [*TEXT, *(others if place == "train" else [])]
     loaded = load(tmp_path / "a.jsonl", rows, tokenizer, **settings)
     config = DataConfig(train=str(tmp_path / "a.jsonl"), **settings)
-    record, among = read_record(config, kind="preference", row=0)
+    record, among, _ = read_record(config, kind="preference", row=0)
     shown = dissect(record, among, tokenizer, config, loss_on=LossOn.completions)
     assert shown.sequences[0].ids == loaded.train["prompt_ids"][0]
     assert (shown.form == "") == (other is None)
@@ -148,7 +148,7 @@ def test_rows_that_a_run_leaves_out_decide_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [TEXT[0], same, TRANSCRIPT]))
     config = DataConfig(train=str(path), held_out_fraction=0, max_rows=1)
-    record, among = read_record(config, kind="preference", row=0)
+    record, among, _ = read_record(config, kind="preference", row=0)
     assert [len(rows) for rows in among] == [1]
     assert dissect(record, among, with_template(), config, loss_on=LossOn.completions).form == ""
 

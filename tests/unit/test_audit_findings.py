@@ -114,6 +114,18 @@ def test_rows_that_tokenising_only_counts_are_named() -> None:
     assert {example.detail for example in one.examples} >= {COUNTS["num_double_bos"], COUNTS["num_extra_eos_skipped"]}
 
 
+def test_a_row_that_cannot_be_tokenised_hides_no_other() -> None:
+    tokenizer = build_tokenizer(adds_bos=False)
+    rows = [pair("" if line == 3 else "p", "a</s>b" if line in (2, 6) else "a", "b", line) for line in range(8)]
+    reader = Reader(tokenizer, 99, LossOn.completions)
+    assert "num_extra_eos_skipped" in COUNTS
+    assert reader.find_rows(rows, "num_extra_eos_skipped") == [2, 6]
+    one = run_checks({"train": rows}, kind="preference", reader=reader, only=[CheckName.control_tokens])
+    found = one[CheckName.control_tokens].found
+    assert found is not None
+    assert found.rows["train"].tolist() == [2, 3, 6]
+
+
 def test_a_finding_about_the_data_as_a_whole_is_printed_without_a_number_of_rows(capsys: Any) -> None:
     print_audit(audit(finding("separability", 0.95, count=0)), Terminal())
     printed = capsys.readouterr().out

@@ -58,6 +58,11 @@ def test_a_part_is_seen_as_often_as_its_weight_says(files: dict[str, str], weigh
     assert set(times.values()) <= {int(weight), int(weight) + 1}
 
 
+def test_a_part_whose_weight_and_limit_are_null_is_used_once_and_whole(files: dict[str, str]) -> None:
+    splits = read([{"path": files["chat"], "weight": None, "max_rows": None, "name": None}])
+    assert len(splits.train) == len(read([{"path": files["chat"]}]).train)
+
+
 def test_a_broken_weight_takes_whole_prompts(files: dict[str, str]) -> None:
     splits = read([{"path": files["chat"], "weight": 0.5}])
     assert set(Counter(record.prompt for record in splits.train).values()) == {2}

@@ -100,6 +100,8 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
         ("a.tsv", TABS + 'a 3\t"y\ra 4\ty"\tn', ["a.tsv:5: a quote begins a cell", "as JSON lines"]),
         ("a.tsv", TABS + 'a 3\t"Hi," she said.\tn\n', ["a.tsv:5: invalid TSV: 'a tab' expected", 'becomes """Hi']),
         ("a.tsv", TABS + 'a 3\t"y\tn\na 4\ty\tn\n', ["a.tsv:5: invalid TSV: unexpected end of data"]),
+        ("a.tsv", TABLE.replace(",", ";"), ["a.tsv:1: columns of a .tsv", "with ';' between", "ends in .csv"]),
+        ("a.tsv.gz", TABLE, ["a.tsv.gz:1: columns of a .tsv", "3 names with ',' between"]),
         ("a.parquet", b"PAR1" + b"\0" * 100 + b"PAR1", ["a.parquet: not a readable Parquet file: "]),
     ],
 )

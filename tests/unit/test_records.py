@@ -394,6 +394,31 @@ def named(tmp_path: Path, rows: list[dict[str, Any]], **columns: str) -> ReadRes
     )
 
 
+TIE = {"prompt": "Hi?", "response_a": "Hi!", "response_b": "No.", "winner": "tie"}
+LABELLED = {"prompt": "Hi?", "completion": "Hi!", "label": True}
+
+
+@pytest.mark.parametrize(("other", "format"), [(TIE, "ab"), (LABELLED, "kto")])
+def test_a_row_of_another_format_is_refused_also_if_it_is_no_pair(
+    tmp_path: Path, other: dict[str, Any], format: str
+) -> None:
+    with pytest.raises(UserError, match=rf"rows.jsonl:2: this row is {format}, but .*rows.jsonl:1 is trl"):
+        named(tmp_path, [PAIR, other, PAIR])
+    with pytest.raises(UserError, match=rf"rows.jsonl:2: this row is trl, but .*rows.jsonl:1 is {format}"):
+        named(tmp_path, [other, PAIR])
+    path = write_jsonl(tmp_path / "rows.jsonl", PAIR, other, other, PAIR)
+    bad = BadRows("data.train", DataConfig(train=path, on_bad=OnBadRow.skip))
+    result = read_records(path, format=DataFormat.auto, kind="preference", bad=bad)
+    counts = vars(result.notes)
+    assert [counts[f"num_{name}_skipped"] for name in ("other_shape", "ties", "waiting")] == [2, 0, 0]
+
+
+def test_a_first_row_that_cannot_be_read_decides_no_format(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        named(tmp_path, [{"foo": 1}, LABELLED, {**LABELLED, "label": False}])
+    assert "kto" not in str(raised.value)
+
+
 def test_columns_are_read_under_the_names_that_the_settings_give(tmp_path: Path) -> None:
     row = {"question": "q", "good": "yes", "bad": "no", "id": 3}
     result = named(tmp_path, [row, PAIR], prompt="question", chosen="good", rejected="bad")

@@ -51,7 +51,7 @@ def settings(folder: Path, rows: list[dict[str, Any]], *overrides: str) -> list[
 
 
 def shown(config: TrainConfig, row: int, tokenizer: Any) -> dict[str, TokenSequence]:
-    record, rows = read_record(config.data, kind=config.algorithm.rows, row=row)
+    record, rows, _ = read_record(config.data, kind=config.algorithm.rows, row=row)
     anatomy = dissect(record, rows, tokenizer, config.data, loss_on=config.algorithm.trained_tokens)
     assert anatomy.fate == ""
     return {part.name: part for part in anatomy.sequences}
@@ -134,6 +134,29 @@ def test_rows_count_from_0_in_the_order_of_the_file(tmp_path, capsys, fails):
         assert f"--row {row}: data.train has 5 rows" in fails(show.main, [*overrides, f"--row={row}"])
 
 
+def test_the_row_is_named_by_its_number_and_its_line_with_what_else_it_makes(tmp_path, capsys):
+    rated = [{"prompt": f"question {n}", "responses": ["a", "b", "c"], "scores": [3, 2, 1]} for n in range(2)]
+    overrides = settings(tmp_path, rated)
+    show.main([*overrides, "--row", "1", "data.pairs=all", "data.columns={system: nosuch}"])
+    place, number, pairs, absent, *_ = capsys.readouterr().out.splitlines()
+    assert place == f"{tmp_path / 'rows.jsonl'}:2 pair 1"
+    assert number == "row 1 of data.train, counted from 0 over all its files"
+    assert pairs == "the row makes 3 pairs (data.pairs=all); this is the first"
+    assert absent == "data.train: no row has a column 'nosuch' to be read as 'system' (data.columns)"
+    show.main([*overrides, "--row", "1"])
+    assert "pairs" not in capsys.readouterr().out
+
+
+def test_a_row_that_is_left_out_is_named_by_its_line(tmp_path, fails):
+    overrides = [*settings(tmp_path, [pair(0), pair(1), {"prompt": "Hi?"}]), "data.on_bad=skip"]
+    message = fails(show.main, [*overrides, "--row", "2"])
+    assert f"--row 2: this row cannot be read (data.on_bad=skip), {tmp_path / 'rows.jsonl'}:3, so" in message
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write("{broken\n" + json.dumps(pair(2)) + "\n{broken\n")
+    for row, line in ((3, 4), (5, 6)):
+        assert f"{tmp_path / 'rows.jsonl'}:{line}, so" in fails(show.main, [*overrides, "--row", str(row)])
+
+
 def test_ties_count_among_the_rows_and_are_not_shown(tmp_path, capsys, fails):
     sides = {"response_a": "yes", "response_b": "no"}
     rows = [{"prompt": f"question {number}", **sides, "winner": won} for number, won in enumerate(("a", "tie", "b"))]
@@ -142,7 +165,9 @@ def test_ties_count_among_the_rows_and_are_not_shown(tmp_path, capsys, fails):
     found = json.loads(capsys.readouterr().out)
     assert found["source"].endswith(":3")
     assert found["sequences"][1]["text"].startswith("no")
-    assert "--row 1: this row is a tie" in fails(show.main, [*overrides, "--row", "1"])
+    assert f"--row 1: this row is a tie, {tmp_path / 'rows.jsonl'}:2, so training" in fails(
+        show.main, [*overrides, "--row", "1"]
+    )
     config = load_config(overrides)
     notes = read_splits(config.data, kind="preference", seed=0).notes
     assert (notes.read["train"].num_rows, notes.num_records["train"]) == (3, 2)

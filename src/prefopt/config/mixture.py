@@ -63,7 +63,7 @@ def parts_of(spec: object, setting: str) -> list[Part]:
         Part(
             str(item["path"]),
             item.get("name") or _default_name(item["path"], stems),
-            float(item.get("weight", 1)),
+            1.0 if item.get("weight") is None else float(item["weight"]),
             item.get("max_rows"),
         )
         for item in items

@@ -3,14 +3,14 @@
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from prefopt.config.algorithms import Kind
 from prefopt.config.provider import Known, Limit, LimitName, ProviderConfig
 from prefopt.data.formats import FORMATS
-from prefopt.data.formats.format import Row
+from prefopt.data.formats.format import Format, Row
 from prefopt.data.formats.writing import as_json
 from prefopt.data.messages import UNTRAINED
 from prefopt.data.provider_rules import check_rules
@@ -54,6 +54,8 @@ class Written:
     """Bytes of the longest row."""
     longest: str = ""
     """Place of the record that it was made of."""
+    num_margins: int = 0
+    """Pairs with scores."""
     reasons: dict[str, Reason] = field(default_factory=dict)
 
     def refuse(self, record: Record, why: str) -> None:
@@ -74,14 +76,14 @@ def write_records(records: Sequence[Record], provider: ProviderConfig, kind: Kin
         UserError: A row would lose something or breaks a rule, or the file passes a limit; nothing is left behind.
     """
     require_kind(provider, kind)
-    write = FORMATS[provider.layout].write[kind]
+    form = FORMATS[provider.layout]
     written = Written()
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
     with explained(path, "written"):
         try:
             with partial.open("wb") as file:
                 for record in records:
-                    file.writelines(_make_lines(record, write, provider, kind, written))
+                    file.writelines(_make_lines(record, form, provider, kind, written))
                 file.flush()
                 os.fsync(file.fileno())
             _require_all(written, provider, kind)
@@ -121,18 +123,19 @@ def to_row(record: Record) -> Row:
     return row
 
 
-def _make_lines(
-    record: Record, write: Callable[[Row], list[Row]], provider: ProviderConfig, kind: Kind, written: Written
-) -> list[bytes]:
+def _make_lines(record: Record, form: Format, provider: ProviderConfig, kind: Kind, written: Written) -> list[bytes]:
     """Returns the lines of one record, and counts them; none for one that cannot be written."""
     row = to_row(record)
+    margin = getattr(record, "margin", None)
+    scores = {form.margin: margin} if form.margin and margin is not None else {}
     try:
         check_rules(row, provider, kind)
-        lines = [f"{as_json(each)}\n".encode() for each in write(row)]
+        lines = [f"{as_json({**each, **scores})}\n".encode() for each in form.write[kind](row)]
     except RowError as error:
         written.refuse(record, str(error))
         return []
     written.num_records += 1
+    written.num_margins += margin is not None
     written.num_rows += len(lines)
     written.num_bytes += sum(map(len, lines))
     longest = max(map(len, lines))
@@ -172,6 +175,17 @@ def find_passed(limit: Limit, written: Written) -> str | None:
         number, unit = most[limit.name]
         return f"{number:,} {unit}, and at most {limit.value:,} are taken {since}. Write fewer rows, in several files."
     return None
+
+
+def describe_scores(written: Written, provider: ProviderConfig) -> str:
+    """Returns a sentence on the scores of the pairs; empty if there are none."""
+    column = FORMATS[provider.layout].margin
+    if not written.num_margins:
+        return ""
+    scores = f"the scores of {written.num_margins:,} pairs are"
+    if column:
+        return f"{scores} written as their difference, in the column '{column}'"
+    return f"{scores} left out: rows for {provider.title} have no place for them"
 
 
 def describe_limits(written: Written, provider: ProviderConfig, kind: Kind) -> list[str]:

@@ -91,6 +91,16 @@ def iter_rows(spec: object, on_bad: OnBad = refuse) -> Iterator[tuple[Row, str]]
             yield from _require_rows(partial(_path_rows, path), str(path), on_bad)
 
 
+def find_place(spec: object, number: int) -> str:
+    """Returns the place of a row, good or bad, by its number from 0 over all files of `spec`, which must have it."""
+    places: list[str] = []
+    for _, place in iter_rows(spec, lambda bad_place, _: places.append(bad_place)):
+        places.append(place)
+        if len(places) > number:
+            break
+    return places[number]
+
+
 def find_files(spec: str) -> list[Path]:
     """Returns the path of `spec`, or all paths that match it as a glob, sorted.
 
@@ -257,6 +267,8 @@ def _csv_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
     lines = _csv_lines(path)
     header = next(lines, "")
     is_tsv = path.name.lower().removesuffix(".gz").endswith(".tsv")
+    if is_tsv:
+        _require_tab(header, path)
     delimiter = "\t" if is_tsv else _find_delimiter(header, path)
     reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
     number, line = 0, 1
@@ -283,6 +295,17 @@ def _csv_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
                 f"{path}:{line}: invalid TSV: {str(error).replace(delimiter, 'a tab')}. {QUOTES}"
             ) from error
         raise UserError(f"{path}:row {number + 1}: invalid CSV: {error}.") from error
+
+
+def _require_tab(header: str, path: Path) -> None:
+    """Refuses a TSV file whose header is one column, but several by another delimiter."""
+    delimiter = max((each for each in DELIMITERS if each != "\t"), key=header.count)
+    names = header.strip().replace('"', "").split(delimiter)
+    if "\t" not in header and len(names) > 1 and all(re.fullmatch(r"[\w .-]+", name) for name in names):
+        raise UserError(
+            f"{path}:1: columns of a .tsv file are separated by tabs, and the header has none, but {len(names)} names "
+            f"with '{delimiter}' between them. Give the file a name that ends in .csv: its delimiter is found."
+        )
 
 
 def _find_delimiter(header: str, path: Path) -> str:

@@ -1,23 +1,25 @@
 """Reads the data of a run, from the configuration to records: training rows and held-out ones."""
 
 import logging
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from prefopt.config.algorithms import Kind
-from prefopt.config.choices import AUTO, CheckName
-from prefopt.config.mixture import Part, parts_of
+from prefopt.config.choices import AUTO, CheckName, PairChoice
+from prefopt.config.mixture import Part, parts_of, paths_of
 from prefopt.config.schema import DataConfig
 from prefopt.data.as_chat import Chats, is_question, is_text, to_chat
 from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.defects import drop_defects, is_empty, is_identical
+from prefopt.data.files import find_place
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import Labels
 from prefopt.data.mix import SliceNotes, count_slices, cut, weigh
-from prefopt.data.notes import DataNotes, SplitName
+from prefopt.data.notes import DataNotes, SplitName, tell_absent
 from prefopt.data.pairing import PairRule
 from prefopt.data.reading import ReadNotes, ReadResult, drop_unwanted, read_records
 from prefopt.data.records import Record
@@ -147,11 +149,23 @@ def read_pairs(config: DataConfig, trained: Sequence[Record]) -> Splits:
     return Splits(kind="preference", train=pairs, held_out=None, notes=notes)
 
 
-def read_record(config: DataConfig, *, kind: Kind, row: int) -> tuple[Record, list[Table[Record]]]:
-    """Returns one training record, also if training would leave it out, such as a pair of two equal answers.
+class ShownRecord(NamedTuple):
+    """One training record, to be shown.
 
-    With it come the rows of a run by split, since `data.as_chat=auto` is decided by all of them; none where it keeps
-    text in any case, since the prompts are guessed.
+    Attributes:
+        record: The record.
+        rows: The rows of a run by split, since `data.as_chat=auto` is decided by all of them; none where it keeps text
+            in any case, since the prompts are guessed.
+        remarks: Which row it is, and what is to be known of the others.
+    """
+
+    record: Record
+    rows: list[Table[Record]]
+    remarks: list[str]
+
+
+def read_record(config: DataConfig, *, kind: Kind, row: int) -> ShownRecord:
+    """Returns one training record, also if training would leave it out, such as a pair of two equal answers.
 
     Args:
         config: The files, and whether text is converted to chats.
@@ -172,22 +186,29 @@ def read_record(config: DataConfig, *, kind: Kind, row: int) -> tuple[Record, li
     num_rows = read["train"].notes.num_rows
     if not 0 <= row < num_rows:
         raise UserError(f"--row {row}: data.train has {num_rows} rows, so give a number from 0 to {num_rows - 1}.")
-    for places, what in ((ties, "is a tie"), (unreadable, "cannot be read (data.on_bad=skip)")):
-        if row in places:
-            raise UserError(f"--row {row}: this row {what}, so training leaves it out. Show another.")
-    at = bisect_left(read["train"].numbers, row)
-    if read["train"].numbers[at : at + 1] != [row]:
-        raise UserError(f"--row {row}: no pair is complete with this row, so training leaves it out. Show another.")
+    numbers = read["train"].numbers
+    at = bisect_left(numbers, row)
+    num_pairs = bisect_right(numbers, row) - at
+    if not num_pairs:
+        why = "no pair is complete with this row"
+        why = "this row is a tie" if row in ties else why
+        why = "this row cannot be read (data.on_bad=skip)" if row in unreadable else why
+        place = find_place(paths_of(config.train), row)
+        raise UserError(f"--row {row}: {why}, {place}, so training leaves it out. Show another.")
     record = records[at]
+    remarks = [f"row {row} of data.train, counted from 0 over all its files"]
+    if num_pairs > 1:
+        remarks.append(f"the row makes {num_pairs} pairs (data.pairs={PairChoice.all.value}); this is the first")
+    remarks += [f"data.{split}: {line}" for split, each in read.items() for line in tell_absent(each.notes)]
     try:
         made = Chats.of(config).make(record)
     except RowError as error:
         raise UserError(f"{record.source}: {error}") from error
     if config.as_chat != AUTO or any(result.notes.num_word_prompts for result in read.values()):
-        return made, []
+        return ShownRecord(made, [], remarks)
     train, *others = map(_usable, tables)
     used, _ = cut(train, parts_of(config.train, "data.train"), config.max_rows, config.shuffle_seed)
-    return made, [used, *others]
+    return ShownRecord(made, [used, *others], remarks)
 
 
 def _taken(records: Table[Record], parts: Sequence[Part], max_rows: int | None, seed: int | None) -> Table[Record]:

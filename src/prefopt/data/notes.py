@@ -95,10 +95,7 @@ class DataNotes:
                 f"{split}: column '{column}' has a value in {count} rows and is ignored"
                 for column, count in notes.ignored_columns.items()
             ]
-            lines += [
-                f"{split}: no row has a column '{column}' to be read as '{name}' (data.columns)"
-                for name, column in notes.absent_columns.items()
-            ]
+            lines += [f"{split}: {line}" for line in tell_absent(notes)]
         if self.num_overlap_skipped:
             count = self.num_overlap_skipped
             lines.append(f"train: {count} rows skipped: their prompt is held out (data.on_overlap=skip)")
@@ -119,6 +116,14 @@ class DataNotes:
     def to_dict(self) -> dict[str, object]:
         """Returns all counts, including zeros, as a dict that can be written as JSON."""
         return asdict(self)
+
+
+def tell_absent(notes: ReadNotes) -> list[str]:
+    """Returns a sentence for each column of `data.columns` that no row has."""
+    return [
+        f"no row has a column '{column}' to be read as '{name}' (data.columns)"
+        for name, column in notes.absent_columns.items()
+    ]
 
 
 def _tell_slice(notes: SliceNotes) -> str:

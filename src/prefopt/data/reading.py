@@ -32,6 +32,7 @@ from prefopt.process.errors import UserError
 IMPLICIT_TEXT = Shape(("chosen", "rejected"), "text")
 OTHER_SHAPE, UNWANTED = "other_shape", "unwanted"
 """Further kinds of rows that `data.on_bad` decides about."""
+ONE_FORMAT = "All rows of a data set must have one format: convert or drop the others."
 LABELLED = (("prompt", "completion"), ("messages",))
 """Fields of the rows that may have a KTO label."""
 CHECKED: dict[Kind, tuple[str, ...]] = {
@@ -184,7 +185,8 @@ class _Reader:
         self._parts = parts_of(spec, "data.train")
         self._notes = ReadNotes()
         self._num_system_chats = 0
-        self._first: tuple[str, DataFormat, Shape] | None = None
+        self._first: tuple[str, DataFormat, Shape | None] | None = None
+        """Place, format and shape of the first row; its shape is unknown until a pair is made."""
         self._shapes: set[Shape] = set()
 
     def read(self, bad: BadRows) -> ReadResult:
@@ -206,7 +208,9 @@ class _Reader:
         for row, source, name in self._rows(leave_out):
             unseen = {name: other for name, other in unseen.items() if name not in row and other not in row}
             try:
-                found = self._read_row(row, source)
+                row_format, found = self._read_row(row, source)
+                self._require_format(source, row_format)
+                self._first = self._first or (source, row_format, None)
                 made = None if found is None else [self._alike(source, *each) for each in found]
             except _OtherShapeError as error:
                 leave_out(source, str(error), OTHER_SHAPE)
@@ -259,10 +263,10 @@ class _Reader:
         notes.ignored_columns = {show_name(name): count for name, count in sorted(notes.ignored_columns.items())}
         return records
 
-    def _read_row(self, row: Row, source: str) -> list[tuple[Record, DataFormat, Shape]] | None:
-        """Returns the records that a row completes, with format and shape, and counts its unread columns in the notes.
+    def _read_row(self, row: Row, source: str) -> tuple[DataFormat, list[tuple[Record, Shape]] | None]:
+        """Returns a row's format and the records that it completes, with their shapes; None for a tie.
 
-        Returns None for a tie.
+        It counts the row's unread columns in the notes.
         """
         kind = self._kind
         named = rename(row, self._columns)
@@ -270,11 +274,13 @@ class _Reader:
         self._notes.num_parsed += parsed is not named
         row_format = detect_format(parsed, kind) if self._format is DataFormat.auto else self._format
         converted = convert(parsed, row_format, kind)
+        if row_format is not DataFormat.trl:  # which is what no other is: there, what is missing is told first
+            self._require_format(source, row_format)
         if converted is None:
-            return None
+            return row_format, None
         pairs = self._pairing.make(converted, source, parsed) if kind in PAIRS else [Pair(converted, source, None)]
         if not pairs and RANKED in converted:
-            return None
+            return row_format, None
         built = [(pair, *self._build(pair)) for pair in pairs]
         unread = unread_columns(parsed, row_format, kind, built[0][2].fields if built else ())
         if isinstance(row, RepeatingRow):
@@ -285,10 +291,8 @@ class _Reader:
             self._notes.num_repeated_keys += 1
         for column in unread:
             self._notes.ignored_columns[column] = self._notes.ignored_columns.get(column, 0) + 1
-        return [
-            (_with_margin(record, pair.margin), row_format, shape)
-            for pair, record, shape in built
-            if self._pairing.admits(pair)
+        return row_format, [
+            (_with_margin(record, pair.margin), shape) for pair, record, shape in built if self._pairing.admits(pair)
         ]
 
     def _build(self, pair: Pair) -> tuple[Record, Shape]:
@@ -301,24 +305,39 @@ class _Reader:
         self._notes.num_as_chat += 1
         return record, replace(shape, content="text")
 
-    def _alike(self, source: str, record: Record, format: DataFormat, shape: Shape) -> tuple[Record, Shape]:
+    def _require_format(self, source: str, format: DataFormat) -> None:
+        """Refuses a row of another format than the first, also one that is no record, such as a tie.
+
+        Raises:
+            _OtherShapeError: It differs from the first.
+        """
+        first_source, first_format, _ = self._first or (source, format, None)
+        if format is not first_format:
+            raise _OtherShapeError(
+                f"this row is {format.name}, but {first_source} is {first_format.name}. {ONE_FORMAT}"
+            )
+
+    def _alike(self, source: str, record: Record, shape: Shape) -> tuple[Record, Shape]:
         """Returns a record and its shape.
 
         Raises:
             _OtherShapeError: It differs from the first.
         """
-        self._first = self._first or (source, format, shape)
-        self._shapes.add(self._first[2])
-        first_source, first_format, first_shape = self._first
-        if (format, shape) == (first_format, first_shape):
+        assert self._first is not None, "its format was looked at"
+        first_source, format, first_shape = self._first
+        if first_shape is None:
+            first_source, first_shape = source, shape
+            self._first = (source, format, shape)
+        self._shapes.add(first_shape)
+        if shape == first_shape:
             return record, shape
         raise _OtherShapeError(
-            f"this row is {format.name} with {shape}, but {first_source} is {first_format.name} with {first_shape}. "
-            "All rows of a data set must have one format: convert or drop the others."
+            f"this row is {format.name} with {shape}, but {first_source} is {format.name} with {first_shape}. "
+            f"{ONE_FORMAT}"
         )
 
     def _read_as(self) -> str:
-        if self._first is None or self._format is not DataFormat.auto:
+        if self._first is None or self._first[2] is None or self._format is not DataFormat.auto:
             return ""
         return f" (The rows before: {self._first[2]}.)"
 

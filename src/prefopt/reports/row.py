@@ -65,10 +65,14 @@ def to_json(anatomy: Anatomy, tokenizer: "PreTrainedTokenizerBase") -> dict[str,
     }
 
 
-def print_row(anatomy: Anatomy, tokenizer: "PreTrainedTokenizerBase", console: Terminal) -> None:
-    """Prints each part of the row with its counts, trained text in another colour than context."""
+def print_row(
+    anatomy: Anatomy, tokenizer: "PreTrainedTokenizerBase", console: Terminal, remarks: Sequence[str] = ()
+) -> None:
+    """Prints each part of the row with its counts, trained text in another colour than context; remarks first."""
     in_colour = console.color_system is not None
     console.print(Text(anatomy.source, "bold"))
+    for remark in remarks:
+        console.print(Text(remark, "dim"))
     if anatomy.fate:
         console.print(Text(f"left out of training: {anatomy.fate}", "bold red"))
     if anatomy.form:

@@ -13,7 +13,7 @@ from prefopt.config.algorithms import Kind
 from prefopt.config.choices import CheckName
 from prefopt.data.audit.masking import excerpt
 from prefopt.data.messages import Content
-from prefopt.data.records import PreferencePair, Record
+from prefopt.data.records import PreferencePair, Record, message_fields
 from prefopt.data.split import prompt_keys
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ class Chunk:
     @cached_property
     def calls(self) -> Texts:
         """What each row has besides its texts: tools, tool calls and the like, each value on a line with its name."""
-        return Texts(["\n".join(_lines(_besides(record))) for record in self.records])
+        given = map(_besides, self.records)
+        return Texts(["\n".join(_lines(each)) if each else "" for each in given])
 
     @cached_property
     def prompt_keys(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
@@ -307,10 +308,9 @@ def form_of(record: Record) -> Form:
 
 
 def _besides(record: Record) -> list[Any]:
-    chats = [content for name in CONTENTS if isinstance(content := getattr(record, name, None), list)]
     further = [
         {key: value for key, value in message.items() if key not in ("role", "content")}
-        for chat in chats
+        for chat in message_fields(record).values()
         for message in chat
         if len(message) > 2 or "content" not in message
     ]

@@ -1,4 +1,7 @@
-"""The findings about tokens of a run, which tokenises its rows in any case: from its counts, without a second pass."""
+"""The findings about tokens of a run, which tokenises its rows in any case: from its counts, without a second pass.
+
+Counts name no rows but the first with a control token; `prefopt audit` with the run's model names the others.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace

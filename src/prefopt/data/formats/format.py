@@ -42,6 +42,7 @@ class Format:
         write: Per kind of rows: returns the rows of this format for a row in TRL's, as
             `prefopt.data.conversion.to_row` makes it of a record. Raises a `RowError` if something would be lost.
             Empty: the format is only read.
+        margin: The column in which rows that are written say how much better the chosen answer is; empty if none does.
         unread: Names what `read` leaves out inside of a column that it reads, such as `input.user`.
     """
 
@@ -49,6 +50,7 @@ class Format:
     read: Mapping[Kind, Callable[[Row], Row | None]]
     columns: Mapping[Kind, Collection[str]]
     write: Mapping[Kind, Callable[[Row], list[Row]]] = field(default_factory=dict)
+    margin: str = ""
     unread: Callable[[Row], list[str]] = lambda row: []
     looked_for_in: tuple[Kind, ...] = ALL
 

@@ -31,5 +31,6 @@ FORMAT = Format(
     read={"preference": read, "sft": read},
     columns={},
     write={"preference": write, "sft": write},
+    margin="margin",
 )
 """Tried last: what is of no other format is of this one. Which columns count depends on the row."""

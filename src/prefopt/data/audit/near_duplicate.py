@@ -84,7 +84,7 @@ def conclude(seen: Sequence[tuple[str, int, Sketches]], sides: Sides) -> Found:
         examples += found
     count = sum(map(len, rows.values()))
     num_rows = sides.num_rows
-    trusted = f"; {say(num_uncompared, 'pair')} of rows judged by their sketches alone" if num_uncompared else ""
+    trusted = f"; {say(num_uncompared, 'pair')} of rows were judged by their sketches alone" if num_uncompared else ""
     return Found(
         rows=rows,
         num_rows=num_rows,

@@ -100,14 +100,14 @@ def test_conversations_for_a_model_without_a_chat_template_are_refused_once_as_t
     audit([str(plain), "model=hf", f"model.path={model}"])
 
 
-def test_rows_that_a_limit_leaves_out_of_training_are_said_to_be_audited(
+def test_rows_that_a_limit_leaves_out_of_training_are_said_not_to_be_audited(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "pairs.jsonl", rows(6))
-    said = "train: data.max_rows=4 leaves out rows of training; the audit looks at all of them"
-    assert said in shown(capsys, [str(path), "data.max_rows=4"])
+    said = "rows that max_rows leaves out are not audited, but for those that training refuses"
+    assert f"{said} 4 rows (" in shown(capsys, [str(path), "data.max_rows=4"])
     part = f"data.train=[{{path: {path}, max_rows: 3}}]"
-    assert "max_rows of part 'pairs'=3 leaves out rows" in shown(capsys, ["data=files", part])
+    assert f"{said} 3 rows (" in shown(capsys, ["data=files", part])
 
 
 @pytest.mark.parametrize("name", ["date=2026-01-01/p.jsonl", "model=x/[a] b, {c}.jsonl", "+x/it's $HOME.jsonl"])

@@ -118,12 +118,20 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(config: DataConfig, 
 def test_a_warning_of_reading_is_told_at_every_start(
     config: DataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = DataConfig(**{**vars(config), "columns": {"system": "nowhere"}})
+    config = DataConfig(**{**vars(config), "as_chat": True})
     for _ in range(2):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             assert Start(config, tmp_path / "cache").num_reads == 1
-        assert "nowhere" in caplog.text
+        assert "changes nothing" in caplog.text
+
+
+def test_a_column_that_no_row_has_is_told_at_every_start(config: DataConfig, tmp_path: Path) -> None:
+    config = DataConfig(**{**vars(config), "columns": {"system": "nowhere"}})
+    for num_reads in (1, 0):
+        start = Start(config, tmp_path / "cache")
+        assert start.num_reads == num_reads
+        assert any("nowhere" in line for line in start.cached.tokenized.notes.lines())
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"key": 1}', '{"key": "0"}'])

@@ -115,10 +115,10 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(config: DataConfig, 
     assert Start(config, tmp_path / "cache").num_reads == 1
 
 
-def test_a_warning_of_reading_is_told_at_every_start(
-    config: DataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = DataConfig(**{**vars(config), "as_chat": True})
+def test_a_warning_of_reading_is_told_at_every_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    chats = [{name: [{"role": roles[name], "content": text}] for name, text in row.items()} for row in rows()]
+    config = DataConfig(train=str(write_rows(tmp_path / "chats.jsonl", chats)), max_length=64, as_chat=True)
     for _ in range(2):
         caplog.clear()
         with caplog.at_level(logging.WARNING):

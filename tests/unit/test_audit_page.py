@@ -25,6 +25,7 @@ from prefopt.reports.audit_figures import DRAWN
 from prefopt.reports.audit_glossary import CHECKS
 from prefopt.reports.audit_page import render_audit_page, split_code, write_audit_page
 from prefopt.reports.charts.bars import MAX_LABEL
+from prefopt.reports.charts.counted import counted_histogram
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \"' \x1b[31m \ud800 \u202e"
 RATIO = {"counts": [1, 0, 3, 2], "edges": [-4.0, -2.0, 0.0, 2.0, 4.0]}
@@ -337,6 +338,14 @@ def test_files_to_compare_with_keep_their_names_and_of_long_ones_the_end_is_draw
     (label,) = re.findall(r">(\u2026[^<]*)</text>", html)
     assert label.endswith("long/a_b.jsonl")
     assert len(label) == MAX_LABEL
+
+
+@pytest.mark.parametrize(("edges", "left", "right"), [([-1, 0, 1], 1, 1), ([0, 1, 2], 0, 1), ([-2, -1, 0], 1, 0)])
+def test_a_side_of_a_mark_without_bins_has_no_word(edges: list[float], left: int, right: int) -> None:
+    chart = counted_histogram(
+        [3, 4], edges, x_label="margin", unit="pairs", description="", mark=(0.0, ""), ends=("worse", "better")
+    )
+    assert (chart.count("worse"), chart.count("better")) == (left, right)
 
 
 def test_the_docs_have_the_meaning_and_the_limits_of_each_check():

@@ -53,7 +53,9 @@ def _mark_words(box: Box, place: float, word: str, ends: tuple[str, str]) -> lis
     if word:
         return [text(place, above, word, anchor="end" if place > box.width / 2 else "start")]
     left, right = ends
-    return [
-        text(place - 6, above, f"\u2190 {left}", anchor="end"),
-        text(place + 6, above, f"{right} \u2192", anchor="start"),
-    ]
+    sides = []
+    if place > box.left:  # at an edge, a side has no bins, and its word no room
+        sides.append(text(place - 6, above, f"\u2190 {left}", anchor="end"))
+    if place < box.width - box.right:
+        sides.append(text(place + 6, above, f"{right} \u2192", anchor="start"))
+    return sides

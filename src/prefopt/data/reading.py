@@ -285,9 +285,9 @@ class _Reader:
             return row_format, None
         built = [(pair, *self._build(pair)) for pair in pairs]
         unread = unread_columns(parsed, row_format, kind, built[0][2].fields if built else ())
-        if pairs and pairs[0].is_of_metadata:
-            unread.remove(METADATA)
-            self._notes.num_metadata_scores += 1
+        if unread and pairs and pairs[0].scored_by:
+            unread = [column for column in unread if column not in pairs[0].scored_by]
+            self._notes.num_metadata_scores += METADATA in pairs[0].scored_by
         if isinstance(row, RepeatingRow):
             read_as = {source: name for name, source in self._columns.items()}
             row.require_whole(

@@ -233,6 +233,15 @@ def test_findings_without_rows_have_no_count() -> None:
     assert "Shortcuts in words accuracy: at least 95.0 %; over" in told
 
 
+def test_a_share_at_a_glance_is_a_number_and_words_before_it_stand_below_the_title() -> None:
+    html = render_audit_page(audit(finding("empty", 0.5), finding("length_bias", 0.18, gauge=0.817)))
+    glance = html.partition('<table class="glance">')[2].partition("</table>")[0]
+    cells = re.findall(r'<td class="num">(.*?)</td>', glance)
+    assert sorted(unbroken.replace("\u00a0", " ") for unbroken in cells) == ["50.0 %", "81.7 %"]
+    assert glance.count('class="measure"') == 1
+    assert "Length bias the longer or the shorter answer wins in … 81.7 %" in words(glance)
+
+
 def test_numbers_that_are_not_finite_are_not_drawn() -> None:
     values = {"longer_is_chosen": {"value": float("nan"), "ci95": [float("nan"), float("inf")], "n": 0}}
     html = render_audit_page(audit(finding("length_bias", values=values)))

@@ -40,7 +40,8 @@ class Card:
         icon: Icon and colour.
         word: The level as a word.
         count: Rows concerned; empty if the finding is about the data as a whole.
-        share: Their share, as text.
+        share: Their share, or the number that is judged in its place, as text.
+        measure: Words before a number that is no share of the rows; else empty.
         width: The share in percent, for the bar.
         limit: Which limit is exceeded, as text; empty if none.
         summary: One sentence.
@@ -58,6 +59,7 @@ class Card:
     word: str
     count: str
     share: str
+    measure: str
     width: float
     limit: str
     summary: str
@@ -167,7 +169,8 @@ def _card(finding: Finding) -> Card:
         icon=icon,
         word=word,
         count=count(finding.count) if finding.count and finding.check not in MEASURES else "",
-        share=" ".join([*filter(None, [MEASURES.get(finding.check)]), _percent(judged)]),
+        share=_percent(judged),
+        measure=MEASURES.get(finding.check, ""),
         width=round(100 * min(max(judged, 0.0), 1.0), 2),
         limit="" if finding.limit is None else _describe_limit(finding, finding.limit),
         summary=_sentence(finding.summary),

@@ -254,6 +254,7 @@ def _read_records(spec: object, bad: BadRows, config: DataConfig, kind: Kind, la
         labels=labels,
         pairs=PairRule.of(config),
         as_chat=config.as_chat is not False,
+        tag=config.tag,
         bad=bad,
     )
 

@@ -26,7 +26,8 @@ from prefopt.data.records import PreferencePair, Record
 from prefopt.data.rows import Shape, build_record
 from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.table import Table, TableWriter
-from prefopt.data.values import RowError, show_name
+from prefopt.data.tags import read_tag
+from prefopt.data.values import RowError, show_name, show_names
 from prefopt.process.errors import UserError
 
 IMPLICIT_TEXT = Shape(("chosen", "rejected"), "text")
@@ -111,6 +112,7 @@ def read_records(
     labels: Labels | None = None,
     pairs: PairRule | None = None,
     as_chat: bool = False,
+    tag: str | None = None,
     bad: BadRows | None = None,
 ) -> ReadResult:
     """Reads and checks every row of `spec`.
@@ -126,6 +128,7 @@ def read_records(
         pairs: Which pairs are made of rows with several answers, and which are left out. None: as the defaults say.
         as_chat: Whether rows of text with a column `system` are read as chats, and not refused.
         labels: Gets the labels of the rows; the caller calls `drop_unwanted`. None: it is done here.
+        tag: The column that holds the tag of a row; None: rows have no tags.
         bad: Gets the rows that cannot be read, of which the caller tells. None: they are refused here.
 
     Raises:
@@ -134,7 +137,7 @@ def read_records(
     """
     rule = PairRule() if pairs is None else pairs
     gathered = Labels() if labels is None else labels
-    reader = _Reader(spec, format, kind, columns or {}, gathered, Pairing(rule), as_chat)
+    reader = _Reader(spec, format, kind, columns or {}, gathered, Pairing(rule), as_chat, tag)
     told = BadRows("data.train", DataConfig(train=spec)) if bad is None else bad
     result = reader.read(told)
     if labels is None:
@@ -181,9 +184,10 @@ class _Reader:
         labels: Labels,
         pairing: Pairing,
         as_chat: bool,
+        tag: str | None,
     ) -> None:
         self._spec, self._format, self._kind, self._columns = spec, format, kind, columns
-        self.labels, self._pairing, self._as_chat = labels, pairing, as_chat
+        self.labels, self._pairing, self._as_chat, self._tag = labels, pairing, as_chat, tag
         self._parts = parts_of(spec, "data.train")
         self._notes = ReadNotes()
         self._num_system_chats = 0
@@ -207,9 +211,14 @@ class _Reader:
             (path for path in paths_of(self._spec) if isinstance(path, (str, Path)) and str(path)), bad.setting
         )
         unseen = dict(self._columns)
+        untagged: Row | None = None
+        has_tag = self._tag is None
         for row, source, name in self._rows(leave_out):
             unseen = {name: other for name, other in unseen.items() if name not in row and other not in row}
+            has_tag = has_tag or self._tag in row
+            untagged = untagged or row
             try:
+                tag = "" if self._tag is None else read_tag(row, self._tag)
                 row_format, found = self._read_row(row, source)
                 self._require_format(source, row_format)
                 self._first = self._first or (source, row_format, None)
@@ -225,9 +234,14 @@ class _Reader:
             for record, shape in made or ():
                 if shape.fields in LABELLED:
                     self.labels.add(row, source)
-                writer.append(replace(record, slice=name) if name else record)
+                writer.append(replace(record, slice=name, tag=tag) if name or tag else record)
                 numbers.append(notes.num_rows)
             notes.num_rows += 1
+        if not has_tag and untagged:
+            raise UserError(
+                f"data.tag={self._tag}: no row of {bad.setting} has such a column. The first has "
+                f"{show_names(untagged)}: name one of these, or leave data.tag out."
+            )
         notes.absent_columns = {name: show_name(other) for name, other in unseen.items()}
         bad.num_rows += notes.num_rows
         notes.num_ties_skipped = len(ties)
@@ -285,6 +299,8 @@ class _Reader:
             return row_format, None
         built = [(pair, *self._build(pair)) for pair in pairs]
         unread = unread_columns(parsed, row_format, kind, built[0][2].fields if built else ())
+        if self._tag in unread:
+            unread.remove(self._tag)
         if unread and pairs and pairs[0].scored_by:
             unread = [column for column in unread if column not in pairs[0].scored_by]
             self._notes.num_metadata_scores += METADATA in pairs[0].scored_by

@@ -24,6 +24,8 @@ UNWANTED = frozenset(
         "👎",
     )
 )
+MAX_VALUES = 3
+"""Values of a column that are told apart: a label has two."""
 MISSING = frozenset(("", "null", "none", "nan", "na", "n/a"))
 """Words, in lower case, that tables write into empty cells."""
 _BETWEEN = re.compile(r"[\s_-]|\ufe0f|[\U0001f3fb-\U0001f3ff]")
@@ -44,12 +46,27 @@ class _Column:
     """Some unwanted value is a word or a boolean, not a number."""
     has_score: bool = False
     """Some value is a number other than -1, 0 and 1."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Rows of each value; of no more than `MAX_VALUES` values."""
+    unknown: list[str] = field(default_factory=list)
+    """Those of `counts` that are words which mean neither wanted nor unwanted."""
 
     def is_of_another_meaning(self) -> bool:
         """Returns whether the column is no KTO label: it has scores, numbered classes, or mostly other words."""
         if self.has_score and not self.is_spelt:
             return True
         return self.num_strange > self.num_wanted + len(self.unwanted)
+
+    def count(self, value: object, *, is_unknown: bool) -> None:
+        """Counts the rows of a value."""
+        word = _word(value)
+        if word not in self.counts:
+            if len(self.counts) == MAX_VALUES:
+                return
+            self.counts[word] = 0
+            if is_unknown and isinstance(value, str) and _number(value) is None:
+                self.unknown.append(word)
+        self.counts[word] += 1
 
 
 class Labels:
@@ -71,6 +88,7 @@ class Labels:
     def _add(self, name: str, value: object, source: str) -> None:
         column = self._columns.setdefault(name, _Column())
         verdict = says_wanted(value)
+        column.count(value, is_unknown=verdict is None)
         if verdict is None:
             column.num_strange += 1
             column.first_strange = column.first_strange or f"{source}: {describe(value)}"
@@ -88,6 +106,17 @@ class Labels:
             for name, column in self._columns.items()
             if not column.is_of_another_meaning()
             for place, value in column.unwanted.items()
+        }
+
+    def find_unclear(self) -> dict[str, str]:
+        """Returns for each column with two values, of which a word is unknown, what they are: it may be a label."""
+        return {
+            name: " and ".join(
+                f"{describe(word)} in {say_rows(count)}{' (unknown)' if word in column.unknown else ''}"
+                for word, count in column.counts.items()
+            )
+            for name, column in self._columns.items()
+            if len(column.counts) == 2 and column.unknown
         }
 
     @property

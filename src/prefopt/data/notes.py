@@ -121,6 +121,7 @@ class DataNotes:
                 for column, count in notes.ignored_columns.items()
             ]
             lines += [f"{split}: {line}" for line in tell_absent(notes)]
+        lines += self.warnings()
         if self.num_overlap_skipped:
             text = "[row skipped: its|rows skipped: their] prompt is held out (data.on_overlap=skip)"
             count = self.num_overlap_skipped
@@ -135,6 +136,16 @@ class DataNotes:
                 for key, count in tokenized.unread_keys.items()
             ]
         return lines
+
+    def warnings(self) -> list[str]:
+        """Returns those of `remarks` that say that something is probably not as it was meant."""
+        unclear = {column: values for notes in self.read.values() for column, values in notes.unclear_labels.items()}
+        return [
+            f"column '{column}' has two values, {values}: rows of an unknown one are trained. If it says which "
+            "answers are wanted, write true there for these, and false for the others; if it says something else, "
+            "rename it"
+            for column, values in unclear.items()
+        ]
 
     def reasons(self) -> str:
         """Returns `lines` as one text, for an error that says why no rows are left."""

@@ -83,6 +83,8 @@ class ReadNotes(ImplicitNotes):
     """Conversations that have one of their own, where the settings have one too."""
     num_duplicates: int = 0
     """Rows equal to an earlier row in prompt, completions and tools; they are kept."""
+    unclear_labels: dict[str, str] = field(default_factory=dict)
+    """Column that may be a label of two words which are not known -> what they are, in all files of the data set."""
     ignored_columns: dict[str, int] = field(default_factory=dict)
     """For each column that is not read: the number of rows in which it has a value."""
     absent_columns: dict[str, str] = field(default_factory=dict)
@@ -156,6 +158,7 @@ def drop_unwanted(records: Table[Record], labels: Labels, bad: BadRows, notes: R
         bad: Gets the rows that are left out.
         notes: Their count is added to these.
     """
+    notes.unclear_labels = labels.find_unclear()
     unwanted = labels.find_unwanted()
     if not unwanted:
         return records

@@ -102,7 +102,7 @@ from prefopt.process.parallel import map_in_processes
 import os
 
 def work(item):
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\\n".encode())
     time.sleep(0.2)
 
 list(map_in_processes(work, range(1000), num_processes=2, doing="testing"))

@@ -1,6 +1,7 @@
 """Encoding of all rows to token ids: one begin and one end of sequence, and the limit on length."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -82,6 +83,15 @@ class TokenizeNotes:
     """Rows of plain text, although the tokenizer has a chat template."""
     unread_keys: dict[str, int] = field(default_factory=dict)
     """For each key of messages that the chat template does not read: the number of rows that have it."""
+
+    def add(self, later: "TokenizeNotes") -> None:
+        """Adds the counts of rows that follow; of a text such as `first_unreadable`, the first stays."""
+        for name, value in vars(later).items():
+            own = getattr(self, name)
+            if isinstance(value, dict):
+                setattr(self, name, dict(sorted((Counter(own) + Counter(value)).items())))
+            else:
+                setattr(self, name, own + value if isinstance(value, int) else own or value)
 
 
 class SpecialTokens(NamedTuple):

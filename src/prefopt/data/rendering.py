@@ -232,7 +232,7 @@ def unread_keys(tokenizer: "PreTrainedTokenizerBase", chats: Iterable[tuple[str,
     mentioned = {*re.findall(r"\w+", source), "role", "content", UNTRAINED}
     unread: Counter[str] = Counter()
     for place, messages in chats:
-        keys = {key for message in messages for key in message.keys() - mentioned}
+        keys = {key for message in messages if not message.keys() <= mentioned for key in message.keys() - mentioned}
         if "tool_calls" in keys:
             raise UserError(
                 f"{place}: the row has tool calls, but the chat template leaves them out. Set a model.chat_template "

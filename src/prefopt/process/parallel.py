@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -48,7 +49,10 @@ def map_in_processes(
         EndedError: A process was ended from outside.
     """
     if num_processes < 2 or _work is not None:
-        yield from map(work, items)
+        for item in items:
+            with _no_garbage_collection():
+                result = work(item)
+            yield result
         return
     gc.freeze()  # so that no process writes into the others' pages when it collects garbage
     try:
@@ -66,6 +70,18 @@ def map_in_processes(
         raise EndedError(f"{doing}: one of its processes was ended, most often because memory ran out.") from error
     finally:
         gc.unfreeze()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Spares the work of looking through all objects again and again while many are made, up to half of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _begin(work: Callable[[Any], Any]) -> None:

@@ -10,7 +10,8 @@ from prefopt.config.choices import LossOn
 from prefopt.config.load import differences, fingerprint, load_config, to_yaml
 from prefopt.config.schema import DataConfig
 from prefopt.data.anatomy import dissect
-from prefopt.data.loading import read_record, read_splits
+from prefopt.data.loading import read_splits
+from prefopt.data.shown_record import read_record
 from prefopt.data.token_splits import TokenizedSplits, load_tokenized
 from prefopt.process.errors import UserError
 from prefopt.runs.directory import RunDirectory

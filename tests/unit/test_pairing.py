@@ -11,8 +11,9 @@ from prefopt.config.choices import PairChoice
 from prefopt.config.load import load_config
 from prefopt.config.schema import DataConfig
 from prefopt.data.defects import record_key
-from prefopt.data.loading import read_record, read_splits
+from prefopt.data.loading import read_splits
 from prefopt.data.pairing import find_margin, rows_of
+from prefopt.data.shown_record import read_record
 from prefopt.process.errors import UserError
 
 

@@ -11,7 +11,8 @@ from prefopt import show
 from prefopt.config.load import load_config
 from prefopt.config.schema import TrainConfig
 from prefopt.data.anatomy import TokenSequence, dissect
-from prefopt.data.loading import read_record, read_splits
+from prefopt.data.loading import read_splits
+from prefopt.data.shown_record import read_record
 from prefopt.data.token_splits import load_tokenized
 from prefopt.process.paths import shipped
 from prefopt.reports.row import CUT, decode, pieces

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from prefopt.config.load import load_config
-from prefopt.data.loading import Splits, read_record, read_splits
+from prefopt.data.loading import Splits, read_splits
 from prefopt.data.records import Record
+from prefopt.data.shown_record import read_record
 from prefopt.process.errors import UserError
 
 SYSTEM = {"role": "system", "content": "Be brief."}

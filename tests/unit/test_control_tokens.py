@@ -20,7 +20,9 @@ TALK = [turn("user", "What time is it?"), turn("assistant", "Five.")]
 
 def treat(setting: OnControlToken, **fields: Any) -> Treated:
     tokenizer = build_tokenizer(CHATML, eos="<|im_end|>")
-    return treat_control_tokens([SFTExample(**{"messages": TALK, **fields}, source="a.jsonl:1")], ControlTokens(tokenizer), setting)
+    return treat_control_tokens(
+        [SFTExample(**{"messages": TALK, **fields}, source="a.jsonl:1")], ControlTokens(tokenizer), setting
+    )
 
 
 def test_control_tokens_in_a_message_are_kept_stripped_or_refused_and_counted(tmp_path: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 from prefopt.data.encoding import TokenizeNotes
 from prefopt.data.mix import SliceNotes
 from prefopt.data.notes import READ_SENTENCES, TOKENIZE_SENTENCES, DataNotes
-from prefopt.data.reading import ReadNotes
+from prefopt.data.read_notes import ReadNotes
 from prefopt.data.wording import agree
 
 ONE = re.compile(

@@ -1,7 +1,6 @@
 """Encoding of all rows to token ids: one begin and one end of sequence, and the limit on length."""
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from prefopt.config.choices import OnLongCompletion
 from prefopt.data.bad_rows import BadRows
+from prefopt.data.counts import Counts
 from prefopt.data.messages import trained_turns
 from prefopt.data.prefixes import common_prefix_length
 from prefopt.data.records import MAX_CHARACTERS, Record, num_characters
@@ -29,7 +29,7 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 @dataclass(kw_only=True)
-class TokenizeNotes:
+class TokenizeNotes(Counts):
     """Counts of what happened during tokenization. Counts are rows unless the name says otherwise."""
 
     num_rows: int = 0
@@ -83,15 +83,6 @@ class TokenizeNotes:
     """Rows of plain text, although the tokenizer has a chat template."""
     unread_keys: dict[str, int] = field(default_factory=dict)
     """For each key of messages that the chat template does not read: the number of rows that have it."""
-
-    def add(self, later: "TokenizeNotes") -> None:
-        """Adds the counts of rows that follow; of a text such as `first_unreadable`, the first stays."""
-        for name, value in vars(later).items():
-            own = getattr(self, name)
-            if isinstance(value, dict):
-                setattr(self, name, dict(sorted((Counter(own) + Counter(value)).items())))
-            else:
-                setattr(self, name, own + value if isinstance(value, int) else own or value)
 
 
 class SpecialTokens(NamedTuple):

@@ -51,6 +51,19 @@ class _Column:
     unknown: list[str] = field(default_factory=list)
     """Those of `counts` that are words which mean neither wanted nor unwanted."""
 
+    def add(self, later: "_Column") -> None:
+        """Adds the counts of the rows that follow."""
+        self.num_wanted += later.num_wanted
+        self.unwanted |= later.unwanted
+        self.num_strange += later.num_strange
+        self.first_strange = self.first_strange or later.first_strange
+        self.is_spelt |= later.is_spelt
+        self.has_score |= later.has_score
+        for word, count in later.counts.items():
+            if word in self.counts or len(self.counts) < MAX_VALUES:
+                self.counts[word] = self.counts.get(word, 0) + count
+        self.unknown += [word for word in later.unknown if word in self.counts and word not in self.unknown]
+
     def is_of_another_meaning(self) -> bool:
         """Returns whether the column is no KTO label: it has scores, numbered classes, or mostly other words."""
         if self.has_score and not self.is_spelt:
@@ -98,6 +111,11 @@ class Labels:
         else:
             column.unwanted[source] = _word(value)
             column.is_spelt = column.is_spelt or _number(value) is None
+
+    def merge(self, later: "Labels") -> None:
+        """Adds the labels of rows that follow."""
+        for name, column in later._columns.items():
+            self._columns.setdefault(name, _Column()).add(column)
 
     def find_unwanted(self) -> dict[str, str]:
         """Returns the place of each KTO row whose answer is unwanted, and a sentence about it: SFT would train it."""

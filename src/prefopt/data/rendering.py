@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jinja2
 
 from prefopt.data.messages import UNTRAINED, Message
-from prefopt.data.plain_chats import render_plain
+from prefopt.data.plain_chats import PLAIN, render_plain
 from prefopt.data.prefixes import common_prefix_length
 from prefopt.data.values import describe
 from prefopt.process.errors import UserError
@@ -110,6 +110,8 @@ def _split_thought(message: Message) -> tuple[str, str]:
         if end in content:
             thought, _, said = content.rpartition(end)
             return thought.strip().removeprefix(begin).strip(), said.strip()
+    if message.keys() == PLAIN:
+        return "", content.strip()
     beside = (value for key in THOUGHT_KEYS if isinstance(value := message.get(key), str))
     return next(beside, "").strip(), content.strip()
 

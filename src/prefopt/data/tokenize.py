@@ -33,7 +33,7 @@ from prefopt.data.ragged import CONTEXT_COLUMNS
 from prefopt.data.records import PreferencePair, Record, SFTExample, message_fields
 from prefopt.data.rendering import Chat, RefusedChatError, Span, locate_tokens, render_turns, unread_keys
 from prefopt.process.errors import UserError
-from prefopt.process.parallel import map_in_processes, num_cores
+from prefopt.process.parallel import map_in_processes, processes_for
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,9 +44,6 @@ Encoded = TypeVar("Encoded")
 
 Prepare = Callable[[list[Any], TokenizeNotes, BadRows], Sequence[Any]]
 """Makes of some records those that are encoded; it counts what it does in the notes, and tells of refused rows."""
-
-CHUNKS_PER_PROCESS = 4
-"""Fewest chunks for which another process is begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +193,8 @@ class _Work:
         notes = TokenizeNotes()
         told = BadRows("data.train", limits) if bad is None else bad
         starts = range(0, len(self.records), CHUNK_ROWS)
-        num_processes = min(num_cores(), len(starts) // CHUNKS_PER_PROCESS)
         encode = partial(self._encode, told.empty())
-        for piece in map_in_processes(encode, starts, num_processes=num_processes, doing="tokenising"):
+        for piece in map_in_processes(encode, starts, num_processes=processes_for(len(starts)), doing="tokenising"):
             table.add(piece.columns)
             notes.add(piece.notes)
             told.merge(piece.bad)

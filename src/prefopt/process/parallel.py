@@ -20,6 +20,8 @@ Result = TypeVar("Result")
 
 AHEAD = 4
 """Items for each process that are given out before their results are taken: it bounds the results in memory."""
+ITEMS_PER_PROCESS = 4
+"""Fewest items for which another process is begun."""
 PR_SET_PDEATHSIG = 1
 
 _work: Callable[[Any], Any] | None = None
@@ -29,6 +31,11 @@ _work: Callable[[Any], Any] | None = None
 def num_cores() -> int:
     """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes_for(num_items: int) -> int:
+    """Returns in how many processes work on items is done, each of which takes about as long as to begin a process."""
+    return min(num_cores(), num_items // ITEMS_PER_PROCESS)
 
 
 def map_in_processes(

@@ -10,15 +10,13 @@ from prefopt.config.algorithms import Kind
 from prefopt.config.choices import CheckName
 from prefopt.data.audit.check import SPLITS, Check, Chunk, Found, Sides
 from prefopt.data.records import Record
-from prefopt.process.parallel import map_in_processes, num_cores
+from prefopt.process.parallel import map_in_processes, processes_for
 
 if TYPE_CHECKING:
     from prefopt.data.audit.tokens import Reader
 
 CHUNK_ROWS = 2000
 """Rows that a check sees at once."""
-CHUNKS_PER_PROCESS = 4
-"""Fewest chunks for which another process is started: it costs as much as a chunk."""
 READ_BY_THE_READER = CheckName.schema
 """The check that has no module: rows that cannot be read are found while reading."""
 
@@ -136,5 +134,5 @@ def is_installed(package: str) -> bool:
 
 
 def _examine_all(work: Work, places: Sequence[tuple[str, int]], num_processes: int | None) -> Iterator[list[Any]]:
-    wanted = num_processes or min(num_cores(), len(places) // CHUNKS_PER_PROCESS)
+    wanted = num_processes or processes_for(len(places))
     return map_in_processes(work.examine, places, num_processes=wanted, doing="audit")

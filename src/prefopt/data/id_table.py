@@ -62,7 +62,7 @@ class IdTable:
 
     Args:
         columns: Names of the columns of ids.
-        optional: Names of more columns of ids, which the data set lacks if no row has a value in them.
+        optional: Names of more columns of ids, which the data set lacks if no row has a value in any of them.
     """
 
     def __init__(self, columns: Sequence[str], optional: Sequence[str] = ()) -> None:
@@ -90,7 +90,8 @@ class IdTable:
         with explained(tempfile.gettempdir(), "written", ROOM):
             for column in self._columns:
                 column.file.flush()
-            columns = [each for each in self._columns if each.name not in self._optional or each.has_values()]
+            has_optional = any(each.has_values() for each in self._columns if each.name in self._optional)
+            columns = [each for each in self._columns if has_optional or each.name not in self._optional]
             arrays = [_to_arrow(column) for column in columns]
         table = pa.table(arrays, names=[column.name for column in columns])
         return Dataset(table, fingerprint=uuid.uuid4().hex)  # else `datasets` pickles the whole table to name it

@@ -12,14 +12,14 @@ from prefopt.config.mixture import Part, parts_of
 from prefopt.config.schema import DataConfig
 from prefopt.data.as_chat import Chats, is_question, is_text, to_chat
 from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
-from prefopt.data.defects import drop_defects, is_empty, is_identical
+from prefopt.data.defects import drop_defects, drop_unwanted, is_empty, is_identical
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import Labels
 from prefopt.data.mix import SliceNotes, count_slices, cut, weigh
 from prefopt.data.notes import DataNotes, SplitName
 from prefopt.data.pairing import PairRule
 from prefopt.data.read_notes import ReadNotes
-from prefopt.data.reading import ReadResult, drop_unwanted, read_records
+from prefopt.data.reading import ReadResult, read_records
 from prefopt.data.records import Record
 from prefopt.data.split import find_overlap, find_overlapping_rows, prompt_keys, split_by_prompt
 from prefopt.data.table import Table, TableWriter

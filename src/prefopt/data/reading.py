@@ -7,8 +7,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import DataFormat
 from prefopt.config.mixture import parts_of, paths_of
@@ -18,6 +16,7 @@ from prefopt.data.as_chat import from_system_column, is_question, to_chat
 from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.cells import parse_cells
 from prefopt.data.columns import rename
+from prefopt.data.defects import drop_unwanted
 from prefopt.data.files import Raw, iter_raw, parse_raw, refuse_repeated
 from prefopt.data.formats import convert, detect_format, unread_columns
 from prefopt.data.formats.format import PAIRS
@@ -36,8 +35,8 @@ from prefopt.process.errors import UserError, explained
 from prefopt.process.parallel import ITEMS_PER_PROCESS, map_in_processes, num_cores, processes_for
 
 IMPLICIT_TEXT = Shape(("chosen", "rejected"), "text")
-OTHER_SHAPE, UNWANTED = "other_shape", "unwanted"
-"""Further kinds of rows that `data.on_bad` decides about."""
+OTHER_SHAPE = "other_shape"
+"""A further kind of rows that `data.on_bad` decides about."""
 ONE_FORMAT = "All rows of a data set must have one format: convert or drop the others."
 BLOCK_ROWS = 1000
 BLOCK_CHARACTERS = 2**22
@@ -107,28 +106,6 @@ def read_records(
     if bad is None:
         require_usable(told)
     return result
-
-
-def drop_unwanted(records: Table[Record], labels: Labels, bad: BadRows, notes: ReadNotes) -> Table[Record]:
-    """Returns the records without those whose label in KTO's format says that the answer is to be avoided.
-
-    Args:
-        records: Demonstrations; pairs have no labels.
-        labels: The labels of all files of the data set: only all together say whether a column is a label.
-        bad: Gets the rows that are left out.
-        notes: Their count is added to these.
-    """
-    notes.unclear_labels = labels.find_unclear()
-    unwanted = labels.find_unwanted()
-    if not unwanted:
-        return records
-    is_kept = np.ones(len(records), dtype=bool)
-    for row, record in enumerate(records):
-        if (found := unwanted.get(record.source)) is not None:
-            bad.add(record.source, found, kind=UNWANTED, remedy=labels.remedy)
-            is_kept[row] = False
-    notes.num_unwanted_skipped = bad.num_skipped(UNWANTED)
-    return records.select(is_kept)
 
 
 class _OtherShapeError(RowError):

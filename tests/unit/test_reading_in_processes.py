@@ -123,7 +123,29 @@ def write_systems(folder: Path, seed: int) -> DataConfig:
     return DataConfig(train=str(write(folder / "s.jsonl", [*map(json.dumps, rows)])))
 
 
+def write_words(folder: Path, seed: int) -> DataConfig:
+    rng = random.Random(seed)
+    words = rng.sample(["alpha", "beta", "good", "gamma"], 2 + seed % 2)
+    rows = [
+        {"prompt": f"p{number}", "completion": f"c{number}", "label": words[number * len(words) // NUM_ROWS]}
+        for number in range(NUM_ROWS)
+    ]
+    return DataConfig(train=str(write(folder / "w.jsonl", [*map(json.dumps, rows)])))
+
+
+def write_tagged(folder: Path, seed: int) -> DataConfig:
+    rng = random.Random(seed)
+    rows = [pair(rng, number) for number in range(NUM_ROWS)]
+    for row in rows[-1:] if seed % 3 == 0 else rows[60:] if seed % 3 == 1 else []:
+        row["topic"] = rng.choice(["billing", 3, None, ["x"], True])
+    config = DataConfig(train=str(write(folder / "g.jsonl", [*map(json.dumps, rows)])), tag="topic")
+    config.on_bad = OnBadRow.skip
+    return config
+
+
 WRITERS = {
+    "words": (write_words, "sft"),
+    "tagged": (write_tagged, "preference"),
     "pairs": (write_pairs, "preference"),
     "labelled": (write_labelled, "sft"),
     "kto": (write_kto, "preference"),
@@ -174,6 +196,10 @@ def test_the_cases_hold_what_they_are_for(tmp_path: Path) -> None:
     errors = [each for each in outcomes if isinstance(each, str)]
     assert 3 <= len(errors) <= len(outcomes) - 15
     assert any("reasons" in error for error in errors)
+    assert any("no row of data.train has such a column" in error for error in errors)
+    read = [each for each in outcomes if not isinstance(each, str)]
+    assert any("has two values" in line for each in read for line in each[3])
+    assert any(record["tag"] for each in read for record in each[0])
 
 
 def test_an_error_of_the_file_is_told_at_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

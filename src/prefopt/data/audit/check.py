@@ -301,7 +301,7 @@ class Form(NamedTuple):
 def form_of(record: Record) -> Form:
     """Returns the form of a record."""
     chats = [content for name in CONTENTS if isinstance(content := getattr(record, name, None), list)]
-    further = [message for chat in chats for message in chat if len(message) > 2]
+    further = [message for chat in chats for message in chat if len(message) > 2 or "content" not in message]
     given = (record.tools, record.chat_template_kwargs, further)
     said = json.dumps(given, sort_keys=True, default=str) if any(given) else None
     return Form(tuple(tuple([message["role"] for message in chat]) for chat in chats), said)

@@ -69,6 +69,20 @@ class Texts:
         """Returns which row, counted from 0 within the chunk, each position of `joined` belongs to."""
         return np.searchsorted(self.starts, np.asarray(positions, np.int64), side="right") - 1
 
+    def rows_with(self, expression: str) -> list[int]:
+        """Returns the rows, ascending, in which `ascii` matches an expression.
+
+        It is one of RE2, which looks at each character once, however many alternatives there are.
+        """
+        import pyarrow as pa  # takes a fifth of a second to import
+        import pyarrow.compute as pc
+
+        places = np.append(self.starts, len(self.ascii))
+        buffers = [None, pa.py_buffer(places), pa.py_buffer(self.ascii)]
+        texts = pa.Array.from_buffers(pa.large_binary(), len(self.each), buffers)
+        found: list[int] = pc.indices_nonzero(pc.match_substring_regex(texts, expression)).to_pylist()
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:

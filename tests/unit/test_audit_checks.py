@@ -199,6 +199,8 @@ def test_the_roles_of_text_cannot_be_out_of_order() -> None:
         ("I'm sorry, but I can't help with that.", True),
         ("I\u2019m sorry, but I can\u2019t help with that.", True),
         ("As an AI language model, I have no body.", True),
+        ("As an artificial intelligence, I have no body.", True),
+        ("I'm afraid I can only speak of the weather.", True),
         ("Unfortunately I am unable to open files.", True),
         ("I'm sorry to hear that your parcel is late. It will arrive on Monday.", False),
         ("You can't divide by zero.", False),

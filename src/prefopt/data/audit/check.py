@@ -25,8 +25,6 @@ SPLITS = ("train", "held_out")
 """Names of the splits of the data themselves."""
 MAX_EXAMPLES = 5
 """Rows that a finding names."""
-CONTENTS = ("prompt", "chosen", "rejected", "completion", "messages")
-"""Fields of records that may be messages."""
 BETWEEN = "\n\x00\n"
 """Stands between the texts of two rows in `Texts.joined`; no pattern of a check should match across it."""
 
@@ -126,8 +124,8 @@ class Chunk:
     @cached_property
     def calls(self) -> Texts:
         """What each row has besides its texts: tools, tool calls and the like, each value on a line with its name."""
-        given = map(_besides, self.records)
-        return Texts(["\n".join(_lines(each)) if each else "" for each in given])
+        rows = zip(self.records, self.forms, strict=True)
+        return Texts(["" if form.further is None else "\n".join(_lines(_besides(record))) for record, form in rows])
 
     @cached_property
     def prompt_keys(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
@@ -270,7 +268,10 @@ def as_text(content: Content) -> str:
     """Returns text as it is, and messages as the texts of each, on lines of their own."""
     if isinstance(content, str):
         return content
-    return "\n".join(message.get("content", "") for message in content)
+    if len(content) == 1:
+        text: str = content[0].get("content", "")
+        return text
+    return "\n".join([message.get("content", "") for message in content])
 
 
 def _before_answer(record: Record) -> Content:
@@ -292,7 +293,7 @@ def _question(record: Record) -> str:
     before = _before_answer(record)
     if isinstance(before, str):
         return before
-    return "\n".join(message.get("content", "") for message in before if message["role"] == "user")
+    return as_text([message for message in before if message["role"] == "user"])
 
 
 def normal(text: str) -> str:
@@ -314,11 +315,11 @@ class Form(NamedTuple):
 
 def form_of(record: Record) -> Form:
     """Returns the form of a record."""
-    chats = [content for name in CONTENTS if isinstance(content := getattr(record, name, None), list)]
+    chats = [*message_fields(record).values()]
     further = [message for chat in chats for message in chat if len(message) > 2 or "content" not in message]
     given = (record.tools, record.chat_template_kwargs, further)
     said = json.dumps(given, sort_keys=True, default=str) if any(given) else None
-    return Form(tuple(tuple([message["role"] for message in chat]) for chat in chats), said)
+    return Form(tuple([tuple([message["role"] for message in chat]) for chat in chats]), said)
 
 
 def _besides(record: Record) -> list[Any]:

@@ -18,23 +18,29 @@ from prefopt.data.records import PreferencePair, Record, SFTExample
 from prefopt.data.split import prompt_keys
 from tests.audit_rows import pair
 
-LETTERS = st.characters(codec="utf-8") | st.sampled_from("\u212a\u0130\u2019\u03a3 \n\x00\ud800aiK'")
-PHRASES = (
-    st.from_regex(REFUSES) | st.sampled_from(CLOSINGS) | st.sampled_from(["can\u2019t", "an a\u0130", "\u212anow"])
-)
-ANSWERS = st.lists(PHRASES | st.text(LETTERS, max_size=8), max_size=4).map(" ".join)
+PHRASES = st.from_regex(REFUSES) | st.sampled_from(CLOSINGS)
+SPELL: dict[str, Callable[[str], str]] = {
+    "small": str,
+    "capital": str.upper,
+    "typographic": lambda text: text.replace("'", "\u2019"),
+    "Turkish": lambda text: text.replace("i", "\u0130"),
+    "Kelvin": lambda text: text.replace("k", "\u212a"),
+    "ends": lambda text: f"{'x' * (refusal.HEAD - len(text) - 1)} {text}{'x' * refusal.TAIL}{text}",
+}
+ANSWERS = st.lists(PHRASES | st.text(max_size=8) | st.just("\n\x00\n"), max_size=4).map(" ".join)
+ANSWERS = st.builds(lambda text, spell: SPELL[spell](text), ANSWERS, st.sampled_from([*SPELL]))
 
 
-@pytest.mark.parametrize("spell", [str, str.upper, str.title, lambda text: text.replace("'", "\u2019")])
+@pytest.mark.parametrize("spell", SPELL.values(), ids=[*SPELL])
 @settings(max_examples=200, deadline=None)
-@given(text=st.from_regex(REFUSES) | st.sampled_from(CLOSINGS))
+@given(text=PHRASES | st.sampled_from(["as an ai", "sorry but i", "let me know if you have any"]))
 def test_each_refusal_and_each_closing_has_the_hint(text: str, spell: Callable[[str], str]) -> None:
     written = spell(text)
     assert Texts([written]).rows_with(HINT) == [0] or not (refusal.refuses(written) or refusal.closes(written))
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(ANSWERS | ANSWERS.map(lambda text: text + "x" * 300 + text), max_size=6))
+@given(st.lists(ANSWERS, max_size=6))
 def test_refusals_are_found_as_in_each_text_by_itself(texts: list[str]) -> None:
     rows = [pair("p", text, text[::-1], line) for line, text in enumerate(texts)]
     found = refusal.find_refusals(Chunk(split="train", start=0, records=rows))

@@ -128,6 +128,12 @@ class Chunk:
         return Texts(["" if form.further is None else "\n".join(_lines(_besides(record))) for record, form in rows])
 
     @cached_property
+    def all_texts(self) -> Texts:
+        """Prompt, answers and calls of each row together, to tell in one search which rows are worth others."""
+        fields = (self.prompts.each, self.chosen.each, self.rejected.each, self.calls.each)
+        return Texts([*map("\n".join, zip(*fields, strict=True))])
+
+    @cached_property
     def prompt_keys(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """The digests of all prompts by which a split is made, shape (keys,), and the place of each one's row.
 

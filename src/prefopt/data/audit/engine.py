@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -144,7 +145,8 @@ def is_installed(package: str) -> bool:
 def _examine_all(work: Work, places: Sequence[tuple[str, int]], num_processes: int | None) -> Iterator[list[Any]]:
     wanted = num_processes or min(_num_cores(), len(places) // CHUNKS_PER_PROCESS)
     if wanted < 2:
-        yield from map(work.examine, places)
+        with _without_collection():
+            yield from map(work.examine, places)
         return
     global _work
     _work = work
@@ -158,6 +160,18 @@ def _examine_all(work: Work, places: Sequence[tuple[str, int]], num_processes: i
     finally:
         _work = None
         gc.unfreeze()
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Collects no garbage meanwhile: chunks have no cycles, and their many objects would be gone through."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 _work: Work | None = None

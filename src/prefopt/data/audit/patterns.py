@@ -129,11 +129,10 @@ def find_matches(chunk: Chunk, patterns: Sequence[Pattern], *, num_clear: int) -
     rows: list[int] = []
     counts: Counter[str] = Counter()
     shown: list[Shown] = []
-    hint = "|".join(pattern.hint for pattern in patterns)
+    suspects = chunk.all_texts.rows_with("|".join(pattern.hint for pattern in patterns))
     fields = {"prompt": chunk.prompts, "chosen": chunk.chosen, "rejected": chunk.rejected, "tools": chunk.calls}
-    for field, all_texts in fields.items():
-        suspects = all_texts.rows_with(hint)
-        texts = Texts([all_texts.each[row] for row in suspects])
+    for field, every in fields.items():
+        texts = Texts([every.each[row] for row in suspects])
         hits = find_hits(Forms(texts.ascii), patterns)
         places = [suspects[place] for place in texts.rows_at([hit.start for hit in hits]).tolist()]
         rows += places

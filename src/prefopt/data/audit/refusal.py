@@ -10,21 +10,22 @@ from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found,
 
 HEAD, TAIL = 150, 150
 """Letters at the beginning and at the end of an answer that are searched."""
-CLOSINGS = ("i hope this helps", "let me know if you have any", "is there anything else i can")
-HINT = (
-    "(?i:sorry|apolog|can(?:no|[?']| no)t|unable|not able|decline|afraid|an? a[i?]|artificial|language"
-    "|i hope this helps|let me [k?]now if you have any|is there anything else i can)"
-)
-"""Expression of RE2 that is in each text that `REFUSES` matches or that has one of `CLOSINGS`.
-
-A question mark stands for what is outside ASCII: an apostrophe, or a letter whose small letter is the one wanted.
-"""
 REFUSES = re.compile(
     r"\b(?:i(?:'m| am) (?:really |very |so |truly )?sorry,? (?:but|i (?:can|am|'m))|i apologi[sz]e,? (?:but|for)"
     r"|i (?:can(?:no|')t|can not|am unable to|am not able to|must decline|have to decline)"
     r"|i'm (?:unable to|not able to|afraid i can)|(?:as|i am|i'm) (?:just )?an? (?:ai\b|artificial|large language|"
     r"language model)|sorry,? but i)"
 )
+CLOSINGS = ("i hope this helps", "let me know if you have any", "is there anything else i can")
+HINT = "(?i:{})".format(
+    "|".join([REFUSES.pattern.replace(r"\b", ""), *CLOSINGS]).translate(
+        {ord("i"): "[i?]", ord("k"): "[k?]", ord("'"): "['?]"}
+    )
+)
+"""Expression of RE2 that is in each text, in ASCII, that `REFUSES` matches or that has one of `CLOSINGS`.
+
+A question mark stands for what is outside ASCII: an apostrophe, or a letter whose small letter is `i` or `k`.
+"""
 Rows = NDArray[np.int64]
 Seen = dict[str, tuple[Rows, Rows]]
 

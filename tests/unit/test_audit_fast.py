@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefopt.data.audit import refusal
+from prefopt.data.audit import control_characters, refusal
 from prefopt.data.audit.check import Chunk, Texts
+from prefopt.data.audit.contradictory import without_blanks
 from prefopt.data.audit.refusal import CLOSINGS, HINT, REFUSES
 from prefopt.data.audit.role_order import describe_disorder, find_disorder
 from prefopt.data.messages import Message, trained_turns
 from prefopt.data.records import PreferencePair, Record, SFTExample
-from prefopt.data.split import prompt_keys
+from prefopt.data.split import normal, prompt_keys
 from tests.audit_rows import pair
 
 PHRASES = st.from_regex(REFUSES) | st.sampled_from(CLOSINGS)
@@ -48,6 +49,29 @@ def test_refusals_are_found_as_in_each_text_by_itself(texts: list[str]) -> None:
         answers = [getattr(row, side) for row in rows]
         assert refusing.tolist() == [row for row, text in enumerate(answers) if refusal.refuses(text)]
         assert closing.tolist() == [row for row, text in enumerate(answers) if refusal.closes(text)]
+
+
+TEXTS = st.lists(
+    st.text(st.sampled_from("ab \n\r\t\x00\x0b\x1c\x7f\x85\xa0\u200b\u2028\ufeff\u0e01"), max_size=6), max_size=6
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS)
+def test_control_characters_are_found_as_in_each_text_by_itself(texts: list[str]) -> None:
+    rows = [pair(text, "a", text, line) for line, text in enumerate(texts)]
+    found = control_characters.examine(Chunk(split="train", start=0, records=rows))
+    each = [control_characters.IN_UNICODE.findall(text) for text in texts]
+    assert found.rows.tolist() == [row for row, characters in enumerate(each) if characters]
+    assert sum(found.counts.values()) == 2 * sum(map(len, each))
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS)
+def test_blanks_are_stripped_as_from_each_text_by_itself(texts: list[str]) -> None:
+    slow = ["".join(letter for letter in text if letter not in " \n\t\r").encode() for text in texts]
+    assert without_blanks(Texts(texts)) == slow
+    assert [*map(normal, texts)] == [" ".join(text.split()) for text in texts]
 
 
 ROLES = ["system", "user", "assistant", "tool"]

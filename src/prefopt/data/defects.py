@@ -93,7 +93,7 @@ def _is_blank(content: Content) -> bool:
     if isinstance(content, str):
         return not content.strip()
     for message in content:
-        if message["role"] == "assistant" and not message.get("content", "").strip() and not message.get("tool_calls"):
+        if not message.get("content", "").strip() and message["role"] == "assistant" and not message.get("tool_calls"):
             return True
     return False
 

@@ -45,7 +45,7 @@ def prompt_keys(record: Record) -> Iterator[bytes]:
         end = f", {json.dumps(tools)}]".encode()
     text = record.text if isinstance(record, SFTExample) and record.text is not None else record.prompt
     if isinstance(text, str):
-        yield hashlib.sha256(b"[" + json.dumps(" ".join(text.split())).encode() + end).digest()
+        yield hashlib.sha256(b"[" + json.dumps(normal(text)).encode() + end).digest()
         return
     for messages, turns in _conversations(record):
         digest = hashlib.sha256(b"[[")
@@ -179,13 +179,20 @@ def find_overlapping_rows(train: Sequence[Record], held_out: Sequence[Record]) -
 
 def _identity(message: Message) -> str:
     """Returns as JSON text the parts of a message that identify it: role, content and tool calls."""
-    said = json.dumps(" ".join(message.get("content", "").split()))
+    said = json.dumps(normal(message.get("content", "")))
     called = ""
     if message.get("tool_calls"):
         functions = [call.get("function", call) for call in message["tool_calls"]]
         calls = [_spell({key: each.get(key) for key in ("name", "arguments")}) for each in functions]
         called = f', "tool_calls": {json.dumps(calls)}'
     return f'{{"content": {said}, "role": "{message["role"]}"{called}}}'
+
+
+def normal(text: str) -> str:
+    """Returns text with runs of whitespace as one blank, and none at its ends."""
+    if text.isascii() and text.isprintable() and "  " not in text:
+        return text.strip()  # a blank is all the whitespace that it has
+    return " ".join(text.split())
 
 
 def _spell(value: object) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import CheckName
 from prefopt.data.audit.masking import excerpt
-from prefopt.data.messages import Content
+from prefopt.data.messages import Content, Message
 from prefopt.data.records import PreferencePair, Record, message_fields
 from prefopt.data.split import prompt_keys
 
@@ -139,9 +139,12 @@ class Chunk:
 
         A row with several trained turns has several. See `prefopt.data.split.prompt_keys`.
         """
-        keys = [(key[:8], self.start + row) for row, each in enumerate(self.records) for key in prompt_keys(each)]
-        digests = np.frombuffer(b"".join(key for key, _ in keys), np.uint64)
-        return digests, np.array([row for _, row in keys], np.int64)
+        keys, rows = [], []
+        for row, record in enumerate(self.records, self.start):
+            for key in prompt_keys(record):
+                keys.append(key[:8])
+                rows.append(row)
+        return np.frombuffer(b"".join(keys), np.uint64), np.array(rows, np.int64)
 
     @cached_property
     def forms(self) -> list["Form"]:
@@ -302,11 +305,6 @@ def _question(record: Record) -> str:
     return as_text([message for message in before if message["role"] == "user"])
 
 
-def normal(text: str) -> str:
-    """Returns text with runs of whitespace as one blank, and none at its ends."""
-    return " ".join(text.split())
-
-
 class Form(NamedTuple):
     """All that a record has besides its texts: with both, two records are equal or not.
 
@@ -321,11 +319,16 @@ class Form(NamedTuple):
 
 def form_of(record: Record) -> Form:
     """Returns the form of a record."""
-    chats = [*message_fields(record).values()]
-    further = [message for chat in chats for message in chat if len(message) > 2 or "content" not in message]
+    roles: list[tuple[str, ...]] = []
+    further: list[Message] = []
+    for chat in message_fields(record).values():
+        roles.append(tuple([message["role"] for message in chat]))
+        for message in chat:
+            if len(message) > 2 or "content" not in message:
+                further.append(message)
     given = (record.tools, record.chat_template_kwargs, further)
     said = json.dumps(given, sort_keys=True, default=str) if any(given) else None
-    return Form(tuple([tuple([message["role"] for message in chat]) for chat in chats]), said)
+    return Form(tuple(roles), said)
 
 
 def _besides(record: Record) -> list[Any]:

@@ -27,13 +27,13 @@ def digest(chunk: Chunk) -> tuple[Keys, Keys]:
         for form, record in zip(chunk.forms, chunk.records, strict=True)
     ]
     chosen, rejected = (
-        hashes([(text, said[side]) for text, said in zip(_without_blanks(texts), roles, strict=True)])
+        hashes([(text, said[side]) for text, said in zip(without_blanks(texts), roles, strict=True)])
         for side, texts in enumerate((chunk.chosen, chunk.rejected))
     )
     return _combine(prompts, chosen, rejected), _combine(prompts, rejected, chosen)
 
 
-def _without_blanks(texts: Texts) -> list[bytes]:
+def without_blanks(texts: Texts) -> list[bytes]:
     """Returns each text without whitespace, which takes half as long as to replace each run of it by a blank."""
     found = _strip(texts.joined).split(_strip(BETWEEN))
     return (

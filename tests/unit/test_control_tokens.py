@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from prefopt.config.choices import OnControlToken
-from prefopt.data.control_tokens import Treated, treat_control_tokens
+from prefopt.data.control_tokens import ControlTokens, Treated, treat_control_tokens
 from prefopt.data.records import SFTExample
 from prefopt.process.errors import UserError
 from tests.unit.test_tokenize import CHATML, build_tokenizer, load, turn
@@ -20,7 +20,9 @@ TALK = [turn("user", "What time is it?"), turn("assistant", "Five.")]
 
 def treat(setting: OnControlToken, **fields: Any) -> Treated:
     tokenizer = build_tokenizer(CHATML, eos="<|im_end|>")
-    return treat_control_tokens([SFTExample(**{"messages": TALK, **fields}, source="a.jsonl:1")], tokenizer, setting)
+    return treat_control_tokens(
+        [SFTExample(**{"messages": TALK, **fields}, source="a.jsonl:1")], ControlTokens(tokenizer), setting
+    )
 
 
 def test_control_tokens_in_a_message_are_kept_stripped_or_refused_and_counted(tmp_path: Any) -> None:

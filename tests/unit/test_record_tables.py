@@ -127,3 +127,12 @@ def test_a_table_of_ids_has_the_rows_of_its_chunks(most: int, chunks: list[Any])
     if most > 8:
         assert all(column.num_chunks == 1 for column in dataset.data.columns)
     dataset.data.validate(full=True)
+
+
+@pytest.mark.parametrize(("first", "second"), [([], []), ([1], []), ([], [2])])
+def test_optional_columns_are_there_together_or_not_at_all(first: list[int], second: list[int]) -> None:
+    table = IdTable(("ids",), ("first", "second"))
+    table.add([*map(Column.of_ids, ([[7], [8]], [[], first], [second, []])), Column.of_texts(["a:1", "a:2"])])
+    columns = table.to_dataset().to_dict()
+    optional = {"first": [[], first], "second": [second, []]} if first or second else {}
+    assert columns == {"ids": [[7], [8]], **optional, "source": ["a:1", "a:2"]}

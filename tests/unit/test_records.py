@@ -25,7 +25,8 @@ from prefopt.data.defects import drop_defects
 from prefopt.data.implicit_prompts import split_common_prompt
 from prefopt.data.messages import RESERVED_KWARGS, trained_turns
 from prefopt.data.notes import DataNotes
-from prefopt.data.reading import ReadNotes, ReadResult, read_records
+from prefopt.data.read_notes import ReadNotes
+from prefopt.data.reading import ReadResult, read_records
 from prefopt.data.records import PreferencePair
 from prefopt.process.errors import UserError
 

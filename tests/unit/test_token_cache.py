@@ -28,7 +28,7 @@ from prefopt.data.cache import ABOUT, DAMAGED, MANIFEST, fetch_cached, load_cach
 from prefopt.data.loading import Splits, read_splits
 from prefopt.data.notes import DataNotes
 from prefopt.data.ragged import PairTable
-from prefopt.data.reading import ReadNotes
+from prefopt.data.read_notes import ReadNotes
 from prefopt.data.records import PreferencePair, Record, SFTExample
 from prefopt.data.token_splits import TokenizedSplits, load_tokenized
 from prefopt.models.examples import Examples

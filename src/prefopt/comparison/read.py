@@ -1,11 +1,8 @@
 """Reads run folders into records, whatever the state of a run, and even if its files are damaged."""
 
-import gc
 import os
-import signal
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +15,7 @@ from prefopt.comparison.outcomes import read_outcomes
 from prefopt.comparison.records import DONE, NOT_BEGUN, RUNNING, Measure, Mode, Outcomes, RunRecord, WandbPlace
 from prefopt.comparison.settings import from_typed, read_settings
 from prefopt.comparison.thinning import points_for, read_curves
+from prefopt.process.parallel import map_in_processes, num_cores
 from prefopt.runs.directory import State
 from prefopt.runs.files import read_report
 from prefopt.runs.find import BEGUN, REPORT, Place, is_closed
@@ -55,17 +53,8 @@ class RunReader:
 
 def _read_all(places: Sequence[Place], max_points: int) -> list[RunRecord]:
     read = partial(read_run, max_points=max_points)
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if len(places) < MIN_FOR_POOL or num_cores == 1:
-        return [read(place) for place in places]
-    with ProcessPoolExecutor(min(num_cores, MAX_PROCESSES), initializer=_begin_reader) as pool:
-        return list(pool.map(read, places, chunksize=8))
-
-
-def _begin_reader() -> None:
-    """Sets up a reader process: it leaves Ctrl-C to its parent, and does without the garbage collector for speed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    gc.disable()
+    num_processes = min(num_cores(), MAX_PROCESSES) if len(places) >= MIN_FOR_POOL else 1
+    return list(map_in_processes(read, places, num_processes=num_processes, doing="reading the runs"))
 
 
 def _signature(place: Place) -> Signature:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
 from prefopt.config.schema import DataConfig
 from prefopt.data.as_chat import is_question
-from prefopt.data.control_tokens import treat_control_tokens
+from prefopt.data.control_tokens import ControlTokens, treat_control_tokens
 from prefopt.data.defects import is_empty, is_identical
 from prefopt.data.encoding import IGNORED_LABEL, TokenizeNotes
 from prefopt.data.records import PreferencePair, Record, SFTExample
@@ -73,7 +73,7 @@ def dissect(
     """
     turns = Turns.of(rows, tokenizer, config)
     (made,) = turns.make([record])
-    (treated,) = treat_control_tokens([made], tokenizer, config.on_control_token).records
+    (treated,) = treat_control_tokens([made], ControlTokens(tokenizer), config.on_control_token).records
     fate = _fate_of_defects(treated, config) or _fate_of_length(treated, tokenizer, config, loss_on)
     whole = _tokenize(treated, tokenizer, NO_LIMIT, loss_on, OnLongCompletion.truncate)
     if whole.notes.num_equal_skipped:  # only pairs whose sides differ are tokenised

@@ -81,13 +81,28 @@ class BadRows:
             self._first_skipped.setdefault(kind, f"{place}: {found}")
             return
         key = (kind, _VALUES.sub("", found) if switch == "on_bad" else "")
+        self._add_class(key, BadClass(switch, found, remedy, 1, [place], size))
+
+    def _add_class(self, key: tuple[str, str], more: BadClass) -> None:
         if key not in self._classes and len(self._classes) >= MAX_CLASSES:
-            key = (kind, "others")
-        each = self._classes.setdefault(key, BadClass(switch, found, remedy))
-        each.count += 1
-        each.largest = max(each.largest, size)
-        if len(each.places) < MAX_PLACES:
-            each.places.append(place)
+            key = (key[0], "others")
+        each = self._classes.setdefault(key, BadClass(more.switch, more.found, more.remedy))
+        each.count += more.count
+        each.largest = max(each.largest, more.largest)
+        each.places += more.places[: MAX_PLACES - len(each.places)]
+
+    def empty(self) -> "BadRows":
+        """Returns an object without rows, for some rows of this data set; `merge` adds it here."""
+        return BadRows(self.setting, self._config)
+
+    def merge(self, later: "BadRows") -> None:
+        """Adds rows that follow those that were added until now: the result is as if each had been added here."""
+        self.num_rows += later.num_rows
+        for key, each in later._classes.items():
+            self._add_class(key, each)
+        for kind, count in later._num_skipped.items():
+            self._num_skipped[kind] = self._num_skipped.get(kind, 0) + count
+            self._first_skipped.setdefault(kind, later._first_skipped[kind])
 
     def skips(self, switch: str) -> bool:
         """Returns whether rows with a defect are left out, and not refused."""

@@ -27,7 +27,7 @@ from prefopt.data.encoding import TokenizeNotes
 from prefopt.data.loading import Splits
 from prefopt.data.mix import SliceNotes
 from prefopt.data.notes import DataNotes
-from prefopt.data.reading import ReadNotes
+from prefopt.data.read_notes import ReadNotes
 from prefopt.data.records import Record
 from prefopt.data.table import Table, write_records
 from prefopt.data.token_splits import TokenizedSplits, load_tokenized

@@ -9,9 +9,15 @@ import numpy as np
 
 from prefopt.data.bad_rows import BadRows
 from prefopt.data.messages import Content, Message
-from prefopt.data.reading import ReadNotes
+from prefopt.data.read_notes import ReadNotes
 from prefopt.data.records import NOT_CONTENT, PreferencePair, Record
 from prefopt.data.table import Table
+
+DEFECTS = {
+    "on_empty": "this row has an empty completion",
+    "on_identical": "this row has 'rejected' equal to 'chosen'",
+}
+"""What is wrong with a row, by the setting that decides about it."""
 
 
 def drop_defects(records: Sequence[Record], bad: BadRows, notes: ReadNotes) -> Table[Record]:
@@ -25,22 +31,31 @@ def drop_defects(records: Sequence[Record], bad: BadRows, notes: ReadNotes) -> T
         notes: The counts of the split.
     """
     table = Table.of(records)
+    none_bad = bad.empty()
+
+    def look(part: Table[Record]) -> tuple[list[bytes | None], BadRows]:
+        """Returns the key of each record, None for those that are left out."""
+        keys: list[bytes | None] = []
+        found = none_bad.empty()
+        for record in part:
+            switch = "on_empty" if is_empty(record) else "on_identical" if is_identical(record) else ""
+            if switch:
+                found.add(record.source, DEFECTS[switch], switch=switch, remedy=_remedy(switch))
+            keys.append(None if switch else record_key(record))
+        return keys, found
+
     is_kept = np.ones(len(table), dtype=bool)
-    keys: set[bytes] = set()
-    for row, record in enumerate(table):
-        if is_empty(record):
-            bad.add(record.source, "this row has an empty completion", switch="on_empty", remedy=_remedy("on_empty"))
-            is_kept[row] = False
-        elif is_identical(record):
-            equal = "this row has 'rejected' equal to 'chosen'"
-            bad.add(record.source, equal, switch="on_identical", remedy=_remedy("on_identical"))
-            is_kept[row] = False
-        else:
-            keys.add(record_key(record))
+    different: set[bytes] = set()
+    row = 0
+    for keys, found in table.map_parts(look, doing="reading"):
+        bad.merge(found)
+        is_kept[row : row + len(keys)] = [key is not None for key in keys]
+        different.update(key for key in keys if key is not None)
+        row += len(keys)
     kept = table.select(is_kept)
     notes.num_empty_skipped = bad.num_skipped("on_empty")
     notes.num_identical_skipped = bad.num_skipped("on_identical")
-    notes.num_duplicates = len(kept) - len(keys)
+    notes.num_duplicates = len(kept) - len(different)
     return kept
 
 

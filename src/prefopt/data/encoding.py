@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from prefopt.config.choices import OnLongCompletion
 from prefopt.data.bad_rows import BadRows
+from prefopt.data.counts import Counts
 from prefopt.data.messages import trained_turns
 from prefopt.data.prefixes import common_prefix_length
 from prefopt.data.records import MAX_CHARACTERS, Record, num_characters
@@ -28,7 +29,7 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 @dataclass(kw_only=True)
-class TokenizeNotes:
+class TokenizeNotes(Counts):
     """Counts of what happened during tokenization. Counts are rows unless the name says otherwise."""
 
     num_rows: int = 0

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 from prefopt.config.overrides import typed
 from prefopt.config.schema import COLUMNS
 from prefopt.data.arrow import OnBad, folder_rows, hub_rows, parquet_rows
 from prefopt.data.cells import CELLS
 from prefopt.data.strict_json import JSONError, parse_row, parse_rows
-from prefopt.data.values import describe, show_name
+from prefopt.data.values import RowError, describe, show_name
 from prefopt.data.wrapped import flatten, read_wrapped
 from prefopt.process.errors import UserError, explained
 from prefopt.process.paths import describe_missing, resolve
@@ -64,6 +64,16 @@ def refuse(place: str, found: str) -> None:
     raise UserError(f"{place}: {found}")
 
 
+class Unreadable(NamedTuple):
+    """In the place of a row that cannot be read: what is wrong with it."""
+
+    found: str
+
+
+Raw = Any
+"""A row as it comes from its file: JSON text that is not parsed yet, an object, or an `Unreadable`."""
+
+
 def iter_rows(spec: object, on_bad: OnBad = refuse) -> Iterator[tuple[Row, str]]:
     """Yields (row, place) for each row of `spec`; the place is `path:line`, or `path:row N` if a file has no lines.
 
@@ -77,6 +87,24 @@ def iter_rows(spec: object, on_bad: OnBad = refuse) -> Iterator[tuple[Row, str]]
     Raises:
         UserError: A file is missing, empty, unreadable or of an unknown type; or by `on_bad`.
     """
+    for raw, place in iter_raw(spec):
+        try:
+            row = parse_raw(raw)
+        except RowError as error:
+            on_bad(place, str(error))
+            continue
+        yield row, place
+
+
+def iter_raw(spec: object) -> Iterator[tuple[Raw, str]]:
+    """Yields (row, place) for each row of `spec`, which `parse_raw` reads: in any order, and in any process.
+
+    Args:
+        spec: As for `iter_rows`.
+
+    Raises:
+        UserError: A file is missing, empty, unreadable or of an unknown type.
+    """
     specs = spec if isinstance(spec, (list, tuple)) else [spec]
     if not specs:
         raise UserError("the list of data files is empty. Name at least one file.")
@@ -85,10 +113,32 @@ def iter_rows(spec: object, on_bad: OnBad = refuse) -> Iterator[tuple[Row, str]]
             raise UserError(f"a data file must be given by its path, found {describe(item)}.")
         text = str(item)
         if text.startswith(HUB):
-            yield from _require_rows(partial(hub_rows, text, text.removeprefix(HUB)), text, on_bad)
+            yield from _require_rows(partial(hub_rows, text, text.removeprefix(HUB)), text)
             continue
         for path in find_files(text):
-            yield from _require_rows(partial(_path_rows, path), str(path), on_bad)
+            yield from _require_rows(partial(_path_rows, path), str(path))
+
+
+def parse_raw(raw: Raw) -> Row:
+    """Returns a row that `iter_raw` has yielded.
+
+    Raises:
+        RowError: It cannot be read, or is no object.
+    """
+    if isinstance(raw, Unreadable):
+        raise RowError(raw.found)
+    try:
+        row = parse_row(raw) if isinstance(raw, str) else raw
+    except JSONError as error:
+        hint = " Each line must hold one JSON object, or the file one list of them." if error.is_syntax else ""
+        raise RowError(f"{error}.{hint}") from error
+    if not isinstance(row, dict):
+        raise RowError(_no_object(row))
+    return row
+
+
+def _no_object(row: object) -> str:
+    return f"a row must be an object with named fields, found {describe(row)}."
 
 
 def find_place(spec: object, number: int) -> str:
@@ -146,33 +196,27 @@ def refuse_repeated(specs: Iterable[object], setting: str) -> None:
             seen[key] = name
 
 
-def _require_rows(
-    read: Callable[[OnBad], Iterator[tuple[Row, str]]], name: str, on_bad: OnBad
-) -> Iterator[tuple[Row, str]]:
-    """Yields the rows that `read` yields and that are objects.
+def _require_rows(read: Callable[[OnBad], Iterator[tuple[Raw, str]]], name: str) -> Iterator[tuple[Raw, str]]:
+    """Yields the rows that `read` yields, and in their places those that it cannot read.
 
     Raises:
         UserError: There is no row, good or bad, or the system reports an error; it names `name`.
     """
     is_empty = True
-
-    def count_bad(place: str, found: str) -> None:
-        nonlocal is_empty
-        is_empty = False
-        on_bad(place, found)
-
+    bad: list[tuple[Unreadable, str]] = []
     with explained(name):
-        for row, source in read(count_bad):
+        for row in read(lambda place, found: bad.append((Unreadable(found), place))):
             is_empty = False
-            if isinstance(row, dict):
-                yield row, source
-            else:
-                on_bad(source, f"a row must be an object with named fields, found {describe(row)}.")
-    if is_empty:
+            if bad:
+                yield from bad
+                bad.clear()
+            yield row
+        yield from bad
+    if is_empty and not bad:
         raise UserError(f"{name}: holds no rows. Give a file with at least one.")
 
 
-def _path_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
+def _path_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Raw, str]]:
     if path.is_dir():
         yield from folder_rows(path, on_bad)
         return
@@ -224,14 +268,14 @@ def _decode(raw: bytes, place: str) -> str:
         ) from error
 
 
-def _json_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
-    """Yields the objects of JSON lines or of one JSON list, or those that are wrapped (see `wrapped`).
+def _json_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Raw, str]]:
+    """Yields the lines of JSON lines, the objects of one JSON list, or those that are wrapped (see `wrapped`).
 
     The first line decides which of them the file is.
     """
     wrapped = read_wrapped(_lines(path), path.stat().st_size)
     if wrapped is not None:
-        yield from ((row, f"{path}:row {number}") for number, row in enumerate(wrapped, start=1))
+        yield from ((_parsed(row), f"{path}:row {number}") for number, row in enumerate(wrapped, start=1))
         return
     is_first = True
     lines = _lines(path)
@@ -242,22 +286,19 @@ def _json_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
             yield from _list_rows(path, "\n" * (number - 1) + line + "".join(lines))
             return
         is_first = False
-        source = f"{path}:{number}"
-        try:
-            row = parse_row(line)
-        except JSONError as error:
-            hint = " Each line must hold one JSON object, or the file one list of them." if error.is_syntax else ""
-            on_bad(source, f"{error}.{hint}")
-            continue
-        yield row, source
+        yield line, f"{path}:{number}"
 
 
-def _list_rows(path: Path, text: str) -> Iterator[tuple[Row, str]]:
+def _parsed(row: object) -> Raw:
+    return row if isinstance(row, dict) else Unreadable(_no_object(row))
+
+
+def _list_rows(path: Path, text: str) -> Iterator[tuple[Raw, str]]:
     number = 0
     try:
         rows = (row for item in parse_rows(text) for row in flatten(item))
         for number, row in enumerate(rows, start=1):
-            yield row, f"{path}:row {number}"
+            yield _parsed(row), f"{path}:row {number}"
     except JSONError as error:
         raise UserError(f"{path}:{error.line}: {error}, in row {number + 1} of the list.") from error
 

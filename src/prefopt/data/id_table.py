@@ -53,14 +53,24 @@ class _ColumnFile:
         self.file.write(column.values)
         self.lengths.append(column.lengths)
 
+    def has_values(self) -> bool:
+        return any(lengths.any() for lengths in self.lengths)
+
 
 class IdTable:
-    """Takes the rows of a data set chunk by chunk: columns of ids, and the column `source`."""
+    """Takes the rows of a data set chunk by chunk: columns of ids, and the column `source`.
 
-    def __init__(self, columns: Sequence[str]) -> None:
+    Args:
+        columns: Names of the columns of ids.
+        optional: Names of more columns of ids, which the data set lacks if no row has a value in any of them.
+    """
+
+    def __init__(self, columns: Sequence[str], optional: Sequence[str] = ()) -> None:
         self.num_rows = 0
+        self._optional = optional
+        names = [*columns, *optional]
         with explained(tempfile.gettempdir(), "written", ROOM):
-            self._columns = [*(_ColumnFile(name, 4) for name in columns), _ColumnFile("source", 1)]
+            self._columns = [*(_ColumnFile(name, 4) for name in names), _ColumnFile("source", 1)]
 
     def add(self, columns: Sequence[Column]) -> None:
         """Adds a chunk of rows: the id columns in order, then the places `path:line`; nothing for no rows."""
@@ -80,8 +90,10 @@ class IdTable:
         with explained(tempfile.gettempdir(), "written", ROOM):
             for column in self._columns:
                 column.file.flush()
-            arrays = [_to_arrow(column) for column in self._columns]
-        table = pa.table(arrays, names=[column.name for column in self._columns])
+            has_optional = any(each.has_values() for each in self._columns if each.name in self._optional)
+            columns = [each for each in self._columns if has_optional or each.name not in self._optional]
+            arrays = [_to_arrow(column) for column in columns]
+        table = pa.table(arrays, names=[column.name for column in columns])
         return Dataset(table, fingerprint=uuid.uuid4().hex)  # else `datasets` pickles the whole table to name it
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from prefopt.data.counts import Counts
 from prefopt.data.messages import Content
 from prefopt.data.prefixes import common_prefix_length
 from prefopt.data.values import RowError, describe
@@ -71,7 +72,7 @@ MAX_SHORTENED = 4
 
 
 @dataclass(kw_only=True)
-class ImplicitNotes:
+class ImplicitNotes(Counts):
     """Counts of how the implicit prompts of text pairs were found."""
 
     num_marked_prompts: int = 0

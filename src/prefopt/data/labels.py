@@ -44,6 +44,15 @@ class _Column:
     has_score: bool = False
     """Some value is a number other than -1, 0 and 1."""
 
+    def add(self, later: "_Column") -> None:
+        """Adds the counts of the rows that follow."""
+        self.num_wanted += later.num_wanted
+        self.unwanted |= later.unwanted
+        self.num_strange += later.num_strange
+        self.first_strange = self.first_strange or later.first_strange
+        self.is_spelt |= later.is_spelt
+        self.has_score |= later.has_score
+
     def is_of_another_meaning(self) -> bool:
         """Returns whether the column is no KTO label: it has scores, numbered classes, or mostly other words."""
         if self.has_score and not self.is_spelt:
@@ -79,6 +88,11 @@ class Labels:
         else:
             column.unwanted[source] = _word(value)
             column.is_spelt = column.is_spelt or _number(value) is None
+
+    def merge(self, later: "Labels") -> None:
+        """Adds the labels of rows that follow."""
+        for name, column in later._columns.items():
+            self._columns.setdefault(name, _Column()).add(column)
 
     def find_unwanted(self) -> dict[str, str]:
         """Returns the place of each KTO row whose answer is unwanted, and a sentence about it: SFT would train it."""

@@ -21,7 +21,8 @@ from prefopt.data.labels import Labels
 from prefopt.data.mix import SliceNotes, count_slices, cut, weigh
 from prefopt.data.notes import DataNotes, SplitName, tell_absent
 from prefopt.data.pairing import PairRule
-from prefopt.data.reading import ReadNotes, ReadResult, drop_unwanted, read_records
+from prefopt.data.read_notes import ReadNotes
+from prefopt.data.reading import ReadResult, drop_unwanted, read_records
 from prefopt.data.records import Record
 from prefopt.data.split import find_overlap, find_overlapping_rows, prompt_keys, split_by_prompt
 from prefopt.data.table import Table, TableWriter

@@ -5,7 +5,7 @@ from typing import Literal
 
 from prefopt.data.encoding import TokenizeNotes
 from prefopt.data.mix import SliceNotes
-from prefopt.data.reading import ReadNotes
+from prefopt.data.read_notes import ReadNotes
 
 SplitName = Literal["train", "held_out"]
 

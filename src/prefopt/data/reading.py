@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,29 +13,34 @@ from prefopt.config.algorithms import Kind
 from prefopt.config.choices import DataFormat
 from prefopt.config.mixture import parts_of, paths_of
 from prefopt.config.schema import DataConfig
-from prefopt.data.arrow import OnBad, Row
+from prefopt.data.arrow import Row
 from prefopt.data.as_chat import from_system_column, is_question, to_chat
 from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.cells import parse_cells
 from prefopt.data.columns import rename
-from prefopt.data.files import iter_rows, refuse_repeated
+from prefopt.data.files import Raw, iter_raw, parse_raw, refuse_repeated
 from prefopt.data.formats import convert, detect_format, unread_columns
 from prefopt.data.formats.format import PAIRS
 from prefopt.data.formats.ratings import RANKED
-from prefopt.data.implicit_prompts import ImplicitNotes, agree_on_prompts
+from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import LABELS, Labels
 from prefopt.data.pairing import Pair, Pairing, PairRule
+from prefopt.data.read_notes import ReadNotes
 from prefopt.data.records import PreferencePair, Record
 from prefopt.data.rows import Shape, build_record
 from prefopt.data.strict_json import RepeatingRow
-from prefopt.data.table import Table, TableWriter
+from prefopt.data.table import Table, TableWriter, pack
 from prefopt.data.values import RowError, show_name
-from prefopt.process.errors import UserError
+from prefopt.process.errors import UserError, explained
+from prefopt.process.parallel import ITEMS_PER_PROCESS, map_in_processes, num_cores, processes_for
 
 IMPLICIT_TEXT = Shape(("chosen", "rejected"), "text")
 OTHER_SHAPE, UNWANTED = "other_shape", "unwanted"
 """Further kinds of rows that `data.on_bad` decides about."""
 ONE_FORMAT = "All rows of a data set must have one format: convert or drop the others."
+BLOCK_ROWS = 1000
+BLOCK_CHARACTERS = 2**22
+"""Most rows that are read as a whole, and number of their characters from which on fewer are."""
 LABELLED = (("prompt", "completion"), ("messages",))
 """Fields of the rows that may have a KTO label."""
 CHECKED: dict[Kind, tuple[str, ...]] = {
@@ -40,50 +48,6 @@ CHECKED: dict[Kind, tuple[str, ...]] = {
     "sft": ("prompt", "image", "images", "rejected", *LABELS),
 }
 """Columns that may not be part of a record, but whose values decide whether the row is accepted."""
-
-
-@dataclass(kw_only=True)
-class ReadNotes(ImplicitNotes):
-    """Counts of what happened while rows were read."""
-
-    num_rows: int = 0
-    """Rows in the files."""
-    num_parsed: int = 0
-    """Rows with messages that were given as text in a cell, and parsed."""
-    num_repeated_keys: int = 0
-    """Rows with a repeated key in a column that is not read."""
-    num_unreadable_skipped: int = 0
-    """Rows that are no record, since something is wrong with them."""
-    first_unreadable: str = ""
-    """Place of the first of them, and what is wrong."""
-    num_other_shape_skipped: int = 0
-    """Rows of another format or shape than the first."""
-    num_unwanted_skipped: int = 0
-    """Demonstrations whose label says that they are to be avoided."""
-    num_ties_skipped: int = 0
-    """Rows of two answers of which none is preferred."""
-    num_joined: int = 0
-    """Pairs that were joined of two rows with a label each."""
-    num_waiting_skipped: int = 0
-    """Rows with a label for which there is none of the other label."""
-    num_close_skipped: int = 0
-    """Pairs whose margin is below the one of the settings."""
-    num_identical_skipped: int = 0
-    num_empty_skipped: int = 0
-    num_over_limit: int = 0
-    """Rows that are not used, since there are more than `data.max_rows`."""
-    num_as_chat: int = 0
-    """Rows of plain text that were converted to chats."""
-    num_given_system: int = 0
-    """Conversations that got the system prompt of the settings."""
-    num_own_system: int = 0
-    """Conversations that have one of their own, where the settings have one too."""
-    num_duplicates: int = 0
-    """Rows equal to an earlier row in prompt, completions and tools; they are kept."""
-    ignored_columns: dict[str, int] = field(default_factory=dict)
-    """For each column that is not read: the number of rows in which it has a value."""
-    absent_columns: dict[str, str] = field(default_factory=dict)
-    """prefopt's name of each column of `data.columns` that no row has -> the name that was looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +131,66 @@ class _OtherShapeError(RowError):
     """A row has another format or shape than the first."""
 
 
+class _Rows(NamedTuple):
+    """Rows of a part, each with its place, and the name of the part; it is empty if there are no parts."""
+
+    content: list[tuple[Raw, str]]
+    slice: str
+
+
+@dataclass
+class _Block:
+    """What has become of some rows. Places of rows are counted from 0, the first of them."""
+
+    bad: BadRows
+    unseen: set[str]
+    """prefopt's names of the columns of `data.columns` that none of the rows has."""
+    notes: ReadNotes = field(default_factory=ReadNotes)
+    packed: list[bytes] = field(default_factory=list)
+    """The records, as `pack` makes them."""
+    numbers: list[int] = field(default_factory=list)
+    """For each record the place of its row."""
+    ties: list[int] = field(default_factory=list)
+    unreadable: list[int] = field(default_factory=list)
+    labels: Labels = field(default_factory=Labels)
+    shapes: set[Shape] = field(default_factory=set)
+
+    def leave_out(self, number: int, source: str, found: str, kind: str = UNREADABLE) -> None:
+        self.unreadable.append(number)
+        self.bad.add(source, found, kind=kind)
+
+
+def _to_blocks(rows: Iterator[tuple[Raw, str]], name: str) -> Iterator[_Rows]:
+    """Yields the rows in blocks that are read as a whole."""
+    block: list[tuple[Raw, str]] = []
+    size = 0
+    for row in rows:
+        block.append(row)
+        size += len(row[0]) if isinstance(row[0], str) else 0
+        if len(block) == BLOCK_ROWS or size > BLOCK_CHARACTERS:
+            yield _Rows(block, name)
+            block, size = [], 0
+    if block:
+        yield _Rows(block, name)
+
+
+def _finish(records: Table[Record], shapes: set[Shape], notes: ReadNotes) -> Table[Record]:
+    """Returns all records with the prompts that they agree on, and adds to the notes how these were found."""
+    if IMPLICIT_TEXT in shapes and len(shapes) > 1:
+        other = next(str(shape) for shape in shapes if shape != IMPLICIT_TEXT)
+        raise UserError(
+            f"data: the rows of some parts have no prompt ({IMPLICIT_TEXT}), those of others have one ({other}). "
+            "Where a prompt ends is found by comparing all rows, so give those of all parts a column 'prompt'."
+        )
+    if IMPLICIT_TEXT in shapes:
+        agreed, implicit = agree_on_prompts(records)
+        records = Table.of(agreed)
+        notes.add(implicit)
+    if 0 < notes.num_as_chat < len(records):  # the rows without a system prompt are chats like the others
+        records = Table.of(to_chat(each) if is_question(each) else each for each in records)
+    return records
+
+
 class _Reader:
     """Reads the rows of one data set; all of it, or of a part of a mixture, must have the shape of the first."""
 
@@ -183,85 +207,100 @@ class _Reader:
         self._spec, self._format, self._kind, self._columns = spec, format, kind, columns
         self.labels, self._pairing, self._as_chat = labels, pairing, as_chat
         self._parts = parts_of(spec, "data.train")
-        self._notes = ReadNotes()
-        self._num_system_chats = 0
         self._first: tuple[str, DataFormat, Shape | None] | None = None
         """Place, format and shape of the first row; its shape is unknown until a pair is made."""
-        self._shapes: set[Shape] = set()
+        self._block: _Block
+        """The block that is being read."""
 
     def read(self, bad: BadRows) -> ReadResult:
-        writer = TableWriter[Record]()
-        ties: list[int] = []
-        unreadable: list[int] = []
-        numbers: list[int] = []
-        notes = self._notes
-
-        def leave_out(place: str, found: str, kind: str = UNREADABLE) -> None:
-            unreadable.append(notes.num_rows)
-            notes.num_rows += 1
-            bad.add(place, found, kind=kind)
-
         refuse_repeated(
             (path for path in paths_of(self._spec) if isinstance(path, (str, Path)) and str(path)), bad.setting
         )
-        unseen = dict(self._columns)
-        for row, source, name in self._rows(leave_out):
-            unseen = {name: other for name, other in unseen.items() if name not in row and other not in row}
-            try:
-                row_format, found = self._read_row(row, source)
-                self._require_format(source, row_format)
-                self._first = self._first or (source, row_format, None)
-                made = None if found is None else [self._alike(source, *each) for each in found]
-            except _OtherShapeError as error:
-                leave_out(source, str(error), OTHER_SHAPE)
-                continue
-            except RowError as error:
-                leave_out(source, f"{error}{self._read_as()}")
-                continue
-            if made is None:
-                ties.append(notes.num_rows)
-            for record, shape in made or ():
-                if shape.fields in LABELLED:
-                    self.labels.add(row, source)
-                writer.append(replace(record, slice=name) if name else record)
-                numbers.append(notes.num_rows)
-            notes.num_rows += 1
-        notes.absent_columns = {name: show_name(other) for name, other in unseen.items()}
-        bad.num_rows += notes.num_rows
-        notes.num_ties_skipped = len(ties)
+        writer = TableWriter[Record]()
+        result = ReadResult(writer.table(), ReadNotes(), [], [], [])
+        unseen = set(self._columns)
+        shapes: set[Shape] = set()
+        for block in self._read_blocks(bad.empty()):
+            writer.extend_packed(block.packed)
+            start = result.notes.num_rows
+            for places, more in (
+                (result.ties, block.ties),
+                (result.unreadable, block.unreadable),
+                (result.numbers, block.numbers),
+            ):
+                places += [start + place for place in more]
+            result.notes.add(block.notes)
+            bad.merge(block.bad)
+            self.labels.merge(block.labels)
+            shapes |= block.shapes
+            unseen &= block.unseen
+        notes = result.notes
+        notes.absent_columns = {name: show_name(other) for name, other in self._columns.items() if name in unseen}
+        notes.num_ties_skipped = len(result.ties)
         notes.num_unreadable_skipped = bad.num_skipped(UNREADABLE)
         notes.first_unreadable = bad.first_skipped(UNREADABLE)
         notes.num_other_shape_skipped = bad.num_skipped(OTHER_SHAPE)
-        records = self._finish(writer.table())
-        return ReadResult(records, self._notes, ties, unreadable, numbers)
-
-    def _rows(self, on_bad: OnBad) -> Iterator[tuple[Row, str, str]]:
-        """Yields each row with its place and the name of its part, which is empty if there are no parts."""
-        if not self._parts:
-            yield from ((row, source, "") for row, source in iter_rows(self._spec, on_bad))
-        for part in self._parts:
-            self._first = None  # each part has a format of its own
-            yield from ((row, source, part.name) for row, source in iter_rows(part.path, on_bad))
-
-    def _finish(self, records: Table[Record]) -> Table[Record]:
-        """Returns the records with the prompts that they agree on, and completes the notes."""
-        if IMPLICIT_TEXT in self._shapes and len(self._shapes) > 1:
-            other = next(str(shape) for shape in self._shapes if shape != IMPLICIT_TEXT)
-            raise UserError(
-                f"data: the rows of some parts have no prompt ({IMPLICIT_TEXT}), those of others have one ({other}). "
-                "Where a prompt ends is found by comparing all rows, so give those of all parts a column 'prompt'."
-            )
-        if IMPLICIT_TEXT in self._shapes:
-            agreed, implicit = agree_on_prompts(records)
-            records = Table.of(agreed)
-            self._notes = replace(self._notes, **vars(implicit))
-        if 0 < self._num_system_chats < len(records):  # the rows without a system prompt are chats like the others
-            records = Table.of(to_chat(each) if is_question(each) else each for each in records)
-        notes, pairing = self._notes, self._pairing
-        notes.num_joined, notes.num_waiting_skipped = pairing.num_joined, pairing.num_waiting
-        notes.num_close_skipped = pairing.num_close
+        notes.num_waiting_skipped = self._pairing.num_waiting
         notes.ignored_columns = {show_name(name): count for name, count in sorted(notes.ignored_columns.items())}
-        return records
+        return replace(result, records=_finish(writer.table(), shapes, notes))
+
+    def _read_blocks(self, bad: BadRows) -> Iterator["_Block"]:
+        """Yields the blocks of all rows; those of a large file are read in several processes."""
+        whole: list[tuple[object, str]] = [(self._spec, "")]
+        for spec, name in [(part.path, part.name) for part in self._parts] or whole:
+            self._first = None  # each part has a format of its own
+            blocks = _to_blocks(iter_raw(spec), name)
+            read = partial(self._read_block, bad)
+            for block in blocks:
+                yield read(block)
+                if self._can_be_split():
+                    break
+            some = list(islice(blocks, ITEMS_PER_PROCESS * num_cores()))
+            yield from map_in_processes(
+                read, chain(some, blocks), num_processes=processes_for(len(some)), doing="reading"
+            )
+
+    def _can_be_split(self) -> bool:
+        """Returns whether the next rows can be read without those before: all is known to which they are compared."""
+        if self._first is None:
+            return False
+        _, format, shape = self._first
+        return shape is not None and format is not DataFormat.kto  # whose rows are joined to earlier ones
+
+    def _read_block(self, bad: BadRows, rows: "_Rows") -> "_Block":
+        """Reads some rows; what it counts and finds is of these alone."""
+        joined, close = self._pairing.num_joined, self._pairing.num_close
+        block = self._block = _Block(bad.empty(), set(self._columns))
+        with explained(rows.content[0][1]):
+            for number, (raw, source) in enumerate(rows.content):
+                try:
+                    row = parse_raw(raw)
+                except RowError as error:
+                    block.leave_out(number, source, str(error))
+                    continue
+                try:
+                    block.unseen -= {name for name, other in self._columns.items() if name in row or other in row}
+                    row_format, found = self._read_row(row, source)
+                    self._require_format(source, row_format)
+                    self._first = self._first or (source, row_format, None)
+                    made = None if found is None else [self._alike(source, *each) for each in found]
+                except _OtherShapeError as error:
+                    block.leave_out(number, source, str(error), OTHER_SHAPE)
+                    continue
+                except RowError as error:
+                    block.leave_out(number, source, f"{error}{self._read_as()}")
+                    continue
+                if made is None:
+                    block.ties.append(number)
+                for record, shape in made or ():
+                    if shape.fields in LABELLED:
+                        block.labels.add(row, source)
+                    block.packed.append(pack(replace(record, slice=rows.slice) if rows.slice else record))
+                    block.numbers.append(number)
+        block.notes.num_rows = block.bad.num_rows = len(rows.content)
+        block.notes.num_joined = self._pairing.num_joined - joined
+        block.notes.num_close_skipped = self._pairing.num_close - close
+        return block
 
     def _read_row(self, row: Row, source: str) -> tuple[DataFormat, list[tuple[Record, Shape]] | None]:
         """Returns a row's format and the records that it completes, with their shapes; None for a tie.
@@ -271,7 +310,7 @@ class _Reader:
         kind = self._kind
         named = rename(row, self._columns)
         parsed = parse_cells(named)
-        self._notes.num_parsed += parsed is not named
+        self._block.notes.num_parsed += parsed is not named
         row_format = detect_format(parsed, kind) if self._format is DataFormat.auto else self._format
         converted = convert(parsed, row_format, kind)
         if row_format is not DataFormat.trl:  # which is what no other is: there, what is missing is told first
@@ -288,9 +327,9 @@ class _Reader:
             row.require_whole(
                 key for key in row if (name := read_as.get(key, key)) not in unread or name in CHECKED[kind]
             )
-            self._notes.num_repeated_keys += 1
+            self._block.notes.num_repeated_keys += 1
         for column in unread:
-            self._notes.ignored_columns[column] = self._notes.ignored_columns.get(column, 0) + 1
+            self._block.notes.ignored_columns[column] = self._block.notes.ignored_columns.get(column, 0) + 1
         return row_format, [
             (_with_margin(record, pair.margin), shape) for pair, record, shape in built if self._pairing.admits(pair)
         ]
@@ -301,8 +340,7 @@ class _Reader:
         record, shape = build_record(row, self._kind, pair.place)
         if row is pair.row:
             return record, shape
-        self._num_system_chats += 1
-        self._notes.num_as_chat += 1
+        self._block.notes.num_as_chat += 1
         return record, replace(shape, content="text")
 
     def _require_format(self, source: str, format: DataFormat) -> None:
@@ -328,7 +366,7 @@ class _Reader:
         if first_shape is None:
             first_source, first_shape = source, shape
             self._first = (source, format, shape)
-        self._shapes.add(first_shape)
+        self._block.shapes.add(first_shape)
         if shape == first_shape:
             return record, shape
         raise _OtherShapeError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jinja2
 
 from prefopt.data.messages import UNTRAINED, Message
-from prefopt.data.plain_chats import render_plain
+from prefopt.data.plain_chats import PLAIN, render_plain
 from prefopt.data.prefixes import common_prefix_length
 from prefopt.data.values import describe
 from prefopt.process.errors import UserError
@@ -110,6 +110,8 @@ def _split_thought(message: Message) -> tuple[str, str]:
         if end in content:
             thought, _, said = content.rpartition(end)
             return thought.strip().removeprefix(begin).strip(), said.strip()
+    if message.keys() == PLAIN:
+        return "", content.strip()
     beside = (value for key in THOUGHT_KEYS if isinstance(value := message.get(key), str))
     return next(beside, "").strip(), content.strip()
 
@@ -232,7 +234,7 @@ def unread_keys(tokenizer: "PreTrainedTokenizerBase", chats: Iterable[tuple[str,
     mentioned = {*re.findall(r"\w+", source), "role", "content", UNTRAINED}
     unread: Counter[str] = Counter()
     for place, messages in chats:
-        keys = {key for message in messages for key in message.keys() - mentioned}
+        keys = {key for message in messages if not message.keys() <= mentioned for key in message.keys() - mentioned}
         if "tool_calls" in keys:
             raise UserError(
                 f"{place}: the row has tool calls, but the chat template leaves them out. Set a model.chat_template "

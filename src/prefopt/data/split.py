@@ -4,6 +4,7 @@ import hashlib
 import heapq
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -144,8 +145,8 @@ def linked_prompts(records: Sequence[Record]) -> list[bytes]:
             above[key] = key = above.get(parent, parent)
         return key
 
-    for record in records:
-        key, *later = prompt_keys(record)
+    keys = Table.of(records).map_parts(lambda part: [[*prompt_keys(record)] for record in part], doing="reading")
+    for key, *later in chain.from_iterable(keys):
         first.append(key)
         for other in later:
             if (upper := top(other)) != (lower := top(key)):

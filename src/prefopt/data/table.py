@@ -6,7 +6,7 @@ import os
 import pickle
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from operator import attrgetter
 from pathlib import Path
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from prefopt.data.records import PreferencePair, Record, SFTExample
 from prefopt.process.errors import explained
+from prefopt.process.parallel import map_in_processes, processes_for
 
 Item = TypeVar("Item", bound=Record)
+Result = TypeVar("Result")
 
 ROOM = "Let TMPDIR name a folder with more room: records and token ids take twice the size of the files there."
 """What to do when the temporary files cannot be written."""
@@ -26,6 +28,8 @@ FLUSH_BYTES = 2**20
 """Packed records that wait in memory before they are written."""
 READ_BYTES = 2**20
 """Most bytes of the file that are read at once, unless one record has more."""
+PART_ROWS = 2000
+"""Records that are worked on together."""
 PICKLED = 0x80
 """First byte of a record that `marshal` cannot pack: it holds a date or a decimal, as Parquet files do."""
 
@@ -139,6 +143,21 @@ class Table(Sequence[Item], Generic[Item]):
     def __repr__(self) -> str:
         return f"Table({list(self[:3])}{'' if len(self) <= 3 else f' and {len(self) - 3} more'})"
 
+    def map_parts(self, work: "Callable[[Table[Item]], Result]", *, doing: str) -> Iterator[Result]:
+        """Yields `work(part)` for each `PART_ROWS` records, in order, in several processes if there are many.
+
+        Args:
+            work: As for `map_in_processes`.
+            doing: What it is called in an error.
+        """
+        starts = range(0, len(self), PART_ROWS)
+        return map_in_processes(
+            lambda start: work(self[start : start + PART_ROWS]),
+            starts,
+            num_processes=processes_for(len(starts)),
+            doing=doing,
+        )
+
     def select(self, rows: Iterable[int] | NDArray[Any]) -> "Table[Item]":
         """Returns the records at some places of this table, in that order; a boolean array says which are kept."""
         return Table(
@@ -170,6 +189,11 @@ class TableWriter(Generic[Item]):
     def append(self, record: Item) -> None:
         """Adds a record; it is packed at once."""
         self._store.append(pack(record))
+
+    def extend_packed(self, packed: Iterable[bytes]) -> None:
+        """Adds records that `pack` has made."""
+        for each in packed:
+            self._store.append(each)
 
     def __len__(self) -> int:
         return len(self._store.offsets) - 1

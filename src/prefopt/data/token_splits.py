@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import LossOn, OnControlToken
 from prefopt.config.schema import DataConfig
-from prefopt.data.as_chat import is_text
 from prefopt.data.bad_rows import BadRows, require_usable
-from prefopt.data.control_tokens import treat_control_tokens
+from prefopt.data.control_tokens import ControlTokens, treat_control_tokens
+from prefopt.data.encoding import TokenizeNotes
 from prefopt.data.loading import Splits
 from prefopt.data.notes import DataNotes, SplitName
 from prefopt.data.records import Record
@@ -83,19 +83,24 @@ def _tokenize(
         "on_extra_eos": config.decide("on_extra_eos"),
         "bad": bad,
     }
-    made = turns.make(records)
-    treated = treat_control_tokens(made, tokenizer, config.on_control_token, bad)
+    control = ControlTokens(tokenizer)
+
+    def prepare(chunk: list[Any], notes: TokenizeNotes, bad: BadRows) -> Sequence[Any]:
+        made = turns.make(chunk)
+        notes.num_as_chat = sum(new is not old for new, old in zip(made, chunk, strict=True))
+        treated = treat_control_tokens(made, control, config.on_control_token, bad)
+        notes.first_control_token = treated.first
+        if config.on_control_token is OnControlToken.strip:
+            notes.num_control_stripped = treated.num_rows
+        else:
+            notes.num_control_kept = treated.num_rows
+        return treated.records
+
     tokenize: dict[Kind, Callable[..., Tokenized]] = {
         "preference": tokenize_pairs,
         "sft": partial(tokenize_sft, loss_on=loss_on),
     }
-    tokenized = tokenize[splits.kind](treated.records, tokenizer, **limits)
+    tokenized = tokenize[splits.kind](records, tokenizer, **limits, prepare=prepare)
     notes = splits.notes.tokenized[split] = tokenized.notes
-    notes.first_control_token = treated.first
-    notes.num_as_chat = sum(map(is_text, records)) if made is not records else 0
     notes.num_not_chat = turns.num_obstacles if notes.num_plain else 0
-    if config.on_control_token is OnControlToken.strip:
-        notes.num_control_stripped = treated.num_rows
-    else:
-        notes.num_control_kept = treated.num_rows
     return tokenized.dataset

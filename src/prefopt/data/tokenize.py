@@ -7,7 +7,8 @@ completion has turns of users or tools, which TRL trains and prefopt does not.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import partial
+from itertools import chain, compress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from prefopt.config.choices import LossOn, OnBadRow, OnLongCompletion
@@ -16,6 +17,7 @@ from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.control_tokens import ControlTokens
 from prefopt.data.demonstrations import ExampleIds, encode_examples
 from prefopt.data.encoding import (
+    CHUNK_ROWS,
     IGNORED_LABEL,
     AnyRecord,
     Gate,
@@ -31,6 +33,7 @@ from prefopt.data.ragged import CONTEXT_COLUMNS
 from prefopt.data.records import PreferencePair, Record, SFTExample, message_fields
 from prefopt.data.rendering import Chat, RefusedChatError, Span, locate_tokens, render_turns, unread_keys
 from prefopt.process.errors import UserError
+from prefopt.process.parallel import map_in_processes, processes_for
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
 
 
 Encoded = TypeVar("Encoded")
+
+Prepare = Callable[[list[Any], TokenizeNotes, BadRows], Sequence[Any]]
+"""Makes of some records those that are encoded; it counts what it does in the notes, and tells of refused rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,7 @@ def tokenize_pairs(
     on_long_completion: OnLongCompletion,
     on_extra_eos: OnBadRow,
     bad: BadRows | None = None,
+    prepare: Prepare | None = None,
 ) -> Tokenized:
     """Returns prompt, chosen and rejected ids, with prompt + completion at most `max_length` tokens.
 
@@ -78,36 +85,33 @@ def tokenize_pairs(
         on_extra_eos: What happens to a pair with a completion that has more end-of-sequence tokens than messages.
         bad: Gets the rows that are left out, of which the caller tells; it has the three settings too. None: refused
             rows are told here.
+        prepare: Changes or refuses records before they are encoded. None: they are encoded as they are.
 
     Raises:
         UserError: The tokenizer cannot be used; or, with `bad=None`, a row is refused; it names the row.
     """
-    notes = TokenizeNotes(num_rows=len(pairs))
     special = SpecialTokens.of(tokenizer)
-    limits = DataConfig(
-        train="", on_long_prompt=on_long_prompt, on_long_completion=on_long_completion, on_extra_eos=on_extra_eos
-    )
-    told = BadRows("data.train", limits) if bad is None else bad
-    gate = Gate(max_length, on_long_completion, special, told)
-    notes.num_plain = _count_plain(tokenizer, pairs)
-    notes.unread_keys = _unread_keys(tokenizer, pairs)
-    context_columns = CONTEXT_COLUMNS if any(map(_has_context, pairs)) else ()
-    table = IdTable(("prompt_ids", "chosen_ids", "rejected_ids", *context_columns))
 
-    def encode(chunk: list[PreferencePair]) -> list[tuple[list[list[int]], tuple[_Turns, _Turns] | None]]:
+    def encode(
+        chunk: list[PreferencePair], notes: TokenizeNotes
+    ) -> list[tuple[list[list[int]], tuple[_Turns, _Turns] | None]]:
         parts = [(pair.prompt, pair.chosen, pair.rejected) for pair in chunk]
-        located = _locate_turns_of_pairs(tokenizer, [pair for pair in chunk if _has_context(pair)], notes)
-        turns = [next(located) if _has_context(pair) else None for pair in chunk]
+        has_context = [*map(_has_context, chunk)]
+        located = _locate_turns_of_pairs(tokenizer, [*compress(chunk, has_context)], notes)
+        turns = [next(located) if has else None for has in has_context]
         return list(zip(encode_parts(tokenizer, special.eos, parts, chunk, notes), turns, strict=True))
 
-    for chunk in chunks(pairs, kind=lambda pair: isinstance(pair.prompt, list)):
-        rows: list[tuple[Any, ...]] = []
+    def to_rows(chunk: list[PreferencePair], gate: Gate, notes: TokenizeNotes) -> Iterator[tuple[Any, ...]]:
         for pair, (sequences, turns) in _encode_each(chunk, encode, gate.bad, notes):
             row = _pair_row(pair, sequences, turns, gate, notes)
             if row is not None:
-                rows.append((*row[: 3 + len(context_columns)], pair.source))
-        table.add(_to_columns(rows))
-    return _finish(table, notes, gate.bad, is_told=bad is None)
+                yield (*row, pair.source)
+
+    work = _Work(pairs, tokenizer, special, max_length, on_long_completion, to_rows, prepare)
+    limits = DataConfig(
+        train="", on_long_prompt=on_long_prompt, on_long_completion=on_long_completion, on_extra_eos=on_extra_eos
+    )
+    return work.run(IdTable(("prompt_ids", "chosen_ids", "rejected_ids"), CONTEXT_COLUMNS), bad, limits)
 
 
 def tokenize_sft(
@@ -120,6 +124,7 @@ def tokenize_sft(
     on_long_completion: OnLongCompletion,
     on_extra_eos: OnBadRow,
     bad: BadRows | None = None,
+    prepare: Prepare | None = None,
 ) -> Tokenized:
     """Returns input ids and labels, at most `max_length` tokens each.
 
@@ -137,38 +142,91 @@ def tokenize_sft(
         on_extra_eos: What happens to a row that has more end-of-sequence tokens than messages.
         bad: Gets the rows that are left out, of which the caller tells; it has the three settings too. None: refused
             rows are told here.
+        prepare: Changes or refuses records before they are encoded. None: they are encoded as they are.
 
     Raises:
         UserError: The tokenizer cannot be used; or, with `bad=None`, a row is refused; it names the row.
     """
-    notes = TokenizeNotes(num_rows=len(examples))
     special = SpecialTokens.of(tokenizer)
-    limits = DataConfig(
-        train="", on_long_prompt=on_long_prompt, on_long_completion=on_long_completion, on_extra_eos=on_extra_eos
-    )
-    told = BadRows("data.train", limits) if bad is None else bad
-    gate = Gate(max_length, on_long_completion, special, told)
-    if loss_on is LossOn.all:
-        _require_no_marks(examples)
-    notes.num_plain = _count_plain(tokenizer, examples)
-    notes.unread_keys = _unread_keys(tokenizer, examples)
-    table = IdTable(("input_ids", "labels"))
 
-    def encode(chunk: list[SFTExample]) -> list[ExampleIds]:
+    def encode(chunk: list[SFTExample], notes: TokenizeNotes) -> list[ExampleIds]:
         return encode_examples(tokenizer, special, chunk, loss_on, notes)
 
-    for chunk in chunks(examples, kind=lambda example: type(example.prompt)):
-        rows: list[tuple[Any, ...]] = []
+    def to_rows(chunk: list[SFTExample], gate: Gate, notes: TokenizeNotes) -> Iterator[tuple[Any, ...]]:
+        if loss_on is LossOn.all:
+            _require_no_marks(chunk)
         for example, ids in _encode_each(chunk, encode, gate.bad, notes):
             row = _example_row(example, ids, loss_on, gate, notes)
             if row is not None:
-                rows.append((*row, example.source))
-        table.add(_to_columns(rows))
-    return _finish(table, notes, gate.bad, is_told=bad is None)
+                yield (*row, example.source)
+
+    work = _Work(examples, tokenizer, special, max_length, on_long_completion, to_rows, prepare)
+    limits = DataConfig(
+        train="", on_long_prompt=on_long_prompt, on_long_completion=on_long_completion, on_extra_eos=on_extra_eos
+    )
+    return work.run(IdTable(("input_ids", "labels")), bad, limits)
+
+
+class _Piece(NamedTuple):
+    """What has become of some rows."""
+
+    columns: list[Column]
+    notes: TokenizeNotes
+    bad: BadRows
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Tokenises rows piece by piece, in several processes if there are many."""
+
+    records: Sequence[Any]
+    tokenizer: "PreTrainedTokenizerBase"
+    special: SpecialTokens
+    max_length: int
+    on_long_completion: OnLongCompletion
+    to_rows: Callable[[list[Any], Gate, TokenizeNotes], Iterator[tuple[Any, ...]]]
+    """Encodes records that are all text, or all messages: the values of each row that is kept, and its place."""
+    prepare: Prepare | None
+
+    def run(self, table: IdTable, bad: BadRows | None, limits: DataConfig) -> Tokenized:
+        """Returns the rows of all records; `bad` gets the rows that are left out, or they are told here."""
+        notes = TokenizeNotes()
+        told = BadRows("data.train", limits) if bad is None else bad
+        starts = range(0, len(self.records), CHUNK_ROWS)
+        encode = partial(self._encode, told.empty())
+        for piece in map_in_processes(encode, starts, num_processes=processes_for(len(starts)), doing="tokenising"):
+            table.add(piece.columns)
+            notes.add(piece.notes)
+            told.merge(piece.bad)
+        told.num_rows += notes.num_rows
+        notes.num_unreadable_skipped = told.num_skipped(UNREADABLE)
+        notes.first_unreadable = told.first_skipped(UNREADABLE)
+        if bad is None:
+            require_usable(told)
+        notes.num_kept = table.num_rows
+        return Tokenized(table.to_dataset(), notes)
+
+    def _encode(self, none_bad: BadRows, start: int) -> _Piece:
+        """Tokenises the rows from `start` on; what it counts and finds bad is of these alone."""
+        chunk = list(self.records[start : start + CHUNK_ROWS])
+        notes, bad = TokenizeNotes(num_rows=len(chunk)), none_bad.empty()
+        records = chunk if self.prepare is None else self.prepare(chunk, notes, bad)
+        notes.num_plain = _count_plain(self.tokenizer, records)
+        notes.unread_keys = _unread_keys(self.tokenizer, records)
+        gate = Gate(self.max_length, self.on_long_completion, self.special, bad)
+        rows = [row for chunk in chunks(records, kind=_form) for row in self.to_rows(chunk, gate, notes)]
+        return _Piece(_to_columns(rows), notes, bad)
+
+
+def _form(record: Record) -> type:
+    return type(record.prompt)
 
 
 def _encode_each(
-    chunk: list[AnyRecord], encode: Callable[[list[AnyRecord]], list[Encoded]], bad: BadRows, notes: TokenizeNotes
+    chunk: list[AnyRecord],
+    encode: Callable[[list[AnyRecord], TokenizeNotes], list[Encoded]],
+    bad: BadRows,
+    notes: TokenizeNotes,
 ) -> Iterator[tuple[AnyRecord, Encoded]]:
     """Yields the records of a chunk, each encoded; those that cannot be rendered are left out.
 
@@ -176,7 +234,7 @@ def _encode_each(
     """
     before = replace(notes)
     try:
-        yield from list(zip(chunk, encode(chunk), strict=True))
+        yield from list(zip(chunk, encode(chunk, notes), strict=True))
         return
     except RefusedChatError as error:
         if len(chunk) == 1:
@@ -185,15 +243,6 @@ def _encode_each(
     vars(notes).update(vars(before))  # the counts of what was encoded before it failed
     for record in chunk:
         yield from _encode_each([record], encode, bad, notes)
-
-
-def _finish(table: IdTable, notes: TokenizeNotes, bad: BadRows, *, is_told: bool) -> Tokenized:
-    bad.num_rows += notes.num_rows
-    notes.num_unreadable_skipped, notes.first_unreadable = bad.num_skipped(UNREADABLE), bad.first_skipped(UNREADABLE)
-    if is_told:
-        require_usable(bad)
-    notes.num_kept = table.num_rows
-    return Tokenized(table.to_dataset(), notes)
 
 
 def _to_columns(rows: Sequence[tuple[Any, ...]]) -> list[Column]:

@@ -12,7 +12,6 @@ from prefopt.config.schema import DataConfig
 from prefopt.data.as_chat import is_question, is_text, to_chat
 from prefopt.data.control_tokens import ControlTokens
 from prefopt.data.records import PreferencePair, Record
-from prefopt.data.table import Table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,10 +43,10 @@ class Turns:
         return cls(are_made=not num, num_obstacles=num)
 
     def make(self, records: Sequence[Record]) -> Sequence[Record]:
-        """Returns the rows in the form in which they are trained."""
-        if not self.are_made or not _has_text(records):
+        """Returns some rows in the form in which they are trained: those that change nothing are the same objects."""
+        if not self.are_made:
             return records
-        return Table.of(to_chat(record) if is_text(record) else record for record in records)
+        return [to_chat(record) if is_text(record) else record for record in records]
 
 
 def _has_text(records: Sequence[Record]) -> bool:

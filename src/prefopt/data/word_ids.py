@@ -7,8 +7,8 @@ its words, so a table of words is faster than the tokenizer, which makes an obje
 import json
 import re
 from array import array
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Sequence
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -19,7 +19,8 @@ MAX_BYTES = 64 * 2**20
 """Memory of the words that are remembered; beyond, all are forgotten."""
 ENTRY_BYTES = 150
 """Memory that a word takes besides its characters."""
-BLANK = re.compile(r" (?<=[^\s\u180e\u200b\ufeff] )(?=[^\s\u180e\u200b\ufeff])")
+SOLID = r"[^\s\u180e\u200b\ufeff]"
+BLANK = re.compile(rf" (?<={SOLID} )(?={SOLID})")
 """A single blank between two other characters. The next word begins with it, whatever the text around."""
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -48,25 +49,60 @@ class WordIds:
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
-        self._first: dict[str, bytes] = {}  # words at the beginning of a text
-        self._later: dict[str, bytes] = {}  # words after a blank, which belongs to them
+        self._forget()
+
+    def _forget(self) -> None:
+        self._tables: dict[_Place, dict[str, bytes]] = {place: {} for place in _Place}
         self._num_bytes = 0
 
-    def encode(self, texts: Iterable[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text, without special tokens at its ends."""
         if self._num_bytes > MAX_BYTES:
-            self._first, self._later, self._num_bytes = {}, {}, 0
-        split = [BLANK.split(text) for text in texts]
-        self._learn(self._first, {words[0] for words in split}, before="")
-        self._learn(self._later, set(chain.from_iterable(words[1:] for words in split)), before=" ")
-        first, later = self._first, self._later.__getitem__
-        return [array("i", first[words[0]] + b"".join(map(later, words[1:]))).tolist() for words in split]
+            self._forget()
+        # Cutting at every blank is ten times as fast as at each `BLANK`, and most often the same.
+        packed = self._pack([text.split(" ") for text in texts])
+        others = [at for at, found in enumerate(packed) if found is None]
+        for at, found in zip(others, self._pack([BLANK.split(texts[at]) for at in others]), strict=True):
+            packed[at] = found
+        return [array("i", found or b"").tolist() for found in packed]
 
-    def _learn(self, table: dict[str, bytes], words: set[str], *, before: str) -> None:
-        new = list(words - table.keys())
+    def _pack(self, rows: Sequence[list[str]]) -> list[bytes | None]:
+        """Returns the ids of each row of words; None if one of them does not stand at a `BLANK`, but has to."""
+        longer = [words for words in rows if len(words) > 1]
+        self._learn(_Place.alone, {words[0] for words in rows if len(words) == 1})
+        self._learn(_Place.first, {words[0] for words in longer})
+        self._learn(_Place.later, set().union(*(words[1:-1] for words in longer)))
+        self._learn(_Place.last, {words[-1] for words in longer})
+        alone, first, later, last = (self._tables[place] for place in _Place)
+        get = later.__getitem__
+        packed: list[bytes | None] = []
+        for words in rows:
+            try:
+                if len(words) == 1:
+                    packed.append(alone[words[0]])
+                else:
+                    packed.append(b"".join((first[words[0]], *map(get, words[1:-1]), last[words[-1]])))
+            except KeyError:
+                packed.append(None)
+        return packed
+
+    def _learn(self, place: "_Place", words: set[str]) -> None:
+        """Adds the words that can stand at a place: none is there that begins or ends where no `BLANK` can be."""
+        table = self._tables[place]
+        new = [word for word in words.difference(table) if place.value.fullmatch(word)]
+        before = "" if place in (_Place.alone, _Place.first) else " "
         encoded = self._backend.encode_batch_fast([before + word for word in new], add_special_tokens=False)
         table.update((word, array("i", found.ids).tobytes()) for word, found in zip(new, encoded, strict=True))
         self._num_bytes += sum(map(len, new)) + ENTRY_BYTES * len(new)
+
+
+class _Place(Enum):
+    """Where a word stands in its text, and what the words there are like: a `BLANK` is between two of them."""
+
+    alone = re.compile(r".*", re.DOTALL)
+    first = re.compile(rf".*{SOLID}", re.DOTALL)
+    later = re.compile(rf"{SOLID}(.*{SOLID})?", re.DOTALL)
+    last = re.compile(rf"{SOLID}.*", re.DOTALL)
 
 
 _memories: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, WordIds]]" = WeakKeyDictionary()

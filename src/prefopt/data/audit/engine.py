@@ -1,13 +1,6 @@
 """Runs the checks: rows pass through all of them in chunks, in several processes if there are many rows."""
 
-import gc
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,15 +10,13 @@ from prefopt.config.algorithms import Kind
 from prefopt.config.choices import CheckName
 from prefopt.data.audit.check import SPLITS, Check, Chunk, Found, Sides
 from prefopt.data.records import Record
-from prefopt.process.errors import EndedError
+from prefopt.process.parallel import map_in_processes, processes_for
 
 if TYPE_CHECKING:
     from prefopt.data.audit.tokens import Reader
 
 CHUNK_ROWS = 2000
 """Rows that a check sees at once."""
-CHUNKS_PER_PROCESS = 4
-"""Fewest chunks for which another process is started: it costs as much as a chunk."""
 READ_BY_THE_READER = CheckName.schema
 """The check that has no module: rows that cannot be read are found while reading."""
 
@@ -143,52 +134,5 @@ def is_installed(package: str) -> bool:
 
 
 def _examine_all(work: Work, places: Sequence[tuple[str, int]], num_processes: int | None) -> Iterator[list[Any]]:
-    wanted = num_processes or min(_num_cores(), len(places) // CHUNKS_PER_PROCESS)
-    if wanted < 2:
-        with _without_collection():
-            yield from map(work.examine, places)
-        return
-    global _work
-    _work = work
-    gc.freeze()  # so that no process writes into the others' pages when it collects garbage
-    try:
-        context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(wanted, mp_context=context, initializer=_begin_process) as pool:
-            yield from pool.map(_examine, places)
-    except BrokenProcessPool as error:
-        raise EndedError("audit: one of its processes was ended, most often because memory ran out.") from error
-    finally:
-        _work = None
-        gc.unfreeze()
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Collects no garbage meanwhile: chunks have no cycles, and their many objects would be gone through."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-_work: Work | None = None
-"""What forked processes inherit: the rows are not sent to them."""
-
-
-def _begin_process() -> None:
-    """Leaves signals to the parent, which may have handlers of its own for them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    gc.disable()
-
-
-def _examine(place: tuple[str, int]) -> list[Any]:
-    assert _work is not None, "processes are forked while there is work"
-    return _work.examine(place)
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = num_processes or processes_for(len(places))
+    return map_in_processes(work.examine, places, num_processes=wanted, doing="audit")

@@ -136,9 +136,7 @@ class Reader:
             found.longest[place] = len(prompt) + max(map(len, parts))
             if is_told and any(unknown in ids for ids in (prompt, *parts)):
                 found.unknown.append(place)
-        for name, count in vars(tokenized.notes).items():
-            if isinstance(count, int):
-                setattr(found.notes, name, getattr(found.notes, name) + count)
+        found.notes.add(tokenized.notes)
 
 
 def _first_trained(row: dict[str, Any]) -> int:

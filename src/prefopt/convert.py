@@ -12,6 +12,7 @@ from prefopt.config.settings_parser import SettingsParser
 from prefopt.data.conversion import CALLED, describe_limits, describe_scores, require_kind, write_records
 from prefopt.data.loading import read_splits
 from prefopt.data.sources import list_files
+from prefopt.data.wording import agree
 from prefopt.distributed.entry import run_entry
 from prefopt.process.errors import UserError
 from prefopt.process.paths import resolve
@@ -58,10 +59,9 @@ def main(argv: list[str]) -> None:
         console.print(f"rules: kept by every row: {'; '.join(rules)}")
     for note in provider.notes:
         console.print(f"note: {note.text} ({note.known.value}, {note.date})")
-    console.print(
-        f"{quote(output)}: {written.num_rows:,} rows for {provider.title}, of {written.num_records:,} {CALLED[kind]}; "
-        f"{written.num_bytes:,} bytes"
-    )
+    rows = f"{written.num_rows:,} {agree('[row|rows]', written.num_rows)} for {provider.title}"
+    records = f"{written.num_records:,} {CALLED[kind] if written.num_records != 1 else CALLED[kind].removesuffix('s')}"
+    console.print(f"{quote(output)}: {rows}, of {records}; {written.num_bytes:,} bytes")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

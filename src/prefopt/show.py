@@ -5,7 +5,7 @@ from pathlib import Path
 
 from prefopt.config.load import TRAIN, load_config
 from prefopt.config.settings_parser import SettingsParser
-from prefopt.data.loading import read_record
+from prefopt.data.shown_record import read_record
 from prefopt.distributed.entry import run_entry
 from prefopt.process.imports import importing
 from prefopt.process.terminal import Terminal, quote

@@ -44,7 +44,7 @@ def test_what_reading_counts_is_told_by_the_audit_too(tmp_path: Path, capsys: py
     argv = [str(path), "--output", str(tmp_path / "out")]
     first = shown(capsys, argv)
     for said in (
-        "train: 1 pairs joined of two rows",
+        "train: 1 pair joined of two rows:",
         "train: 2 rows skipped: an answer",
         "column 'id' has a value in 1",
     ):

@@ -214,7 +214,7 @@ def test_rows_longer_than_the_context_are_refused_with_a_remedy_that_works(short
     ]
     message = fails(train, own)
     assert f"{path}:1 has " in message
-    assert "reads at most 64 (1 such row(s)). Set data.max_length=64" in message
+    assert "reads at most 64 (1 such row). Set data.max_length=64" in message
     assert not (tmp_path / "runs").exists()
     train([*own, "data.max_length=64", "trainer.max_steps=1"])
     report = json.loads((tmp_path / "runs" / "test" / "report" / "report.json").read_text())

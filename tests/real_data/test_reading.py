@@ -79,7 +79,8 @@ def test_ultrafeedback_train_and_eval_share_no_prompt() -> None:
 
 
 def test_columns_that_nothing_reads_are_counted() -> None:
-    assert read(ULTRAFEEDBACK).notes.ignored_columns == {"metadata": 1000, "source_index": 1000}
+    notes = read(ULTRAFEEDBACK).notes
+    assert (notes.ignored_columns, notes.num_metadata_scores) == ({"source_index": 1000}, 1000)
     assert read("llamafactory_dpo_en_demo.json.gz").notes.ignored_columns == {}
 
 

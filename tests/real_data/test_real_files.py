@@ -121,7 +121,7 @@ def test_ultrafeedback_runs_with_its_bad_rows_skipped_and_says_how_many(ultrafee
     notes = report["data"]["notes"]
     assert "train: 4 pairs with chosen equal to rejected skipped (data.on_identical=skip)" in notes
     assert "train: 2 rows with an empty completion skipped (data.on_empty=skip)" in notes
-    assert "held_out: 1 pairs with chosen equal to rejected skipped (data.on_identical=skip)" in notes
+    assert "held_out: 1 pair with chosen equal to rejected skipped (data.on_identical=skip)" in notes
     assert all(f"data: {note}" in shown for note in notes)
 
 

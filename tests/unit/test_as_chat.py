@@ -10,7 +10,8 @@ from prefopt.config.choices import LossOn
 from prefopt.config.load import differences, fingerprint, load_config, to_yaml
 from prefopt.config.schema import DataConfig
 from prefopt.data.anatomy import dissect
-from prefopt.data.loading import read_record, read_splits
+from prefopt.data.loading import read_splits
+from prefopt.data.shown_record import read_record
 from prefopt.data.token_splits import TokenizedSplits, load_tokenized
 from prefopt.process.errors import UserError
 from prefopt.runs.directory import RunDirectory
@@ -70,7 +71,7 @@ def test_one_row_that_is_no_single_question_leaves_all_rows_text(tmp_path: Path,
     tokenizer = with_template()
     loaded = load(tmp_path / "a.jsonl", [*TEXT, row], tokenizer)
     assert not any("<|im_start|>" in text for text in prompts(loaded, tokenizer)[:10])
-    assert any("1 rows of plain text are transcripts, empty or hold control tokens" in x for x in loaded.notes.lines())
+    assert any("1 row of plain text is a transcript, empty or holds control tokens" in x for x in loaded.notes.lines())
 
 
 def test_whole_texts_and_messages_are_left_alone(tmp_path: Path) -> None:

@@ -61,6 +61,10 @@ VALUES: dict[str, dict[str, Any]] = {
             {"name": HOSTILE, "rows": 3, "findings": {"empty": 0.5}},
             {"name": "b", "rows": 9, "findings": {}},
         ],
+        "tags": [
+            {"name": HOSTILE, "rows": 4, "findings": {"identical": 0.25}},
+            {"name": "billing", "rows": 8, "findings": {}},
+        ],
         "uneven": [{"check": "empty", "source": HOSTILE}],
     },
     "duplicate": {"group_sizes": {"2": 10, "5": 1}},
@@ -225,12 +229,32 @@ def test_any_value_may_be_absent_or_unknown(check: str) -> None:
 def test_all_findings_are_told_by_source() -> None:
     told = words(render_audit_page(audit(finding("slices"))))
     assert f"3 rows: {CHECKS['empty'].title} 50.0 %" in told
+    assert "All findings by source" in told
     assert "b 9 rows: nothing found" in told
+    assert "All findings by tag" in told
+    assert f"4 rows: {CHECKS['identical'].title} 25.0 %" in told
+    assert "billing 8 rows: nothing found" in told
+
+
+def test_a_finding_that_is_uneven_among_tags_is_drawn_by_tag() -> None:
+    values = {**VALUES["slices"], "uneven": [{"check": "identical", "tag": HOSTILE}]}
+    told = words(render_audit_page(audit(finding("slices", values=values))))
+    assert f"{CHECKS['identical'].title}, by tag" in told
+    assert ", by source" not in told
 
 
 def test_findings_without_rows_have_no_count() -> None:
     told = words(render_audit_page(audit(finding("separability", 0.95, count=0))))
     assert "Shortcuts in words accuracy: at least 95.0 %; over" in told
+
+
+def test_a_share_at_a_glance_is_a_number_and_words_before_it_stand_below_the_title() -> None:
+    html = render_audit_page(audit(finding("empty", 0.5), finding("length_bias", 0.18, gauge=0.817)))
+    glance = html.partition('<table class="glance">')[2].partition("</table>")[0]
+    cells = re.findall(r'<td class="num">(.*?)</td>', glance)
+    assert sorted(unbroken.replace("\u00a0", " ") for unbroken in cells) == ["50.0 %", "81.7 %"]
+    assert glance.count('class="measure"') == 1
+    assert "Length bias the longer or the shorter answer wins in … 81.7 %" in words(glance)
 
 
 def test_numbers_that_are_not_finite_are_not_drawn() -> None:

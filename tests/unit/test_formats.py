@@ -256,10 +256,11 @@ def pairs_of(row: dict[str, Any], rule: PairRule | None = None) -> list[Pair]:
 def test_of_rated_answers_the_best_is_chosen_and_the_worst_rejected(row: dict[str, Any]) -> None:
     row = {"question": "Hi?", **row}
     assert detect_format(row, "preference") is DataFormat.ratings
-    ((pair, place, margin),) = pairs_of(row)
-    assert (pair["prompt"], pair["chosen"], pair["rejected"], place) == ("Hi?", "a", "b", "x:1")
-    assert margin is not None
-    assert margin > 0
+    (made,) = pairs_of(row)
+    pair = made.row
+    assert (pair["prompt"], pair["chosen"], pair["rejected"], made.place) == ("Hi?", "a", "b", "x:1")
+    assert made.margin is not None
+    assert made.margin > 0
     assert unread_columns(row, DataFormat.ratings, "preference", ("prompt", "chosen", "rejected")) == []
 
 

@@ -317,8 +317,8 @@ def test_the_notes_say_how_prompts_were_found(tmp_path: Path) -> None:
     assert notes.num_further_turns == 1
     config = DataConfig(train=str(tmp_path / "a.jsonl"), held_out_fraction=0)
     lines = read_splits(config, kind="preference", seed=0).notes.lines()
-    assert "train: 1 rows have no 'prompt'; it is their common beginning up to the assistant's last mark" in lines
-    assert "train: 1 of these prompts end where the shorter one of another row does" in lines
+    assert "train: 1 row has no 'prompt'; it is what both answers begin with, up to the assistant's last mark" in lines
+    assert "train: 1 of these prompts ends where the shorter one of another row does" in lines
 
 
 def test_a_row_with_an_empty_answer_and_no_prompt_is_left_to_the_check_of_empty_rows() -> None:

@@ -112,6 +112,24 @@ def test_a_second_start_reads_and_audits_no_row(config: TrainConfig, calls: list
     assert calls.count("read_splits") == calls.count("run_checks") == 2
 
 
+def test_a_label_of_unknown_words_is_warned_of_at_every_start_and_the_rows_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
+    rows = [{"prompt": f"Q{i}", "completion": "Yes.", "label": ["alpha", "beta"][i % 2]} for i in range(20)]
+    data = write_rows(tmp_path / "labelled.jsonl", rows)
+    config = load_config(
+        ["data=files", "algorithm=sft", f"data.train={data}", f"model.path={shipped('assets/base_model')}"]
+    )
+    for _ in range(2):
+        caplog.clear()
+        load_examples(config, audited=True)
+        told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert [line for line in told if line.startswith("data: column 'label' has two values")] == told
+        assert len(told) == 1
+    assert calls.count("read_splits") == 1
+
+
 def test_a_start_digests_a_file_once_and_after_reading_once_more(config: TrainConfig, calls: list[str]) -> None:
     load_examples(config, audited=True)
     assert calls == ["_digest_file", "read_splits", "run_checks", "_digest_file"]

@@ -11,8 +11,9 @@ from prefopt.config.choices import PairChoice
 from prefopt.config.load import load_config
 from prefopt.config.schema import DataConfig
 from prefopt.data.defects import record_key
-from prefopt.data.loading import read_record, read_splits
+from prefopt.data.loading import read_splits
 from prefopt.data.pairing import find_margin, rows_of
+from prefopt.data.shown_record import read_record
 from prefopt.process.errors import UserError
 
 
@@ -175,7 +176,26 @@ PAIR = {"prompt": "p", "chosen": "y", "rejected": "n"}
     ],
 )
 def test_the_margin_of_a_pair_is_the_difference_of_its_scores(columns: dict[str, Any], margin: float | None) -> None:
-    assert find_margin({**PAIR, **columns}) == margin
+    assert find_margin({**PAIR, **columns})[0] == margin
+
+
+@pytest.mark.parametrize(
+    ("columns", "ignored"),
+    [
+        ({"score_chosen": 8.5, "score_rejected": 6}, []),
+        ({"margin": 1}, []),
+        ({"score_chosen": 8.5}, ["score_chosen"]),
+        ({"score_chosen": "high", "score_rejected": 6}, ["score_chosen", "score_rejected"]),
+        ({"margin": 1.5, "score_chosen": 1, "score_rejected": 0}, ["score_chosen", "score_rejected"]),
+        ({"margin": "big", "chosen_score": 1, "rejected_score": 0}, ["margin"]),
+    ],
+)
+def test_scores_of_which_no_margin_is_made_are_told(
+    tmp_path: Path, columns: dict[str, Any], ignored: list[str]
+) -> None:
+    assert [*read(tmp_path, {**PAIR, **columns}).notes.read["train"].ignored_columns] == ignored
+    ranked = read(tmp_path, {**RATED, **columns}).notes.read["train"]
+    assert [*ranked.ignored_columns] == sorted(columns), "the answers' own scores make the margin"
 
 
 def test_a_margin_is_kept_and_changes_nothing_that_is_trained(tmp_path: Path) -> None:
@@ -183,6 +203,37 @@ def test_a_margin_is_kept_and_changes_nothing_that_is_trained(tmp_path: Path) ->
     (plain,) = read(tmp_path, PAIR).train
     assert (scored.margin, plain.margin) == (2, None)
     assert record_key(scored) == record_key(plain)
+
+
+@pytest.mark.parametrize(
+    ("columns", "margin", "told"),
+    [
+        ({"metadata": {"score_chosen": 8, "score_rejected": 7.5, "genre": "x"}}, 0.5, True),
+        ({"metadata": {"margin": 2}}, 2, True),
+        ({"metadata": {"genre": "x"}}, None, False),
+        ({"metadata": {"score_chosen": 8, "score_rejected": 7}, "margin": 3}, 3, False),
+    ],
+)
+def test_metadata_are_told_as_ignored_only_where_no_margin_is_read_from_them(
+    tmp_path: Path, columns: dict[str, Any], margin: float | None, told: bool
+) -> None:
+    splits = read(tmp_path, {**PAIR, **columns}, {**PAIR, **columns, "prompt": "q"})
+    notes = splits.notes.read["train"]
+    assert [record.margin for record in splits.train] == [margin] * 2
+    assert (notes.num_metadata_scores, notes.ignored_columns) == ((2, {}) if told else (0, {"metadata": 2}))
+    line = (
+        "train: 2 rows have the scores of their answers, or the margin, in the column 'metadata', of which nothing "
+        "else is read"
+    )
+    assert (line in splits.notes.lines()) is told
+
+
+def test_scores_beside_ranked_or_labelled_answers_leave_metadata_ignored(tmp_path: Path) -> None:
+    inside = {"metadata": {"score_chosen": 8, "score_rejected": 7}}
+    ranked = read(tmp_path, {**RATED, **inside})
+    assert ranked.notes.read["train"].ignored_columns == {"metadata": 1}
+    joined = read(tmp_path, kto("p", "a", True, **inside), kto("p", "b", False, **inside))
+    assert joined.notes.read["train"].ignored_columns == {"metadata": 2}
 
 
 def test_a_least_margin_is_refused_where_there_are_no_scores(tmp_path: Path) -> None:

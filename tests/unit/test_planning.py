@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.cluster import planning
+from prefopt.cluster import queued
 from prefopt.cluster.planning import Submission, plan_submission
 from prefopt.cluster.slurm import QueuedJob
 from prefopt.config.cluster import SUBMIT
@@ -88,7 +88,7 @@ class Place:
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Place:
     place = Place(tmp_path)
-    monkeypatch.setattr(planning, "find_queued", place.find_queued)
+    monkeypatch.setattr(queued, "find_queued", place.find_queued)
     monkeypatch.chdir(tmp_path)
     return place
 

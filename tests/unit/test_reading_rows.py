@@ -217,6 +217,48 @@ def test_a_column_of_another_meaning_is_no_label_of_kto(tmp_path: Path, labels: 
 
 
 @pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (("alpha", "beta", " Alpha "), 'text ("alpha") in 2 rows (unknown) and text ("beta") in 1 row (unknown)'),
+        (("good", "awful", "awful"), 'text ("good") in 1 row and text ("awful") in 2 rows (unknown)'),
+        (("bad", "superb", "superb"), 'text ("bad") in 1 row and text ("superb") in 2 rows (unknown)'),
+        ((True, "?", True), 'text ("true") in 2 rows and text ("?") in 1 row (unknown)'),
+        (("alpha", "beta", "gamma"), None),
+        (("alpha", None, "alpha"), None),
+        ((2, 3, 3), None),
+        (("0.5", "1", "1"), None),
+        (("good", True, True), None),
+    ],
+)
+def test_a_label_of_two_unknown_words_is_told_since_both_are_trained(
+    tmp_path: Path, labels: Any, told: str | None
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in labelled(*labels)))
+    splits = read_splits(DataConfig(train=str(path), held_out=None, held_out_fraction=0), kind="sft", seed=0)
+    assert len(splits.train) == len(labels)
+    lines = [line for line in splits.notes.lines() if "has two values" in line]
+    assert lines == splits.notes.warnings()
+    assert len(lines) == (told is not None)
+    if told is not None:
+        assert lines[0].startswith(f"column 'label' has two values, {told}: rows of an unknown one are trained. If it")
+        assert "write true there for these, and false for the others" in lines[0]
+
+
+def test_a_label_is_told_once_for_all_files_and_not_for_pairs(tmp_path: Path) -> None:
+    for name, label in (("train", "alpha"), ("held_out", "beta")):
+        rows = labelled(label, label, prompt=name)
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "held_out")}
+    (line,) = read_splits(DataConfig(**files), kind="sft", seed=0).notes.warnings()
+    assert 'text ("alpha") in 2 rows (unknown) and text ("beta") in 2 rows (unknown)' in line
+    pairs = [{"prompt": "p", "chosen": "a", "rejected": "b", "label": word} for word in ("alpha", "beta")]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    config = DataConfig(train=files["train"], held_out_fraction=0)
+    assert read_splits(config, kind="preference", seed=0).notes.warnings() == []
+
+
+@pytest.mark.parametrize(
     ("labels", "first", "strange"),
     [
         ((True, False, "?"), "2: 'label' is false", 'rows.jsonl:3: text ("?")'),
@@ -230,7 +272,7 @@ def test_a_stray_value_among_labels_of_kto_does_not_hide_the_answers_to_avoid(
 ) -> None:
     message = refusal(tmp_path, *labelled(*labels), kind="sft")
     assert message.startswith(f"rows.jsonl:{first}: in KTO's format this answer is one to avoid")
-    assert f"1 row(s) have a value that says neither yes nor no, first {tmp_path}/{strange}" in message
+    assert f"1 row has a value that says neither yes nor no, first {tmp_path}/{strange}" in message
 
 
 @pytest.mark.parametrize("missing", [None, "", " ", "NaN", "None", float("nan")])

@@ -11,7 +11,8 @@ from prefopt import show
 from prefopt.config.load import load_config
 from prefopt.config.schema import TrainConfig
 from prefopt.data.anatomy import TokenSequence, dissect
-from prefopt.data.loading import read_record, read_splits
+from prefopt.data.loading import read_splits
+from prefopt.data.shown_record import read_record
 from prefopt.data.token_splits import load_tokenized
 from prefopt.process.paths import shipped
 from prefopt.reports.row import CUT, decode, pieces
@@ -171,7 +172,7 @@ def test_ties_count_among_the_rows_and_are_not_shown(tmp_path, capsys, fails):
     config = load_config(overrides)
     notes = read_splits(config.data, kind="preference", seed=0).notes
     assert (notes.read["train"].num_rows, notes.num_records["train"]) == (3, 2)
-    assert "train: 1 rows skipped: a tie, so neither answer is preferred" in notes.lines()
+    assert "train: 1 row skipped: a tie, so neither answer is preferred" in notes.lines()
 
 
 def test_without_colours_marks_surround_what_is_trained(tmp_path, capsys):

@@ -228,14 +228,14 @@ def test_overlap_with_the_held_out_file_is_refused_or_skipped(tmp_path: Path) ->
     config = DataConfig(train=train, held_out=held_out, on_overlap=OnBadRow.skip)
     splits = read_splits(config, kind="preference", seed=0)
     assert [record.prompt for record in splits.train] == ["a", "c"]
-    assert "train: 1 rows skipped: their prompt is held out (data.on_overlap=skip)" in splits.notes.lines()
+    assert "train: 1 row skipped: its prompt is held out (data.on_overlap=skip)" in splits.notes.lines()
 
 
 def test_an_empty_side_is_refused(tmp_path: Path) -> None:
     one = write(tmp_path / "a.jsonl", ["a"])
     bad = write(tmp_path / "b.jsonl", ["b"], rejected="good")
     config = DataConfig(train=one, held_out=bad, on_identical=OnBadRow.skip)
-    with pytest.raises(UserError, match=r"data.held_out: no rows are left.*1 pairs with chosen equal to rejected"):
+    with pytest.raises(UserError, match=r"data.held_out: no rows are left.*1 pair with chosen equal to rejected"):
         read_splits(config, kind="preference", seed=0)
 
 
@@ -256,7 +256,7 @@ def test_notes_say_only_what_happened(tmp_path: Path) -> None:
     splits = read_splits(DataConfig(train=path, held_out_fraction=0), kind="preference", seed=0)
     assert splits.notes.lines() == [
         "train: 3 rows read",
-        "train: 1 rows repeat an earlier row; kept",
+        "train: 1 row repeats an earlier row; kept",
         "train: column 'score' has a value in 3 rows and is ignored",
         "train: 3 rows used",
     ]

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from prefopt.config.load import load_config
-from prefopt.data.loading import Splits, read_record, read_splits
+from prefopt.data.loading import Splits, read_splits
 from prefopt.data.records import Record
+from prefopt.data.shown_record import read_record
 from prefopt.process.errors import UserError
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -41,8 +42,8 @@ def test_conversations_without_a_system_prompt_get_it_and_others_keep_theirs(tmp
     assert systems(splits.train) == [SYSTEM, {"role": "system", "content": "Be kind."}]
     assert splits.train[0].prompt[1:] == chat(0)["prompt"]  # type: ignore[index]
     lines = splits.notes.lines()
-    assert "train: 1 rows got the system prompt of data.system" in lines
-    assert "train: 1 rows keep a system prompt of their own, though data.system is set" in lines
+    assert "train: 1 row got the system prompt of data.system" in lines
+    assert "train: 1 row keeps a system prompt of its own, though data.system is set" in lines
 
 
 def test_it_may_be_a_file(tmp_path: Path) -> None:

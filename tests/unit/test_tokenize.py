@@ -494,14 +494,14 @@ def test_load_tokenized_adds_its_counts_to_the_notes(tmp_path: Any) -> None:
     loaded = load_tokenized(read_splits(config, kind="preference", seed=0), build_tokenizer(), config)
     assert (len(loaded.train), len(loaded.held_out)) == (3, 1)
     assert "train: 3 rows cut at data.max_length (data.on_long_completion=truncate)" in loaded.notes.lines()
-    assert "held_out: 1 completions lost their end-of-sequence token to the cut" in loaded.notes.lines()
+    assert "held_out: 1 completion lost its end-of-sequence token to the cut" in loaded.notes.lines()
 
 
 def test_a_split_of_which_no_row_is_left_is_refused(tmp_path: Any) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "ask", "chosen": "yes", "rejected": "no"}\n')
     config = DataConfig(train=str(path), held_out_fraction=0, max_length=2, on_long_prompt=OnBadRow.skip)
-    with pytest.raises(UserError, match=r"data.train: no rows are left after tokenizing.*1 rows skipped: the prompt"):
+    with pytest.raises(UserError, match=r"data.train: no rows are left after tokenizing.*1 row skipped: the prompt"):
         load_tokenized(read_splits(config, kind="preference", seed=0), build_tokenizer(), config)
 
 
@@ -573,7 +573,7 @@ def test_plain_text_on_a_model_of_chats_is_said_and_made_chats_on_demand(tmp_pat
     tokenizer, path = build_tokenizer(CHATML, eos="<|im_end|>", adds_bos=False), tmp_path / "a.jsonl"
     row = {"prompt": "ask ", "completion": " yes"}
     plain = load(path, tokenizer, row, kind="sft", as_chat=False)
-    assert any("1 rows are plain text" in line and "data.as_chat=true" in line for line in plain.notes.lines())
+    assert any("1 row is plain text" in line and "data.as_chat=true" in line for line in plain.notes.lines())
     chats = load(path, tokenizer, row, kind="sft", as_chat=True)
     expected = "<|im_start|>user\nask<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
     assert tokenizer.decode(chats.train[0]["input_ids"]) == expected

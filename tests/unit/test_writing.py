@@ -13,7 +13,7 @@ from prefopt.config.provider import PROVIDER, ProviderConfig, read_provider
 from prefopt.data.conversion import to_row
 from prefopt.data.formats import FORMATS, convert, detect_format
 from prefopt.data.messages import UNTRAINED, trained_turns
-from prefopt.data.pairing import Pairing
+from prefopt.data.pairing import Pair, Pairing
 from prefopt.data.provider_rules import check_rules
 from prefopt.data.records import PreferencePair, Record, SFTExample
 from prefopt.data.rows import build_record
@@ -403,6 +403,6 @@ def read_back(rows: list[dict[str, Any]], kind: Any) -> list[Record]:
     for row in json.loads(json.dumps(rows)):
         converted = convert(row, detect_format(row, kind), kind)
         assert converted is not None
-        made = pairing.make(converted, "x:1", row) if kind == "preference" else [(converted, "x:1", None)]
-        found += [build_record(each, kind, "x:1")[0] for each, _, _ in made]
+        made = pairing.make(converted, "x:1", row) if kind == "preference" else [Pair(converted, "x:1", None)]
+        found += [build_record(each.row, kind, "x:1")[0] for each in made]
     return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.cluster.slurm import find_queued
+from prefopt.cluster.queued import find_parent, refuse_queued
 from prefopt.config.choices import ClusterKind, PeftMethod, ReferenceMode
 from prefopt.config.cluster import ClusterConfig, SubmitConfig, SweepConfig
 from prefopt.config.load import load_config
@@ -23,7 +23,6 @@ from prefopt.process.terminal import quote
 from prefopt.runs.directory import RunDirectory, State
 from prefopt.runs.find import REFERENCE, SEARCH
 from prefopt.runs.provenance import PREPARE
-from prefopt.storage.files import read_lines
 from prefopt.sweeps.folder import SweepFolder, is_done, is_over
 from prefopt.sweeps.jobs import Job, Task
 from prefopt.sweeps.points import Axes, Plan, place_in, plan_points, read_axes, sets
@@ -129,7 +128,7 @@ def _plan_run(
     answer = "" if run.run.overwrite else _why_over(run, directory)
     if answer and not is_dry:
         return Submission(directory.path, [], answer)
-    _refuse_queued(directory.path)
+    refuse_queued(directory.path)
     own = [*overrides, *_located(run, directory), *_with_folder(config_dir)]
     job = Job(directory.path.name, directory.path, TRAIN, {0: Task(directory.path, own)}, after=after)
     return Submission(directory.path, [job], answer)
@@ -158,7 +157,7 @@ def _plan_sweep(
     points = [point for point in plan.placed(folder.path) if not is_done(folder.run_of(point))]
     if not points:
         return Submission(folder.path, [], _describe_done(plan, folder))
-    _refuse_queued(folder.path)
+    refuse_queued(folder.path)
     arguments = _with_folder(config_dir)
     tasks = {p.index: Task(folder.run_of(p).path, [*p.overrides, *arguments]) for p in points}
     parallel = config.cluster.max_parallel
@@ -201,7 +200,7 @@ def _plan_search(config: SubmitConfig, overrides: Sequence[str], config_dir: str
     if not trials:
         more = "A greater sweep.search.num_trials adds some."
         return Submission(folder.path, [], f"{folder.path}: all {search.num_trials} trials are over. {more}")
-    _refuse_queued(folder.path)
+    refuse_queued(folder.path)
     shares_reference = len({_reference_key(run) for run in corners.configs}) == 1 and search.num_trials > 1
     tasks = {trial.index: Task(folder.run_of(trial).path, []) for trial in trials}
     parallel = config.cluster.max_parallel
@@ -355,50 +354,6 @@ def _find_after(config: SubmitConfig, axes: Axes, config_dir: str | None, launch
     if ids and config.cluster.kind is ClusterKind.local:
         raise UserError(f"submit.after={after} with cluster=local: only Slurm waits for its jobs.")
     return ids
-
-
-def find_parent(after: str, axes: Axes, config_dir: str | None, launch: Launch) -> list[str]:
-    """Ids of the jobs to wait for: `after` itself if it is an id, else the queued jobs of that run or sweep.
-
-    Raises:
-        UserError: There is no such run or sweep, or it is neither done nor queued.
-    """
-    if re.fullmatch(r"\d+(_\d+)?", after):
-        return [after]
-    root = expand(load_config(axes.base, config_dir, launch).run.root)
-    for path in (expand(after), root / after):
-        if path.is_dir():
-            break
-    else:
-        raise UserError(f"submit.after={after}: no such run, neither here nor in {root}. Give its folder or a job id.")
-    run, sweep = RunDirectory(path), SweepFolder(path)
-    if (sweep.exists() and not sweep.unfinished()) or is_done(run):
-        return []
-    queued = queued_jobs(path)
-    if not queued:
-        state = run.read_status().get("state", "not begun")
-        raise UserError(f"submit.after={after}: {path} is {state}, and no job of it is queued. Submit it first.")
-    return queued
-
-
-def queued_jobs(folder: Path) -> list[str]:
-    """Ids of the jobs of a run or sweep that wait or run in Slurm."""
-    path = folder / "slurm" / "jobs.jsonl"
-    ids = [str(line["job"]) for line in read_lines(path)] if path.exists() else []
-    alive = {job.id.split("_")[0] for job in find_queued(ids) if job.state in WAITING_OR_RUNNING}
-    return [number for number in ids if number in alive]
-
-
-WAITING_OR_RUNNING = {"PENDING", "RUNNING", "SUSPENDED", "REQUEUED", "CONFIGURING", "COMPLETING", "REQUEUE_HOLD"}
-
-
-def _refuse_queued(folder: Path) -> None:
-    queued = queued_jobs(folder)
-    if queued:
-        raise UserError(
-            f"{folder}: job {', '.join(queued)} is queued or running for it. See prefopt status {quote(folder)}; "
-            f"scancel {' '.join(queued)} takes it back."
-        )
 
 
 def _with_folder(config_dir: str | None) -> list[str]:

@@ -7,6 +7,8 @@ LIKE = 0.75
 """Least similarity of two names, in [0, 1], for one to be a typo of the other."""
 NEARLY_AS_LIKE = 0.1
 """Names whose similarity is lower than that of the best one by more than this are left out."""
+MAX_NAME = 200
+"""Most characters in the name of a setting, a group or an option."""
 ALIASES = {
     "adapter": ("peft.method",),
     "base_model": ("model.path",),
@@ -108,6 +110,21 @@ def slipped(word: str, settings: Sequence[str]) -> list[str]:
     parts = {part: None for name in settings for part in _parts(name)}
     meant = nearest(word.lower().replace("-", "_"), parts, LIKE)[:1]
     return [name for name in settings if meant and meant[0] in _parts(name)]
+
+
+def mistyped(key: str, known: Iterable[str]) -> list[str]:
+    """The dotted name of which `key` is probably a typo: group and name are each similar; empty if none is."""
+    group, _, name = key.rpartition(".")
+
+    def likeness(other: str) -> float:
+        other_group, _, other_name = other.rpartition(".")
+        parts = ((group, other_group), (name, other_name))
+        return min(difflib.SequenceMatcher(None, *part).ratio() for part in parts)
+
+    if len(name) > MAX_NAME:
+        return []
+    best = max(known, key=likeness)
+    return [best] if likeness(best) >= LIKE else []
 
 
 def nearest(word: str, known: Iterable[str], like: float = 0.6) -> list[str]:

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
-from prefopt.config.aliases import ALIASES, LIKE, nearest
+from prefopt.config.aliases import ALIASES, MAX_NAME, mistyped, nearest
 from prefopt.config.catalog import find_folder
 from prefopt.config.config_dir import find_fault
 from prefopt.config.hydra_state import own_hydra
@@ -27,8 +26,6 @@ from prefopt.config.ranges import check_usable, require
 from prefopt.process.errors import SHOWN, UserError, shorten
 from prefopt.process.paths import expand, shipped
 
-MAX_NAME = 200
-"""Most characters in the name of a setting, a group or an option."""
 MAX_TEXT = 4096
 """Most characters of a value on the command line: as many as a path may have."""
 
@@ -215,7 +212,7 @@ class Tree:
         """The message for a setting that does not exist, with the one that was probably meant."""
         group, _, name = key.rpartition(".")
         meant = [each for each in ALIASES.get(name.lower().replace("-", "_"), ()) if self.knows(each)]
-        meant = meant or self._nearest(group, name)
+        meant = meant or mistyped(key, [*self.setting_names(), *self.group_names(), "experiment"])
         same = [each for each in self.setting_names() if each.rpartition(".")[2] == name] if name else []
         groups = [*self.group_names(), "experiment"]
         if key.replace(".", "/") in self.nested_groups:
@@ -230,19 +227,6 @@ class Tree:
         else:
             hint = f"Groups: {', '.join(groups)}."
         return f"{shorten(key)}: no such setting. {hint}"
-
-    def _nearest(self, group: str, name: str) -> list[str]:
-        """The setting or group of which this is probably a typo: group and name are each similar; empty if none is."""
-
-        def likeness(other: str) -> float:
-            other_group, _, other_name = other.rpartition(".")
-            parts = ((group, other_group), (name, other_name))
-            return min(difflib.SequenceMatcher(None, *part).ratio() for part in parts)
-
-        if len(name) > MAX_NAME:
-            return []
-        best = max([*self.setting_names(), *self.group_names(), "experiment"], key=likeness)
-        return [best] if likeness(best) >= LIKE else []
 
     def _roots(self) -> list[Any]:
         """The schema with its defaults, once per variant."""

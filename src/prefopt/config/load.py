@@ -46,6 +46,7 @@ ONLY_WHEN_SET = (
     "data.system",
     "data.pairs",
     "data.min_margin",
+    "data.tag",
     "data.on_bad",
     "data.max_rows",
     "data.shuffle_seed",

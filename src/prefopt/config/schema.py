@@ -139,6 +139,9 @@ class DataConfig:
     columns: dict[str, str] = field(default_factory=dict)
     """Names of the file's columns where they differ: `'data.columns={prompt: question, chosen: good, rejected: bad}'`.
     It holds for `train` and `held_out`; a file that has the usual names needs none."""
+    tag: str | None = None
+    """A column whose value is the tag of a row, such as its topic: the audit (`slices`) and the report's `slices` tell
+    their numbers for the 20 most frequent tags. It belongs to the rows of `train` and `held_out`."""
     pairs: PairChoice | None = None
     """Pairs of a row with several scored answers: best_worst (also if unset), best_random (the best one against one
     of the worse ones, which a hash of the row chooses), or all in which one answer is better."""
@@ -195,6 +198,7 @@ class DataConfig:
             f"data.columns: {', '.join(unknown)}: no column that prefopt reads. It maps {', '.join(COLUMNS)} to the "
             "file's names, such as 'data.columns={prompt: question}'.",
         )
+        require(self.tag != "", "data.tag: must be the name of a column, found an empty text.")
         sources = Counter(self.columns.values())
         twice = [name for name, count in sources.items() if count > 1]
         require(not twice, f"data.columns: {', '.join(twice)} is named twice. One column is read as one thing.")

@@ -62,7 +62,7 @@ def dissect(
     """Tokenises one record as training does, and keeps what training would cut off or leave out.
 
     Args:
-        record: From `prefopt.data.loading.read_record`.
+        record: From `prefopt.data.shown_record.read_record`.
         rows: All rows of the run by split, from there too.
         tokenizer: The policy's tokenizer.
         config: Length limit, and what happens to rows beyond it.

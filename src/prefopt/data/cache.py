@@ -61,6 +61,7 @@ READING_SETTINGS = frozenset(
         "columns",
         "pairs",
         "min_margin",
+        "tag",
         "system",
         "on_identical",
         "on_empty",

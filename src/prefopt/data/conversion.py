@@ -16,6 +16,7 @@ from prefopt.data.messages import UNTRAINED
 from prefopt.data.provider_rules import check_rules
 from prefopt.data.records import NOT_CONTENT, PreferencePair, Record
 from prefopt.data.values import RowError
+from prefopt.data.wording import agree, say_rows
 from prefopt.process.errors import UserError, explained
 from prefopt.storage.files import PARTIAL, bring_to_disk
 
@@ -170,7 +171,7 @@ def find_passed(limit: Limit, written: Written) -> str | None:
     most = {LimitName.max_rows: (written.num_rows, "rows"), LimitName.max_bytes: (written.num_bytes, "bytes")}
     since = f"({limit.source}, {limit.date})"
     if limit.name is LimitName.min_rows and written.num_rows < limit.value:
-        return f"{written.num_rows:,} rows, and at least {limit.value:,} are asked for {since}. Give more."
+        return f"{say_rows(written.num_rows)}, and at least {limit.value:,} are asked for {since}. Give more."
     if limit.name in most and most[limit.name][0] > limit.value:
         number, unit = most[limit.name]
         return f"{number:,} {unit}, and at most {limit.value:,} are taken {since}. Write fewer rows, in several files."
@@ -182,7 +183,7 @@ def describe_scores(written: Written, provider: ProviderConfig) -> str:
     column = FORMATS[provider.layout].margin
     if not written.num_margins:
         return ""
-    scores = f"the scores of {written.num_margins:,} pairs are"
+    scores = f"the scores of {written.num_margins:,} {agree('[pair|pairs]', written.num_margins)} are"
     if column:
         return f"{scores} written as their difference, in the column '{column}'"
     return f"{scores} left out: rows for {provider.title} have no place for them"
@@ -201,6 +202,6 @@ def _describe_limit(limit: Limit, written: Written) -> str:
             return f"kept: {said}; {longest}, and a token has at least one"
         return f"not checked: {said}, of the provider's tokenizer; {longest}"
     if limit.name is LimitName.recommended_rows and written.num_rows < limit.value:
-        return f"below: {said}; there are {written.num_rows:,}"
+        return f"below: {said}; there {agree('[is|are]', written.num_rows)} {written.num_rows:,}"
     passed = find_passed(limit, written)
     return f"kept: {said}" if passed is None else f"perhaps passed: {passed} This limit is not certain."

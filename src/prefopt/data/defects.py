@@ -1,4 +1,4 @@
-"""Valid records from which nothing can be learned (empty completions, identical pairs), and exact duplicates."""
+"""Valid records that are not to be learned (empty completions, identical pairs, unwanted answers), and duplicates."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from prefopt.data.bad_rows import BadRows
+from prefopt.data.labels import Labels
 from prefopt.data.messages import Content, Message
 from prefopt.data.read_notes import ReadNotes
 from prefopt.data.records import NOT_CONTENT, PreferencePair, Record
@@ -18,6 +19,30 @@ DEFECTS = {
     "on_identical": "this row has 'rejected' equal to 'chosen'",
 }
 """What is wrong with a row, by the setting that decides about it."""
+UNWANTED = "unwanted"
+"""A further kind of rows that `data.on_bad` decides about."""
+
+
+def drop_unwanted(records: Table[Record], labels: Labels, bad: BadRows, notes: ReadNotes) -> Table[Record]:
+    """Returns the records without those whose label in KTO's format says that the answer is to be avoided.
+
+    Args:
+        records: Demonstrations; pairs have no labels.
+        labels: The labels of all files of the data set: only all together say whether a column is a label.
+        bad: Gets the rows that are left out.
+        notes: Their count is added to these.
+    """
+    notes.unclear_labels = labels.find_unclear()
+    unwanted = labels.find_unwanted()
+    if not unwanted:
+        return records
+    is_kept = np.ones(len(records), dtype=bool)
+    for row, record in enumerate(records):
+        if (found := unwanted.get(record.source)) is not None:
+            bad.add(record.source, found, kind=UNWANTED, remedy=labels.remedy)
+            is_kept[row] = False
+    notes.num_unwanted_skipped = bad.num_skipped(UNWANTED)
+    return records.select(is_kept)
 
 
 def drop_defects(records: Sequence[Record], bad: BadRows, notes: ReadNotes) -> Table[Record]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from prefopt.data.values import describe
+from prefopt.data.wording import agree, say_rows
 
 LABELS = ("label", "kto_tag")
 """Names of the label column in KTO's format."""
@@ -23,6 +24,8 @@ UNWANTED = frozenset(
         "👎",
     )
 )
+MAX_VALUES = 3
+"""Values of a column that are told apart: a label has two."""
 MISSING = frozenset(("", "null", "none", "nan", "na", "n/a"))
 """Words, in lower case, that tables write into empty cells."""
 _BETWEEN = re.compile(r"[\s_-]|\ufe0f|[\U0001f3fb-\U0001f3ff]")
@@ -43,6 +46,10 @@ class _Column:
     """Some unwanted value is a word or a boolean, not a number."""
     has_score: bool = False
     """Some value is a number other than -1, 0 and 1."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Rows of each value; of no more than `MAX_VALUES` values."""
+    unknown: list[str] = field(default_factory=list)
+    """Those of `counts` that are words which mean neither wanted nor unwanted."""
 
     def add(self, later: "_Column") -> None:
         """Adds the counts of the rows that follow."""
@@ -52,12 +59,27 @@ class _Column:
         self.first_strange = self.first_strange or later.first_strange
         self.is_spelt |= later.is_spelt
         self.has_score |= later.has_score
+        for word, count in later.counts.items():
+            if word in self.counts or len(self.counts) < MAX_VALUES:
+                self.counts[word] = self.counts.get(word, 0) + count
+        self.unknown += [word for word in later.unknown if word in self.counts and word not in self.unknown]
 
     def is_of_another_meaning(self) -> bool:
         """Returns whether the column is no KTO label: it has scores, numbered classes, or mostly other words."""
         if self.has_score and not self.is_spelt:
             return True
         return self.num_strange > self.num_wanted + len(self.unwanted)
+
+    def count(self, value: object, *, is_unknown: bool) -> None:
+        """Counts the rows of a value."""
+        word = _word(value)
+        if word not in self.counts:
+            if len(self.counts) == MAX_VALUES:
+                return
+            self.counts[word] = 0
+            if is_unknown and isinstance(value, str) and _number(value) is None:
+                self.unknown.append(word)
+        self.counts[word] += 1
 
 
 class Labels:
@@ -79,6 +101,7 @@ class Labels:
     def _add(self, name: str, value: object, source: str) -> None:
         column = self._columns.setdefault(name, _Column())
         verdict = says_wanted(value)
+        column.count(value, is_unknown=verdict is None)
         if verdict is None:
             column.num_strange += 1
             column.first_strange = column.first_strange or f"{source}: {describe(value)}"
@@ -103,11 +126,23 @@ class Labels:
             for place, value in column.unwanted.items()
         }
 
+    def find_unclear(self) -> dict[str, str]:
+        """Returns for each column with two values, of which a word is unknown, what they are: it may be a label."""
+        return {
+            name: " and ".join(
+                f"{describe(word)} in {say_rows(count)}{' (unknown)' if word in column.unknown else ''}"
+                for word, count in column.counts.items()
+            )
+            for name, column in self._columns.items()
+            if len(column.counts) == 2 and column.unknown
+        }
+
     @property
     def remedy(self) -> str:
         """What to do about unwanted rows, and about values that are no label."""
         strange = [
-            f" {column.num_strange} row(s) have a value that says neither yes nor no, first {column.first_strange}. "
+            f" {say_rows(column.num_strange)} {agree('[has|have]', column.num_strange)} a value that says neither yes "
+            f"nor no, first {column.first_strange}. "
             "Correct or drop them."
             for column in self._columns.values()
             if column.num_strange and not column.is_of_another_meaning()

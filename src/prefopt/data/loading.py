@@ -1,28 +1,25 @@
 """Reads the data of a run, from the configuration to records: training rows and held-out ones."""
 
 import logging
-from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 
 from prefopt.config.algorithms import Kind
-from prefopt.config.choices import AUTO, CheckName, PairChoice
-from prefopt.config.mixture import Part, parts_of, paths_of
+from prefopt.config.choices import AUTO, CheckName
+from prefopt.config.mixture import Part, parts_of
 from prefopt.config.schema import DataConfig
 from prefopt.data.as_chat import Chats, is_question, is_text, to_chat
 from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
-from prefopt.data.defects import drop_defects, is_empty, is_identical
-from prefopt.data.files import find_place
+from prefopt.data.defects import drop_defects, drop_unwanted, is_empty, is_identical
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import Labels
 from prefopt.data.mix import SliceNotes, count_slices, cut, weigh
-from prefopt.data.notes import DataNotes, SplitName, tell_absent
+from prefopt.data.notes import DataNotes, SplitName
 from prefopt.data.pairing import PairRule
 from prefopt.data.read_notes import ReadNotes
-from prefopt.data.reading import ReadResult, drop_unwanted, read_records
+from prefopt.data.reading import ReadResult, read_records
 from prefopt.data.records import Record
 from prefopt.data.split import find_overlap, find_overlapping_rows, prompt_keys, split_by_prompt
 from prefopt.data.table import Table, TableWriter
@@ -70,7 +67,7 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object =
     held_out: Table[Record] | None = None
     train = read["train"]
     if "held_out" in read:
-        train, held_out = _agree_on_prompts((train, notes.read["train"]), (read["held_out"], notes.read["held_out"]))
+        train, held_out = agree_among((train, notes.read["train"]), (read["held_out"], notes.read["held_out"]))
         held_out = _as_chats(held_out, bad["held_out"], config, notes, "held_out")
     plain, train = train, _as_chats(train, bad["train"], config, notes, "train")
     if held_out is not None:
@@ -111,12 +108,12 @@ def read_all(config: DataConfig, *, kind: Kind, seed: int, bad: Mapping[SplitNam
     """
     notes, labels = DataNotes(), Labels()
     specs: dict[SplitName, object] = {"train": config.train, "held_out": config.held_out}
-    results = {split: _read_records(specs[split], each, config, kind, labels) for split, each in bad.items()}
+    results = {split: read_rows(specs[split], each, config, kind, labels) for split, each in bad.items()}
     notes.read = {split: result.notes for split, result in results.items()}
     read = {
         split: drop_unwanted(result.records, labels, bad[split], result.notes) for split, result in results.items()
     }
-    agreed = _agree_on_prompts(*((records, notes.read[split]) for split, records in read.items()))
+    agreed = agree_among(*((records, notes.read[split]) for split, records in read.items()))
     chats = {
         split: _as_chats(records, bad[split], config, notes, split)
         for split, records in zip(read, agreed, strict=True)
@@ -126,7 +123,7 @@ def read_all(config: DataConfig, *, kind: Kind, seed: int, bad: Mapping[SplitNam
     if held_out is not None:
         held_out = _taken(held_out, parts_of(config.held_out, "data.held_out"), None, config.shuffle_seed)
     if held_out is None and config.held_out_fraction > 0:
-        _, chosen = split_by_prompt(_usable(train), fraction=config.held_out_fraction, seed=seed)
+        _, chosen = split_by_prompt(select_usable(train), fraction=config.held_out_fraction, seed=seed)
         prompts = {key for record in chosen for key in prompt_keys(record)}
         is_apart = (not prompts.isdisjoint(prompt_keys(record)) for record in train)
         is_held_out = np.fromiter(is_apart, bool, len(train))
@@ -150,71 +147,9 @@ def read_pairs(config: DataConfig, trained: Sequence[Record]) -> Splits:
     return Splits(kind="preference", train=pairs, held_out=None, notes=notes)
 
 
-class ShownRecord(NamedTuple):
-    """One training record, to be shown.
-
-    Attributes:
-        record: The record.
-        rows: The rows of a run by split, since `data.as_chat=auto` is decided by all of them; none where it keeps text
-            in any case, since the prompts are guessed.
-        remarks: Which row it is, and what is to be known of the others.
-    """
-
-    record: Record
-    rows: list[Table[Record]]
-    remarks: list[str]
-
-
-def read_record(config: DataConfig, *, kind: Kind, row: int) -> ShownRecord:
-    """Returns one training record, also if training would leave it out, such as a pair of two equal answers.
-
-    Args:
-        config: The files, and whether text is converted to chats.
-        kind: Whether rows are preference pairs or demonstrations.
-        row: Its place in `config.train`, from 0, in the order of the files.
-
-    Raises:
-        UserError: A row is invalid, or there are not so many.
-    """
-    specs: dict[SplitName, object] = {"train": config.train, "held_out": config.held_out}
-    bad = {split: BadRows(f"data.{split}", config) for split, spec in specs.items() if spec is not None}
-    labels = Labels()
-    read = {split: _read_records(specs[split], each, config, kind, labels) for split, each in bad.items()}
-    require_usable(*bad.values())
-    ties, unreadable = read["train"].ties, read["train"].unreadable
-    tables = _agree_on_prompts(*((result.records, result.notes) for result in read.values()))
-    records = tables[0] if "held_out" in read else read["train"].records
-    num_rows = read["train"].notes.num_rows
-    if not 0 <= row < num_rows:
-        raise UserError(f"--row {row}: data.train has {num_rows} rows, so give a number from 0 to {num_rows - 1}.")
-    numbers = read["train"].numbers
-    at = bisect_left(numbers, row)
-    num_pairs = bisect_right(numbers, row) - at
-    if not num_pairs:
-        why = "no pair is complete with this row"
-        why = "this row is a tie" if row in ties else why
-        why = "this row cannot be read (data.on_bad=skip)" if row in unreadable else why
-        place = find_place(paths_of(config.train), row)
-        raise UserError(f"--row {row}: {why}, {place}, so training leaves it out. Show another.")
-    record = records[at]
-    remarks = [f"row {row} of data.train, counted from 0 over all its files"]
-    if num_pairs > 1:
-        remarks.append(f"the row makes {num_pairs} pairs (data.pairs={PairChoice.all.value}); this is the first")
-    remarks += [f"data.{split}: {line}" for split, each in read.items() for line in tell_absent(each.notes)]
-    try:
-        made = Chats.of(config).make(record)
-    except RowError as error:
-        raise UserError(f"{record.source}: {error}") from error
-    if config.as_chat != AUTO or any(result.notes.num_word_prompts for result in read.values()):
-        return ShownRecord(made, [], remarks)
-    train, *others = map(_usable, tables)
-    used, _ = cut(train, parts_of(config.train, "data.train"), config.max_rows, config.shuffle_seed)
-    return ShownRecord(made, [used, *others], remarks)
-
-
 def _taken(records: Table[Record], parts: Sequence[Part], max_rows: int | None, seed: int | None) -> Table[Record]:
     """Returns the records that training takes, and those from which nothing can be learned: it refuses these."""
-    usable = _usable(records)
+    usable = select_usable(records)
     used, _ = cut(usable, parts, max_rows, seed)
     if len(used) == len(usable):
         return records
@@ -222,7 +157,7 @@ def _taken(records: Table[Record], parts: Sequence[Part], max_rows: int | None, 
     return records.select(np.fromiter((each.source not in left_out for each in records), bool, len(records)))
 
 
-def _usable(records: Table[Record]) -> Table[Record]:
+def select_usable(records: Table[Record]) -> Table[Record]:
     """Returns the records from which something can be learned."""
     is_usable = (not is_empty(each) and not is_identical(each) for each in records)
     return records.select(np.fromiter(is_usable, bool, len(records)))
@@ -237,7 +172,7 @@ def _read(
     labels: Labels,
 ) -> dict[SplitName, Table[Record]]:
     """Returns the records of each split from which something can be learned; `bad` gets the other rows."""
-    results = {split: _read_records(spec, bad[split], config, kind, labels) for split, spec in specs.items()}
+    results = {split: read_rows(spec, bad[split], config, kind, labels) for split, spec in specs.items()}
     records = {}
     for split, result in results.items():
         wanted = drop_unwanted(result.records, labels, bad[split], result.notes)
@@ -246,7 +181,8 @@ def _read(
     return records
 
 
-def _read_records(spec: object, bad: BadRows, config: DataConfig, kind: Kind, labels: Labels) -> ReadResult:
+def read_rows(spec: object, bad: BadRows, config: DataConfig, kind: Kind, labels: Labels) -> ReadResult:
+    """Returns the records of `spec`, read as the settings say; see `read_records`."""
     return read_records(
         spec,
         format=config.format,
@@ -255,6 +191,7 @@ def _read_records(spec: object, bad: BadRows, config: DataConfig, kind: Kind, la
         labels=labels,
         pairs=PairRule.of(config),
         as_chat=config.as_chat is not False,
+        tag=config.tag,
         bad=bad,
     )
 
@@ -310,7 +247,7 @@ def _read_apart(
     bad = BadRows(setting, config)
     measured = _read({split: spec}, {split: bad}, config, kind, notes, labels)[split]
     training = replace(notes.read["train"]) if split != "train" else None  # a copy, since its counts must not change
-    measured, agreed = _agree_on_prompts((measured, notes.read[split]), (Table.of(trained), training))
+    measured, agreed = agree_among((measured, notes.read[split]), (Table.of(trained), training))
     measured = _as_chats(measured, bad, config, notes, split)
     require_usable(bad)
     overlap = find_overlap(*_in_one_form(Table.of(map(Chats.of(config).make, agreed)), measured, config))
@@ -323,7 +260,7 @@ def _read_apart(
     return measured
 
 
-def _agree_on_prompts(*sides: tuple[Table[Record], ReadNotes | None]) -> list[Table[Record]]:
+def agree_among(*sides: tuple[Table[Record], ReadNotes | None]) -> list[Table[Record]]:
     """Applies `agree_on_prompts` to several tables of records together, and adds its counts to their notes.
 
     It changes only tables with prompts that were cut at the end of a word (`num_word_prompts` in their notes). The

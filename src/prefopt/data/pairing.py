@@ -17,7 +17,9 @@ from prefopt.data.formats.kto import WANTED
 from prefopt.data.formats.ratings import RANKED
 from prefopt.data.values import RowError
 
-HINTS = frozenset(("margin", "metadata", *(first for first, _ in SCORES)))
+METADATA = "metadata"
+"""Column of an object that may hold the scores of a pair; nothing else of it is read."""
+HINTS = frozenset(("margin", METADATA, *(first for first, _ in SCORES)))
 """A row without these columns has no margin: asked first, since most rows have none."""
 
 LINE = r"(?:row )?\d+"
@@ -45,11 +47,13 @@ class Pair(NamedTuple):
         row: Prompt, chosen, rejected and what else TRL's rows have.
         place: Where it stands: two places with a `+` between them, if it is made of two rows.
         margin: How much better the chosen answer is, by the scores of the file; None if there are none.
+        scored_by: The columns of the row that say it.
     """
 
     row: Row
     place: str
     margin: float | None
+    scored_by: tuple[str, ...] = ()
 
 
 class _Answer(NamedTuple):
@@ -90,7 +94,7 @@ class Pairing:
             return [*self._rank(row, place)]
         if WANTED in row:
             return [*self._join(row, place)]
-        return [Pair(row, place, find_margin(scored))]
+        return [Pair(row, place, *find_margin(scored))]
 
     def admits(self, pair: Pair) -> bool:
         """Returns whether the margin of a pair is large enough, and counts it if not.
@@ -152,18 +156,19 @@ class Pairing:
         yield Pair(pair, _both(wanted.place, unwanted.place), None)
 
 
-def find_margin(row: Mapping[str, Any]) -> float | None:
-    """Returns how much better the chosen answer of a row is, by its columns; None if they do not say it."""
+def find_margin(row: Mapping[str, Any]) -> tuple[float | None, tuple[str, ...]]:
+    """Returns how much better the chosen answer of a row is, and the columns that say it; None and () if none do."""
     if row.keys().isdisjoint(HINTS):
-        return None
+        return None, ()
     if (margin := _number(row.get("margin"))) is not None:
-        return margin
-    for chosen, rejected in SCORES:
-        high, low = _number(row.get(chosen)), _number(row.get(rejected))
+        return margin, ("margin",)
+    for names in SCORES:
+        high, low = (_number(row.get(name)) for name in names)
         if high is not None and low is not None:
-            return high - low
-    inside = row.get("metadata")
-    return find_margin({**inside, "metadata": None}) if isinstance(inside, dict) else None
+            return high - low, names
+    inside = row.get(METADATA)
+    found, _ = find_margin({**inside, METADATA: None}) if isinstance(inside, dict) else (None, ())
+    return found, () if found is None else (METADATA,)
 
 
 def _number(value: object) -> float | None:

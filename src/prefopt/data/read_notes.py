@@ -29,6 +29,8 @@ class ReadNotes(ImplicitNotes):
     """Pairs that were joined of two rows with a label each."""
     num_waiting_skipped: int = 0
     """Rows with a label for which there is none of the other label."""
+    num_metadata_scores: int = 0
+    """Rows with the scores of a pair in the column `metadata`, of which nothing else is read."""
     num_close_skipped: int = 0
     """Pairs whose margin is below the one of the settings."""
     num_identical_skipped: int = 0
@@ -43,6 +45,8 @@ class ReadNotes(ImplicitNotes):
     """Conversations that have one of their own, where the settings have one too."""
     num_duplicates: int = 0
     """Rows equal to an earlier row in prompt, completions and tools; they are kept."""
+    unclear_labels: dict[str, str] = field(default_factory=dict)
+    """Column that may be a label of two words which are not known -> what they are, in all files of the data set."""
     ignored_columns: dict[str, int] = field(default_factory=dict)
     """For each column that is not read: the number of rows in which it has a value."""
     absent_columns: dict[str, str] = field(default_factory=dict)

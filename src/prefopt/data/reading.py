@@ -7,8 +7,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import DataFormat
 from prefopt.config.mixture import parts_of, paths_of
@@ -18,25 +16,27 @@ from prefopt.data.as_chat import from_system_column, is_question, to_chat
 from prefopt.data.bad_rows import UNREADABLE, BadRows, require_usable
 from prefopt.data.cells import parse_cells
 from prefopt.data.columns import rename
+from prefopt.data.defects import drop_unwanted
 from prefopt.data.files import Raw, iter_raw, parse_raw, refuse_repeated
 from prefopt.data.formats import convert, detect_format, unread_columns
 from prefopt.data.formats.format import PAIRS
 from prefopt.data.formats.ratings import RANKED
 from prefopt.data.implicit_prompts import agree_on_prompts
 from prefopt.data.labels import LABELS, Labels
-from prefopt.data.pairing import Pair, Pairing, PairRule
+from prefopt.data.pairing import METADATA, Pair, Pairing, PairRule
 from prefopt.data.read_notes import ReadNotes
 from prefopt.data.records import PreferencePair, Record
 from prefopt.data.rows import Shape, build_record
 from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.table import Table, TableWriter, pack
-from prefopt.data.values import RowError, show_name
+from prefopt.data.tags import read_tag
+from prefopt.data.values import RowError, show_name, show_names
 from prefopt.process.errors import UserError, explained
 from prefopt.process.parallel import ITEMS_PER_PROCESS, map_in_processes, num_cores, processes_for
 
 IMPLICIT_TEXT = Shape(("chosen", "rejected"), "text")
-OTHER_SHAPE, UNWANTED = "other_shape", "unwanted"
-"""Further kinds of rows that `data.on_bad` decides about."""
+OTHER_SHAPE = "other_shape"
+"""A further kind of rows that `data.on_bad` decides about."""
 ONE_FORMAT = "All rows of a data set must have one format: convert or drop the others."
 BLOCK_ROWS = 1000
 BLOCK_CHARACTERS = 2**22
@@ -73,6 +73,7 @@ def read_records(
     labels: Labels | None = None,
     pairs: PairRule | None = None,
     as_chat: bool = False,
+    tag: str | None = None,
     bad: BadRows | None = None,
 ) -> ReadResult:
     """Reads and checks every row of `spec`.
@@ -88,6 +89,7 @@ def read_records(
         pairs: Which pairs are made of rows with several answers, and which are left out. None: as the defaults say.
         as_chat: Whether rows of text with a column `system` are read as chats, and not refused.
         labels: Gets the labels of the rows; the caller calls `drop_unwanted`. None: it is done here.
+        tag: The column that holds the tag of a row; None: rows have no tags.
         bad: Gets the rows that cannot be read, of which the caller tells. None: they are refused here.
 
     Raises:
@@ -96,7 +98,7 @@ def read_records(
     """
     rule = PairRule() if pairs is None else pairs
     gathered = Labels() if labels is None else labels
-    reader = _Reader(spec, format, kind, columns or {}, gathered, Pairing(rule), as_chat)
+    reader = _Reader(spec, format, kind, columns or {}, gathered, Pairing(rule), as_chat, tag)
     told = BadRows("data.train", DataConfig(train=spec)) if bad is None else bad
     result = reader.read(told)
     if labels is None:
@@ -104,27 +106,6 @@ def read_records(
     if bad is None:
         require_usable(told)
     return result
-
-
-def drop_unwanted(records: Table[Record], labels: Labels, bad: BadRows, notes: ReadNotes) -> Table[Record]:
-    """Returns the records without those whose label in KTO's format says that the answer is to be avoided.
-
-    Args:
-        records: Demonstrations; pairs have no labels.
-        labels: The labels of all files of the data set: only all together say whether a column is a label.
-        bad: Gets the rows that are left out.
-        notes: Their count is added to these.
-    """
-    unwanted = labels.find_unwanted()
-    if not unwanted:
-        return records
-    is_kept = np.ones(len(records), dtype=bool)
-    for row, record in enumerate(records):
-        if (found := unwanted.get(record.source)) is not None:
-            bad.add(record.source, found, kind=UNWANTED, remedy=labels.remedy)
-            is_kept[row] = False
-    notes.num_unwanted_skipped = bad.num_skipped(UNWANTED)
-    return records.select(is_kept)
 
 
 class _OtherShapeError(RowError):
@@ -154,6 +135,10 @@ class _Block:
     unreadable: list[int] = field(default_factory=list)
     labels: Labels = field(default_factory=Labels)
     shapes: set[Shape] = field(default_factory=set)
+    has_tag: bool = False
+    """Some row has the column of the tag."""
+    first_columns: str = ""
+    """Columns of the first row, for an error; empty if rows have no tags."""
 
     def leave_out(self, number: int, source: str, found: str, kind: str = UNREADABLE) -> None:
         self.unreadable.append(number)
@@ -203,9 +188,10 @@ class _Reader:
         labels: Labels,
         pairing: Pairing,
         as_chat: bool,
+        tag: str | None,
     ) -> None:
         self._spec, self._format, self._kind, self._columns = spec, format, kind, columns
-        self.labels, self._pairing, self._as_chat = labels, pairing, as_chat
+        self.labels, self._pairing, self._as_chat, self._tag = labels, pairing, as_chat, tag
         self._parts = parts_of(spec, "data.train")
         self._first: tuple[str, DataFormat, Shape | None] | None = None
         """Place, format and shape of the first row; its shape is unknown until a pair is made."""
@@ -220,6 +206,7 @@ class _Reader:
         result = ReadResult(writer.table(), ReadNotes(), [], [], [])
         unseen = set(self._columns)
         shapes: set[Shape] = set()
+        has_tag, columns = self._tag is None, ""
         for block in self._read_blocks(bad.empty()):
             writer.extend_packed(block.packed)
             start = result.notes.num_rows
@@ -234,6 +221,13 @@ class _Reader:
             self.labels.merge(block.labels)
             shapes |= block.shapes
             unseen &= block.unseen
+            has_tag |= block.has_tag
+            columns = columns or block.first_columns
+        if columns and not has_tag:
+            raise UserError(
+                f"data.tag={self._tag}: no row of {bad.setting} has such a column. The first has {columns}: name one "
+                "of these, or leave data.tag out."
+            )
         notes = result.notes
         notes.absent_columns = {name: show_name(other) for name, other in self._columns.items() if name in unseen}
         notes.num_ties_skipped = len(result.ties)
@@ -279,6 +273,7 @@ class _Reader:
                     block.leave_out(number, source, str(error))
                     continue
                 try:
+                    tag = "" if self._tag is None else self._find_tag(row, self._tag)
                     block.unseen -= {name for name, other in self._columns.items() if name in row or other in row}
                     row_format, found = self._read_row(row, source)
                     self._require_format(source, row_format)
@@ -295,12 +290,17 @@ class _Reader:
                 for record, shape in made or ():
                     if shape.fields in LABELLED:
                         block.labels.add(row, source)
-                    block.packed.append(pack(replace(record, slice=rows.slice) if rows.slice else record))
+                    block.packed.append(pack(_with_place(record, rows.slice, tag)))
                     block.numbers.append(number)
         block.notes.num_rows = block.bad.num_rows = len(rows.content)
         block.notes.num_joined = self._pairing.num_joined - joined
         block.notes.num_close_skipped = self._pairing.num_close - close
         return block
+
+    def _find_tag(self, row: Row, column: str) -> str:
+        self._block.has_tag |= column in row
+        self._block.first_columns = self._block.first_columns or show_names(row)
+        return read_tag(row, column)
 
     def _read_row(self, row: Row, source: str) -> tuple[DataFormat, list[tuple[Record, Shape]] | None]:
         """Returns a row's format and the records that it completes, with their shapes; None for a tie.
@@ -322,6 +322,11 @@ class _Reader:
             return row_format, None
         built = [(pair, *self._build(pair)) for pair in pairs]
         unread = unread_columns(parsed, row_format, kind, built[0][2].fields if built else ())
+        if self._tag in unread:
+            unread.remove(self._tag)
+        if unread and pairs and pairs[0].scored_by:
+            unread = [column for column in unread if column not in pairs[0].scored_by]
+            self._block.notes.num_metadata_scores += METADATA in pairs[0].scored_by
         if isinstance(row, RepeatingRow):
             read_as = {source: name for name, source in self._columns.items()}
             row.require_whole(
@@ -378,6 +383,11 @@ class _Reader:
         if self._first is None or self._first[2] is None or self._format is not DataFormat.auto:
             return ""
         return f" (The rows before: {self._first[2]}.)"
+
+
+def _with_place(record: Record, name: str, tag: str) -> Record:
+    """Returns a record with the name of its part, and its tag."""
+    return replace(record, slice=name, tag=tag) if name or tag else record
 
 
 def _with_margin(record: Record, margin: float | None) -> Record:

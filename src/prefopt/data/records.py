@@ -27,9 +27,11 @@ class PreferencePair:
     so it is no part of `record_key` and of the cache of token ids."""
     slice: str = ""
     """Name of the part of a mixture that the row comes from; empty if the data set has no parts."""
+    tag: str = ""
+    """Value of the column `data.tag`; of a pair of two rows, that of the later one."""
 
 
-NOT_CONTENT = frozenset(("source", "margin", "slice"))
+NOT_CONTENT = frozenset(("source", "margin", "slice", "tag"))
 """Fields of records that say something about a row, and are nothing that a model could see."""
 
 
@@ -46,6 +48,8 @@ class SFTExample:
     source: str
     slice: str = ""
     """Name of the part of a mixture that the row comes from; empty if the data set has no parts."""
+    tag: str = ""
+    """Value of the column `data.tag`."""
 
 
 Record = PreferencePair | SFTExample

@@ -56,6 +56,7 @@ class Material:
         sources: Location of each held-out pair, `file:line`.
         neutral: Texts unrelated to the task.
         slices: For each held-out example the name of its part, where the data is a mixture.
+        tags: For each held-out example its tag, with the column that holds it; empty if rows have no tags.
     """
 
     held_out: Split
@@ -66,6 +67,7 @@ class Material:
     texts: list[tuple[str, str | None]]
     neutral: list[ScoredSequence]
     slices: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
 
     @property
     def has_pairs(self) -> bool:

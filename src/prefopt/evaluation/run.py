@@ -20,6 +20,7 @@ from prefopt.data.messages import Content, trained_turns
 from prefopt.data.origin import describe_origin
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.data.sources import sources_of
+from prefopt.data.tags import fold_tags
 from prefopt.data.token_splits import TokenizedSplits, load_tokenized
 from prefopt.distributed import group
 from prefopt.evaluation.contestants import of_run
@@ -151,6 +152,7 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
         prompts=prompts,
         texts=[_texts(by_source[source]) for source in answered["source"]],
         slices=_slices_of(held_out, examples),
+        tags=_tags_of(held_out, examples, config.data.tag),
         neutral=read_neutral_texts(settings, tokenizer, None if examples.limits is None else examples.limits.context),
     )
 
@@ -163,11 +165,25 @@ def _slices_of(held_out: "Dataset", examples: Examples) -> list[str]:
     return [names[source] for source in held_out["source"]]
 
 
+def _tags_of(held_out: "Dataset", examples: Examples, column: str | None) -> list[str]:
+    """Returns for each held-out example its tag, as `topic=billing`; nothing without `data.tag`."""
+    if column is None:
+        return []
+    tags = {record.source: record.tag for record in examples.records.held_out or []}
+    return [f"{column}={tag}" for tag in fold_tags([tags[source] for source in held_out["source"]])]
+
+
 def _read_pairs(config: TrainConfig, examples: Examples) -> "Dataset | None":
     """Reads the preference pairs on which an SFT run is measured too; None if `evaluation.pairs` is not set."""
     if config.evaluation.pairs is None:
         return None
-    whole = {"train": config.evaluation.pairs, "held_out": None, "held_out_fraction": 0.0, "format": DataFormat.auto}
+    whole = {
+        "train": config.evaluation.pairs,
+        "held_out": None,
+        "held_out_fraction": 0.0,
+        "format": DataFormat.auto,
+        "tag": None,
+    }
     source = dataclasses.replace(config.data, **whole)
     pairs = load_tokenized(read_pairs(source, examples.records.train), examples.tokenizer, source).train
     if examples.limits is not None:

@@ -153,7 +153,7 @@ class Summary:
         self.base, self.tuned = measured[BASE], measured[TUNED]
         self.models = {BASE: self.base, **measured}
         self.clusters, self.sources = material.clusters, material.sources
-        self.names = np.array(material.slices)
+        self.groupings = [np.array(names) for names in (material.slices, material.tags)]
         self.beta = beta
         self.bootstrap = bootstrap
 
@@ -178,10 +178,11 @@ class Summary:
         return found
 
     def slices(self) -> list[dict[str, Any]]:
-        """Held-out metrics of each part of a mixture, in the order of the first example of each."""
+        """Held-out metrics of each part of a mixture and of each tag, in the order of the first example of each."""
         return [
-            {"name": name, "n": int((self.names == name).sum()), **self._of_slice(np.flatnonzero(self.names == name))}
-            for name in dict.fromkeys(self.names.tolist())
+            {"name": name, "n": int((names == name).sum()), **self._of_slice(np.flatnonzero(names == name))}
+            for names in self.groupings
+            for name in dict.fromkeys(names.tolist())
         ]
 
     def _of_slice(self, rows: NDArray[np.int64]) -> dict[str, Any]:

@@ -112,8 +112,9 @@ def load_examples(config: TrainConfig, *, measured: object = None, audited: bool
             tokenized = open_cached(folder)
         else:
             tokenized = load_tokenized(read(), tokenizer, config.data, loss_on=algorithm.trained_tokens)
+    warnings = tokenized.notes.warnings()
     for line in tokenized.notes.lines():
-        logger.info("data: %s", line)
+        logger.log(logging.WARNING if line in warnings else logging.INFO, "data: %s", line)
     limits.check_data(tokenized)
     if audited:
         audit = keep_on_main(lambda: audit_tokens(audit, tokenized.notes.tokenized, config.data.gate))

@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 from prefopt.config.schema import ModelConfig
 from prefopt.data.token_splits import TokenizedSplits
+from prefopt.data.wording import agree
 from prefopt.models.load import count_tokens, find_base, from_pretrained
 from prefopt.process.errors import UserError
 
@@ -76,7 +77,7 @@ class Limits:
         lengths = _lengths(rows)
         too_long = np.flatnonzero(lengths > self.context)
         if len(too_long):
-            first, count = int(too_long[0]), f"{len(too_long)} such row(s)"
+            first, count = int(too_long[0]), f"{len(too_long)} such {agree('[row|rows]', len(too_long))}"
             raise UserError(
                 f"{name}: {rows[first]['source']} has {lengths[first]} tokens, and {self.model} reads at most "
                 f"{self.context} ({count}). Set data.max_length={self.context}: longer completions are then handled "

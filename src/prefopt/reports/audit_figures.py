@@ -131,12 +131,19 @@ def _sources(values: Values) -> Figure | None:
     return _counts("Rows by source", "Training rows.", sizes)
 
 
+def _tags(values: Values) -> Figure | None:
+    sizes = {each["name"]: each["rows"] for each in values.get("tags") or []}
+    return _counts("Rows by tag", "Training rows.", sizes)
+
+
 def _uneven(values: Values) -> Figure | None:
     for first in values.get("uneven") or []:
-        shares = {each["name"]: each["findings"].get(first["check"], 0.0) for each in values.get("sources") or []}
+        group = "tag" if "tag" in first else "source"
+        groups = values.get(f"{group}s") or []
+        shares = {each["name"]: each["findings"].get(first["check"], 0.0) for each in groups}
         ordered = dict(sorted(shares.items(), key=lambda item: -item[1]))
-        caption = "Share of the rows of each source, the highest first."
-        return _shares(f"{title_of(first['check'])}, by source", caption, ordered, whole=0.0)
+        caption = f"Share of the rows of each {group}, the highest first."
+        return _shares(f"{title_of(first['check'])}, by {group}", caption, ordered, whole=0.0)
     return None
 
 
@@ -182,7 +189,7 @@ DRAWN: dict[str, tuple[Callable[[Values], Figure | None], ...]] = {
     "separability": (_separability,),
     "label_noise": (_label_noise, _swapped),
     "score_margin": (_margins,),
-    "slices": (_sources, _uneven),
+    "slices": (_sources, _tags, _uneven),
     "duplicate": (_group_sizes,),
     "near_duplicate": (_group_sizes,),
     "near_leakage": (_leaks,),

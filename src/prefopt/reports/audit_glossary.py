@@ -137,7 +137,7 @@ CHECKS = {
     ),
     "slices": Meaning(
         "Sources",
-        "Findings that are at least twice as frequent in one file or part of the training data as in the others.",
+        "Findings that are at least twice as frequent in one file, part or tag of the training data as in the others.",
         "One bad source hides in a mixture: shares over all rows look harmless.",
     ),
 }

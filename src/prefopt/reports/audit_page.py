@@ -40,7 +40,8 @@ class Card:
         icon: Icon and colour.
         word: The level as a word.
         count: Rows concerned; empty if the finding is about the data as a whole.
-        share: Their share, as text.
+        share: Their share, or the number that is judged in its place, as text.
+        measure: Words before a number that is no share of the rows; else empty.
         width: The share in percent, for the bar.
         limit: Which limit is exceeded, as text; empty if none.
         summary: One sentence.
@@ -49,7 +50,8 @@ class Card:
         figures: Charts.
         words: Words that tell a side, by side.
         suspicious: Rows of a ranking, the worst first: place and number.
-        sources: Files or parts of the data, the largest first: name, and the share of each finding in it.
+        groups: By `source` (files or parts of the data) and by `tag`, the largest first: name, and the share of each
+            finding in it.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Card:
     word: str
     count: str
     share: str
+    measure: str
     width: float
     limit: str
     summary: str
@@ -66,7 +69,7 @@ class Card:
     figures: list[Figure]
     words: dict[str, list[str]]
     suspicious: list[tuple[str, str]]
-    sources: list[tuple[str, str]]
+    groups: dict[str, list[tuple[str, str]]]
 
 
 def write_audit_page(audit: Audit, path: Path, *, command: str = "", sections: Iterable[str] = ()) -> None:
@@ -167,7 +170,8 @@ def _card(finding: Finding) -> Card:
         icon=icon,
         word=word,
         count=count(finding.count) if finding.count and finding.check not in MEASURES else "",
-        share=" ".join([*filter(None, [MEASURES.get(finding.check)]), _percent(judged)]),
+        share=_percent(judged),
+        measure=MEASURES.get(finding.check, ""),
         width=round(100 * min(max(judged, 0.0), 1.0), 2),
         limit="" if finding.limit is None else _describe_limit(finding, finding.limit),
         summary=_sentence(finding.summary),
@@ -179,14 +183,17 @@ def _card(finding: Finding) -> Card:
             (str(each.get("source")), f"{each.get('log_odds')}")
             for each in (values.get("suspicious") or [])[:MAX_SUSPICIOUS]
         ],
-        sources=[(str(each["name"]), _describe_source(each)) for each in values.get("sources") or []],
+        groups={
+            group: [(str(each["name"]), _describe_group(each)) for each in values.get(f"{group}s") or []]
+            for group in ("source", "tag")
+        },
     )
 
 
-def _describe_source(source: Mapping[str, Any]) -> str:
-    shares = sorted(source["findings"].items(), key=lambda item: -item[1])
+def _describe_group(group: Mapping[str, Any]) -> str:
+    shares = sorted(group["findings"].items(), key=lambda item: -item[1])
     told = ", ".join(f"{title_of(check)} {_percent(share)}" for check, share in shares if share)
-    return f"{_say(source['rows'], 'row')}: {told or 'nothing found'}"
+    return f"{_say(group['rows'], 'row')}: {told or 'nothing found'}"
 
 
 def _sentence(text: str) -> str:

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from prefopt.cluster.planning import WAITING_OR_RUNNING
+from prefopt.cluster.queued import WAITING_OR_RUNNING
 from prefopt.cluster.slurm import TIMEOUT_S, QueuedJob, find_queued
 from prefopt.process.errors import UserError
 from prefopt.runs.jobs import Submitted

@@ -1,7 +1,8 @@
-"""What the other checks have found in each source of a mixture: one bad file should not hide among good ones."""
+"""What the other checks have found in each source of a mixture and each tag: one bad file may hide among good ones."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from prefopt.config.choices import CheckName
 from prefopt.data.audit.check import Check, Chunk, Found, Sides
 from prefopt.data.intervals import wilson
+from prefopt.data.tags import fold_tags
 
 UNEVEN = 2.0
 """A finding is uneven if its share in a source is as many times that in the others, and their intervals are apart."""
@@ -20,64 +22,131 @@ MAX_SLICES = 50
 """Sources in `values`, the largest first."""
 SAMPLING = (CheckName.language, CheckName.label_noise)
 """Checks that look at a sample of many rows, in which the sources have other shares than among the rows."""
-ONE_SOURCE = "the training rows come from one source; it compares the files or the parts of data.train"
-Seen = tuple[list[str], NDArray[np.int32]]
+ONE_SOURCE = (
+    "the training rows come from one source; it compares the files or the parts of data.train, and the values of a "
+    "column with data.tag=<column>"
+)
+Numbered = tuple[list[str], NDArray[np.int32]]
+"""Names, and for each row the place of its own among them, shape (rows,)."""
 Mask = NDArray[np.bool_]
 
 
-def number_sources(chunk: Chunk) -> Seen:
-    """Returns the sources of the rows, and for each row the place of its own among them, shape (rows,)."""
-    names: dict[str, int] = {}
-    numbers = [
-        names.setdefault(record.slice or record.source.rpartition(":")[0], len(names)) for record in chunk.records
-    ]
-    return [*names], np.array(numbers, np.int32)
+class Seen(NamedTuple):
+    """The sources and the tags of some rows."""
+
+    sources: Numbered
+    tags: Numbered
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """The training rows by source, or by tag.
+
+    Attributes:
+        word: What a group is: `source` or `tag`.
+        names: Names of the groups.
+        of_row: For each row the number of its group, shape (rows,).
+        sizes: Rows of each group.
+        counts: For each check that has found something: how many rows of each group it has found.
+        uneven: Checks and groups in which they have found much more than in the others, the worst first.
+    """
+
+    word: str
+    names: list[str]
+    of_row: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    counts: dict[CheckName, NDArray[np.int64]]
+    uneven: list[tuple[CheckName, int]]
+
+    @classmethod
+    def of(cls, word: str, names: Sequence[str], found: Mapping[CheckName, Mask]) -> "Grouping":
+        """Groups rows by the name of the group of each."""
+        numbers: dict[str, int] = {}
+        of_row = np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
+        sizes = np.bincount(of_row, minlength=len(numbers))
+        counts = {
+            name: np.bincount(of_row[mask], minlength=len(numbers)) for name, mask in found.items() if mask.any()
+        }
+        uneven = [
+            (name, number)
+            for name, count in counts.items()
+            for number in range(len(numbers))
+            if _is_uneven(count, sizes, number)
+        ]
+        uneven.sort(key=lambda each: -float(counts[each[0]][each[1]] / sizes[each[1]]))
+        return cls(word, [*numbers], of_row, sizes, counts, uneven)
+
+    def summary(self) -> str:
+        """Returns how many groups there are, and the worst of what is uneven in them."""
+        told = [
+            _tell(name, self.names[number], self.counts[name], self.sizes, number)
+            for name, number in self.uneven[:MAX_TOLD]
+        ]
+        largest = f"the largest has {self.sizes.max() / len(self.of_row):.1%} of the training rows"
+        nothing = "no finding is much more frequent in one than in the others"
+        return f"{len(self.names)} {self.word}s, {largest}; {'; '.join(told) or nothing}"
+
+    def values(self) -> dict[str, Any]:
+        """Returns the groups, the largest first, as they are written."""
+        order = np.argsort(-self.sizes, kind="stable")[:MAX_SLICES].tolist()
+        described = [_describe(self.names[number], number, self.counts, self.sizes) for number in order]
+        return {f"{self.word}s": described, f"num_{self.word}s": len(self.names)}
+
+
+def number_groups(chunk: Chunk) -> Seen:
+    """Returns the sources and the tags of the rows."""
+    return Seen(
+        _number(record.slice or record.source.rpartition(":")[0] for record in chunk.records),
+        _number(record.tag for record in chunk.records),
+    )
 
 
 def conclude(seen: Sequence[tuple[str, int, Seen]], sides: Sides) -> Found | str:
-    """Returns the rows of findings that are much more frequent in one source than in the others."""
-    names: dict[str, int] = {}
-    parts = []
-    for _, _, (own, numbers) in (each for each in seen if each[0] == "train"):
-        parts.append(np.array([names.setdefault(name, len(names)) for name in own], np.int32)[numbers])
-    if len(names) < 2:
+    """Returns the rows of findings that are much more frequent in one source, or with one tag, than in the others."""
+    train = [found for split, _, found in seen if split == "train"]
+    sources = _join(each.sources for each in train)
+    tags = _join(each.tags for each in train)
+    grouped = {word: names for word, names in (("source", sources), ("tag", fold_tags(tags))) if len(set(names)) > 1}
+    if not grouped:
         return ONE_SOURCE
-    source_of = np.concatenate(parts)
-    sizes = np.bincount(source_of, minlength=len(names))
-    found = {name: _mask(each, len(source_of)) for name, each in sides.found.items() if _is_whole(name, each, sides)}
-    counts = {name: np.bincount(source_of[mask], minlength=len(names)) for name, mask in found.items() if mask.any()}
-    uneven = sorted(
-        (
-            (name, number)
-            for name, count in counts.items()
-            for number in range(len(names))
-            if _is_uneven(count, sizes, number)
-        ),
-        key=lambda each: -float(counts[each[0]][each[1]] / sizes[each[1]]),
-    )
-    rows = np.zeros(len(source_of), bool)
-    for name, number in uneven:
-        rows |= found[name] & (source_of == number)
-    order = np.argsort(-sizes, kind="stable")[:MAX_SLICES].tolist()
-    listed = [*names]
+    num_rows = len(sources)
+    found = {name: _mask(each, num_rows) for name, each in sides.found.items() if _is_whole(name, each, sides)}
+    groupings = [Grouping.of(word, names, found) for word, names in grouped.items()]
+    rows = np.zeros(num_rows, bool)
+    for each in groupings:
+        for name, number in each.uneven:
+            rows |= found[name] & (each.of_row == number)
     places = {"train": np.flatnonzero(rows)}
-    told = "; ".join(_tell(name, listed[number], counts[name], sizes, number) for name, number in uneven[:MAX_TOLD])
+    words = " or ".join(each.word for each in groupings if each.uneven)
     return Found(
         rows=places,
-        num_rows=len(source_of),
+        num_rows=num_rows,
         share=float(rows.mean()),
-        summary=f"{len(names)} sources, the largest has {sizes.max() / len(source_of):.1%} of the training rows; "
-        + (told or "no finding is much more frequent in one than in the others"),
-        remedy="Mend that source, leave it out, or give it a lower weight (the parts of data.train have weights)."
-        if uneven
+        summary="; ".join(each.summary() for each in groupings),
+        remedy=f"Mend that {words}, leave it out, or give it a lower weight (the parts of data.train have weights)."
+        if words
         else "",
         examples=sides.examples(places),
         values={
-            "sources": [_describe(listed[number], number, counts, sizes) for number in order],
-            "num_sources": len(names),
-            "uneven": [{"check": name.value, "source": listed[number]} for name, number in uneven],
+            **{key: value for each in groupings for key, value in each.values().items()},
+            "uneven": [
+                {"check": name.value, each.word: each.names[number]}
+                for each in groupings
+                for name, number in each.uneven
+            ],
         },
     )
+
+
+def _number(names: Iterable[str]) -> Numbered:
+    numbers: dict[str, int] = {}
+    places = [numbers.setdefault(name, len(numbers)) for name in names]
+    return [*numbers], np.array(places, np.int32)
+
+
+def _join(parts: Iterable[Numbered]) -> list[str]:
+    """Returns the name of each row."""
+    return [names[number] for names, numbers in parts for number in numbers.tolist()]
 
 
 def _is_whole(name: CheckName, found: Found, sides: Sides) -> bool:
@@ -108,10 +177,10 @@ def _tell(name: CheckName, source: str, count: NDArray[np.int64], sizes: NDArray
 
 
 def _describe(
-    source: str, number: int, counts: Mapping[CheckName, NDArray[np.int64]], sizes: NDArray[np.int64]
+    name: str, number: int, counts: Mapping[CheckName, NDArray[np.int64]], sizes: NDArray[np.int64]
 ) -> dict[str, Any]:
-    shares = {name.value: float(count[number] / sizes[number]) for name, count in counts.items()}
-    return {"name": source, "rows": int(sizes[number]), "findings": shares}
+    shares = {check.value: float(count[number] / sizes[number]) for check, count in counts.items()}
+    return {"name": name, "rows": int(sizes[number]), "findings": shares}
 
 
-CHECK = Check(examine=number_sources, conclude=conclude)
+CHECK = Check(examine=number_groups, conclude=conclude)

@@ -7,7 +7,7 @@ from importlib import import_module
 from prefopt.config.algorithms import Kind
 from prefopt.config.choices import DataFormat
 from prefopt.data.formats import trl
-from prefopt.data.formats.format import PAIRS, PASSED_ON, SCORES, Format, MissingColumnError, Row
+from prefopt.data.formats.format import PASSED_ON, Format, MissingColumnError, Row
 from prefopt.data.labels import LABELS, is_missing, says_wanted
 from prefopt.data.values import RowError, describe
 
@@ -16,8 +16,6 @@ FORMATS: dict[DataFormat, Format] = {
     for name in (*(name for name in DataFormat if name not in (DataFormat.auto, DataFormat.trl)), DataFormat.trl)
 }
 """In the order in which they are tried."""
-SCORE_COLUMNS = ("margin", *(name for names in SCORES for name in names))
-"""Columns of pairs that are kept as their margin."""
 
 
 def detect_format(row: Row, kind: Kind) -> DataFormat:
@@ -74,7 +72,7 @@ OTHER_KINDS = {"preference": _name_single_answers, "sft": _name_pairs}
 
 
 def unread_columns(row: Row, format: DataFormat, kind: Kind, fields: Iterable[str]) -> list[str]:
-    """Returns the columns of `row` that have a value but are not read.
+    """Returns the columns of `row` that have a value but are not read, or only for the margin of a pair.
 
     Args:
         row: The row as it was read from the file.
@@ -91,7 +89,6 @@ def unread_columns(row: Row, format: DataFormat, kind: Kind, fields: Iterable[st
 
 @cache
 def _read_columns(format: DataFormat, kind: Kind, fields: tuple[str, ...]) -> frozenset[str]:
-    always = (*PASSED_ON, *SCORE_COLUMNS) if kind in PAIRS else PASSED_ON
     if kind in FORMATS[format].columns:
-        return frozenset((*always, *FORMATS[format].columns[kind]))
-    return frozenset((*always, "system", *fields))
+        return frozenset((*PASSED_ON, *FORMATS[format].columns[kind]))
+    return frozenset((*PASSED_ON, "system", *fields))

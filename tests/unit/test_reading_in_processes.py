@@ -120,7 +120,8 @@ def write_transcripts(folder: Path, seed: int) -> DataConfig:
 def write_systems(folder: Path, seed: int) -> DataConfig:
     rng = random.Random(seed)
     rows = [pair(rng, number, **({"system": "Be kind."} if rng.random() < 0.3 else {})) for number in range(NUM_ROWS)]
-    return DataConfig(train=str(write(folder / "s.jsonl", [*map(json.dumps, rows)])))
+    rows[rng.randrange(NUM_ROWS)]["topic"] = rng.choice(["late", 3, True, [1]])
+    return DataConfig(train=str(write(folder / "s.jsonl", [*map(json.dumps, rows)])), tag="topic")
 
 
 WRITERS = {

@@ -197,7 +197,7 @@ def test_several_processes_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     for module in (reading, table, tokenize):
         monkeypatch.setattr(module, "map_in_processes", watched)
-    config = write_systems(tmp_path, 0)
+    config = write_systems(tmp_path, 1)
     with in_processes(monkeypatch, rows=5):
         outcome(config, "preference")
     assert ("tokenising", 2) in begun

@@ -110,6 +110,20 @@ def test_duplicates_are_the_rows_beyond_the_first_of_equal_ones_within_a_split()
     assert finding.examples[0].detail == "repeats rows.jsonl:1"
 
 
+def call(name: str) -> dict[str, Any]:
+    """A message without content."""
+    return {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": name, "arguments": {}}}]}
+
+
+def test_answers_that_are_calls_alone_contradict_each_other() -> None:
+    prompt = [{"role": "user", "content": "How is the weather?"}]
+    rows = [
+        PreferencePair(prompt, [call(chosen)], [call(rejected)], None, {}, f"rows.jsonl:{line}")
+        for line, (chosen, rejected) in enumerate(("fg", "gf", "fh"), start=1)
+    ]
+    assert rows_of(found("contradictory", rows)) == [0, 1]
+
+
 def test_duplicates_are_those_that_reading_counts() -> None:
     message = {"role": "assistant", "content": "a"}
     rows = [
@@ -121,6 +135,7 @@ def test_duplicates_are_those_that_reading_counts() -> None:
         PreferencePair([{"role": "user", "content": "q"}], [message, message], [message], None, {}, "rows.jsonl:6"),
         PreferencePair([{"role": "user", "content": "q"}], [{**message, "name": "n"}], [message], None, {}, "x:7"),
         PreferencePair([{"role": "user", "content": "q"}], [{**message, "name": "m"}], [message], None, {}, "x:8"),
+        *(PreferencePair([{"role": "user", "content": "q"}], [call(f)], [message], None, {}, f"x:{f}") for f in "fg"),
     ]
     assert found("duplicate", rows).count == len(rows) - len({record_key(row) for row in rows}) == 1
 
@@ -184,6 +199,8 @@ def test_the_roles_of_text_cannot_be_out_of_order() -> None:
         ("I'm sorry, but I can't help with that.", True),
         ("I\u2019m sorry, but I can\u2019t help with that.", True),
         ("As an AI language model, I have no body.", True),
+        ("As an artificial intelligence, I have no body.", True),
+        ("I'm afraid I can only speak of the weather.", True),
         ("Unfortunately I am unable to open files.", True),
         ("I'm sorry to hear that your parcel is late. It will arrive on Monday.", False),
         ("You can't divide by zero.", False),

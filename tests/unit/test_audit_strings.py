@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001 (text in many scripts is what these tests are about)
 import json
 import re
+from collections import Counter
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefopt.data.audit import control_characters, mojibake
+from prefopt.data.audit.check import Chunk, Texts
+from prefopt.data.audit.patterns import Forms, find_hits, find_matches
 from prefopt.data.audit.personal_data import PATTERNS as PERSONAL
 from prefopt.data.audit.personal_data import is_iban, passes_luhn
 from prefopt.data.audit.secrets import PATTERNS as SECRETS
@@ -197,12 +200,41 @@ def test_a_secret_counts_once_under_its_most_special_name():
 @pytest.mark.parametrize("pattern", [*SECRETS, *PERSONAL], ids=lambda pattern: pattern.kind)
 def test_a_pattern_finds_what_its_expression_finds_without_anchors(pattern):
     """The fast way against the slow one, on all samples in a row."""
-    from prefopt.data.audit.patterns import Forms
-
     text = "\n".join([*SECRET.values(), *NO_SECRET, *PERSON.values(), *NOBODY]).encode("ascii", "replace")
     fast = {(hit.start, hit.end) for hit in pattern.find(Forms(text))}
     slow = {match.span() for match in pattern.regex.finditer(text) if pattern.accept(match.group().decode())}
     assert fast == slow
+
+
+@pytest.mark.parametrize("pattern", [*SECRETS, *PERSONAL], ids=lambda pattern: pattern.kind)
+def test_every_text_with_an_anchor_is_searched(pattern):
+    """The rows whose texts are searched, against those that have an anchor in any of its ways of writing."""
+    written = [anchor.decode() for anchor in pattern.anchors]
+    if pattern.within == "shape":
+        written = [
+            anchor.replace("0", digit).replace("A", letter)
+            for anchor in written
+            for digit, letter in ("0A", "7Q", "9Z")
+        ]
+    elif pattern.within == "lower":
+        written += [anchor.upper() for anchor in written] + [anchor.title() for anchor in written]
+    texts = Texts(
+        ["", "is none", "é😀", *(f"é{before}{anchor}{before}" for anchor in written for before in ("", "x", "\n"))]
+    )
+    assert texts.rows_with(pattern.hint) == [*range(3, len(texts.each))]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from([*SECRET.values(), *NO_SECRET, *PERSON.values(), *NOBODY, "", "é", "\n"]), max_size=8))
+def test_a_search_of_suspects_finds_what_a_search_of_all_texts_finds(texts):
+    for patterns in (SECRETS, PERSONAL):
+        rows = [pair(text, f"a {text}", text[::-1], line) for line, text in enumerate(texts)]
+        chunk = Chunk(split="train", start=0, records=rows)
+        fast = find_matches(chunk, patterns, num_clear=4)
+        fields = (chunk.prompts, chunk.chosen, chunk.rejected)
+        slow = [(find_hits(Forms(of.ascii), patterns), of) for of in fields]
+        assert fast.counts == Counter(hit.kind for hits, _ in slow for hit in hits)
+        assert set(fast.rows.tolist()) == {row for hits, of in slow for row in of.rows_at([hit.start for hit in hits])}
 
 
 def test_text_outside_ascii_does_not_move_what_is_found():

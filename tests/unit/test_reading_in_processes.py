@@ -120,7 +120,8 @@ def write_transcripts(folder: Path, seed: int) -> DataConfig:
 def write_systems(folder: Path, seed: int) -> DataConfig:
     rng = random.Random(seed)
     rows = [pair(rng, number, **({"system": "Be kind."} if rng.random() < 0.3 else {})) for number in range(NUM_ROWS)]
-    return DataConfig(train=str(write(folder / "s.jsonl", [*map(json.dumps, rows)])))
+    rows[rng.randrange(NUM_ROWS)]["topic"] = rng.choice(["late", 3, True, [1]])
+    return DataConfig(train=str(write(folder / "s.jsonl", [*map(json.dumps, rows)])), tag="topic")
 
 
 def write_words(folder: Path, seed: int) -> DataConfig:
@@ -222,7 +223,7 @@ def test_several_processes_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     for module in (reading, table, tokenize):
         monkeypatch.setattr(module, "map_in_processes", watched)
-    config = write_systems(tmp_path, 0)
+    config = write_systems(tmp_path, 1)
     with in_processes(monkeypatch, rows=5):
         outcome(config, "preference")
     assert ("tokenising", 2) in begun

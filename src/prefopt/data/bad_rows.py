@@ -45,7 +45,7 @@ class BadClass:
         also = f" (so in {self.count} rows, also {', '.join(others)}{more})" if others else ""
         longest = f"; the longest has {self.largest}" if self.largest else ""
         found = self.found.removesuffix(".") if also or longest else self.found
-        stop = "" if found.endswith(".") else "."
+        stop = "" if found.endswith((".", ".)")) else "."
         return f"{first}: {found}{also}{longest}{stop} {self.remedy}".rstrip()
 
 

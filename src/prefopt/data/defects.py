@@ -132,10 +132,10 @@ def _in_one_order(value: object) -> object:
 def _is_blank(content: Content) -> bool:
     if isinstance(content, str):
         return not content.strip()
-    return any(
-        message["role"] == "assistant" and not message.get("content", "").strip() and not message.get("tool_calls")
-        for message in content
-    )
+    for message in content:
+        if not message.get("content", "").strip() and message["role"] == "assistant" and not message.get("tool_calls"):
+            return True
+    return False
 
 
 def _stripped(content: Content) -> str | list[Message]:

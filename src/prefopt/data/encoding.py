@@ -1,8 +1,9 @@
 """Encoding of all rows to token ids: one begin and one end of sequence, and the limit on length."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -17,7 +18,7 @@ from prefopt.data.word_ids import find_word_ids
 from prefopt.process.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import AddedToken, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 CHUNK_ROWS = 1000
 """Rows that are rendered and tokenized together."""
@@ -252,27 +253,36 @@ def _special_token_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[s
 
     It leaves out tokens that absorb blanks on their left and tokens that another token can overlap.
     """
-    tokens = list(tokenizer.added_tokens_decoder.values())
     if not tokenizer.is_fast or tokenizer.split_special_tokens:
         return None
-    safe = [
-        token.content
-        for token in tokens
-        if not (token.lstrip or token.single_word or token.normalized) and not _is_overlapped(token, tokens)
-    ]
-    return (
-        re.compile("|".join(re.escape(content) for content in sorted(safe, key=len, reverse=True))) if safe else None
+    return _pattern_of(
+        tuple(
+            (token.content, not (token.lstrip or token.single_word or token.normalized))
+            for token in tokenizer.added_tokens_decoder.values()
+        )
     )
 
 
-def _is_overlapped(token: "AddedToken", others: "Sequence[AddedToken]") -> bool:
-    """Returns whether another token can begin before `token` in a text and reach into it."""
-    return any(
-        token.content.startswith(other.content[start:]) or other.content.startswith(token.content, start)
-        for other in others
-        for start in range(1, len(other.content))
-        if other.content[start] == token.content[0]
-    )
+@lru_cache(maxsize=16)
+def _pattern_of(tokens: tuple[tuple[str, bool], ...]) -> re.Pattern[str] | None:
+    """Returns a pattern of the tokens that are safe and that no other can overlap; each is (content, is safe)."""
+    contents = [content for content, _ in tokens]
+    ends = {content[start:] for content in contents for start in range(1, len(content))}
+    safe = [content for content, is_safe in tokens if is_safe and not _is_overlapped(content, contents, ends)]
+    longest_first = sorted(safe, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if safe else None
+
+
+def _is_overlapped(token: str, others: Sequence[str], ends: Set[str]) -> bool:
+    """Returns whether another token can begin before `token` in a text and reach into it.
+
+    Args:
+        token: A token.
+        others: All tokens.
+        ends: All ends of tokens, but no whole tokens.
+    """
+    begins = (token[:length] for length in range(1, len(token) + 1))
+    return any(token in other[1:] for other in others) or not ends.isdisjoint(begins)
 
 
 def _last_common_mark(texts: Sequence[str], marks: re.Pattern[str]) -> int:

@@ -120,9 +120,11 @@ def count_lost_thoughts(chats: Iterable[Chat], texts: Iterable[str]) -> int:
     """Returns how many trained messages have a thought that is not in the rendered text."""
     num_lost = 0
     for chat, text in zip(chats, texts, strict=True):
+        parts = [_split_thought(chat.messages[index]) for index in chat.trained]
+        if not any(thought for thought, _ in parts):
+            continue
         position = 0
-        for index in chat.trained:
-            thought, said = _split_thought(chat.messages[index])
+        for thought, said in parts:
             num_lost += text.find(thought, position) < 0
             position = text.find(said, position)
     return num_lost
@@ -131,7 +133,7 @@ def count_lost_thoughts(chats: Iterable[Chat], texts: Iterable[str]) -> int:
 def _require_content_rendered(chat: Chat, text: str) -> None:
     """Refuses a template that omits the content of a trained message, or of all messages, as image templates do."""
     said = [content for message in chat.messages if (content := message.get("content", "").strip())]
-    if said and not any(content in text for content in said):
+    if said and said[0] not in text and not any(content in text for content in said):
         raise UserError(
             f"{chat.source}: the chat template leaves out what the messages say (it may expect content as parts, for "
             "images). Set another model.chat_template."

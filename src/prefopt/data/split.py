@@ -13,6 +13,9 @@ from prefopt.data.messages import Message, trained_turns
 from prefopt.data.records import Record, SFTExample
 from prefopt.data.table import Table
 
+NO_TOOLS = b', ""]'
+"""End of what is digested of a prompt without tools."""
+
 
 class Overlap(NamedTuple):
     """A training record whose prompt is also held out, and the first held-out record with that prompt."""
@@ -37,11 +40,13 @@ def prompt_keys(record: Record) -> Iterator[bytes]:
     times or other keys. Runs of whitespace count as one blank. The system prompt and the tools, in any order, are part
     of the prompt.
     """
-    tools = json.dumps(sorted(record.tools, key=_spell), sort_keys=True, default=str) if record.tools else ""
-    end = f", {json.dumps(tools)}]".encode()
+    end = NO_TOOLS
+    if record.tools:
+        tools = json.dumps(sorted(record.tools, key=_spell), sort_keys=True, default=str)
+        end = f", {json.dumps(tools)}]".encode()
     text = record.text if isinstance(record, SFTExample) and record.text is not None else record.prompt
     if isinstance(text, str):
-        yield hashlib.sha256(b"[" + json.dumps(" ".join(text.split())).encode() + end).digest()
+        yield hashlib.sha256(b"[" + json.dumps(normal(text)).encode() + end).digest()
         return
     for messages, turns in _conversations(record):
         digest = hashlib.sha256(b"[[")
@@ -56,7 +61,10 @@ def prompt_keys(record: Record) -> Iterator[bytes]:
 
 
 def _conversations(record: Record) -> Iterator[tuple[list[Message], list[int]]]:
-    """Yields each conversation of a record of messages, and the indices of messages before which a prompt ends."""
+    """Yields each conversation of a record of messages, and the indices of messages before which a prompt ends.
+
+    What follows its last prompt may be missing.
+    """
     if isinstance(record, SFTExample) and record.messages is not None:
         yield record.messages, trained_turns(record.messages)
         return
@@ -65,9 +73,11 @@ def _conversations(record: Record) -> Iterator[tuple[list[Message], list[int]]]:
         [record.completion] if isinstance(record, SFTExample) else [record.chosen, record.rejected]
     )
     for number, completion in enumerate(completions):
-        if number == 0 or len(completion) > 1:  # one rejected message has the same prompt as chosen
+        if len(completion) > 1:
             messages = [*prompt, *completion]
             yield messages, [len(prompt), *trained_turns(messages, len(prompt) + 1)]
+        elif number == 0:  # one rejected message has the same prompt as chosen
+            yield prompt, [len(prompt)]
 
 
 def split_by_prompt(records: Sequence[Record], *, fraction: float, seed: int) -> tuple[Table[Record], Table[Record]]:
@@ -170,11 +180,20 @@ def find_overlapping_rows(train: Sequence[Record], held_out: Sequence[Record]) -
 
 def _identity(message: Message) -> str:
     """Returns as JSON text the parts of a message that identify it: role, content and tool calls."""
-    said = json.dumps(" ".join(message.get("content", "").split()))
-    functions = [call.get("function", call) for call in message.get("tool_calls", ())]
-    calls = [_spell({key: each.get(key) for key in ("name", "arguments")}) for each in functions]
-    called = f', "tool_calls": {json.dumps(calls)}' if calls else ""
+    said = json.dumps(normal(message.get("content", "")))
+    called = ""
+    if message.get("tool_calls"):
+        functions = [call.get("function", call) for call in message["tool_calls"]]
+        calls = [_spell({key: each.get(key) for key in ("name", "arguments")}) for each in functions]
+        called = f', "tool_calls": {json.dumps(calls)}'
     return f'{{"content": {said}, "role": "{message["role"]}"{called}}}'
+
+
+def normal(text: str) -> str:
+    """Returns text with runs of whitespace as one blank, and none at its ends."""
+    if text.isascii() and text.isprintable() and "  " not in text:
+        return text.strip()  # a blank is all the whitespace that it has
+    return " ".join(text.split())
 
 
 def _spell(value: object) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.audit.check import Check, Chunk, Example, Found, Sides, hashes, say
+from prefopt.data.audit.check import BETWEEN, Check, Chunk, Example, Found, Sides, Texts, hashes, say
 from prefopt.data.messages import Content
 from prefopt.data.records import PreferencePair, Record
 
@@ -27,15 +27,22 @@ def digest(chunk: Chunk) -> tuple[Keys, Keys]:
         for form, record in zip(chunk.forms, chunk.records, strict=True)
     ]
     chosen, rejected = (
-        hashes([(_without_blanks(text), said[side]) for text, said in zip(texts.each, roles, strict=True)])
+        hashes([(text, said[side]) for text, said in zip(without_blanks(texts), roles, strict=True)])
         for side, texts in enumerate((chunk.chosen, chunk.rejected))
     )
     return _combine(prompts, chosen, rejected), _combine(prompts, rejected, chosen)
 
 
-def _without_blanks(text: str) -> str:
-    """Returns the text without whitespace: half as long as to replace each run of it by a blank."""
-    return text.replace(" ", "").replace("\n", "").replace("\t", "").replace("\r", "")
+def without_blanks(texts: Texts) -> list[bytes]:
+    """Returns each text without whitespace, which takes half as long as to replace each run of it by a blank."""
+    found = _strip(texts.joined).split(_strip(BETWEEN))
+    return (
+        found if len(found) == len(texts.each) else [*map(_strip, texts.each)]
+    )  # a text may hold what stands between
+
+
+def _strip(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass").translate(None, b" \n\t\r")
 
 
 def _roles(record: Record) -> tuple[tuple[str, ...], tuple[str, ...]]:

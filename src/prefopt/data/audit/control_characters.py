@@ -20,7 +20,6 @@ IN_UNICODE = re.compile(
     + rf"|[\u200b-\u200d](?<![{JOINED}].)(?![{JOINED}])"
     + r"|[\U000e0001-\U000e007f](?<![\U0001f3f4\U000e0020-\U000e007f].)"
 )
-NOT_CONTROL = bytes(byte for byte in range(256) if not IN_ASCII.match(chr(byte)))
 LATEX = (
     (re.compile(r"\x0c(?=rac\b|rac\{|orall\b|lat\b)"), r"\\f"),
     (re.compile(r"\x08(?=eta\b|egin\b|ar\b|inom\b|oxed\b|mod\b|oldsymbol\b)"), r"\\b"),
@@ -84,9 +83,11 @@ def examine(chunk: Chunk) -> Matches:
 
 def _suspects(texts: Texts) -> list[int]:
     """Returns the rows worth a closer look, by ways that cost less than searching each."""
-    num_between = max(0, len(texts.each) - 1)
-    num_line_ends = texts.ascii.count(b"\r\n") - texts.ascii.count(b"\r" + BETWEEN.encode())
-    num_control = len(texts.ascii.translate(None, NOT_CONTROL)) - num_between - num_line_ends
+    letters = np.frombuffer(texts.ascii, np.uint8)
+    is_control = (letters < ord(" ")) & (letters != ord("\t")) & (letters != ord("\n")) | (letters == 0x7F)
+    num_control = np.count_nonzero(is_control) - max(0, len(texts.each) - 1)  # one stands between two texts
+    if num_control:
+        num_control -= texts.ascii.count(b"\r\n") - texts.ascii.count(b"\r" + BETWEEN.encode())
     if not num_control and texts.joined.isascii():
         return []
     return [row for row, text in enumerate(texts.each) if num_control or not text.isascii()]

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found, Sides, hashes, normal, say
+from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found, Sides, hashes, say
+from prefopt.data.split import normal
 
 Keys = NDArray[np.uint64]
 Rows = NDArray[np.int64]

@@ -68,7 +68,8 @@ def _candidates(chosen: Texts, rejected: Texts) -> Iterator[int]:
         before = letters[start - 1] if start else 0
         end = max(int(np.searchsorted(letters, before + MAX_LETTERS)), start + 1)
         sketches = [_sketch(texts.each[start:end]) for texts in (chosen, rejected)]
-        both = np.sort(np.concatenate([sketches[0] << 1, sketches[1] << 1 | 1]))
+        both = np.concatenate([sketches[0] << 1, sketches[1] << 1 | 1])
+        both.sort(kind="stable")  # the rows of each sketch ascend, of which only a stable sort makes use
         grams = both[np.flatnonzero(np.diff(both, prepend=-1))] >> 1  # each once a side, so twice if both have it
         rows = grams >> ROW_SHIFT
         common = np.bincount(rows[1:][grams[1:] == grams[:-1]], minlength=end - start)
@@ -79,14 +80,18 @@ def _candidates(chosen: Texts, rejected: Texts) -> Iterator[int]:
 
 def _sketch(texts: Sequence[str]) -> Sketch:
     """Returns the sampled trigrams of the texts' bytes: of each the row, and its 24 bits."""
-    encoded = [text.lower().encode("utf-8", "surrogatepass") for text in texts]
-    letters = np.frombuffer(b"".join(encoded), np.uint8)
+    joined = "".join(texts)
+    if joined.isascii():  # letters are bytes: all texts are encoded at once
+        letters, lengths = np.frombuffer(joined.lower().encode(), np.uint8), map(len, texts)
+    else:
+        encoded = [text.lower().encode("utf-8", "surrogatepass") for text in texts]
+        letters, lengths = np.frombuffer(b"".join(encoded), np.uint8), map(len, encoded)
     if len(letters) < 3:
         return np.empty(0, np.int64)
     hashed = letters[:-2] * np.uint8(31) + letters[1:-1] * np.uint8(171) + letters[2:] * np.uint8(7)  # modulo 256
     at = np.flatnonzero((hashed ^ hashed >> np.uint8(4)) & np.uint8(SAMPLED) == 0)
-    ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-    rows = np.searchsorted(ends, at, side="right")
+    ends = np.cumsum(np.fromiter(lengths, np.int64, len(texts)))
+    rows = np.repeat(np.arange(len(texts)), np.diff(np.searchsorted(at, ends), prepend=0))
     is_inside = at + 2 < ends[rows]
     rows, at = rows[is_inside], at[is_inside]
     first, second, third = (letters[at + place].astype(np.int64) for place in range(3))

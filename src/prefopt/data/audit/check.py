@@ -366,6 +366,30 @@ def by_split(places: Sequence[tuple[str, NDArray[np.int64]]]) -> dict[str, NDArr
     return {split: np.concatenate(parts).astype(np.int64) for split, parts in found.items()}
 
 
+def conclude_rows(
+    seen: Sequence[tuple[str, int, NDArray[np.int64]]], sides: Sides, *, one: str, what: str, remedy: str
+) -> Found:
+    """Returns the finding of a check that finds rows, by their places within their split.
+
+    Args:
+        seen: As `Check.conclude` gets it.
+        sides: The records.
+        one: What one of them is called, such as `pair`.
+        what: What they have in common, as it follows their number.
+        remedy: What to do about them.
+    """
+    rows = by_split([(split, found) for split, _, found in seen])
+    count = sum(map(len, rows.values()))
+    return Found(
+        rows=rows,
+        num_rows=sides.num_rows,
+        share=count / sides.num_rows,
+        summary=f"{say(count, one)} {what}",
+        remedy=remedy,
+        examples=sides.examples(rows),
+    )
+
+
 def say(count: int, one: str, many: str = "") -> str:
     """Returns a number with the word for it: `1 pair`, `1,200 pairs`."""
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"

@@ -2,11 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
-from prefopt.data.audit.check import BETWEEN, MAX_EXAMPLES, Check, Chunk, Found, Sides, Texts
+from prefopt.data.audit.check import BETWEEN, MAX_EXAMPLES, Check, Chunk, Texts
 from prefopt.data.audit.masking import mask_private
 from prefopt.data.audit.patterns import Matches, Shown, conclude_matches, first_of_rows
 
@@ -99,15 +99,12 @@ def _show(text: str, place: int, row: int, field: str) -> Shown:
     return Shown(row, f"{name(text[place])} in {field}", piece)
 
 
-def conclude(seen: Sequence[tuple[str, int, Matches]], sides: Sides) -> Found:
-    """Returns how many rows have such characters, by kind."""
-    return conclude_matches(
-        seen,
-        sides,
+CHECK = Check(
+    examine=examine,
+    conclude=partial(
+        conclude_matches,
         what="control or invisible characters",
         remedy="prefopt audit --fix removes them; U+FFFD, and U+0080 to U+009F, stand for what was lost when the text "
         "was decoded: read its source again.",
-    )
-
-
-CHECK = Check(examine=examine, conclude=conclude)
+    ),
+)

@@ -1,11 +1,11 @@
 """Pairs whose two answers are equal: they have no gradient."""
 
-from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.audit.check import Check, Chunk, Found, Sides, by_split, say
+from prefopt.data.audit.check import Check, Chunk, conclude_rows
 from prefopt.data.defects import is_empty, is_identical
 
 Rows = NDArray[np.int64]
@@ -19,17 +19,13 @@ def find_identical(chunk: Chunk) -> Rows:
     return chunk.start + np.array(found, np.int64)
 
 
-def conclude(seen: Sequence[tuple[str, int, Rows]], sides: Sides) -> Found:
-    rows = by_split([(split, found) for split, _, found in seen])
-    num_rows, count = sides.num_rows, sum(map(len, rows.values()))
-    return Found(
-        rows=rows,
-        num_rows=num_rows,
-        share=count / num_rows,
-        summary=f"{say(count, 'pair')} with chosen equal to rejected",
+CHECK = Check(
+    kinds=("preference",),
+    examine=find_identical,
+    conclude=partial(
+        conclude_rows,
+        one="pair",
+        what="with chosen equal to rejected",
         remedy="Drop them (prefopt audit --fix), or set data.on_identical=skip.",
-        examples=sides.examples(rows),
-    )
-
-
-CHECK = Check(kinds=("preference",), examine=find_identical, conclude=conclude)
+    ),
+)

@@ -2,11 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
-from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Found, Sides
+from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk
 from prefopt.data.audit.masking import mask_private
 from prefopt.data.audit.patterns import Matches, Shown, conclude_matches, first_of_rows
 
@@ -49,14 +49,12 @@ def _show(text: str, row: int, field: str) -> Shown:
     return Shown(row, f"in {field}; meant: {repaired[start : place + 20]}", text[start : place + 20])
 
 
-def conclude(seen: Sequence[tuple[str, int, Matches]], sides: Sides) -> Found:
-    """Returns how many rows have such text."""
-    return conclude_matches(
-        seen,
-        sides,
+CHECK = Check(
+    examine=examine,
+    conclude=partial(
+        conclude_matches,
         what="text that was decoded wrongly",
         remedy="prefopt audit --fix restores it; or read the source again with its right encoding.",
-    )
-
-
-CHECK = Check(examine=examine, conclude=conclude, needs="ftfy")
+    ),
+    needs="ftfy",
+)

@@ -4,13 +4,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.audit.check import MAX_EXAMPLES, Chunk, Example, Found, Sides, Texts, by_split, say
+from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found, Sides, Texts, by_split, say
 
 MAX_MATCH = 400
 """Characters after an anchor that are searched."""
@@ -118,7 +118,15 @@ class Matches:
     shown: list[Shown]
 
 
-def find_matches(chunk: Chunk, patterns: Sequence[Pattern], *, num_clear: int) -> Matches:
+def check_for(patterns: Sequence[Pattern], *, num_clear: int, what: str, remedy: str) -> Check[Matches]:
+    """Returns the check that finds strings of some patterns; see `find_matches` and `conclude_matches`."""
+    return Check(
+        examine=partial(find_matches, patterns=patterns, num_clear=num_clear),
+        conclude=partial(conclude_matches, what=what, remedy=remedy),
+    )
+
+
+def find_matches(chunk: Chunk, *, patterns: Sequence[Pattern], num_clear: int) -> Matches:
     """Returns where prompts, answers and tools match; of overlapping matches only that of the first pattern.
 
     Args:

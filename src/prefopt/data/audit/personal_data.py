@@ -2,10 +2,9 @@
 
 import ipaddress
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from prefopt.data.audit.check import Check, Chunk, Found, Sides
-from prefopt.data.audit.patterns import Matches, Pattern, conclude_matches, find_matches
+from prefopt.data.audit.patterns import Pattern, check_for
 
 NUM_CLEAR = 2
 """Characters that are shown."""
@@ -148,19 +147,9 @@ PATTERNS = (
 )
 
 
-def examine(chunk: Chunk) -> Matches:
-    """Returns where personal data stand."""
-    return find_matches(chunk, PATTERNS, num_clear=NUM_CLEAR)
-
-
-def conclude(seen: Sequence[tuple[str, int, Matches]], sides: Sides) -> Found:
-    """Returns how many rows have personal data, by kind."""
-    return conclude_matches(
-        seen,
-        sides,
-        what="personal data",
-        remedy="Replace them by made-up ones, unless the people agreed to be in training data.",
-    )
-
-
-CHECK = Check(examine=examine, conclude=conclude)
+CHECK = check_for(
+    PATTERNS,
+    num_clear=NUM_CLEAR,
+    what="personal data",
+    remedy="Replace them by made-up ones, unless the people agreed to be in training data.",
+)

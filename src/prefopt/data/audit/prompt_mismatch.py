@@ -4,12 +4,12 @@ Rows without a prompt column whose transcripts ask different questions cannot be
 Here are rows with a prompt column of which only one side repeats the prompt.
 """
 
-from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.audit.check import Check, Chunk, Found, Sides, by_split, say
+from prefopt.data.audit.check import Check, Chunk, conclude_rows
 
 Rows = NDArray[np.int64]
 
@@ -26,17 +26,13 @@ def find_mismatch(chunk: Chunk) -> Rows:
     return chunk.start + np.array(found, np.int64)
 
 
-def conclude(seen: Sequence[tuple[str, int, Rows]], sides: Sides) -> Found:
-    rows = by_split([(split, found) for split, _, found in seen])
-    count = sum(map(len, rows.values()))
-    return Found(
-        rows=rows,
-        num_rows=sides.num_rows,
-        share=count / sides.num_rows,
-        summary=f"{say(count, 'pair')} of which one answer repeats the prompt and the other does not",
+CHECK = Check(
+    kinds=("preference",),
+    examine=find_mismatch,
+    conclude=partial(
+        conclude_rows,
+        one="pair",
+        what="of which one answer repeats the prompt and the other does not",
         remedy="Give the prompt in its column only, and only the answers in 'chosen' and 'rejected'.",
-        examples=sides.examples(rows),
-    )
-
-
-CHECK = Check(kinds=("preference",), examine=find_mismatch, conclude=conclude)
+    ),
+)

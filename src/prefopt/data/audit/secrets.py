@@ -3,11 +3,10 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 
-from prefopt.data.audit.check import Check, Chunk, Found, Sides
-from prefopt.data.audit.patterns import Matches, Pattern, conclude_matches, find_matches
+from prefopt.data.audit.patterns import Pattern, check_for
 
 NUM_CLEAR = 4
 """Characters of a secret that are shown: they tell its kind, and nothing more."""
@@ -147,19 +146,9 @@ PATTERNS = (
 )
 
 
-def examine(chunk: Chunk) -> Matches:
-    """Returns where secrets stand."""
-    return find_matches(chunk, PATTERNS, num_clear=NUM_CLEAR)
-
-
-def conclude(seen: Sequence[tuple[str, int, Matches]], sides: Sides) -> Found:
-    """Returns how many rows have secrets, by kind."""
-    return conclude_matches(
-        seen,
-        sides,
-        what="keys, tokens or passwords",
-        remedy="Remove them from the file, and revoke those that are real: whoever has the file has them.",
-    )
-
-
-CHECK = Check(examine=examine, conclude=conclude)
+CHECK = check_for(
+    PATTERNS,
+    num_clear=NUM_CLEAR,
+    what="keys, tokens or passwords",
+    remedy="Remove them from the file, and revoke those that are real: whoever has the file has them.",
+)

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from prefopt.data.counts import Counts
 from prefopt.data.messages import Content
 from prefopt.data.prefixes import common_prefix_length
+from prefopt.data.records import PreferencePair
+from prefopt.data.table import Table, TableWriter
 from prefopt.data.values import RowError, describe
 
 
@@ -244,7 +246,7 @@ def _has_turn_behind(text: str, end: int) -> bool:
     return has_mark and _last_answer(text, TURNS) > end
 
 
-def agree_on_prompts(pairs: Sequence[Any], given: Sequence[str] = ()) -> tuple[list[Any], ImplicitNotes]:
+def agree_on_prompts(pairs: Sequence[Any], given: Sequence[str] = ()) -> tuple[Table[Any], ImplicitNotes]:
     """Returns text pairs with equal prompts for equal questions, and counts of the changes.
 
     A prompt that was cut at the end of a word also contains the words with which both answers happen to begin, so
@@ -254,26 +256,48 @@ def agree_on_prompts(pairs: Sequence[Any], given: Sequence[str] = ()) -> tuple[l
     pairs as have it, such as a greeting, is not used.
 
     Args:
-        pairs: Pairs whose prompt was found by `split_common_prompt`.
+        pairs: Preference pairs of text whose prompt was found by `split_common_prompt`.
         given: Prompts of other rows, which have a column for them. They are questions as they stand, and not cut.
     """
-    agreed = list(pairs)
-    asked = [index for index, pair in enumerate(pairs) if pair.prompt]  # a pair with an empty answer has no prompt
-    words = [index for index in asked if not _ends_at_mark(pairs[index].prompt)]
-    notes = ImplicitNotes(num_marked_prompts=len(asked) - len(words), num_word_prompts=len(words))
-    notes.num_further_turns = sum(
-        any(_has_turn_behind(pair.prompt + answer, len(pair.prompt)) for answer in (pair.chosen, pair.rejected))
-        for pair in pairs
-    )
-    ends = _agreed_ends(Counter(pairs[index].prompt for index in words), Counter(map(str.rstrip, given)), notes)
-    for index in words:
-        pair = pairs[index]
-        prompt = ends[pair.prompt]
-        if prompt != pair.prompt:
-            moved = pair.prompt[len(prompt) :]
-            agreed[index] = replace(pair, prompt=prompt, chosen=moved + pair.chosen, rejected=moved + pair.rejected)
-            notes.num_shortened_prompts += 1
-    return agreed, notes
+    table = Table.of(pairs)
+    notes, words = ImplicitNotes(), Counter[str]()
+    for part_notes, part_words in table.map_parts(_look, doing="reading"):
+        notes.add(part_notes)
+        words += part_words
+    if not words:
+        return table, notes
+    ends = _agreed_ends(words, Counter(map(str.rstrip, given)), notes)
+    writer = TableWriter[Any]()
+    for pair in table:
+        shortened = _shorten(pair, ends.get(str(pair.prompt), pair.prompt))
+        notes.num_shortened_prompts += shortened is not pair
+        writer.append(shortened)
+    return writer.table(), notes
+
+
+def _look(pairs: Table[PreferencePair]) -> tuple[ImplicitNotes, Counter[str]]:
+    """Returns counts of some pairs, and their prompts that end at the end of a word, each with the number of pairs."""
+    notes, words = ImplicitNotes(), Counter[str]()
+    for pair in pairs:
+        prompt, *answers = (str(content) for content in (pair.prompt, pair.chosen, pair.rejected))
+        notes.num_further_turns += any(_has_turn_behind(prompt + answer, len(prompt)) for answer in answers)
+        if not prompt:  # a pair with an empty answer
+            continue
+        if _ends_at_mark(prompt):
+            notes.num_marked_prompts += 1
+        else:
+            notes.num_word_prompts += 1
+            words[prompt] += 1
+    return notes, words
+
+
+def _shorten(pair: PreferencePair, prompt: Content) -> PreferencePair:
+    """Returns a pair with a shorter prompt, the rest of which both answers then begin with; itself if it is equal."""
+    if prompt == pair.prompt:
+        return pair
+    texts = (str(content) for content in (pair.prompt[len(prompt) :], pair.chosen, pair.rejected))
+    moved, chosen, rejected = texts
+    return replace(pair, prompt=prompt, chosen=moved + chosen, rejected=moved + rejected)
 
 
 def _agreed_ends(prompts: Counter[str], given: Counter[str], notes: ImplicitNotes) -> dict[str, str]:

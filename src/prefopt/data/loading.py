@@ -269,7 +269,7 @@ def agree_among(*sides: tuple[Table[Record], ReadNotes | None]) -> list[Table[Re
     cut = [notes is not None and notes.num_word_prompts > 0 for _, notes in sides]
     if not any(cut):
         return [records for records, _ in sides]
-    pairs = [record for (records, _), is_cut in zip(sides, cut, strict=True) if is_cut for record in records]
+    pairs = Table.of(record for (records, _), is_cut in zip(sides, cut, strict=True) if is_cut for record in records)
     others = (record for (records, _), is_cut in zip(sides, cut, strict=True) if not is_cut for record in records)
     given = [question for record in others if (question := _question(record))]
     agreed, found = agree_on_prompts(pairs, given)
@@ -280,9 +280,9 @@ def agree_among(*sides: tuple[Table[Record], ReadNotes | None]) -> list[Table[Re
             results.append(records)
             continue
         end = start + len(records)
-        results.append(Table.of(agreed[start:end]))
-        both = zip(agreed[start:end], pairs[start:end], strict=True)
-        notes.num_shortened_prompts += sum(new is not old for new, old in both)
+        results.append(agreed[start:end])
+        both = zip(agreed[start:end], records, strict=True)
+        notes.num_shortened_prompts += sum(new.prompt != old.prompt for new, old in both)
         notes.num_crowded_prompts = found.num_crowded_prompts
         notes.crowded_prompt = found.crowded_prompt
         found.num_crowded_prompts = 0  # the count is of all tables together, so only one reports it

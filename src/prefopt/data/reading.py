@@ -168,8 +168,7 @@ def _finish(records: Table[Record], shapes: set[Shape], notes: ReadNotes) -> Tab
             "Where a prompt ends is found by comparing all rows, so give those of all parts a column 'prompt'."
         )
     if IMPLICIT_TEXT in shapes:
-        agreed, implicit = agree_on_prompts(records)
-        records = Table.of(agreed)
+        records, implicit = agree_on_prompts(records)
         notes.add(implicit)
     if 0 < notes.num_as_chat < len(records):  # the rows without a system prompt are chats like the others
         records = Table.of(to_chat(each) if is_question(each) else each for each in records)

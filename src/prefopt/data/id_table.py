@@ -3,7 +3,6 @@
 import mmap
 import tempfile
 import uuid
-from array import array
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,7 +30,9 @@ class Column(NamedTuple):
     @classmethod
     def of_ids(cls, rows: Sequence[Sequence[int]]) -> "Column":
         """Returns the column of some rows of ids."""
-        return cls(array("i", chain.from_iterable(rows)).tobytes(), np.fromiter(map(len, rows), np.int64, len(rows)))
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        ids = np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum()))  # twice as fast as `array`
+        return cls(ids.tobytes(), lengths)
 
     @classmethod
     def of_texts(cls, texts: Iterable[str]) -> "Column":

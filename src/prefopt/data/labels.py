@@ -166,6 +166,11 @@ def says_wanted(value: object) -> bool | None:
     return True if word in WANTED else False if word in UNWANTED else None
 
 
+def has_label(row: dict[str, object]) -> bool:
+    """Returns whether a row says of its answer that it is wanted, or unwanted."""
+    return any(says_wanted(row.get(name)) is not None for name in LABELS)
+
+
 def _number(value: object) -> float | Decimal | int | None:
     if isinstance(value, str):
         try:

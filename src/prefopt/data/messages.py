@@ -84,7 +84,8 @@ def join_parts(value: object, field: str) -> object:
         return value
     texts = []
     for index, part in enumerate(value):
-        text = part.get("text") if isinstance(part, dict) and part.get("type", "text") in TEXT_PARTS else None
+        is_text = isinstance(part, dict) and part.get("type", "text") in TEXT_PARTS and not part.get("thought")
+        text = part.get("text", part.get("value")) if is_text else None  # LLaMA-Factory says `value`
         if not isinstance(text, str):
             raise RowError(
                 f"'{field}[{index}]' must be a part {{type: text, text}}, found {describe(part)}. prefopt trains text "

@@ -84,7 +84,7 @@ def unread_columns(row: Row, format: DataFormat, kind: Kind, fields: Iterable[st
     unread = [key for key, value in row.items() if key not in read and value is not None]
     if unread and trl.has_functions(row):
         unread.remove("functions")
-    return unread + FORMATS[format].unread(row)
+    return unread + FORMATS[format].unread(row, kind)
 
 
 @cache

@@ -1,6 +1,6 @@
 """Two answers side by side, and a column that says which one won: `response_a`, `response_b`, `winner`."""
 
-from prefopt.data.formats.format import PAIRS, PROMPTS, Format, Row, get, get_prompt, keep_system
+from prefopt.data.formats.format import PAIRS, PROMPTS, Format, Row, get, get_prompt, keep_system, unread_questions
 from prefopt.data.values import RowError, describe
 
 SIDES = {
@@ -71,4 +71,5 @@ FORMAT = Format(
     looked_for_in=PAIRS,
     read={"preference": read_pair},
     columns={"preference": ("system", *PROMPTS, *WINNERS, *dict.fromkeys(name for pair in SIDES for name in pair))},
+    unread=unread_questions,
 )

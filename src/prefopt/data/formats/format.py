@@ -14,6 +14,8 @@ PASSED_ON = ("tools", "chat_template_kwargs")
 """Columns that stay as they are, whatever the format."""
 PROMPTS = ("prompt", "question", "instruction", "query", "input")
 """Names of a question's column where a format prescribes none."""
+ALPACA = ("instruction", "input")
+"""Two columns of one question: what to do, and with what."""
 
 SCORES = (
     ("score_chosen", "score_rejected"),
@@ -43,7 +45,8 @@ class Format:
             `prefopt.data.conversion.to_row` makes it of a record. Raises a `RowError` if something would be lost.
             Empty: the format is only read.
         margin: The column in which rows that are written say how much better the chosen answer is; empty if none does.
-        unread: Names what `read` leaves out inside of a column that it reads, such as `input.user`.
+        unread: Names what `read` leaves out of `columns`, for rows of a kind: a column, or what is inside of one, such
+            as `input.user`.
     """
 
     detect: Callable[[Row, Kind], bool]
@@ -51,7 +54,7 @@ class Format:
     columns: Mapping[Kind, Collection[str]]
     write: Mapping[Kind, Callable[[Row], list[Row]]] = field(default_factory=dict)
     margin: str = ""
-    unread: Callable[[Row], list[str]] = lambda row: []
+    unread: Callable[[Row, Kind], list[str]] = lambda row, kind: []
     looked_for_in: tuple[Kind, ...] = ALL
 
 
@@ -76,15 +79,34 @@ def look_up(value: object, table: Mapping[Any, str]) -> str | None:
 
 
 def get_prompt(row: Row) -> Any:
-    """Returns the question of a row, under any of the names in `PROMPTS`.
+    """Returns the question of a row, from `question_columns`.
 
     Raises:
         RowError: There is none.
     """
-    asked = next((name for name in PROMPTS if row.get(name) is not None), None)
-    if asked is None:
+    asked = question_columns(row)
+    if not asked:
         raise RowError(f"the question is missing: one of {', '.join(PROMPTS)}; found {show_names(row)}.")
-    return row[asked]
+    return with_input(row) if len(asked) > 1 else row[asked[0]]
+
+
+def question_columns(row: Row) -> tuple[str, ...]:
+    """Returns the columns that hold the question: the first of `PROMPTS`, and `input` beside Alpaca's instruction."""
+    name = next((name for name in PROMPTS if row.get(name) is not None), None)
+    if name is None:
+        return ()
+    return ALPACA if name == ALPACA[0] and isinstance(row[name], str) and row.get(ALPACA[1]) is not None else (name,)
+
+
+def unread_questions(row: Row, kind: str) -> list[str]:
+    """Returns the columns of `PROMPTS` that have a value and are no part of the question."""
+    return [name for name in PROMPTS if row.get(name) is not None and name not in question_columns(row)]
+
+
+def with_input(row: Row) -> str:
+    """Returns Alpaca's `instruction`, followed by the `input` that it is about, if the row has one."""
+    instruction, extra = check_text(get(row, ALPACA[0]), ALPACA[0]), check_text(row.get(ALPACA[1]) or "", ALPACA[1])
+    return f"{instruction}\n{extra}" if extra.strip() else instruction
 
 
 def get_messages(row: Row, name: str = "messages") -> list[Any]:

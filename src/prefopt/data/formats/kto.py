@@ -5,13 +5,25 @@
 
 from typing import Any
 
-from prefopt.data.formats.format import PAIRS, PROMPTS, Format, Row, get, get_messages, get_prompt, keep_system
+from prefopt.data.formats.format import (
+    PAIRS,
+    PROMPTS,
+    Format,
+    Row,
+    get,
+    get_messages,
+    get_prompt,
+    keep_system,
+    unread_questions,
+)
+from prefopt.data.formats.sharegpt import read_example
 from prefopt.data.formats.writing import refuse_marks
-from prefopt.data.labels import LABELS, is_missing, says_wanted
+from prefopt.data.labels import LABELS, has_label, is_missing, says_wanted
 from prefopt.data.messages import Message
 from prefopt.data.values import RowError, describe
 
-ANSWERS = ("completion", "output", "response", "messages")
+CHATS = ("messages", "conversations")
+ANSWERS = ("completion", "output", "response", *CHATS)
 """Columns that hold an answer, alone or at the end of a conversation."""
 WANTED = "wanted"
 """Key of a row that `read_answer` returns: whether its answer is wanted."""
@@ -19,7 +31,7 @@ WANTED = "wanted"
 
 def detect(row: Row, kind: str) -> bool:
     has_answer = any(row.get(name) is not None for name in ANSWERS)
-    return has_answer and "rejected" not in row and any(says_wanted(row.get(name)) is not None for name in LABELS)
+    return has_answer and "rejected" not in row and has_label(row)
 
 
 def read_answer(row: Row) -> Row:
@@ -32,6 +44,10 @@ def read_answer(row: Row) -> Row:
         *prompt, answer = get_messages(row)
         question: Any = prompt
         completion: Any = [answer]
+    elif row.get("conversations") is not None:
+        example = read_example(row)
+        *prompt, answer = example["messages"]  # with the system prompt
+        return {"prompt": prompt, "completion": [answer], "tools": example["tools"], WANTED: wanted}
     else:
         question = get_prompt(row)
         completion = get(row, next((name for name in ANSWERS if row.get(name) is not None), ANSWERS[0]))
@@ -53,10 +69,17 @@ def _checked(answer: str | list[Message]) -> str | list[Message]:
     return answer
 
 
+def _unread(row: Row, kind: str) -> list[str]:
+    if any(row.get(name) is not None for name in CHATS):
+        return [name for name in PROMPTS if row.get(name) is not None]
+    return unread_questions(row, kind)
+
+
 FORMAT = Format(
     detect=detect,
     looked_for_in=PAIRS,
     read={"preference": read_answer},
     columns={"preference": (*PROMPTS, "system", *ANSWERS, *LABELS)},
     write={"preference": write_pair},
+    unread=_unread,
 )

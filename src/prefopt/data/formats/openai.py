@@ -66,7 +66,7 @@ def _wire_call(call: Row) -> Row:
     return {**call, "function": function} if "function" in call else {"type": "function", "function": function}
 
 
-def _unread(row: Row) -> list[str]:
+def _unread(row: Row, kind: str) -> list[str]:
     source = row.get("input")
     return [f"input.{key}" for key in source if key not in IN_INPUT] if isinstance(source, dict) else []
 

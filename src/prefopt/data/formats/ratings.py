@@ -4,7 +4,7 @@ import math
 from decimal import Decimal
 from typing import Any
 
-from prefopt.data.formats.format import PAIRS, PROMPTS, Format, Row, get_prompt, keep_system
+from prefopt.data.formats.format import PAIRS, PROMPTS, Format, Row, get_prompt, keep_system, unread_questions
 from prefopt.data.values import RowError, describe
 
 ANSWERS = ("completions", "responses", "answers", "outputs", "candidates")
@@ -84,4 +84,5 @@ FORMAT = Format(
     columns={
         "preference": ("system", *PROMPTS, *ANSWERS, *(f"{name}{PLURAL}" for name in (*SCORES, *RANKS))),
     },
+    unread=unread_questions,
 )

@@ -1,5 +1,7 @@
 """ShareGPT, and LLaMA-Factory's pairs: turns `{from, value}` in `conversations`, and one turn each as answers."""
 
+from typing import Any
+
 from prefopt.data.formats.format import Format, Row, get, look_up, system_messages
 from prefopt.data.formats.writing import (
     as_json,
@@ -11,6 +13,7 @@ from prefopt.data.formats.writing import (
     refuse_keys,
     refuse_marks,
 )
+from prefopt.data.labels import has_label
 from prefopt.data.messages import Message
 from prefopt.data.strict_json import JSONError, parse
 from prefopt.data.tool_calls import wrap_tools
@@ -31,13 +34,30 @@ SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "ob
 
 
 def detect(row: Row, kind: str) -> bool:
-    return "conversations" in row or ("messages" in row and isinstance(row.get("chosen"), dict))
+    if "conversations" in row:
+        return kind == "sft" or "chosen" in row or not has_label(row)  # else KTO's
+    if "messages" in row and isinstance(row.get("chosen"), dict):
+        return True
+    return kind == "preference" and _is_list_of_turns(row.get("chosen"))
+
+
+def _is_list_of_turns(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) and "from" in each for each in value)
 
 
 def read_pair(row: Row) -> Row:
-    """Returns `conversations`, `chosen` and `rejected` as prompt and completions of messages."""
-    completions = {name: [_message(get(row, name), name)] for name in ("chosen", "rejected")}
-    return {"prompt": _turns(row), **completions, "tools": wrap_tools(row.get("tools"))}
+    """Returns `conversations`, `chosen` and `rejected` as prompt and completions of messages.
+
+    Lists of turns as answers may also go with TRL's `prompt`, or be whole conversations with a common beginning.
+    """
+    completions = {name: _answer(get(row, name), name) for name in ("chosen", "rejected")}
+    tools = wrap_tools(row.get("tools"))
+    if row.get("conversations") is None and row.get("messages") is None and _is_list_of_turns(row["chosen"]):
+        asked = {name: row[name] for name in ("prompt", "system") if row.get(name) is not None}
+        if _is_list_of_turns(asked.get("prompt")):
+            asked["prompt"] = _messages(asked["prompt"], "prompt")
+        return {**asked, **completions, "tools": tools}
+    return {"prompt": _turns(row), **completions, "tools": tools}
 
 
 def read_example(row: Row) -> Row:
@@ -52,8 +72,15 @@ def _turns(row: Row) -> list[Message]:
     turns = get(row, name)
     if not isinstance(turns, list) or not turns:
         raise RowError(f"'{name}' must be a list of turns {{from, value}}, found {describe(turns)}.")
-    messages = [_message(turn, f"{name}[{index}]") for index, turn in enumerate(turns)]
-    return system_messages(row) + messages
+    return system_messages(row) + _messages(turns, name)
+
+
+def _messages(turns: list[Any], field: str) -> list[Message]:
+    return [_message(turn, f"{field}[{index}]") for index, turn in enumerate(turns)]
+
+
+def _answer(value: object, field: str) -> list[Message]:
+    return _messages(value, field) if isinstance(value, list) and value else [_message(value, field)]
 
 
 def _turns_column(row: Row) -> str:
@@ -143,16 +170,17 @@ def _tools(row: Row) -> Row:
     return {"tools": as_json([tool.get("function", tool) for tool in tools])}
 
 
-def _unread(row: Row) -> list[str]:
-    return ["messages"] if "conversations" in row and row.get("messages") is not None else []
+def _unread(row: Row, kind: str) -> list[str]:
+    others = ("messages", "prompt") if "conversations" in row else ("prompt",) if "messages" in row else ()
+    return [name for name in others if row.get(name) is not None]
 
 
 FORMAT = Format(
     detect=detect,
     read={"preference": read_pair, "sft": read_example},
     columns={
-        "preference": ("conversations", "messages", "system", "chosen", "rejected"),
-        "sft": ("conversations", "messages", "system"),
+        "preference": ("conversations", "messages", "prompt", "system", "chosen", "rejected"),
+        "sft": ("conversations", "messages", "prompt", "system"),
     },
     write={"preference": write_pair, "sft": write_example},
     unread=_unread,

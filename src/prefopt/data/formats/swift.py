@@ -1,5 +1,7 @@
 """Pairs of ms-swift and OpenPipe: `messages` as chosen, and an answer or conversation as rejected.
 
+LLaMA-Factory's `chosen_messages` are read in place of `messages`.
+
 Their demonstrations are TRL's.
 """
 
@@ -16,6 +18,7 @@ from prefopt.data.formats.writing import (
 from prefopt.data.messages import Message
 from prefopt.data.values import check_text
 
+CHOSEN = "chosen_messages"
 REJECTED = ("rejected_response", "rejected_messages", "rejected_message")
 
 
@@ -25,7 +28,7 @@ def detect(row: Row, kind: str) -> bool:
 
 def read_pair(row: Row) -> Row:
     """Returns prompt and completions; whole conversations as chosen and rejected, which have a common beginning."""
-    messages = get_messages(row)
+    messages = get_messages(row, _chosen_column(row))
     system = keep_system(row)
     if row.get("rejected_messages") is not None:
         return {"chosen": messages, "rejected": row["rejected_messages"], **system}
@@ -33,6 +36,14 @@ def read_pair(row: Row) -> Row:
     if rejected is None:
         rejected = {"role": "assistant", "content": check_text(get(row, "rejected_response"), "rejected_response")}
     return {"prompt": messages[:-1], "chosen": messages[-1:], "rejected": [rejected], **system}
+
+
+def _chosen_column(row: Row) -> str:
+    return CHOSEN if row.get(CHOSEN) is not None else "messages"
+
+
+def _unread(row: Row, kind: str) -> list[str]:
+    return ["messages"] if row.get(CHOSEN) is not None and row.get("messages") is not None else []
 
 
 def write_pair(row: Row) -> list[Row]:
@@ -62,6 +73,7 @@ FORMAT = Format(
     detect=detect,
     looked_for_in=PAIRS,
     read={"preference": read_pair},
-    columns={"preference": ("messages", "system", *REJECTED)},
+    columns={"preference": ("messages", CHOSEN, "system", *REJECTED)},
     write={"preference": write_pair, "sft": write_example},
+    unread=_unread,
 )

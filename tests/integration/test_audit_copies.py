@@ -107,3 +107,11 @@ def test_options_that_cannot_work_are_refused_before_rows_are_read(
 def test_rows_that_max_rows_leaves_out_are_counted(tmp_path: Path) -> None:
     config = DataConfig(train=str(write(tmp_path / "rows.jsonl", rows())), max_rows=9, held_out_fraction=0)
     assert "train: 31 rows left out by data.max_rows" in read_splits(config, kind="preference", seed=0).notes.lines()
+
+
+def test_a_row_with_a_deeply_nested_column_is_copied_as_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.jsonl", rows(20))
+    lines = path.read_text().splitlines()
+    lines[3] = f'{{"deep": {"[" * 900}{"]" * 900}, {lines[3][1:]}'
+    path.write_text("\n".join(lines) + "\n")
+    assert mend(path) == lines

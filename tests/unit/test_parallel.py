@@ -138,3 +138,30 @@ def test_it_works_outside_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert results == [1, 2, 3, 4]
+
+
+def test_an_item_or_a_result_that_is_nested_too_deeply_to_be_sent_is_worked_on_here() -> None:
+    def nest(value: object, levels: int) -> object:
+        for _ in range(levels):
+            value = [value]
+        return value
+
+    deep = nest(1, 5_000)
+
+    def work(item: object) -> object:
+        return nest(2, 5_000) if item == 7 else os.getpid()
+
+    items = [deep if number == 3 else number for number in range(12)]
+    results = list(map_in_processes(work, items, num_processes=2, doing="testing"))
+    assert [result == os.getpid() for result in results if isinstance(result, int)] == [
+        number == 3 for number in range(12) if number != 7
+    ]
+    assert isinstance(results[7], list)
+
+
+def test_work_that_recurses_too_deeply_is_an_error_here() -> None:
+    def work(item: int) -> int:
+        return work(item)
+
+    with pytest.raises(RecursionError):
+        list(map_in_processes(work, range(9), num_processes=2, doing="testing"))

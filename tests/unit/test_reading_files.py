@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prefopt.data import files
 from prefopt.data.files import iter_rows
 from prefopt.process.errors import UserError
 
@@ -263,3 +264,37 @@ def test_what_the_file_system_refuses_is_told(tmp_path: Path, monkeypatch: pytes
 
 def test_a_name_that_is_too_long_is_told(tmp_path: Path) -> None:
     assert "no path can be that long" in refusal(str(tmp_path / ("x" * 300 + ".jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [("rows.jsonl", "[\n"), ("rows.json", "{\n"), ("rows.jsonl", "\n"), ("rows.csv", 'prompt,chosen,rejected\n"')],
+    ids=["list", "object", "blank", "table"],
+)
+def test_a_gzip_bomb_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, start: str
+) -> None:
+    monkeypatch.setattr(files, "PACKED_BYTES", 2**20)
+    path = tmp_path / name
+    with gzip.open(path, "wt") as file:
+        file.write(start)
+        file.writelines(" " * 99 + "\n" for _ in range(200_000))  # 20 MB
+    with pytest.raises(UserError, match=r"rows\.\w+:\d+: the gzip file unpacks to more than 200 times its size"):
+        list(iter_rows(str(path)))
+
+
+def test_rows_that_repeat_themselves_are_no_gzip_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PACKED_BYTES", 2**10)
+    path = tmp_path / "rows.jsonl"
+    with gzip.open(path, "wt") as file:
+        file.writelines(f'{{"prompt": "{number} {"again " * 50}?"}}\n' for number in range(5_000))
+    assert len(list(iter_rows(str(path)))) == 5_000
+
+
+def test_a_link_that_leads_nowhere_is_named_as_one(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").symlink_to(tmp_path / "blob")
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    with pytest.raises(UserError, match=r"rows.jsonl is a link to \S+blob, where nothing can be found"):
+        list(iter_rows(str(tmp_path / "rows.jsonl")))
+    with pytest.raises(UserError, match=r"loop.jsonl is a link to loop.jsonl"):
+        list(iter_rows(str(tmp_path / "loop.jsonl")))

@@ -27,6 +27,9 @@ HUB = "hub:"
 MAX_LINE_BYTES = 64 * 2**20
 """Longest line of a text file: a line is read into memory whole."""
 GZIP = b"\x1f\x8b"
+PACKED_BYTES, PACKED_SHARE = 2**26, 200
+"""A gzip file that unpacks to more bytes than this, and than so many times what was read of it, is refused: rows are
+packed to a tenth or so of their size, one blank after the other to a thousandth."""
 FOREIGN = {
     b"version https://git-lfs": "a Git LFS pointer, not the data. Fetch them with: git lfs pull",
     b"PAR1": "Parquet data. Name the file .parquet",
@@ -247,10 +250,16 @@ def _lines(path: Path) -> Iterator[str]:
         is_packed = file.read(2) == GZIP
         file.seek(0)
         lines = cast(IO[bytes], gzip.GzipFile(fileobj=file)) if is_packed else file
-        number = 0
+        number = num_bytes = 0
         try:
             while raw := lines.readline(MAX_LINE_BYTES + 1):
                 number += 1
+                num_bytes += len(raw)
+                if is_packed and num_bytes > max(PACKED_BYTES, PACKED_SHARE * file.tell()):
+                    raise UserError(
+                        f"{path}:{number}: the gzip file unpacks to more than {PACKED_SHARE} times its size, as rows "
+                        "never do. Look at it; if it is meant to be like that, unpack it with: gunzip"
+                    )
                 if len(raw) > MAX_LINE_BYTES:
                     raise UserError(f"{path}:{number}: this line has more than {MAX_LINE_BYTES >> 20} MiB. Split it.")
                 yield _decode(raw, f"{path}:{number}")

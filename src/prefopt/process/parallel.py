@@ -44,7 +44,8 @@ def map_in_processes(
     """Yields `work(item)` for each item, in order; an exception of the work is raised here, at its item.
 
     The processes are forks of this one as it is now, so `work` may use any object of it; what the work changes stays
-    in its process. Only items and results are sent, and must be picklable. They end with this process.
+    in its process. Only items and results are sent, and must be picklable; work on what is nested too deeply for
+    that is done here. They end with this process.
 
     Args:
         work: Called with one item at a time. It must not use a GPU, and begins no processes itself.
@@ -65,11 +66,16 @@ def map_in_processes(
     try:
         context = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_begin, initargs=(work,)) as pool:
-            given = (pool.submit(_do, item) for item in items)
-            waiting: deque[Future[Result]] = deque(islice(given, AHEAD * num_processes))
+            given = ((item, pool.submit(_do, item)) for item in items)
+            waiting: deque[tuple[Item, Future[Result]]] = deque(islice(given, AHEAD * num_processes))
             try:
                 while waiting:
-                    yield waiting.popleft().result()
+                    item, future = waiting.popleft()
+                    try:
+                        result = future.result()
+                    except RecursionError:  # it may be nested too deeply to be sent, but not to be worked on
+                        result = work(item)
+                    yield result
                     waiting.extend(islice(given, 1))
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)

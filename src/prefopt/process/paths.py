@@ -39,6 +39,8 @@ def is_local(path: str) -> bool:
 
 def describe_missing(path: Path, kind: str) -> str:
     """The message that there is no such `kind` of path: where it was looked for, and a similar path that exists."""
+    if path.is_symlink():
+        return f"no such {kind}: {path.absolute()} is a link to {os.readlink(path)}, where nothing can be found."
     near = _find_near(Path(path.anchor), path.relative_to(path.anchor).parts)
     hint = f" Did you mean {near}?" if near is not None else ""
     return f"no such {kind} (looked for {path.absolute()}).{hint}"

@@ -230,7 +230,8 @@ def _mend(
             continue
         mended = row
         for check, repair in repairs:
-            after = _repaired(mended, repair)
+            with explained(source, "rewritten", "Take the column that is nested so deeply out of the row."):
+                after = _repaired(mended, repair)
             if after != mended:
                 before = as_it_was(row, line) if mended is row else mended
                 changes.append(Change(source, check, "rewritten", before, after))
@@ -249,14 +250,27 @@ def _as_line(value: Any) -> bytes:
 
 
 def _repaired(value: Any, repair: Callable[[str], str]) -> Any:
-    """Returns the same value, with all texts in it repaired; itself if nothing changes."""
+    """Returns the same value, with all texts in it repaired; itself if nothing changes, however deep it is nested."""
+    return _rebuilt(value, repair) if any(repair(text) != text for text in _texts(value)) else value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    items = [value]
+    for item in items:  # the list grows during the loop
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, (list, dict)):
+            items += item.values() if isinstance(item, dict) else item
+
+
+def _rebuilt(value: Any, repair: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return repair(value)
     if isinstance(value, list):
-        items = [_repaired(item, repair) for item in value]
+        items = [_rebuilt(item, repair) for item in value]
         return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
     if isinstance(value, dict):
-        made = {key: _repaired(item, repair) for key, item in value.items()}
+        made = {key: _rebuilt(item, repair) for key, item in value.items()}
         return made if any(made[key] is not value[key] for key in made) else value
     return value
 

@@ -177,3 +177,21 @@ def test_runs_are_named_as_before_the_setting_existed() -> None:
     unset, refuse = load_config(["+experiment=dpo_brand_voice"]), ["data.on_empty=refuse", "data.on_overlap=refuse"]
     assert fingerprint(unset) == fingerprint(load_config(["+experiment=dpo_brand_voice", *refuse]))
     assert fingerprint(unset) != fingerprint(load_config(["+experiment=dpo_brand_voice", "data.on_bad=skip"]))
+
+
+def test_counts_of_more_defects_than_are_told_apart_do_not_depend_on_blocks() -> None:
+    words = [f"defect {chr(97 + number)}" for number in range(MAX_CLASSES + 3)]
+    rows = [*enumerate(words), *enumerate(reversed(words), start=20), *enumerate(words[:2], start=40)]
+    one, merged = (BadRows("data.train", DataConfig(train="x")) for _ in range(2))
+    for number, word in rows:
+        one.add(f"a:{number}", word)
+    for start in range(0, len(rows), 11):
+        block = merged.empty()
+        for number, word in rows[start : start + 11]:
+            block.add(f"a:{number}", word)
+        merged.merge(block)
+    told = {each.found: each.count for each in merged.refused()}
+    assert told == {each.found: each.count for each in one.refused()}
+    assert told.pop(words[MAX_CLASSES]) == 6
+    assert f"{words[MAX_CLASSES]} (and other defects, in 6 rows, also a:9, " in " ".join(map(str, merged.refused()))
+    assert told == {word: 3 if word in words[:2] else 2 for word in words[:MAX_CLASSES]}

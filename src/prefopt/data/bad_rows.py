@@ -14,6 +14,8 @@ MAX_PLACES = 4
 """Most places of rows that are named for a class of defects."""
 MAX_CLASSES = 8
 """Most classes of defects that are told apart; a file that was misread may have as many as rows."""
+OTHERS = "others"
+"""In the place of what tells classes apart: rows of all further classes."""
 MISREAD_SHARE = 0.5
 """If more than this share of rows is bad, the rows may be good, and read as something that they are not."""
 MISREAD = (
@@ -38,11 +40,14 @@ class BadClass:
     count: int = 0
     places: list[str] = field(default_factory=list)
     largest: int = 0
+    is_mixed: bool = False
+    """The other rows may have other defects than the first."""
 
     def __str__(self) -> str:
         first, *others = self.places
         more = ", ..." if self.count > len(self.places) else ""
-        also = f" (so in {self.count} rows, also {', '.join(others)}{more})" if others else ""
+        rows = f"and other defects, in {self.count} rows" if self.is_mixed else f"so in {self.count} rows"
+        also = f" ({rows}, also {', '.join(others)}{more})" if others else ""
         longest = f"; the longest has {self.largest}" if self.largest else ""
         found = self.found.removesuffix(".") if also or longest else self.found
         stop = "" if found.endswith((".", ".)")) else "."
@@ -58,6 +63,7 @@ class BadRows:
         self.num_rows = 0
         """All its rows, whether they can be used or not."""
         self._config = config
+        self._is_whole = True  # else it is merged: which classes are told apart is decided there
         self._classes: dict[tuple[str, str], BadClass] = {}
         self._num_skipped: dict[str, int] = {}
         self._first_skipped: dict[str, str] = {}
@@ -84,16 +90,18 @@ class BadRows:
         self._add_class(key, BadClass(switch, found, remedy, 1, [place], size))
 
     def _add_class(self, key: tuple[str, str], more: BadClass) -> None:
-        if key not in self._classes and len(self._classes) >= MAX_CLASSES:
-            key = (key[0], "others")
-        each = self._classes.setdefault(key, BadClass(more.switch, more.found, more.remedy))
+        if self._is_whole and key not in self._classes and len(self._classes) >= MAX_CLASSES:
+            key = (key[0], OTHERS)
+        each = self._classes.setdefault(key, BadClass(more.switch, more.found, more.remedy, is_mixed=key[1] == OTHERS))
         each.count += more.count
         each.largest = max(each.largest, more.largest)
         each.places += more.places[: MAX_PLACES - len(each.places)]
 
     def empty(self) -> "BadRows":
         """Returns an object without rows, for some rows of this data set; `merge` adds it here."""
-        return BadRows(self.setting, self._config)
+        made = BadRows(self.setting, self._config)
+        made._is_whole = False
+        return made
 
     def merge(self, later: "BadRows") -> None:
         """Adds rows that follow those that were added until now: the result is as if each had been added here."""

@@ -114,7 +114,10 @@ def describe_unread(splits: Sequence[AllBadRows]) -> Entry:
     classes = sorted((each for rows in splits for each in rows.refused()), key=lambda each: -each.count)
     count, num_rows = sum(each.count for each in classes), sum(rows.num_rows for rows in splits)
     first = [
-        [{"source": place, "detail": mask_private(each.found), "text": ""} for place in each.places]
+        [
+            {"source": place, "detail": f"as {each.places[0]}" if index else mask_private(each.found), "text": ""}
+            for index, place in enumerate(each.places)
+        ]
         for each in classes
     ]
     shown = [each for rows in zip_longest(*first) for each in rows if each is not None][:MAX_EXAMPLES]

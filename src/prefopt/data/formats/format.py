@@ -83,7 +83,9 @@ def get_prompt(row: Row) -> Any:
     """
     asked = next((name for name in PROMPTS if row.get(name) is not None), None)
     if asked is None:
-        raise RowError(f"the question is missing: one of {', '.join(PROMPTS)}; found {show_names(row)}.")
+        turns = next((name for name in ("messages", "conversation", "conversations") if row.get(name)), None)
+        hint = f" Read the turns as the question with 'data.columns={{prompt: {turns}}}'" if turns else ""
+        raise RowError(f"the question is missing: one of {', '.join(PROMPTS)}; found {show_names(row)}.{hint}")
     return row[asked]
 
 

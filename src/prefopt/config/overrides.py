@@ -1,5 +1,6 @@
 """Reads overrides from text, and writes them so that Hydra and a shell leave their values unchanged."""
 
+import os
 import re
 from collections.abc import Sequence
 
@@ -75,6 +76,29 @@ def _literal(value: object) -> str:
     if isinstance(value, dict):
         return f"{{{','.join(f'{key}:{_literal(item)}' for key, item in value.items())}}}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def read_overrides(arguments: Sequence[str]) -> list[str]:
+    """Returns overrides; arguments that are none are files of training data.
+
+    Raises:
+        UserError: There are files, and `data.train` as well.
+    """
+    files = [each for each in arguments if _is_file(each)]
+    given = [each for each in arguments if each not in files]
+    if not files:
+        return given
+    if any(each.startswith("data.train=") for each in given):
+        raise UserError(f"{files[0]}: data.train is given too. Name the training data once.")
+    if len(files) == 1:
+        return ["data=files", assign("data.train", files[0]), *given]
+    quoted = ",".join(assign("", each).removeprefix("=") for each in files)
+    return ["data=files", f"data.train=[{quoted}]", *given]
+
+
+def _is_file(argument: str) -> bool:
+    """Returns whether an argument names data: there is such a path, or it cannot be an override."""
+    return os.path.exists(os.path.expanduser(argument)) or ("=" not in argument and argument[:1] not in ("+", "~"))
 
 
 def _unreadable(line: str, error: Exception) -> UserError:

@@ -87,14 +87,16 @@ def print_row(
         console.print(Text.assemble(sample, f"  {MEANING[role]}"))
 
 
-def write_row_page(anatomy: Anatomy, tokenizer: "PreTrainedTokenizerBase", path: Path, *, title: str) -> None:
+def write_row_page(
+    anatomy: Anatomy, tokenizer: "PreTrainedTokenizerBase", path: Path, *, remarks: Sequence[str]
+) -> None:
     """Writes the row as a page in which each token shows its id; completely or not at all.
 
     Args:
         anatomy: The row.
         tokenizer: That of the ids.
         path: The HTML file.
-        title: What the row belongs to: model and algorithm.
+        remarks: Which row it is, what is to be known of the others, and whose tokens these are.
 
     Raises:
         UserError: The file cannot be written.
@@ -103,7 +105,7 @@ def write_row_page(anatomy: Anatomy, tokenizer: "PreTrainedTokenizerBase", path:
     name = anatomy.source.rpartition("/")[2]
     parts = [(part.name, describe_counts(part), pieces(tokenizer, part)) for part in anatomy.sequences]
     meaning = {role: MEANING[role] for role in _roles(anatomy)}
-    page = template.render(anatomy=anatomy, name=name, parts=parts, meaning=meaning, title=title)
+    page = template.render(anatomy=anatomy, name=name, parts=parts, meaning=meaning, remarks=remarks)
     with explained(path, "written"):
         write_text(path, page)
 

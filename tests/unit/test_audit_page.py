@@ -279,6 +279,11 @@ def test_of_many_kinds_the_first_are_drawn_and_the_rest_is_counted() -> None:
 def test_the_command_is_shown_and_with_it_how_to_mend_what_can_be_mended() -> None:
     told = commands(render_audit_page(audit(finding("empty")), command="prefopt audit a.jsonl"))
     assert told == ["prefopt audit a.jsonl", "prefopt audit a.jsonl --output mended --fix"]
+    near = finding("near_duplicate", remedy="Keep one row of each group (prefopt audit --fix --near).")
+    told = commands(render_audit_page(audit(near), command="prefopt audit a.jsonl --output b"))
+    assert told[1] == "prefopt audit a.jsonl --output b --fix --near", "without --near nothing would be mended"
+    told = commands(render_audit_page(audit(near, finding("empty")), command="prefopt audit a.jsonl"))
+    assert told[1] == "prefopt audit a.jsonl --output mended --fix"
     fixed = "prefopt audit a.jsonl --output b --fix"
     assert commands(render_audit_page(audit(finding("empty")), command=fixed)) == [fixed]
     assert commands(render_audit_page(audit(finding("schema", 0.0)), command="prefopt audit a")) == ["prefopt audit a"]

@@ -218,11 +218,13 @@ def _say(number: int, word: str) -> str:
 
 def name_mending(audit: Audit, command: str) -> str:
     """Returns the command that mends what it can; empty if it did so, nothing can be mended, or rows are misread."""
-    if not command or "--fix" in command or not any("--fix" in finding.remedy for finding in audit.checks):
+    mended = [finding.remedy for finding in audit.checks if "--fix" in finding.remedy]
+    if not command or "--fix" in command or not mended:
         return ""
     if any(MISREAD in finding.remedy for finding in audit.checks):
         return ""
-    return f"{command} --fix" if "--output" in command else f"{command} --output mended --fix"
+    fix = "--fix --near" if all("--fix --near" in remedy for remedy in mended) else "--fix"
+    return f"{command} {fix}" if "--output" in command else f"{command} --output mended {fix}"
 
 
 def _by_reason(audit: Audit) -> dict[str, str]:

@@ -276,6 +276,11 @@ def test_of_many_kinds_the_first_are_drawn_and_the_rest_is_counted() -> None:
     assert "kind 3" not in told
 
 
+def test_the_page_tells_by_which_name_settings_know_a_check() -> None:
+    html = render_audit_page(audit(finding("separability", 0.95)))
+    assert "Shortcuts in words<br><code>separability</code>" in html
+
+
 def test_the_command_is_shown_and_with_it_how_to_mend_what_can_be_mended() -> None:
     told = commands(render_audit_page(audit(finding("empty")), command="prefopt audit a.jsonl"))
     assert told == ["prefopt audit a.jsonl", "prefopt audit a.jsonl --output mended --fix"]

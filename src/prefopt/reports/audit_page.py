@@ -235,7 +235,7 @@ def _by_reason(audit: Audit) -> dict[str, str]:
     return {reason: ", ".join(titles) for reason, titles in reasons.items()}
 
 
-def _terms(audit: Audit) -> list[Meaning]:
-    """Returns what the checks mean that found something, ran or were skipped."""
+def _terms(audit: Audit) -> dict[str, Meaning]:
+    """Returns what the checks mean that found something, ran or were skipped, by the names that settings have."""
     names = {*(finding.check for finding in audit.checks), *(each["check"] for each in audit.skipped)}
-    return [meaning for name, meaning in CHECKS.items() if name in names]
+    return {name: meaning for name, meaning in CHECKS.items() if name in names}

@@ -105,6 +105,8 @@ def _unreadable(line: str, error: Exception) -> UserError:
     """The error of a line that Hydra's grammar refuses: what is wrong, and how to type it instead."""
     name, equals, value = line.partition("=")
     if not equals or not re.fullmatch(r"[~+]*[\w$@/.:-]*", name, re.ASCII):
+        if not equals and os.path.isfile(os.path.expanduser(line)):
+            return UserError(f"{shorten(line)}: a file is no override. Type data=files {typed('data.train', line)}.")
         form = f"{FORM}; the name of a setting has letters, digits, _ and dots"
         return UserError(f"{shorten(line)}: no override. {form}.")
     odd = sorted(set(re.findall(r"[^\w/\-\\+.$%*@?|:,\s\[\]{}()'\"]", value, re.ASCII)))

@@ -44,7 +44,11 @@ def test_a_reason_is_told_once_and_the_other_rows_point_to_it(
 ) -> None:
     asked = [{"question": "Hi?", "better": "a", "worse": "b"}] * 3
     path = write(tmp_path / "other.jsonl", [*asked, {"prompt": "Hi?", "chosen": 5, "rejected": "b"}])
-    first, other, *later = findings(capsys, [str(path)], code=3)["schema"]["examples"]
+    found = findings(capsys, [str(path)], code=3)["schema"]
+    assert found["remedy"].startswith(
+        "Try 'data.columns={prompt: question, chosen: better, rejected: worse}'. Most rows"
+    )
+    first, other, *later = found["examples"]
     assert "data.columns={prompt: question, chosen: better, rejected: worse}" in first["detail"]
     assert "found a number" in other["detail"]
     assert [(each["source"], each["detail"]) for each in later] == [

@@ -314,6 +314,7 @@ def test_a_learning_curve_stands_between_findings_and_what_was_not_looked_at() -
     ("remedy", "code"),
     [
         ("Drop them (prefopt audit --fix), or set data.on_empty=skip.", ["prefopt audit --fix", "data.on_empty=skip"]),
+        ("Try 'data.columns={prompt: q, chosen: a.b}'. Most rows", ["'data.columns={prompt: q, chosen: a.b}'"]),
         ("data.max_length=2048 (data.on_long_prompt=skip).", ["data.max_length=2048", "data.on_long_prompt=skip"]),
         ("prefopt show --row <number> shows it.", ["prefopt show --row <number>"]),
         ("Look at them, well-known as they are.", []),

@@ -21,7 +21,8 @@ from prefopt.storage.files import write_text
 LEVELS = {"error": ("bad", "Error"), "warning": ("warning", "Warning"), "note": ("info", "Note"), "ok": ("good", "OK")}
 """Level of a finding -> its icon and colour, and its word."""
 CODE = re.compile(
-    r"prefopt [a-z]+(?: --[a-z-]+(?: <[a-z]+>)?)*"
+    r"'data\.columns=\{[^']*\}'"
+    r"|prefopt [a-z]+(?: --[a-z-]+(?: <[a-z]+>)?)*"
     r"|--[a-z-]+(?: <[a-z]+>)?"
     r"|\b(?:data|algorithm|trainer|model)[./][a-z_./]+=(?:[^\s,;()]*[^\s,;().:])?"
 )

@@ -235,3 +235,16 @@ def test_pieces_of_text_join_to_the_whole(text, tokenizer):
         assert "".join(piece.text for piece in found) == decode(each, ids)
         assert [token for piece in found for token in piece.ids] == ids
         assert len(found) > 1
+
+
+@pytest.mark.parametrize(("algorithm", "is_told"), [("dpo", True), ("sft", False)])
+def test_the_legend_says_what_becomes_of_the_rejected_answer(
+    algorithm: str, is_told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"prompt": "Hi?", "chosen": "Hi!", "rejected": "No."} if is_told else {"prompt": "Hi?", "completion": "Hi!"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    show.main(["data=files", f"data.train={path}", f"algorithm={algorithm}", "--row", "0"])
+    assert (
+        "the chosen answer is to become likelier than the rejected one" in " ".join(capsys.readouterr().out.split())
+    ) == is_told

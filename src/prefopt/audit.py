@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from prefopt.config.load import TRAIN, load_config
-from prefopt.config.overrides import assign
+from prefopt.config.overrides import read_overrides
 from prefopt.config.schema import TrainConfig
 from prefopt.config.settings_parser import SettingsParser
 from prefopt.data.audit.audit import audit_records, describe_data, key_of
@@ -86,25 +86,6 @@ def main(argv: list[str]) -> None:
     audit = run_audit(config, options, with_model=_names_model(overrides), command=command)
     if audit.of_level(Level.error):
         sys.exit(GATE_ERROR)
-
-
-def read_overrides(arguments: Sequence[str]) -> list[str]:
-    """Returns overrides; arguments that are none are files of training data."""
-    files = [each for each in arguments if _is_file(each)]
-    given = [each for each in arguments if each not in files]
-    if not files:
-        return given
-    if any(each.startswith("data.train=") for each in given):
-        raise UserError(f"{files[0]}: data.train is given too. Name the training data once.")
-    if len(files) == 1:
-        return ["data=files", assign("data.train", files[0]), *given]
-    quoted = ",".join(assign("", each).removeprefix("=") for each in files)
-    return ["data=files", f"data.train=[{quoted}]", *given]
-
-
-def _is_file(argument: str) -> bool:
-    """Returns whether an argument names data: there is such a path, or it cannot be an override."""
-    return os.path.exists(os.path.expanduser(argument)) or ("=" not in argument and argument[:1] not in ("+", "~"))
 
 
 def _names_model(arguments: Sequence[str]) -> bool:

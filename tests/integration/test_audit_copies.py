@@ -54,6 +54,19 @@ def test_a_row_of_several_pairs_is_dropped_if_all_of_them_are_found(tmp_path: Pa
     assert "Not dropped: 1 row of identical" in " ".join(capsys.readouterr().out.split())
 
 
+def test_the_copy_of_a_table_keeps_its_names_of_columns_and_says_so(tmp_path: Path, capsys: Any) -> None:
+    path, output = tmp_path / "table.csv", tmp_path / "mended"
+    cells = [f"{row['prompt']},{row['chosen']},{row['rejected']}" for row in rows()]
+    path.write_text("\n".join(["question,good,bad", *cells, cells[0]]), encoding="utf-8")
+    columns = "data.columns={prompt: question, chosen: good, rejected: bad}"
+    audit([str(path), columns, "data.held_out_fraction=0", "--output", str(output), "--fix"])
+    assert "read the copy with the same data.columns" in " ".join(capsys.readouterr().out.split())
+    copy = output / "table.jsonl"
+    assert [*json.loads(copy.read_text(encoding="utf-8").splitlines()[0])] == ["question", "good", "bad"]
+    audit([str(copy), columns, "data.held_out_fraction=0", "--output", str(output / "again"), "--fix"])
+    assert (output / "again" / "table.jsonl").read_bytes() == copy.read_bytes()
+
+
 def test_no_empty_copy_is_written(tmp_path: Path) -> None:
     first, again = write(tmp_path / "first.jsonl", rows()), write(tmp_path / "again.jsonl", rows())
     output = tmp_path / "out"

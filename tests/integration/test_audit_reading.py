@@ -39,6 +39,24 @@ def test_answers_of_which_no_pair_can_be_made_are_an_error_with_their_count(
     assert "no row of data.train can be used; 3 rows skipped: an answer with a label" in found["summary"]
 
 
+def test_a_reason_is_told_once_and_the_other_rows_point_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [{"question": "Hi?", "better": "a", "worse": "b"}] * 3
+    path = write(tmp_path / "other.jsonl", [*asked, {"prompt": "Hi?", "chosen": 5, "rejected": "b"}])
+    found = findings(capsys, [str(path)], code=3)["schema"]
+    assert found["remedy"].startswith(
+        "Try 'data.columns={prompt: question, chosen: better, rejected: worse}'. Most rows"
+    )
+    first, other, *later = found["examples"]
+    assert "data.columns={prompt: question, chosen: better, rejected: worse}" in first["detail"]
+    assert "found a number" in other["detail"]
+    assert [(each["source"], each["detail"]) for each in later] == [
+        (f"{path}:2", f"as {path}:1"),
+        (f"{path}:3", f"as {path}:1"),
+    ]
+
+
 def test_what_reading_counts_is_told_by_the_audit_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "kto.jsonl", [*answers(True, False, True), *[{**row, "id": 3} for row in answers(True)]])
     argv = [str(path), "--output", str(tmp_path / "out")]

@@ -1,6 +1,8 @@
 """What users get wrong: one clear message, exit code 2, nothing half-written."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,12 @@ def test_pairs_that_were_trained_on_are_no_evaluation(overrides, tmp_path, fails
 def test_evaluate_names_what_is_missing(tmp_path, fails):
     assert "run=" in fails(evaluate, ["evaluation.batch_size=1"])
     assert "no run of prefopt" in fails(evaluate, [f"run={tmp_path}"])
+
+
+def test_the_package_runs_as_the_console_script_does():
+    told = subprocess.run([sys.executable, "-m", "prefopt", "nosuch"], capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "nosuch: no such command. Commands: train, audit" in told.stderr
 
 
 def test_an_unknown_command_lists_the_known_ones(fails):

@@ -219,6 +219,10 @@ def test_length_bias_counts_characters() -> None:
     assert finding.values["longer_is_chosen"]["value"] == 3 / 4
     assert finding.values["longer_is_chosen"]["n"] == 4
     assert finding.gauge == 0.5, "four pairs tell nothing"
+    assert finding.summary.startswith("the longer answer is the chosen one in 75.0% of 4 pairs (95 % CI ")
+    assert finding.summary.endswith("); in 1 more pair both are equally long")
+    same = found("length_bias", pairs(*[("p", "one", "two")] * 3))
+    assert same.summary == "both answers are equally long in all pairs"
     assert sum(finding.values["log2_ratio"]["counts"]) == 5
 
 
@@ -226,7 +230,7 @@ def test_length_bias_to_short_answers_is_a_bias_too() -> None:
     finding = found("length_bias", pairs(*[("p", "short", "a long answer")] * 50))
     assert (finding.share, finding.gauge) == (0, 1)
     assert finding.values["rank_correlation"] == pytest.approx(-1)
-    assert "shorter one wins in 100.0%" in finding.summary
+    assert finding.summary == "the shorter answer is the chosen one in 100.0% of 50 pairs (95 % CI 92.9% to 100.0%)"
 
 
 def test_length_matched_pairs_differ_by_a_tenth_at_most() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from prefopt.audit import read_overrides
 from prefopt.config.load import load_config
+from prefopt.config.overrides import read_overrides
 from prefopt.config.schema import DataConfig
 from prefopt.data.audit.audit import command_for
 

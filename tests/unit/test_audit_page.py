@@ -276,9 +276,19 @@ def test_of_many_kinds_the_first_are_drawn_and_the_rest_is_counted() -> None:
     assert "kind 3" not in told
 
 
+def test_the_page_tells_by_which_name_settings_know_a_check() -> None:
+    html = render_audit_page(audit(finding("separability", 0.95)))
+    assert "Shortcuts in words<br><code>separability</code>" in html
+
+
 def test_the_command_is_shown_and_with_it_how_to_mend_what_can_be_mended() -> None:
     told = commands(render_audit_page(audit(finding("empty")), command="prefopt audit a.jsonl"))
     assert told == ["prefopt audit a.jsonl", "prefopt audit a.jsonl --output mended --fix"]
+    near = finding("near_duplicate", remedy="Keep one row of each group (prefopt audit --fix --near).")
+    told = commands(render_audit_page(audit(near), command="prefopt audit a.jsonl --output b"))
+    assert told[1] == "prefopt audit a.jsonl --output b --fix --near", "without --near nothing would be mended"
+    told = commands(render_audit_page(audit(near, finding("empty")), command="prefopt audit a.jsonl"))
+    assert told[1] == "prefopt audit a.jsonl --output mended --fix"
     fixed = "prefopt audit a.jsonl --output b --fix"
     assert commands(render_audit_page(audit(finding("empty")), command=fixed)) == [fixed]
     assert commands(render_audit_page(audit(finding("schema", 0.0)), command="prefopt audit a")) == ["prefopt audit a"]
@@ -304,6 +314,7 @@ def test_a_learning_curve_stands_between_findings_and_what_was_not_looked_at() -
     ("remedy", "code"),
     [
         ("Drop them (prefopt audit --fix), or set data.on_empty=skip.", ["prefopt audit --fix", "data.on_empty=skip"]),
+        ("Try 'data.columns={prompt: q, chosen: a.b}'. Most rows", ["'data.columns={prompt: q, chosen: a.b}'"]),
         ("data.max_length=2048 (data.on_long_prompt=skip).", ["data.max_length=2048", "data.on_long_prompt=skip"]),
         ("prefopt show --row <number> shows it.", ["prefopt show --row <number>"]),
         ("Look at them, well-known as they are.", []),

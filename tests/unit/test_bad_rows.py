@@ -114,6 +114,21 @@ def test_answers_to_avoid_are_left_out_of_demonstrations(tmp_path: Path) -> None
     assert splits.notes.read["train"].num_unwanted_skipped == 3
 
 
+@pytest.mark.parametrize(
+    "question",
+    ["it's (not", 'a "quoted" (cut', "long enough to be cut at the end. " * 3 + "(1", "\n" * 99 + "x"],
+    ids=["bracket", "quote", "cut", "escape"],
+)
+def test_texts_of_the_data_do_not_make_two_classes_of_one_defect(question: str, tmp_path: Path) -> None:
+    transcripts = [
+        {"chosen": f"Human: {text}?\n\nAssistant: Yes.", "rejected": f"Human: {text}?\n\nAssistant: No."}
+        for text in ("plain", question, "(whole)")
+    ]
+    config = DataConfig(train=write(tmp_path / "rows.jsonl", transcripts), held_out_fraction=0.0, as_chat=True)
+    with pytest.raises(UserError, match=r"^[^ ]*rows.jsonl:1: .*so in 3 rows"):
+        read_splits(config, kind="preference", seed=0)
+
+
 def test_memory_is_bounded_however_many_rows_are_bad() -> None:
     bad = BadRows("data.train", DataConfig(train="a.jsonl"))
     for number in range(1000):

@@ -1,5 +1,6 @@
 """What composition refuses and accepts besides a group's settings; `tests/config` holds those."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -97,6 +98,14 @@ def test_a_remedy_works_as_it_is_typed_in_a_shell(line, instead):
 def test_what_is_typed_in_a_shell_arrives_as_it_was(value):
     (argument,) = shlex.split(typed("group.setting", value))
     assert parse([argument])[0].value() == value
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "my pairs.jsonl", "p[1].jsonl"])
+def test_a_file_in_the_place_of_an_override_is_told_as_it_is_typed(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).touch()
+    told = re.search(r"a file is no override\. Type (.*)\.$", refusal(name))
+    assert load_config(shlex.split(told[1])).data.train == name
 
 
 @pytest.mark.parametrize(

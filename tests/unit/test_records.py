@@ -446,18 +446,28 @@ def test_a_value_under_both_names_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "mapping"),
+    ("rows", "mapping"),
     [
         ({"question": "q", "good": "y", "bad": "n"}, "{prompt: question, chosen: good, rejected: bad}"),
         ({"prompt": "q", "choosen": "y", "rejected": "n"}, "{chosen: choosen}"),
         ({"my query": "q", "better answer": "y", "worse answer": "n"}, None),
         ({"fråga prompt": "q", "best, of all": "y", "worst: {x}": "n"}, None),
+        (
+            [{"question": "q", "answer": text, "thumbs_up": text == "y"} for text in "yn"],
+            "{completion: answer, label: thumbs_up}",
+        ),
+        (
+            [{"asked by user": "q", "response": text, "feedback": mood} for text, mood in (("y", "👍"), ("n", "👎"))],
+            '{prompt: "asked by user", label: feedback}',
+        ),
+        (
+            {"messages": "q", "responses": [{"text": "y", "rating": 5}, {"text": "n", "rating": 1}]},
+            "{prompt: messages}",
+        ),
     ],
 )
-def test_the_mapping_that_an_error_suggests_reads_the_row(
-    tmp_path: Path, row: dict[str, Any], mapping: str | None
-) -> None:
-    path = write_jsonl(tmp_path / "rows.jsonl", row)
+def test_the_mapping_that_an_error_suggests_reads_the_row(tmp_path: Path, rows: Any, mapping: str | None) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", *(rows if isinstance(rows, list) else [rows]))
     with pytest.raises(UserError) as refused:
         read_records(path, format=DataFormat.auto, kind="preference")
     (suggested,) = re.findall(r"'(data\.columns=.*)'", str(refused.value))
@@ -465,6 +475,10 @@ def test_the_mapping_that_an_error_suggests_reads_the_row(
     config = load_config(["data=files", f"data.train={path}", suggested, "data.held_out_fraction=0"])
     (record,) = read_records(path, format=DataFormat.auto, kind="preference", columns=config.data.columns).records
     assert (record.prompt, record.chosen, record.rejected) == ("q", "y", "n")
+
+
+def test_a_column_that_only_sounds_like_a_label_is_not_suggested(tmp_path: Path) -> None:
+    assert "data.columns" not in error_of(tmp_path, {"prompt": "q", "completion": "y", "feedback": "Well written."})
 
 
 @pytest.mark.parametrize("name", ["chosen" + "[" * 900, "it's chosen", 'chosen "one"', "chosen\x1b[2J", "chosen\\"])

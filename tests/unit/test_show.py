@@ -135,6 +135,30 @@ def test_rows_count_from_0_in_the_order_of_the_file(tmp_path, capsys, fails):
         assert f"--row {row}: data.train has 5 rows" in fails(show.main, [*overrides, f"--row={row}"])
 
 
+def test_a_row_is_found_by_the_place_that_the_audit_names(tmp_path, capsys, fails):
+    labelled = [
+        {"prompt": f"question {n}", "completion": text, "label": text == "a"} for n in range(2) for text in "ab"
+    ]
+    settings(tmp_path, labelled[::-1])
+    file = str(tmp_path / "rows.jsonl")
+    for place in (f"{file}:4+3", f"{file}:4"):
+        show.main([file, "--row", place, "--json"])
+        found = json.loads(capsys.readouterr().out)
+        assert (found["source"], "question 0" in found["sequences"][0]["text"]) == (f"{file}:4+3", True)
+    assert f"--row {file}:5: no row of data.train. Give" in fails(show.main, [file, "--row", f"{file}:5"])
+    assert f"such as {file}:1." in fails(show.main, [file, "--row", "four"])
+
+
+def test_a_table_is_shown_by_its_name_and_says_whose_tokens_these_are(tmp_path, capsys):
+    table, page = tmp_path / "rows.csv", tmp_path / "row.html"
+    table.write_text("prompt,chosen,rejected\nHi?,yes,no\nWell?,sure,no\n", encoding="utf-8")
+    show.main([str(table), "--row", f"{table}:row 2", "--html", str(page)])
+    printed = capsys.readouterr().out
+    assert "⟦sure" in printed
+    assert "as prefopt:assets/base_model gets it in dpo" in printed.splitlines()
+    assert "As prefopt:assets/base_model gets it in dpo." in page.read_text(encoding="utf-8")
+
+
 def test_the_row_is_named_by_its_number_and_its_line_with_what_else_it_makes(tmp_path, capsys):
     rated = [{"prompt": f"question {n}", "responses": ["a", "b", "c"], "scores": [3, 2, 1]} for n in range(2)]
     overrides = settings(tmp_path, rated)
@@ -211,3 +235,16 @@ def test_pieces_of_text_join_to_the_whole(text, tokenizer):
         assert "".join(piece.text for piece in found) == decode(each, ids)
         assert [token for piece in found for token in piece.ids] == ids
         assert len(found) > 1
+
+
+@pytest.mark.parametrize(("algorithm", "is_told"), [("dpo", True), ("sft", False)])
+def test_the_legend_says_what_becomes_of_the_rejected_answer(
+    algorithm: str, is_told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"prompt": "Hi?", "chosen": "Hi!", "rejected": "No."} if is_told else {"prompt": "Hi?", "completion": "Hi!"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    show.main(["data=files", f"data.train={path}", f"algorithm={algorithm}", "--row", "0"])
+    assert (
+        "the chosen answer is to become likelier than the rejected one" in " ".join(capsys.readouterr().out.split())
+    ) == is_told

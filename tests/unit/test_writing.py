@@ -236,6 +236,7 @@ MANY = [turn("user", "a"), turn("assistant", "b"), turn("user", "c")]
         ("openai", {"prompt": [turn("user", "a", mood="good")]}, "no place for 'mood' of 'prompt[0]'"),
         ("openai", {"chat_template_kwargs": {"enable_thinking": False}}, "no place for 'chat_template_kwargs'"),
         ("openai", {"prompt": "a", "chosen": "b", "rejected": "c"}, "Set data.as_chat=true"),
+        ("openai", {"prompt": "Human: a\n\nAssistant:", "chosen": "b", "rejected": "c"}, "Give its turns as messages"),
         ("trl", {"chosen": [turn("assistant", "a", train=False), *MANY[::-1], turn("assistant", "c")]}, "not trained"),
     ],
 )

@@ -1,5 +1,6 @@
 """Reads overrides from text, and writes them so that Hydra and a shell leave their values unchanged."""
 
+import os
 import re
 from collections.abc import Sequence
 
@@ -77,10 +78,35 @@ def _literal(value: object) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def read_overrides(arguments: Sequence[str]) -> list[str]:
+    """Returns overrides; arguments that are none are files of training data.
+
+    Raises:
+        UserError: There are files, and `data.train` as well.
+    """
+    files = [each for each in arguments if _is_file(each)]
+    given = [each for each in arguments if each not in files]
+    if not files:
+        return given
+    if any(each.startswith("data.train=") for each in given):
+        raise UserError(f"{files[0]}: data.train is given too. Name the training data once.")
+    if len(files) == 1:
+        return ["data=files", assign("data.train", files[0]), *given]
+    quoted = ",".join(assign("", each).removeprefix("=") for each in files)
+    return ["data=files", f"data.train=[{quoted}]", *given]
+
+
+def _is_file(argument: str) -> bool:
+    """Returns whether an argument names data: there is such a path, or it cannot be an override."""
+    return os.path.exists(os.path.expanduser(argument)) or ("=" not in argument and argument[:1] not in ("+", "~"))
+
+
 def _unreadable(line: str, error: Exception) -> UserError:
     """The error of a line that Hydra's grammar refuses: what is wrong, and how to type it instead."""
     name, equals, value = line.partition("=")
     if not equals or not re.fullmatch(r"[~+]*[\w$@/.:-]*", name, re.ASCII):
+        if not equals and os.path.isfile(os.path.expanduser(line)):
+            return UserError(f"{shorten(line)}: a file is no override. Type data=files {typed('data.train', line)}.")
         form = f"{FORM}; the name of a setting has letters, digits, _ and dots"
         return UserError(f"{shorten(line)}: no override. {form}.")
     odd = sorted(set(re.findall(r"[^\w/\-\\+.$%*@?|:,\s\[\]{}()'\"]", value, re.ASCII)))

@@ -129,7 +129,7 @@ def to_chat(record: Record) -> Record:
         raise RowError(
             "data.as_chat=true makes the prompt one message of the user, and this one is a "
             f"transcript up to the assistant's turn: {describe(record.prompt.strip())}. Give its turns as messages, "
-            "each with role and content, or leave data.as_chat out."
+            "each with role and content; for training, data.as_chat=false keeps it as text."
         )
     names = ("chosen", "rejected") if isinstance(record, PreferencePair) else ("completion",)
     answers: dict[str, Any] = {name: say("assistant", getattr(record, name)) for name in names}

@@ -26,8 +26,11 @@ MISREAD = (
 UNREADABLE = "unreadable"
 """Kind of the rows that cannot be read, rendered or tokenised."""
 
-_VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\([^()]*\)|\d+")
-"""What differs between two messages of the same class: names, values and numbers."""
+_VALUES = re.compile(r"\(?\"(?:[^\"\\]|\\.)*?(?:\"|\\?\.\.\.\))\)?|(?<!\w)'[^']*'|\([^()]*\)|\d+")
+"""What differs between two messages of the same class: names, values and numbers.
+
+Values first: a text of the data, whole or cut (`"He said (b...)`), may hold brackets and apostrophes of its own.
+"""
 
 
 @dataclass

@@ -4,7 +4,9 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 
-from prefopt.data.formats.format import Row
+from prefopt.data.formats import kto
+from prefopt.data.formats.format import PROMPTS, Row
+from prefopt.data.labels import says_wanted
 from prefopt.data.values import RowError
 
 CALLED = {
@@ -13,6 +15,7 @@ CALLED = {
     "chosen": ("accepted", "preferred", "good", "better", "best", "positive", "win", "winner"),
     "rejected": ("declined", "dispreferred", "bad", "worse", "worst", "negative", "lose", "loser"),
     "completion": ("answer", "response", "output", "reply", "target", "assistant"),
+    "label": ("thumbs", "thumb", "feedback", "vote", "upvoted", "liked", "verdict", "desirable", "wanted"),
 }
 """What columns are called elsewhere; also with more words around: `good_answer`."""
 MAX_NAME = 60
@@ -55,8 +58,18 @@ def suggest(row: Row, missing: Sequence[str], *, optional: Sequence[str] = ()) -
         match = _alike(name, [key for key in free if key not in found.values()])
         if match is not None:
             found[name] = match
-    if not found.keys() >= set(missing):
-        return ""
+    return _setting(found) if found.keys() >= set(missing) else ""
+
+
+def suggest_labelled(row: Row) -> str:
+    """Returns the setting that reads a row as a single answer with a label (KTO's); empty if it is none."""
+    missing = ["label"] if any(row.get(name) is not None for name in kto.ANSWERS) else ["completion", "label"]
+    labels = {key for key in row if says_wanted(row[key]) is not None}
+    told = {key: value for key, value in row.items() if key in labels or not _alike("label", [key])}
+    return suggest(told, missing, optional=[] if any(name in row for name in PROMPTS) else ["prompt"])
+
+
+def _setting(found: Mapping[str, str]) -> str:
     pairs = ", ".join(f"{name}: {_typed(source)}" for name, source in found.items())
     return f" Read columns under other names with 'data.columns={{{pairs}}}'"
 

@@ -7,7 +7,7 @@ import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -152,6 +152,14 @@ def find_place(spec: object, number: int) -> str:
         if len(places) > number:
             break
     return places[number]
+
+
+def find_numbers(spec: object, places: Collection[str]) -> list[int]:
+    """Returns the numbers of the rows, good or bad, that stand at `places`: from 0 over all files of `spec`."""
+    seen: list[str] = []
+    for _, place in iter_rows(spec, lambda bad_place, _: seen.append(bad_place)):
+        seen.append(place)
+    return [number for number, place in enumerate(seen) if place in places]
 
 
 def find_files(spec: str) -> list[Path]:

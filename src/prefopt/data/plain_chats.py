@@ -4,7 +4,7 @@ Transformers copies each message and builds the template's surroundings anew for
 template itself. Neither matters for messages of a role and a content alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from prefopt.data.messages import Message
@@ -17,11 +17,13 @@ PLAIN = {"role", "content"}
 
 def are_plain(chats: Sequence[Sequence[Message]]) -> bool:
     """Returns whether all messages have a role and a content, both text, and nothing else."""
-    return all(
-        type(message) is dict and message.keys() == PLAIN and type(message["content"]) is type(message["role"]) is str
-        for messages in chats
-        for message in messages
-    )
+    for messages in chats:
+        for message in messages:
+            if type(message) is not dict or message.keys() != PLAIN:
+                return False
+            if type(message["content"]) is not str or type(message["role"]) is not str:
+                return False
+    return True
 
 
 def render_plain(
@@ -44,7 +46,7 @@ def render_plain(
     if not is_usual or not are_plain(chats):
         return None
     template = _compile_jinja_template(tokenizer.get_chat_template())
-    surroundings: Mapping[str, Any] = {
+    given: dict[str, Any] = {
         **template.globals,
         "tools": None,
         "documents": None,
@@ -52,9 +54,11 @@ def render_plain(
         **tokenizer.special_tokens_map,
     }
     environment, names = template.environment, dict.fromkeys(template.globals)
+    context = environment.context_class(environment, given, template.name, template.blocks, globals=names)
     texts = []
     for messages in chats:
-        given = {**surroundings, "messages": messages}
-        context = environment.context_class(environment, given, template.name, template.blocks, globals=names)
+        given["messages"] = messages
         texts.append(environment.concat(template.root_render_func(context)))
+        context.vars.clear()  # what the template has set
+        context.exported_vars.clear()
     return texts

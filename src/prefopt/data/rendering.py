@@ -132,23 +132,30 @@ def count_lost_thoughts(chats: Iterable[Chat], texts: Iterable[str]) -> int:
 
 def _require_content_rendered(chat: Chat, text: str) -> None:
     """Refuses a template that omits the content of a trained message, or of all messages, as image templates do."""
-    said = [content for message in chat.messages if (content := message.get("content", "").strip())]
-    if said and said[0] not in text and not any(content in text for content in said):
-        raise UserError(
-            f"{chat.source}: the chat template leaves out what the messages say (it may expect content as parts, for "
-            "images). Set another model.chat_template."
-        )
     position = 0
     for index in chat.trained:
         _, content = _split_thought(chat.messages[index])
-        position = text.find(content, position) + len(content)
-        if position < len(content):
+        found = text.find(content, position)
+        if found < 0:
+            _require_any_content(chat, text)
             raise RefusedChatError(
                 chat.source,
                 f"the chat template leaves out what the assistant says in message {index + 1} of "
                 f"{len(chat.messages)} ({describe(content)}), so it would not be trained. Some templates take parts, "
                 "or no words beside tool calls. Set another model.chat_template, or correct the row.",
             )
+        position = found + len(content)
+    if position == 0:  # no words of a trained message were found, since there are none
+        _require_any_content(chat, text)
+
+
+def _require_any_content(chat: Chat, text: str) -> None:
+    said = [content for message in chat.messages if (content := message.get("content", "").strip())]
+    if said and not any(content in text for content in said):
+        raise UserError(
+            f"{chat.source}: the chat template leaves out what the messages say (it may expect content as parts, for "
+            "images). Set another model.chat_template."
+        )
 
 
 def _has_context(chat: Chat) -> bool:

@@ -1,6 +1,7 @@
 """Reads one training record, to be shown: also one that training leaves out."""
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from prefopt.config.algorithms import Kind
@@ -9,11 +10,12 @@ from prefopt.config.mixture import parts_of, paths_of
 from prefopt.config.schema import DataConfig
 from prefopt.data.as_chat import Chats
 from prefopt.data.bad_rows import BadRows, require_usable
-from prefopt.data.files import find_place
+from prefopt.data.files import find_numbers, find_place
 from prefopt.data.labels import Labels
 from prefopt.data.loading import agree_among, read_rows, select_usable
 from prefopt.data.mix import cut
 from prefopt.data.notes import SplitName, tell_absent
+from prefopt.data.pairing import rows_of
 from prefopt.data.records import Record
 from prefopt.data.table import Table
 from prefopt.data.values import RowError
@@ -35,13 +37,13 @@ class ShownRecord(NamedTuple):
     remarks: list[str]
 
 
-def read_record(config: DataConfig, *, kind: Kind, row: int) -> ShownRecord:
+def read_record(config: DataConfig, *, kind: Kind, row: int | str) -> ShownRecord:
     """Returns one training record, also if training would leave it out, such as a pair of two equal answers.
 
     Args:
         config: The files, and whether text is converted to chats.
         kind: Whether rows are preference pairs or demonstrations.
-        row: Its place in `config.train`, from 0, in the order of the files.
+        row: Its number in `config.train`, from 0, in the order of the files; or its place, `path:line`.
 
     Raises:
         UserError: A row is invalid, or there are not so many.
@@ -55,9 +57,10 @@ def read_record(config: DataConfig, *, kind: Kind, row: int) -> ShownRecord:
     tables = agree_among(*((result.records, result.notes) for result in read.values()))
     records = tables[0] if "held_out" in read else read["train"].records
     num_rows = read["train"].notes.num_rows
+    numbers = read["train"].numbers
+    row = row if isinstance(row, int) else _number_of(row, config, numbers)
     if not 0 <= row < num_rows:
         raise UserError(f"--row {row}: data.train has {num_rows} rows, so give a number from 0 to {num_rows - 1}.")
-    numbers = read["train"].numbers
     at = bisect_left(numbers, row)
     num_pairs = bisect_right(numbers, row) - at
     if not num_pairs:
@@ -80,3 +83,21 @@ def read_record(config: DataConfig, *, kind: Kind, row: int) -> ShownRecord:
     train, *others = map(select_usable, tables)
     used, _ = cut(train, parts_of(config.train, "data.train"), config.max_rows, config.shuffle_seed)
     return ShownRecord(made, [used, *others], remarks)
+
+
+def _number_of(row: str, config: DataConfig, numbers: Sequence[int]) -> int:
+    """Returns the number from 0 of a row that was typed as number or place; of two joined rows, that of the pair.
+
+    Raises:
+        UserError: It is neither.
+    """
+    if row.removeprefix("-").isdecimal():
+        return int(row)
+    places = rows_of(row)
+    found = find_numbers(paths_of(config.train), places)
+    if len(found) < len(places):
+        first = find_place(paths_of(config.train), 0)
+        raise UserError(
+            f"--row {row}: no row of data.train. Give a number from 0, or a place as in the audit, such as {first}."
+        )
+    return next((each for each in found if numbers[bisect_left(numbers, each) :][:1] == [each]), found[0])

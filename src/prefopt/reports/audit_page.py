@@ -21,7 +21,8 @@ from prefopt.storage.files import write_text
 LEVELS = {"error": ("bad", "Error"), "warning": ("warning", "Warning"), "note": ("info", "Note"), "ok": ("good", "OK")}
 """Level of a finding -> its icon and colour, and its word."""
 CODE = re.compile(
-    r"prefopt [a-z]+(?: --[a-z-]+(?: <[a-z]+>)?)*"
+    r"'data\.columns=\{[^']*\}'"
+    r"|prefopt [a-z]+(?: --[a-z-]+(?: <[a-z]+>)?)*"
     r"|--[a-z-]+(?: <[a-z]+>)?"
     r"|\b(?:data|algorithm|trainer|model)[./][a-z_./]+=(?:[^\s,;()]*[^\s,;().:])?"
 )
@@ -218,11 +219,13 @@ def _say(number: int, word: str) -> str:
 
 def name_mending(audit: Audit, command: str) -> str:
     """Returns the command that mends what it can; empty if it did so, nothing can be mended, or rows are misread."""
-    if not command or "--fix" in command or not any("--fix" in finding.remedy for finding in audit.checks):
+    mended = [finding.remedy for finding in audit.checks if "--fix" in finding.remedy]
+    if not command or "--fix" in command or not mended:
         return ""
     if any(MISREAD in finding.remedy for finding in audit.checks):
         return ""
-    return f"{command} --fix" if "--output" in command else f"{command} --output mended --fix"
+    fix = "--fix --near" if all("--fix --near" in remedy for remedy in mended) else "--fix"
+    return f"{command} {fix}" if "--output" in command else f"{command} --output mended {fix}"
 
 
 def _by_reason(audit: Audit) -> dict[str, str]:
@@ -233,7 +236,7 @@ def _by_reason(audit: Audit) -> dict[str, str]:
     return {reason: ", ".join(titles) for reason, titles in reasons.items()}
 
 
-def _terms(audit: Audit) -> list[Meaning]:
-    """Returns what the checks mean that found something, ran or were skipped."""
+def _terms(audit: Audit) -> dict[str, Meaning]:
+    """Returns what the checks mean that found something, ran or were skipped, by the names that settings have."""
     names = {*(finding.check for finding in audit.checks), *(each["check"] for each in audit.skipped)}
-    return [meaning for name, meaning in CHECKS.items() if name in names]
+    return {name: meaning for name, meaning in CHECKS.items() if name in names}

@@ -23,6 +23,7 @@ MEANING = {
     TRAINED: "the loss is on these tokens",
     CUT: "beyond data.max_length: the model does not get it",
 }
+OF_PAIR = ": the chosen answer is to become likelier than the rejected one"
 STYLES = {CONTEXT: "", TRAINED: "bold green", CUT: "red strike"}
 MARKS = {CONTEXT: ("", ""), TRAINED: ("⟦", "⟧"), CUT: ("⟨cut: ", "⟩")}
 """What surrounds a stretch of text where colours are not seen."""
@@ -81,20 +82,22 @@ def print_row(
         console.print(Text.assemble("\n", (part.name, "bold"), f"  {describe_counts(part)}"))
         console.print(_coloured(pieces(tokenizer, part), in_colour))
     console.print()
-    for role in _roles(anatomy):
+    for role, meaning in _meaning(anatomy).items():
         begin, end = MARKS[role]
         sample = Text(role, STYLES[role]) if in_colour else Text(f"{begin}{role}{end}")
-        console.print(Text.assemble(sample, f"  {MEANING[role]}"))
+        console.print(Text.assemble(sample, f"  {meaning}"))
 
 
-def write_row_page(anatomy: Anatomy, tokenizer: "PreTrainedTokenizerBase", path: Path, *, title: str) -> None:
+def write_row_page(
+    anatomy: Anatomy, tokenizer: "PreTrainedTokenizerBase", path: Path, *, remarks: Sequence[str]
+) -> None:
     """Writes the row as a page in which each token shows its id; completely or not at all.
 
     Args:
         anatomy: The row.
         tokenizer: That of the ids.
         path: The HTML file.
-        title: What the row belongs to: model and algorithm.
+        remarks: Which row it is, what is to be known of the others, and whose tokens these are.
 
     Raises:
         UserError: The file cannot be written.
@@ -102,8 +105,8 @@ def write_row_page(anatomy: Anatomy, tokenizer: "PreTrainedTokenizerBase", path:
     template = environment("prefopt.reports").get_template("row.html.j2")
     name = anatomy.source.rpartition("/")[2]
     parts = [(part.name, describe_counts(part), pieces(tokenizer, part)) for part in anatomy.sequences]
-    meaning = {role: MEANING[role] for role in _roles(anatomy)}
-    page = template.render(anatomy=anatomy, name=name, parts=parts, meaning=meaning, title=title)
+    meaning = _meaning(anatomy)
+    page = template.render(anatomy=anatomy, name=name, parts=parts, meaning=meaning, remarks=remarks)
     with explained(path, "written"):
         write_text(path, page)
 
@@ -162,10 +165,11 @@ def _coloured(found: Sequence[Piece], in_colour: bool) -> Text:
     return shown
 
 
-def _roles(anatomy: Anatomy) -> list[str]:
-    """The roles that occur in the row."""
+def _meaning(anatomy: Anatomy) -> dict[str, str]:
+    """What the roles mean that occur in the row."""
     found = set()
     for part in anatomy.sequences:
         found |= {TRAINED if is_trained else CONTEXT for is_trained in part.trained}
         found |= {CUT} if part.cut else set()
-    return [role for role in MEANING if role in found]
+    of_pair = OF_PAIR if any(part.name == "rejected" for part in anatomy.sequences) else ""
+    return {role: meaning + of_pair * (role == TRAINED) for role, meaning in MEANING.items() if role in found}

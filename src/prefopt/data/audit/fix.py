@@ -104,6 +104,8 @@ def fix(config: DataConfig, material: Material, folder: Path, *, kind: Kind, wit
     )
     if changes:
         told.append(f"{CHANGES} holds these rows whole, with the secrets in them: keep it where the data are kept.")
+    if config.columns:
+        told.append("Columns keep the names that they have in the file: read the copy with the same data.columns.")
     for check, count in partly.items():
         told.append(
             f"Not dropped: {say(count, 'row')} of {check}, since other pairs of the same rows are good. "

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.audit.check import Check, Chunk, Found, Sides, by_split
+from prefopt.data.audit.check import Check, Chunk, Found, Sides, by_split, say
 from prefopt.data.intervals import wilson
 
 MATCHED = 0.1
@@ -34,16 +34,15 @@ def conclude(seen: Sequence[tuple[str, int, Lengths]], sides: Sides) -> Found:
     is_real = interval[0] > 0.5 or interval[1] < 0.5
     skew = "longer" if accuracy > 0.5 else "shorter"
     rows = [(split, start + np.flatnonzero(found[:, 0] > found[:, 1])) for split, start, found in seen]
-    told = f": the {skew} one wins in {better:.1%} of the others" if is_real and better >= SKEWED else ""
+    is_told = is_real and better >= SKEWED
     return Found(
         rows=by_split(rows),
         num_rows=num_rows,
         share=num_longer / num_rows,
         gauge=better if is_real else 0.5,
-        summary=f"chosen is longer in {num_longer / num_rows:.1%} of pairs, {_same(num_rows - num_told)}{told} "
-        f"(longer wins: {accuracy:.1%}, 95 % CI {interval[0]:.1%} to {interval[1]:.1%})",
+        summary=_summarise(accuracy, interval, num_told, num_rows - num_told, of=skew if is_told else "longer"),
         remedy=""
-        if not told
+        if not is_told
         else "Compare the report's accuracy with that of the length alone; add pairs in which "
         f"the {'shorter' if skew == 'longer' else 'longer'} answer is better, or use "
         "algorithm.loss_type=sigmoid_norm, which divides by length.",
@@ -57,8 +56,15 @@ def conclude(seen: Sequence[tuple[str, int, Lengths]], sides: Sides) -> Found:
     )
 
 
-def _same(count: int) -> str:
-    return "both equally long in none" if not count else f"both equally long in {count:,}"
+def _summarise(accuracy: float, interval: tuple[float, float], num_told: int, num_same: int, *, of: str) -> str:
+    if not num_told:
+        return "both answers are equally long in all pairs"
+    shares = [accuracy, *interval] if of == "longer" else [1 - accuracy, 1 - interval[1], 1 - interval[0]]
+    same = f"; in {say(num_same, 'more pair')} both are equally long" if num_same else ""
+    return (
+        f"the {of} answer is the chosen one in {shares[0]:.1%} of {say(num_told, 'pair')} "
+        f"(95 % CI {shares[1]:.1%} to {shares[2]:.1%}){same}"
+    )
 
 
 def _matched(is_longer: NDArray[np.bool_]) -> dict[str, object]:

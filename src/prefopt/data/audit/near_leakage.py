@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.data.audit import minhash
-from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found, Sides, say
+from prefopt.data.audit.check import MAX_EXAMPLES, Check, Chunk, Example, Found, Sides
 from prefopt.data.audit.words import distinct, hash_runs, hash_words, split_words
 
 N = 8
@@ -67,7 +67,9 @@ def conclude(seen: Sequence[tuple[str, int, Prompts]], sides: Sides) -> Found | 
     pieces = distinct(np.concatenate([prompts.pieces for prompts in trained]))
     for split, start, prompts in others:
         for row, share in _covered(prompts, pieces):
-            leaks.setdefault((split, start + row), f"{share:.0%} of its runs of {N} words stand in training prompts")
+            leaks.setdefault(
+                (split, start + row), f"{share:.0%} of its sequences of {N} words also stand in training prompts"
+            )
     trained_digests = np.concatenate([prompts.digests for prompts in trained])
     for split, start, prompts in others:
         for row in np.flatnonzero(np.isin(prompts.digests, trained_digests)).tolist():
@@ -80,7 +82,7 @@ def conclude(seen: Sequence[tuple[str, int, Prompts]], sides: Sides) -> Found | 
         rows=rows,
         num_rows=num_rows,
         share=len(leaks) / max(1, num_rows),
-        summary=f"{say(len(leaks), 'prompt')} of {num_rows:,} that are not trained on nearly "
+        summary=f"{len(leaks):,} of {num_rows:,} prompts outside the training rows nearly "
         f"{'repeats' if len(leaks) == 1 else 'repeat'} training prompts{trusted}"
         if leaks
         else "no other prompt nearly repeats a training prompt",

@@ -1,5 +1,6 @@
 """Reads all that an audit looks at: every row, those that training would refuse too, and files to compare with."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -20,6 +21,8 @@ from prefopt.process.errors import UserError
 
 QUESTIONS = ("prompt", "question", "instruction", "query", "problem", "turns", "messages", "conversations", "text")
 """Columns of a file to compare with that may hold what is asked; the first that a row has is read."""
+SUGGESTED = re.compile(r"'data\.columns=\{[^']*\}'")
+"""The setting that an error of a missing column suggests; names in it hold no quotes."""
 Entry = dict[str, Any]
 """What a check has measured, as it is kept; see `prefopt.data.audit.finding.Finding.of`."""
 
@@ -114,7 +117,10 @@ def describe_unread(splits: Sequence[AllBadRows]) -> Entry:
     classes = sorted((each for rows in splits for each in rows.refused()), key=lambda each: -each.count)
     count, num_rows = sum(each.count for each in classes), sum(rows.num_rows for rows in splits)
     first = [
-        [{"source": place, "detail": mask_private(each.found), "text": ""} for place in each.places]
+        [
+            {"source": place, "detail": f"as {each.places[0]}" if index else mask_private(each.found), "text": ""}
+            for index, place in enumerate(each.places)
+        ]
         for each in classes
     ]
     shown = [each for rows in zip_longest(*first) for each in rows if each is not None][:MAX_EXAMPLES]
@@ -124,7 +130,8 @@ def describe_unread(splits: Sequence[AllBadRows]) -> Entry:
     if are_left_out:
         remedy = "Training leaves them out. A copy without them: prefopt audit --fix."
     elif is_misread_as_skipped or is_misread(count, num_rows):
-        remedy = MISREAD
+        names = next(filter(None, (SUGGESTED.search(mask_private(each.found)) for each in classes)), None)
+        remedy = f"Try {names[0]}. {MISREAD}" if names else MISREAD
     else:
         remedy = "Mend them, or leave them out: data.on_bad=skip, or prefopt audit --fix."
     return _as_entry(

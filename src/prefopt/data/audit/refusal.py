@@ -62,13 +62,13 @@ def conclude(seen: Sequence[tuple[str, int, Seen]], sides: Sides) -> Found:
         for place, what in enumerate(("refusals", "boilerplate"))
     }
     examples = [(split, row) for split, found in rows.items() for row in found.tolist()][:MAX_EXAMPLES]
+    told = f"{say(count, 'chosen answer')} {'refuses' if count == 1 else 'refuse'} ({count / sides.num_rows:.1%})"
     of_pairs = f", {counted['rejected_refusals']:.1%} of rejected answers do" if sides.has_pairs else ""
     return Found(
         rows=rows,
         num_rows=sides.num_rows,
         share=count / sides.num_rows,
-        summary=f"{say(count, 'chosen answer')} {'refuses' if count == 1 else 'refuse'}{of_pairs}; "
-        f"{counted['chosen_boilerplate']:.1%} of chosen answers end with boilerplate",
+        summary=f"{told}{of_pairs}; {counted['chosen_boilerplate']:.1%} of chosen answers end with boilerplate",
         remedy="Training makes the model refuse more if it is not what you want: drop or rewrite these answers.",
         examples=[Example(source=sides.source(*place), text=sides.show_answer(*place, HEAD)) for place in examples],
         values=counted,

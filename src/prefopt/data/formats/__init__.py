@@ -1,6 +1,6 @@
 """The formats of rows: one module for each member of `DataFormat` but `auto`, which defines `FORMAT`."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
 
@@ -20,7 +20,15 @@ FORMATS: dict[DataFormat, Format] = {
 
 def detect_format(row: Row, kind: Kind) -> DataFormat:
     """Returns the format of `row` by its keys; TRL's own if no other matches."""
-    return next(name for name, form in FORMATS.items() if kind in form.looked_for_in and form.detect(row, kind))
+    for name, detect in _detectors(kind):
+        if detect(row, kind):
+            return name
+    raise AssertionError("TRL's own matches any row")
+
+
+@cache
+def _detectors(kind: Kind) -> list[tuple[DataFormat, Callable[[Row, Kind], bool]]]:
+    return [(name, form.detect) for name, form in FORMATS.items() if kind in form.looked_for_in]
 
 
 def convert(row: Row, format: DataFormat, kind: Kind) -> Row | None:

@@ -86,7 +86,9 @@ def get_prompt(row: Row) -> Any:
     """
     asked = question_columns(row)
     if not asked:
-        raise RowError(f"the question is missing: one of {', '.join(PROMPTS)}; found {show_names(row)}.")
+        turns = next((name for name in ("messages", "conversation", "conversations") if row.get(name)), None)
+        hint = f" Read the turns as the question with 'data.columns={{prompt: {turns}}}'" if turns else ""
+        raise RowError(f"the question is missing: one of {', '.join(PROMPTS)}; found {show_names(row)}.{hint}")
     return with_input(row) if len(asked) > 1 else row[asked[0]]
 
 

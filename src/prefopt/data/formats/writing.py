@@ -5,12 +5,17 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from prefopt.data.formats.format import Row
+from prefopt.data.implicit_prompts import is_transcript
 from prefopt.data.messages import UNTRAINED, Message, trained_turns
 from prefopt.data.values import RowError
 
 CHAT = (
     "this row is plain text, and the rows to write are chats. Set data.as_chat=true: the prompt becomes the user's "
     "message, an answer the assistant's."
+)
+TRANSCRIPT = (
+    "this row is a transcript in plain text, and the rows to write are chats. Give its turns as messages, each with "
+    "role and content: no setting does that, since a turn's text may hold such marks itself."
 )
 WHOLE_TEXT = (
     "this row is one text, in which nothing says what was asked and what was answered. Give the rows as 'messages', "
@@ -25,7 +30,7 @@ def get_pair(row: Row) -> tuple[list[Message], list[Message], list[Message]]:
         RowError: They are text, or an answer is marked as not trained.
     """
     if isinstance(row["prompt"], str):
-        raise RowError(CHAT)
+        raise RowError(TRANSCRIPT if is_transcript(row["prompt"]) else CHAT)
     for name in ("chosen", "rejected"):
         for index, message in enumerate(row[name]):
             if UNTRAINED in message:
@@ -42,7 +47,7 @@ def get_conversation(row: Row) -> list[Message]:
     if "text" in row:
         raise RowError(WHOLE_TEXT)
     if isinstance(row.get("prompt"), str):
-        raise RowError(CHAT)
+        raise RowError(TRANSCRIPT if is_transcript(row["prompt"]) else CHAT)
     messages = row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]
     trained = trained_turns(messages, len(row["prompt"]) if "messages" not in row else None)
     marked = [

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from rich.text import Text
@@ -128,7 +129,9 @@ def execute(config: TrainConfig, begun: dict[str, str], handed: OwnCode) -> None
             console.print("Start it afresh with run.overwrite=true, or start another with run.name=<name>.")
             return
         console.print(Text.assemble((str(run.path), "bold"), f"  {describe(config)}"))
-        examples = load_examples(config, audited=True)
+        # Of several ranks, those that wait for the data would not know that rank 0 has stopped.
+        with stop.raise_at_once() if group.num_ranks() == 1 else nullcontext():
+            examples = load_examples(config, audited=True)
 
         with importing():
             from prefopt.algorithms import load_algorithm

@@ -262,3 +262,35 @@ def test_runs_that_do_not_set_the_rules_keep_their_names() -> None:
 )
 def test_the_place_of_a_pair_names_the_rows_that_it_was_made_of(place: str, rows: list[str]) -> None:
     assert rows_of(place) == rows
+
+
+def test_the_turns_before_a_question_are_part_of_it(tmp_path: Path) -> None:
+    """Answers to one question after different turns are no pair."""
+    first, second = ({"instruction": "And?", "history": [["Hi", said]]} for said in ("Hello", "Go"))
+    rows = [
+        {**first, "output": "a", "label": True},
+        {**second, "output": "b", "label": False},
+        {**first, "output": "c", "label": False},
+    ]
+    (pair,) = read(tmp_path, *rows).train
+    assert [message["content"] for message in (*pair.prompt, *pair.chosen, *pair.rejected)] == [
+        *("Hi", "Hello", "And?"),
+        *("a", "c"),
+    ]
+
+
+def test_turns_beside_a_prompt_that_are_not_read_are_told(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "history": [["Hi", "Hello"]], "completion": word, "label": word == "a"} for word in "ab"]
+    assert read(tmp_path, *rows).notes.read["train"].ignored_columns == {"history": 2}
+
+
+def test_a_row_that_names_its_better_answer_is_not_judged_by_scores_beside_it(tmp_path: Path) -> None:
+    row = {"prompt": "Hi?", "chosen": "No.", "rejected": "Hi!", "responses": ["Hi!", "No."], "scores": [2, 1]}
+    (pair,) = read(tmp_path, row).train
+    assert (pair.chosen, pair.rejected) == ("No.", "Hi!")
+
+
+@pytest.mark.parametrize(("winner", "chosen"), [("1.0", "x"), ("2.0", "y"), (" 2 ", "y"), (1.0, "x")])
+def test_a_table_writes_the_winner_as_a_number(winner: object, chosen: str, tmp_path: Path) -> None:
+    (pair,) = read(tmp_path, {"prompt": "p", "response_1": "x", "response_2": "y", "winner": winner}).train
+    assert pair.chosen == chosen

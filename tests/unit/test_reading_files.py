@@ -298,3 +298,16 @@ def test_a_link_that_leads_nowhere_is_named_as_one(tmp_path: Path) -> None:
         list(iter_rows(str(tmp_path / "rows.jsonl")))
     with pytest.raises(UserError, match=r"loop.jsonl is a link to loop.jsonl"):
         list(iter_rows(str(tmp_path / "loop.jsonl")))
+
+
+def test_a_pipe_is_told_from_an_empty_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "rows.jsonl"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="no file, but a pipe or a device"):
+        read(str(pipe))
+
+
+def test_json_lines_have_another_ending_too(tmp_path: Path) -> None:
+    path = tmp_path / "rows.ndjson"
+    path.write_text('{"text": "a"}\n{"text": "b"}\n')
+    assert read(str(path)) == [{"text": "a"}, {"text": "b"}]

@@ -231,12 +231,14 @@ def _path_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Raw, str]]:
     if path.is_dir():
         yield from folder_rows(path, on_bad)
         return
-    readers = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".tsv": _csv_rows}
+    readers = {".jsonl": _json_rows, ".ndjson": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".tsv": _csv_rows}
     name = path.name.lower()
     suffix = Path(name.removesuffix(".gz")).suffix
     if suffix not in readers and not name.endswith(".parquet"):
         allowed = f"{' '.join(readers)} (also .gz) .parquet"
         raise UserError(f"{path}: unsupported file type. Allowed: {allowed}, or a `datasets` folder.")
+    if not path.is_file():
+        raise UserError(f"{path}: no file, but a pipe or a device, which cannot be read twice. Write it to a file.")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty (0 bytes).")
     with path.open("rb") as file:

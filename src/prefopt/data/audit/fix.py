@@ -280,7 +280,7 @@ def _rebuilt(value: Any, repair: Callable[[str], str]) -> Any:
 def _raw_lines(path: Path) -> dict[str, bytes]:
     """Returns the bytes of each line of a file of JSON lines by its place; {} for other files."""
     name = path.name.lower().removesuffix(".gz")
-    if not name.endswith((".jsonl", ".json")) or path.is_dir():
+    if not name.endswith((".jsonl", ".ndjson", ".json")) or path.is_dir():
         return {}
     with explained(path), path.open("rb") as file:
         is_packed = file.read(2) == GZIP

@@ -1,6 +1,16 @@
 """Two answers side by side, and a column that says which one won: `response_a`, `response_b`, `winner`."""
 
-from prefopt.data.formats.format import PAIRS, PROMPTS, Format, Row, get, get_prompt, keep_system, unread_questions
+from prefopt.data.formats.format import (
+    HISTORY,
+    PAIRS,
+    PROMPTS,
+    Format,
+    Row,
+    get,
+    get_prompt,
+    keep_system,
+    unread_questions,
+)
 from prefopt.data.values import RowError, describe
 
 SIDES = {
@@ -63,6 +73,8 @@ def _winner(row: Row, columns: tuple[str, str]) -> int | None:
 def _word(value: object) -> str:
     if isinstance(value, float) and value.is_integer():  # a table writes 1 as 1.0 where cells are empty
         value = int(value)
+    if isinstance(value, str) and value.strip() in ("0.0", "1.0", "2.0"):
+        value = value.strip()[0]
     return str(value).strip().lower() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
 
 
@@ -70,6 +82,8 @@ FORMAT = Format(
     detect=detect,
     looked_for_in=PAIRS,
     read={"preference": read_pair},
-    columns={"preference": ("system", *PROMPTS, *WINNERS, *dict.fromkeys(name for pair in SIDES for name in pair))},
+    columns={
+        "preference": ("system", HISTORY, *PROMPTS, *WINNERS, *dict.fromkeys(name for pair in SIDES for name in pair))
+    },
     unread=unread_questions,
 )

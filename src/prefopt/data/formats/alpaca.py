@@ -1,12 +1,21 @@
 """Alpaca: `instruction`, `input`, and `output`, or `chosen` and `rejected`, or both of these in `output`."""
 
-from prefopt.data.formats.format import ALPACA, Format, Row, get, system_messages, with_input
+from prefopt.data.formats.format import (
+    ALPACA,
+    HISTORY,
+    Format,
+    Row,
+    get,
+    history_messages,
+    system_messages,
+    with_input,
+)
 from prefopt.data.messages import Message
-from prefopt.data.values import RowError, check_text, describe
+from prefopt.data.values import RowError, check_text
 
 ANSWER = {"preference": "chosen", "sft": "output"}
 """The column beside `instruction`."""
-QUESTION = (*ALPACA, "system", "history")
+QUESTION = (*ALPACA, "system", HISTORY)
 
 
 def detect(row: Row, kind: str) -> bool:
@@ -40,18 +49,7 @@ def read_pair(row: Row) -> Row:
 
 
 def _prompt(row: Row) -> list[Message]:
-    return system_messages(row) + _history(row) + [{"role": "user", "content": with_input(row)}]
-
-
-def _history(row: Row) -> list[Message]:
-    history = row.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
-        raise RowError(f"'history' must be a list of [question, answer], found {describe(history)}.")
-    return [
-        {"role": role, "content": check_text(text, "history")}
-        for turn in history
-        for role, text in zip(("user", "assistant"), turn, strict=True)
-    ]
+    return system_messages(row) + history_messages(row) + [{"role": "user", "content": with_input(row)}]
 
 
 def _answer(row: Row, name: str) -> Message:

@@ -16,6 +16,8 @@ PROMPTS = ("prompt", "question", "instruction", "query", "input")
 """Names of a question's column where a format prescribes none."""
 ALPACA = ("instruction", "input")
 """Two columns of one question: what to do, and with what."""
+HISTORY = "history"
+"""Column of the turns before Alpaca's question."""
 
 SCORES = (
     ("score_chosen", "score_rejected"),
@@ -89,7 +91,25 @@ def get_prompt(row: Row) -> Any:
         turns = next((name for name in ("messages", "conversation", "conversations") if row.get(name)), None)
         hint = f" Read the turns as the question with 'data.columns={{prompt: {turns}}}'" if turns else ""
         raise RowError(f"the question is missing: one of {', '.join(PROMPTS)}; found {show_names(row)}.{hint}")
+    if asked[0] == ALPACA[0] and row.get(HISTORY):
+        return [*history_messages(row), {"role": "user", "content": with_input(row)}]
     return with_input(row) if len(asked) > 1 else row[asked[0]]
+
+
+def history_messages(row: Row) -> list[Message]:
+    """Returns the turns before Alpaca's `instruction`, which a row may have as `history`: [question, answer] each.
+
+    Raises:
+        RowError: It is no such list.
+    """
+    history = row.get(HISTORY) or []
+    if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
+        raise RowError(f"'{HISTORY}' must be a list of [question, answer], found {describe(history)}.")
+    return [
+        {"role": role, "content": check_text(text, HISTORY)}
+        for turn in history
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
 
 
 def question_columns(row: Row) -> tuple[str, ...]:
@@ -102,7 +122,9 @@ def question_columns(row: Row) -> tuple[str, ...]:
 
 def unread_questions(row: Row, kind: str) -> list[str]:
     """Returns the columns of `PROMPTS` that have a value and are no part of the question."""
-    return [name for name in PROMPTS if row.get(name) is not None and name not in question_columns(row)]
+    read = question_columns(row)
+    read = (*read, HISTORY) if ALPACA[0] in read else read
+    return [name for name in (*PROMPTS, HISTORY) if row.get(name) is not None and name not in read]
 
 
 def with_input(row: Row) -> str:

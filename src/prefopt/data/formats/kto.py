@@ -6,6 +6,7 @@
 from typing import Any
 
 from prefopt.data.formats.format import (
+    HISTORY,
     PAIRS,
     PROMPTS,
     Format,
@@ -71,7 +72,7 @@ def _checked(answer: str | list[Message]) -> str | list[Message]:
 
 def _unread(row: Row, kind: str) -> list[str]:
     if any(row.get(name) is not None for name in CHATS):
-        return [name for name in PROMPTS if row.get(name) is not None]
+        return [name for name in (*PROMPTS, HISTORY) if row.get(name) is not None]
     return unread_questions(row, kind)
 
 
@@ -79,7 +80,7 @@ FORMAT = Format(
     detect=detect,
     looked_for_in=PAIRS,
     read={"preference": read_answer},
-    columns={"preference": (*PROMPTS, "system", *ANSWERS, *LABELS)},
+    columns={"preference": (*PROMPTS, HISTORY, "system", *ANSWERS, *LABELS)},
     write={"preference": write_pair},
     unread=_unread,
 )

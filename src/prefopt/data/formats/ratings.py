@@ -4,7 +4,7 @@ import math
 from decimal import Decimal
 from typing import Any
 
-from prefopt.data.formats.format import PAIRS, PROMPTS, Format, Row, get_prompt, keep_system, unread_questions
+from prefopt.data.formats.format import HISTORY, PAIRS, PROMPTS, Format, Row, get_prompt, keep_system, unread_questions
 from prefopt.data.values import RowError, describe
 
 ANSWERS = ("completions", "responses", "answers", "outputs", "candidates")
@@ -21,8 +21,8 @@ PLURAL = "s"
 
 def detect(row: Row, kind: str) -> bool:
     answers = _answers(row)
-    if answers is None:
-        return False
+    if answers is None or (row.get("chosen") is not None and row.get("rejected") is not None):
+        return False  # the row says itself which answer is better, whatever the scores beside it
     if all(isinstance(each, dict) for each in answers):
         return any(name in answers[0] for name in TEXTS) and _measure(answers[0]) is not None
     return all(isinstance(each, str) for each in answers) and _measure(row, PLURAL) is not None
@@ -82,7 +82,7 @@ FORMAT = Format(
     looked_for_in=PAIRS,
     read={"preference": read_answers},
     columns={
-        "preference": ("system", *PROMPTS, *ANSWERS, *(f"{name}{PLURAL}" for name in (*SCORES, *RANKS))),
+        "preference": ("system", HISTORY, *PROMPTS, *ANSWERS, *(f"{name}{PLURAL}" for name in (*SCORES, *RANKS))),
     },
     unread=unread_questions,
 )

@@ -264,7 +264,7 @@ def test_demonstrations_keep_the_fields_they_come_in(tmp_path: Path, row: Any, f
         ({**CHAT_PAIR, "chosen": [{**HI, "loss": False}]}, ["every assistant turn of 'chosen' is marked"]),
         ({**CHAT_PAIR, "chosen": []}, ["'chosen' is an empty list"]),
         ({**CHAT_PAIR, "chosen": [{"role": "bot", "content": "x"}]}, ["'chosen[0].role' must be one of system"]),
-        ({**CHAT_PAIR, "chosen": [{"from": "gpt", "value": "x"}]}, ["set data.format=sharegpt"]),
+        ({**CHAT_PAIR, "chosen": [{"from": "gpt", "value": "x"}]}, ["this row is sharegpt, but", "one format"]),
         ({**CHAT_PAIR, "chosen": [{"role": "assistant"}]}, ["'chosen[0].content' is missing"]),
         ({**CHAT_PAIR, "prompt": [{"role": "user", "content": 1}]}, ["'prompt[0].content' must be text"]),
         ({**CHAT_PAIR, "chosen": [USER, HI]}, ["'chosen' repeats the messages of 'prompt'"]),

@@ -14,7 +14,7 @@ import torch
 
 from prefopt.distributed.checkpoint import list_files, seal
 from prefopt.distributed.saving import find_newest
-from prefopt.distributed.unpickling import FORCE, data_only, find_code
+from prefopt.distributed.unpickling import FORCE, data_only, find_code, written_as_data
 from prefopt.process.errors import UserError
 from prefopt.runs.final_model import copy_model
 from prefopt.storage.sealed import digest
@@ -42,8 +42,9 @@ def test_what_training_saves_is_data(tmp_path):
         "zero.pt": {"scaler": LossScaler(2.0), "stage": ZeroStageEnum(2), "at": [fragment_address(3, 1)]},
         "optimizer.pt": torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))]).state_dict(),
     }
-    for name, state in states.items():
-        torch.save(state, tmp_path / name)
+    with written_as_data():
+        for name, state in states.items():
+            torch.save(state, tmp_path / name)
     assert find_code(tmp_path, states) is None
     with data_only():
         loaded = {name: torch.load(tmp_path / name, weights_only=False) for name in states}
@@ -51,6 +52,20 @@ def test_what_training_saves_is_data(tmp_path):
     assert loaded["zero.pt"]["at"] == [fragment_address(3, 1)]
     assert (loaded["rng_state.pth"]["numpy"][1] == states["rng_state.pth"]["numpy"][1]).all()
     assert FORCE not in os.environ
+
+
+def test_a_member_of_an_enum_is_written_by_its_value_in_any_python(tmp_path, monkeypatch):
+    """Python 3.11.0 to 3.11.3 write `getattr(<class>, <name>)`, which no checkpoint may call."""
+    pytest.importorskip("deepspeed")
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    monkeypatch.setattr(ZeroStageEnum, "__reduce_ex__", lambda self, protocol: (getattr, (type(self), self.name)))
+    torch.save({"stage": ZeroStageEnum(2)}, tmp_path / "zero.pt")
+    assert find_code(tmp_path, ["zero.pt"]) == "zero.pt would call builtins.getattr when it is loaded"
+    with written_as_data():
+        torch.save({"stage": ZeroStageEnum(2)}, tmp_path / "zero.pt")
+    assert find_code(tmp_path, ["zero.pt"]) is None
+    assert torch.load(tmp_path / "zero.pt", weights_only=False)["stage"] is ZeroStageEnum(2)
 
 
 def test_code_in_a_pickle_is_named_and_never_run(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from prefopt.config.algorithms import Kind
 from prefopt.data.columns import suggest, suggest_labelled
 from prefopt.data.formats import other_kind
+from prefopt.data.formats.format import PAIRS
 from prefopt.data.implicit_prompts import split_common_prompt
 from prefopt.data.messages import (
     Content,
@@ -207,7 +208,7 @@ def _require_fields(row: dict[str, object], names: tuple[str, ...], kind: Kind) 
             absent = [each for each in names if each not in row]
             optional = [] if "prompt" in (*names, *row) else ["prompt"]
             hint = other_kind(row, kind) or suggest(row, absent, optional=optional)
-            hint = hint or (suggest_labelled(row) if kind == "preference" else "")
+            hint = hint or (suggest_labelled(row) if kind in PAIRS else "")
             raise RowError(f"field '{name}' is missing; found {_found(row)}.{hint}")
 
 

@@ -19,7 +19,7 @@ from prefopt.distributed import checkpoint as on_disk
 from prefopt.distributed.checkpoint import PARTIAL_PREFIX, TRAINER_STATE, CheckpointFacts
 from prefopt.distributed.group import agree, barrier, during, gather, on_main, raise_on_all
 from prefopt.distributed.universal import LATEST, find_bad_tag
-from prefopt.distributed.unpickling import find_code
+from prefopt.distributed.unpickling import find_code, written_as_data
 from prefopt.distributed.weights import save_partitioned
 from prefopt.process import phases
 from prefopt.process.errors import UserError
@@ -285,7 +285,8 @@ def _save_engine(trainer: "Trainer", folder: Path, problems: Problems) -> None:
     writer.save, engine._copy_recovery_script = guarded_save, guarded_copy
     try:
         is_adapter = isinstance(trainer.model, PeftModel)
-        engine.save_checkpoint(str(folder), tag, save_latest=False, exclude_frozen_parameters=is_adapter)
+        with written_as_data():
+            engine.save_checkpoint(str(folder), tag, save_latest=False, exclude_frozen_parameters=is_adapter)
     finally:
         del writer.save, engine._copy_recovery_script
     with problems.kept():

@@ -5,6 +5,7 @@ Checksums do not help if an attacker wrote the checkpoint together with its chec
 only within `data_only()`, and refuses a file that names anything else before training begins.
 """
 
+import copyreg
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,20 @@ def find_code(folder: Path, names: Iterable[str]) -> str | None:
         if strange:
             return f"{name} would call {', '.join(strange)} when it is loaded"
     return None
+
+
+@contextmanager
+def written_as_data() -> Iterator[None]:
+    """Lets DeepSpeed's stage be pickled by its value, as newer Pythons do: 3.11.2 pickles a call of `getattr`."""
+    stage = _resolve("deepspeed.runtime.zero.config.ZeroStageEnum")
+    before = copyreg.dispatch_table.get(stage)
+    copyreg.pickle(stage, lambda member: (type(member), (member.value,)))
+    try:
+        yield
+    finally:
+        copyreg.dispatch_table.pop(stage, None)
+        if before is not None:
+            copyreg.dispatch_table[stage] = before
 
 
 @contextmanager

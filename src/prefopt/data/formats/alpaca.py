@@ -3,6 +3,7 @@
 from prefopt.data.formats.format import (
     ALPACA,
     HISTORY,
+    PAIRS,
     Format,
     Row,
     get,
@@ -19,7 +20,7 @@ QUESTION = (*ALPACA, "system", HISTORY)
 
 
 def detect(row: Row, kind: str) -> bool:
-    return "instruction" in row and (ANSWER[kind] in row or (kind == "preference" and is_ranking(row)))
+    return "instruction" in row and (ANSWER[kind] in row or (kind in PAIRS and is_ranking(row)))
 
 
 def is_ranking(row: Row) -> bool:
@@ -57,7 +58,7 @@ def _answer(row: Row, name: str) -> Message:
 
 
 def _unread(row: Row, kind: str) -> list[str]:
-    return ["output"] if kind == "preference" and "chosen" in row and row.get("output") is not None else []
+    return ["output"] if kind in PAIRS and "chosen" in row and row.get("output") is not None else []
 
 
 FORMAT = Format(

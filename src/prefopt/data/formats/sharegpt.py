@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from prefopt.data.formats.format import Format, Row, get, look_up, system_messages
+from prefopt.data.formats.format import PAIRS, Format, Row, get, look_up, system_messages
 from prefopt.data.formats.writing import (
     as_json,
     functions_of,
@@ -35,10 +35,10 @@ SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "ob
 
 def detect(row: Row, kind: str) -> bool:
     if "conversations" in row:
-        return kind == "sft" or "chosen" in row or not has_label(row)  # else KTO's
+        return kind not in PAIRS or "chosen" in row or not has_label(row)  # else KTO's
     if "messages" in row and isinstance(row.get("chosen"), dict):
         return True
-    return kind == "preference" and _is_list_of_turns(row.get("chosen"))
+    return kind in PAIRS and _is_list_of_turns(row.get("chosen"))
 
 
 def _is_list_of_turns(value: object) -> bool:

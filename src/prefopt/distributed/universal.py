@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from prefopt.distributed.unpickling import data_only
+from prefopt.distributed.unpickling import data_only, written_as_data
 from prefopt.process.errors import UserError
 from prefopt.storage.reading import read_text
 
@@ -60,7 +60,7 @@ def make_universal(checkpoint: Path, folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        with data_only():
+        with data_only(), written_as_data():
             _convert(checkpoint / tag, partial / f"{tag}{SUFFIX}")
             _mend_globals(partial / f"{tag}{SUFFIX}" / "zero" / "optimizer_state.pt", checkpoint)
         for name in CARRIED:

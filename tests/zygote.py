@@ -6,7 +6,8 @@ tests of `test_torchrun.py` use that). Like torchrun it keeps the store where ra
 can have taken in between, and ends all ranks once one has failed.
 
 Run as `python -m tests.zygote`: reads a JSON object per line (`argv`, `environments`, `log`, `hooks`), forks a child
-per environment, and answers with their process ids; a line {"pid": n} waits for one and answers with its exit code.
+per environment, and answers with their process ids; a line {"pid": n} waits for one and answers with its exit code,
+and {"end": true} ends it.
 """
 
 import gc
@@ -105,8 +106,10 @@ class Zygote:
 
     def __exit__(self, *_: Any) -> None:
         assert self._process.stdin is not None
+        # Said, not only closed: a process that a test has forked may still hold this end of the pipe.
+        self._process.stdin.write(json.dumps({"end": True}) + "\n")
         self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=DEADLINE_S)
 
     def start(self, argv: list[str], *, ranks: int, log: Path, hooks: str | None = None, **environment: str) -> Ranks:
         """Starts `prefopt.train` on a number of ranks; 0 means one process without a launcher.
@@ -162,6 +165,8 @@ def _serve() -> None:
     gc.freeze()  # a collection in a child would touch, and so copy, every page of what is loaded here
     for line in sys.stdin:
         message = json.loads(line)
+        if "end" in message:
+            return
         if "pid" in message:
             pid, status = os.waitpid(message["pid"], 0 if message["wait"] else os.WNOHANG)
             answer: Any = os.waitstatus_to_exitcode(status) if pid else None

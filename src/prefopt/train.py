@@ -135,17 +135,14 @@ def execute(config: TrainConfig, begun: dict[str, str], handed: OwnCode) -> None
 
         with importing():
             from prefopt.algorithms import load_algorithm
-            from prefopt.evaluation.verdict import MIN_HELD_OUT
+            from prefopt.evaluation.power import describe_power
             from prefopt.training.runner import train_and_report
 
             algorithm = load_algorithm(config.algorithm)  # TRL, a matter of seconds
 
-        num_held_out = len(examples.tokenized.held_out or ())
-        if is_main() and num_held_out < MIN_HELD_OUT:
-            logger.warning(
-                f"held_out: {num_held_out} rows, and a report decides from {MIN_HELD_OUT} on. Name a larger "
-                "data.held_out, or raise data.held_out_fraction."
-            )
+        if is_main():
+            level, words = describe_power(examples.tokenized.held_out, config.evaluation)
+            logger.log(level, words)
         train_and_report(algorithm, config, run, examples, stop, console, begun, own)
 
 

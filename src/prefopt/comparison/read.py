@@ -15,6 +15,7 @@ from prefopt.comparison.outcomes import read_outcomes
 from prefopt.comparison.records import DONE, NOT_BEGUN, RUNNING, Measure, Mode, Outcomes, RunRecord, WandbPlace
 from prefopt.comparison.settings import from_typed, read_settings
 from prefopt.comparison.thinning import points_for, read_curves
+from prefopt.evaluation.decision import Decision
 from prefopt.process.parallel import map_in_processes, num_cores
 from prefopt.runs.directory import State
 from prefopt.runs.files import read_report
@@ -94,7 +95,7 @@ def read_run(place: Place, max_points: int) -> RunRecord:
     if is_later:  # measured on other data than the run's own
         state, settings = DONE if report else state, {**settings, **_measured_data(report)}
     metrics, measured_at = (from_report(report), None) if report else from_log(log, settings.get("algorithm.name"))
-    held_out_data = _held_out_data(report)
+    held_out_data, decision = _held_out_data(report), Decision.from_written(report.get("decision"))
     return RunRecord(
         name=place.name,
         where=str(run.path),
@@ -104,7 +105,7 @@ def read_run(place: Place, max_points: int) -> RunRecord:
         metrics=metrics,
         measured_at=measured_at,
         has_report=bool(report),
-        decision=_text(report.get("decision")),
+        decision=None if decision is None else decision.word,
         reason=_reason(report),
         curves=read_curves(log, max_points),
         held_out_data=held_out_data,

@@ -28,6 +28,7 @@ from prefopt.config.choices import (
 )
 from prefopt.config.durations import parse_time_limit
 from prefopt.config.gate import GateConfig
+from prefopt.config.limits import LimitsConfig
 from prefopt.config.mixture import parts_of
 from prefopt.config.ranges import or_auto, require, require_at_most, require_folder_name
 from prefopt.config.trainer import DeepSpeedConfig, OptimConfig, PeftConfig, TrainerConfig
@@ -282,8 +283,19 @@ class EvaluationConfig:
     """JSONL file of texts (field `text`) unrelated to the task; their perplexity shows drift. null turns it off."""
     bootstrap_resamples: int = 2000
     """Bootstrap resamples for the confidence intervals of means, at most 100,000."""
+    min_gain: float = 0.05
+    """A gain in a share, such as preference accuracy, counts as shown once its whole interval is above this."""
+    min_loss_gain: float = 0.02
+    """The same for the loss of demonstrations, in nats per token: about 2 % of the perplexity."""
+    min_prompts: int = 30
+    """Least number of held-out prompts for a gain to count as shown: intervals were simulated from 30 on."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    """From which numbers on a report warns, or calls a model ruined."""
 
     def __post_init__(self) -> None:
+        require(0 <= self.min_gain < 1, f"evaluation.min_gain: must be in [0, 1), found {self.min_gain}.")
+        require(self.min_loss_gain >= 0, f"evaluation.min_loss_gain: must be >= 0, found {self.min_loss_gain}.")
+        require(self.min_prompts >= 2, f"evaluation.min_prompts: must be >= 2, found {self.min_prompts}.")
         for name in ("batch_size", "max_train_examples", "max_new_tokens", "bootstrap_resamples"):
             require(getattr(self, name) >= 1, f"evaluation.{name}: must be >= 1, found {getattr(self, name)}.")
         more = "more change no digit that is shown"

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.intervals import Z_95
-from prefopt.evaluation.statistics import Z_80, Estimate, Floats, t_quantile
+from prefopt.evaluation.statistics import Estimate, Floats, detectable_gain, needed_pairs, t_quantile
 
 GAINS = (0.01, 0.02, 0.05, 0.10)
 """Gains in accuracy for which the held-out prompts that show them are counted."""
@@ -200,30 +199,6 @@ def fit_learning_curve(
         pairs_per_prompt=_pairs_per_prompt(table.hits[-1].astype(float) - table.hits[-2], prompts),
         rows=rows,
     )
-
-
-def needed_pairs(gain: float, discordant: float) -> float:
-    """Returns how many pairs McNemar's test needs to show a gain with 80 % power, two-sided at 5 %.
-
-    This is the usual normal approximation (Miettinen 1968; Connor 1987) with a continuity correction, so that it holds
-    for the exact test of the report.
-
-    Args:
-        gain: Difference of the two accuracies, > 0.
-        discordant: Share of pairs that one model has right and the other wrong; at least `gain` is taken.
-    """
-    d = max(discordant, gain)
-    spread = Z_95 * sqrt(d) + Z_80 * sqrt(d - gain**2)
-    return float(((spread + sqrt(spread**2 + 4 * gain)) / (2 * gain)) ** 2)
-
-
-def detectable_gain(num_pairs: float, discordant: float) -> float:
-    """Returns the smallest gain for which `needed_pairs` is at most `num_pairs`; 1 if none is."""
-    low, high = 0.0, 1.0
-    for _ in range(50):  # halves the range, down to the precision of a float
-        middle = (low + high) / 2
-        low, high = (low, middle) if needed_pairs(middle, discordant) <= num_pairs else (middle, high)
-    return high
 
 
 def _pairs_per_prompt(changes: Floats, prompts: NDArray[np.int64]) -> float:

@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from prefopt.data.values import RowError, check_text
 from prefopt.evaluation.contestants import Contestant
 from prefopt.evaluation.sampling import Answer, Question, generate
 from prefopt.evaluation.scoring import IGNORED, PairScores, ScoredSequence, Scorer, Scores, completion
+from prefopt.evaluation.statistics import Prompts
 from prefopt.models.reference import ReferenceStore, open_store
 from prefopt.process import phases
 from prefopt.process.errors import UserError
@@ -37,10 +38,23 @@ TEXT_PROMPT_TOKENS = 16
 
 @dataclass(frozen=True)
 class Split:
-    """Token ids of one split: preference pairs, demonstrations, or both."""
+    """Token ids of one split: preference pairs, demonstrations, or both, and which prompts they belong to."""
 
     pairs: Any | None = None
     rows: Sequence[ScoredSequence] | None = None
+    pair_prompts: Prompts | None = None
+    row_prompts: Prompts | None = None
+
+    @classmethod
+    def of(cls, pairs: "Dataset | None" = None, rows: "Dataset | None" = None) -> "Split":
+        """Returns the split of tokenised data sets; an empty one counts as none."""
+        demonstrations = to_rows(rows) if rows is not None and len(rows) else None
+        return cls(
+            pairs if pairs is not None and len(pairs) else None,
+            demonstrations,
+            number_prompts(pairs["prompt_ids"]) if pairs is not None and len(pairs) else None,
+            None if demonstrations is None else number_prompts([prompt_of(row) for row in demonstrations]),
+        )
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,6 @@ class Material:
     Attributes:
         held_out: Examples that training never saw.
         train: A sample of the training examples.
-        clusters: Prompt number of each held-out pair, shape (pairs,): pairs of one prompt are not independent.
         prompts: Token ids of the prompts that every contestant answers.
         texts: For each prompt, its text and the answer in the data, if there is one.
         sources: Location of each held-out pair, `file:line`.
@@ -61,7 +74,6 @@ class Material:
 
     held_out: Split
     train: Split
-    clusters: NDArray[np.int64] | None
     sources: list[str]
     prompts: list[list[int]]
     texts: list[tuple[str, str | None]]
@@ -73,6 +85,11 @@ class Material:
     def has_pairs(self) -> bool:
         """Whether the material contains preference pairs."""
         return self.held_out.pairs is not None or self.train.pairs is not None
+
+    @property
+    def answer_prompts(self) -> Prompts:
+        """The prompt of each answer that a contestant samples: held-out pairs may share one."""
+        return number_prompts(self.prompts)
 
 
 @dataclass(frozen=True)
@@ -242,10 +259,10 @@ def sample_rows(num_rows: int, limit: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(seed).choice(num_rows, size=limit, replace=False))
 
 
-def number_prompts(pairs: "Dataset") -> NDArray[np.int64]:
-    """Returns the prompt number of each pair, shape (pairs,): equal prompts have equal numbers."""
+def number_prompts(prompts: Iterable[Sequence[int]]) -> Prompts:
+    """Numbers the prompts of examples, given as token ids: equal prompts have equal numbers."""
     numbers: dict[tuple[int, ...], int] = {}
-    return np.array([numbers.setdefault(tuple(ids), len(numbers)) for ids in pairs["prompt_ids"]])
+    return Prompts(np.array([numbers.setdefault(tuple(ids), len(numbers)) for ids in prompts], dtype=np.int64))
 
 
 def to_rows(dataset: "Dataset") -> list[ScoredSequence]:

@@ -321,7 +321,7 @@ RUN_COLUMNS = (
     "difference_method", "configuration", "seed", "decision", "measured_at_step", "message",
 )  # fmt: skip
 """Columns of compare.csv that hold no metric; those of the metrics follow."""
-ENTRY = ("value", "ci95", "n", "num_cut", "cut_at", "p_value")
+ENTRY = ("value", "ci95", "n", "n_prompts", "num_cut", "cut_at", "p_value", "discordant", "effective_n")
 """Keys of the entries of report.json that are no metric."""
 SHIPPED = frozenset(name for metric in METRICS for name in (metric.key, *metric.path)) | {*RUN_COLUMNS, *ENTRY}
 """Names that no metric of the user's own may take."""

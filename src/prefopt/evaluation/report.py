@@ -6,6 +6,7 @@ from math import nan
 from numbers import Real
 from typing import Any
 
+from prefopt.evaluation.decision import Decision
 from prefopt.evaluation.statistics import Estimate
 from prefopt.process.version import __version__
 from prefopt.runs.files import REPORT_FORMAT, is_audit
@@ -13,8 +14,10 @@ from prefopt.runs.files import REPORT_FORMAT, is_audit
 Block = dict[str, Any]
 Estimates = dict[str, Estimate]
 """Key of a metric -> its estimate."""
+COMPARED, RULES = ("p_value", "discordant", "effective_n"), ("baselines", "over_baselines", "ties")
+"""Entries of `held_out.gain` that are no metrics, and those of `held_out` that are no models."""
 Gap = dict[str, Estimate | float]
-"""`train`, `held_out` and `gap`: train minus held-out; for a loss, held-out minus train without an interval."""
+"""`train`, `held_out` and `gap`: train minus held-out; for a loss, held-out minus train."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,11 @@ class HeldOut:
         n: Number of held-out pairs or demonstrations.
         models: Name of a contestant -> its metrics.
         gain: Paired differences, tuned minus base.
-        p_value: P-value of the sign test of the gain in preference accuracy; None without pairs.
+        p_value: P-value of the gain in preference accuracy, from the same numbers as its interval; None without pairs.
+        discordant: Share of pairs that only one of base and tuned ranks right; None without pairs.
+        effective_n: Independent pairs that the held-out pairs are worth for that gain; None without pairs.
         baselines: Accuracies of rules that need no model, such as `longer_wins`; None without pairs.
+        over_baselines: Paired differences, tuned minus each of these rules; None without pairs.
         ties: Name of a contestant -> number of pairs whose margin is 0; None without pairs.
     """
 
@@ -50,7 +56,10 @@ class HeldOut:
     models: dict[str, Estimates] = field(default_factory=dict)
     gain: Estimates = field(default_factory=dict)
     p_value: float | None = None
+    discordant: float | None = None
+    effective_n: float | None = None
     baselines: Estimates | None = None
+    over_baselines: Estimates | None = None
     ties: dict[str, int] | None = None
 
     def model(self, name: str) -> Estimates:
@@ -58,19 +67,21 @@ class HeldOut:
         return self.models.get(name, {})
 
     def to_dict(self) -> Block:
-        tested = {} if self.p_value is None else {"p_value": self.p_value}
-        optional = {"baselines": self.baselines, "ties": self.ties}
+        compared = {key: getattr(self, key) for key in COMPARED if getattr(self, key) is not None}
+        optional = {key: getattr(self, key) for key in RULES}
         measured = {key: _write(block) for key, block in optional.items() if block is not None}
-        return {"n": self.n, **_write(self.models), "gain": {**_write(self.gain), **tested}, **measured}
+        return {"n": self.n, **_write(self.models), "gain": {**_write(self.gain), **compared}, **measured}
 
     @classmethod
     def from_dict(cls, block: Mapping[str, Any]) -> "HeldOut":
         rest = {key: _mapping(value) for key, value in block.items() if key != "n"}
-        gain, baselines, ties = (rest.pop(key, {}) for key in ("gain", "baselines", "ties"))
+        gain = rest.pop("gain", {})
+        rules = {key: rest.pop(key, {}) for key in RULES}
+        ties = {name: num for name, num in rules.pop("ties").items() if _number(num) is not None}
         models = {name: _estimates(found) for name, found in rest.items()}
-        known = {name: num for name, num in ties.items() if _number(num) is not None}
-        rules = _estimates(baselines) or None
-        return cls(block.get("n"), models, _estimates(gain), _number(gain.get("p_value")), rules, known or None)
+        estimated: Block = {key: _estimates(found) or None for key, found in rules.items()}
+        compared: Block = {key: _number(gain.get(key)) for key in COMPARED}
+        return cls(block.get("n"), models, _estimates(gain), ties=ties or None, **estimated, **compared)
 
 
 @dataclass
@@ -94,7 +105,9 @@ class Report:
         audit: What the audit of the data has found before training, as `prefopt.data.audit.finding.Audit` is written.
         samples: Prompts, each with every contestant's answer and, as `chosen`, the answer in the data.
         provenance: Origin of code, data and model.
-        decision: ship, do_not_ship or undecided.
+        overlap: Held-out prompts that are also training prompts: `prompts`, how many there are, and of these `exact`
+            and `near`, those that are nearly one; null where it was not looked for.
+        decision: Whether to ship, with its reasons and what would decide.
         verdict: The findings, worst first.
         phases: Seconds per part of the run.
     """
@@ -114,7 +127,8 @@ class Report:
     audit: Block | None = None
     samples: list[dict[str, str | None]] | None = None
     provenance: Block | None = None
-    decision: str | None = None
+    overlap: Block | None = None
+    decision: Decision | None = None
     verdict: list[dict[str, str]] | None = None
     phases: dict[str, float] | None = None
 
@@ -139,6 +153,8 @@ class Report:
             "overfitting": {key: _gap(found) for key, found in overfitting.items() if _mapping(found)},
             "drift": {key: _estimate(found) or _estimates(found) for key, found in drift.items() if _mapping(found)},
             "likelihood": _estimates(likelihood) or None,
+            "overlap": dict(_mapping(known["overlap"])) or None,
+            "decision": Decision.from_written(known["decision"]),
             "audit": known["audit"] if is_audit(known["audit"]) else None,
         }
         return cls(**known)
@@ -150,7 +166,7 @@ def _write(value: object) -> Any:
         return {key: _write(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_write(item) for item in value]
-    return value.to_dict() if isinstance(value, Estimate | HeldOut) else value
+    return value.to_dict() if isinstance(value, Estimate | HeldOut | Decision) else value
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -179,10 +195,10 @@ def _estimate(entry: object) -> Estimate | None:
     bounds = entry.get("ci95")
     low, high = bounds if isinstance(bounds, Sequence) and len(bounds) == 2 else (None, None)
     value, low, high = (_number(each, nan) for each in (entry["value"], low, high))
-    n, num_cut, cut_at = (_number(entry.get(key)) for key in ("n", "num_cut", "cut_at"))
+    n, num_prompts, num_cut, cut_at = (_number(entry.get(key)) for key in ("n", "n_prompts", "num_cut", "cut_at"))
     if "num_cut" not in entry:
-        return Estimate(value, low, high, n)
-    return AnswersEstimate(value, low, high, n, num_cut or 0, cut_at)
+        return Estimate(value, low, high, n, num_prompts)
+    return AnswersEstimate(value, low, high, n, num_prompts, num_cut or 0, cut_at)
 
 
 def _number(value: object, otherwise: Any = None) -> Any:

@@ -24,12 +24,12 @@ from prefopt.data.tags import fold_tags
 from prefopt.data.token_splits import TokenizedSplits, load_tokenized
 from prefopt.distributed import group
 from prefopt.evaluation.contestants import of_run
+from prefopt.evaluation.findings import assess
 from prefopt.evaluation.measure import (
     Material,
     Measured,
     Split,
     measure_contestants,
-    number_prompts,
     prompt_of,
     read_neutral_texts,
     take_sample,
@@ -39,7 +39,6 @@ from prefopt.evaluation.metrics import BASE
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.statistics import Bootstrap
 from prefopt.evaluation.summary import Summary
-from prefopt.evaluation.verdict import judge
 from prefopt.models.examples import Examples, hash_rows
 from prefopt.process import phases
 from prefopt.process.ranks import is_main
@@ -115,7 +114,8 @@ def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, mat
         samples=describe_samples(measured, material),
         provenance={**run.read_provenance(), "data": describe_data(examples, material)},
     )
-    report.decision, report.verdict = judge(report)
+    report.decision, findings = assess(report, config.evaluation)
+    report.verdict = [finding.to_dict() for finding in findings]
     return Evaluation(report, metrics, summary.per_pair())
 
 
@@ -145,9 +145,8 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
     if examples.limits is not None:
         examples.limits.check_answers(prompts, settings.max_new_tokens)
     return Material(
-        held_out=Split(pairs, None if has_pairs or not len(held_out) else to_rows(held_out)),
-        train=Split(pairs=train) if has_pairs else Split(rows=to_rows(train)),
-        clusters=number_prompts(pairs) if pairs is not None else None,
+        held_out=Split.of(pairs, None if has_pairs else held_out),
+        train=Split.of(pairs=train) if has_pairs else Split.of(rows=train),
         sources=list(pairs["source"]) if pairs is not None else [],
         prompts=prompts,
         texts=[_texts(by_source[source]) for source in answered["source"]],

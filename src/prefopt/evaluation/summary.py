@@ -38,10 +38,16 @@ from prefopt.evaluation.metrics import OF_PAIRS as PREFERENCE_ROWS
 from prefopt.evaluation.report import AnswersEstimate, Estimates, Gap, HeldOut
 from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.scoring import PairScores, Scores
-from prefopt.evaluation.statistics import Bootstrap, Estimate, Floats, share, sign_test
+from prefopt.evaluation.statistics import (
+    Bootstrap,
+    Estimate,
+    Floats,
+    Prompts,
+    change_of_share,
+    difference,
+    share,
+)
 from prefopt.process.errors import UserError, shorten
-
-Clusters = NDArray[np.int64] | None
 
 OF_PAIRS: dict[str, Callable[[PairScores], NDArray[Any]]] = {
     ACCURACY: lambda pairs: pairs.margins > 0,
@@ -53,12 +59,14 @@ OF_REWARDS: dict[str, Callable[[Floats], NDArray[Any]]] = {
     REWARD_MARGIN: lambda margins: margins,
 }
 """Metric -> its value for each pair, from the margins of the implicit rewards."""
-OF_ANSWERS: dict[str, Callable[[Sequence[Answer]], Floats]] = {
+OF_ANSWERS: dict[str, Callable[[Sequence[Answer]], NDArray[Any]]] = {
     LENGTH: lambda answers: np.array([float(len(answer.ids)) for answer in answers]),
-    FINISHED: lambda answers: np.array([float(answer.finished) for answer in answers]),
+    FINISHED: lambda answers: np.array([answer.finished for answer in answers]),
     REPETITION: lambda answers: np.array([float(answer.repetition) for answer in answers]),
 }
-"""Metric -> its value for each of the answers that a model generated; the mean is reported."""
+"""Metric -> its value for each of the answers that a model generated; of booleans the share, of numbers the mean."""
+SHARES = (REPETITION,)
+"""Metrics whose numbers are shares themselves, in [0, 1]: their mean is estimated as a share is."""
 AGAIN = "Mend it, and start again: what was trained is kept."
 
 
@@ -111,7 +119,7 @@ def _one_per_pair(key: str, of_pairs: Callable[[PairScores], NDArray[Any]]) -> C
     return checked
 
 
-def _one_per_answer(key: str, of_answers: Callable[[Answer], float]) -> Callable[[Sequence[Answer]], Floats]:
+def _one_per_answer(key: str, of_answers: Callable[[Answer], float]) -> Callable[[Sequence[Answer]], NDArray[Any]]:
     """The function for many answers; its values are truths or finite numbers."""
 
     def checked(answers: Sequence[Answer]) -> Floats:
@@ -152,7 +160,7 @@ class Summary:
     ) -> None:
         self.base, self.tuned = measured[BASE], measured[TUNED]
         self.models = {BASE: self.base, **measured}
-        self.clusters, self.sources = material.clusters, material.sources
+        self.material, self.sources = material, material.sources
         self.groupings = [np.array(names) for names in (material.slices, material.tags)]
         self.beta = beta
         self.bootstrap = bootstrap
@@ -164,14 +172,15 @@ class Summary:
         base, tuned = self.base.held_out_pairs, self.tuned.held_out_pairs
         if base is None or tuned is None:
             return found
-        gain = (tuned.margins > 0).astype(float) - (base.margins > 0).astype(float)
-        wins, losses = int((gain > 0).sum()), int((gain < 0).sum())
+        prompts = self.material.held_out.pair_prompts
         longer = base.chosen.lengths - base.rejected.lengths
-        found.gain[ACCURACY] = self._mean(gain, self.clusters)
-        found.p_value = sign_test(wins, losses) if wins + losses else 1.0
-        found.baselines = {
-            LONGER_WINS: share(longer > 0, self.clusters),
-            SHORTER_WINS: share(longer < 0, self.clusters),
+        rules = {LONGER_WINS: longer > 0, SHORTER_WINS: longer < 0}
+        change = change_of_share(base.margins > 0, tuned.margins > 0, prompts)
+        found.gain[ACCURACY], found.p_value = change.estimate, change.p_value
+        found.discordant, found.effective_n = change.discordant, change.effective_n
+        found.baselines = {name: share(hits, prompts) for name, hits in rules.items()}
+        found.over_baselines = {
+            name: change_of_share(hits, tuned.margins > 0, prompts).estimate for name, hits in rules.items()
         }
         pairs = {name: model.held_out_pairs for name, model in self.models.items()}
         found.ties = {name: int((scores.margins == 0).sum()) for name, scores in pairs.items() if scores is not None}
@@ -189,23 +198,29 @@ class Summary:
         """Metrics of some held-out examples: of preference pairs, or the loss of demonstrations."""
         base_rows, tuned_rows = self.base.held_out_rows, self.tuned.held_out_rows
         if base_rows is not None and tuned_rows is not None:
+            prompts = _select(self.material.held_out.row_prompts, rows)
             lengths, base, tuned = base_rows.lengths[rows], base_rows.logps[rows], tuned_rows.logps[rows]
-            of_base, of_tuned, gain = (self.bootstrap.ratio(x, lengths) for x in (-base, -tuned, base - tuned))
+            of_base, of_tuned, gain = (
+                self.bootstrap.ratio(x, lengths, prompts) for x in (-base, -tuned, base - tuned)
+            )
             return {LOSS: of_tuned, "base": {LOSS: of_base}, "gain": {LOSS: gain}}
         base_pairs, tuned_pairs = self.base.held_out_pairs, self.tuned.held_out_pairs
         if base_pairs is None or tuned_pairs is None:
             return {}
-        clusters = None if self.clusters is None else np.unique(self.clusters[rows], return_inverse=True)[1]
+        prompts = _select(self.material.held_out.pair_prompts, rows)
         margins = {BASE: base_pairs.margins[rows], TUNED: tuned_pairs.margins[rows]}
         found = {
-            name: {ACCURACY: share(each > 0, clusters), MARGIN: self._mean(each, clusters)}
+            name: {ACCURACY: share(each > 0, prompts), MARGIN: self.bootstrap.mean(each, prompts)}
             for name, each in margins.items()
         }
-        gain = (margins[TUNED] > 0).astype(float) - (margins[BASE] > 0).astype(float)
-        return {**found[TUNED], "base": found[BASE], "gain": {ACCURACY: self._mean(gain, clusters)}}
+        gain = change_of_share(margins[BASE] > 0, margins[TUNED] > 0, prompts).estimate
+        return {**found[TUNED], "base": found[BASE], "gain": {ACCURACY: gain}}
 
     def overfitting(self) -> dict[str, Gap]:
-        """Train and held-out metrics of the tuned model, and their gap (train minus held-out; for a loss reversed)."""
+        """Train and held-out metrics of the tuned model, and their gap: above 0, training did better.
+
+        It is train minus held-out for what is better if higher, and held-out minus train for a loss.
+        """
         block: dict[str, Gap] = {}
         held_out, train = self.tuned.held_out_pairs, self.tuned.train_pairs
         if held_out is not None and train is not None:
@@ -215,9 +230,10 @@ class Summary:
                 rewards = _rewards(base_train, train, self.beta), _rewards(base_held_out, held_out, self.beta)
                 block[REWARD_ACCURACY] = self._gap(rewards[0] > 0, rewards[1] > 0)
         if self.tuned.held_out_rows is not None and self.tuned.train_rows is not None:
-            on_train, on_held_out = (self._loss(rows) for rows in (self.tuned.train_rows, self.tuned.held_out_rows))
-            gap = on_held_out.value - on_train.value
-            block[LOSS] = {"train": on_train, "held_out": on_held_out, "gap": gap}
+            train_loss = self._loss(self.tuned.train_rows, self.material.train.row_prompts)
+            held_out_loss = self._loss(self.tuned.held_out_rows, self.material.held_out.row_prompts)
+            gap = replace(difference(held_out_loss, train_loss), n=held_out_loss.n)
+            block[LOSS] = {"train": train_loss, "held_out": held_out_loss, "gap": gap}
         return block
 
     def drift(self) -> dict[str, Estimate | Estimates]:
@@ -226,16 +242,21 @@ class Summary:
         by_base, by_tuned = (model.answers_of.get(TUNED) for model in (self.base, self.tuned))
         if by_base is not None and by_tuned is not None:
             log_ratios = by_tuned.logps - by_base.logps
-            block[KL] = self.bootstrap.ratio(log_ratios, by_tuned.lengths)
-            per_response = self._mean(log_ratios)
+            prompts = self.material.answer_prompts
+            block[KL] = self.bootstrap.ratio(log_ratios, by_tuned.lengths, prompts)
+            per_response = self.bootstrap.mean(log_ratios, prompts)
             block[KL_PER_RESPONSE] = AnswersEstimate(**vars(per_response), **_count_cut(self.tuned.samples))
             for key, value_of in OF_ANSWERS.items():
-                block[key] = {name: self._mean(value_of(model.samples)) for name, model in self.models.items()}
+                block[key] = {
+                    name: self._estimate(value_of(model.samples), prompts, is_share=key in SHARES)
+                    for name, model in self.models.items()
+                }
         neutral = {name: model.neutral for name, model in self.models.items() if model.neutral is not None}
         if BASE in neutral and TUNED in neutral:
             base, tuned = neutral[BASE], neutral[TUNED]
             ratio = _exp(self.bootstrap.ratio(base.logps - tuned.logps, base.lengths))
-            block[PERPLEXITY] = {name: _exp(self._loss(rows)) for name, rows in neutral.items()} | {"ratio": ratio}
+            of_each = {name: _exp(self._loss(rows, None)) for name, rows in neutral.items()}
+            block[PERPLEXITY] = of_each | {"ratio": ratio}
         return block
 
     def likelihood(self) -> Estimates | None:
@@ -243,11 +264,12 @@ class Summary:
         base, tuned = self.base.held_out_pairs, self.tuned.held_out_pairs
         if base is None or tuned is None:
             return None
+        prompts = self.material.held_out.pair_prompts
         chosen = tuned.chosen.avg_logps - base.chosen.avg_logps
         return {
-            CHOSEN: self._mean(chosen, self.clusters),
-            REJECTED: self._mean(tuned.rejected.avg_logps - base.rejected.avg_logps, self.clusters),
-            CHOSEN_FELL: share(chosen < 0, self.clusters),
+            CHOSEN: self.bootstrap.mean(chosen, prompts),
+            REJECTED: self.bootstrap.mean(tuned.rejected.avg_logps - base.rejected.avg_logps, prompts),
+            CHOSEN_FELL: share(chosen < 0, prompts),
         }
 
     def per_pair(self) -> list[dict[str, object]]:
@@ -256,15 +278,18 @@ class Summary:
         if base is None or tuned is None:
             return []
         rewards = _rewards(base, tuned, self.beta) if self.beta is not None else [None] * len(self.sources)
-        columns = zip(self.sources, base.margins, tuned.margins, rewards, strict=True)
+        prompts = self.material.held_out.pair_prompts
+        assert prompts is not None, "pairs have prompts"
+        columns = zip(self.sources, prompts.numbers.tolist(), base.margins, tuned.margins, rewards, strict=True)
         return [
             {
                 "source": source,
+                "prompt": prompt,
                 "base_margin": float(base_margin),
                 "tuned_margin": float(tuned_margin),
                 "reward_margin": None if reward is None else float(reward),
             }
-            for source, base_margin, tuned_margin, reward in columns
+            for source, prompt, base_margin, tuned_margin, reward in columns
         ]
 
     def _num_held_out(self) -> int:
@@ -274,41 +299,41 @@ class Summary:
 
     def _of_model(self, model: Measured) -> Estimates:
         found: Estimates = {}
-        pairs, base = model.held_out_pairs, self.base.held_out_pairs
+        pairs, base, prompts = model.held_out_pairs, self.base.held_out_pairs, self.material.held_out.pair_prompts
         if pairs is not None:
-            found |= {key: self._estimate(value_of(pairs)) for key, value_of in OF_PAIRS.items()}
+            found |= {key: self._estimate(value_of(pairs), prompts) for key, value_of in OF_PAIRS.items()}
         if model.held_out_rows is not None:
-            loss = self._loss(model.held_out_rows)
+            loss = self._loss(model.held_out_rows, self.material.held_out.row_prompts)
             found |= {LOSS: loss, PERPLEXITY: _exp(loss)}
         if self.beta is not None and pairs is not None and base is not None and model is not self.base:
             margins = _rewards(base, pairs, self.beta)
-            found |= {key: self._estimate(value_of(margins)) for key, value_of in OF_REWARDS.items()}
+            found |= {key: self._estimate(value_of(margins), prompts) for key, value_of in OF_REWARDS.items()}
         return found
 
-    def _estimate(self, values: NDArray[Any]) -> Estimate:
-        """Estimates the share (of booleans) or the mean over held-out pairs."""
-        return share(values, self.clusters) if values.dtype == bool else self._mean(values, self.clusters)
+    def _estimate(self, values: NDArray[Any], prompts: Prompts | None, *, is_share: bool = False) -> Estimate:
+        """Estimates the share of booleans, or the mean of numbers, over held-out pairs or answers."""
+        return share(values, prompts) if is_share or values.dtype == bool else self.bootstrap.mean(values, prompts)
 
-    def _loss(self, rows: Scores) -> Estimate:
-        return self.bootstrap.ratio(-rows.logps, rows.lengths)
+    def _loss(self, rows: Scores, prompts: Prompts | None) -> Estimate:
+        return self.bootstrap.ratio(-rows.logps, rows.lengths, prompts)
 
     def _loss_gain(self) -> Estimates:
         """Paired change of the loss per token, tuned minus base: negative is better."""
         base, tuned = self.base.held_out_rows, self.tuned.held_out_rows
         if base is None or tuned is None:
             return {}
-        return {LOSS: self.bootstrap.ratio(base.logps - tuned.logps, base.lengths)}
+        prompts = self.material.held_out.row_prompts
+        return {LOSS: self.bootstrap.ratio(base.logps - tuned.logps, base.lengths, prompts)}
 
     def _gap(self, train: NDArray[np.bool_], held_out: NDArray[np.bool_]) -> Gap:
-        """Shares and their difference, with Newcombe's interval of a difference of two independent shares."""
-        a, b = share(train), share(held_out, self.clusters)
-        gap = a.value - b.value
-        low = gap - np.hypot(a.value - a.low, b.high - b.value)
-        high = gap + np.hypot(a.high - a.value, b.value - b.low)
-        return {"train": a, "held_out": b, "gap": Estimate(gap, float(low), float(high), b.n)}
+        """Shares and their difference; training and held-out prompts are independent of each other."""
+        a = share(train, self.material.train.pair_prompts)
+        b = share(held_out, self.material.held_out.pair_prompts)
+        return {"train": a, "held_out": b, "gap": difference(a, b)}
 
-    def _mean(self, values: Floats, clusters: Clusters = None) -> Estimate:
-        return self.bootstrap.mean(values, clusters)
+
+def _select(prompts: Prompts | None, rows: NDArray[np.int64]) -> Prompts | None:
+    return None if prompts is None else prompts.select(rows)
 
 
 def _count_cut(answers: list[Answer]) -> dict[str, Any]:
@@ -326,4 +351,4 @@ def _rewards(base: PairScores, tuned: PairScores, beta: float) -> Floats:
 
 def _exp(estimate: Estimate) -> Estimate:
     value, low, high = (float(x) for x in np.exp([estimate.value, estimate.low, estimate.high]))
-    return Estimate(value, low, high, estimate.n)
+    return replace(estimate, value=value, low=low, high=high)

@@ -21,8 +21,9 @@ def print_report(report: Report, path: Path, console: Console) -> None:
     shown = headline(report)
     console.print()
     console.print(
-        Text.assemble((f" {shown.decision.upper()} ", f"bold reverse {STYLES[shown.level]}"), " ", shown.sentence)
+        Text.assemble((f" {shown.decision.upper()} ", f"bold reverse {STYLES[shown.level]}"), " ", shown.reason or "")
     )
+    console.print(shown.sentence)
     tables = [table for table in (held_out_table(report), drift_table(report)) if table]
     if tables:
         console.print(_numbers(tables))
@@ -30,6 +31,8 @@ def print_report(report: Report, path: Path, console: Console) -> None:
         console.print()
     for finding in report.verdict or []:
         console.print(_finding(finding))
+    for wanted in shown.would_decide:
+        console.print(_line("need", "blue", wanted))
     console.print(Text.assemble("Report: ", (str(path), "bold")), soft_wrap=True)
 
 
@@ -53,11 +56,14 @@ def _cell(shown: Cell) -> Text:
 
 
 def _finding(finding: dict[str, str]) -> RichTable:
+    evidence = f" {finding['evidence']}" if finding.get("evidence") else ""
+    level = finding["level"]
+    return _line(WORDS[level], STYLES[level], Text.assemble(finding["finding"], (evidence, "dim")))
+
+
+def _line(word: str, style: str, text: Text | str) -> RichTable:
     line = RichTable.grid(padding=(0, 1))
     line.add_column(width=4, no_wrap=True)
     line.add_column()
-    line.add_row(
-        Text(WORDS[finding["level"]], f"bold {STYLES[finding['level']]}"),
-        Text.assemble(finding["finding"], (f" {finding['evidence']}" if finding.get("evidence") else "", "dim")),
-    )
+    line.add_row(Text(word, f"bold {style}"), text)
     return line

@@ -32,12 +32,23 @@ DECISIONS = {"ship": ("Ship", "good"), "do_not_ship": ("Do not ship", "bad"), "u
 
 @dataclass(frozen=True)
 class Headline:
-    """The decision, the finding that spoke against shipping (if one did), and a sentence with the main number."""
+    """The decision in words.
+
+    Attributes:
+        decision: Ship, Do not ship, or Undecided.
+        level: The level of a finding that is as good or bad.
+        reason: The most important reason.
+        sentence: A sentence with the main number.
+        reasons: The other reasons.
+        would_decide: What it takes to decide.
+    """
 
     decision: str
     level: str
     reason: str | None
     sentence: str
+    reasons: tuple[str, ...] = ()
+    would_decide: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,16 +103,20 @@ def audit_table(report: Report) -> AuditTable | None:
 
 
 def headline(report: Report) -> Headline:
-    """Returns the decision, its reason, and one plain sentence with the main number."""
-    words, level = DECISIONS.get(report.decision or "", ("No decision", "info"))
+    """Returns the decision, its reasons, and one plain sentence with the main number."""
     sentence = _preference_sentence(report.held_out) or _loss_sentence(report.held_out)
-    return Headline(words, level, _reason(report), sentence)
+    decision = report.decision
+    if decision is None:
+        return Headline("No decision", "info", None, sentence)
+    words, level = DECISIONS[decision.word]
+    reasons = decision.reasons or _earlier_reasons(decision.word, report)
+    return Headline(words, level, next(iter(reasons), None), sentence, reasons[1:], decision.would_decide)
 
 
-def _reason(report: Report) -> str | None:
-    wanted = {"do_not_ship": "bad", "undecided": "warning"}.get(report.decision or "")
-    findings = (f["finding"] for f in report.verdict or [] if f["level"] == wanted)
-    return next(findings, None)
+def _earlier_reasons(word: str, report: Report) -> tuple[str, ...]:
+    """The reason in a report of an earlier version, whose decision was the word alone."""
+    wanted = {"do_not_ship": "bad", "undecided": "warning"}.get(word)
+    return tuple(found["finding"] for found in report.verdict or [] if found["level"] == wanted)[:1]
 
 
 def _preference_sentence(held_out: HeldOut) -> str | None:
@@ -159,7 +174,7 @@ def held_out_table(report: Report) -> Table | None:
     ]
     if not rows:
         return None
-    notes = [note for note in (_sign_test(held_out.p_value), _baselines(held_out), _ties(held_out)) if note]
+    notes = [note for note in (_p_value(held_out.p_value), _baselines(held_out), _ties(held_out)) if note]
     return _without_empty_columns(Table(["Base", "Tuned", "Change"], rows, notes))
 
 
@@ -167,8 +182,8 @@ def _change(gain: Estimate | None, metric: Metric) -> Cell:
     return cell(gain, metric.change_unit) if is_measured(gain) else NOT_APPLICABLE
 
 
-def _sign_test(p_value: float | None) -> str | None:
-    return f"Sign test of the change in preference accuracy: p = {p_value:.2g}." if p_value is not None else None
+def _p_value(p_value: float | None) -> str | None:
+    return f"The change in preference accuracy: p = {p_value:.2g}, two-sided." if p_value is not None else None
 
 
 def _baselines(held_out: HeldOut) -> str | None:

@@ -13,7 +13,7 @@ from prefopt.storage.files import read_lines, read_object
 from prefopt.storage.reading import parse_json, read_file
 
 LARGEST = 2**63
-REPORT_FORMAT = 1
+REPORT_FORMAT = 2
 """Version of the format of report.json; raised when a key changes its meaning, so that a later one is not read."""
 Shape = Callable[[Any], bool] | Mapping[str, Any]
 """A check of a value: a test function or, for an object, the shape of each of its required keys."""

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from prefopt.config.load import TRAIN, complete
 from prefopt.distributed.entry import run_entry
+from prefopt.evaluation.decision import Decision
 from prefopt.evaluation.metrics import HELD_OUT, TUNED
 from prefopt.process.errors import UserError
 from prefopt.process.ranks import Launch
@@ -140,7 +141,8 @@ def _tell_ended(opened: optuna.Study, folder: SweepFolder, search: Search) -> No
             report = run.read_report()
             value = _find_value(report, search.metric)
             end = TrialState.FAIL if value is None else TrialState.COMPLETE
-            study.end_trial(opened, trial, end, value, report.get("decision"))
+            decision = Decision.from_written(report.get("decision"))
+            study.end_trial(opened, trial, end, value, None if decision is None else decision.word)
 
 
 def _find_value(report: dict[str, Any], metric: str) -> float | None:

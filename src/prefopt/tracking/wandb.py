@@ -264,7 +264,7 @@ class WandbMirror:
         """Adds the report's numbers to the summary, its samples as a table and the model, and ends the session."""
         import wandb
 
-        summary = {"decision": report["decision"], **_values(report["held_out"], "held_out")}
+        summary = {"decision": report["decision"]["word"], **_values(report["held_out"], "held_out")}
         summary |= _values(report.get("drift") or {}, "drift")
         summary |= {"outside_training_s": phases.outside_training(report["phases"])} if report.get("phases") else {}
         found = (report.get("audit") or {}).get("checks", [])

@@ -1,0 +1,148 @@
+"""The decision on a tuned model: evidence in, a word with its reasons out.
+
+`ship` has to be earned: it takes a gain in what the model writes, not in how it ranks answers that others wrote, and
+nothing that speaks against it. What would decide an undecided case stands beside it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from prefopt.evaluation.statistics import Estimate
+
+Level = Literal["good", "info", "warning", "bad"]
+Word = Literal["ship", "do_not_ship", "undecided"]
+LEVELS: tuple[Level, ...] = ("bad", "warning", "good", "info")
+"""Levels of findings, worst first."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that the numbers of a report say.
+
+    Attributes:
+        level: How good or bad it is.
+        finding: What was found, in a sentence.
+        evidence: The numbers behind it.
+        is_severe: Whether the model is not to be shipped before it is resolved, although it may be fine.
+        remedy: What would resolve it; empty if nothing does.
+    """
+
+    level: Level
+    finding: str
+    evidence: str
+    is_severe: bool = False
+    remedy: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the entry of `verdict` in report.json."""
+        severe = {"severe": True} if self.is_severe else {}
+        return {"level": self.level, "finding": self.finding, "evidence": self.evidence, **severe}
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A measured gain of the tuned model over its base.
+
+    Attributes:
+        metric: Key of the metric.
+        sentence: What is said once it is shown: "Ranks held-out pairs better".
+        estimate: The gain, turned so that above 0 is better.
+        least: The interval must lie above this.
+        is_of_answers: Whether it is one of judged answers or of a task: only such a gain decides.
+        obstacles: Why it would not count even so: a rule without a model does as well, or it is below chance.
+        remedy: What would show it, if its interval does not.
+    """
+
+    metric: str
+    sentence: str
+    estimate: Estimate
+    least: float
+    is_of_answers: bool = False
+    obstacles: tuple[str, ...] = ()
+    remedy: str = ""
+
+    def is_shown(self, min_prompts: int) -> bool:
+        """Whether it is large enough beyond doubt, on enough prompts, and nothing simpler explains it."""
+        return self.has_prompts(min_prompts) and self.estimate.low > self.least and not self.obstacles
+
+    def has_prompts(self, min_prompts: int) -> bool:
+        found = self.estimate.n if self.estimate.num_prompts is None else self.estimate.num_prompts
+        return (found or 0) >= min_prompts
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a report decides.
+
+    Attributes:
+        word: `ship`: a gain of its answers is shown, nothing is ruined, and no severe finding is unresolved.
+            `do_not_ship`: a finding is bad, such as a ruined or measurably worse model. `undecided`: otherwise.
+        reasons: Sentences, the most important first.
+        would_decide: What an undecided case takes to be decided.
+    """
+
+    word: Word
+    reasons: tuple[str, ...] = ()
+    would_decide: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_written(cls, written: object) -> "Decision | None":
+        """Reads the entry of report.json; that of earlier versions was the word alone. None for anything else."""
+        found = {"word": written} if isinstance(written, str) else written
+        if not isinstance(found, dict) or found.get("word") not in ("ship", "do_not_ship", "undecided"):
+            return None
+        texts = {key: found.get(key) for key in ("reasons", "would_decide")}
+        lists = {key: tuple(map(str, value)) for key, value in texts.items() if isinstance(value, list)}
+        return cls(found["word"], **lists)
+
+
+def decide(gains: Sequence[Gain], findings: Sequence[Finding], min_prompts: int) -> Decision:
+    """Returns the decision that the evidence earns.
+
+    Args:
+        gains: All measured gains.
+        findings: All findings.
+        min_prompts: Held-out prompts that a gain takes to be shown (`evaluation.min_prompts`).
+    """
+    bad = [finding.finding for finding in findings if finding.level == "bad"]
+    if bad:
+        return Decision("do_not_ship", tuple(bad))
+    severe = [finding for finding in findings if finding.is_severe]
+    shown = [gain for gain in gains if gain.is_shown(min_prompts)]
+    of_answers = [gain for gain in shown if gain.is_of_answers]
+    if of_answers and not severe:
+        return Decision("ship", tuple(f"{gain.sentence}." for gain in of_answers))
+    reasons = [finding.finding for finding in severe]
+    wanted = [finding.remedy for finding in severe if finding.remedy]
+    for gain in gains:
+        if gain in shown:
+            reasons.append(f"{gain.sentence}{'' if gain.is_of_answers else '; its answers were not judged'}.")
+        else:
+            reasons += _why_not_shown(gain, min_prompts)
+            wanted += [gain.remedy] if gain.remedy and not gain.obstacles else []
+    if not gains:
+        reasons.append("Nothing was measured on held-out data.")
+        wanted.append("Held-out data: set data.held_out, or data.held_out_fraction.")
+    if not of_answers:
+        wanted.append(
+            "Its answers to held-out prompts beside those of the base with its best prompt, judged by people who do "
+            "not see which is whose; the first ones stand under Samples."
+        )
+    return Decision("undecided", tuple(dict.fromkeys(reasons)), tuple(dict.fromkeys(wanted)))
+
+
+def _why_not_shown(gain: Gain, min_prompts: int) -> list[str]:
+    estimate = gain.estimate
+    if not gain.has_prompts(min_prompts):
+        found = estimate.num_prompts if estimate.num_prompts is not None else estimate.n or 0
+        prompts = "1 prompt" if found == 1 else f"{found} prompts"
+        return [f"Held-out data of {prompts} are too few to judge by; {min_prompts} are the least."]
+    if gain.obstacles:
+        return list(gain.obstacles)
+    if estimate.low > 0:
+        return ["A gain is there, but it may be too small to matter."]
+    return ["No gain is shown: it is not there, or there are too few held-out prompts to see it."]

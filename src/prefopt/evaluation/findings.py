@@ -1,0 +1,401 @@
+"""What the numbers of a report say, each finding with its evidence, and which gains they show."""
+
+from dataclasses import replace
+from math import ceil, isfinite
+from typing import Any
+
+from prefopt.config.limits import LimitsConfig
+from prefopt.config.schema import EvaluationConfig
+from prefopt.data.intervals import Z_95
+from prefopt.evaluation.decision import LEVELS, Decision, Finding, Gain, decide
+from prefopt.evaluation.metrics import (
+    ACCURACY,
+    BASE,
+    CHOSEN,
+    DRIFT,
+    FINISHED,
+    HELD_OUT,
+    KL,
+    LENGTH,
+    LIKELIHOOD,
+    LOSS,
+    METRICS,
+    PERPLEXITY,
+    REJECTED,
+    REPETITION,
+    REWARD_ACCURACY,
+    TUNED,
+)
+from prefopt.evaluation.report import Estimates, Gap, HeldOut, Report
+from prefopt.evaluation.statistics import Z_80, Estimate, detectable_gain
+
+NEARER = "A run that stays nearer to its base: lower optim.learning_rate, train less, or raise algorithm.beta."
+MORE = "more prompts in data.held_out, or a larger data.held_out_fraction"
+
+
+def assess(report: Report, settings: EvaluationConfig) -> tuple[Decision, list[Finding]]:
+    """Returns the decision on a report, and what it found, worst first."""
+    limits, held_out = settings.limits, report.held_out
+    gains = [gain for gain in (_ranking(held_out, settings), _likelier(held_out, settings)) if gain is not None]
+    findings = [
+        *_not_finite(report),
+        *_preference(held_out, gains, settings),
+        *_loss(held_out, gains, settings),
+        *_overlap(report.overlap or {}, limits),
+        *_ruin(report, limits),
+        *(_stillness(report.likelihood, limits) or _overfitting(report.overfitting, settings)),
+        *_displacement(report.likelihood, limits),
+        *_answers(report.drift, limits),
+        *_files(report.run or {}),
+    ]
+    findings.sort(key=lambda finding: (LEVELS.index(finding.level), not finding.is_severe))
+    return decide(gains, findings, settings.min_prompts), findings
+
+
+def _ranking(held_out: HeldOut, settings: EvaluationConfig) -> Gain | None:
+    """The gain in preference accuracy, with what else would explain it."""
+    gain, tuned = held_out.gain.get(ACCURACY), held_out.model(TUNED).get(ACCURACY)
+    if gain is None or tuned is None:
+        return None
+    obstacles = [_rule_sentence(name, held_out) for name in held_out.baselines or {}]
+    if tuned.value < 0.5:
+        obstacles.append("It ranks fewer than half of the held-out pairs right, which is below chance.")
+    return Gain(
+        ACCURACY,
+        "Ranks held-out pairs better",
+        gain,
+        settings.min_gain,
+        obstacles=tuple(filter(None, obstacles)),
+        remedy=_needed_prompts(gain, held_out, settings),
+    )
+
+
+def _rule_sentence(name: str, held_out: HeldOut) -> str:
+    """Says that a rule without a model does as well, or may; empty if the tuned model is shown to do better."""
+    tuned, rule = held_out.models[TUNED][ACCURACY], (held_out.baselines or {})[name]
+    over = (held_out.over_baselines or {}).get(name)
+    words = name.replace("_", " ")
+    if rule.value >= tuned.value:
+        return f"A rule without a model does as well: {words}."
+    return f"A rule without a model may do as well: {words}." if over is not None and over.low <= 0 else ""
+
+
+def _needed_prompts(gain: Estimate, held_out: HeldOut, settings: EvaluationConfig) -> str:
+    """Says how many held-out prompts would show the measured gain; empty in reports of earlier versions."""
+    num, discordant, effective_n = gain.num_prompts, held_out.discordant, held_out.effective_n
+    if num is None or discordant is None or effective_n is None:
+        return ""
+    if num < settings.min_prompts:
+        return f"At least {settings.min_prompts} held-out prompts instead of {num}: {MORE}."
+    per_prompt = effective_n / num
+    over = gain.value - settings.min_gain
+    if over <= 0:
+        shown = 100 * detectable_gain(effective_n, discordant)
+        return f"A larger gain: these {num} held-out prompts show one of about {shown:.0f} points or more."
+    spread = max(discordant - gain.value**2, 1 / effective_n)
+    needed = max(ceil((Z_95 + Z_80) ** 2 * spread / over**2 / per_prompt), num + 1)
+    return f"About {needed:,} held-out prompts instead of {num:,}, if the true gain is the measured one: {MORE}."
+
+
+def _likelier(held_out: HeldOut, settings: EvaluationConfig) -> Gain | None:
+    """The gain in the loss of demonstrations."""
+    change = held_out.gain.get(LOSS)
+    if change is None:
+        return None
+    turned = replace(change, value=-change.value, low=-change.high, high=-change.low)
+    remedy = f"Lower loss on more held-out prompts than {change.num_prompts or change.n}: {MORE}."
+    sentence = "Held-out demonstrations became likelier"
+    return Gain(LOSS, sentence, turned, settings.min_loss_gain, remedy=remedy)
+
+
+def _not_finite(report: Report) -> list[Finding]:
+    """Names every number that is not finite: whatever the others say, such a model or measurement is broken."""
+    names = {metric.report_key: metric.name for metric in reversed(METRICS) if metric.path}
+    blocks: dict[str, Any] = {HELD_OUT: report.held_out.models, DRIFT: report.drift, LIKELIHOOD: report.likelihood}
+    broken = [
+        f"{names.get(metric, metric)}{f' ({model})' if model else ''}"
+        for block in blocks.values()
+        for metric, model in _find_broken(block or {})
+    ]
+    broken += [
+        f"gap in {names.get(key, key)}" for key, gap in report.overfitting.items() if _is_broken(gap.get("gap"))
+    ]
+    broken += [f"change of {names.get(key, key)}" for key, gain in report.held_out.gain.items() if _is_broken(gain)]
+    if not broken:
+        return []
+    text = f"Not a finite number: {', '.join(dict.fromkeys(broken))}."
+    evidence = "the model's log-probs are NaN or infinite, or overflow"
+    return [Finding("bad", text, evidence)]
+
+
+def _find_broken(block: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns (metric, model) of each estimate that is not finite, of a block by model, by metric, or by both."""
+    found = []
+    for outer, entry in block.items():
+        if isinstance(entry, Estimate):
+            found += [(outer, "")] if _is_broken(entry) else []
+        elif outer in (BASE, TUNED) or not any(key in (BASE, TUNED) for key in entry):
+            found += [(metric, outer) for metric, estimate in entry.items() if _is_broken(estimate)]
+        else:
+            found += [(outer, model) for model, estimate in entry.items() if _is_broken(estimate)]
+    return found
+
+
+def _is_broken(value: object) -> bool:
+    return (
+        not isfinite(value.value) if isinstance(value, Estimate) else isinstance(value, float) and not isfinite(value)
+    )
+
+
+def _preference(held_out: HeldOut, gains: list[Gain], settings: EvaluationConfig) -> list[Finding]:
+    found = next((each for each in gains if each.metric == ACCURACY), None)
+    if found is None:
+        return []
+    gain = found.estimate
+    base, tuned = held_out.model(BASE).get(ACCURACY), held_out.models[TUNED][ACCURACY]
+    known = [f"base {_percent(base)}"] if base else []
+    known += [f"tuned {_percent(tuned)}", f"gain {_points(gain)}"]
+    known += [] if held_out.p_value is None else [f"p = {held_out.p_value:.2g}"]
+    evidence = f"{', '.join(known)}, {_num(gain)}"
+    obstacles = [Finding("warning", text, f"{_rules(held_out)}; tuned {_percent(tuned)}") for text in found.obstacles]
+    if gain.high < 0:
+        return [Finding("bad", "The tuned model ranks held-out pairs worse than its base.", evidence), *obstacles]
+    if not found.has_prompts(settings.min_prompts):
+        text = "Held-out pairs show a gain, but there" if gain.low > 0 else "There"
+        few = f"{text} are too few prompts among them to judge by; {settings.min_prompts} are the least."
+        return [Finding("warning", few, evidence), *obstacles]
+    if gain.low <= 0:
+        text = "The held-out pairs do not show a gain: it is not there, or there are too few of them to see it."
+        return [Finding("warning", text, f"{evidence}{_power(held_out)}"), *obstacles]
+    if gain.low <= settings.min_gain:
+        least = 100 * settings.min_gain
+        text = f"The tuned model ranks held-out pairs better, though the gain may be below {least:g} points."
+        return [Finding("info", text, evidence), *obstacles]
+    return [
+        Finding(
+            "info" if obstacles else "good", "The tuned model ranks held-out pairs better than its base.", evidence
+        ),
+        *obstacles,
+    ]
+
+
+def _rules(held_out: HeldOut) -> str:
+    rules = held_out.baselines or {}
+    return ", ".join(f"{name.replace('_', ' ')} {_percent(rule)}" for name, rule in rules.items())
+
+
+def _power(held_out: HeldOut) -> str:
+    """Says which gain these pairs show; empty in reports of earlier versions."""
+    if held_out.effective_n is None or held_out.discordant is None:
+        return ""
+    shown = 100 * detectable_gain(held_out.effective_n, held_out.discordant)
+    changed = f"with {100 * held_out.discordant:.0f} % ranked otherwise than before"
+    return f"; {changed}, they show gains of about {shown:.0f} points or more"
+
+
+def _loss(held_out: HeldOut, gains: list[Gain], settings: EvaluationConfig) -> list[Finding]:
+    found, change = next((each for each in gains if each.metric == LOSS), None), held_out.gain.get(LOSS)
+    if found is None or change is None:
+        return []
+    base, tuned = (held_out.model(name).get(LOSS) for name in (BASE, TUNED))
+    known = [f"{name} {each.value:z.3f}" for name, each in (("base", base), ("tuned", tuned)) if each]
+    evidence = f"loss per token: {', '.join([*known, f'change {_interval(change)}'])}, {_num(change)}"
+    if not found.has_prompts(settings.min_prompts):
+        text = f"There are too few held-out prompts to judge by; {settings.min_prompts} are the least."
+        return [Finding("warning", text, evidence)]
+    if found.is_shown(settings.min_prompts):
+        return [Finding("good", "Held-out demonstrations became more likely.", evidence)]
+    if change.low > 0:
+        return [Finding("bad", "Held-out demonstrations became less likely.", evidence)]
+    if change.high < 0:
+        return [Finding("warning", "Held-out demonstrations became hardly more likely.", evidence)]
+    return [Finding("warning", "Held-out demonstrations are about as likely as before.", evidence)]
+
+
+def _overlap(overlap: dict[str, Any], limits: LimitsConfig) -> list[Finding]:
+    """Warns of held-out prompts that training has seen, or nearly: they do not measure what is new to the model."""
+    num, exact, near = (overlap.get(key) or 0 for key in ("prompts", "exact", "near"))
+    if not num or not exact + near:
+        return []
+    share = (exact + near) / num
+    kinds = [f"{exact} word for word"] if exact else []
+    kinds += [f"{near} nearly"] if near else []
+    return [
+        Finding(
+            "warning",
+            f"Held-out prompts are also training prompts: {' and '.join(kinds)}.",
+            f"{exact + near} of {num} held-out prompts ({100 * share:.1f} %)",
+            is_severe=share > limits.overlap,
+            remedy="Held-out prompts that training has not seen: data.on_overlap=skip leaves the same ones out of "
+            "training, and prefopt audit lists those that are nearly the same.",
+        )
+    ]
+
+
+def _ruin(report: Report, limits: LimitsConfig) -> list[Finding]:
+    """Judges drift by neutral text and KL: a ruined model can still win every comparison on its own task."""
+    perplexity, kl = _sides(report.drift, PERPLEXITY), report.drift.get(KL)
+    ratio = perplexity["ratio"].value if "ratio" in perplexity else 1.0
+    nats = kl.value if isinstance(kl, Estimate) else 0.0
+    if not (isfinite(ratio) and isfinite(nats)):
+        return []  # said elsewhere
+    parts = []
+    if "ratio" in perplexity:
+        sides = " -> ".join(f"{perplexity[name].value:.1f}" for name in (BASE, TUNED) if name in perplexity)
+        parts.append(f"perplexity of neutral text {sides} (x{ratio:.2f}, n = {perplexity['ratio'].n})")
+    if isinstance(kl, Estimate):
+        parts.append(f"KL to the base {nats:z.2f} nats per token of its own answers (n = {kl.n})")
+    evidence = "; ".join(parts)
+    if ratio >= limits.ruined_perplexity_ratio or nats >= limits.ruined_kl_per_token:
+        tuned = report.held_out.model(TUNED).get(ACCURACY)
+        despite = f", although it ranks {_percent(tuned)} of held-out pairs right" if tuned else ""
+        advice = "Train less, lower optim.learning_rate, or raise algorithm.beta."
+        return [Finding("bad", f"The model was ruined{despite}. {advice}", evidence)]
+    if ratio >= limits.drifted_perplexity_ratio or nats >= limits.drifted_kl_per_token:
+        text = "The model drifted far from its base: check it on tasks it must not lose."
+        return [Finding("warning", text, evidence, is_severe=True, remedy=NEARER)]
+    if not parts:
+        return [Finding("info", "Drift was not measured, so a ruined model would not be seen here.", "no drift block")]
+    return [Finding("info", "The model stayed close to its base.", evidence)]
+
+
+def _stillness(block: Estimates | None, limits: LimitsConfig) -> list[Finding]:
+    """Warns if the model has hardly moved: it then ranks pairs by differences that mean nothing."""
+    if block is None or CHOSEN not in block or REJECTED not in block:
+        return []
+    chosen, rejected = block[CHOSEN].value, block[REJECTED].value
+    if not max(abs(chosen), abs(rejected)) < limits.still_per_token:
+        return []
+    return [
+        Finding(
+            "warning",
+            "The model has hardly moved. Raise optim.learning_rate, or train longer.",
+            f"log-prob per token: chosen {chosen:+.5f}, rejected {rejected:+.5f}, n = {block[CHOSEN].n}",
+        )
+    ]
+
+
+def _overfitting(block: dict[str, Gap], settings: EvaluationConfig) -> list[Finding]:
+    limits = settings.limits
+    for name in (REWARD_ACCURACY, ACCURACY, LOSS):
+        found = block.get(name, {})
+        train, held_out, gap = (found.get(key) for key in ("train", "held_out", "gap"))
+        if not all(isinstance(each, Estimate) and isfinite(each.value) for each in (train, held_out, gap)):
+            continue
+        assert isinstance(train, Estimate)
+        assert isinstance(held_out, Estimate)
+        assert isinstance(gap, Estimate)
+        is_loss = name == LOSS
+        what, limit = ("demonstrations", limits.overfitting_loss_gap) if is_loss else ("pairs", limits.overfitting_gap)
+        shown = (_interval, _interval) if is_loss else (_percent, _points)
+        evidence = f"{name}: train {shown[0](train)}, held-out {shown[0](held_out)}, gap {shown[1](gap)}"
+        num = held_out.n if held_out.num_prompts is None else held_out.num_prompts
+        if (num or 0) < settings.min_prompts and gap.low > 0:
+            text = f"Better on the {what} it was trained on, as far as so few held-out {what} tell."
+            return [Finding("info", text, f"{evidence}, {_num(held_out)}")]
+        if gap.low > limit:
+            return [Finding("warning", f"Overfitting: much better on the {what} it was trained on.", evidence)]
+        if gap.low > 0:
+            return [Finding("info", f"Somewhat better on the {what} it was trained on.", evidence)]
+        if gap.high < 0:
+            text = f"Better on held-out {what} than on those it was trained on: the two sets are not alike."
+            return [Finding("info", text, evidence)]
+        if not gap.has_interval:
+            continue
+        how = "about equally likely" if is_loss else "ranked about alike"
+        return [Finding("info", f"Training and held-out {what} are {how}.", evidence)]
+    return []
+
+
+def _displacement(block: Estimates | None, limits: LimitsConfig) -> list[Finding]:
+    if block is None or CHOSEN not in block or REJECTED not in block:
+        return []
+    chosen, rejected = block[CHOSEN].value, block[REJECTED].value
+    evidence = f"log-prob per token: chosen {chosen:+z.2f}, rejected {rejected:+z.2f}, n = {block[CHOSEN].n}"
+    if not chosen < -limits.displaced_per_token:
+        return []
+    return [
+        Finding(
+            "warning",
+            "Chosen answers became much less likely too (likelihood displacement). "
+            "Add an SFT term (algorithm.loss_type=[sigmoid,sft]), or lower optim.learning_rate.",
+            evidence,
+            is_severe=True,
+            remedy="A run in which chosen answers stay likely: algorithm.loss_type=[sigmoid,sft], or a lower "
+            "optim.learning_rate.",
+        )
+    ]
+
+
+def _answers(drift: dict[str, Estimate | Estimates], limits: LimitsConfig) -> list[Finding]:
+    length, finished, repetition = (_sides(drift, key) for key in (LENGTH, FINISHED, REPETITION))
+    findings = []
+    if _are_measured(length):
+        ratio = length[TUNED].value / max(length[BASE].value, 1.0)
+        if not 1 / limits.length_ratio < ratio < limits.length_ratio:
+            evidence = f"tokens per answer: base {_interval(length[BASE], 0)}, tuned {_interval(length[TUNED], 0)}"
+            text = f"Answers are {ratio:.1f} times as long as before."
+            remedy = (
+                "Answers of about the same length as before: pairs in which length says nothing, or less training."
+            )
+            findings.append(Finding("warning", text, evidence, is_severe=True, remedy=remedy))
+    if _are_measured(finished) and finished[BASE].value - finished[TUNED].value > limits.unfinished_rise:
+        evidence = f"ended by themselves: base {_percent(finished[BASE])}, tuned {_percent(finished[TUNED])}"
+        text = "More answers run into the length limit than before."
+        remedy = "Answers that end: a larger evaluation.max_new_tokens tells whether they do so later."
+        findings.append(Finding("warning", text, evidence, is_severe=True, remedy=remedy))
+    if _are_measured(repetition) and repetition[TUNED].value - repetition[BASE].value > limits.repetition_rise:
+        evidence = f"repeated 4-grams: base {_percent(repetition[BASE])}, tuned {_percent(repetition[TUNED])}"
+        findings.append(Finding("bad", "The model repeats itself.", evidence))
+    return findings
+
+
+def _are_measured(sides: Estimates) -> bool:
+    return all(name in sides and isfinite(sides[name].value) for name in (BASE, TUNED))
+
+
+def _files(run: dict[str, Any]) -> list[Finding]:
+    """Warns of files of the run that cannot be trusted."""
+    findings = []
+    if run.get("lost_records"):
+        text = "Curves and speeds leave out what metrics.jsonl has lost."
+        findings.append(Finding("warning", text, f"{run['lost_records']} of its lines are gone"))
+    if run.get("model_is_sealed") is False:
+        text = "Nobody can tell whether model/ is what training left there."
+        findings.append(
+            Finding("warning", text, "it has no manifest.json: an earlier version wrote it, or it was edited")
+        )
+    return findings
+
+
+def _sides(drift: dict[str, Estimate | Estimates], key: str) -> Estimates:
+    """Returns a metric of drift by contestant; empty if it was not measured."""
+    found = drift.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _num(found: Estimate) -> str:
+    """The number of examples, and of their prompts where these are fewer: `n = 132 of 66 prompts`."""
+    prompts = found.num_prompts
+    return f"n = {found.n}" + (
+        f" of {prompts} prompt{'' if prompts == 1 else 's'}" if prompts not in (None, found.n) else ""
+    )
+
+
+def _percent(found: Estimate) -> str:
+    return f"{100 * found.value:z.1f} %" + _bounds(found, 100, 1)
+
+
+def _points(found: Estimate) -> str:
+    return f"{100 * found.value:+z.1f} points" + _bounds(found, 100, 1, "+")
+
+
+def _interval(found: Estimate, digits: int = 3) -> str:
+    return f"{found.value:z.{digits}f}" + _bounds(found, 1, digits)
+
+
+def _bounds(found: Estimate, scale: float, digits: int, sign: str = "") -> str:
+    """The interval in brackets; that there is none, if there are too few prompts for one."""
+    if not found.has_interval:
+        return " [no interval]"
+    return f" [{scale * found.low:{sign}z.{digits}f}, {scale * found.high:{sign}z.{digits}f}]"

@@ -12,9 +12,7 @@ from prefopt.comparison.noise import paired_shares
 from prefopt.evaluation.learning_curve import (
     LearningCurve,
     Trained,
-    detectable_gain,
     fit_learning_curve,
-    needed_pairs,
 )
 from prefopt.evaluation.statistics import change_of_share, detectable_gain, needed_pairs
 from prefopt.reports.learning_curve import conclude, draw, list_lines, render_section

@@ -117,14 +117,8 @@ def _preference(held_out: HeldOut, gains: list[Gain], settings: EvaluationConfig
         least = 100 * settings.min_gain
         text = f"The tuned model ranks held-out pairs better, though the gain may be below {least:g} points."
         return [Finding("info", text, evidence), *obstacles]
-    return [
-        Finding(
-            "info" if found.obstacles else "good",
-            "The tuned model ranks held-out pairs better than its base.",
-            evidence,
-        ),
-        *obstacles,
-    ]
+    text = "The tuned model ranks held-out pairs better than its base."
+    return [Finding("info" if found.obstacles else "good", text, evidence), *obstacles]
 
 
 def _rules_that_may_do(held_out: HeldOut) -> list[str]:

@@ -29,7 +29,9 @@ def test_pairs_of_one_prompt_count_once() -> None:
     level, words = describe_power(pairs_of(*range(66), *range(66)), EvaluationConfig())
     points = 100 * detectable_gain(66, USUAL_DISCORDANT)
     assert level == logging.INFO
-    assert words.startswith(f"held_out: 132 pairs of 66 prompts show gains in preference accuracy of about {points:.0f}")
+    assert words.startswith(
+        f"held_out: 132 pairs of 66 prompts show gains in preference accuracy of about {points:.0f}"
+    )
 
 
 def test_too_few_prompts_and_none_at_all_are_warned_of() -> None:

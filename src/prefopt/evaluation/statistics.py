@@ -25,8 +25,8 @@ DOUBT = 0.3
 """How strongly pairs of a prompt count as alike before the data tell; see `Prompts.likeness`."""
 MOST_DEGENERATE = 0.05
 """Largest share of resamples without any spread; with more of them, there is no interval."""
-BLOCK = 200
-"""Number of resamples drawn at once; bounds the memory of a bootstrap."""
+BLOCK = 2**18
+"""Number of prompts that are drawn at once, over all resamples; bounds the memory of a bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -190,9 +190,9 @@ class Bootstrap:
             return found
         terms = np.stack([a, b, a * a, a * b, b * b], axis=1)
         rng, scores = np.random.default_rng(self.seed), []
-        for start in range(0, self.resamples, BLOCK):
-            drawn = rng.integers(0, len(a), size=(min(BLOCK, self.resamples - start), len(a)))
-            sums = terms[drawn].sum(axis=1).T
+        block = max(1, BLOCK // len(a))
+        for start in range(0, self.resamples, block):
+            sums = (_draw(len(a), min(block, self.resamples - start), rng) @ terms).T
             errors = _error_of_ratio(sums)
             with np.errstate(divide="ignore", invalid="ignore"):
                 scores.append(np.where(errors > 1e-9 * error, (sums[0] / sums[1] - value) / errors, nan))
@@ -212,6 +212,12 @@ class Bootstrap:
     def mean(self, values: Floats, prompts: Prompts | None = None) -> Estimate:
         """Estimates the mean of `values`, shape (examples,)."""
         return self.ratio(values, np.ones_like(values), prompts)
+
+
+def _draw(num: int, resamples: int, rng: np.random.Generator) -> Floats:
+    """Draws as many prompts as there are, with replacement, and returns how often each: shape (resamples, num)."""
+    drawn = rng.integers(0, num, size=(resamples, num)) + num * np.arange(resamples)[:, None]
+    return np.bincount(drawn.reshape(-1), minlength=resamples * num).reshape(resamples, num).astype(float)
 
 
 def _error_of_ratio(sums: Floats) -> Floats:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefopt.config.checks import check
+from prefopt.config.checks import check, check_test
 from prefopt.config.choices import Kernels
 from prefopt.config.load import TRAIN, from_dict
 from prefopt.config.overrides import parse
@@ -14,7 +14,7 @@ from prefopt.config.plain import as_dict
 from prefopt.config.ranges import require
 from prefopt.config.schema import DataConfig, DeepSpeedConfig, TrainConfig
 from prefopt.config.settings_parser import SettingsParser
-from prefopt.data.sources import find_changed_files
+from prefopt.data.sources import digest_files, find_changed_files
 from prefopt.distributed import group
 from prefopt.distributed.entry import run_entry
 from prefopt.process.errors import UserError
@@ -98,6 +98,8 @@ def _measure(run: RunDirectory, overrides: dict[str, str]) -> dict[str, Any]:
     run.read_records()  # reports a damaged line now, not after measuring
     require_sound_model(run)
     group.on_main(lambda: require_same_base(run, trained))
+    if is_test:
+        group.on_main(lambda: _require_no_held_out(run, trained, config))
     is_other = config.data.held_out != trained.data.held_out or group.on_main(lambda: _has_changed(run, trained))
     examples = load_examples(trained, measured=config.data.held_out if is_other else None)
 
@@ -118,6 +120,26 @@ def _measure(run: RunDirectory, overrides: dict[str, str]) -> dict[str, Any]:
     print_report(report, folder / "report.html", console)
     record_evaluation(config, run, report.to_dict())
     return report.to_dict()
+
+
+def _require_no_held_out(run: RunDirectory, trained: TrainConfig, config: TrainConfig) -> None:
+    """Refuses the run's held-out data as test data, also if they are a copy: the run may have been chosen by them.
+
+    Raises:
+        UserError: The files have the same content.
+    """
+    known = run.read_provenance().get("data", {}).get("files", {}).get("held_out")
+    if known is not None and known == digest_files(config.data.held_out):
+        raise UserError(
+            f"data.test={config.data.held_out}: holds the same as data.held_out={trained.data.held_out}, on which this "
+            "run was measured before it was chosen. Give other data."
+        )
+    if trained.evaluation.pairs is not None and config.evaluation.pairs is None:
+        logger.info(
+            "evaluation: evaluation.pairs=%s is held-out data and not measured here; evaluation.pairs=<file> beside "
+            "split=test names test pairs",
+            trained.evaluation.pairs,
+        )
 
 
 def _has_changed(run: RunDirectory, trained: TrainConfig) -> bool:
@@ -178,6 +200,10 @@ def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
                 "split=test: this run has no test data. Give them: split=test data.test=<file>, or set data.test when "
                 "a run is trained."
             )
+        # Pairs of an SFT run that are given with split=test may be the same file: they are test data as well.
+        check_test(
+            from_dict({**values, "evaluation": {**values["evaluation"], "pairs": None}}, "the changed settings")
+        )
         data["held_out"], data["test"] = data["test"], None
     if is_test or "data.held_out" in overrides:
         data["held_out_fraction"] = DataConfig().held_out_fraction  # the run's own does not apply to a file

@@ -50,13 +50,17 @@ def check(config: TrainConfig, launch: Launch) -> None:
         "model.resize_embeddings=true with deepspeed.stage=3: rows cannot be added to an embedding that is spread "
         "over ranks. Set deepspeed=zero2, or save the model with a larger embedding first.",
     )
-    _check_test(config)
+    check_test(config)
     _check_precision(config)
     _check_effect(config)
 
 
-def _check_test(config: TrainConfig) -> None:
-    """Refuses test data that another setting names too: they would be looked at without being counted."""
+def check_test(config: TrainConfig) -> None:
+    """Refuses test data that another setting names too: they would be looked at without being counted.
+
+    Raises:
+        UserError: It names the file and both settings.
+    """
     if config.data.test is None:
         return
     test = set(places(paths_of(config.data.test)))

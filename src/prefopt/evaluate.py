@@ -131,8 +131,8 @@ def _require_no_held_out(run: RunDirectory, trained: TrainConfig, config: TrainC
     known = run.read_provenance().get("data", {}).get("files", {}).get("held_out")
     if known is not None and known == digest_files(config.data.held_out):
         raise UserError(
-            f"data.test={config.data.held_out}: holds the same as data.held_out={trained.data.held_out}, on which this "
-            "run was measured before it was chosen. Give other data."
+            f"data.test={config.data.held_out}: holds the same as data.held_out={trained.data.held_out}, on which "
+            "this run was measured before it was chosen. Give other data."
         )
     if trained.evaluation.pairs is not None and config.evaluation.pairs is None:
         logger.info(

@@ -253,7 +253,9 @@ def test_test_data_are_measured_in_a_folder_of_their_own_and_each_look_is_counte
     assert first["held_out"]["n"] == 5
     assert first["run"]["data"]["test"] == str(tmp_path / "last.jsonl")
     assert first["measured_on"] == {"data.test": str(tmp_path / "last.jsonl"), "evaluation.pairs": None}
-    assert "Test data: looked at for the first time." in (tested / "report-test" / "report.md").read_text()
+    page = (tested / "report-test" / "report.md").read_text()
+    assert "Test data: looked at for the first time." in page
+    assert "of 5 test pairs" in page
     assert "audit" not in first
 
     assert prefopt.evaluate(tested, ["split=test"])["test"]["looks"] == 2

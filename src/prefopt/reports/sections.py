@@ -104,7 +104,8 @@ def audit_table(report: Report) -> AuditTable | None:
 
 def headline(report: Report) -> Headline:
     """Returns the decision, its reasons, and one plain sentence with the main number."""
-    sentence = _preference_sentence(report.held_out) or _loss_sentence(report.held_out)
+    data = "test" if report.test else "held-out"
+    sentence = _preference_sentence(report.held_out, data) or _loss_sentence(report.held_out, data)
     decision = report.decision
     if decision is None:
         return Headline("No decision", "info", None, sentence)
@@ -119,22 +120,22 @@ def _earlier_reasons(word: str, report: Report) -> tuple[str, ...]:
     return tuple(found["finding"] for found in report.verdict or [] if found["level"] == wanted)[:1]
 
 
-def _preference_sentence(held_out: HeldOut) -> str | None:
+def _preference_sentence(held_out: HeldOut, data: str) -> str | None:
     base, tuned = (held_out.model(name).get(ACCURACY) for name in (BASE, TUNED))
     if not is_measured(tuned):
         return None
     shown = cell(tuned, PERCENT)
-    pairs = f"{shown.num} held-out pairs" if shown.num else "the held-out pairs"
+    pairs = f"{shown.num} {data} pairs" if shown.num else f"the {data} pairs"
     gain = _gain(held_out.gain.get(ACCURACY), base, tuned, POINTS)
     return f"Tuned prefers the chosen answer on {shown.value} of {pairs}{_ci(shown)}{_against(base, gain, PERCENT)}."
 
 
-def _loss_sentence(held_out: HeldOut) -> str:
+def _loss_sentence(held_out: HeldOut, data: str) -> str:
     base, tuned = (held_out.model(name).get(LOSS) for name in (BASE, TUNED))
     if not is_measured(tuned):
-        return "Nothing was measured on held-out data, so nothing can be said about the benefit."
+        return f"Nothing was measured on {data} data, so nothing can be said about the benefit."
     shown = cell(tuned, NUMBER)
-    rows = f"{shown.num} held-out examples" if shown.num else "the held-out examples"
+    rows = f"{shown.num} {data} examples" if shown.num else f"the {data} examples"
     gain = _gain(held_out.gain.get(LOSS), base, tuned, CHANGE)
     return f"Tuned has a loss of {shown.value} per token on {rows}{_ci(shown)}{_against(base, gain, NUMBER)}."
 

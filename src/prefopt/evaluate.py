@@ -21,7 +21,7 @@ from prefopt.process.errors import UserError
 from prefopt.process.imports import importing
 from prefopt.process.ranks import Launch, is_launched
 from prefopt.process.terminal import quote
-from prefopt.runs.changes import find_changed_model
+from prefopt.runs.changes import SETTINGS, find_changed_model
 from prefopt.runs.directory import RunDirectory
 from prefopt.runs.find import find_run
 from prefopt.runs.settings import read_config
@@ -143,12 +143,13 @@ def _require_no_held_out(run: RunDirectory, trained: TrainConfig, config: TrainC
 
 
 def _has_changed(run: RunDirectory, trained: TrainConfig) -> bool:
-    """Returns whether the held-out file of a run has changed since it was trained, and says so."""
+    """Returns whether the held-out file of a run has changed since it was trained; says so, also of its pairs."""
     known = run.read_provenance().get("data", {}).get("files", {})
-    found = find_changed_files({"held_out": trained.data.held_out}, known)
-    for what in found.values():
-        logger.warning("data.held_out: %s %s: not the data of the run", trained.data.held_out, what)
-    return bool(found)
+    specs = {"held_out": trained.data.held_out, "pairs": trained.evaluation.pairs}
+    found = find_changed_files(specs, known)
+    for name, what in found.items():
+        logger.warning("%s: %s %s: not the data of the run", SETTINGS[name], specs[name], what)
+    return "held_out" in found
 
 
 def read_settings(run: RunDirectory, overrides: dict[str, str]) -> tuple[TrainConfig, TrainConfig]:

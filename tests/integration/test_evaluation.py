@@ -334,3 +334,28 @@ def test_training_does_not_read_test_data_but_wants_them_to_be_there(overrides, 
     assert status["state"] == "done"
     train([*overrides, "trainer.max_steps=1"])  # the same run without test data is done already
     assert json.loads((tmp_path / "runs" / "test" / "status.json").read_text()) == status
+
+
+def test_other_pairs_or_changed_ones_of_an_sft_run_are_other_data_and_test_pairs_are_not_its_held_out_ones(
+    overrides, tmp_path, capsys
+):
+    pairs = write_rows(tmp_path / "pairs.jsonl", read_rows(STUDY / "held_out.jsonl", 4))
+    rows = [{"prompt": f"Question {n}", "completion": "yes"} for n in range(14)]
+    files = [write_rows(tmp_path / f"{name}.jsonl", part) for name, part in (("sft", rows[:10]), ("new", rows[10:]))]
+    sft = ["algorithm=sft", f"data.train={files[0]}", f"data.held_out={files[1]}", f"evaluation.pairs={pairs}"]
+    train([*overrides, *sft, "trainer.max_steps=1"])
+    run = tmp_path / "runs" / "test"
+    before = content(run / "report")
+    write_rows(pairs, read_rows(STUDY / "held_out.jsonl", 6))
+    evaluate([f"run={run}"])
+    assert f"evaluation.pairs: {pairs} has changed since" in capsys.readouterr().out
+    assert content(run / "report") == before
+    (folder,) = run.glob("report-pairs-*")
+    assert read_report(folder)["held_out"]["tuned"]["preference_accuracy"]["n"] == 6
+
+    last = write_rows(tmp_path / "last.jsonl", [{"prompt": "Who?", "completion": "we"}])
+    report = prefopt.evaluate(run, ["split=test", f"data.test={last}"])
+    assert "preference_accuracy" not in report["held_out"]["tuned"]
+    assert "is held-out data and not measured here" in capsys.readouterr().out
+    report = prefopt.evaluate(run, ["split=test", f"data.test={last}", f"evaluation.pairs={pairs}"])
+    assert report["held_out"]["tuned"]["preference_accuracy"]["n"] == 6

@@ -86,8 +86,9 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object =
     if measured is not None:
         trained = {record.source for record in train}
         plain = plain.select(np.fromiter((record.source in trained for record in plain), bool, len(plain)))
-        held_out = _read_apart(measured, plain, "data.held_out", config, kind, notes, "held_out", labels)
         held_out_parts = parts_of(measured, "data.held_out")
+        held_out = _read_apart(measured, plain, "data.held_out", config, kind, notes, "held_out", labels)
+        held_out, notes.slices["held_out"] = cut(held_out, held_out_parts, None, config.shuffle_seed)
     train = weigh(train, parts, config.shuffle_seed)
     _count_slices(train, held_out, parts, held_out_parts, notes)
     _require_records(train, held_out, notes)
@@ -142,7 +143,9 @@ def read_pairs(config: DataConfig, trained: Sequence[Record]) -> Splits:
         UserError: As for `read_splits`; or a pair has a prompt of the training records.
     """
     notes = DataNotes()
+    parts = parts_of(config.train, "evaluation.pairs")
     pairs = _read_apart(config.train, trained, "evaluation.pairs", config, "preference", notes, "train", Labels())
+    pairs, _ = cut(pairs, parts, None, config.shuffle_seed)
     _require_records(pairs, None, notes)
     return Splits(kind="preference", train=pairs, held_out=None, notes=notes)
 

@@ -266,7 +266,8 @@ def choose_folder(
         return folder if is_own and before in (None, digests) else _with_digest(folder, [TEST, *digests])
     if digests == [own.get(part) for part in MEASURED]:
         return run.report
-    name = _short_name(config.data.held_out if config.evaluation.pairs is None else config.evaluation.pairs)
+    is_of_pairs = measured.get("held_out") == own.get("held_out")
+    name = _short_name(config.evaluation.pairs if is_of_pairs else config.data.held_out)
     folder = _with_digest(run.path / f"{run.report.name}-{name}", digests)
     logger.info("evaluation: not the held-out data of the run, so its report stays and this one goes to %s", folder)
     return folder

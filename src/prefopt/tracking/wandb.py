@@ -88,7 +88,8 @@ def record_evaluation(config: TrainConfig, run: RunDirectory, report: dict[str, 
     if config.logger.name is LoggerName.none or is_disabled():
         return
     digests = report["provenance"]["data"]["sha256"]
-    settings = str([as_dict(config.evaluation), *(digests.get(part) for part in MEASURED), bool(report.get("test"))])
+    rows = [digests.get(part) for part in MEASURED]  # those of a file that has changed are another evaluation
+    settings = str([as_dict(config.evaluation), rows, "test" in report])
     mirror = _start(
         config,
         run,

@@ -134,6 +134,23 @@ def test_training_prompts_that_are_measured_are_said_to_be_those(run, trained, o
     assert "name the data" in fails(evaluate, [f"run={run}", "data.held_out=null"])
 
 
+def test_a_run_whose_held_out_prompts_nearly_repeat_those_of_its_training_is_not_one_to_ship(overrides, pair_files):
+    train_rows = read_rows(pair_files[0], 22)
+    asked = [
+        {**row, "prompt": [{**turn, "content": f"{turn['content']} please"} for turn in row["prompt"]]}
+        for row in train_rows
+    ]
+    held_out = write_rows(pair_files[0].parent / "pleading.jsonl", asked)
+    train([*overrides, f"data.held_out={held_out}", "trainer.max_steps=1"])
+    (root,) = (value.partition("=")[2] for value in overrides if value.startswith("run.root="))
+    report = read_report(Path(root) / "test" / "report")
+    assert (report["overlap"]["exact"], report["decision"]["word"]) == (0, "undecided")
+    assert report["overlap"]["near"] > 0.9 * report["overlap"]["prompts"]
+    (finding,) = (each for each in report["verdict"] if "also training prompts" in each["finding"])
+    assert (finding["level"], finding["severe"]) == ("warning", True)
+    assert finding["finding"] in report["decision"]["reasons"]
+
+
 def test_a_run_that_is_measured_on_its_own_training_rows_has_an_overlap_of_all_of_them(
     overrides, pair_files, tmp_path
 ):

@@ -1,11 +1,12 @@
 """Measures a finished run again: `python -m prefopt.evaluate --help`, or `prefopt.evaluate(run)` in Python."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefopt.config.checks import check
+from prefopt.config.checks import check, check_test
 from prefopt.config.choices import Kernels
 from prefopt.config.load import TRAIN, from_dict
 from prefopt.config.overrides import parse
@@ -13,32 +14,43 @@ from prefopt.config.plain import as_dict
 from prefopt.config.ranges import require
 from prefopt.config.schema import DataConfig, DeepSpeedConfig, TrainConfig
 from prefopt.config.settings_parser import SettingsParser
+from prefopt.data.sources import digest_files, find_changed_files
 from prefopt.distributed import group
 from prefopt.distributed.entry import run_entry
 from prefopt.process.errors import UserError
 from prefopt.process.imports import importing
 from prefopt.process.ranks import Launch, is_launched
 from prefopt.process.terminal import quote
-from prefopt.runs.changes import find_changed_model
+from prefopt.runs.changes import SETTINGS, find_changed_model
 from prefopt.runs.directory import RunDirectory
 from prefopt.runs.find import find_run
 from prefopt.runs.settings import read_config
+
+logger = logging.getLogger(__name__)
 
 HELP = """Measure a finished run again and rebuild its report.
 
   python -m prefopt.evaluate run=runs/<name>
   python -m prefopt.evaluate run=runs/<name> evaluation.num_samples=128
   python -m prefopt.evaluate run=runs/<name> data.held_out=other_pairs.jsonl
+  python -m prefopt.evaluate run=runs/<name> split=test
   torchrun --nproc-per-node 8 -m prefopt.evaluate run=runs/<name>
 
 Settings of `evaluation` and `data.held_out` may be changed; everything else is as in the run's config.yaml.
-A report on other data goes to a folder of its own beside the run's, runs/<name>/report-<file>-<digest>."""
+A report on other data goes to a folder of its own beside the run's, runs/<name>/report-<file>-<digest>.
+
+split=test measures on data.test (of the run's config.yaml, or data.test=<file> given here), after all choices are
+made: the report goes to runs/<name>/report-test, and runs/test_looks.jsonl counts the looks. From the second run on
+that is measured on the same test data, the report warns: a test set by which runs are chosen is held-out data."""
+SPLITS = ("held_out", "test")
 
 
 def main(argv: list[str]) -> None:
     """Rebuilds `report/` of a run, or writes a report on other data beside it, from command-line overrides."""
     parser = SettingsParser("prefopt.evaluate", HELP, [TRAIN])
-    parser.add_argument("overrides", nargs="+", help="run=<folder>, evaluation.<setting>=<value>, data.held_out=...")
+    parser.add_argument(
+        "overrides", nargs="+", help="run=<folder>, evaluation.<setting>=<value>, data.held_out=<file>, split=test"
+    )
     overrides = dict(_split(item) for item in parser.read(argv).overrides)
     if "run" not in overrides:
         raise UserError("run: required. Give run=<folder of a run>, such as run=runs/<name>.")
@@ -50,8 +62,8 @@ def evaluate(run: RunDirectory | Path | str, overrides: Sequence[str] = ()) -> d
 
     Args:
         run: What `train` returned, or the folder of a run.
-        overrides: Settings of `evaluation`, and `data.held_out`, as on the command line. A report on other data than
-            the run's goes to a folder of its own beside `report/`.
+        overrides: Settings of `evaluation`, `data.held_out`, and `split=test` with `data.test`, as on the command
+            line. A report on other data than the run's goes to a folder of its own beside `report/`.
 
     Raises:
         UserError: There is no such run, it has no final model, another process trains or measures it, or a setting
@@ -74,6 +86,7 @@ def _evaluate(folder: Path, overrides: dict[str, str]) -> dict[str, Any]:
 
 def _measure(run: RunDirectory, overrides: dict[str, str]) -> dict[str, Any]:
     trained, config = read_settings(run, overrides)  # before it was locked, another process may have replaced the run
+    is_test = _is_test(overrides)
 
     from prefopt.models.examples import load_examples
     from prefopt.process.console import build_console
@@ -85,24 +98,58 @@ def _measure(run: RunDirectory, overrides: dict[str, str]) -> dict[str, Any]:
     run.read_records()  # reports a damaged line now, not after measuring
     require_sound_model(run)
     group.on_main(lambda: require_same_base(run, trained))
-    is_other = config.data.held_out != trained.data.held_out
+    if is_test:
+        group.on_main(lambda: _require_no_held_out(run, trained, config))
+    is_other = config.data.held_out != trained.data.held_out or group.on_main(lambda: _has_changed(run, trained))
     examples = load_examples(trained, measured=config.data.held_out if is_other else None)
 
     with importing():
+        from prefopt.evaluation.looks import record_look
         from prefopt.evaluation.run import build_material, choose_folder, evaluate_run  # imports TRL: seconds
         from prefopt.reports.console import print_report
         from prefopt.reports.publish import publish
         from prefopt.tracking.wandb import record_evaluation
 
     material = group.on_main(lambda: build_material(config, examples))
-    folder = group.on_main(lambda: choose_folder(config, run, examples, material))
-    evaluation = evaluate_run(config, run, examples, material)
+    folder = group.on_main(lambda: choose_folder(config, run, examples, material, is_test=is_test))
+    test = group.on_main(lambda: record_look(run, config.data.held_out)) if is_test else None
+    evaluation = evaluate_run(config, run, examples, material, test)
     if evaluation is None:
         return {}
     report = publish(evaluation, run, folder)
     print_report(report, folder / "report.html", console)
     record_evaluation(config, run, report.to_dict())
     return report.to_dict()
+
+
+def _require_no_held_out(run: RunDirectory, trained: TrainConfig, config: TrainConfig) -> None:
+    """Refuses the run's held-out data as test data, also if they are a copy: the run may have been chosen by them.
+
+    Raises:
+        UserError: The files have the same content.
+    """
+    known = run.read_provenance().get("data", {}).get("files", {}).get("held_out")
+    if known is not None and known == digest_files(config.data.held_out):
+        raise UserError(
+            f"data.test={config.data.held_out}: holds the same as data.held_out={trained.data.held_out}, on which "
+            "this run was measured before it was chosen. Give other data."
+        )
+    if trained.evaluation.pairs is not None and config.evaluation.pairs is None:
+        logger.info(
+            "evaluation: evaluation.pairs=%s is held-out data and not measured here; evaluation.pairs=<file> beside "
+            "split=test names test pairs",
+            trained.evaluation.pairs,
+        )
+
+
+def _has_changed(run: RunDirectory, trained: TrainConfig) -> bool:
+    """Returns whether the held-out file of a run has changed since it was trained; says so, also of its pairs."""
+    known = run.read_provenance().get("data", {}).get("files", {})
+    specs = {"held_out": trained.data.held_out, "pairs": trained.evaluation.pairs}
+    found = find_changed_files(specs, known)
+    for name, what in found.items():
+        logger.warning("%s: %s %s: not the data of the run", SETTINGS[name], specs[name], what)
+    return "held_out" in found
 
 
 def read_settings(run: RunDirectory, overrides: dict[str, str]) -> tuple[TrainConfig, TrainConfig]:
@@ -134,26 +181,62 @@ def require_same_base(run: RunDirectory, config: TrainConfig) -> None:
 
 
 def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
-    """Returns `config` with the given settings changed."""
+    """Returns `config` with the given settings changed; with `split=test`, with test data in place of held-out ones.
+
+    Raises:
+        UserError: A setting may not change, or there are no test data.
+    """
     values = as_dict(config)
     values["deepspeed"] = asdict(DeepSpeedConfig())  # off: in an evaluation each rank holds a whole model
+    is_test = _is_test(overrides)
+    if is_test:
+        values["evaluation"]["pairs"] = None  # of an SFT run: held-out data, by which runs were chosen
     for key, value in overrides.items():
-        if key not in TRAIN.setting_names():
-            raise UserError(TRAIN.unknown(key))
-        group, name = key.split(".", 1)
-        if key == "data.held_out" and value in ("", "null"):
-            raise UserError("data.held_out: name the data to measure on, or leave it out to measure on the run's own.")
-        if group != "evaluation" and key != "data.held_out":
-            raise UserError(f"{key}: an evaluation cannot change it. Allowed: evaluation.*, data.held_out.")
-        (given,) = parse([TRAIN.normalise(each) for each in parse([f"{key}={value}"])])
-        values[group][name] = given.value()
-        if key == "data.held_out":
-            values["data"]["held_out_fraction"] = (
-                DataConfig().held_out_fraction
-            )  # the run's own fraction does not apply to a file
+        if key != "split":
+            _set(values, key, value, is_test=is_test)
+    data = values["data"]
+    if is_test:
+        if data["test"] is None:
+            raise UserError(
+                "split=test: this run has no test data. Give them: split=test data.test=<file>, or set data.test when "
+                "a run is trained."
+            )
+        # Pairs of an SFT run that are given with split=test may be the same file: they are test data as well.
+        check_test(
+            from_dict({**values, "evaluation": {**values["evaluation"], "pairs": None}}, "the changed settings")
+        )
+        data["held_out"], data["test"] = data["test"], None
+    if is_test or "data.held_out" in overrides:
+        data["held_out_fraction"] = DataConfig().held_out_fraction  # the run's own does not apply to a file
     changed = from_dict(values, "the changed settings")
     check(changed, Launch.of_this_process())
     return changed
+
+
+def _is_test(overrides: Mapping[str, str]) -> bool:
+    split = overrides.get("split", SPLITS[0])
+    require(split in SPLITS, f"split={split}: no such split. Allowed: {', '.join(SPLITS)}.")
+    return split == "test"
+
+
+def _set(values: dict[str, Any], key: str, value: str, *, is_test: bool) -> None:
+    """Changes one of the settings that an evaluation may change."""
+    if key not in TRAIN.setting_names():
+        raise UserError(TRAIN.unknown(key))
+    measured, other = ("data.test", "data.held_out") if is_test else ("data.held_out", "data.test")
+    if key == "data.test" and not is_test:
+        raise UserError("data.test: is measured with split=test alone, which counts the look. Add split=test.")
+    if key == other:
+        raise UserError(f"{key}: with split=test, data.test is measured. Leave {key} or split=test out.")
+    if key == measured and value in ("", "null"):
+        raise UserError(f"{key}: name the data to measure on, or leave it out to measure on the run's own.")
+    group, name = key.split(".", 1)
+    if group != "evaluation" and key != measured:
+        raise UserError(
+            f"{key}: an evaluation cannot change it. Allowed: evaluation.*, data.held_out, or split=test data.test."
+        )
+    (given,) = parse([TRAIN.normalise(each) for each in parse([f"{key}={value}"])])
+    values[group][name] = given.value()
 
 
 def _split(item: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from prefopt.config.load import TRAIN, load_config, to_yaml
 from prefopt.config.ranges import require
 from prefopt.config.schema import TrainConfig
 from prefopt.config.settings_parser import SettingsParser
+from prefopt.data.sources import list_files
 from prefopt.distributed import group
 from prefopt.distributed.entry import run_entry
 from prefopt.distributed.group import on_main
@@ -129,6 +130,7 @@ def execute(config: TrainConfig, begun: dict[str, str], handed: OwnCode) -> None
             console.print("Start it afresh with run.overwrite=true, or start another with run.name=<name>.")
             return
         console.print(Text.assemble((str(run.path), "bold"), f"  {describe(config)}"))
+        on_main(lambda: list_files(config.data.test))  # raises now if they are missing, and not after all choices
         # Of several ranks, those that wait for the data would not know that rank 0 has stopped.
         with stop.raise_at_once() if group.num_ranks() == 1 else nullcontext():
             examples = load_examples(config, audited=True)

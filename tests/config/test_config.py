@@ -329,6 +329,29 @@ def test_the_held_out_set_of_an_own_preset_goes_with_its_training_set_too(tmp_pa
     assert complete(Composer(str(tmp_path)).compose(overrides)).data.held_out == held_out
 
 
+def test_test_data_go_with_the_training_data_of_their_preset_and_change_nothing_that_a_run_computes(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "ours.yaml").write_text("train: train.jsonl\ntest: test.jsonl\n")
+    config = load_config(["data=ours"], str(tmp_path))
+    assert config.data.test == "test.jsonl"
+    assert load_config(["data=ours", "data.train=other.jsonl"], str(tmp_path)).data.test is None
+    without = load_config(["data=ours", "data.test=null"], str(tmp_path))
+    assert (fingerprint(config), differences(without, config)) == (fingerprint(without), [])
+    assert config.run.name == without.run.name
+
+
+@pytest.mark.parametrize(
+    "also", ["data.train=./test.jsonl", "data.held_out=[more.jsonl,test.jsonl]", "data.held_out={path: test.jsonl}"]
+)
+def test_test_data_that_another_setting_names_too_are_refused(also):
+    setting = also.partition("=")[0]
+    with pytest.raises(UserError, match=f"data.test: .*test.jsonl is named by {setting} too"):
+        load_config(["data=files", "data.train=train.jsonl", "data.test=test.jsonl", also])
+    pairs = ["algorithm=sft", "data=files", "data.train=train.jsonl", "evaluation.pairs=test.jsonl"]
+    with pytest.raises(UserError, match=r"is named by evaluation.pairs too"):
+        load_config([*pairs, "data.test=test.jsonl"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "held_out", "pairs"),
     [

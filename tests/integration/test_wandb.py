@@ -350,11 +350,14 @@ def test_an_evaluation_is_a_run_of_its_own_below_the_run_that_it_measures(server
     monkeypatch.delenv("WANDB_MODE")
     config, run = make_run(tmp_path / "runs", "measured", "logger.group=beta_lr")
     run.wandb_id.write_text("id-of-run")
-    record_evaluation(config, run, REPORT)
-    record_evaluation(config, run, REPORT)
+    report = {**REPORT, "provenance": {"data": {"sha256": {"held_out": "rows"}}}}
+    record_evaluation(config, run, report)
+    record_evaluation(config, run, report)
+    record_evaluation(config, run, {**report, "provenance": {"data": {"sha256": {"held_out": "changed rows"}}}})
+    record_evaluation(config, run, {**report, "test": {"looks": 1}})
     config.evaluation.num_samples += 1
-    record_evaluation(config, run, REPORT)
-    assert len(server.runs) == 2, "the same evaluation made twice is one run"
+    record_evaluation(config, run, report)
+    assert len(server.runs) == 4, "the same evaluation made twice is one run"
     assert "id-of-run" not in server.runs
     for found in server.runs.values():
         assert (found.fields["jobType"], found.fields["groupName"]) == ("eval", "beta_lr")

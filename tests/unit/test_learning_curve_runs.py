@@ -19,10 +19,10 @@ from prefopt.sweeps.learning_curve import SHARES, TOKENISING, measure_learning_c
 from tests.conftest import read_rows, write_rows
 
 APPLIED = {
-    "train", "held_out", "held_out_fraction", "format", "columns", "pairs", "min_margin", "tag",
+    "train", "held_out", "held_out_fraction", "test", "format", "columns", "pairs", "min_margin", "tag",
     "system", "on_identical", "on_empty", "on_overlap", "gate", "max_rows", "shuffle_seed",
 }  # fmt: skip
-"""Settings of the data that have done their work before the parts are written."""
+"""Settings of the data that have done their work before the parts are written, or that no part may see."""
 
 
 class Trainer:

@@ -12,7 +12,7 @@ import pytest
 from prefopt.config.load import differences, fingerprint, load_config
 from prefopt.config.mixture import parts_of, paths_of
 from prefopt.config.schema import DataConfig
-from prefopt.data.loading import Splits, read_splits
+from prefopt.data.loading import Splits, read_pairs, read_splits
 from prefopt.data.sources import digest_files
 from prefopt.evaluation.measure import Material, Measured, Split
 from prefopt.evaluation.metrics import ACCURACY, BASE, MARGIN, TUNED
@@ -102,6 +102,25 @@ def test_held_out_rows_are_never_repeated_and_share_no_prompt_with_training(file
     assert notes["train"]["chat"].num_records == seen(splits)["chat"]
     assert sum(each.num_records for each in notes["held_out"].values()) == len(held_out)
     assert any("part 'chat'" in line and "weight 3" in line for line in splits.notes.lines())
+
+
+@pytest.mark.parametrize("held_out", [None, "held_out", "mixture"])
+def test_a_mixture_that_is_measured_later_has_its_own_parts_and_limits(
+    files: dict[str, str], tmp_path: Path, held_out: str | None
+) -> None:
+    paths = {}
+    for name in ("own", "other", "more"):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows(name)))
+        paths[name] = str(path)
+    own = {None: None, "held_out": paths["own"], "mixture": [{"path": paths["own"], "name": "own"}]}[held_out]
+    config = DataConfig(train=files["chat"], held_out=own)
+    measured = [{"path": paths["other"], "max_rows": 3}, {"path": paths["more"]}]
+    splits = read_splits(config, kind="preference", seed=0, measured=measured)
+    assert Counter(record.slice for record in splits.held_out or []) == {"other": 3, "more": len(rows("more"))}
+    assert splits.notes.slices["held_out"]["other"].num_records == 3
+    pairs = read_pairs(DataConfig(train=measured), splits.train).train
+    assert Counter(record.slice for record in pairs) == {"other": 3, "more": len(rows("more"))}
 
 
 def test_the_simple_forms_have_no_parts(files: dict[str, str]) -> None:

@@ -334,7 +334,8 @@ def check_inputs(run: TrainConfig, *, with_model: bool = True) -> None:
     Raises:
         UserError: A file is missing; the message names it.
     """
-    for spec in (run.data.train, run.data.held_out, run.evaluation.pairs, run.evaluation.neutral_texts):
+    data, evaluation = run.data, run.evaluation
+    for spec in (data.train, data.held_out, data.test, evaluation.pairs, evaluation.neutral_texts):
         for path in paths_of(spec):
             if not str(path).startswith(HUB):
                 find_files(str(path))

@@ -79,7 +79,7 @@ ALIASES = {
     "sequence_len": ("data.max_length",),
     "steps": ("trainer.max_steps",),
     "target_modules": ("peft.target_modules",),
-    "test_file": ("data.held_out",),
+    "test_file": ("data.test",),
     "test_size": ("data.held_out_fraction",),
     "torch_dtype": ("model.dtype",),
     "train_batch_size": ("trainer.per_device_batch_size", "trainer.batch_size"),

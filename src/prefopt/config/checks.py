@@ -13,8 +13,10 @@ from prefopt.config.choices import (
     WeightsDtype,
 )
 from prefopt.config.extra import check_fields
+from prefopt.config.mixture import paths_of
 from prefopt.config.ranges import require
 from prefopt.config.schema import TrainConfig
+from prefopt.process.paths import places
 from prefopt.process.ranks import Launch
 
 
@@ -48,8 +50,33 @@ def check(config: TrainConfig, launch: Launch) -> None:
         "model.resize_embeddings=true with deepspeed.stage=3: rows cannot be added to an embedding that is spread "
         "over ranks. Set deepspeed=zero2, or save the model with a larger embedding first.",
     )
+    check_test(config)
     _check_precision(config)
     _check_effect(config)
+
+
+def check_test(config: TrainConfig) -> None:
+    """Refuses test data that another setting names too: they would be looked at without being counted.
+
+    Raises:
+        UserError: It names the file and both settings.
+    """
+    if config.data.test is None:
+        return
+    test = set(places(paths_of(config.data.test)))
+    others = {
+        "data.train": config.data.train,
+        "data.held_out": config.data.held_out,
+        "evaluation.pairs": config.evaluation.pairs,
+    }
+    for setting, spec in others.items():
+        both = sorted(test & set(places(paths_of(spec))))
+        require(
+            not both,
+            f"data.test: {', '.join(both)} is named by {setting} too, and a test set is not looked at before all "
+            "choices are made. Name it in one of them. A run is measured on its test data by: "
+            "prefopt evaluate run=<folder> split=test",
+        )
 
 
 def _check_launch(config: TrainConfig, launch: Launch) -> None:

@@ -32,7 +32,7 @@ TRAIN = Tree(
 )
 NOT_IDENTITY = {
     "run": ("name", "root", "overwrite", "time_limit", "timeout_s"),
-    "data": ("gate",),
+    "data": ("gate", "test"),
     "logger": None,
     "evaluation": ("batch_size",),
     "reference": ("path",),

@@ -1,6 +1,6 @@
-"""Finds held-out files of a preset that do not belong to the training data of a run.
+"""Finds held-out and test files of a preset that do not belong to the training data of a run.
 
-A preset or an experiment chooses its held-out files for the training file that it names itself. A run with another
+A preset or an experiment chooses these files for the training file that it names itself. A run with another
 training file must not be evaluated on the held-out files of the original one.
 """
 
@@ -12,7 +12,7 @@ from prefopt.config.composition import Composed
 from prefopt.config.config_dir import included, read
 from prefopt.process.paths import places, shipped
 
-GO_WITH_TRAIN = ("data.held_out", "evaluation.pairs")
+GO_WITH_TRAIN = ("data.held_out", "data.test", "evaluation.pairs")
 
 
 def find_left_out(composed: Composed) -> dict[str, object]:
@@ -33,7 +33,7 @@ def _train_beside(composed: Composed, key: str) -> object:
         if _sets(_read(composed, name), key):
             is_of_data = any(_names_data(composed, each) for each in (name, *_parents(composed, name)))
             return composed.preset([name.replace("/", "=", 1)]).value("data.train") if is_of_data else None
-    if key == "data.held_out":
+    if key.startswith("data."):
         return composed.preset([f"data={composed.choices['data']}"]).value("data.train")
     return None
 

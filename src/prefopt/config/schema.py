@@ -129,6 +129,9 @@ class DataConfig:
     repeated after that."""
     held_out_fraction: float = 0.1
     """Share of prompts held out if `held_out` is unset, in [0, 1). All rows of a prompt go to the same side."""
+    test: Any = None
+    """Data for the last measurement, after all choices are made; same as `held_out`. Training, its evaluations,
+    searches and the report never look at it: `prefopt evaluate run=<folder> split=test` does, and counts the looks."""
     max_rows: int | None = None
     """Most training rows that are used, before some are held out: the first ones, or with `shuffle_seed` some of all.
     So it is for `max_rows` of a part of a mixture."""
@@ -185,7 +188,8 @@ class DataConfig:
         )
         self.as_chat = or_auto("data.as_chat", self.as_chat, bool)
         require(self.as_chat is not None, "data.as_chat: must be true, false or auto.")
-        parts = [*parts_of(self.train, "data.train"), *parts_of(self.held_out, "data.held_out")]
+        specs = {"data.train": self.train, "data.held_out": self.held_out, "data.test": self.test}
+        parts = [part for setting, spec in specs.items() for part in parts_of(spec, setting)]
         require(self.max_rows is None or self.max_rows >= 1, f"data.max_rows: must be >= 1, found {self.max_rows}.")
         is_chosen = any(part.max_rows is not None or part.weight % 1 for part in parts) or self.max_rows is not None
         require(

@@ -30,6 +30,7 @@ KINDS = {
     "data.as_chat": "`true` / `false` / `auto`",
     "data.train": PATHS,
     "data.held_out": PATHS,
+    "data.test": PATHS,
     "evaluation.pairs": PATHS,
     "trainer.tokens_per_device": "whole number / `auto`",
     "trainer.gradient_checkpointing": "`true` / `false` / `auto`",

@@ -55,6 +55,7 @@ READING_SETTINGS = frozenset(
         "train",
         "held_out",
         "held_out_fraction",
+        "test",
         "max_rows",
         "shuffle_seed",
         "format",

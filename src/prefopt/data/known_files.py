@@ -185,7 +185,7 @@ def _key(request: Request, digests: dict[str, str] | None) -> str | None:
     config = request.config
     try:
         paths = [list_files(spec) for spec in (config.train, config.held_out, request.measured) if spec is not None]
-        settings = {**vars(config), "system": Chats.of(config).system}
+        settings = {**vars(config), "system": Chats.of(config).system, "test": None}
     except (OSError, UserError):
         return None  # reading says what is wrong
     return _digest([CODE, settings, request.kind, request.seed, request.measured, paths, digests])

@@ -86,8 +86,9 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object =
     if measured is not None:
         trained = {record.source for record in train}
         plain = plain.select(np.fromiter((record.source in trained for record in plain), bool, len(plain)))
-        held_out = _read_apart(measured, plain, "data.held_out", config, kind, notes, "held_out", labels)
         held_out_parts = parts_of(measured, "data.held_out")
+        held_out = _read_apart(measured, plain, "data.held_out", config, kind, notes, "held_out", labels)
+        held_out, notes.slices["held_out"] = cut(held_out, held_out_parts, None, config.shuffle_seed)
     train = weigh(train, parts, config.shuffle_seed)
     _count_slices(train, held_out, parts, held_out_parts, notes)
     _require_records(train, held_out, notes)
@@ -142,7 +143,9 @@ def read_pairs(config: DataConfig, trained: Sequence[Record]) -> Splits:
         UserError: As for `read_splits`; or a pair has a prompt of the training records.
     """
     notes = DataNotes()
+    parts = parts_of(config.train, "evaluation.pairs")
     pairs = _read_apart(config.train, trained, "evaluation.pairs", config, "preference", notes, "train", Labels())
+    pairs, _ = cut(pairs, parts, None, config.shuffle_seed)
     _require_records(pairs, None, notes)
     return Splits(kind="preference", train=pairs, held_out=None, notes=notes)
 
@@ -242,7 +245,7 @@ def _read_apart(
         split: Under which their counts are added to the notes.
 
     Raises:
-        UserError: A row cannot be used, or a prompt of the training is among them; it names the first.
+        UserError: A row cannot be used; or a prompt of the training is among them, and the gate stops for that.
     """
     bad = BadRows(setting, config)
     measured = _read({split: spec}, {split: bad}, config, kind, notes, labels)[split]
@@ -250,12 +253,15 @@ def _read_apart(
     measured, agreed = agree_among((measured, notes.read[split]), (Table.of(trained), training))
     measured = _as_chats(measured, bad, config, notes, split)
     require_usable(bad)
-    overlap = find_overlap(*_in_one_form(Table.of(map(Chats.of(config).make, agreed)), measured, config))
+    if config.gate.error.get(CheckName.leakage.value) is None:
+        return measured  # the report tells of them
+    overlap = find_overlap(*in_one_form(Table.of(map(Chats.of(config).make, agreed)), measured, config))
     if overlap:
         first = overlap[0]
         raise UserError(
             f"{setting}: {len(overlap)} training prompts are among them, first {first.train.source} in "
-            f"{first.held_out.source}, so they are not held out. Drop them from one side."
+            f"{first.held_out.source}, so they are not held out. Drop them from one side; with data/gate=off "
+            "they are measured, and the report says so."
         )
     return measured
 
@@ -332,7 +338,7 @@ def _set_apart(records: Table[Record], config: DataConfig, seed: int) -> tuple[T
 def _without_overlap(
     train: Table[Record], held_out: Table[Record], bad: BadRows, config: DataConfig, notes: DataNotes
 ) -> Table[Record]:
-    overlap = find_overlapping_rows(*_in_one_form(train, held_out, config))
+    overlap = find_overlapping_rows(*in_one_form(train, held_out, config))
     if not overlap:
         return train
     if not bad.skips("on_overlap") and config.gate.error.get(CheckName.leakage.value) is None:
@@ -354,7 +360,7 @@ def _without_overlap(
     return train.select(is_kept)
 
 
-def _in_one_form(one: Table[Record], other: Table[Record], config: DataConfig) -> tuple[Table[Record], Table[Record]]:
+def in_one_form(one: Table[Record], other: Table[Record], config: DataConfig) -> tuple[Table[Record], Table[Record]]:
     """Returns both tables; as chats, if one is text that may become chats when it is tokenised, and one is not."""
     if config.as_chat != AUTO or not len(one) or not len(other) or is_text(one[0]) == is_text(other[0]):
         return one, other

@@ -7,6 +7,7 @@ from prefopt.config.limits import LimitsConfig
 from prefopt.config.schema import EvaluationConfig
 from prefopt.evaluation.decision import LEVELS, Decision, Finding, Gain, decide
 from prefopt.evaluation.gains import find_gains
+from prefopt.evaluation.looks import judge_looks
 from prefopt.evaluation.metrics import (
     ACCURACY,
     BASE,
@@ -40,6 +41,7 @@ def assess(report: Report, settings: EvaluationConfig) -> tuple[Decision, list[F
         *_preference(held_out, gains, settings),
         *_loss(held_out, gains, settings),
         *_overlap(report.overlap or {}, limits),
+        *judge_looks(report.test or {}),
         *_ruin(report, limits),
         *(_stillness(report.likelihood, limits) or _overfitting(report.overfitting, settings)),
         *_displacement(report.likelihood, limits),

@@ -70,6 +70,7 @@ class Material:
         neutral: Texts unrelated to the task.
         slices: For each held-out example the name of its part, where the data is a mixture.
         tags: For each held-out example its tag, with the column that holds it; empty if rows have no tags.
+        overlap: How many held-out prompts are training prompts, as in a report; None if nothing is held out.
     """
 
     held_out: Split
@@ -80,6 +81,7 @@ class Material:
     neutral: list[ScoredSequence]
     slices: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
+    overlap: dict[str, int | None] | None = None
 
     @property
     def has_pairs(self) -> bool:

@@ -107,6 +107,8 @@ class Report:
         provenance: Origin of code, data and model.
         overlap: Held-out prompts that are also training prompts: `prompts`, how many there are, and of these `exact`
             and `near`, those that are nearly one; null where it was not looked for.
+        test: How often these test data were looked at, as `prefopt.evaluation.looks.record_look` returns it; None of a
+            report on other data.
         decision: Whether to ship, with its reasons and what would decide.
         verdict: The findings, worst first.
         phases: Seconds per part of the run.
@@ -128,6 +130,7 @@ class Report:
     samples: list[dict[str, str | None]] | None = None
     provenance: Block | None = None
     overlap: Block | None = None
+    test: Block | None = None
     decision: Decision | None = None
     verdict: list[dict[str, str]] | None = None
     phases: dict[str, float] | None = None
@@ -154,6 +157,7 @@ class Report:
             "drift": {key: _estimate(found) or _estimates(found) for key, found in drift.items() if _mapping(found)},
             "likelihood": _estimates(likelihood) or None,
             "overlap": dict(_mapping(known["overlap"])) or None,
+            "test": dict(_mapping(known["test"])) or None,
             "decision": Decision.from_written(known["decision"]),
             "audit": known["audit"] if is_audit(known["audit"]) else None,
         }

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from prefopt.config.schema import TrainConfig
 from prefopt.data.loading import read_pairs
 from prefopt.data.messages import Content, trained_turns
 from prefopt.data.origin import describe_origin
-from prefopt.data.records import PreferencePair, SFTExample
+from prefopt.data.records import PreferencePair, Record, SFTExample
 from prefopt.data.sources import sources_of
 from prefopt.data.tags import fold_tags
 from prefopt.data.token_splits import TokenizedSplits, load_tokenized
@@ -36,13 +36,16 @@ from prefopt.evaluation.measure import (
     to_rows,
 )
 from prefopt.evaluation.metrics import BASE
+from prefopt.evaluation.overlap import find_overlap
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.statistics import Bootstrap
 from prefopt.evaluation.summary import Summary
 from prefopt.models.examples import Examples, hash_rows
 from prefopt.process import phases
+from prefopt.process.paths import places
 from prefopt.process.ranks import is_main
 from prefopt.runs.directory import RunDirectory
+from prefopt.runs.files import read_report
 from prefopt.runs.final_model import is_sealed
 from prefopt.runs.provenance import MEASURED
 from prefopt.runs.settings import read_config
@@ -50,6 +53,8 @@ from prefopt.runs.settings import read_config
 if TYPE_CHECKING:
     from datasets import Dataset
 
+TEST = "test"
+"""The split that is measured after all choices are made; of the folder of its report, the last part of the name."""
 logger = logging.getLogger(__name__)
 
 
@@ -73,7 +78,13 @@ class Evaluation:
         return max((record["step"] for record in self.records), default=0)
 
 
-def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, material: Material) -> Evaluation | None:
+def evaluate_run(
+    config: TrainConfig,
+    run: RunDirectory,
+    examples: Examples,
+    material: Material,
+    test: dict[str, Any] | None = None,
+) -> Evaluation | None:
     """Measures `model/` of a run against its base.
 
     All ranks measure and then disconnect. Rank 0 returns the results, the other ranks return None.
@@ -83,6 +94,7 @@ def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, mat
         run: Folder of the run.
         examples: The data that `material` was chosen from.
         material: The data to measure on.
+        test: What `record_look` has written down, if these are test data.
     """
     started = time.monotonic()
     tokenizer, data = examples.tokenizer, examples.tokenized
@@ -99,10 +111,14 @@ def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, mat
         bootstrap=Bootstrap(config.evaluation.bootstrap_resamples, config.run.seed),
     )
     metrics = run.read_records()
+    described = describe_data(examples, material)
+    split = "held_out" if test is None else TEST
+    names = {"train": str(config.data.train), split: _name_held_out(config, run, described["sha256"])}
     report = Report(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        run={**describe_run(config, data, metrics), **describe_flaws(run, metrics)},
-        measured_on={"data.held_out": config.data.held_out, "evaluation.pairs": config.evaluation.pairs},
+        run={**describe_run(config, data, metrics, names), **describe_flaws(run, metrics)},
+        measured_on={f"data.{split}": config.data.held_out, "evaluation.pairs": config.evaluation.pairs},
+        test=test,
         held_out=summary.held_out(),
         slices=summary.slices() or None,
         overfitting=summary.overfitting(),
@@ -110,13 +126,22 @@ def evaluate_run(config: TrainConfig, run: RunDirectory, examples: Examples, mat
         likelihood=summary.likelihood(),
         throughput={**throughput(metrics), "evaluation_time_s": time.monotonic() - started, **read_work(run)},
         data={"notes": data.notes.lines(), "counts": data.notes.to_dict()},
-        audit=run.read_provenance().get("data", {}).get("audit"),
+        overlap=material.overlap,
+        audit=_audit_of(run, described["sha256"]),
         samples=describe_samples(measured, material),
-        provenance={**run.read_provenance(), "data": describe_data(examples, material)},
+        provenance={**run.read_provenance(), "data": described},
     )
     report.decision, findings = assess(report, config.evaluation)
     report.verdict = [finding.to_dict() for finding in findings]
     return Evaluation(report, metrics, summary.per_pair())
+
+
+def _audit_of(run: RunDirectory, digests: dict[str, str]) -> dict[str, Any] | None:
+    """Returns what the audit of the run's data has found; None if other data are measured."""
+    trained = run.read_provenance().get("data", {})
+    known = trained.get("sha256", {})
+    is_same = all(known.get(name) == digests.get(name) for name in ("train", "held_out"))
+    return trained.get("audit") if is_same else None
 
 
 def read_work(run: RunDirectory) -> dict[str, Any]:
@@ -140,7 +165,8 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
     records = (examples.records.held_out or []) if wanted else []
     by_source = {record.source: record for record in records if record.source in wanted}
     has_pairs = config.algorithm.trains_pairs
-    pairs = (held_out if len(held_out) else None) if has_pairs else _read_pairs(config, examples)
+    apart = None if has_pairs else _read_pairs(config, examples)
+    pairs = (held_out if len(held_out) else None) if has_pairs else (None if apart is None else apart.tokens)
     prompts = [list(i) for i in answered["prompt_ids"]] if has_pairs else [prompt_of(row) for row in to_rows(answered)]
     if examples.limits is not None:
         examples.limits.check_answers(prompts, settings.max_new_tokens)
@@ -153,6 +179,7 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
         slices=_slices_of(held_out, examples),
         tags=_tags_of(held_out, examples, config.data.tag),
         neutral=read_neutral_texts(settings, tokenizer, None if examples.limits is None else examples.limits.context),
+        overlap=find_overlap(examples, config.data, [] if apart is None else [(apart.records, apart.tokens)]),
     )
 
 
@@ -172,7 +199,15 @@ def _tags_of(held_out: "Dataset", examples: Examples, column: str | None) -> lis
     return [f"{column}={tag}" for tag in fold_tags([tags[source] for source in held_out["source"]])]
 
 
-def _read_pairs(config: TrainConfig, examples: Examples) -> "Dataset | None":
+@dataclass(frozen=True)
+class Apart:
+    """The preference pairs on which an SFT run is measured too: their records, and their token ids."""
+
+    records: Sequence[Record]
+    tokens: "Dataset"
+
+
+def _read_pairs(config: TrainConfig, examples: Examples) -> Apart | None:
     """Reads the preference pairs on which an SFT run is measured too; None if `evaluation.pairs` is not set."""
     if config.evaluation.pairs is None:
         return None
@@ -184,10 +219,11 @@ def _read_pairs(config: TrainConfig, examples: Examples) -> "Dataset | None":
         "tag": None,
     }
     source = dataclasses.replace(config.data, **whole)
-    pairs = load_tokenized(read_pairs(source, examples.records.train), examples.tokenizer, source).train
+    splits = read_pairs(source, examples.records.train)
+    pairs = load_tokenized(splits, examples.tokenizer, source).train
     if examples.limits is not None:
         examples.limits.check_rows(pairs, "evaluation.pairs")
-    return pairs
+    return Apart(splits.train, pairs)
 
 
 def describe_data(examples: Examples, material: Material) -> dict[str, Any]:
@@ -206,10 +242,14 @@ def describe_sources(config: TrainConfig, examples: Examples) -> dict[str, objec
     return describe_origin(sources_of(config), examples.tokenizer)
 
 
-def choose_folder(config: TrainConfig, run: RunDirectory, examples: Examples, material: Material) -> Path:
+def choose_folder(
+    config: TrainConfig, run: RunDirectory, examples: Examples, material: Material, *, is_test: bool = False
+) -> Path:
     """Returns the folder for the report of a later evaluation: `report/` for the run's own data, else one beside it.
 
     Data are compared by digests of the measured rows: a held-out file that has changed since counts as other data.
+    Test data go to `report-test`; with a digest in its name, if they are not those of the run's settings, or others
+    than those that were measured there before.
     """
     measured = describe_data(examples, material)["sha256"]
     own = run.read_provenance().get("data", {}).get("sha256", {})
@@ -217,14 +257,34 @@ def choose_folder(config: TrainConfig, run: RunDirectory, examples: Examples, ma
         logger.warning(
             "evaluation: the training data are not those of the run, so the overfitting gap is to other data"
         )
+    digests = [measured.get(part) for part in MEASURED]
     trained = read_config(run.config)
-    if measured.get("held_out") == own.get("held_out") and config.evaluation.pairs == trained.evaluation.pairs:
+    if is_test:
+        folder = run.path / f"{run.report.name}-{TEST}"
+        before = _digests_of(folder)
+        is_own = places(config.data.held_out) == places(trained.data.test)
+        return folder if is_own and before in (None, digests) else _with_digest(folder, [TEST, *digests])
+    if digests == [own.get(part) for part in MEASURED]:
         return run.report
-    name = _short_name(config.data.held_out if config.evaluation.pairs is None else config.evaluation.pairs)
-    digest = hashlib.sha256(json.dumps([measured.get(part) for part in MEASURED]).encode()).hexdigest()
-    folder = run.path / f"{run.report.name}-{name}-{digest[:8]}"
+    is_of_pairs = measured.get("held_out") == own.get("held_out")
+    name = _short_name(config.evaluation.pairs if is_of_pairs else config.data.held_out)
+    folder = _with_digest(run.path / f"{run.report.name}-{name}", digests)
     logger.info("evaluation: not the held-out data of the run, so its report stays and this one goes to %s", folder)
     return folder
+
+
+def _digests_of(folder: Path) -> list[str | None] | None:
+    """Returns the digests of the rows that the report in a folder was measured on; None if there is no report."""
+    report = read_report(folder / "report.json")[0]
+    if report is None:
+        return None
+    known = ((report.get("provenance") or {}).get("data") or {}).get("sha256") or {}
+    return [known.get(part) for part in MEASURED]
+
+
+def _with_digest(folder: Path, digests: Sequence[str | None]) -> Path:
+    digest = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    return folder.with_name(f"{folder.name}-{digest[:8]}")
 
 
 def _short_name(data: object) -> str:
@@ -234,18 +294,37 @@ def _short_name(data: object) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-")[:40] or "data"
 
 
-def describe_run(config: TrainConfig, data: TokenizedSplits, metrics: list[dict[str, Any]]) -> dict[str, object]:
-    """Returns the settings of the run for the head of the report: model, data, algorithm, steps."""
+def _name_held_out(config: TrainConfig, run: RunDirectory, digests: Mapping[str, str]) -> str:
+    """Names the measured data; says so if they are no longer what the run had under this name."""
+    name = str(config.data.held_out or f"{config.data.held_out_fraction:.0%} of the training prompts")
+    known = run.read_provenance().get("data", {}).get("sha256", {}).get("held_out")
+    if known in (None, digests.get("held_out")) or config.data.held_out != read_config(run.config).data.held_out:
+        return name
+    return f"{name} (changed since the run was trained)"
+
+
+def describe_run(
+    config: TrainConfig, data: TokenizedSplits, metrics: list[dict[str, Any]], names: Mapping[str, str]
+) -> dict[str, object]:
+    """Returns the settings of the run for the head of the report: model, data, algorithm, steps.
+
+    Args:
+        config: Configuration of the run, with the settings of this evaluation.
+        data: Its rows.
+        metrics: The lines of metrics.jsonl.
+        names: Where the rows come from: those of `train`, and the measured ones under the name of their split.
+    """
     algorithm = config.algorithm
     return {
         "name": config.run.name,
         "algorithm": algorithm.name.value,
         "model": config.model.path,
         "data": {
-            "train": str(config.data.train),
-            "held_out": str(config.data.held_out or f"{config.data.held_out_fraction:.0%} of the training prompts"),
-            "num_train": len(data.train),
-            "num_held_out": len(data.held_out) if data.held_out is not None else 0,
+            **names,
+            **{
+                f"num_{split}": 0 if rows is None else len(rows)
+                for split, rows in zip(names, (data.train, data.held_out), strict=True)
+            },
             **({} if config.evaluation.pairs is None else {"pairs": str(config.evaluation.pairs)}),
         },
         "seed": config.run.seed,

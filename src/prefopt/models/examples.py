@@ -2,9 +2,10 @@
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from prefopt.config.gate import GateConfig
 from prefopt.config.schema import TrainConfig
 from prefopt.data.audit.audit import audit_run
 from prefopt.data.audit.finding import Audit
@@ -65,18 +66,20 @@ def load_examples(config: TrainConfig, *, measured: object = None, audited: bool
 
     Args:
         config: Settings of the run.
-        measured: Other held-out data to use instead of the run's, in the same forms as `data.held_out`.
+        measured: Other held-out data to use instead of the run's, in the same forms as `data.held_out`. They are read
+            whatever they share with the training data: their report says it.
         audited: Whether the checks of the audit run, and its gate may refuse the data.
 
     Raises:
         UserError: Rows, the precision or the tokenizer cannot be used. Nothing has been written then.
     """
     algorithm = config.algorithm
+    data = config.data if measured is None else replace(config.data, gate=GateConfig.off())
 
     def read() -> Splits:
-        return read_splits(config.data, kind=algorithm.rows, seed=config.run.seed, measured=measured)
+        return read_splits(data, kind=algorithm.rows, seed=config.run.seed, measured=measured)
 
-    request = Request(config.data, algorithm.rows, config.run.seed, algorithm.trained_tokens, measured)
+    request = Request(data, algorithm.rows, config.run.seed, algorithm.trained_tokens, measured)
     with phases.of("reading"):
         data_set = keep_on_main(lambda: DataSet(request, read, cache_folder() / "tokens"))
     audit = None

@@ -26,6 +26,7 @@ RUN_LABELS = {
 DATA_LABELS = {
     "train": ("Training data", "num_train"),
     "held_out": ("Held-out data", "num_held_out"),
+    "test": ("Test data", "num_test"),
     "pairs": ("Preference pairs", "num_pairs"),
 }
 """Key of the path -> (label, key of the count)."""
@@ -59,7 +60,7 @@ def subtitle(report: Report) -> str:
     """Returns one line with algorithm, model, sizes of the data, and the date of the measurement."""
     run = report.run or {}
     data = run.get("data") or {}
-    sizes = {"num_train": "for training", "num_held_out": "held out"}
+    sizes = {"num_train": "for training", "num_held_out": "held out", "num_test": "of the test data"}
     rows = {"preference": "pairs"}.get(str(rows_of(run.get("algorithm"))), "examples")
     parts = [f"{count(data[key])} {rows} {words}" for key, words in sizes.items() if data.get(key) is not None]
     of = f" of {run['model']}" if run.get("model") else ""

@@ -105,7 +105,8 @@ def audit_table(report: Report) -> AuditTable | None:
 
 def headline(report: Report) -> Headline:
     """Returns the decision, its reasons, and one plain sentence with the main number."""
-    sentence = _preference_sentence(report.held_out) or _loss_sentence(report.held_out)
+    data = "test" if report.test else "held-out"
+    sentence = _preference_sentence(report.held_out, data) or _loss_sentence(report.held_out, data)
     decision = report.decision
     if decision is None:
         return Headline("No decision", "info", None, sentence)
@@ -120,29 +121,29 @@ def _earlier_reasons(word: str, report: Report) -> tuple[str, ...]:
     return tuple(found["finding"] for found in report.verdict or [] if found["level"] == wanted)[:1]
 
 
-def _preference_sentence(held_out: HeldOut) -> str | None:
+def _preference_sentence(held_out: HeldOut, data: str) -> str | None:
     base, tuned = (held_out.model(name).get(ACCURACY) for name in (BASE, TUNED))
     if not is_measured(tuned):
         return None
     shown = cell(tuned, PERCENT)
-    pairs = _held_out(shown, "pairs")
+    pairs = _held_out(shown, f"{data} pairs")
     gain = _gain(held_out.gain.get(ACCURACY), base, tuned, POINTS)
     return f"Tuned prefers the chosen answer on {shown.value} of {pairs}{_ci(shown)}{_against(base, gain, PERCENT)}."
 
 
-def _loss_sentence(held_out: HeldOut) -> str:
+def _loss_sentence(held_out: HeldOut, data: str) -> str:
     base, tuned = (held_out.model(name).get(LOSS) for name in (BASE, TUNED))
     if not is_measured(tuned):
-        return "Nothing was measured on held-out data, so nothing can be said about the benefit."
+        return f"Nothing was measured on {data} data, so nothing can be said about the benefit."
     shown = cell(tuned, NUMBER)
-    rows = _held_out(shown, "examples")
+    rows = _held_out(shown, f"{data} examples")
     gain = _gain(held_out.gain.get(LOSS), base, tuned, CHANGE)
     return f"Tuned has a loss of {shown.value} per token on {rows}{_ci(shown)}{_against(base, gain, NUMBER)}."
 
 
 def _held_out(shown: Cell, rows: str) -> str:
     """`132 held-out pairs`, `132 held-out pairs of 66 prompts`, or `the held-out pairs`."""
-    return shown.n.replace(str(shown.num), f"{shown.num} held-out {rows}", 1) if shown.num else f"the held-out {rows}"
+    return shown.n.replace(str(shown.num), f"{shown.num} {rows}", 1) if shown.num else f"the {rows}"
 
 
 def _gain(gain: Estimate | None, base: Estimate | None, tuned: Estimate, unit: Unit) -> Cell | None:

@@ -249,7 +249,8 @@ class RunDirectory:
 
     def _keep_inputs(self, config: TrainConfig) -> None:
         """Refuses to overwrite a run whose files the new run reads."""
-        inputs = [config.model.path, config.data.train, config.data.held_out, config.evaluation.pairs]
+        data = config.data
+        inputs = [config.model.path, data.train, data.held_out, data.test, config.evaluation.pairs]
         flat = [path for item in inputs for path in paths_of(item)]
         for path in [*flat, config.model.chat_template, config.evaluation.neutral_texts]:
             if path is not None and expand(str(path)).resolve().is_relative_to(self.path.resolve()):

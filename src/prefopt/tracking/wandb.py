@@ -21,6 +21,7 @@ from prefopt.distributed.preemption import EXIT_CODE, Preempted
 from prefopt.process import phases
 from prefopt.process.terminal import quote
 from prefopt.runs.directory import RunDirectory, RunTakenOverError
+from prefopt.runs.provenance import MEASURED
 from prefopt.storage.files import write_text
 from prefopt.tracking.artifacts import build_data, build_model
 from prefopt.tracking.credentials import has_api_key
@@ -86,7 +87,9 @@ def record_evaluation(config: TrainConfig, run: RunDirectory, report: dict[str, 
     """
     if config.logger.name is LoggerName.none or is_disabled():
         return
-    settings = str([as_dict(config.evaluation), config.data.held_out])
+    digests = report["provenance"]["data"]["sha256"]
+    rows = [digests.get(part) for part in MEASURED]  # those of a file that has changed are another evaluation
+    settings = str([as_dict(config.evaluation), rows, "test" in report])
     mirror = _start(
         config,
         run,

@@ -103,7 +103,7 @@ def describe_data(config: DataConfig) -> dict[str, Any]:
 def command_for(config: DataConfig, kind: Kind) -> str:
     """The command that tells all findings of a run's data, as typed in a shell."""
     given, default = as_dict(config), as_dict(DataConfig(train=None))
-    changed = {name: value for name, value in given.items() if name != "gate" and value != default[name]}
+    changed = {name: value for name, value in given.items() if name not in ("gate", "test") and value != default[name]}
     kinds = [] if kind in PAIRS else ["algorithm=sft"]
     return " ".join(
         ["prefopt audit data=files", *kinds, *(typed(f"data.{key}", each) for key, each in changed.items())]
@@ -223,7 +223,7 @@ def key_of(
     files = {name: known[name] if name in known else digest_files(spec) for name, spec in specs.items()}
     if None in files.values():
         return None
-    settings = {name: value for name, value in as_dict(config).items() if name != "gate"}
+    settings = {name: value for name, value in as_dict(config).items() if name not in ("gate", "test")}
     decisive = {
         "format": FORMAT,
         "code": CODE,

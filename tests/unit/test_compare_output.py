@@ -181,8 +181,12 @@ def test_rows_beyond_the_limit_are_counted(sweep: Path) -> None:
 
 def test_the_last_column_says_how_it_was_found(sweep: Path) -> None:
     text = printed(compared(sweep))
-    assert "Within noise of #1: 0 of 1 other row" in text
-    assert "Welch" in text
+    assert "Within noise of #1: 0 of 1 other row. Were all rows equal, any would be called worse in at most" in text
+    assert "from both runs' own intervals" in text
+    assert "The luck of a training's seed is in it." in text
+    assert re.search(
+        r"#1 of 2 was chosen by these numbers: measured 94\.5 %, more likely 94\.\d % \(8\d\.\d to 9\d\.\d\)", text
+    )
 
 
 def test_names_do_not_act_on_a_terminal() -> None:
@@ -326,7 +330,7 @@ def test_csv_numbers_come_back_as_they_were_measured(sweep: Path, tmp_path: Path
             assert bool(row.get(metric)) is (metric in run.metrics)
     best, other = rows["0"], rows["2"]
     assert (best["rank"], best["against_first"], best["difference"]) == ("1", "best", "")
-    assert (other["rank"], other["against_first"], other["difference_method"]) == ("2", "worse", "seeds")
+    assert (other["rank"], other["against_first"], other["difference_method"]) == ("2", "worse", "both intervals")
     assert float(other["difference"]) == comparison.rows[1].difference.value
     assert rows["1"]["configuration"] == best["configuration"] != other["configuration"]
     assert (best["seed"], best["setting.algorithm.beta"]) == ("0", "0.1")

@@ -237,6 +237,6 @@ def fake_report(
         "samples": [{"prompt": "Where is my order?", "base": "It " * 60, "tuned": "On the van. " * 9, "chosen": None}]
         * 8,
         "provenance": {"data": {"sha256": {"train": "a" * 64, "held_out": "b" * 64}}, "git_commit": "c" * 40},
-        "decision": decision,
+        "decision": {"word": decision, "reasons": [], "would_decide": []},
         "verdict": [{"level": level, "finding": "The model was ruined." if level == "bad" else "It is better."}],
     }

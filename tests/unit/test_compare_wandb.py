@@ -51,7 +51,7 @@ class FakeRun:
             return {"train/loss": 0.5}
         report = fake_report(base_config(), self.lines, 0.9, 0.2, None, 132, "ship")
         blocks = {**_values(report["held_out"], "held_out"), **_values(report["drift"], "drift")}
-        return {"decision": report["decision"], **blocks}
+        return {"decision": report["decision"]["word"], **blocks}
 
     def scan_history(self) -> Iterable[dict[str, Any]]:
         for line in self.lines:

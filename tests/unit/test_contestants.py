@@ -16,7 +16,7 @@ from prefopt.evaluation.measure import Material, Measured, Split, measure_contes
 from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.scoring import Scores
 
-MATERIAL = Material(Split(), Split(), None, [], [[1, 2]], [("prompt", None)], [])
+MATERIAL = Material(Split(), Split(), [], [[1, 2]], [("prompt", None)], [])
 
 
 class Model:

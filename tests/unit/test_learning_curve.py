@@ -12,11 +12,9 @@ from prefopt.comparison.noise import paired_shares
 from prefopt.evaluation.learning_curve import (
     LearningCurve,
     Trained,
-    detectable_gain,
     fit_learning_curve,
-    needed_pairs,
 )
-from prefopt.evaluation.statistics import sign_test
+from prefopt.evaluation.statistics import change_of_share, detectable_gain, needed_pairs
 from prefopt.reports.learning_curve import conclude, draw, list_lines, render_section
 
 N = 720
@@ -174,7 +172,8 @@ def test_the_needed_pairs_show_the_gain_in_four_of_five_experiments(gain: float,
     shown, differ = 0, max(gain, discordant)
     for _ in range(1000):
         wins, losses, _ = rng.multinomial(num_pairs, [(differ + gain) / 2, (differ - gain) / 2, 1 - differ])
-        shown += sign_test(int(wins), int(losses)) < 0.05
+        changes = np.repeat([1, -1, 0], [wins, losses, num_pairs - wins - losses])
+        shown += change_of_share(changes < 0, changes > 0).p_value < 0.05
     assert shown / 1000 >= 0.77  # 80 % less two standard errors
     assert shown / 1000 <= 0.87 or discordant < gain  # of so few pairs, all in favour, the test shows a little more
 

@@ -18,7 +18,7 @@ from prefopt.evaluation.measure import Material, Measured, Split
 from prefopt.evaluation.metrics import ACCURACY, BASE, MARGIN, TUNED
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.scoring import PairScores, Scores
-from prefopt.evaluation.statistics import Bootstrap, share
+from prefopt.evaluation.statistics import Bootstrap, Prompts, share
 from prefopt.evaluation.summary import Summary
 from prefopt.process.errors import UserError
 from prefopt.reports.sections import slices_table
@@ -166,13 +166,13 @@ def test_metrics_of_a_part_are_those_of_its_pairs_alone() -> None:
 
     base, tuned = [1.0, -1, -1, -1, 1, -1], [1.0, 2, 3, -1, 1, -2]
     slices = ["a", "b", "a", "b", "a", "b"]
-    clusters = np.arange(6)
-    material = Material(Split(pairs=object()), Split(), clusters, [], [], [], [], slices)
+    prompts = Prompts.all_different(6)
+    material = Material(Split(pairs=object(), pair_prompts=prompts), Split(), [], [], [], [], slices)
     measured = {TUNED: scored(tuned), BASE: scored(base)}
     found = Summary(measured, material, beta=None, bootstrap=Bootstrap(50, 0)).slices()
     assert [(each["name"], each["n"]) for each in found] == [("a", 3), ("b", 3)]
-    assert found[0][ACCURACY] == share(np.array([True, True, True]), clusters[:3])
-    assert np.isfinite([found[1][MARGIN].low, found[1][MARGIN].high]).all(), "no cluster is empty"
+    assert found[0][ACCURACY] == share(np.array([True, True, True]))
+    assert found[1][MARGIN].num_prompts == 3, "the prompts of other parts are not counted"
     assert found[1]["base"][ACCURACY].value == 0
     assert found[1]["gain"][ACCURACY].value == pytest.approx(1 / 3)
 

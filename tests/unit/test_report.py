@@ -33,7 +33,7 @@ def test_what_was_written_comes_back() -> None:
             "perplexity": {"base": ESTIMATE, "tuned": ESTIMATE, "ratio": ESTIMATE},
         },
         "likelihood": None,
-        "decision": "ship",
+        "decision": {"word": "ship", "reasons": ["Better."], "would_decide": []},
     }
     report = Report.from_dict(json.loads(json.dumps(written)))
     assert report.drift["kl_per_response"] == AnswersEstimate(0.5, 0.4, 0.6, 132, num_cut=2, cut_at=64)

@@ -134,7 +134,7 @@ def dpo_report() -> dict[str, Any]:
             "versions": {"prefopt": "0.1.0", "torch": "2.13.0", "trl": "1.16.0"},
             "hardware": "CPU, 8 threads, x86_64",
         },
-        "decision": "ship",
+        "decision": {"word": "ship", "reasons": [], "would_decide": []},
         "verdict": [
             {
                 "level": "warning",
@@ -161,7 +161,7 @@ def sft_report() -> dict[str, Any]:
     return {
         "format": 1,
         "run": {"name": "sft-1", "algorithm": "sft", "model": "m", "data": {"train": "t.jsonl"}},
-        "decision": "ship",
+        "decision": {"word": "ship", "reasons": [], "would_decide": []},
         "verdict": [],
         "held_out": {
             "n": 80,
@@ -311,7 +311,7 @@ def test_headline_gives_the_decisive_number_with_interval_and_n(html: str, markd
 
 
 def test_a_refusal_names_the_finding_that_decided_it(tmp_path: Path) -> None:
-    report = dpo_report() | {"decision": "do_not_ship"}
+    report = dpo_report() | {"decision": {"word": "do_not_ship"}}
     report["verdict"].append({"level": "bad", "finding": "The model was ruined.", "evidence": "perplexity 182"})
     render_report(report, [], [], tmp_path)
     assert (

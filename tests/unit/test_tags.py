@@ -24,7 +24,7 @@ from prefopt.evaluation.measure import Material, Measured, Split
 from prefopt.evaluation.metrics import ACCURACY, BASE, TUNED
 from prefopt.evaluation.run import _tags_of
 from prefopt.evaluation.scoring import PairScores, Scores
-from prefopt.evaluation.statistics import Bootstrap
+from prefopt.evaluation.statistics import Bootstrap, Prompts
 from prefopt.evaluation.summary import Summary
 from prefopt.process.errors import UserError
 from tests.audit_rows import pair, rows_of
@@ -135,7 +135,8 @@ def test_the_report_has_the_held_out_results_of_each_tag() -> None:
     scores = PairScores(Scores(margins, np.ones(4)), Scores(np.zeros(4), np.ones(4)))
     measured = Measured(scores, None, None, None, None, [], [])
     parts = ["a", "b", "a", "b"]
-    material = Material(Split(pairs=object()), Split(), np.arange(4), [], [], [], [], slices=parts, tags=named)
+    split = Split(pairs=object(), pair_prompts=Prompts.all_different(4))
+    material = Material(split, Split(), [], [], [], [], slices=parts, tags=named)
     summary = Summary({BASE: measured, TUNED: measured}, material, beta=None, bootstrap=Bootstrap(50, 0))
     found = {each["name"]: (each["n"], each[ACCURACY].value) for each in summary.slices()}
     assert found == {

@@ -215,7 +215,7 @@ def test_a_session_that_fails_stops_nothing_and_is_complained_of_once(mirror, ca
     mirror.describe()
     for step in range(3):
         mirror.log({"step": step, "loss": 0.5})
-    mirror.finish({"decision": "ship", "held_out": {}, "samples": []})
+    mirror.finish({"decision": {"word": "ship"}, "held_out": {}, "samples": []})
     assert session.calls.count("log") == 3
     assert [record.getMessage().partition("(")[0] for record in caplog.records] == [
         "W&B: the axis of the metrics could not be recorded ",

@@ -1,13 +1,12 @@
-"""What the numbers of a report say, each finding with its evidence, and which gains they show."""
+"""What the numbers of a report say, each finding with its evidence."""
 
-from dataclasses import replace
-from math import ceil, isfinite
+from math import isfinite
 from typing import Any
 
 from prefopt.config.limits import LimitsConfig
 from prefopt.config.schema import EvaluationConfig
-from prefopt.data.intervals import Z_95
 from prefopt.evaluation.decision import LEVELS, Decision, Finding, Gain, decide
+from prefopt.evaluation.gains import find_gains
 from prefopt.evaluation.metrics import (
     ACCURACY,
     BASE,
@@ -27,16 +26,15 @@ from prefopt.evaluation.metrics import (
     TUNED,
 )
 from prefopt.evaluation.report import Estimates, Gap, HeldOut, Report
-from prefopt.evaluation.statistics import Z_80, Estimate, detectable_gain
+from prefopt.evaluation.statistics import Estimate, detectable_gain
 
 NEARER = "A run that stays nearer to its base: lower optim.learning_rate, train less, or raise algorithm.beta."
-MORE = "more prompts in data.held_out, or a larger data.held_out_fraction"
 
 
 def assess(report: Report, settings: EvaluationConfig) -> tuple[Decision, list[Finding]]:
     """Returns the decision on a report, and what it found, worst first."""
     limits, held_out = settings.limits, report.held_out
-    gains = [gain for gain in (_ranking(held_out, settings), _likelier(held_out, settings)) if gain is not None]
+    gains = find_gains(held_out, settings)
     findings = [
         *_not_finite(report),
         *_preference(held_out, gains, settings),
@@ -52,80 +50,27 @@ def assess(report: Report, settings: EvaluationConfig) -> tuple[Decision, list[F
     return decide(gains, findings, settings.min_prompts), findings
 
 
-def _ranking(held_out: HeldOut, settings: EvaluationConfig) -> Gain | None:
-    """The gain in preference accuracy, with what else would explain it."""
-    gain, tuned = held_out.gain.get(ACCURACY), held_out.model(TUNED).get(ACCURACY)
-    if gain is None or tuned is None:
-        return None
-    obstacles = [_rule_sentence(name, held_out) for name in held_out.baselines or {}]
-    if tuned.value < 0.5:
-        obstacles.append("It ranks fewer than half of the held-out pairs right, which is below chance.")
-    return Gain(
-        ACCURACY,
-        "Ranks held-out pairs better",
-        gain,
-        settings.min_gain,
-        obstacles=tuple(filter(None, obstacles)),
-        remedy=_needed_prompts(gain, held_out, settings),
-    )
-
-
-def _rule_sentence(name: str, held_out: HeldOut) -> str:
-    """Says that a rule without a model does as well, or may; empty if the tuned model is shown to do better."""
-    tuned, rule = held_out.models[TUNED][ACCURACY], (held_out.baselines or {})[name]
-    over = (held_out.over_baselines or {}).get(name)
-    words = name.replace("_", " ")
-    if rule.value >= tuned.value:
-        return f"A rule without a model does as well: {words}."
-    return f"A rule without a model may do as well: {words}." if over is not None and over.low <= 0 else ""
-
-
-def _needed_prompts(gain: Estimate, held_out: HeldOut, settings: EvaluationConfig) -> str:
-    """Says how many held-out prompts would show the measured gain; empty in reports of earlier versions."""
-    num, discordant, effective_n = gain.num_prompts, held_out.discordant, held_out.effective_n
-    if num is None or discordant is None or effective_n is None:
-        return ""
-    if num < settings.min_prompts:
-        return f"At least {settings.min_prompts} held-out prompts instead of {num}: {MORE}."
-    per_prompt = effective_n / num
-    over = gain.value - settings.min_gain
-    if over <= 0:
-        shown = 100 * detectable_gain(effective_n, discordant)
-        return f"A larger gain: these {num} held-out prompts show one of about {shown:.0f} points or more."
-    spread = max(discordant - gain.value**2, 1 / effective_n)
-    needed = max(ceil((Z_95 + Z_80) ** 2 * spread / over**2 / per_prompt), num + 1)
-    return f"About {needed:,} held-out prompts instead of {num:,}, if the true gain is the measured one: {MORE}."
-
-
-def _likelier(held_out: HeldOut, settings: EvaluationConfig) -> Gain | None:
-    """The gain in the loss of demonstrations."""
-    change = held_out.gain.get(LOSS)
-    if change is None:
-        return None
-    turned = replace(change, value=-change.value, low=-change.high, high=-change.low)
-    remedy = f"Lower loss on more held-out prompts than {change.num_prompts or change.n}: {MORE}."
-    sentence = "Held-out demonstrations became likelier"
-    return Gain(LOSS, sentence, turned, settings.min_loss_gain, remedy=remedy)
-
-
 def _not_finite(report: Report) -> list[Finding]:
     """Names every number that is not finite: whatever the others say, such a model or measurement is broken."""
-    names = {metric.report_key: metric.name for metric in reversed(METRICS) if metric.path}
     blocks: dict[str, Any] = {HELD_OUT: report.held_out.models, DRIFT: report.drift, LIKELIHOOD: report.likelihood}
     broken = [
-        f"{names.get(metric, metric)}{f' ({model})' if model else ''}"
-        for block in blocks.values()
-        for metric, model in _find_broken(block or {})
+        f"{_name(block, metric)}{f' ({model})' if model else ''}"
+        for block, found in blocks.items()
+        for metric, model in _find_broken(found or {})
     ]
-    broken += [
-        f"gap in {names.get(key, key)}" for key, gap in report.overfitting.items() if _is_broken(gap.get("gap"))
-    ]
-    broken += [f"change of {names.get(key, key)}" for key, gain in report.held_out.gain.items() if _is_broken(gain)]
+    gaps = {key: gap.get("gap") for key, gap in report.overfitting.items()}
+    broken += [f"gap in {_name(HELD_OUT, key)}" for key, gap in gaps.items() if _is_broken(gap)]
+    broken += [f"change of {_name(HELD_OUT, key)}" for key, gain in report.held_out.gain.items() if _is_broken(gain)]
     if not broken:
         return []
     text = f"Not a finite number: {', '.join(dict.fromkeys(broken))}."
     evidence = "the model's log-probs are NaN or infinite, or overflow"
     return [Finding("bad", text, evidence)]
+
+
+def _name(block: str, key: str) -> str:
+    """The name of a metric in a block of the report; its key if it has none."""
+    return next((metric.name for metric in METRICS if metric.path[:1] == (block,) and metric.report_key == key), key)
 
 
 def _find_broken(block: dict[str, Any]) -> list[tuple[str, str]]:

@@ -34,7 +34,7 @@ def test_a_run_of_a_sweep_of_equal_runs_is_seldom_called_worse(num_prompts: int)
 
 def test_a_run_that_is_much_worse_is_mostly_found() -> None:
     tally = simulated(Setting("one worse", (0.9,) * 11 + (0.7,)))
-    assert tally.found / tally.num > 0.8
+    assert tally.found / tally.num_far > 0.8
     assert tally.false_worse / tally.num <= MOST_FALSE
 
 

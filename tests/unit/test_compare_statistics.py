@@ -198,7 +198,7 @@ def test_a_row_that_its_report_refuses_stands_after_all_others_and_the_reason_is
     assert rows == [("good", 1, "best"), ("fair", 2, "worse"), ("ruined", 3, "better")]
     (warning,) = comparison.warnings
     assert "by preference_accuracy alone, ruined would be before #1" in warning
-    assert "its report says do not ship: The model was ruined." in warning
+    assert "(its report says do not ship: The model was ruined)." in warning
     assert comparison.winner.num == 2, "the ruined row could not be chosen"
 
 

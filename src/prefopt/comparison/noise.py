@@ -12,7 +12,7 @@ from prefopt.comparison.outcomes import outcomes_of
 from prefopt.comparison.records import RunRecord
 from prefopt.comparison.simultaneous import Values, at_few, errors_of, find_limits, seed_luck, shrink
 from prefopt.data.intervals import Z_95
-from prefopt.evaluation.metrics import ACCURACY, REWARD_ACCURACY, Better, Metric
+from prefopt.evaluation.metrics import ACCURACY, PERCENT, REWARD_ACCURACY, Better, Metric
 from prefopt.evaluation.statistics import FEWEST_PROMPTS, Estimate, Floats, Prompts, difference, share
 
 SHARES = (ACCURACY, REWARD_ACCURACY)
@@ -151,6 +151,7 @@ class _Ranking:
         found = self._interval(0, below, above)
         if num < 2 or found is None:
             return None
+        found = found.clipped(0.0, 1.0) if self.metric.unit is PERCENT else found
         rivals = [place for place, each in enumerate(differences) if each is not None and each.is_noise]
         places = [0, *(place for place in rivals if self.can_win[place])]
         values = np.array([self.groups[place].mean for place in places])
@@ -193,7 +194,7 @@ def change_of_shares(changes: Floats, prompts: Prompts, z: float, by_seeds: floa
         z: Standard errors on each side.
         by_seeds: Variance by the luck of the seeds.
     """
-    n = prompts.effective_n(changes)
+    n = prompts.effective_n(prompts.likeness(changes))
     centre = n * float(changes.mean()) / (n + 2)
     variance = ((n * float((changes**2).mean()) + 2) / (n + 2) - centre**2) / (n + 2)
     half = z * sqrt(variance + by_seeds)

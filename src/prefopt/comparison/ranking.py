@@ -249,14 +249,14 @@ def _about_the_best(rows: Sequence[Row], metric: Metric) -> list[str]:
     lines = []
     if rows and rows[0].rank is not None and rows[0].refusal:
         which = "#1 is" if len(rows) == 1 else "all rows are, #1 too,"
-        lines.append(f"by {metric.key}, {which} not one to choose: {_why(rows[0])}")
+        lines.append(f"by {metric.key}, {which} not one to choose: {_why(rows[0])}.")
     elif rows and rows[0].rank is not None:
         ahead = [row for row in rows if row.rank is not None and row.refusal and _is_ahead(row, rows[0], metric)]
         if ahead:
-            more = f" and {len(ahead) - 1} more" if len(ahead) > 1 else ""
+            more = f", and so would {len(ahead) - 1} more" if len(ahead) > 1 else ""
             lines.append(
-                f"by {metric.key} alone, {ahead[0].group.name}{more} would be before #1, but stands after all others: "
-                f"{_why(ahead[0])}"
+                f"by {metric.key} alone, {ahead[0].group.name} would be before #1, but it stands after all others "
+                f"({_why(ahead[0])}){more}."
             )
     if rows and rows[0].rank is None:
         lines.append(f"no run that is done has {metric.key}, so nothing is ranked; see --rank-by")
@@ -278,7 +278,7 @@ def _why(row: Row) -> str:
     reason = next(
         (member.reason for member in row.group.members if member.decision == REFUSED and member.reason), None
     )
-    return f"{row.refusal}." if reason is None else f"{row.refusal}: {reason}"
+    return row.refusal if reason is None else f"{row.refusal}: {reason.rstrip('.')}"
 
 
 def _about_missing(runs: Sequence[RunRecord]) -> list[str]:

@@ -16,6 +16,8 @@ DECISIONS = {"ship": "ship", "do_not_ship": "do not ship", "undecided": "undecid
 OTHER_DATA, AFTER_ALL = "*", "\u2020"
 """Marks of rows: measured on other held-out data than #1; after all others whatever its numbers."""
 
+MAX_REASONS = 3
+
 
 def summary_text(comparison: Comparison) -> str:
     """The number of runs, their states, and the metric that ranks them."""
@@ -126,9 +128,9 @@ def describe_noise(comparison: Comparison) -> list[str]:
     lines += [describe_winner(comparison)] if comparison.winner is not None else []
     refused = [row for row in comparison.rows if row.refusal]
     if refused:
-        reasons = ", ".join(dict.fromkeys(_plain_reason(row) for row in refused))
-        rows = "1 row" if len(refused) == 1 else f"{len(refused):,} rows"
-        lines.append(f"{AFTER_ALL} {rows} after all others, whatever the numbers: {reasons}.")
+        reasons = list(dict.fromkeys(one_line(row.refusal) for row in refused))
+        more = f", and {len(reasons) - MAX_REASONS} more reasons" if len(reasons) > MAX_REASONS else ""
+        lines.append(f"{AFTER_ALL} After all others, whatever its numbers: {', '.join(reasons[:MAX_REASONS])}{more}.")
     return lines
 
 
@@ -136,10 +138,6 @@ def _about_seeds(comparison: Comparison) -> str:
     if comparison.has_seed_luck:
         return "The luck of a training's seed is in it."
     return "The luck of a training's seed is not in it: repeat the best few with other seeds."
-
-
-def _plain_reason(row: Row) -> str:
-    return one_line(row.refusal)
 
 
 def describe_winner(comparison: Comparison) -> str:

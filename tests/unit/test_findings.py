@@ -109,7 +109,10 @@ def test_a_gain_that_may_be_below_the_least_one_is_not_shown() -> None:
 def test_a_rule_without_a_model_or_chance_explains_a_gain_away() -> None:
     found = report()
     found["held_out"]["over_baselines"]["longer_wins"] = entry(0.02)
-    assert decide_on(found).reasons == ("A rule without a model may do as well: longer wins.",)
+    assert "A rule without a model may do as well: longer wins" in texts(judge(found)[1], "warning")
+    assert "Ranks held-out pairs better" in decide_on(found).reasons[0]
+    found["held_out"]["baselines"]["longer_wins"] = entry(0.95)
+    assert decide_on(found).reasons == ("A rule without a model does as well: longer wins.",)
     found["held_out"]["tuned"]["preference_accuracy"] = entry(0.455)
     found["held_out"]["base"]["preference_accuracy"] = entry(0.409)
     found["held_out"]["gain"]["preference_accuracy"] = entry(0.2, 0.1, 0.3)

@@ -141,8 +141,8 @@ def _why_not_shown(gain: Gain, min_prompts: int) -> list[str]:
         found = estimate.num_prompts if estimate.num_prompts is not None else estimate.n or 0
         prompts = "1 prompt" if found == 1 else f"{found} prompts"
         return [f"Held-out data of {prompts} are too few to judge by; {min_prompts} are the least."]
-    if gain.obstacles:
+    if estimate.low > gain.least:
         return list(gain.obstacles)
     if estimate.low > 0:
-        return ["A gain is there, but it may be too small to matter."]
-    return ["No gain is shown: it is not there, or there are too few held-out prompts to see it."]
+        return ["A gain is there, but it may be too small to matter.", *gain.obstacles]
+    return ["No gain is shown: it is not there, or there are too few held-out prompts to see it.", *gain.obstacles]

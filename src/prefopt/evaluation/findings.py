@@ -102,7 +102,8 @@ def _preference(held_out: HeldOut, gains: list[Gain], settings: EvaluationConfig
     known += [f"tuned {_percent(tuned)}", f"gain {_points(gain)}"]
     known += [] if held_out.p_value is None else [f"p = {held_out.p_value:.2g}"]
     evidence = f"{', '.join(known)}, {_num(gain)}"
-    obstacles = [Finding("warning", text, f"{_rules(held_out)}; tuned {_percent(tuned)}") for text in found.obstacles]
+    doubts = [*found.obstacles, *_rules_that_may_do(held_out)]
+    obstacles = [Finding("warning", text, f"{_rules(held_out)}; tuned {_percent(tuned)}") for text in doubts]
     if gain.high < 0:
         return [Finding("bad", "The tuned model ranks held-out pairs worse than its base.", evidence), *obstacles]
     if not found.has_prompts(settings.min_prompts):
@@ -116,12 +117,15 @@ def _preference(held_out: HeldOut, gains: list[Gain], settings: EvaluationConfig
         least = 100 * settings.min_gain
         text = f"The tuned model ranks held-out pairs better, though the gain may be below {least:g} points."
         return [Finding("info", text, evidence), *obstacles]
-    return [
-        Finding(
-            "info" if obstacles else "good", "The tuned model ranks held-out pairs better than its base.", evidence
-        ),
-        *obstacles,
-    ]
+    text = "The tuned model ranks held-out pairs better than its base."
+    return [Finding("info" if found.obstacles else "good", text, evidence), *obstacles]
+
+
+def _rules_that_may_do(held_out: HeldOut) -> list[str]:
+    """Says which rules without a model may do as well as the tuned one: it is not shown to do better than they."""
+    tuned, rules, over = held_out.models[TUNED][ACCURACY], held_out.baselines or {}, held_out.over_baselines or {}
+    names = [name for name, rule in rules.items() if rule.value < tuned.value and name in over and over[name].low <= 0]
+    return [f"A rule without a model may do as well: {name.replace('_', ' ')}." for name in names]
 
 
 def _rules(held_out: HeldOut) -> str:

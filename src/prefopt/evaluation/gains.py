@@ -24,7 +24,8 @@ def _find_ranking(held_out: HeldOut, settings: EvaluationConfig) -> Gain | None:
     gain, tuned = held_out.gain.get(ACCURACY), held_out.model(TUNED).get(ACCURACY)
     if gain is None or tuned is None:
         return None
-    obstacles = [_rule_sentence(name, held_out) for name in held_out.baselines or {}]
+    rules = [name for name, rule in (held_out.baselines or {}).items() if rule.value >= tuned.value]
+    obstacles = [f"A rule without a model does as well: {name.replace('_', ' ')}." for name in rules]
     if tuned.value < 0.5:
         obstacles.append("It ranks fewer than half of the held-out pairs right, which is below chance.")
     return Gain(
@@ -32,19 +33,9 @@ def _find_ranking(held_out: HeldOut, settings: EvaluationConfig) -> Gain | None:
         "Ranks held-out pairs better",
         gain,
         settings.min_gain,
-        obstacles=tuple(filter(None, obstacles)),
+        obstacles=tuple(obstacles),
         remedy=_needed_prompts(gain, held_out, settings),
     )
-
-
-def _rule_sentence(name: str, held_out: HeldOut) -> str:
-    """Says that a rule without a model does as well, or may; empty if the tuned model is shown to do better."""
-    tuned, rule = held_out.models[TUNED][ACCURACY], (held_out.baselines or {})[name]
-    over = (held_out.over_baselines or {}).get(name)
-    words = name.replace("_", " ")
-    if rule.value >= tuned.value:
-        return f"A rule without a model does as well: {words}."
-    return f"A rule without a model may do as well: {words}." if over is not None and over.low <= 0 else ""
 
 
 def _needed_prompts(gain: Estimate, held_out: HeldOut, settings: EvaluationConfig) -> str:

@@ -244,6 +244,13 @@ def test_the_winner_says_how_many_it_was_chosen_from_and_its_interval_holds_the_
     assert judged(groups[0]).winner is None
 
 
+def test_no_share_is_said_to_be_above_all_of_it() -> None:
+    for groups in ([group(0.99, 1.0, 0.98), group(0.9, 0.6, 1.0)], [single("a", accuracy=1.0), single("b")]):
+        found = judged(*groups)
+        assert 0 <= found.winner.low < found.winner.high <= 1
+        assert -1 <= found.differences[1].low < found.differences[1].high <= 1
+
+
 def test_of_a_loss_the_lucky_side_is_the_lower_one() -> None:
     losses = [
         single(f"{i}", accuracy=None, metrics={"loss": Measure(v, v - 0.1, v + 0.1)})

@@ -151,7 +151,6 @@ class _Ranking:
         found = self._interval(0, below, above)
         if num < 2 or found is None:
             return None
-        found = found.clipped(0.0, 1.0) if self.metric.unit is PERCENT else found
         rivals = [place for place, each in enumerate(differences) if each is not None and each.is_noise]
         places = [0, *(place for place in rivals if self.can_win[place])]
         values = np.array([self.groups[place].mean for place in places])
@@ -166,7 +165,8 @@ class _Ranking:
             return None
         value, by_seeds = group.mean, sqrt(float(self.errors.seeds[place]))
         less, more = (0.0, 0.0) if by_data is None else (value - by_data.low, by_data.high - value)
-        return Estimate(value, value - hypot(less, below * by_seeds), value + hypot(more, above * by_seeds))
+        found = Estimate(value, value - hypot(less, below * by_seeds), value + hypot(more, above * by_seeds))
+        return found.clipped(0.0, 1.0) if self.metric.unit is PERCENT else found
 
     def _interval_by_data(self, group: Values, place: int, below: float, above: float) -> Estimate | None:
         value, prompts = group.mean, self.prompts

@@ -21,7 +21,7 @@ from prefopt.tracking.wandb import WandbMirror, start_wandb
 from tests.wandb_server import KEY, WandbServer
 
 REPORT: dict[str, Any] = {
-    "decision": "ship",
+    "decision": {"word": "ship", "reasons": [], "would_decide": []},
     "held_out": {"n": 7, "tuned": {"preference_accuracy": {"value": 0.75, "ci95": [0.4, 0.9], "n": 7}}},
     "drift": {"kl_per_token": {"value": 0.2, "ci95": [0.1, 0.3], "n": 3}},
     "audit": {

@@ -216,7 +216,7 @@ def test_a_part_of_an_epoch_ends_with_a_whole_step_and_says_how_many_rows_that_a
     said = "training: 3 whole steps see 12 of 22 rows, 0.5455 epochs, where trainer.num_epochs=0.5"
     printed = capsys.readouterr().out
     assert said in printed
-    assert "rows, and a report decides from 30 on. Name a larger" in printed
+    assert "and a report calls a gain shown from 30 prompts on. Name a larger" in printed
     assert read_report(tmp_path / "runs" / "test")["run"]["epochs"] == 0.5455
     train([*own, "run.name=whole"])
     assert "whole steps see" not in capsys.readouterr().out

@@ -104,8 +104,11 @@ def test_dpo_learns_the_rule(clean):
     assert clean.judgement.reward > 3 * clean.judgement.base_reward
 
 
-def test_a_good_run_is_to_be_shipped_with_a_warning_of_its_drift(clean):
-    assert clean.report["decision"] == "ship"
+def test_a_good_run_is_undecided_since_it_drifted_and_its_answers_were_not_judged(clean):
+    decision = clean.report["decision"]
+    assert decision["word"] == "undecided"
+    assert "drifted far from its base" in decision["reasons"][0]
+    assert decision["reasons"][-1] == "Ranks held-out pairs better; its answers were not judged."
     assert RUINED not in clean.findings
     assert "The model drifted far from its base" in clean.findings
     assert 1.5 < clean.perplexity["ratio"] < 5
@@ -115,7 +118,7 @@ def test_a_good_run_is_to_be_shipped_with_a_warning_of_its_drift(clean):
 def test_an_overtrained_model_is_called_ruined_although_it_wins_on_its_task(clean, overtrained):
     assert overtrained.accuracy["ci95"][0] > 0.6
     assert overtrained.judgement.win_rate > 0.8
-    assert overtrained.report["decision"] == "do_not_ship"
+    assert overtrained.report["decision"]["word"] == "do_not_ship"
     assert f"{RUINED}, although it ranks" in overtrained.findings
     assert overtrained.report["verdict"][0]["finding"].startswith(RUINED)
     assert overtrained.perplexity["ratio"] > 8

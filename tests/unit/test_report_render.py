@@ -629,3 +629,34 @@ def test_terminal_summary_prints_brackets_as_they_are() -> None:
     output = io.StringIO()
     print_report(dpo_report(), Path("report.html"), Console(file=output, width=200))
     assert "algorithm.loss_type=[sigmoid,sft]" in output.getvalue()
+
+
+def test_where_pairs_share_prompts_both_numbers_stand_there(tmp_path: Path) -> None:
+    report = dpo_report()
+    report["held_out"]["tuned"]["preference_accuracy"] |= {"n_prompts": 66}
+    report["held_out"]["tuned"]["mean_margin"] |= {"n_prompts": 132}
+    render_report(report, [], [], tmp_path)
+    markdown = (tmp_path / "report.md").read_text()
+    assert "95.0 % of 132 held-out pairs of 66 prompts (95 % CI" in markdown
+    assert "| 132 / 132 of 66 prompts |" in markdown
+    assert "132 of 132" not in markdown
+
+
+def test_a_mean_without_an_interval_says_why(tmp_path: Path) -> None:
+    report = dpo_report()
+    report["held_out"]["tuned"]["mean_margin"] |= {"ci95": [None, None]}
+    report["drift"]["kl_per_token"] |= {"ci95": [None, None]}
+    render_report(report, [], [], tmp_path)
+    markdown = (tmp_path / "report.md").read_text()
+    assert "No interval for Mean margin: fewer than 20 prompts" in markdown
+    assert "No interval for KL per token: fewer than 20 prompts" in markdown
+
+
+def test_what_would_decide_stands_below_the_headline(tmp_path: Path) -> None:
+    decision = {"word": "undecided", "reasons": ["It drifted.", "Ranks better."], "would_decide": ["Judge <b>it</b>."]}
+    render_report(dpo_report() | {"decision": decision}, [], [], tmp_path)
+    html, markdown = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))
+    for words in ("It drifted.", "Ranks better.", "What would decide"):
+        assert words in html
+        assert words in markdown
+    assert "Judge &lt;b&gt;it&lt;/b&gt;." in html

@@ -145,7 +145,7 @@ METRICS = [
         "gain", "Gain", "gain", "Accuracy, tuned - base", POINTS, Better.higher,
         path=(HELD_OUT, "gain", ACCURACY), rows=OF_PAIRS, of_pairs=True,
         hint="Paired difference of both models' preference accuracy: both saw the same pairs.",
-        trap="Its interval decides, from 30 pairs on. Overlapping intervals of base and tuned do not mean 'no"
+        trap="Its interval decides, from 30 prompts on. Overlapping intervals of base and tuned do not mean 'no"
         " difference'.",
     ),
     Metric(

@@ -12,11 +12,25 @@ SIGNIFICANT_DIGITS = 3
 
 @dataclass(frozen=True)
 class Cell:
-    """A number ready to print: value with unit, 95 % interval without unit, and n."""
+    """A number ready to print.
+
+    Attributes:
+        value: The value with its unit.
+        interval: Its 95 % interval without the unit; None if it has none.
+        num: How many examples are behind it.
+        num_prompts: How many prompts these belong to, where several belong to one.
+    """
 
     value: str = ""
     interval: str | None = None
     num: str | None = None
+    num_prompts: str | None = None
+
+    @property
+    def n(self) -> str:
+        """The examples, and their prompts where these are fewer: `132`, or `132 of 66 prompts`."""
+        prompts = "1 prompt" if self.num_prompts == "1" else f"{self.num_prompts} prompts"
+        return (self.num or "") if self.num_prompts is None else f"{self.num} of {prompts}"
 
     @property
     def short(self) -> str:
@@ -26,7 +40,7 @@ class Cell:
     @property
     def text(self) -> str:
         """The cell on one line: `95.0 % (89.7 to 97.7; n 132)`."""
-        details = "; ".join(part for part in (self.interval, f"n {self.num}" if self.num else None) if part)
+        details = "; ".join(part for part in (self.interval, f"n {self.n}" if self.num else None) if part)
         return f"{self.value} ({details})" if details else self.value
 
 
@@ -38,13 +52,14 @@ def cell(estimate: Estimate | None, unit: Unit) -> Cell:
     """Formats an estimate; the interval is rounded like the value."""
     if not is_measured(estimate):
         return NOT_MEASURED
-    value, num, bounds = estimate.value, estimate.n, interval(estimate)
+    value, num, prompts, bounds = estimate.value, estimate.n, estimate.num_prompts, interval(estimate)
     half_width = (bounds[1] - bounds[0]) / 2 if bounds else 0.0
     decimals = _decimals(max(abs(value), half_width), unit)
     return Cell(
         value=unit.prefix + _fixed(value, decimals, unit) + unit.suffix,
         interval=" to ".join(_fixed(bound, decimals, unit) for bound in bounds) if bounds else None,
         num=None if num is None else count(num),
+        num_prompts=None if prompts in (None, num) or num is None else count(prompts),
     )
 
 

@@ -17,12 +17,13 @@ from prefopt.evaluation.metrics import (
     RATIO,
     SHORTER_WINS,
     TUNED,
+    Better,
     Metric,
     Unit,
     metrics_of,
 )
 from prefopt.evaluation.report import AnswersEstimate, Estimates, Gap, HeldOut, Report
-from prefopt.evaluation.statistics import Estimate
+from prefopt.evaluation.statistics import FEWEST_PROMPTS, Estimate
 from prefopt.reports.audit_glossary import title_of
 from prefopt.reports.numbers import NOT_APPLICABLE, Cell, cell, count, is_measured
 
@@ -60,7 +61,7 @@ class Row:
     @property
     def num(self) -> str:
         """The n of its cells, written once if they agree: `132`, or `440 / 132`."""
-        return " / ".join(dict.fromkeys(cell.num for cell in self.cells if cell.num))
+        return " / ".join(dict.fromkeys(cell.n for cell in self.cells if cell.num))
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _preference_sentence(held_out: HeldOut) -> str | None:
     if not is_measured(tuned):
         return None
     shown = cell(tuned, PERCENT)
-    pairs = f"{shown.num} held-out pairs" if shown.num else "the held-out pairs"
+    pairs = _held_out(shown, "pairs")
     gain = _gain(held_out.gain.get(ACCURACY), base, tuned, POINTS)
     return f"Tuned prefers the chosen answer on {shown.value} of {pairs}{_ci(shown)}{_against(base, gain, PERCENT)}."
 
@@ -134,9 +135,14 @@ def _loss_sentence(held_out: HeldOut) -> str:
     if not is_measured(tuned):
         return "Nothing was measured on held-out data, so nothing can be said about the benefit."
     shown = cell(tuned, NUMBER)
-    rows = f"{shown.num} held-out examples" if shown.num else "the held-out examples"
+    rows = _held_out(shown, "examples")
     gain = _gain(held_out.gain.get(LOSS), base, tuned, CHANGE)
     return f"Tuned has a loss of {shown.value} per token on {rows}{_ci(shown)}{_against(base, gain, NUMBER)}."
+
+
+def _held_out(shown: Cell, rows: str) -> str:
+    """`132 held-out pairs`, `132 held-out pairs of 66 prompts`, or `the held-out pairs`."""
+    return shown.n.replace(str(shown.num), f"{shown.num} held-out {rows}", 1) if shown.num else f"the held-out {rows}"
 
 
 def _gain(gain: Estimate | None, base: Estimate | None, tuned: Estimate, unit: Unit) -> Cell | None:
@@ -174,12 +180,19 @@ def held_out_table(report: Report) -> Table | None:
     ]
     if not rows:
         return None
-    notes = [note for note in (_p_value(held_out.p_value), _baselines(held_out), _ties(held_out)) if note]
-    return _without_empty_columns(Table(["Base", "Tuned", "Change"], rows, notes))
+    notes = [_p_value(held_out.p_value), _baselines(held_out), _ties(held_out), _without_interval(rows)]
+    return _without_empty_columns(Table(["Base", "Tuned", "Change"], rows, [note for note in notes if note]))
 
 
 def _change(gain: Estimate | None, metric: Metric) -> Cell:
     return cell(gain, metric.change_unit) if is_measured(gain) else NOT_APPLICABLE
+
+
+def _without_interval(rows: list[Row]) -> str | None:
+    """Says why some means have no interval; None if all have one."""
+    names = [row.label for row in rows if any(cell.num and not cell.interval for cell in row.cells)]
+    why = f"fewer than {FEWEST_PROMPTS} prompts, or answers that hardly differ, are too little for one"
+    return f"No interval for {', '.join(names)}: {why}." if names else None
 
 
 def _p_value(p_value: float | None) -> str | None:
@@ -240,7 +253,7 @@ def _gap_row(values: Gap, metric: Metric) -> Row:
     return Row(
         metric.name,
         [cell(train, metric.unit), cell(held_out, metric.unit), cell(gap, metric.change_unit)],
-        metric.note,
+        f"{metric.note}; gap: held-out - train" if metric.better is Better.lower else metric.note,
     )
 
 
@@ -251,7 +264,8 @@ def drift_table(report: Report) -> Table | None:
     rows += [
         _drift_row(found, metric) for metric, found in measured if isinstance(found, dict) and metric.path[-1] == TUNED
     ]
-    return _without_empty_columns(Table(["Base", "Tuned", "Change"], rows)) if rows else None
+    note = _without_interval(rows)
+    return _without_empty_columns(Table(["Base", "Tuned", "Change"], rows, [note] if note else [])) if rows else None
 
 
 def _divergence_row(found: Estimate, metric: Metric) -> Row:

@@ -193,7 +193,7 @@ class Tally:
     covered: int = 0
 
     def add(self, claim: Claim, truths: Floats) -> None:
-        best = truths[claim.order[0]]
+        best = float(truths[claim.order[0]])
         far = {place for place in range(len(truths)) if truths[place] <= best - 0.15}
         self.num += 1
         self.false_worse += any(truths[place] >= best for place in claim.worse)
@@ -221,6 +221,10 @@ def simulate(setting: Setting, num_sweeps: int, seed: int = 0) -> dict[str, Tall
 def simulate_sweeps(rounds: int = 2000, seed: int = 0) -> Iterator[dict[str, object]]:
     """Yields the rows of a table: for each kind of sweep, what happened before and after, side by side.
 
+    `false_worse` is the share of sweeps in which any row was called worse than #1 and is not; `far_worse_found` the
+    share of the rows worse by 15 points that were called so; `winner_bias` how much too high the best guess of the
+    winner's accuracy is on average; `winner_coverage` the share of sweeps in which its interval held the truth.
+
     Args:
         rounds: A quarter of it is the number of sweeps of each kind; for those of many runs, fewer in proportion.
         seed: Makes the table reproducible.
@@ -232,8 +236,8 @@ def simulate_sweeps(rounds: int = 2000, seed: int = 0) -> Iterator[dict[str, obj
         for name, tally in tallies.items():
             row |= {
                 f"false_worse_{name}": tally.false_worse / num,
+                f"far_worse_found_{name}": tally.found / tally.num_far if tally.num_far else None,
                 f"winner_bias_{name}": tally.bias / num,
                 f"winner_coverage_{name}": tally.covered / num,
             }
-            row |= {f"far_worse_found_{name}": tally.found / tally.num_far} if tally.num_far else {}
         yield row

@@ -189,6 +189,25 @@ def test_the_last_column_says_how_it_was_found(sweep: Path) -> None:
     )
 
 
+def test_a_row_that_breaks_the_constraint_in_sweep_json_is_marked_in_every_output(tmp_path: Path) -> None:
+    points = {"far": {"algorithm.beta": 0.1}, "near": {"algorithm.beta": 0.3}}
+    folder = write_fake_sweep(tmp_path / "sweep", points, constraint={"kl_per_token": 1.0})
+    write_fake_run(folder / "far", settings=points["far"], accuracy=0.95, kl=1.5)
+    write_fake_run(folder / "near", settings=points["near"], accuracy=0.9, kl=0.2)
+    comparison = compared(folder)
+    write_csv(comparison, tmp_path / "compare.csv")
+    rows = read_csv(tmp_path / "compare.csv")
+    assert [(rows[name]["rank"], rows[name]["refusal"]) for name in points] == [
+        ("2", "kl_per_token 1.5 is above 1"),
+        ("1", ""),
+    ]
+    for text in (printed(comparison), visible(render_page(comparison))):
+        assert "within noise of #1\u2020" in text
+        assert "\u2020 After all others, whatever its numbers: kl_per_token 1.5 is above 1." in text
+        assert "far would be before #1" in text
+    assert [row.group.name for row in compared(folder / "far", folder / "near").rows] == ["far", "near"], "no sweep"
+
+
 def test_names_do_not_act_on_a_terminal() -> None:
     text = printed(build_comparison([record(HOSTILE), record("[red]b[/]", state="failed")], title=HOSTILE))
     assert "\x1b" not in text

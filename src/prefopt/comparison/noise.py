@@ -12,11 +12,8 @@ from prefopt.comparison.outcomes import outcomes_of
 from prefopt.comparison.records import RunRecord
 from prefopt.comparison.simultaneous import Values, at_few, errors_of, find_limits, seed_luck, shrink
 from prefopt.data.intervals import Z_95
-from prefopt.evaluation.metrics import ACCURACY, PERCENT, REWARD_ACCURACY, Better, Metric
+from prefopt.evaluation.metrics import PERCENT, Better, Metric
 from prefopt.evaluation.statistics import FEWEST_PROMPTS, Estimate, Floats, Prompts, difference, share
-
-SHARES = (ACCURACY, REWARD_ACCURACY)
-"""Metrics that are shares of pairs."""
 
 
 class Method(Enum):
@@ -98,7 +95,7 @@ def judge(groups: Sequence[Group], metric: Metric, may_win: Sequence[bool]) -> J
     prompts, outcomes = _shared_outcomes(groups, metric)
     values = [_values(*each, metric) for each in zip(groups, outcomes, may_win, strict=True)]
     has_seeds = any(len(each.seeds) > 1 for each in values)
-    known = [place for place, each in enumerate(values) if has_seeds or each.outcomes is not None or each.has_interval]
+    known = [place for place, each in enumerate(values) if has_seeds or each.is_known]
     differences: list[Difference | None] = [None] * len(groups)
     if len(known) < 2 or known[0] != 0:
         return Judged(differences, None, has_seeds)
@@ -125,7 +122,7 @@ class _Ranking:
         if ours is None or theirs is None or self.prompts is None:
             return self._unpaired(place)
         changes = ours.mean(axis=0) - theirs.mean(axis=0)
-        if self.metric.key in SHARES:
+        if self.metric.unit is PERCENT:
             found = change_of_shares(changes, self.prompts, self.limits.difference, by_seeds)
             return Difference(found.value, found.low, found.high, Method.paired)
         if self.prompts.effective_num < FEWEST_PROMPTS:
@@ -141,7 +138,7 @@ class _Ranking:
             return None
         is_folded = self.metric.better is Better.near_zero
         found = difference(*(fold(side) if is_folded else side for side in sides if side is not None))
-        has_intervals = all(self.groups[each].has_interval for each in (place, 0))
+        has_intervals = all(self.groups[each].is_known for each in (place, 0))
         return Difference(found.value, found.low, found.high, Method.unpaired if has_intervals else Method.seeds)
 
     def winner(self, differences: Sequence[Difference | None], num: int) -> Winner | None:
@@ -161,7 +158,7 @@ class _Ranking:
         """Returns a group's value with an interval of so many standard errors below and above it; None without one."""
         group = self.groups[place]
         by_data = self._interval_by_data(group, place, below, above)
-        if by_data is None and not self.errors.freedom:
+        if by_data is None and (group.outcomes is not None or not self.errors.freedom):
             return None
         value, by_seeds = group.mean, sqrt(float(self.errors.seeds[place]))
         less, more = (0.0, 0.0) if by_data is None else (value - by_data.low, by_data.high - value)
@@ -173,7 +170,7 @@ class _Ranking:
         if group.outcomes is None or prompts is None:
             less, more = (z / Z_95 * part for z, part in zip((below, above), (group.below, group.above), strict=True))
             return Estimate(value, value - less, value + more) if group.has_interval else None
-        if self.metric.key in SHARES:
+        if self.metric.unit is PERCENT:
             outcomes = group.outcomes.mean(axis=0)
             return Estimate(value, share(outcomes, prompts, below).low, share(outcomes, prompts, above).high)
         if prompts.effective_num < FEWEST_PROMPTS:

@@ -54,6 +54,11 @@ class Values:
         """Whether the runs have intervals of their own."""
         return isfinite(self.below) and isfinite(self.above)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known how far the choice of the held-out data may move the values."""
+        return self.outcomes is not None or self.has_interval
+
 
 @dataclass(frozen=True)
 class SeedLuck:

@@ -114,6 +114,7 @@ class _Ranking:
         self.errors = errors_of(groups, prompts, seed_luck(groups, prompts))
         self.can_win = np.array([group.may_win for group in groups])
         self.limits = find_limits(self.errors, self.can_win)
+        self.is_pair = len(groups) == 2 and not self.errors.freedom
 
     def difference(self, place: int) -> Difference | None:
         """Compares a group with the first one; None if there are too few prompts, or nothing tells chance."""
@@ -123,7 +124,9 @@ class _Ranking:
             return self._unpaired(place)
         changes = ours.mean(axis=0) - theirs.mean(axis=0)
         if self.metric.unit is PERCENT:
-            found = change_of_shares(changes, self.prompts, self.limits.difference, by_seeds)
+            z = self.limits.difference
+            z = z if self.is_pair else at_few(z, self.prompts)  # of two runs as in a report
+            found = change_of_shares(changes, self.prompts, z, by_seeds)
             return Difference(found.value, found.low, found.high, Method.paired)
         if self.prompts.effective_num < FEWEST_PROMPTS:
             return None

@@ -18,6 +18,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from math import comb, erfc, sqrt
 from typing import Any
 
@@ -33,8 +34,8 @@ NUMS, ICCS, TRUTHS, DISCORDANT = (30, 100, 300), (0.0, 0.5, 1.0), (0.5, 0.9, 0.9
 LAYOUTS = {"1 to 5": 0, "1 to 5, one of 20": 20, "1 to 5, one of 50": 50}
 """Sizes of prompts -> pairs of a giant one."""
 RESAMPLES = 1000
-SKEW = 0.8
-"""Standard deviation of the logarithm of an answer's KL and length."""
+SKEWS = (0.4, 0.8)
+"""Standard deviations of the logarithms of an answer's KL per token and of its length: usual, and extreme."""
 Row = dict[str, Any]
 Interval = tuple[float, float]
 
@@ -119,20 +120,20 @@ def simulate_changes(rounds: int) -> Iterator[Row]:
 
 
 def simulate_means(rounds: int) -> Iterator[Row]:
-    for layout in (Layout("1 each", 32), *(Layout(name, num) for name in LAYOUTS for num in NUMS)):
-        for kind in ("ratio", "mean"):
-            rng = np.random.default_rng(2)
-            found: dict[str, list[Interval]] = {"before": [], "after": []}
-            for number in range(max(rounds // 5, 1)):
-                prompts = Prompts.all_different(layout.num) if layout.name == "1 each" else layout.draw(rng)
-                tops = alike(lambda n: rng.lognormal(-(SKEW**2) / 2, SKEW, n), prompts, 0.5, rng)  # noqa: B023
-                bottoms = rng.lognormal(4, SKEW, len(tops)) if kind == "ratio" else np.ones_like(tops)
-                tops = tops * bottoms
-                found["before"].append(bootstrap_before(tops, bottoms, prompts))
-                estimate = Bootstrap(RESAMPLES, seed=number).ratio(tops, bottoms, prompts)
-                found["after"].append((estimate.low, estimate.high))
-            row: Row = {"prompts": layout.num, "sizes": layout.name, "of": kind}
-            yield row | {f"held {key}": _held(each, 1.0) for key, each in found.items()} | _widths(found)
+    layouts = (Layout("1 each", 32), *(Layout("1 to 5", num) for num in NUMS), Layout("1 to 5, one of 50", 300))
+    for layout, kind, skew in product(layouts, ("ratio", "mean"), SKEWS):
+        rng = np.random.default_rng(2)
+        found: dict[str, list[Interval]] = {"before": [], "after": []}
+        for number in range(max(rounds // 5, 1)):
+            prompts = Prompts.all_different(layout.num) if layout.name == "1 each" else layout.draw(rng)
+            tops = alike(lambda n: rng.lognormal(-(skew**2) / 2, skew, n), prompts, 0.5, rng)  # noqa: B023
+            bottoms = rng.lognormal(4, skew, len(tops)) if kind == "ratio" else np.ones_like(tops)
+            tops = tops * bottoms
+            found["before"].append(bootstrap_before(tops, bottoms, prompts))
+            estimate = Bootstrap(RESAMPLES, seed=number).ratio(tops, bottoms, prompts)
+            found["after"].append((estimate.low, estimate.high))
+        row: Row = {"prompts": layout.num, "sizes": layout.name, "of": kind, "skew": skew}
+        yield row | {f"held {key}": _held(each, 1.0) for key, each in found.items()} | _widths(found)
 
 
 def _grid(values: tuple[float, ...]) -> Iterator[tuple[Layout, float, float]]:

@@ -38,7 +38,9 @@ def main(folders: list[str]) -> None:
     for folder in folders:
         report = json.loads((Path(folder) / "report/report.json").read_text(encoding="utf-8"))
         cells = [show(name, look_up(report, path)) for name, path in COLUMNS.items()]
-        print(f"| `{report['run']['name']}` | {' | '.join(cells)} | {report['decision'].replace('_', ' ')} |")
+        decision = report["decision"]
+        words = f"{decision['word'].replace('_', ' ')}: {decision['reasons'][0]}"
+        print(f"| `{report['run']['name']}` | {' | '.join(cells)} | {words} |")
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def write_fake_run(
     decision: str = "ship",
     message: str = "",
     margins: list[float] | None = None,
+    prompts: list[int] | None = None,
     seed: int = 0,
 ) -> Path:
     """Writes `folder` as a run of this state would lie there, and returns it.
@@ -68,6 +69,7 @@ def write_fake_run(
         decision: Of the report.
         message: Of status.json.
         margins: Of the tuned model per held-out pair, written to report/pairs.jsonl; None: no such file.
+        prompts: Of these pairs; None: one each.
         seed: Of the noise in the curves.
     """
     folder.mkdir(parents=True)
@@ -83,24 +85,33 @@ def write_fake_run(
         report = fake_report(config, lines, accuracy, kl, loss, num_held_out, decision)
         folder.joinpath("report", "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
         if margins is not None:
-            folder.joinpath("report", "pairs.jsonl").write_text(_pair_lines(margins), encoding="utf-8")
+            folder.joinpath("report", "pairs.jsonl").write_text(_pair_lines(margins, prompts), encoding="utf-8")
     return folder
 
 
-def _pair_lines(margins: list[float]) -> str:
+def _pair_lines(margins: list[float], prompts: list[int] | None) -> str:
     rows = [
-        {"source": f"held_out.jsonl:{number}", "base_margin": 0.0, "tuned_margin": margin, "reward_margin": margin}
-        for number, margin in enumerate(margins, start=1)
+        {
+            "source": f"held_out.jsonl:{number}",
+            "prompt": prompt,
+            "base_margin": 0.0,
+            "tuned_margin": margin,
+            "reward_margin": margin,
+        }
+        for number, (margin, prompt) in enumerate(zip(margins, prompts or range(len(margins)), strict=True), start=1)
     ]
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def write_fake_sweep(folder: Path, points: dict[str, dict[str, Any]]) -> Path:
+def write_fake_sweep(
+    folder: Path, points: dict[str, dict[str, Any]], constraint: dict[str, float] | None = None
+) -> Path:
     """Writes `folder/sweep.json` with these points (run name -> changed settings) and returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     plan = {
         "format": SWEEP_FORMAT,
         "name": folder.name,
+        "constraint": constraint or {},
         "points": [
             {"index": i, "name": name, "changes": changes, "overrides": [f"{k}={v}" for k, v in changes.items()]}
             for i, (name, changes) in enumerate(points.items())

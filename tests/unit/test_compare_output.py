@@ -181,8 +181,31 @@ def test_rows_beyond_the_limit_are_counted(sweep: Path) -> None:
 
 def test_the_last_column_says_how_it_was_found(sweep: Path) -> None:
     text = printed(compared(sweep))
-    assert "Within noise of #1: 0 of 1 other row" in text
-    assert "Welch" in text
+    assert "Within noise of #1: 0 of 1 other row. Were all rows equal, any would be called worse in at most" in text
+    assert "from both runs' own intervals" in text
+    assert "The luck of a training's seed is in it." in text
+    assert re.search(
+        r"#1 of 2 was chosen by these numbers: measured 94\.5 %, more likely 94\.\d % \(8\d\.\d to 9\d\.\d\)", text
+    )
+
+
+def test_a_row_that_breaks_the_constraint_in_sweep_json_is_marked_in_every_output(tmp_path: Path) -> None:
+    points = {"far": {"algorithm.beta": 0.1}, "near": {"algorithm.beta": 0.3}}
+    folder = write_fake_sweep(tmp_path / "sweep", points, constraint={"kl_per_token": 1.0})
+    write_fake_run(folder / "far", settings=points["far"], accuracy=0.95, kl=1.5)
+    write_fake_run(folder / "near", settings=points["near"], accuracy=0.9, kl=0.2)
+    comparison = compared(folder)
+    write_csv(comparison, tmp_path / "compare.csv")
+    rows = read_csv(tmp_path / "compare.csv")
+    assert [(rows[name]["rank"], rows[name]["refusal"]) for name in points] == [
+        ("2", "kl_per_token 1.5 is above 1"),
+        ("1", ""),
+    ]
+    for text in (printed(comparison), visible(render_page(comparison))):
+        assert "within noise of #1\u2020" in text
+        assert "\u2020 After all others, whatever its numbers: kl_per_token 1.5 is above 1." in text
+        assert "far would be before #1" in text
+    assert [row.group.name for row in compared(folder / "far", folder / "near").rows] == ["far", "near"], "no sweep"
 
 
 def test_names_do_not_act_on_a_terminal() -> None:
@@ -326,7 +349,7 @@ def test_csv_numbers_come_back_as_they_were_measured(sweep: Path, tmp_path: Path
             assert bool(row.get(metric)) is (metric in run.metrics)
     best, other = rows["0"], rows["2"]
     assert (best["rank"], best["against_first"], best["difference"]) == ("1", "best", "")
-    assert (other["rank"], other["against_first"], other["difference_method"]) == ("2", "worse", "seeds")
+    assert (other["rank"], other["against_first"], other["difference_method"]) == ("2", "worse", "both intervals")
     assert float(other["difference"]) == comparison.rows[1].difference.value
     assert rows["1"]["configuration"] == best["configuration"] != other["configuration"]
     assert (best["seed"], best["setting.algorithm.beta"]) == ("0", "0.1")

@@ -20,6 +20,7 @@ from prefopt.comparison.thinning import points_for, read_curves, thin
 from prefopt.config.load import fingerprint, to_yaml
 from prefopt.process.errors import UserError
 from prefopt.runs.directory import RunDirectory
+from prefopt.runs.files import REPORT_FORMAT
 from prefopt.runs.jobs import Attempt
 from prefopt.storage.files import append_line
 from tests.fake_runs import base_config, fake_lines, with_settings, write_fake_run, write_fake_sweep
@@ -135,7 +136,7 @@ def test_a_plan_cannot_point_outside_of_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "expected"),
     [
-        (99, "was written by a later version of prefopt (format 99; this one reads up to 1)"),
+        (99, f"was written by a later version of prefopt (format 99; this one reads up to {REPORT_FORMAT})"),
         ("1", "is damaged (no format can be '1')"),
         (True, "is damaged (no format can be 'True')"),
     ],

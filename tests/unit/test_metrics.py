@@ -15,8 +15,9 @@ from prefopt.comparison.metrics import from_line, from_report, from_summary
 from prefopt.comparison.ranking import build_comparison
 from prefopt.comparison.records import Measure
 from prefopt.config.algorithms import ALGORITHMS, AlgorithmConfig
-from prefopt.config.cluster import SearchConfig
+from prefopt.config.cluster import SearchConfig, SweepConfig
 from prefopt.evaluation import metrics, summary
+from prefopt.evaluation.constraint import check_constraint, values_of
 from prefopt.evaluation.metrics import BY_KEY, COMPARED, METRICS, NUMBER, Better, Metric, logged_metric
 from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.scoring import PairScores, Scores
@@ -58,6 +59,42 @@ def test_keep_best_takes_the_metrics_that_the_algorithm_logs_and_each_has_a_good
 def test_the_default_of_a_search_is_a_metric_and_on_its_good_side() -> None:
     search = SearchConfig()
     assert (BY_KEY[search.metric].better is Better.higher) is search.maximise
+
+
+def test_the_default_constraint_of_a_sweep_limits_metrics_that_are_better_the_lower_they_are() -> None:
+    constraint = SweepConfig().constraint
+    assert check_constraint(constraint) == constraint
+
+
+@pytest.mark.parametrize(
+    ("wanted", "part"),
+    [
+        (
+            {"kl_per_tokn": 1.0},
+            "sweep.constraint.kl_per_tokn: no metric of reports that is better the lower it is. Did",
+        ),
+        ({"preference_accuracy": 0.5}, "sweep.constraint.preference_accuracy: no metric"),
+        ({"response_length": 50.0}, "sweep.constraint.response_length: no metric"),
+        (
+            {"kl_per_token": "much"},
+            "sweep.constraint.kl_per_token: must be a number >= 0, or null for none, found 'much'",
+        ),
+        ({"kl_per_token": True}, "must be a number"),
+        ({"kl_per_token": float("nan")}, "must be a number"),
+        ({"kl_per_token": -1}, "must be a number"),
+    ],
+)
+def test_a_constraint_that_limits_nothing_is_refused(wanted: dict[str, Any], part: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check_constraint(wanted)
+    assert part in str(refused.value)
+
+
+def test_a_limit_of_null_is_none_and_what_is_not_finite_breaks_every_limit() -> None:
+    assert check_constraint({"kl_per_token": None, "repetition": 1}) == {"repetition": 1.0}
+    report = {"drift": {"perplexity": {"ratio": {"value": None}}, "kl_per_token": {"value": 0.5}}}
+    constraint = {"neutral_ratio": 1.5, "kl_per_token": 1.0, "repetition": 0.1}
+    assert values_of(report, constraint) == {"neutral_ratio": float("inf"), "kl_per_token": 0.5}
 
 
 def test_what_charts_and_the_console_draw_of_the_log_is_in_the_table() -> None:
@@ -102,13 +139,15 @@ def test_readme_reads_the_numbers_as_the_table_does() -> None:
 
 def test_a_metric_of_a_report_is_named_in_the_table_alone() -> None:
     """Code asks for it by the table's constant; what is logged as well has its name in the layers that log it too."""
+    defaults = SweepConfig().constraint  # settings are in a layer below the table
     others = {"reward_margin"}  # also a column of pairs.jsonl
     texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")}
     for metric in METRICS:
         is_other_word = "_" not in metric.key or metric.key in others  # `gain` is a block, `finished` a state of W&B
         if metric.path and metric.logged != metric.key and not (metric.is_speed or is_other_word):
-            named = [path.name for path, text in texts.items() if f'"{metric.key}"' in text]
-            assert named == ["metrics.py"], f"{metric.key} is named in {named}"
+            named = {path.name for path, text in texts.items() if f'"{metric.key}"' in text}
+            expected = {"metrics.py", "cluster.py"} if metric.key in defaults else {"metrics.py"}
+            assert named == expected, f"{metric.key} is named in {named}"
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from optuna.trial import TrialState  # noqa: E402
 from prefopt.config.load import load_config, to_yaml  # noqa: E402
 from prefopt.config.step_size import StepSize  # noqa: E402
 from prefopt.runs.directory import RunDirectory, State  # noqa: E402
+from prefopt.runs.find import CONSTRAINT  # noqa: E402
 from prefopt.runs.lock import RunLock  # noqa: E402
 from prefopt.storage.files import read_lines, write_json, write_text  # noqa: E402
 from prefopt.sweeps import study  # noqa: E402
@@ -48,10 +49,10 @@ SETTINGS = Search(
 )
 
 
-def make_search(path, **changes):
+def make_search(path, constraint=None, **changes):
     search = replace(SETTINGS, **changes)
     folder = SweepFolder(path)
-    folder.write(search.points(), "digest", **{SEARCH: search.to_record()})
+    folder.write(search.points(), "digest", **{SEARCH: search.to_record(), CONSTRAINT: constraint or {}})
     return folder
 
 
@@ -65,15 +66,26 @@ def trials(folder):
         return opened.get_trials()
 
 
-def end_run(folder, index, state, value=None):
-    """Leaves what a run leaves that ended in this state."""
+def end_run(folder, index, state, value=None, *, decision="undecided", drift=None):
+    """Leaves what a run leaves that ended in this state.
+
+    Args:
+        folder: Of the sweep.
+        index: Of the task.
+        state: Of status.json.
+        value: Accuracy in the report; None: no report.
+        decision: Of the report.
+        drift: The block of this name in the report.
+    """
     run = RunDirectory(folder.path / name_of(index))
     run.report.mkdir(parents=True, exist_ok=True)
     run.set_state(state)
     write_text(run.config, "")
     if value is not None:
         held_out = {"tuned": {"preference_accuracy": {"value": value}}}
-        write_json(run.report / "report.json", {"held_out": held_out, "decision": "do_not_ship"})
+        decided = {"word": decision, "reasons": [], "would_decide": []}
+        report = {"held_out": held_out, "decision": decided, "drift": drift or {}}
+        write_json(run.report / "report.json", report)
 
 
 def test_a_search_reads_back_as_it_was_written(folder):
@@ -215,8 +227,68 @@ def test_the_best_is_the_best_in_the_direction_of_the_search(tmp_path):
             ask(folder, index)
             end_run(folder, index, State.done, value)
         words = tell(folder, 0, has_failed=False)
-        assert words.startswith("trial-000: trial 0 is complete, preference_accuracy 0.25 (do not ship); best so far ")
+        assert words.startswith("trial-000: trial 0 is complete, preference_accuracy 0.25 (undecided); best so far ")
         assert f"best so far trial-00{best}, preference_accuracy" in words
+
+
+KL = {"kl_per_token": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("ruined", "why"),
+    [
+        ({"decision": "do_not_ship"}, "cannot be the best: do not ship"),
+        ({"drift": {"kl_per_token": {"value": 1.5}}}, "cannot be the best: kl_per_token above 1"),
+        ({"drift": {"kl_per_token": {"value": None}}}, "cannot be the best: kl_per_token above 1"),
+    ],
+)
+def test_a_ruined_trial_is_never_the_best_whatever_its_metric(tmp_path, ruined, why):
+    folder = make_search(tmp_path / "sweep", KL)
+    near = {"drift": {"kl_per_token": {"value": 0.3}}}
+    for index, (value, rest) in enumerate([(0.75, near), (1.0, {**near, **ruined})]):
+        ask(folder, index)
+        end_run(folder, index, State.done, value, **rest)
+    words = tell(folder, 1, has_failed=False)
+    assert why in words
+    assert "best so far trial-000, preference_accuracy 0.75 (undecided)" in words
+    with study.open_study(folder.path, Search.read(folder)) as opened:
+        assert study.find_best(opened).number == 0
+        assert opened.best_trial.number == 0, "Optuna's own commands agree"
+        assert opened.trials[1].state is TrialState.COMPLETE, "so that the sampler learns from it"
+        assert max(opened.trials[1].system_attrs["constraints"]) > 0
+
+
+def test_a_search_of_ruined_trials_alone_has_no_best(tmp_path):
+    folder = make_search(tmp_path / "sweep")
+    ask(folder, 0)
+    end_run(folder, 0, State.done, 1.0, decision="do_not_ship")
+    assert tell(folder, 0, has_failed=False).endswith("; no trial yet that may be the best")
+
+
+def test_a_limit_that_a_report_cannot_be_checked_by_is_said_and_breaks_nothing(tmp_path):
+    folder = make_search(tmp_path / "sweep", {"neutral_ratio": 1.5, **KL})
+    ask(folder, 0)
+    end_run(folder, 0, State.done, 0.8, drift={"perplexity": {"ratio": {"value": 1.2}}})
+    words = tell(folder, 0, has_failed=False)
+    assert "preference_accuracy 0.8 (undecided), not measured and so not limited: kl_per_token; best so far" in words
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_sampler_keeps_away_from_where_trials_break_a_limit(tmp_path):
+    """The best metric lies where the model is ruined: above a beta of 0.1."""
+    parameters = [Parameter("algorithm.beta", low=0.01, high=1.0, log=True)]
+
+    def num_ruined(name, limit):
+        folder = make_search(tmp_path / name, parameters=parameters, prune=False, num_startup_trials=6)
+        search = Search.read(folder)
+        with study.open_study(folder.path, search) as opened:
+            for index in range(24):
+                beta = study.draw(opened, study.begin_trial(opened, index), parameters, search)["algorithm.beta"]
+                attributes = {study.EXCESS: {"limit": beta - limit}}
+                study.end_trial(opened, study.find_trial(opened, index), TrialState.COMPLETE, beta, attributes)
+            return sum(trial.params["algorithm.beta"] > 0.1 for trial in opened.trials[10:])
+
+    assert num_ruined("limited", 0.1) + 3 < num_ruined("free", 10.0)
 
 
 def test_a_failed_run_goes_on_at_its_point_and_one_that_could_not_begin_gets_another(folder):

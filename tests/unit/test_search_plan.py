@@ -96,6 +96,9 @@ def test_trials_that_use_other_data_or_models_share_no_reference(plan):
         (["sweep.resume=true"], "there is no sweep"),
         (["data.train=missing.jsonl"], "missing.jsonl"),
         (["sweep.search.sampler_seed=-1"], "must be >= 0"),
+        (["sweep.constraint.kl_per_tokn=1"], "Did you mean kl_per_token?"),
+        (["sweep.constraint.preference_accuracy=0.9"], "no metric of reports that is better the lower it is"),
+        (["sweep.constraint.kl_per_token=low"], "must be a number >= 0"),
     ],
 )
 def test_a_search_that_cannot_work_is_refused_before_it_is_submitted(plan, tmp_path, overrides, message):
@@ -109,6 +112,20 @@ def test_without_pruning_a_metric_of_the_report_alone_will_do(plan):
     off = ["sweep.search.prune=false", "trainer.eval_every=null"]
     search = search_of(plan(*SMALL, "sweep.search.metric=mean_margin", *off)[0])
     assert (search.metric, search.logged, search.prune) == ("mean_margin", None, False)
+
+
+@pytest.mark.parametrize("search", [True, False])
+def test_the_plan_of_a_sweep_records_its_constraint(plan, search):
+    lines = SMALL if search else [*EXPERIMENT, "algorithm.beta=0.1,0.3"]
+    submission, _ = plan(*lines, "sweep.constraint.kl_per_token=0.5", "sweep.constraint.neutral_ratio=null")
+    submission.write("the command")
+    assert SweepFolder(submission.folder).read()["constraint"] == {"kl_per_token": 0.5}
+
+
+def test_a_search_is_not_resumed_with_another_constraint(plan):
+    search_of(plan(*SMALL)[0])
+    with pytest.raises(UserError, match="there is no sweep"):
+        plan(*SMALL, "sweep.constraint.kl_per_token=0.5", "sweep.resume=true")
 
 
 def test_a_metric_may_be_named_as_the_evaluations_on_the_way_name_it(plan):

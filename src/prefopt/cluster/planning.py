@@ -16,12 +16,13 @@ from prefopt.config.plain import as_dict
 from prefopt.config.schema import TrainConfig
 from prefopt.data.files import HUB, find_files
 from prefopt.data.sources import sources_of
+from prefopt.evaluation.constraint import check_constraint
 from prefopt.process.errors import UserError
 from prefopt.process.paths import describe_missing, expand, is_local, resolve
 from prefopt.process.ranks import Launch
 from prefopt.process.terminal import quote
 from prefopt.runs.directory import RunDirectory, State
-from prefopt.runs.find import REFERENCE, SEARCH
+from prefopt.runs.find import CONSTRAINT, REFERENCE, SEARCH
 from prefopt.runs.provenance import PREPARE
 from prefopt.sweeps.folder import SweepFolder, is_done, is_over
 from prefopt.sweeps.jobs import Job, Task
@@ -61,6 +62,7 @@ def plan_submission(config: SubmitConfig, overrides: Sequence[str], config_dir: 
         UserError: Anything that would make a run fail at its start.
     """
     cluster = config.cluster
+    check_constraint(config.sweep.constraint)
     _check_margin(cluster)
     _check_environment(cluster)
     launch = Launch(cluster.num_ranks, cluster.num_ranks > 1 or cluster.gpus_per_node > 0)
@@ -167,7 +169,8 @@ def _plan_sweep(
     ]
 
     def write(command: str) -> None:
-        folder.write(plan.placed(folder.path), plan.digest, command=command)
+        constraint = check_constraint(config.sweep.constraint)
+        folder.write(plan.placed(folder.path), plan.digest, command=command, **{CONSTRAINT: constraint})
 
     return _in_order(folder, jobs, write)
 
@@ -210,7 +213,8 @@ def _plan_search(config: SubmitConfig, overrides: Sequence[str], config_dir: str
     ]
 
     def write(command: str) -> None:
-        folder.write(search.points(), corners.digest, command=command, **{SEARCH: search.to_record()})
+        more = {SEARCH: search.to_record(), CONSTRAINT: check_constraint(config.sweep.constraint)}
+        folder.write(search.points(), corners.digest, command=command, **more)
 
     return _in_order(folder, jobs, write)
 

@@ -91,7 +91,12 @@ def _facts(run: RunRecord, settings: list[str]) -> dict[str, object]:
 
 def _judgement(row: Row, number: int) -> dict[str, object]:
     found = row.difference
-    judgement: dict[str, Any] = {"rank": row.rank, "against_first": row.verdict, "configuration": number}
+    judgement: dict[str, Any] = {
+        "rank": row.rank,
+        "against_first": row.verdict,
+        "configuration": number,
+        "refusal": row.refusal,
+    }
     if found is None:
         return judgement
     return judgement | {

@@ -13,7 +13,6 @@ from prefopt.comparison.records import RunRecord
 from prefopt.comparison.settings import shown
 from prefopt.comparison.trade_off import trade_off_figure
 from prefopt.comparison.wording import (
-    OTHER_DATA,
     decision_text,
     describe_noise,
     difference_text,
@@ -26,6 +25,7 @@ from prefopt.comparison.wording import (
     spread_cell,
     state_text,
     summary_text,
+    verdict_text,
 )
 from prefopt.process.terminal import one_line
 from prefopt.reports.charts.drawing import Scale, circle, line, robust_range
@@ -94,7 +94,7 @@ def _table_rows(comparison: Comparison) -> list[dict[str, object]]:
             "bar": _bar(spread, span),
             "decision": decision_text(row),
             "decision_level": DECISION_LEVELS.get(decision_text(row), ""),
-            "verdict": row.verdict + (OTHER_DATA if row.has_other_data else ""),
+            "verdict": verdict_text(row),
             "difference": difference_text(row, comparison.metric),
             "is_noise": row.is_first or (row.difference is not None and row.difference.is_noise),
         }

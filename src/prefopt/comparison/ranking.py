@@ -8,13 +8,14 @@ from urllib.parse import quote
 
 from prefopt.comparison.groups import Group, find_duplicates, group_by_seed
 from prefopt.comparison.metrics import SHOWN
-from prefopt.comparison.noise import Difference, Method, compare_groups
+from prefopt.comparison.noise import Difference, Method, Winner, judge
 from prefopt.comparison.records import DONE, NOT_BEGUN, Mode, RunRecord, WandbPlace
 from prefopt.comparison.settings import differing, short_names
-from prefopt.evaluation.metrics import ACCURACY, BY_KEY, LOSS, Metric
+from prefopt.evaluation.constraint import SETTING
+from prefopt.evaluation.metrics import ACCURACY, BY_KEY, LOSS, Better, Metric
 from prefopt.tracking.credentials import base_url
 
-SHIPPED, REFUSED = "ship", "do_not_ship"
+REFUSED = "do_not_ship"
 MAX_WARNINGS, MAX_LINKS = 20, 5
 WITHIN_NOISE = "within noise of #1"
 
@@ -30,6 +31,8 @@ class Row:
         is_first: Whether it is the row that the others are compared with.
         difference: Difference to the first row; None for the first row itself, and if it is not known.
         has_other_data: Whether its held-out data differ from those of the first row.
+        verdict: The comparison with the first row, in words; empty without a rank.
+        refusal: Why it stands after all other rows, whatever its numbers; empty for most rows.
     """
 
     group: Group
@@ -38,15 +41,17 @@ class Row:
     is_first: bool
     difference: Difference | None
     has_other_data: bool
+    verdict: str
+    refusal: str = ""
 
-    @property
-    def verdict(self) -> str:
-        """The comparison with the first row, in words; empty without a rank."""
-        if self.is_first or self.rank is None:
-            return "best" if self.is_first else ""
-        if self.difference is None:
-            return "not known"
-        return WITHIN_NOISE if self.difference.is_noise else "worse"
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Ranked rows; `winner` and `has_seed_luck` are those of `Comparison`."""
+
+    rows: list[Row]
+    winner: Winner | None
+    has_seed_luck: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,9 @@ class Comparison:
     Attributes:
         title: Names what is compared.
         runs: All runs, in the order in which they were found.
-        rows: The finished runs, grouped by seed, best first.
+        rows: The finished runs, grouped by seed, best first; those that are refused come after all others.
+        winner: What the first row's number is worth; None if it was not chosen from several.
+        has_seed_luck: Whether the intervals of the differences contain the luck of a training's seed.
         unranked: The other runs.
         metric: The metric that `rows` are ranked by.
         columns: The metrics that the table shows.
@@ -74,6 +81,8 @@ class Comparison:
     settings: dict[str, str]
     warnings: list[str]
     links: list[str]
+    winner: Winner | None = None
+    has_seed_luck: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -99,7 +108,8 @@ def build_comparison(
     """
     runs = list(runs)
     metric = metric or _default_metric(runs)
-    rows = rank(group_by_seed(runs), metric)
+    ranking = rank(group_by_seed(runs), metric)
+    rows = ranking.rows
     columns = [BY_KEY[key] for key in dict.fromkeys((metric.key, *SHOWN))]
     return Comparison(
         title=title,
@@ -111,30 +121,68 @@ def build_comparison(
         settings=short_names(_differing(runs)),
         warnings=_warnings(runs, rows, metric),
         links=describe_links(runs, folders),
+        winner=ranking.winner,
+        has_seed_luck=ranking.has_seed_luck,
     )
 
 
-def rank(groups: Sequence[Group], metric: Metric) -> list[Row]:
-    """Ranks the groups, best first, with differences to the first; those without the metric are last and unranked."""
-    measured = [(metric.badness(found.mean), group) for group in groups if (found := group.spread(metric)) is not None]
-    measured.sort(key=lambda pair: pair[0])  # stable: ties stay in the order given
-    keys = [key for key, _ in measured]
+def rank(groups: Sequence[Group], metric: Metric) -> Ranking:
+    """Ranks the groups, best first, and compares them with the first; those without the metric are last and unranked.
+
+    A group that is refused stands after all that are not: its report says that it is not to be shipped, or it breaks
+    the constraint of its sweep.
+    """
+    refusals = {id(group): find_refusal(group) for group in groups}
+    keys = {id(group): metric.badness(found.mean) for group in groups if (found := group.spread(metric)) is not None}
+    measured = [group for group in groups if id(group) in keys]
+    measured.sort(key=lambda group: (bool(refusals[id(group)]), keys[id(group)]))  # stable: ties stay as given
+    order = [(bool(refusals[id(group)]), keys[id(group)]) for group in measured]
+    may_win = [not refused for refused, _ in order]
+    judged = judge(measured, metric, may_win if any(may_win) else [True] * len(measured))
     rows = []
-    for key, group in measured:
-        best = measured[0][1]
-        first, end = bisect_left(keys, key), bisect_right(keys, key)
+    for place, group in enumerate(measured):
+        first, end = bisect_left(order, order[place]), bisect_right(order, order[place])
         rows.append(
             Row(
                 group,
                 rank=first + 1,
                 is_tied=end - first > 1,
-                is_first=group is best,
-                difference=None if group is best else compare_groups(best, group, metric),
-                has_other_data=_data_of(group) != _data_of(best),
+                is_first=place == 0,
+                difference=judged.differences[place],
+                has_other_data=_data_of(group) != _data_of(measured[0]),
+                verdict="best" if place == 0 else _verdict(judged.differences[place], metric),
+                refusal=refusals[id(group)],
             )
         )
-    rest = [group for group in groups if group.spread(metric) is None]
-    return rows + [Row(g, None, is_tied=False, is_first=False, difference=None, has_other_data=False) for g in rest]
+    rest = [
+        Row(group, None, False, False, None, False, "", refusals[id(group)])
+        for group in groups
+        if id(group) not in keys
+    ]
+    return Ranking(rows + rest, judged.winner, judged.has_seed_luck)
+
+
+def _verdict(difference: Difference | None, metric: Metric) -> str:
+    if difference is None:
+        return "not known"
+    if difference.is_noise:
+        return WITHIN_NOISE
+    return "better" if (difference.value > 0) is (metric.better is Better.higher) else "worse"
+
+
+def find_refusal(group: Group) -> str:
+    """Returns why a group may not be the first of a ranking; empty if it may.
+
+    One seed that is refused is enough: the same configuration may end like that again.
+    """
+    if any(member.decision == REFUSED for member in group.members):
+        return "its report says do not ship"
+    for member in group.members:
+        for key, limit in member.constraint.items():
+            value = abs(member.metrics[key].value) if key in member.metrics else 0.0
+            if value > limit:
+                return f"{key} {value:.3g} is above {limit:g}"
+    return ""
 
 
 def count_states(runs: Sequence[RunRecord]) -> dict[str, int]:
@@ -186,31 +234,29 @@ def _warnings(runs: Sequence[RunRecord], rows: Sequence[Row], metric: Metric) ->
     found = [f"{run.name}: {problem}" for run in runs for problem in run.problems]
     gone = [run.name for run in runs if run.is_abandoned]
     if gone:
-        some = ", ".join(gone[:3]) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
-        found.append(f"running by their status, but no process is behind them: {some}. The same command goes on.")
+        found.append(
+            f"running by their status, but no process is behind them: {_some(gone)}. The same command goes on."
+        )
     found += [
         f"{one} has the configuration and seed of {other}: no further seed" for one, other in find_duplicates(runs)
     ]
     more = len(found) - MAX_WARNINGS
     shortened = [*found[:MAX_WARNINGS], f"... and {more} more such lines"] if more > 0 else found
-    return _about_the_best(rows, metric) + shortened
-
-
-def _first_to_ship(rows: Sequence[Row]) -> str:
-    place = next((i for i, row in enumerate(rows) if list(row.group.decisions) == [SHIPPED]), None)
-    return (
-        "No row is to be shipped." if place is None else f"The first row that is to be shipped is #{rows[place].rank}."
-    )
+    return _about_the_best(rows, metric) + _about_missing(runs) + shortened
 
 
 def _about_the_best(rows: Sequence[Row], metric: Metric) -> list[str]:
     lines = []
-    if rows and rows[0].rank is not None:
-        refused = [member for member in rows[0].group.members if member.decision == REFUSED]
-        if refused:
-            why = f": {refused[0].reason}" if refused[0].reason else "."
+    if rows and rows[0].rank is not None and rows[0].refusal:
+        which = "#1 is" if len(rows) == 1 else "all rows are, #1 too,"
+        lines.append(f"by {metric.key}, {which} not one to choose: {_why(rows[0])}.")
+    elif rows and rows[0].rank is not None:
+        ahead = [row for row in rows if row.rank is not None and row.refusal and _is_ahead(row, rows[0], metric)]
+        if ahead:
+            more = f", and so would {len(ahead) - 1} more" if len(ahead) > 1 else ""
             lines.append(
-                f"#1 by {metric.key} is not to be shipped, as its own report says{why} {_first_to_ship(rows)}"
+                f"by {metric.key} alone, {ahead[0].group.name} would be before #1, but it stands after all others "
+                f"({_why(ahead[0])}){more}."
             )
     if rows and rows[0].rank is None:
         lines.append(f"no run that is done has {metric.key}, so nothing is ranked; see --rank-by")
@@ -221,3 +267,36 @@ def _about_the_best(rows: Sequence[Row], metric: Metric) -> list[str]:
             "their difference may be the data's."
         )
     return lines
+
+
+def _is_ahead(row: Row, first: Row, metric: Metric) -> bool:
+    ours, theirs = row.group.spread(metric), first.group.spread(metric)
+    return ours is not None and theirs is not None and metric.badness(ours.mean) < metric.badness(theirs.mean)
+
+
+def _why(row: Row) -> str:
+    reason = next(
+        (member.reason for member in row.group.members if member.decision == REFUSED and member.reason), None
+    )
+    return row.refusal if reason is None else f"{row.refusal}: {reason.rstrip('.')}"
+
+
+def _about_missing(runs: Sequence[RunRecord]) -> list[str]:
+    """Says of which runs something was not measured that the comparison takes into account."""
+    lines = []
+    ranked = [run for run in runs if run.is_ranked]
+    for key in dict.fromkeys(key for run in ranked for key in run.constraint):
+        lacking = [run.name for run in ranked if key in run.constraint and key not in run.metrics]
+        if lacking:
+            lines.append(f"{SETTING}.{key} could not be checked, since the report does not have it: {_some(lacking)}.")
+    old = [run.name for run in ranked if run.outcomes is not None and run.outcomes.prompts is None]
+    if old:
+        lines.append(
+            "pairs.jsonl of an earlier version does not tell which pairs share a prompt, so that every pair counts as "
+            f"one: intervals may be too narrow. prefopt evaluate run=<folder> writes it again: {_some(old)}."
+        )
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

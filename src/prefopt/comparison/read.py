@@ -59,7 +59,7 @@ def _read_all(places: Sequence[Place], max_points: int) -> list[RunRecord]:
 
 
 def _signature(place: Place) -> Signature:
-    return place.name, str(place.changes), place.problem, *map(_stamp, _files(place))
+    return place.name, str(place.changes), str(place.constraint), place.problem, *map(_stamp, _files(place))
 
 
 def _files(place: Place) -> list[Path]:
@@ -109,6 +109,7 @@ def read_run(place: Place, max_points: int) -> RunRecord:
         has_report=bool(report),
         decision=None if decision is None else decision.word,
         reason=_reason(report),
+        constraint=place.constraint,
         curves=read_curves(log, max_points),
         held_out_data=held_out_data,
         outcomes=_read_outcomes(place, held_out_data, problems) if report else None,

@@ -48,12 +48,19 @@ class Outcomes:
     """The margins of a run per held-out pair.
 
     Attributes:
-        pairs: Digest of the pairs in their order: runs with equal digests can be compared pair by pair.
+        pairs: Digest of the pairs in their order, and of their prompts: runs with equal digests can be compared pair
+            by pair.
         margins: Key of a line of pairs.jsonl -> its value per pair.
+        prompts: Number of each pair's prompt; None in files of earlier versions, which do not have it.
     """
 
     pairs: str
     margins: dict[str, "array[float]"]
+    prompts: "array[int] | None" = None
+
+    @property
+    def num_pairs(self) -> int:
+        return len(next(iter(self.margins.values())))
 
 
 class Mode(Enum):
@@ -89,6 +96,7 @@ class RunRecord:
         has_report: Whether `metrics` come from a readable report.json (W&B: from the summary of a finished run).
         decision: Decision of the report: ship, do_not_ship or undecided.
         reason: The finding that decided against shipping.
+        constraint: The constraint of its sweep: key of a metric -> its largest allowed value.
         curves: Key of `CURVES` -> points.
         held_out_data: Digest of the held-out data.
         outcomes: Margins per held-out pair; None if the report folder has none.
@@ -109,6 +117,7 @@ class RunRecord:
     has_report: bool = False
     decision: str | None = None
     reason: str | None = None
+    constraint: Mapping[str, float] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
     held_out_data: str | None = None
     outcomes: Outcomes | None = None

@@ -13,7 +13,6 @@ from prefopt.comparison.ranking import WITHIN_NOISE, Comparison, Row
 from prefopt.comparison.records import DONE, RUNNING, RunRecord
 from prefopt.comparison.settings import MISSING, Settings, shown
 from prefopt.comparison.wording import (
-    OTHER_DATA,
     decision_text,
     describe_noise,
     last_held_out,
@@ -24,6 +23,7 @@ from prefopt.comparison.wording import (
     spread_cell,
     state_text,
     summary_text,
+    verdict_text,
 )
 from prefopt.evaluation.metrics import (
     ACCURACY,
@@ -49,7 +49,7 @@ NAMES, NARROW_NAME = ("name", "run"), 14
 LONG_SETTING, FIRST_SETTINGS = 20, 3
 """Width above which a column of settings is left out early, and how many of the other settings are left out last."""
 DECISION_STYLES = {"ship": "green", "do not ship": "red", "undecided": "yellow"}
-VERDICT_STYLES = {"best": "bold green", WITHIN_NOISE: "green", "worse": "dim"}
+VERDICT_STYLES = {"best": "bold green", WITHIN_NOISE: "green", "better": "yellow", "worse": "dim"}
 STATE_STYLES = {DONE: "green", RUNNING: "blue", "failed": "red", "diverged": "red", "preempted": "yellow"}
 EXPENDABLE = (
     OUTSIDE,
@@ -196,7 +196,7 @@ def ranked_columns(comparison: Comparison, rows: Sequence[Row]) -> list[Column]:
         for metric in comparison.columns
     ]
     decisions = [decision_text(row) for row in rows]
-    verdicts = [row.verdict + (OTHER_DATA if row.has_other_data else "") for row in rows]
+    verdicts = [verdict_text(row) for row in rows]
     return [
         *columns,
         Column("decision", "report", [Text(d, DECISION_STYLES.get(d, "")) for d in decisions], is_number=False),

@@ -13,7 +13,10 @@ from prefopt.process.terminal import one_line
 from prefopt.reports.numbers import Cell
 
 DECISIONS = {"ship": "ship", "do_not_ship": "do not ship", "undecided": "undecided"}
-OTHER_DATA = "*"
+OTHER_DATA, AFTER_ALL = "*", "\u2020"
+"""Marks of rows: measured on other held-out data than #1; after all others whatever its numbers."""
+
+MAX_REASONS = 3
 
 
 def summary_text(comparison: Comparison) -> str:
@@ -103,16 +106,48 @@ def state_text(run: RunRecord) -> str:
     return one_line(run.state) + (", process gone" if run.is_abandoned else "")
 
 
+def verdict_text(row: Row) -> str:
+    """The comparison with the first row, with the marks of the row."""
+    marks = (OTHER_DATA if row.has_other_data else "") + (AFTER_ALL if row.refusal else "")
+    return row.verdict + marks
+
+
 def describe_noise(comparison: Comparison) -> list[str]:
-    """Explains `within noise`: how many rows are, and how the intervals were computed."""
+    """Explains how rows were compared with #1, what its own number is worth, and the marks of rows."""
+    lines = []
     judged = [row.difference for row in comparison.rows if row.difference is not None]
-    if not judged:
-        return []
-    num_noise = sum(difference.is_noise for difference in judged)
-    how = "; ".join(EXPLANATIONS[method] for method in Method if method in comparison.methods)
-    rows = "1 other row" if len(judged) == 1 else f"{len(judged)} other rows"
-    return [
-        f"Within noise of #1: {num_noise} of {rows} (the 95 % interval of the difference holds 0).",
-        f"The interval: {how}.",
-        "#1 was chosen as the best by these same numbers, so its own is on the lucky side.",
-    ]
+    if judged:
+        num_noise = sum(difference.is_noise for difference in judged)
+        how = "; ".join(EXPLANATIONS[method] for method in Method if method in comparison.methods)
+        rows = "1 other row" if len(judged) == 1 else f"{len(judged):,} other rows"
+        lines.append(
+            f"Within noise of #1: {num_noise:,} of {rows}. Were all rows equal, any would be called worse in at most "
+            "1 of 20 such rankings."
+        )
+        lines.append(f"The interval of a difference: {how}. {_about_seeds(comparison)}")
+    lines += [describe_winner(comparison)] if comparison.winner is not None else []
+    refused = [row for row in comparison.rows if row.refusal]
+    if refused:
+        reasons = list(dict.fromkeys(one_line(row.refusal) for row in refused))
+        more = f", and {len(reasons) - MAX_REASONS} more reasons" if len(reasons) > MAX_REASONS else ""
+        lines.append(f"{AFTER_ALL} After all others, whatever its numbers: {', '.join(reasons[:MAX_REASONS])}{more}.")
+    return lines
+
+
+def _about_seeds(comparison: Comparison) -> str:
+    if comparison.has_seed_luck:
+        return "The luck of a training's seed is in it."
+    return "The luck of a training's seed is not in it: repeat the best few with other seeds."
+
+
+def describe_winner(comparison: Comparison) -> str:
+    """Says what the number of the first row is worth, which was chosen by it; empty if that is not known."""
+    found, metric = comparison.winner, comparison.metric
+    if found is None:
+        return ""
+    measured = as_text(metric, Measure(found.value)).value
+    likely = as_text(metric, Measure(found.likely, found.low, found.high))
+    return (
+        f"#1 of {found.num:,} was chosen by these numbers: measured {measured}, more likely {likely.value} "
+        f"({likely.interval})."
+    )

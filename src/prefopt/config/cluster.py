@@ -8,11 +8,14 @@ from omegaconf import MISSING
 
 from prefopt.config.choices import ClusterKind
 from prefopt.config.composition import Tree
+from prefopt.config.limits import LimitsConfig
 from prefopt.config.ranges import require, require_at_most, require_folder_name
 from prefopt.process.errors import shorten
 
 MAX_RANKS_PER_NODE = 1024
 MAX_TRIALS = 10_000
+NEUTRAL_RATIO, KL_PER_TOKEN = "neutral_ratio", "kl_per_token"
+"""Keys of metrics of a report, which the table of metrics in `prefopt.evaluation` describes."""
 WORD = re.compile(r"[\w./:@%+,=\[\]&|*()-]+", re.ASCII)
 """A text that needs no quotes in an #SBATCH line."""
 
@@ -166,6 +169,14 @@ class SweepConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     """Draw points instead of listing them: `parameters` then holds interval(a,b), int(interval(a,b)),
     tag(log, interval(a,b)) and choice(...)."""
+    constraint: dict[str, Any] = field(
+        default_factory=lambda: {
+            NEUTRAL_RATIO: LimitsConfig.drifted_perplexity_ratio,
+            KL_PER_TOKEN: LimitsConfig.drifted_kl_per_token,
+        }
+    )
+    """Largest value of each of these metrics with which a run may be the best, in a search and in `prefopt compare`;
+    by default where a report calls a model drifted. `sweep.constraint.<metric>=<value>`; null: no limit."""
     resume: bool = False
     """Submit the points of an existing sweep that are not done."""
 
@@ -203,6 +214,6 @@ class SubmitConfig:
     chain: ChainConfig = field(default_factory=ChainConfig)
 
 
-SUBMIT = Tree("submit", SubmitConfig)
+SUBMIT = Tree("submit", SubmitConfig, open_tables=("sweep.constraint",))
 GROUPS = ("submit", "cluster", "sweep", "chain")
 """Overrides of these go to `SubmitConfig`, all others to the runs."""

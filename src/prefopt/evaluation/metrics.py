@@ -318,7 +318,7 @@ COMPARED = [metric for metric in METRICS if metric.is_in_report and metric.bette
 BY_KEY = {metric.key: metric for metric in COMPARED}
 RUN_COLUMNS = (
     "run", "where", "state", "step", "rank", "against_first", "difference", "difference_low", "difference_high",
-    "difference_method", "configuration", "seed", "decision", "measured_at_step", "message",
+    "difference_method", "configuration", "seed", "decision", "refusal", "measured_at_step", "message",
 )  # fmt: skip
 """Columns of compare.csv that hold no metric; those of the metrics follow."""
 ENTRY = ("value", "ci95", "n", "n_prompts", "num_cut", "cut_at", "p_value", "discordant", "effective_n")

@@ -19,6 +19,8 @@ SWEEP = "sweep.json"
 SWEEP_FORMAT = 1
 SEARCH = "search"
 """Entry of sweep.json that a search has, whose points are drawn."""
+CONSTRAINT = "constraint"
+"""Entry of sweep.json: key of a metric -> the largest value with which a run may be the best."""
 REFERENCE = "reference"
 """Name, in a sweep's folder, of the run that computes what the points share; several have a number appended."""
 IS_REFERENCE = re.compile(rf"{REFERENCE}(-\d+)?", re.ASCII)
@@ -53,6 +55,7 @@ class Place:
         kind: What the run is for.
         job: The newest job of the run; None if it was never submitted.
         changes: The swept settings of its point, by dotted name, as typed on the command line.
+        constraint: The constraint of its sweep: key of a metric -> its largest allowed value.
         evaluation: Name of the folder in it that holds the report: `report`, or that of a later evaluation on
             other data.
         problem: Why nothing in the folder can be read as a run: the folder is that of a sweep whose plan is damaged.
@@ -63,6 +66,7 @@ class Place:
     kind: Kind = Kind.run
     job: Submitted | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
+    constraint: Mapping[str, float] = field(default_factory=dict)
     evaluation: str = REPORT
     problem: str = ""
 
@@ -232,6 +236,7 @@ def read_sweep(folder: Path) -> dict[str, Any]:
 def _read_sweep_group(folder: Path) -> Group:
     content = read_sweep(folder)
     changes = _read_changes(folder, content)
+    constraint = read_constraint(content)
     own_kind = Kind.trial if SEARCH in content else Kind.point
     jobs = read_jobs(folder, prepare=REFERENCE)
     planned = sorted(name for name in jobs if IS_REFERENCE.fullmatch(name))  # no folder before it begins
@@ -241,7 +246,7 @@ def _read_sweep_group(folder: Path) -> Group:
     for name in (*others, *changes):
         run = folder / name
         kind = own_kind if name in changes else _kind(run, in_sweep=True)
-        places.append(Place(RunDirectory(run), name, kind, _newest(jobs, run), changes.get(name, {})))
+        places.append(Place(RunDirectory(run), name, kind, _newest(jobs, run), changes.get(name, {}), constraint))
     newest = max((job for job in jobs.values() if job.command), key=lambda job: job.time, default=None)
     command = newest.command if newest else content.get("command")
     return Group(_name(folder), folder, True, places, command if isinstance(command, str) else None)
@@ -261,6 +266,12 @@ def _read_changes(folder: Path, content: dict[str, Any]) -> dict[str, dict[str, 
     if stray is not None:
         raise UserError(f"{folder / SWEEP}: {stray!r} is no plain folder name, so it cannot be a run of this sweep.")
     return changes
+
+
+def read_constraint(content: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the constraint in the content of a sweep.json; empty for sweeps of earlier versions."""
+    found = content.get(CONSTRAINT)
+    return {key: float(limit) for key, limit in found.items()} if isinstance(found, dict) else {}
 
 
 def _damaged(folder: Path, error: Exception) -> UserError:

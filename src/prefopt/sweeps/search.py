@@ -5,6 +5,7 @@ The job script calls it before and after the ranks. Only this module and the tra
 
 import argparse
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from prefopt.config.load import TRAIN, complete
 from prefopt.distributed.entry import run_entry
+from prefopt.evaluation.constraint import values_of
 from prefopt.evaluation.decision import Decision
 from prefopt.evaluation.metrics import HELD_OUT, TUNED
 from prefopt.process.errors import UserError
 from prefopt.process.ranks import Launch
 from prefopt.process.terminal import printable
 from prefopt.runs.directory import RunDirectory, State
+from prefopt.runs.find import read_constraint
 from prefopt.storage.files import write_json
 from prefopt.storage.lock_file import find_holder
 from prefopt.sweeps import study
@@ -27,6 +30,9 @@ from prefopt.sweeps.folder import SweepFolder
 from prefopt.sweeps.jobs import Job, Task, write_tasks
 from prefopt.sweeps.points import place_in
 
+REFUSED = "do_not_ship"
+LARGEST = 1e9
+"""Stands for what is not finite, in a journal that takes numbers alone."""
 STOP = "stop"
 """Word of `prefopt.cluster.attempts` for a run that is not tried again."""
 
@@ -116,9 +122,13 @@ def tell(folder: SweepFolder, index: int, *, has_failed: bool) -> str:
             study.end_trial(opened, trial, TrialState.FAIL)
         trial, best = study.find_trial(opened, index), study.find_best(opened)
     assert trial is not None
-    value = "" if trial.state is not TrialState.COMPLETE else f", {_describe(trial, search)}"
-    found = "" if best is None else f"; best so far {name_of(best.user_attrs[study.TASK])}, {_describe(best, search)}"
-    return f"{name}: trial {trial.number} is {trial.state.name.lower()}{value}{found}"
+    value = "" if trial.state is not TrialState.COMPLETE else f", {_describe(trial, search)}{_describe_limits(trial)}"
+    found = (
+        "no trial yet that may be the best"
+        if best is None
+        else f"best so far {name_of(best.user_attrs[study.TASK])}, {_describe(best, search)}"
+    )
+    return f"{name}: trial {trial.number} is {trial.state.name.lower()}{value}; {found}"
 
 
 def _describe(trial: FrozenTrial, search: Search) -> str:
@@ -128,8 +138,17 @@ def _describe(trial: FrozenTrial, search: Search) -> str:
     return f"{search.metric} {trial.value:.4g}{words}"
 
 
+def _describe_limits(trial: FrozenTrial) -> str:
+    """Returns which limits a trial breaks, so that it cannot be the best, and which could not be checked."""
+    broken = [name for name, excess in trial.user_attrs.get(study.EXCESS, {}).items() if excess > 0]
+    unchecked = trial.user_attrs.get(study.UNCHECKED, [])
+    words = f", cannot be the best: {', '.join(broken)}" if broken else ""
+    return words + (f", not measured and so not limited: {', '.join(unchecked)}" if unchecked else "")
+
+
 def _tell_ended(opened: optuna.Study, folder: SweepFolder, search: Search) -> None:
     """Records the end of every run that is done or pruned: a job may have been killed before it could record it."""
+    constraint = read_constraint(folder.read())
     for trial in opened.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if study.TASK not in trial.user_attrs:  # killed before the trial was given its task
             continue
@@ -141,8 +160,26 @@ def _tell_ended(opened: optuna.Study, folder: SweepFolder, search: Search) -> No
             report = run.read_report()
             value = _find_value(report, search.metric)
             end = TrialState.FAIL if value is None else TrialState.COMPLETE
-            decision = Decision.from_written(report.get("decision"))
-            study.end_trial(opened, trial, end, value, None if decision is None else decision.word)
+            study.end_trial(opened, trial, end, value, _judge(report, constraint))
+
+
+def _judge(report: dict[str, Any], constraint: Mapping[str, float]) -> dict[str, Any]:
+    """Returns the user attributes of a trial that say whether it may be the best.
+
+    A report that says `do_not_ship` counts as a broken limit of its own.
+    """
+    decision = Decision.from_written(report.get("decision"))
+    values = values_of(report, constraint)
+    excess = {
+        f"{key} above {limit:g}": min(values[key], LARGEST) - limit if key in values else 0.0
+        for key, limit in constraint.items()
+    }
+    is_refused = decision is not None and decision.word == REFUSED
+    return {
+        **({} if decision is None else {study.DECISION: decision.word}),
+        study.EXCESS: {**excess, "do not ship": float(is_refused)},
+        study.UNCHECKED: [key for key in constraint if key not in values],
+    }
 
 
 def _find_value(report: dict[str, Any], metric: str) -> float | None:

@@ -14,6 +14,7 @@ from prefopt.config.step_size import StepSize
 from prefopt.evaluation.metrics import ACCURACY, COMPARED, HELD_OUT, REWARD_MARGIN, TUNED, Better, Metric
 from prefopt.process.errors import UserError
 from prefopt.process.ranks import Launch
+from prefopt.runs.find import CONSTRAINT
 from prefopt.sweeps.definition import Search
 from prefopt.sweeps.points import Composer, Plan, Point
 from prefopt.sweeps.space import Space, read_space
@@ -70,7 +71,7 @@ def plan_search(sweep: SweepConfig, overrides: Sequence[str], config_dir: str | 
         min_examples=_find_min_examples(wanted, metric, corners.configs, launch) if wanted.prune else 0,
         reduction_factor=wanted.reduction_factor,
     )
-    return SearchPlan(search, Plan(corners.points, corners.label, _digest(wanted, space, corners), corners.configs))
+    return SearchPlan(search, Plan(corners.points, corners.label, _digest(sweep, space, corners), corners.configs))
 
 
 def list_corners(space: Space) -> list[list[str]]:
@@ -193,9 +194,9 @@ def _examples_before_end(config: TrainConfig, batch_size: int) -> int | None:
     return None if steps is None or every is None else (steps - 1) // every * every * batch_size
 
 
-def _digest(wanted: SearchConfig, space: Space, corners: Plan) -> str:
+def _digest(sweep: SweepConfig, space: Space, corners: Plan) -> str:
     """Returns the SHA-256 (hex) of all that decides the trials, except their number."""
-    settings: dict[str, Any] = {**asdict(wanted), "num_trials": None}
+    settings: dict[str, Any] = {**asdict(sweep.search), "num_trials": None, CONSTRAINT: sweep.constraint}
     drawn = [asdict(parameter) for parameter in space.parameters]
     identities = [fingerprint(config) for config in corners.configs]
     return hashlib.sha256(json.dumps([settings, drawn, identities], sort_keys=True).encode()).hexdigest()

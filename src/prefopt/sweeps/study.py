@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +26,10 @@ TASK = "task"
 """User attribute of a trial: the index of its task in the job array."""
 DECISION = "decision"
 """User attribute of a trial: the decision in its report, such as do_not_ship."""
+EXCESS = "excess"
+"""User attribute of a trial: for each limit that it has to keep, by how much it breaks it; above 0, it may not win."""
+UNCHECKED = "unchecked"
+"""User attribute of a trial: the limited metrics that its report does not have."""
 BLOCK = 4096
 
 
@@ -93,7 +97,7 @@ def open_study(folder: Path, search: Search) -> Iterator[optuna.Study]:
         storage = JournalStorage(Journal(path))
         if not storage.get_all_studies():
             optuna.create_study(storage=storage, study_name=NAME, direction=direction, load_if_exists=True)
-        yield optuna.load_study(study_name=NAME, storage=storage, pruner=pruner)
+        yield optuna.load_study(study_name=NAME, storage=storage, pruner=pruner, sampler=_sampler(search))
     except UserError:
         raise
     except Exception as error:  # a damaged journal raises errors of many types
@@ -135,16 +139,31 @@ def draw(study: optuna.Study, trial: FrozenTrial, parameters: Sequence[Parameter
     """
     if trial.state.is_finished():
         return dict(trial.params)
-    seed = int(np.random.SeedSequence([search.sampler_seed, trial.number]).generate_state(1)[0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.sampler = optuna.samplers.TPESampler(
-            seed=seed,
-            n_startup_trials=search.num_startup_trials,
-            constant_liar=True,  # keeps parallel workers from drawing the same point
-        )
+    study.sampler = _sampler(search, trial.number)
     drawing = Trial(study, trial._trial_id)
     return {parameter.key: _draw_one(drawing, parameter) for parameter in parameters}
+
+
+def _sampler(search: Search, number: int = 0) -> optuna.samplers.BaseSampler:
+    """Returns the sampler for a trial. The study asks it too, when a trial is told, which limits the trial breaks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=int(np.random.SeedSequence([search.sampler_seed, number]).generate_state(1)[0]),
+            n_startup_trials=search.num_startup_trials,
+            constant_liar=True,  # keeps parallel workers from drawing the same point
+            constraints_func=_excess_of,
+        )
+
+
+def _excess_of(trial: FrozenTrial) -> list[float]:
+    """Returns for each limit by how much a trial breaks it; a pruned trial was not measured, and breaks none."""
+    return list(trial.user_attrs.get(EXCESS, {}).values()) or [0.0]
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Returns whether a trial keeps all limits, so that it may be the best."""
+    return all(excess <= 0 for excess in _excess_of(trial))
 
 
 def _draw_one(trial: Trial, parameter: Parameter) -> Drawn:
@@ -161,22 +180,31 @@ def end_trial(
     trial: FrozenTrial,
     state: TrialState,
     value: float | None = None,
-    decision: str | None = None,
+    attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Records how a trial ended; without effect if another process has already done so."""
+    """Records how a trial ended; without effect if another process has already done so.
+
+    Args:
+        study: The study.
+        trial: A trial of it.
+        state: How it ended.
+        value: Of the searched metric; None unless it is complete.
+        attributes: User attributes, such as `DECISION` and `EXCESS`.
+    """
     try:
-        if decision is not None:
-            Trial(study, trial._trial_id).set_user_attr(DECISION, decision)
+        for name, found in (attributes or {}).items():
+            Trial(study, trial._trial_id).set_user_attr(name, found)
         study.tell(trial.number, value, state=state, skip_if_finished=True)
     except optuna.exceptions.UpdateFinishedTrialError:  # another process ended it since the check
         return
 
 
 def find_best(study: optuna.Study) -> FrozenTrial | None:
-    """Returns the best complete trial; None if there is none yet."""
+    """Returns the best complete trial of those that keep all limits; None if there is none yet."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    feasible = [trial for trial in complete if is_feasible(trial)]
     best = max if study.direction is optuna.study.StudyDirection.MAXIMIZE else min
-    return best(complete, key=lambda trial: trial.value or 0.0) if complete else None
+    return best(feasible, key=lambda trial: trial.value or 0.0) if feasible else None
 
 
 def report_value(study: optuna.Study, number: int, value: float, examples: int) -> bool | None:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.coverage_sweeps import simulate_sweeps
 from benchmarks.results import write_results
 from prefopt.data.intervals import wilson
 from prefopt.evaluation.statistics import Bootstrap, Prompts, change_of_share, share
@@ -179,6 +180,7 @@ SIMULATIONS: dict[str, Callable[[int], Iterator[Row]]] = {
     "shares": simulate_shares,
     "changes": simulate_changes,
     "means": simulate_means,
+    "sweeps": simulate_sweeps,
 }
 
 if __name__ == "__main__":

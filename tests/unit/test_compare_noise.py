@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from prefopt.comparison.groups import Group
-from prefopt.comparison.noise import Judged, Method, change_of_shares, fold, judge
+from prefopt.comparison.noise import Compared, Method, compare_with_first, fold
 from prefopt.comparison.ranking import rank
 from prefopt.comparison.records import Measure, Outcomes, RunRecord
 from prefopt.comparison.simultaneous import Errors, Values, find_limits, seed_luck, shrink
@@ -39,8 +39,8 @@ def with_outcomes(
     return record(name, accuracy, n=len(margins), outcomes=outcomes, metrics=metrics, settings={"run.seed": seed})
 
 
-def judged(*groups: Group, metric: Metric = ACCURACY) -> Judged:
-    return judge(groups, metric, [True] * len(groups))
+def judged(*groups: Group, metric: Metric = ACCURACY) -> Compared:
+    return compare_with_first(groups, metric, [True] * len(groups))
 
 
 def test_a_comparison_of_two_runs_is_that_of_a_report_on_base_and_tuned() -> None:
@@ -51,16 +51,6 @@ def test_a_comparison_of_two_runs_is_that_of_a_report_on_base_and_tuned() -> Non
     found = judged(*(Group((run,), 1) for run in runs)).differences[1]
     expected = change_of_share(first > 0, second > 0, Prompts.of(prompts)).estimate
     assert found.method is Method.paired
-    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
-
-
-@pytest.mark.parametrize("z", [1.96, 3.5])
-def test_a_change_of_shares_of_one_seed_is_the_change_of_a_share(z: float) -> None:
-    chance = np.random.default_rng(1)
-    prompts = Prompts.of(chance.integers(0, 40, 100))
-    first, second = chance.random((2, 100)) > 0.4
-    expected = change_of_share(first, second, prompts, z).estimate
-    found = change_of_shares(second.astype(float) - first, prompts, z)
     assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
 
 

@@ -13,7 +13,7 @@ from prefopt.comparison.records import RunRecord
 from prefopt.comparison.simultaneous import Values, at_few, errors_of, find_limits, seed_luck, shrink
 from prefopt.data.intervals import Z_95
 from prefopt.evaluation.metrics import PERCENT, Better, Metric
-from prefopt.evaluation.statistics import FEWEST_PROMPTS, Estimate, Floats, Prompts, difference, share
+from prefopt.evaluation.statistics import FEWEST_PROMPTS, Estimate, Floats, Prompts, change_of_means, difference, share
 
 
 class Method(Enum):
@@ -70,7 +70,7 @@ class Winner:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Compared:
     """What the numbers of a ranking say.
 
     Attributes:
@@ -84,7 +84,7 @@ class Judged:
     has_seed_luck: bool
 
 
-def judge(groups: Sequence[Group], metric: Metric, may_win: Sequence[bool]) -> Judged:
+def compare_with_first(groups: Sequence[Group], metric: Metric, may_win: Sequence[bool]) -> Compared:
     """Compares the groups of a ranking with the first one.
 
     Args:
@@ -98,12 +98,12 @@ def judge(groups: Sequence[Group], metric: Metric, may_win: Sequence[bool]) -> J
     known = [place for place, each in enumerate(values) if has_seeds or each.is_known]
     differences: list[Difference | None] = [None] * len(groups)
     if len(known) < 2 or known[0] != 0:
-        return Judged(differences, None, has_seeds)
+        return Compared(differences, None, has_seeds)
     ranking = _Ranking([values[place] for place in known], prompts, metric)
     for number, place in enumerate(known[1:], start=1):
         differences[place] = ranking.difference(number)
     of_known = [differences[place] for place in known]
-    return Judged(differences, ranking.winner(of_known, num=sum(may_win)), has_seeds)
+    return Compared(differences, ranking.winner(of_known, num=sum(may_win)), has_seeds)
 
 
 class _Ranking:
@@ -126,7 +126,7 @@ class _Ranking:
         if self.metric.unit is PERCENT:
             z = self.limits.difference
             z = z if self.is_pair else at_few(z, self.prompts)  # of two runs as in a report
-            found = change_of_shares(changes, self.prompts, z, by_seeds)
+            found, _ = change_of_means(changes, self.prompts, z, by_seeds)
             return Difference(found.value, found.low, found.high, Method.paired)
         if self.prompts.effective_num < FEWEST_PROMPTS:
             return None
@@ -180,27 +180,6 @@ class _Ranking:
             return None
         error = float(np.linalg.norm(self.errors.shared[place]))
         return Estimate(value, value - at_few(below, prompts) * error, value + at_few(above, prompts) * error)
-
-
-def change_of_shares(changes: Floats, prompts: Prompts, z: float, by_seeds: float = 0.0) -> Estimate:
-    """Estimates a difference of two shares, each the mean over one or several seeds.
-
-    With one seed on each side it is `change_of_share`, so that a comparison and a report agree: two imagined pairs, of
-    which each side gets one right, keep the interval from being too narrow where few pairs differ.
-
-    Args:
-        changes: For each pair the difference of the two sides' means over seeds, in [-1, 1].
-        prompts: Of the pairs.
-        z: Standard errors on each side.
-        by_seeds: Variance by the luck of the seeds.
-    """
-    n = prompts.effective_n(prompts.likeness(changes))
-    centre = n * float(changes.mean()) / (n + 2)
-    variance = ((n * float((changes**2).mean()) + 2) / (n + 2) - centre**2) / (n + 2)
-    half = z * sqrt(variance + by_seeds)
-    return Estimate(
-        float(changes.mean()), max(centre - half, -1.0), min(centre + half, 1.0), len(changes), prompts.num
-    )
 
 
 def fold(found: Estimate) -> Estimate:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from prefopt.comparison.groups import Group, find_duplicates, group_by_seed
 from prefopt.comparison.metrics import SHOWN
-from prefopt.comparison.noise import Difference, Method, Winner, judge
+from prefopt.comparison.noise import Difference, Method, Winner, compare_with_first
 from prefopt.comparison.records import DONE, NOT_BEGUN, Mode, RunRecord, WandbPlace
 from prefopt.comparison.settings import differing, short_names
 from prefopt.evaluation.constraint import SETTING
@@ -138,7 +138,7 @@ def rank(groups: Sequence[Group], metric: Metric) -> Ranking:
     measured.sort(key=lambda group: (bool(refusals[id(group)]), keys[id(group)]))  # stable: ties stay as given
     order = [(bool(refusals[id(group)]), keys[id(group)]) for group in measured]
     may_win = [not refused for refused, _ in order]
-    judged = judge(measured, metric, may_win if any(may_win) else [True] * len(measured))
+    judged = compare_with_first(measured, metric, may_win if any(may_win) else [True] * len(measured))
     rows = []
     for place, group in enumerate(measured):
         first, end = bisect_left(order, order[place]), bisect_right(order, order[place])

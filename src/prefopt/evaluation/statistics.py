@@ -262,13 +262,33 @@ def change_of_share(
     """
     changes = second.astype(float) - first.astype(float)
     prompts = prompts or Prompts.all_different(len(changes))
+    estimate, score = change_of_means(changes, prompts, z)
     n = prompts.effective_n(prompts.likeness(changes))
-    p, q = ((n * float((changes == sign).mean()) + 1) / (n + 2) for sign in (1, -1))
-    error = sqrt((p + q - (p - q) ** 2) / (n + 2))
-    estimate = Estimate(
-        float(changes.mean()), max(p - q - z * error, -1.0), min(p - q + z * error, 1.0), len(changes), prompts.num
-    )
-    return Change(estimate, erfc(abs(p - q) / error / sqrt(2)), float((changes != 0).mean()), n)
+    return Change(estimate, erfc(abs(score) / sqrt(2)), float((changes != 0).mean()), n)
+
+
+def change_of_means(
+    changes: Floats, prompts: Prompts, z: float = Z_95, variance: float = 0.0
+) -> tuple[Estimate, float]:
+    """Estimates a difference of two shares, each the mean over one or several seeds, and how far from 0 it is.
+
+    Two imagined pairs, of which each side gets one right, keep the interval from being too narrow where few differ.
+
+    Args:
+        changes: For each pair the difference of both sides, in [-1, 1]: shape (pairs,).
+        prompts: Of the pairs.
+        z: Standard errors on each side.
+        variance: What else varies, such as the luck of the seeds.
+
+    Returns:
+        The estimate, and the distance of its interval's centre from 0 in standard errors.
+    """
+    n = prompts.effective_n(prompts.likeness(changes))
+    centre = n * float(changes.mean()) / (n + 2)
+    of_pairs = ((n * float((changes**2).mean()) + 2) / (n + 2) - centre**2) / (n + 2)
+    error = sqrt(of_pairs + variance)
+    low, high = max(centre - z * error, -1.0), min(centre + z * error, 1.0)
+    return Estimate(float(changes.mean()), low, high, len(changes), prompts.num), centre / error
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:

@@ -73,7 +73,14 @@ def test_a_healthy_gain_in_ranking_says_so_and_that_no_answer_was_judged() -> No
 
 
 def gain_of_answers(low: float, num_prompts: int = 200) -> Gain:
-    return Gain("win_rate", "Its answers win", Estimate(low + 0.1, low, low + 0.2, 200, num_prompts), 0.05, True)
+    return Gain(
+        "win_rate",
+        "the win rate",
+        "Its answers win",
+        Estimate(low + 0.1, low, low + 0.2, 200, num_prompts),
+        0.05,
+        True,
+    )
 
 
 def test_a_gain_of_judged_answers_ships_if_nothing_speaks_against_it() -> None:
@@ -101,7 +108,7 @@ def test_a_gain_that_may_be_below_the_least_one_is_not_shown() -> None:
     found = report()
     found["held_out"]["gain"]["preference_accuracy"] = entry(0.08, 0.02, 0.14)
     decision = decide_on(found)
-    assert decision.reasons[0] == "A gain is there, but it may be too small to matter."
+    assert decision.reasons[0] == "A gain in preference accuracy is there, but it may be too small to matter."
     assert "held-out prompts instead of 132, if the true gain is the measured one" in decision.would_decide[0]
     assert judge(found, min_gain=0.01)[1][0]["level"] == "good"
 

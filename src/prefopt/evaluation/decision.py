@@ -46,6 +46,7 @@ class Gain:
 
     Attributes:
         metric: Key of the metric.
+        name: Its name in a sentence: "preference accuracy".
         sentence: What is said once it is shown: "Ranks held-out pairs better".
         estimate: The gain, turned so that above 0 is better.
         least: The interval must lie above this.
@@ -55,6 +56,7 @@ class Gain:
     """
 
     metric: str
+    name: str
     sentence: str
     estimate: Estimate
     least: float
@@ -144,5 +146,6 @@ def _why_not_shown(gain: Gain, min_prompts: int) -> list[str]:
     if estimate.low > gain.least:
         return list(gain.obstacles)
     if estimate.low > 0:
-        return ["A gain is there, but it may be too small to matter.", *gain.obstacles]
-    return ["No gain is shown: it is not there, or there are too few held-out prompts to see it.", *gain.obstacles]
+        return [f"A gain in {gain.name} is there, but it may be too small to matter.", *gain.obstacles]
+    why = "it is not there, or there are too few held-out prompts to see it"
+    return [f"No gain in {gain.name} is shown: {why}.", *gain.obstacles]

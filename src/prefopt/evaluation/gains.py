@@ -30,6 +30,7 @@ def _find_ranking(held_out: HeldOut, settings: EvaluationConfig) -> Gain | None:
         obstacles.append("It ranks fewer than half of the held-out pairs right, which is below chance.")
     return Gain(
         ACCURACY,
+        "preference accuracy",
         "Ranks held-out pairs better",
         gain,
         settings.min_gain,
@@ -63,4 +64,4 @@ def _find_likelier(held_out: HeldOut, settings: EvaluationConfig) -> Gain | None
     turned = replace(change, value=-change.value, low=-change.high, high=-change.low)
     remedy = f"Lower loss on more held-out prompts than {change.num_prompts or change.n}: {MORE}."
     sentence = "Held-out demonstrations became likelier"
-    return Gain(LOSS, sentence, turned, settings.min_loss_gain, remedy=remedy)
+    return Gain(LOSS, "the loss of demonstrations", sentence, turned, settings.min_loss_gain, remedy=remedy)

@@ -311,7 +311,7 @@ def test_a_gain_of_a_handful_of_pairs_is_said_to_be_of_too_few() -> None:
     found["overfitting"]["reward_accuracy"] |= {"held_out": entry(0.5, n=12), "gap": entry(0.5, 0.2, 0.8)}
     decision, findings = judge(found)
     assert decision == "undecided"
-    assert "show a gain, but there are too few prompts among them to judge by; 30 are" in texts(findings, "warning")
+    assert "show a gain, but of too few prompts to judge by; 30 are" in texts(findings, "warning")
     assert "Overfitting" not in texts(findings, "warning")
     assert "as far as so few held-out pairs tell" in texts(findings, "info")
 
@@ -324,3 +324,33 @@ def test_of_a_model_that_has_not_moved_that_is_said_and_no_overfitting() -> None
     assert "Overfitting" not in warnings
     found["likelihood"]["rejected"] = entry(-0.002)
     assert "Overfitting" in texts(judge(found)[1], "warning")
+
+
+def test_what_a_few_answers_or_a_hair_show_is_not_called_ruined_or_worse() -> None:
+    repeats = {"base": entry(0.0, 0.0, 0.8, n=1), "tuned": entry(0.25, 0.003, 0.97, n=1)}
+    word, findings = judge(with_drift(repetition=repeats))
+    assert word == "undecided"
+    assert "may repeat itself; so few answers do not tell" in texts(findings, "warning")
+    assert judge(with_drift(kl_per_token={"value": 2.1, "ci95": [None, None], "n": 1}))[0] == "undecided"
+    assert judge(with_drift(kl_per_token={"value": 2.1, "ci95": [None, None], "n": 8}))[0] == "do_not_ship"
+    found = report()
+    found["held_out"]["gain"]["preference_accuracy"] = entry(-0.003, -0.005, -0.001, n=100_000)
+    word, findings = judge(found)
+    assert word == "undecided"
+    assert "a little worse than its base" in texts(findings, "warning")
+    assert judge(sft_report(entry(0.001, 0.0005, 0.0015)))[0] == "undecided"
+    assert judge(sft_report(entry(0.1, 0.05, 0.15)))[0] == "do_not_ship"
+
+
+def test_what_was_not_measured_is_not_called_close_or_alike() -> None:
+    only_kl = report(drift={"kl_per_token": entry(0.1)})
+    assert "as far as was measured: neutral text was not" in texts(judge(only_kl)[1], "info")
+    strange = with_drift(perplexity={"base": entry(2000.0), "tuned": entry(40.0), "ratio": entry(0.02)})
+    assert "drifted far" in texts(judge(strange)[1], "warning")
+    wide = report()
+    wide["overfitting"]["reward_accuracy"]["gap"] = entry(0.0, -0.14, 0.36)
+    assert "No gap between training and held-out pairs is shown, nor that there is none" in texts(
+        judge(wide)[1], "info"
+    )
+    without = sft_report({"value": -0.8, "ci95": [None, None], "n": 69, "n_prompts": 40})
+    assert "do not tell" in texts(judge(without)[1], "warning")

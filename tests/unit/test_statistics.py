@@ -54,8 +54,32 @@ def test_pairs_that_agree_within_prompts_count_as_one_prompt_each() -> None:
     prompts = prompts_of(*[5] * 40)
     together = np.arange(40)[prompts.numbers] % 2
     apart = np.arange(200) % 2
-    assert prompts.effective_n(prompts.likeness(together)) == pytest.approx(40)
-    assert prompts.effective_n(prompts.likeness(apart)) > 190
+    assert prompts.effective_n(together) == pytest.approx(40)
+    assert prompts.effective_n(apart) > 190
+
+
+def test_nothing_changed_is_not_told_apart_where_only_large_prompts_disagree() -> None:
+    """Fifteen prompts of 20 pairs on which both models disagree, beside 285 of one pair on which they hardly do."""
+    rng = np.random.default_rng(0)
+    prompts = prompts_of(*[20] * 15, *[1] * 285)
+    chance = np.where(prompts.sizes > 1, 0.3, 0.02)[prompts.numbers]
+    told = []
+    for _ in range(400):
+        luck = np.where(rng.random(585) < np.sqrt(0.5), rng.random(300)[prompts.numbers], rng.random(585))
+        changes = np.where(luck < chance / 2, 1, np.where(luck < chance, -1, 0))
+        told.append(change_of_share(changes < 0, changes > 0, prompts).p_value < 0.05)
+    assert np.mean(told) < 0.08
+
+
+def test_a_share_holds_the_truth_where_large_prompts_are_harder() -> None:
+    rng = np.random.default_rng(1)
+    truth, held = (0.1 * 10 * 0.3 + 0.9 * 0.95) / (0.1 * 10 + 0.9), []
+    for _ in range(300):
+        is_large = rng.random(300) < 0.1
+        prompts = prompts_of(*np.where(is_large, 10, 1))
+        estimate = share(rng.random(len(prompts)) < np.where(is_large, 0.3, 0.95)[prompts.numbers], prompts)
+        held.append(estimate.low <= truth <= estimate.high)
+    assert np.mean(held) > 0.91
 
 
 def test_a_prompt_with_most_pairs_leaves_few_independent_ones() -> None:

@@ -111,7 +111,7 @@ class _Ranking:
 
     def __init__(self, groups: Sequence[Values], prompts: Prompts | None, metric: Metric) -> None:
         self.groups, self.prompts, self.metric = groups, prompts, metric
-        self.errors = errors_of(groups, prompts, seed_luck(groups, prompts))
+        self.errors = errors_of(groups, prompts, seed_luck(groups))
         self.can_win = np.array([group.may_win for group in groups])
         self.limits = find_limits(self.errors, self.can_win)
         self.is_pair = len(groups) == 2 and not self.errors.freedom

@@ -115,29 +115,17 @@ class Limits:
     value: float
 
 
-def seed_luck(groups: Sequence[Values], prompts: Prompts | None) -> SeedLuck:
-    """Estimates the variance between seeds, beyond what the seeds' different answers to the same prompts explain.
+def seed_luck(groups: Sequence[Values]) -> SeedLuck:
+    """Estimates the variance between seeds, pooled over all groups with several, since two or three say little.
 
-    It is pooled over all groups with several seeds, since the spread of two or three seeds says little. A group whose
-    own spread is larger keeps its own. Where the true spread of one group in six is six times that of the others, a
-    row is called worse than its equal in 9 of 100 rankings with three seeds each, and in 16 with two.
+    A group whose own spread is larger keeps its own. The scatter of the seeds' answers over prompts is part of it:
+    taking that away would leave nothing in many rankings of few seeds, whose luck would then be missing.
     """
-    excess = np.array([_excess(group, prompts) if len(group.seeds) > 1 else 0.0 for group in groups])
+    excess = np.array([float(group.seeds.var(ddof=1)) if len(group.seeds) > 1 else 0.0 for group in groups])
     freedom = np.array([len(group.seeds) - 1 for group in groups])
     if not freedom.sum():
         return SeedLuck(np.zeros(len(groups)), 0)
-    pooled = max(float(freedom @ excess / freedom.sum()), 0.0)
-    return SeedLuck(np.maximum(excess, pooled), int(freedom.sum()))
-
-
-def _excess(group: Values, prompts: Prompts | None) -> float:
-    """Returns the variance of a group's seeds less their scatter over prompts; it may be below 0."""
-    variance = float(group.seeds.var(ddof=1))
-    if group.outcomes is None or prompts is None or prompts.num < 2:
-        return variance
-    residuals = prompts.sums(group.outcomes - group.outcomes.mean(axis=1, keepdims=True))
-    scatter = ((residuals - residuals.mean(axis=0)) ** 2).sum() / (len(group.seeds) - 1)
-    return variance - float(scatter) * prompts.num / (prompts.num - 1) / len(prompts) ** 2
+    return SeedLuck(np.maximum(excess, freedom @ excess / freedom.sum()), int(freedom.sum()))
 
 
 def errors_of(groups: Sequence[Values], prompts: Prompts | None, luck: SeedLuck) -> Errors:
@@ -172,8 +160,8 @@ def find_limits(errors: Errors, may_win: NDArray[np.bool_]) -> Limits:
     """Returns the 95 % quantiles of the largest standardised errors (Chernozhukov, Chetverikov and Kato 2013).
 
     Each draw is a ranking of equally good groups: their errors are drawn together, the best of those that may win is
-    chosen, and the others are compared with it. The estimated variance between seeds is drawn too, since few seeds may
-    make it too small.
+    chosen, and the others are compared with it. The true variance between seeds is drawn too, about the estimated one:
+    few seeds may make that too small.
 
     Args:
         errors: Of all groups.
@@ -187,13 +175,13 @@ def find_limits(errors: Errors, may_win: NDArray[np.bool_]) -> Limits:
     for _ in range(0, DRAWS, BLOCK):
         drawn = rng.standard_normal((BLOCK, errors.shared.shape[1])) @ errors.shared.T
         drawn += rng.standard_normal(drawn.shape) * errors.own
-        drawn += rng.standard_normal(drawn.shape) * np.sqrt(errors.seeds)
         scale = rng.chisquare(errors.freedom, (BLOCK, 1)) / errors.freedom if errors.freedom else np.ones((BLOCK, 1))
+        drawn += rng.standard_normal(drawn.shape) * np.sqrt(errors.seeds / scale)
         best = np.where(may_win, drawn, -inf).argmax(axis=1)
         gaps = drawn[np.arange(BLOCK), best][:, None] - drawn
-        spread = apart[best] + (errors.seeds[best][:, None] + errors.seeds) * scale
+        spread = apart[best] + errors.seeds[best][:, None] + errors.seeds
         differences.append((gaps / np.sqrt(np.maximum(spread, TINY**2))).max(axis=1))
-        values.append((np.abs(drawn) / np.sqrt(np.maximum(of_data + errors.seeds * scale, TINY**2))).max(axis=1))
+        values.append((np.abs(drawn) / np.sqrt(np.maximum(of_data + errors.seeds, TINY**2))).max(axis=1))
     is_alone = len(may_win) == 2 and not errors.freedom  # nothing was chosen from more than the two
     return Limits(Z_95 if is_alone else _quantile(differences), _quantile(values))
 

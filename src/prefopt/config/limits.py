@@ -52,4 +52,5 @@ class LimitsConfig:
         ):
             low, high = getattr(self, drifted), getattr(self, ruined)
             require(low <= high, f"evaluation.limits.{drifted}={low}: must be at most {ruined}, which is {high}.")
+        require(self.overlap <= 1, f"evaluation.limits.overlap: must be a share, at most 1, found {self.overlap}.")
         require(self.length_ratio > 1, f"evaluation.limits.length_ratio: must be > 1, found {self.length_ratio}.")

@@ -27,8 +27,10 @@ from prefopt.evaluation.metrics import (
     TUNED,
 )
 from prefopt.evaluation.report import Estimates, Gap, HeldOut, Report
-from prefopt.evaluation.statistics import Estimate, detectable_gain
+from prefopt.evaluation.statistics import Estimate, detectable_gain, difference
 
+FEWEST_ANSWERS = 5
+"""Answers or texts below which a number without an interval is no proof."""
 NEARER = "A run that stays nearer to its base: lower optim.learning_rate, train less, or raise algorithm.beta."
 
 
@@ -106,12 +108,14 @@ def _preference(held_out: HeldOut, gains: list[Gain], settings: EvaluationConfig
     evidence = f"{', '.join(known)}, {_num(gain)}"
     doubts = [*found.obstacles, *_rules_that_may_do(held_out)]
     obstacles = [Finding("warning", text, f"{_rules(held_out)}; tuned {_percent(tuned)}") for text in doubts]
-    if gain.high < 0:
-        return [Finding("bad", "The tuned model ranks held-out pairs worse than its base.", evidence), *obstacles]
     if not found.has_prompts(settings.min_prompts):
-        text = "Held-out pairs show a gain, but there" if gain.low > 0 else "There"
-        few = f"{text} are too few prompts among them to judge by; {settings.min_prompts} are the least."
+        text = "Held-out pairs show a gain, but of" if gain.low > 0 else "The held-out pairs are of"
+        few = f"{text} too few prompts to judge by; {settings.min_prompts} are the least."
         return [Finding("warning", few, evidence), *obstacles]
+    if gain.high < 0:
+        is_bad = gain.value <= -settings.min_gain
+        text = f"The tuned model ranks held-out pairs {'' if is_bad else 'a little '}worse than its base."
+        return [Finding("bad" if is_bad else "warning", text, evidence), *obstacles]
     if gain.low <= 0:
         text = "The held-out pairs do not show a gain: it is not there, or there are too few of them to see it."
         return [Finding("warning", text, f"{evidence}{_power(held_out)}"), *obstacles]
@@ -154,10 +158,15 @@ def _loss(held_out: HeldOut, gains: list[Gain], settings: EvaluationConfig) -> l
     if not found.has_prompts(settings.min_prompts):
         text = f"There are too few held-out prompts to judge by; {settings.min_prompts} are the least."
         return [Finding("warning", text, evidence)]
+    if not change.has_interval:
+        text = "The held-out demonstrations do not tell: most are of too few prompts, or they differ in nothing."
+        return [Finding("warning", text, evidence)]
     if found.is_shown(settings.min_prompts):
         return [Finding("good", "Held-out demonstrations became more likely.", evidence)]
     if change.low > 0:
-        return [Finding("bad", "Held-out demonstrations became less likely.", evidence)]
+        is_bad = change.value >= settings.min_loss_gain
+        text = f"Held-out demonstrations became {'' if is_bad else 'a little '}less likely."
+        return [Finding("bad" if is_bad else "warning", text, evidence)]
     if change.high < 0:
         return [Finding("warning", "Held-out demonstrations became hardly more likely.", evidence)]
     return [Finding("warning", "Held-out demonstrations are about as likely as before.", evidence)]
@@ -197,17 +206,34 @@ def _ruin(report: Report, limits: LimitsConfig) -> list[Finding]:
     if isinstance(kl, Estimate):
         parts.append(f"KL to the base {nats:z.2f} nats per token of its own answers (n = {kl.n})")
     evidence = "; ".join(parts)
-    if ratio >= limits.ruined_perplexity_ratio or nats >= limits.ruined_kl_per_token:
+    measured = perplexity.get("ratio"), kl if isinstance(kl, Estimate) else None
+    is_sure = [_is_sure(side, drifted) for side, drifted in zip(measured, _drifted(limits), strict=True)]
+    if (ratio >= limits.ruined_perplexity_ratio and is_sure[0]) or (nats >= limits.ruined_kl_per_token and is_sure[1]):
         tuned = report.held_out.model(TUNED).get(ACCURACY)
         despite = f", although it ranks {_percent(tuned)} of held-out pairs right" if tuned else ""
         advice = "Train less, lower optim.learning_rate, or raise algorithm.beta."
         return [Finding("bad", f"The model was ruined{despite}. {advice}", evidence)]
-    if ratio >= limits.drifted_perplexity_ratio or nats >= limits.drifted_kl_per_token:
+    if not 1 / limits.drifted_perplexity_ratio < ratio < limits.drifted_perplexity_ratio or (
+        abs(nats) >= limits.drifted_kl_per_token
+    ):
         text = "The model drifted far from its base: check it on tasks it must not lose."
         return [Finding("warning", text, evidence, is_severe=True, remedy=NEARER)]
     if not parts:
         return [Finding("info", "Drift was not measured, so a ruined model would not be seen here.", "no drift block")]
-    return [Finding("info", "The model stayed close to its base.", evidence)]
+    unknown = [name for name, side in zip(("neutral text", "KL"), measured, strict=True) if side is None]
+    as_far = f", as far as was measured: {unknown[0]} was not" if unknown else ""
+    return [Finding("info", f"The model stayed close to its base{as_far}.", evidence)]
+
+
+def _drifted(limits: LimitsConfig) -> tuple[float, float]:
+    return limits.drifted_perplexity_ratio, limits.drifted_kl_per_token
+
+
+def _is_sure(found: Estimate | None, limit: float) -> bool:
+    """Whether a number is above a limit beyond doubt: its interval is, or it has none but some answers behind it."""
+    if found is None:
+        return False
+    return found.low > limit if found.has_interval else (found.n or 0) >= FEWEST_ANSWERS
 
 
 def _stillness(block: Estimates | None, limits: LimitsConfig) -> list[Finding]:
@@ -253,6 +279,9 @@ def _overfitting(block: dict[str, Gap], settings: EvaluationConfig) -> list[Find
             return [Finding("info", text, evidence)]
         if not gap.has_interval:
             continue
+        if max(gap.high, -gap.low) > limit:
+            text = f"No gap between training and held-out {what} is shown, nor that there is none."
+            return [Finding("info", text, evidence)]
         how = "about equally likely" if is_loss else "ranked about alike"
         return [Finding("info", f"Training and held-out {what} are {how}.", evidence)]
     return []
@@ -297,7 +326,12 @@ def _answers(drift: dict[str, Estimate | Estimates], limits: LimitsConfig) -> li
         findings.append(Finding("warning", text, evidence, is_severe=True, remedy=remedy))
     if _are_measured(repetition) and repetition[TUNED].value - repetition[BASE].value > limits.repetition_rise:
         evidence = f"repeated 4-grams: base {_percent(repetition[BASE])}, tuned {_percent(repetition[TUNED])}"
-        findings.append(Finding("bad", "The model repeats itself.", evidence))
+        if difference(repetition[TUNED], repetition[BASE]).low > 0:
+            findings.append(Finding("bad", "The model repeats itself.", evidence))
+        else:
+            remedy = "More answers: a larger evaluation.num_samples tells whether it repeats itself."
+            text = "The model may repeat itself; so few answers do not tell."
+            findings.append(Finding("warning", text, evidence, is_severe=True, remedy=remedy))
     return findings
 
 

@@ -49,8 +49,9 @@ def _needed_prompts(gain: Estimate, held_out: HeldOut, settings: EvaluationConfi
     per_prompt = effective_n / num
     over = gain.value - settings.min_gain
     if over <= 0:
-        shown = 100 * detectable_gain(effective_n, discordant)
-        return f"A larger gain: these {num} held-out prompts show one of about {shown:.0f} points or more."
+        shown = 100 * (settings.min_gain + detectable_gain(effective_n, discordant))
+        least = f"more than {100 * settings.min_gain:g} points"
+        return f"A larger gain: of about {shown:.0f} points or more, these {num} prompts show that it is {least}."
     spread = max(discordant - gain.value**2, 1 / effective_n)
     needed = max(ceil((Z_95 + Z_80) ** 2 * spread / over**2 / per_prompt), num + 1)
     return f"About {needed:,} held-out prompts instead of {num:,}, if the true gain is the measured one: {MORE}."

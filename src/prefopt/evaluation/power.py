@@ -41,6 +41,8 @@ def describe_power(held_out: "Dataset | None", settings: EvaluationConfig) -> tu
         )
     if not is_pairs:
         return logging.INFO, f"{found}."
-    points = 100 * detectable_gain(num, USUAL_DISCORDANT)
+    points = 100 * (settings.min_gain + detectable_gain(num, USUAL_DISCORDANT))
+    least = f"to be more than {100 * settings.min_gain:g}"
     if_so = f"80 % power, if base and tuned disagree on {USUAL_DISCORDANT:.0%} of the pairs"
-    return logging.INFO, f"{found} show gains in preference accuracy of about {points:.0f} points or more ({if_so})."
+    shown = f"gains in preference accuracy of about {points:.0f} points or more {least}"
+    return logging.INFO, f"{found} show {shown} ({if_so})."

@@ -133,9 +133,16 @@ class Prompts:
         num_unlike = (self.sums((values != np.median(values)).astype(float)) > 0).sum()
         return float(found + (1 - found) * DOUBT / (DOUBT + num_unlike))
 
-    def effective_n(self, likeness: float) -> float:
-        """Returns how many independent examples these are worth, by the design effect of Kish (1965)."""
-        return len(self) / (1 + likeness * (self.size_seen - 1))
+    def effective_n(self, values: Floats) -> float:
+        """Returns how many independent examples `values` are worth for their mean.
+
+        It is the smaller of two: by the likeness of a prompt's examples and the design effect of Kish (1965), which is
+        steady where there are few prompts; and by the spread that prompts have in the mean (Liang and Zeger 1986),
+        which holds also if large prompts differ from small ones, as where they are harder.
+        """
+        by_likeness = len(self) / (1 + self.likeness(values) * (self.size_seen - 1))
+        spread = float((self.sums(values - values.mean()) ** 2).sum())
+        return min(by_likeness, len(self) ** 2 * float(values.var()) / spread) if spread > 0 else by_likeness
 
     def freedom(self, likeness: float) -> float:
         """Returns Satterthwaite's (1946) degrees of freedom: few if one prompt has many of the examples."""
@@ -241,7 +248,7 @@ def share(values: NDArray[np.bool_] | Floats, prompts: Prompts | None = None, z:
     numbers = np.asarray(values, float)
     prompts = prompts or Prompts.all_different(len(numbers))
     likeness, mean = prompts.likeness(numbers), float(numbers.mean())
-    n, wider = prompts.effective_n(likeness), t_quantile(2 * prompts.freedom(likeness)) / Z_95
+    n, wider = prompts.effective_n(numbers), t_quantile(2 * prompts.freedom(likeness)) / Z_95
     low, high = wilson(mean * n, n, z * wider) if isfinite(mean) else (nan, nan)
     return Estimate(mean, low, high, len(numbers), prompts.num)
 
@@ -263,8 +270,7 @@ def change_of_share(
     changes = second.astype(float) - first.astype(float)
     prompts = prompts or Prompts.all_different(len(changes))
     estimate, score = change_of_means(changes, prompts, z)
-    n = prompts.effective_n(prompts.likeness(changes))
-    return Change(estimate, erfc(abs(score) / sqrt(2)), float((changes != 0).mean()), n)
+    return Change(estimate, erfc(abs(score) / sqrt(2)), float((changes != 0).mean()), prompts.effective_n(changes))
 
 
 def change_of_means(
@@ -283,7 +289,7 @@ def change_of_means(
     Returns:
         The estimate, and the distance of its interval's centre from 0 in standard errors.
     """
-    n = prompts.effective_n(prompts.likeness(changes))
+    n = prompts.effective_n(changes)
     centre = n * float(changes.mean()) / (n + 2)
     of_pairs = ((n * float((changes**2).mean()) + 2) / (n + 2) - centre**2) / (n + 2)
     error = sqrt(of_pairs + variance)

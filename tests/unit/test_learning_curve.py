@@ -8,7 +8,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from prefopt.comparison.noise import paired_shares
 from prefopt.evaluation.learning_curve import (
     LearningCurve,
     Trained,
@@ -104,9 +103,9 @@ def test_the_intervals_cover_the_truth_where_the_seeds_decide_and_prompts_have_s
 def test_of_one_seed_a_difference_has_nearly_the_interval_of_paired_shares() -> None:
     before, after = [1] * 60 + [0] * 40, [1] * 55 + [0] * 5 + [1] * 15 + [0] * 25
     curve = curve_of(before, after)
-    low, high = paired_shares(15, 5, 100)
+    pair = change_of_share(np.array(before) > 0, np.array(after) > 0).estimate
     assert curve.last.value == pytest.approx(0.10)
-    assert (curve.last.low, curve.last.high) == pytest.approx((low, high), abs=0.01)
+    assert (curve.last.low, curve.last.high) == pytest.approx((pair.low, pair.high), abs=0.01)
 
 
 def test_no_interval_has_the_width_zero_because_all_models_agree() -> None:

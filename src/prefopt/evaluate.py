@@ -26,7 +26,7 @@ from prefopt.runs.directory import RunDirectory
 from prefopt.runs.find import find_run
 from prefopt.runs.settings import read_config
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prefopt.evaluate")  # as `python -m` its name is __main__
 
 HELP = """Measure a finished run again and rebuild its report.
 
@@ -104,15 +104,24 @@ def _measure(run: RunDirectory, overrides: dict[str, str]) -> dict[str, Any]:
     examples = load_examples(trained, measured=config.data.held_out if is_other else None)
 
     with importing():
-        from prefopt.evaluation.looks import record_look
-        from prefopt.evaluation.run import build_material, choose_folder, evaluate_run  # imports TRL: seconds
+        from prefopt.evaluation.looks import digest_prompts, record_look
+        from prefopt.evaluation.run import build_material, choose_folder, describe_data, evaluate_run  # TRL: seconds
         from prefopt.reports.console import print_report
         from prefopt.reports.publish import publish
         from prefopt.tracking.wandb import record_evaluation
 
     material = group.on_main(lambda: build_material(config, examples))
     folder = group.on_main(lambda: choose_folder(config, run, examples, material, is_test=is_test))
-    test = group.on_main(lambda: record_look(run, config.data.held_out)) if is_test else None
+    test = None
+    if is_test:
+
+        def look() -> dict[str, Any]:
+            _require_other_tokens(run, trained, config, describe_data(examples, material)["sha256"])
+            looks = [record_look(run, config.data.held_out, digest_prompts(examples.records.held_out or ()))]
+            looks += [record_look(run, config.evaluation.pairs)] if config.evaluation.pairs is not None else []
+            return max(looks, key=lambda each: (len(each["others"]), each["looks"]))
+
+        test = group.on_main(look)
     evaluation = evaluate_run(config, run, examples, material, test)
     if evaluation is None:
         return {}
@@ -130,16 +139,34 @@ def _require_no_held_out(run: RunDirectory, trained: TrainConfig, config: TrainC
     """
     known = run.read_provenance().get("data", {}).get("files", {}).get("held_out")
     if known is not None and known == digest_files(config.data.held_out):
-        raise UserError(
-            f"data.test={config.data.held_out}: holds the same as data.held_out={trained.data.held_out}, on which "
-            "this run was measured before it was chosen. Give other data."
-        )
+        raise _same_as_held_out(trained, config)
     if trained.evaluation.pairs is not None and config.evaluation.pairs is None:
         logger.info(
             "evaluation: evaluation.pairs=%s is held-out data and not measured here; evaluation.pairs=<file> beside "
             "split=test names test pairs",
             trained.evaluation.pairs,
         )
+
+
+def _require_other_tokens(
+    run: RunDirectory, trained: TrainConfig, config: TrainConfig, measured: dict[str, str]
+) -> None:
+    """Refuses the run's held-out rows as test data, also from a file that is written in another way.
+
+    Raises:
+        UserError: The rows are the same.
+    """
+    own = run.read_provenance().get("data", {}).get("sha256", {})
+    for part in ("held_out", "pairs"):
+        if own.get(part) is not None and own.get(part) == measured.get(part):
+            raise _same_as_held_out(trained, config)
+
+
+def _same_as_held_out(trained: TrainConfig, config: TrainConfig) -> UserError:
+    return UserError(
+        f"data.test={config.data.held_out}: holds the same as data.held_out={trained.data.held_out}, on which "
+        "this run was measured before it was chosen. Give other data."
+    )
 
 
 def _has_changed(run: RunDirectory, trained: TrainConfig) -> bool:

@@ -28,7 +28,7 @@ from prefopt.runs.directory import RunDirectory
 from prefopt.runs.provenance import command_line, program_line
 from prefopt.training.own_code import OwnCode, load_own_code, with_names
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prefopt.train")  # as `python -m` its name is __main__
 
 HELP = """Tune a model and report whether it became better.
 

@@ -181,7 +181,10 @@ def test_rows_beyond_the_limit_are_counted(sweep: Path) -> None:
 
 def test_the_last_column_says_how_it_was_found(sweep: Path) -> None:
     text = printed(compared(sweep))
-    assert "Within noise of #1: 0 of 1 other row. Were all rows equal, any would be called worse in at most" in text
+    assert (
+        "Within noise of #1: 0 of 1 other row. Were all equally good models, any would be called worse in at most"
+        in text
+    )
     assert "from both runs' own intervals" in text
     assert "The luck of a training's seed is in it." in text
     assert re.search(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.evaluation.looks import LEDGER, judge_looks, record_look
+from prefopt.data.records import PreferencePair
+from prefopt.evaluation.looks import LEDGER, digest_prompts, judge_looks, record_look
 from prefopt.process.errors import UserError
 from prefopt.runs.directory import RunDirectory
 from tests.conftest import write_rows
@@ -52,7 +53,7 @@ def test_a_second_run_makes_it_a_severe_warning_that_names_the_runs(tmp_path, da
     second = record_look(run_of(tmp_path, "b"), data)
     level, is_severe, text = told(second)
     assert (level, is_severe, second["looks"], second["runs"]) == ("warning", True, 2, ["a", "b"])
-    assert text.startswith("Test data: measured once before, for these runs: a, b.")
+    assert text.startswith("Test data: measured once before, also for a.")
     assert "becomes held-out data" in text
     assert told(record_look(run_of(tmp_path, "a"), data))[:2] == ("warning", True), "its number can be chosen by now"
 
@@ -108,3 +109,14 @@ def test_a_look_that_cannot_be_written_down_is_refused(tmp_path, data, monkeypat
     monkeypatch.setattr(place, refuse)
     with pytest.raises(UserError, match=rf"{LEDGER}: .*cannot be written"):
         record_look(run_of(tmp_path, "a"), data)
+
+
+def test_the_same_prompts_in_another_file_are_the_same_data(tmp_path, data):
+    pairs = [PreferencePair(text, "a", "b", None, {}, f"x:{i}") for i, text in enumerate("abc")]
+    prompts = digest_prompts(pairs)
+    assert prompts == digest_prompts(pairs[::-1])
+    assert prompts != digest_prompts(pairs[:2])
+    record_look(run_of(tmp_path, "a"), data, prompts)
+    other = str(write_rows(tmp_path / "other.jsonl", [{"prompt": "a", "note": "another form"}]))
+    assert record_look(run_of(tmp_path, "b"), other, prompts)["looks"] == 2
+    assert record_look(run_of(tmp_path, "b"), other, digest_prompts(pairs[:1]))["looks"] == 2, "by the file's content"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import prefopt
+from prefopt.evaluation.decision import Decision
 from prefopt.evaluation.report import AnswersEstimate, HeldOut, Report
 from prefopt.evaluation.statistics import Estimate
 from prefopt.reports.sections import audit_table
@@ -86,3 +87,11 @@ def test_every_contestant_stands_in_the_held_out_block() -> None:
     assert list(block) == ["n", "base", "tuned", "prompted", "gain"]
     assert block["prompted"] == {"loss": ESTIMATE}
     assert HeldOut.from_dict(block).to_dict() == block
+
+
+def test_an_earlier_ship_was_for_ranking_alone() -> None:
+    assert Report.from_dict({"decision": "do_not_ship"}).decision == Decision("do_not_ship")
+    earlier = Report.from_dict({"decision": "ship"}).decision
+    assert earlier is not None
+    assert earlier.word == "undecided"
+    assert "for a gain in ranking alone" in earlier.reasons[0]

@@ -149,7 +149,7 @@ class _Ranking:
         above = self.limits.value if self.metric.better is not Better.higher else Z_95
         below = self.limits.value if self.metric.better is not Better.lower else Z_95
         found = self._interval(0, below, above)
-        if num < 2 or found is None:
+        if num < 2 or found is None or self.metric.better is Better.near_zero:
             return None
         rivals = [place for place, each in enumerate(differences) if each is not None and each.is_noise]
         places = [0, *(place for place in rivals if self.can_win[place])]

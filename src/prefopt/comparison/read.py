@@ -93,7 +93,10 @@ def read_run(place: Place, max_points: int) -> RunRecord:
     is_later = place.evaluation != REPORT
     report = _read_report(place, problems) if state == DONE or is_later else {}
     if is_later:  # measured on other data than the run's own
-        state, settings = DONE if report else state, {**settings, **_measured_data(report)}
+        measured = _measured_data(report)
+        state, settings = DONE if report else state, {**settings, **measured}
+        if "data.test" in measured:
+            settings.pop("data.held_out", None)  # not what was measured
     if report.get("test"):
         problems.append("measured on test data, which are none any more for a choice that this comparison leads to")
     metrics, measured_at = (from_report(report), None) if report else from_log(log, settings.get("algorithm.name"))

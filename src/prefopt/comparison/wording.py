@@ -121,8 +121,8 @@ def describe_noise(comparison: Comparison) -> list[str]:
         how = "; ".join(EXPLANATIONS[method] for method in Method if method in comparison.methods)
         rows = "1 other row" if len(judged) == 1 else f"{len(judged):,} other rows"
         lines.append(
-            f"Within noise of #1: {num_noise:,} of {rows}. Were all rows equal, any would be called worse in at most "
-            "1 of 20 such rankings."
+            f"Within noise of #1: {num_noise:,} of {rows}. Were all equally good models, any would be called worse "
+            "in at most 1 of 20 such rankings."
         )
         lines.append(f"The interval of a difference: {how}. {_about_seeds(comparison)}")
     lines += [describe_winner(comparison)] if comparison.winner is not None else []
@@ -137,7 +137,9 @@ def describe_noise(comparison: Comparison) -> list[str]:
 def _about_seeds(comparison: Comparison) -> str:
     if comparison.has_seed_luck:
         return "The luck of a training's seed is in it."
-    return "The luck of a training's seed is not in it: repeat the best few with other seeds."
+    return (
+        "The luck of a training's seed, which may make a row worse too, is not in it: repeat the best few with others."
+    )
 
 
 def describe_winner(comparison: Comparison) -> str:
@@ -147,7 +149,4 @@ def describe_winner(comparison: Comparison) -> str:
         return ""
     measured = as_text(metric, Measure(found.value)).value
     likely = as_text(metric, Measure(found.likely, found.low, found.high))
-    return (
-        f"#1 of {found.num:,} was chosen by these numbers: measured {measured}, more likely {likely.value} "
-        f"({likely.interval})."
-    )
+    return f"#1 of {found.num:,} was chosen by these numbers: measured {measured}, more likely {likely.short}."

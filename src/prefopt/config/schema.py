@@ -297,7 +297,8 @@ class EvaluationConfig:
     """From which numbers on a report warns, or calls a model ruined."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.min_gain < 1, f"evaluation.min_gain: must be in [0, 1), found {self.min_gain}.")
+        share = f"evaluation.min_gain: must be in [0, 1), found {self.min_gain}. 5 points are 0.05."
+        require(0 <= self.min_gain < 1, share)
         require(self.min_loss_gain >= 0, f"evaluation.min_loss_gain: must be >= 0, found {self.min_loss_gain}.")
         require(self.min_prompts >= 2, f"evaluation.min_prompts: must be >= 2, found {self.min_prompts}.")
         for name in ("batch_size", "max_train_examples", "max_new_tokens", "bootstrap_resamples"):

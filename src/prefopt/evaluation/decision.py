@@ -16,6 +16,9 @@ LEVELS: tuple[Level, ...] = ("bad", "warning", "good", "info")
 """Levels of findings, worst first."""
 
 
+EARLIER_SHIP = "An earlier version of prefopt said ship, for a gain in ranking alone; its answers were not judged."
+
+
 @dataclass(frozen=True)
 class Finding:
     """Something that the numbers of a report say.
@@ -25,7 +28,7 @@ class Finding:
         finding: What was found, in a sentence.
         evidence: The numbers behind it.
         is_severe: Whether the model is not to be shipped before it is resolved, although it may be fine.
-        remedy: What would resolve it; empty if nothing does.
+        remedy: What would resolve it, or decide; empty if nothing does.
     """
 
     level: Level
@@ -93,7 +96,12 @@ class Decision:
 
     @classmethod
     def from_written(cls, written: object) -> "Decision | None":
-        """Reads the entry of report.json; that of earlier versions was the word alone. None for anything else."""
+        """Reads the entry of report.json; that of earlier versions was the word alone. None for anything else.
+
+        Earlier versions said `ship` for a gain in ranking alone, which decides nothing here.
+        """
+        if written == "ship":
+            return cls("undecided", (EARLIER_SHIP,))
         found = {"word": written} if isinstance(written, str) else written
         if not isinstance(found, dict) or found.get("word") not in ("ship", "do_not_ship", "undecided"):
             return None
@@ -119,20 +127,20 @@ def decide(gains: Sequence[Gain], findings: Sequence[Finding], min_prompts: int)
     if of_answers and not severe:
         return Decision("ship", tuple(f"{gain.sentence}." for gain in of_answers))
     reasons = [finding.finding for finding in severe]
-    wanted = [finding.remedy for finding in severe if finding.remedy]
+    wanted = [finding.remedy for finding in findings if finding.remedy]
     for gain in gains:
         if gain in shown:
             reasons.append(f"{gain.sentence}{'' if gain.is_of_answers else '; its answers were not judged'}.")
         else:
             reasons += _why_not_shown(gain, min_prompts)
-            wanted += [gain.remedy] if gain.remedy and not gain.obstacles else []
+            wanted += [gain.remedy] if gain.remedy else []
     if not gains:
         reasons.append("Nothing was measured on held-out data.")
         wanted.append("Held-out data: set data.held_out, or data.held_out_fraction.")
-    if not of_answers:
+    if not of_answers and (shown or not wanted):
         wanted.append(
             "Its answers to held-out prompts beside those of the base with its best prompt, judged by people who do "
-            "not see which is whose; the first ones stand under Samples."
+            "not see which is whose (the report shows the first ones, evaluation.num_shown_samples of them)."
         )
     return Decision("undecided", tuple(dict.fromkeys(reasons)), tuple(dict.fromkeys(wanted)))
 

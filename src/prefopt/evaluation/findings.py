@@ -143,9 +143,11 @@ def _power(held_out: HeldOut) -> str:
     """Says which gain these pairs show; empty in reports of earlier versions."""
     if held_out.effective_n is None or held_out.discordant is None:
         return ""
-    shown = 100 * detectable_gain(held_out.effective_n, held_out.discordant)
-    changed = f"with {100 * held_out.discordant:.0f} % ranked otherwise than before"
-    return f"; {changed}, they show gains of about {shown:.0f} points or more"
+    shown, changed = 100 * detectable_gain(held_out.effective_n, held_out.discordant), 100 * held_out.discordant
+    if shown > changed:
+        return f"; only {changed:.0f} % are ranked in another way than by the base, too few to show one"
+    how = f"with {changed:.0f} % ranked in another way than by the base"
+    return f"; {how}, they show gains of about {shown:.0f} points or more"
 
 
 def _loss(held_out: HeldOut, gains: list[Gain], settings: EvaluationConfig) -> list[Finding]:
@@ -248,6 +250,7 @@ def _stillness(block: Estimates | None, limits: LimitsConfig) -> list[Finding]:
             "warning",
             "The model has hardly moved. Raise optim.learning_rate, or train longer.",
             f"log-prob per token: chosen {chosen:+.5f}, rejected {rejected:+.5f}, n = {block[CHOSEN].n}",
+            remedy="A model that has moved: raise optim.learning_rate, or train longer.",
         )
     ]
 

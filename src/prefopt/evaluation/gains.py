@@ -27,7 +27,7 @@ def _find_ranking(held_out: HeldOut, settings: EvaluationConfig) -> Gain | None:
     rules = [name for name, rule in (held_out.baselines or {}).items() if rule.value >= tuned.value]
     obstacles = [f"A rule without a model does as well: {name.replace('_', ' ')}." for name in rules]
     if tuned.value < 0.5:
-        obstacles.append("It ranks fewer than half of the held-out pairs right, which is below chance.")
+        obstacles.append("It ranks fewer than half of the held-out pairs right: chance would do better.")
     return Gain(
         ACCURACY,
         "preference accuracy",

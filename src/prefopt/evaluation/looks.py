@@ -7,14 +7,16 @@ such as which of two runs to keep, they become held-out data, and the best numbe
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from prefopt.config.mixture import paths_of
+from prefopt.data.records import Record
 from prefopt.data.sources import digest_files
+from prefopt.data.split import prompt_keys
 from prefopt.evaluation.decision import Finding
 from prefopt.process.errors import UserError, explained
 from prefopt.runs.directory import RunDirectory
@@ -29,7 +31,13 @@ PATIENCE_S = 60.0
 NEXT = "New test data, by which nothing was chosen: prefopt evaluate run=<folder> split=test data.test=<file>"
 
 
-def record_look(run: RunDirectory, data: object) -> dict[str, Any]:
+def digest_prompts(records: Iterable[Record]) -> str:
+    """Returns the SHA-256 (hex) of a set of prompts: the same for another order of rows and another form of file."""
+    keys = sorted({next(iter(prompt_keys(record))) for record in records})
+    return hashlib.sha256(b"".join(keys)).hexdigest()
+
+
+def record_look(run: RunDirectory, data: object, prompts: str | None = None) -> dict[str, Any]:
     """Writes down that a run is about to be measured on test data, and returns what was written down until now.
 
     The look counts from here on, whether or not the measurement is finished. Rank 0 only.
@@ -37,6 +45,7 @@ def record_look(run: RunDirectory, data: object) -> dict[str, Any]:
     Args:
         run: The run; its `model/` tells it from an earlier run of this name.
         data: The test data, as `data.test` names them.
+        prompts: Digest of their prompts, by which the same data are known in another order or form of file.
 
     Returns:
         The entry `test` of report.json: `looks`, how often these data were measured on, this time included; `runs`,
@@ -53,11 +62,12 @@ def record_look(run: RunDirectory, data: object) -> dict[str, Any]:
         "model": hash_file(manifest) if manifest.is_file() else None,
         "data": [str(path) for path in paths_of(data)],
         "sha256": _digest(data),
+        "prompts": prompts,
     }
     with _alone(ledger), explained(ledger, "written"):
         before = list(read_lines(ledger)) if ledger.exists() else []
         append_line(ledger, look)
-    same = [each for each in [*before, look] if each.get("sha256") == look["sha256"]]
+    same = [each for each in [*before, look] if _are_same(each, look)]
     measured = dict.fromkeys((str(each.get("run")), each.get("model")) for each in same)
     return {
         "looks": len(same),
@@ -66,6 +76,11 @@ def record_look(run: RunDirectory, data: object) -> dict[str, Any]:
         "sha256": look["sha256"],
         "ledger": str(ledger),
     }
+
+
+def _are_same(earlier: dict[str, Any], look: dict[str, Any]) -> bool:
+    """Whether two looks were at the same data, by the files' content or by their prompts."""
+    return any(look[key] is not None and earlier.get(key) == look[key] for key in ("sha256", "prompts"))
 
 
 def judge_looks(test: dict[str, Any]) -> list[Finding]:
@@ -83,8 +98,8 @@ def judge_looks(test: dict[str, Any]) -> list[Finding]:
     if not others:
         return [Finding("info", f"Test data: measured {times} before, for this run alone.", evidence)]
     text = (
-        f"Test data: measured {times} before, for these runs: {', '.join(dict.fromkeys(test['runs']))}. With every "
-        "look that influences a choice, a test set becomes held-out data."
+        f"Test data: measured {times} before, also for {', '.join(dict.fromkeys(others))}. With every look that "
+        "influences a choice, a test set becomes held-out data."
     )
     return [Finding("warning", text, evidence, is_severe=True, remedy=f"{NEXT}.")]
 

@@ -21,6 +21,7 @@ from prefopt.process.errors import UserError
 from prefopt.process.ranks import Launch
 from prefopt.process.terminal import printable
 from prefopt.runs.directory import RunDirectory, State
+from prefopt.runs.files import is_number
 from prefopt.runs.find import read_constraint
 from prefopt.storage.files import write_json
 from prefopt.storage.lock_file import find_holder
@@ -185,10 +186,10 @@ def _judge(report: dict[str, Any], constraint: Mapping[str, float]) -> dict[str,
 def _find_value(report: dict[str, Any], metric: str) -> float | None:
     """Returns the value of the searched metric in a report; None if it is missing or not finite."""
     try:
-        value = float(report[HELD_OUT][TUNED][metric]["value"])
+        value = report[HELD_OUT][TUNED][metric]["value"]
     except (KeyError, TypeError):
         return None
-    return value if math.isfinite(value) else None
+    return float(value) if is_number(value) and math.isfinite(value) else None
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ the ICC. Prompts have 1 to 5 pairs each, and in some lines one of them has 20 or
   shares   a share such as preference accuracy: coverage of its interval; truth .5, .9, .98
   changes  base and tuned are equally good, and disagree on 30 % or 5 % of pairs: how often one is called better or
            worse by the interval, and how often p < .05
+  large prompts   of 10 or 20 pairs that are harder than the others: coverage of a share; and on which alone equally
+           good models disagree: how often they are told apart
   means    a ratio of skewed sums, as KL per token is, and a plain mean: coverage
   sweeps   equal configurations: how often any is called worse than the best; how well the best one is estimated
 """
@@ -120,6 +122,32 @@ def simulate_changes(rounds: int) -> Iterator[Row]:
         yield row | {key: float(np.mean(told[key])) for key in sorted(told)}
 
 
+def simulate_unlike(rounds: int) -> Iterator[Row]:
+    """Large prompts that differ from small ones: they are harder, or only there do base and tuned disagree."""
+    for num, part, size in product((50, 300), (0.05, 0.1), (10, 20)):
+        rng = np.random.default_rng(3)
+        truth = (part * size * 0.3 + (1 - part) * 0.95) / (part * size + 1 - part)
+        held: dict[str, list[Interval]] = {"before": [], "after": []}
+        told: dict[str, list[bool]] = {"before": [], "after": []}
+        for _ in range(rounds):
+            is_large = rng.random(num) < part
+            prompts = Prompts(np.repeat(np.arange(num), np.where(is_large, size, 1)))
+            large = is_large[prompts.numbers]
+            hits = rng.random(len(prompts)) < np.where(large, 0.3, 0.95)
+            luck = alike(rng.random, prompts, 0.5, rng)
+            chance = np.where(large, 0.3, 0.02)
+            changes = np.where(luck < chance / 2, 1.0, np.where(luck < chance, -1.0, 0.0))
+            estimate, now = share(hits, prompts), change_of_share(changes < 0, changes > 0, prompts).estimate
+            held["before"].append(share_before(hits, prompts))
+            held["after"].append((estimate.low, estimate.high))
+            low, high = bootstrap_before(changes, np.ones_like(changes), prompts)
+            told["before"].append(low > 0 or high < 0)
+            told["after"].append(now.low > 0 or now.high < 0)
+        row: Row = {"prompts": num, "large": f"{part:.0%} of {size}"}
+        row |= {f"held {key}": _held(each, truth) for key, each in held.items()}
+        yield row | {f"told apart {key}": float(np.mean(each)) for key, each in told.items()}
+
+
 def simulate_means(rounds: int) -> Iterator[Row]:
     layouts = (Layout("1 each", 32), *(Layout("1 to 5", num) for num in NUMS), Layout("1 to 5, one of 50", 300))
     for layout, kind, skew in product(layouts, ("ratio", "mean"), SKEWS):
@@ -179,6 +207,7 @@ def sign_test_before(wins: int, losses: int) -> float:
 SIMULATIONS: dict[str, Callable[[int], Iterator[Row]]] = {
     "shares": simulate_shares,
     "changes": simulate_changes,
+    "large prompts": simulate_unlike,
     "means": simulate_means,
     "sweeps": simulate_sweeps,
 }

@@ -107,7 +107,7 @@ def test_dpo_learns_the_rule(clean):
 def test_a_good_run_is_undecided_since_it_drifted_and_its_answers_were_not_judged(clean):
     decision = clean.report["decision"]
     assert decision["word"] == "undecided"
-    assert "drifted far from its base" in decision["reasons"][0]
+    assert any("drifted far from its base" in reason for reason in decision["reasons"])
     assert decision["reasons"][-1] == "Ranks held-out pairs better; its answers were not judged."
     assert RUINED not in clean.findings
     assert "The model drifted far from its base" in clean.findings

@@ -26,6 +26,7 @@ from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.scoring import PairScores, Scores
 from prefopt.evaluation.summary import register
 from prefopt.process.errors import UserError
+from prefopt.reports.render import json_ready
 from prefopt.runs.directory import RunDirectory
 from prefopt.runs.settings import read_config
 from prefopt.tracking.wandb import _values
@@ -164,7 +165,7 @@ def test_a_run_from_python_is_the_run_of_the_command(overrides, tmp_path):
     assert run.read_report()["held_out"] == json.loads((other / "report/report.json").read_text())["held_out"]
     assert (run.model / "model.safetensors").read_bytes() == (other / "model/model.safetensors").read_bytes()
     report = evaluate(run, ["evaluation.num_samples=2"])
-    assert report["held_out"] == run.read_report()["held_out"]
+    assert json_ready(report["held_out"]) == run.read_report()["held_out"]
     assert report["drift"]["response_length"]["tuned"]["n"] == 2
     assert evaluate(str(run.path))["drift"]["response_length"]["tuned"]["n"] == 3
 

@@ -70,6 +70,7 @@ class Material:
         neutral: Texts unrelated to the task.
         slices: For each held-out example the name of its part, where the data is a mixture.
         tags: For each held-out example its tag, with the column that holds it; empty if rows have no tags.
+        is_train_whole: Whether `train` is all of the training examples, and no sample of them.
         overlap: How many held-out prompts are training prompts, as in a report; None if nothing is held out.
     """
 
@@ -81,6 +82,7 @@ class Material:
     neutral: list[ScoredSequence]
     slices: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
+    is_train_whole: bool = False
     overlap: dict[str, int | None] | None = None
 
     @property

@@ -179,6 +179,7 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
         slices=_slices_of(held_out, examples),
         tags=_tags_of(held_out, examples, config.data.tag),
         neutral=read_neutral_texts(settings, tokenizer, None if examples.limits is None else examples.limits.context),
+        is_train_whole=len(data.train) <= settings.max_train_examples,
         overlap=find_overlap(examples, config.data, [] if apart is None else [(apart.records, apart.tokens)]),
     )
 

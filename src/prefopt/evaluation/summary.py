@@ -326,10 +326,15 @@ class Summary:
         return {LOSS: self.bootstrap.ratio(base.logps - tuned.logps, base.lengths, prompts)}
 
     def _gap(self, train: NDArray[np.bool_], held_out: NDArray[np.bool_]) -> Gap:
-        """Shares and their difference; training and held-out prompts are independent of each other."""
+        """Shares and their difference; training and held-out prompts are independent of each other.
+
+        If all training pairs were measured, how well the model does on them is no estimate, and the gap is as sure as
+        the held-out share. The interval beside the training share says what other prompts like these would give.
+        """
         a = share(train, self.material.train.pair_prompts)
         b = share(held_out, self.material.held_out.pair_prompts)
-        return {"train": a, "held_out": b, "gap": difference(a, b)}
+        known = replace(a, low=a.value, high=a.value) if self.material.is_train_whole else a
+        return {"train": a, "held_out": b, "gap": difference(known, b)}
 
 
 def _select(prompts: Prompts | None, rows: NDArray[np.int64]) -> Prompts | None:

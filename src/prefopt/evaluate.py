@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from prefopt.config.load import TRAIN, from_dict
 from prefopt.config.overrides import parse
 from prefopt.config.plain import as_dict
 from prefopt.config.ranges import require
-from prefopt.config.schema import DataConfig, DeepSpeedConfig, TrainConfig
+from prefopt.config.schema import BAD_ROW_SWITCHES, DataConfig, DeepSpeedConfig, TrainConfig
 from prefopt.config.settings_parser import SettingsParser
 from prefopt.data.sources import digest_files, find_changed_files
 from prefopt.distributed import group
@@ -36,13 +36,16 @@ HELP = """Measure a finished run again and rebuild its report.
   python -m prefopt.evaluate run=runs/<name> split=test
   torchrun --nproc-per-node 8 -m prefopt.evaluate run=runs/<name>
 
-Settings of `evaluation` and `data.held_out` may be changed; everything else is as in the run's config.yaml.
+Settings of `evaluation`, `data.held_out`, and what happens to rows that cannot be used (data.max_length, data.on_bad
+and the other data.on_…) may be changed; everything else is as in the run's config.yaml.
 A report on other data goes to a folder of its own beside the run's, runs/<name>/report-<file>-<digest>.
 
 split=test measures on data.test (of the run's config.yaml, or data.test=<file> given here), after all choices are
 made: the report goes to runs/<name>/report-test, and runs/test_looks.jsonl counts the looks. From the second run on
 that is measured on the same test data, the report warns: a test set by which runs are chosen is held-out data."""
 SPLITS = ("held_out", "test")
+ROWS = ("max_length", "on_bad", *(name for name in BAD_ROW_SWITCHES if name != "on_overlap"), "on_long_completion")
+"""Settings of `data` that may be changed: other data than the run's may have other rows that cannot be used."""
 
 
 def main(argv: list[str]) -> None:
@@ -101,7 +104,9 @@ def _measure(run: RunDirectory, overrides: dict[str, str]) -> dict[str, Any]:
     if is_test:
         group.on_main(lambda: _require_no_held_out(run, trained, config))
     is_other = config.data.held_out != trained.data.held_out or group.on_main(lambda: _has_changed(run, trained))
-    examples = load_examples(trained, measured=config.data.held_out if is_other else None)
+    rows = {name: getattr(config.data, name) for name in ROWS}
+    read = replace(trained, data=replace(trained.data, **rows, on_overlap=trained.data.decide("on_overlap")))
+    examples = load_examples(read, measured=config.data.held_out if is_other else None)
 
     with importing():
         from prefopt.evaluation.looks import digest_prompts, record_look
@@ -258,9 +263,10 @@ def _set(values: dict[str, Any], key: str, value: str, *, is_test: bool) -> None
     if key == measured and value in ("", "null"):
         raise UserError(f"{key}: name the data to measure on, or leave it out to measure on the run's own.")
     group, name = key.split(".", 1)
-    if group != "evaluation" and key != measured:
+    if group != "evaluation" and key != measured and not (group == "data" and name in ROWS):
         raise UserError(
-            f"{key}: an evaluation cannot change it. Allowed: evaluation.*, data.held_out, or split=test data.test."
+            f"{key}: an evaluation cannot change it. Allowed: evaluation.*, data.held_out, or split=test data.test, "
+            f"and for their rows {', '.join(f'data.{row}' for row in ROWS)}."
         )
     (given,) = parse([TRAIN.normalise(each) for each in parse([f"{key}={value}"])])
     values[group][name] = given.value()

@@ -70,6 +70,22 @@ def test_a_report_on_other_data_stands_beside_the_runs_own_and_says_what_was_mea
     assert list(run.glob("report-*")) == [folder], "the same rows measured again go to the same folder"
 
 
+def test_rows_of_other_data_that_cannot_be_used_are_skipped_by_the_remedies_that_the_error_names(run, tmp_path):
+    rows = read_rows(STUDY / "held_out.jsonl", 5)
+    rows[2]["prompt"] = "And then we said hello. " * 200
+    rows[3]["chosen"] = rows[3]["rejected"]
+    wanted = [f"data.held_out={write_rows(tmp_path / 'hard.jsonl', rows)}"]
+    for remedy in ("data.on_identical=skip", "data.on_long_prompt=skip"):
+        with pytest.raises(UserError, match=remedy):
+            prefopt.evaluate(run, wanted)
+        wanted.append(remedy)
+    report = prefopt.evaluate(run, wanted)
+    assert report["held_out"]["n"] == 3
+    own = read_report(run / "report")["provenance"]["data"]["sha256"]["train"]
+    assert report["provenance"]["data"]["sha256"]["train"] == own
+    assert prefopt.evaluate(run, [wanted[0], "data.on_bad=skip"])["held_out"] == report["held_out"]
+
+
 def test_a_comparison_says_which_row_was_measured_on_other_data(run, other, tmp_path, capsys):
     evaluate([f"run={run}", f"data.held_out='{other}'"])
     (folder,) = run.glob("report-*")

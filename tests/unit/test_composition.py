@@ -273,6 +273,7 @@ def test_settings_of_a_submission_are_checked_by_the_same_rules(overrides, expec
         ("data.held_out", "a=b.jsonl", """In a shell, type 'data.held_out="a=b.jsonl"'."""),
         ("evaluation.bach_size", "1", "Did you mean evaluation.batch_size?"),
         ("algorithm.beta", "1", "an evaluation cannot change it"),
+        ("data.on_overlap", "skip", "an evaluation cannot change it"),
     ],
 )
 def test_settings_of_an_evaluation_are_read_as_those_of_a_run(key, value, expected):

@@ -291,6 +291,13 @@ def test_the_gap_of_demonstrations_is_judged_too() -> None:
     assert "Overfitting: much better on the demonstrations" in texts(judge(found)[1], "warning")
 
 
+def test_a_gap_to_other_data_than_the_runs_own_is_not_called_overfitting() -> None:
+    found = report(data={"notes": [], "counts": {}, "is_other": True})
+    found["overfitting"]["reward_accuracy"]["gap"] = entry(0.3, 0.2, 0.4)
+    assert "Overfitting" not in texts(judge(found)[1], "warning")
+    assert "other data than the run's own may differ" in texts(judge(found)[1], "info")
+
+
 def test_a_handful_of_demonstrations_decides_nothing() -> None:
     assert judge(sft_report(entry(-1.0, n=4)))[0] == "undecided"
 

@@ -26,7 +26,7 @@ from prefopt.evaluation.metrics import (
     REWARD_ACCURACY,
     TUNED,
 )
-from prefopt.evaluation.report import Estimates, Gap, HeldOut, Report
+from prefopt.evaluation.report import Estimates, HeldOut, Report
 from prefopt.evaluation.statistics import Estimate, detectable_gain, difference
 
 FEWEST_ANSWERS = 5
@@ -45,7 +45,7 @@ def assess(report: Report, settings: EvaluationConfig) -> tuple[Decision, list[F
         *_overlap(report.overlap or {}, limits),
         *judge_looks(report.test or {}),
         *_ruin(report, limits),
-        *(_stillness(report.likelihood, limits) or _overfitting(report.overfitting, settings)),
+        *(_stillness(report.likelihood, limits) or _overfitting(report, settings)),
         *_displacement(report.likelihood, limits),
         *_answers(report.drift, limits),
         *_files(report.run or {}),
@@ -255,8 +255,9 @@ def _stillness(block: Estimates | None, limits: LimitsConfig) -> list[Finding]:
     ]
 
 
-def _overfitting(block: dict[str, Gap], settings: EvaluationConfig) -> list[Finding]:
-    limits = settings.limits
+def _overfitting(report: Report, settings: EvaluationConfig) -> list[Finding]:
+    limits, block = settings.limits, report.overfitting
+    is_other = (report.data or {}).get("is_other") is True
     for name in (REWARD_ACCURACY, ACCURACY, LOSS):
         found = block.get(name, {})
         train, held_out, gap = (found.get(key) for key in ("train", "held_out", "gap"))
@@ -273,6 +274,9 @@ def _overfitting(block: dict[str, Gap], settings: EvaluationConfig) -> list[Find
         if (num or 0) < settings.min_prompts and gap.low > 0:
             text = f"Better on the {what} it was trained on, as far as so few held-out {what} tell."
             return [Finding("info", text, f"{evidence}, {_num(held_out)}")]
+        if is_other and gap.low > 0:
+            text = f"Better on the {what} it was trained on than on these: other data than the run's own may differ."
+            return [Finding("info", text, evidence)]
         if gap.low > limit:
             return [Finding("warning", f"Overfitting: much better on the {what} it was trained on.", evidence)]
         if gap.low > 0:

@@ -125,7 +125,11 @@ def evaluate_run(
         drift=summary.drift(),
         likelihood=summary.likelihood(),
         throughput={**throughput(metrics), "evaluation_time_s": time.monotonic() - started, **read_work(run)},
-        data={"notes": data.notes.lines(), "counts": data.notes.to_dict()},
+        data={
+            "notes": data.notes.lines(),
+            "counts": data.notes.to_dict(),
+            "is_other": test is None and not _is_of_run(run, described["sha256"]),
+        },
         overlap=material.overlap,
         audit=_audit_of(run, described["sha256"]),
         samples=describe_samples(measured, material),
@@ -138,10 +142,13 @@ def evaluate_run(
 
 def _audit_of(run: RunDirectory, digests: dict[str, str]) -> dict[str, Any] | None:
     """Returns what the audit of the run's data has found; None if other data are measured."""
-    trained = run.read_provenance().get("data", {})
-    known = trained.get("sha256", {})
-    is_same = all(known.get(name) == digests.get(name) for name in ("train", "held_out"))
-    return trained.get("audit") if is_same else None
+    return run.read_provenance().get("data", {}).get("audit") if _is_of_run(run, digests) else None
+
+
+def _is_of_run(run: RunDirectory, digests: dict[str, str]) -> bool:
+    """Whether the training and held-out rows are those that the run had."""
+    known = run.read_provenance().get("data", {}).get("sha256", {})
+    return all(known.get(name) == digests.get(name) for name in ("train", "held_out"))
 
 
 def read_work(run: RunDirectory) -> dict[str, Any]:

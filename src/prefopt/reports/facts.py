@@ -89,8 +89,19 @@ def throughput_facts(report: Report) -> Facts:
 
 
 def provenance_facts(report: Report) -> Facts:
-    """Returns everything that was recorded about the origin of the run."""
-    return [(_label(key), _text(value)) for key, value in (report.provenance or {}).items()]
+    """Returns what was recorded about the origin of the run; of its data without counts of what did not occur."""
+    recorded = dict(report.provenance or {})
+    if recorded.get("data"):
+        recorded["data"] = _occurring(recorded["data"])
+    return [(_label(key), _text(value)) for key, value in recorded.items()]
+
+
+def _occurring(value: object) -> object:
+    """Returns nested tables without zeros, empty texts, and tables that hold nothing else."""
+    if not isinstance(value, dict):
+        return value
+    left = {key: _occurring(item) for key, item in value.items()}
+    return {key: item for key, item in left.items() if item not in (0, "", None, {}, [])}
 
 
 def _data_facts(data: Block) -> Facts:

@@ -4,16 +4,17 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefopt.config.checks import check, check_test
-from prefopt.config.choices import Kernels
+from prefopt.config.choices import Kernels, OnBadRow
 from prefopt.config.load import TRAIN, from_dict
 from prefopt.config.overrides import parse
 from prefopt.config.plain import as_dict
 from prefopt.config.ranges import require
 from prefopt.config.schema import BAD_ROW_SWITCHES, DataConfig, DeepSpeedConfig, TrainConfig
 from prefopt.config.settings_parser import SettingsParser
+from prefopt.data.loading import read_splits
 from prefopt.data.sources import digest_files, find_changed_files
 from prefopt.distributed import group
 from prefopt.distributed.entry import run_entry
@@ -25,6 +26,10 @@ from prefopt.runs.changes import SETTINGS, find_changed_model
 from prefopt.runs.directory import RunDirectory
 from prefopt.runs.find import find_run
 from prefopt.runs.settings import read_config
+
+if TYPE_CHECKING:
+    from prefopt.evaluation.overlap import Overlap
+    from prefopt.models.examples import Examples
 
 logger = logging.getLogger("prefopt.evaluate")  # as `python -m` its name is __main__
 
@@ -105,7 +110,8 @@ def _measure(run: RunDirectory, overrides: dict[str, str]) -> dict[str, Any]:
         group.on_main(lambda: _require_no_held_out(run, trained, config))
     is_other = config.data.held_out != trained.data.held_out or group.on_main(lambda: _has_changed(run, trained))
     rows = {name: getattr(config.data, name) for name in ROWS}
-    read = replace(trained, data=replace(trained.data, **rows, on_overlap=trained.data.decide("on_overlap")))
+    on_overlap = trained.data.on_overlap or trained.data.on_bad or OnBadRow.refuse  # about training data: as it was
+    read = replace(trained, data=replace(trained.data, **rows, on_overlap=on_overlap))
     examples = load_examples(read, measured=config.data.held_out if is_other else None)
 
     with importing():
@@ -124,7 +130,8 @@ def _measure(run: RunDirectory, overrides: dict[str, str]) -> dict[str, Any]:
             _require_other_tokens(run, trained, config, describe_data(examples, material)["sha256"])
             looks = [record_look(run, config.data.held_out, digest_prompts(examples.records.held_out or ()))]
             looks += [record_look(run, config.evaluation.pairs)] if config.evaluation.pairs is not None else []
-            return max(looks, key=lambda each: (len(each["others"]), each["looks"]))
+            found = max(looks, key=lambda each: (len(each["others"]), each["looks"]))
+            return {**found, "held_out": _compare_with_held_out(trained, examples)}
 
         test = group.on_main(look)
     evaluation = evaluate_run(config, run, examples, material, test)
@@ -134,6 +141,18 @@ def _measure(run: RunDirectory, overrides: dict[str, str]) -> dict[str, Any]:
     print_report(report, folder / "report.html", console)
     record_evaluation(config, run, report.to_dict())
     return report.to_dict()
+
+
+def _compare_with_held_out(trained: TrainConfig, examples: "Examples") -> "Overlap | None":
+    """Counts the test prompts that are held-out prompts of the run; None if it has none that can be read."""
+    from prefopt.evaluation.overlap import measure_overlap
+
+    try:
+        known = read_splits(trained.data, kind=trained.algorithm.rows, seed=trained.run.seed).held_out
+    except UserError as error:
+        logger.warning("evaluation: test prompts were not compared with the run's held-out prompts. %s", error)
+        return None
+    return measure_overlap(known, examples.records.held_out or (), trained.data) if known else None
 
 
 def _require_no_held_out(run: RunDirectory, trained: TrainConfig, config: TrainConfig) -> None:

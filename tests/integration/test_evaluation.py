@@ -336,7 +336,16 @@ def test_test_prompts_that_were_trained_are_said_to_be_those(tested, pair_files,
     shutil.copy(pair_files[0], copy)
     report = prefopt.evaluate(tested, ["split=test", f"data.test={copy}"])
     assert report["overlap"]["exact"] == report["overlap"]["prompts"] == 22
+    assert report["test"]["held_out"]["exact"] == 0
     assert report["decision"]["word"] == "undecided"
+
+
+def test_test_prompts_that_are_held_out_prompts_are_said_to_be_those(tested, pair_files, tmp_path):
+    rows = [*read_rows(pair_files[1], 2), *read_rows(STUDY / "held_out.jsonl", 20)[15:]]
+    report = prefopt.evaluate(tested, ["split=test", f"data.test={write_rows(tmp_path / 'mixed.jsonl', rows)}"])
+    assert report["test"]["held_out"] == {"prompts": 7, "exact": 2, "near": 0}
+    said = "Test prompts are also held-out prompts, by which this run may have been chosen: 2 word for word."
+    assert any(each["finding"] == said and each["severe"] for each in report["verdict"])
 
 
 def test_test_data_are_measured_by_their_own_command_alone(run, tested, other, pair_files, fails):

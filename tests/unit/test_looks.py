@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from prefopt.config.limits import LimitsConfig
 from prefopt.data.records import PreferencePair
 from prefopt.evaluation.looks import LEDGER, digest_prompts, judge_looks, record_look
 from prefopt.process.errors import UserError
@@ -27,7 +28,7 @@ def run_of(root: Path, name: str, model: str = "1") -> RunDirectory:
 
 
 def told(test: dict) -> tuple[str, bool, str]:
-    (finding,) = judge_looks(test)
+    (finding,) = judge_looks(test, LimitsConfig())
     return finding.level, finding.is_severe, finding.finding
 
 

@@ -26,6 +26,7 @@ from prefopt.evaluation.metrics import (
     REWARD_ACCURACY,
     TUNED,
 )
+from prefopt.evaluation.overlap import describe_overlap
 from prefopt.evaluation.report import Estimates, HeldOut, Report
 from prefopt.evaluation.statistics import Estimate, detectable_gain, difference
 
@@ -43,7 +44,7 @@ def assess(report: Report, settings: EvaluationConfig) -> tuple[Decision, list[F
         *_preference(held_out, gains, settings),
         *_loss(held_out, gains, settings),
         *_overlap(report.overlap or {}, limits),
-        *judge_looks(report.test or {}),
+        *judge_looks(report.test or {}, limits),
         *_ruin(report, limits),
         *(_stillness(report.likelihood, limits) or _overfitting(report, settings)),
         *_displacement(report.likelihood, limits),
@@ -176,17 +177,14 @@ def _loss(held_out: HeldOut, gains: list[Gain], settings: EvaluationConfig) -> l
 
 def _overlap(overlap: dict[str, Any], limits: LimitsConfig) -> list[Finding]:
     """Warns of held-out prompts that training has seen, or nearly: they do not measure what is new to the model."""
-    num, exact, near = (overlap.get(key) or 0 for key in ("prompts", "exact", "near"))
-    if not num or not exact + near:
+    kinds, evidence, share = describe_overlap(overlap)
+    if not kinds:
         return []
-    share = (exact + near) / num
-    kinds = [f"{exact} word for word"] if exact else []
-    kinds += [f"{near} nearly"] if near else []
     return [
         Finding(
             "warning",
-            f"Held-out prompts are also training prompts: {' and '.join(kinds)}.",
-            f"{exact + near} of {num} held-out prompts ({100 * share:.1f} %)",
+            f"Held-out prompts are also training prompts: {kinds}.",
+            f"{evidence} held-out prompts",
             is_severe=share > limits.overlap,
             remedy="Held-out prompts that training has not seen: data.on_overlap=skip leaves the same ones out of "
             "training, and prefopt audit lists those that are nearly the same.",

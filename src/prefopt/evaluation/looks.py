@@ -13,11 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from prefopt.config.limits import LimitsConfig
 from prefopt.config.mixture import paths_of
 from prefopt.data.records import Record
 from prefopt.data.sources import digest_files
 from prefopt.data.split import prompt_keys
 from prefopt.evaluation.decision import Finding
+from prefopt.evaluation.overlap import Overlap, describe_overlap
 from prefopt.process.errors import UserError, explained
 from prefopt.runs.directory import RunDirectory
 from prefopt.runs.lock import RunLock
@@ -83,25 +85,39 @@ def _are_same(earlier: dict[str, Any], look: dict[str, Any]) -> bool:
     return any(look[key] is not None and earlier.get(key) == look[key] for key in ("sha256", "prompts"))
 
 
-def judge_looks(test: dict[str, Any]) -> list[Finding]:
+def judge_looks(test: dict[str, Any], limits: LimitsConfig) -> list[Finding]:
     """Says how often the test data of a report were looked at; nothing if it is not one on test data.
 
-    From the second run on it is a severe warning: whoever sees both numbers can choose by them.
+    From the second run on it is a severe warning: whoever sees both numbers can choose by them. So it is if more than
+    `limits.overlap` of the prompts are held-out prompts of the run.
     """
     if not test:
         return []
+    return [_judge_count(test), *_judge_shared(test.get("held_out") or {}, limits)]
+
+
+def _judge_count(test: dict[str, Any]) -> Finding:
     before, others = test["looks"] - 1, test["others"]
     evidence = f"{before + 1} measurement{'s' if before else ''} on these data, by {Path(test['ledger']).name}"
     if not before:
-        return [Finding("info", "Test data: looked at for the first time.", evidence)]
+        return Finding("info", "Test data: looked at for the first time.", evidence)
     times = "once" if before == 1 else f"{before} times"
     if not others:
-        return [Finding("info", f"Test data: measured {times} before, for this run alone.", evidence)]
+        return Finding("info", f"Test data: measured {times} before, for this run alone.", evidence)
     text = (
         f"Test data: measured {times} before, also for {', '.join(dict.fromkeys(others))}. With every look that "
         "influences a choice, a test set becomes held-out data."
     )
-    return [Finding("warning", text, evidence, is_severe=True, remedy=f"{NEXT}.")]
+    return Finding("warning", text, evidence, is_severe=True, remedy=f"{NEXT}.")
+
+
+def _judge_shared(overlap: Overlap, limits: LimitsConfig) -> list[Finding]:
+    kinds, evidence, share = describe_overlap(overlap)
+    if not kinds:
+        return []
+    text = f"Test prompts are also held-out prompts, by which this run may have been chosen: {kinds}."
+    is_severe = share > limits.overlap
+    return [Finding("warning", text, f"{evidence} test prompts", is_severe=is_severe, remedy=f"{NEXT}.")]
 
 
 def _digest(data: object) -> str:

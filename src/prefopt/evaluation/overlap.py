@@ -60,7 +60,8 @@ def find_overlap(
 
 
 def _share(overlap: Overlap) -> float:
-    return ((overlap["exact"] or 0) + (overlap["near"] or 0)) / max(overlap["prompts"] or 0, 1)
+    exact, near, prompts = ((overlap.get(key) or 0) for key in ("exact", "near", "prompts"))
+    return (exact + near) / max(prompts, 1)
 
 
 def _used(records: Sequence[Record], tokens: "Dataset") -> Sequence[Record]:
@@ -69,6 +70,15 @@ def _used(records: Sequence[Record], tokens: "Dataset") -> Sequence[Record]:
         return records
     sources = set(tokens["source"])
     return Table.of(record for record in records if record.source in sources)
+
+
+def describe_overlap(overlap: Overlap) -> tuple[str, str, float]:
+    """Says how many prompts are shared: `3 word for word and 2 nearly`, `5 of 132 (3.8 %)`, and their share."""
+    exact, near = ((overlap.get(key) or 0) for key in ("exact", "near"))
+    kinds = [f"{exact} word for word"] if exact else []
+    kinds += [f"{near} nearly"] if near else []
+    share = _share(overlap)
+    return " and ".join(kinds), f"{exact + near} of {overlap.get('prompts')} ({100 * share:.1f} %)", share
 
 
 def measure_overlap(trained: Sequence[Record], held_out: Sequence[Record], config: DataConfig) -> Overlap:

@@ -34,7 +34,16 @@ NOT_IDENTITY = {
     "run": ("name", "root", "overwrite", "time_limit", "timeout_s"),
     "data": ("gate", "test"),
     "logger": None,
-    "evaluation": ("batch_size", "min_gain", "min_loss_gain", "min_prompts", "limits"),
+    "evaluation": (
+        "batch_size",
+        "contestants",
+        "judges",
+        "tasks",
+        "min_gain",
+        "min_loss_gain",
+        "min_prompts",
+        "limits",
+    ),
     "reference": ("path",),
     "trainer": ("keep_checkpoints", "log_rows"),
 }

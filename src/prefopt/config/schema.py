@@ -26,11 +26,14 @@ from prefopt.config.choices import (
     WandbMode,
     WeightsDtype,
 )
+from prefopt.config.contestants import read_contestants
 from prefopt.config.durations import parse_time_limit
 from prefopt.config.gate import GateConfig
+from prefopt.config.judges import read_judges
 from prefopt.config.limits import LimitsConfig
 from prefopt.config.mixture import parts_of
 from prefopt.config.ranges import or_auto, require, require_at_most, require_folder_name
+from prefopt.config.tasks import read_tasks
 from prefopt.config.trainer import DeepSpeedConfig, OptimConfig, PeftConfig, TrainerConfig
 from prefopt.process.errors import shorten
 
@@ -287,6 +290,15 @@ class EvaluationConfig:
     """JSONL file of texts (field `text`) unrelated to the task; their perplexity shows drift. null turns it off."""
     bootstrap_resamples: int = 2000
     """Bootstrap resamples for the confidence intervals of means, at most 100,000."""
+    contestants: Any = field(default_factory=lambda: ["base", "tuned"])
+    """What answers the held-out prompts: `base`, `tuned`, folders of models or runs, or tables {name, model, endpoint,
+    system, examples, ...}. A base with a prompt of its own is what most would do instead of tuning."""
+    judges: Any = field(default_factory=list)
+    """Who says which answers are better, the deciding one first: tables {kind: rule, ...}, or names of kinds: rule,
+    classifier, reward_model, model, endpoint, panel. Without one, answers are shown and not judged."""
+    tasks: Any = field(default_factory=list)
+    """What is checked in answers: tables {kind: json_schema, ...}, or names of kinds: json_schema, label,
+    text_overlap, style, code, custom."""
     min_gain: float = 0.05
     """A gain in a share, such as preference accuracy, counts as shown once its whole interval is above this."""
     min_loss_gain: float = 0.02
@@ -297,6 +309,9 @@ class EvaluationConfig:
     """From which numbers on a report warns, or calls a model ruined."""
 
     def __post_init__(self) -> None:
+        read_contestants(self.contestants)
+        read_judges(self.judges)
+        read_tasks(self.tasks)
         share = f"evaluation.min_gain: must be in [0, 1), found {self.min_gain}. 5 points are 0.05."
         require(0 <= self.min_gain < 1, share)
         require(self.min_loss_gain >= 0, f"evaluation.min_loss_gain: must be >= 0, found {self.min_loss_gain}.")

@@ -1,0 +1,190 @@
+"""Judges: what reads two answers to a prompt and says which is better."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefopt.config.entries import read_entries
+from prefopt.config.ranges import require, require_code
+from prefopt.process.errors import UserError, shorten
+
+SETTING = "evaluation.judges"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleJudgeConfig:
+    """Scores an answer by regular expressions, or by code of the user's own.
+
+    Attributes:
+        name: By which reports tell it apart.
+        patterns: Regular expressions, one point for each match in the answer; or a table of them with other points,
+            of which those below 0 count against it.
+        function: `module:function` of prompt and answer that returns a number, instead of patterns.
+        ignore_case: Whether patterns match in upper and lower case alike.
+        tie_within: Answers whose scores differ by at most this are a tie.
+    """
+
+    name: str = "rule"
+    patterns: dict[str, float] | list[str] = field(default_factory=list)
+    function: str | None = None
+    ignore_case: bool = True
+    tie_within: float = 0.0
+
+    def __post_init__(self) -> None:
+        where = f"{SETTING}: {self.name}:"
+        require(bool(self.patterns) != (self.function is not None), f"{where} give either patterns or function.")
+        require(self.tie_within >= 0, f"{where} tie_within must be >= 0, found {self.tie_within}.")
+        for pattern, points in self.weights.items():
+            is_right = isinstance(pattern, str) and isinstance(points, int | float) and not isinstance(points, bool)
+            require(is_right, f"{where} patterns are texts with points, found {shorten(repr({pattern: points}))}.")
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"{where} {pattern!r} is no regular expression ({error}).") from error
+        if self.function is not None:
+            require_code(f"{where} function", self.function)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The patterns with their points."""
+        return dict.fromkeys(self.patterns, 1.0) if isinstance(self.patterns, list) else self.patterns
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierJudgeConfig:
+    """A classifier of words and letters that learned from the training pairs which answers are chosen.
+
+    Attributes:
+        name: By which reports tell it apart.
+        num_folds: Parts of the training prompts, of which it is tried on each after learning from the others.
+        tie_within: Answers whose probabilities of being chosen differ by at most this are a tie.
+    """
+
+    name: str = "classifier"
+    num_folds: int = 5
+    tie_within: float = 0.02
+
+    def __post_init__(self) -> None:
+        where = f"{SETTING}: {self.name}:"
+        require(2 <= self.num_folds <= 20, f"{where} num_folds must be between 2 and 20, found {self.num_folds}.")
+        require(0 <= self.tie_within < 1, f"{where} tie_within must be in [0, 1), found {self.tie_within}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelJudgeConfig:
+    """A sequence-classification model with one output, which scores a prompt with an answer.
+
+    Attributes:
+        name: By which reports tell it apart.
+        model: Its folder, or its id on the hub.
+        revision: Its revision on the hub.
+        tie_within: Answers whose scores differ by at most this are a tie.
+    """
+
+    name: str = "reward_model"
+    model: str
+    revision: str | None = None
+    tie_within: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.tie_within >= 0, f"{SETTING}: {self.name}: tie_within must be >= 0, found {self.tie_within}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelJudgeConfig:
+    """A causal language model on this machine, which reads both answers; its verdict is the likelier of A and B.
+
+    Attributes:
+        name: By which reports tell it apart.
+        model: Its folder, or its id on the hub.
+        revision: Its revision on the hub.
+        rubric: What it is asked: the text, or a file (.txt, .md), with {prompt}, {a} and {b}. Unset: prefopt's own.
+        tie_within: Probabilities of A and B that differ by at most this are a tie.
+    """
+
+    name: str = "model"
+    model: str
+    revision: str | None = None
+    rubric: str | None = None
+    tie_within: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.tie_within < 1, f"{SETTING}: {self.name}: tie_within must be in [0, 1), found {self.tie_within}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointJudgeConfig:
+    """A language model behind an OpenAI-compatible server, which reads both answers and writes its verdict.
+
+    Attributes:
+        name: By which reports tell it apart.
+        endpoint: URL of the server, such as http://127.0.0.1:8000/v1.
+        model: The model's name there.
+        key_env: Environment variable that holds the key; unset: none is sent.
+        rubric: What it is asked: the text, or a file (.txt, .md), with {prompt}, {a} and {b}. Unset: prefopt's own.
+        max_requests: Most requests that are sent in one evaluation; what the cache has costs none.
+    """
+
+    name: str = "endpoint"
+    endpoint: str
+    model: str
+    key_env: str | None = None
+    rubric: str | None = None
+    max_requests: int = 2000
+
+    def __post_init__(self) -> None:
+        where = f"{SETTING}: {self.name}:"
+        is_url = self.endpoint.startswith(("http://", "https://"))
+        require(is_url, f"{where} endpoint must be a URL such as http://127.0.0.1:8000/v1, found {self.endpoint!r}.")
+        require(self.max_requests >= 1, f"{where} max_requests must be >= 1, found {self.max_requests}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanelJudgeConfig:
+    """The majority of other judges.
+
+    Attributes:
+        name: By which reports tell it apart.
+        of: Names of the judges, at least three; each must be in `evaluation.judges` too.
+    """
+
+    name: str = "panel"
+    of: list[str]
+
+    def __post_init__(self) -> None:
+        where = f"{SETTING}: {self.name}:"
+        require(len(set(self.of)) >= 3, f"{where} of must name three judges or more, found {self.of}.")
+
+
+JudgeConfig = (
+    RuleJudgeConfig
+    | ClassifierJudgeConfig
+    | RewardModelJudgeConfig
+    | ModelJudgeConfig
+    | EndpointJudgeConfig
+    | PanelJudgeConfig
+)
+KINDS: dict[str, type[Any]] = {
+    "rule": RuleJudgeConfig,
+    "classifier": ClassifierJudgeConfig,
+    "reward_model": RewardModelJudgeConfig,
+    "model": ModelJudgeConfig,
+    "endpoint": EndpointJudgeConfig,
+    "panel": PanelJudgeConfig,
+}
+
+
+def read_judges(given: object) -> list[JudgeConfig]:
+    """Returns the judges of `evaluation.judges`, the deciding one first.
+
+    Raises:
+        UserError: A table has an unknown key or a wrong value, two judges have one name, or a panel names none.
+    """
+    judges: list[JudgeConfig] = read_entries(SETTING, given, KINDS)
+    names = {judge.name for judge in judges if not isinstance(judge, PanelJudgeConfig)}
+    for judge in judges:
+        unknown = [name for name in judge.of if name not in names] if isinstance(judge, PanelJudgeConfig) else []
+        require(not unknown, f"{SETTING}: {judge.name}: no judge is called {unknown[:1]}. Judges: {', '.join(names)}.")
+    return judges

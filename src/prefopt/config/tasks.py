@@ -1,0 +1,118 @@
+"""Tasks: what can be checked in an answer without a judge of taste."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefopt.config.entries import read_entries
+from prefopt.config.ranges import require_code
+
+SETTING = "evaluation.tasks"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonSchemaTaskConfig:
+    """Answers that must be JSON: parse rate, validity by a schema, and fields equal to those of the chosen answer.
+
+    Attributes:
+        name: By which reports tell it apart.
+        schema: JSON Schema (2020-12) as a file; unset: answers need only parse.
+    """
+
+    name: str = "json_schema"
+    schema: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelTaskConfig:
+    """Answers that are one of some labels; the right one is the chosen answer.
+
+    Attributes:
+        name: By which reports tell it apart.
+        labels: The labels; unset: those of the training data's chosen answers.
+        out_of_scope: The label of prompts that belong to no other.
+        pattern: Regular expression whose first group is the label in an answer; unset: the whole answer, trimmed.
+    """
+
+    name: str = "label"
+    labels: list[str] = field(default_factory=list)
+    out_of_scope: str | None = None
+    pattern: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOverlapTaskConfig:
+    """Answers that should read like the chosen one: chrF."""
+
+    name: str = "text_overlap"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleTaskConfig:
+    """Answers in a style: a classifier of letters tells them from the rejected ones of training; words to avoid.
+
+    Attributes:
+        name: By which reports tell it apart.
+        banned: Words or phrases that an answer must not have.
+    """
+
+    name: str = "style"
+    banned: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeTaskConfig:
+    """Answers that are Python code: whether it parses, and what a linter says. Nothing of it is run.
+
+    Attributes:
+        name: By which reports tell it apart.
+        lint: Whether ruff, if it is installed, reads it.
+    """
+
+    name: str = "code"
+    lint: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomTaskConfig:
+    """A function of the user's own, of prompt, answer and chosen answer, that returns a truth or a number.
+
+    Attributes:
+        name: By which reports tell it apart.
+        function: `module:function`.
+        higher_is_better: Which numbers are better.
+    """
+
+    name: str = "custom"
+    function: str
+    higher_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        require_code(f"{SETTING}: {self.name}: function", self.function)
+
+
+TaskConfig = (
+    JsonSchemaTaskConfig
+    | LabelTaskConfig
+    | TextOverlapTaskConfig
+    | StyleTaskConfig
+    | CodeTaskConfig
+    | CustomTaskConfig
+)
+KINDS: dict[str, type[Any]] = {
+    "json_schema": JsonSchemaTaskConfig,
+    "label": LabelTaskConfig,
+    "text_overlap": TextOverlapTaskConfig,
+    "style": StyleTaskConfig,
+    "code": CodeTaskConfig,
+    "custom": CustomTaskConfig,
+}
+
+
+def read_tasks(given: object) -> list[TaskConfig]:
+    """Returns the tasks of `evaluation.tasks`.
+
+    Raises:
+        UserError: A table has an unknown key or a wrong value, or two tasks have one name.
+    """
+    tasks: list[TaskConfig] = read_entries(SETTING, given, KINDS)
+    return tasks

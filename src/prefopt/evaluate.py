@@ -116,7 +116,8 @@ def _measure(run: RunDirectory, overrides: dict[str, str]) -> dict[str, Any]:
 
     with importing():
         from prefopt.evaluation.looks import digest_prompts, record_look
-        from prefopt.evaluation.run import build_material, choose_folder, describe_data, evaluate_run  # TRL: seconds
+        from prefopt.evaluation.material import build_material  # TRL: seconds
+        from prefopt.evaluation.run import choose_folder, describe_data, evaluate_run
         from prefopt.reports.console import print_report
         from prefopt.reports.publish import publish
         from prefopt.tracking.wandb import record_evaluation

@@ -12,7 +12,8 @@ import pytest
 
 from prefopt.evaluation import measure
 from prefopt.evaluation.contestants import Contestant, of_run
-from prefopt.evaluation.measure import Material, Measured, Split, measure_contestants
+from prefopt.evaluation.material import Material, Split
+from prefopt.evaluation.measure import Measured, measure_contestants
 from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.scoring import Scores
 

@@ -1,0 +1,95 @@
+"""Judges the contestants' answers: what each judge is worth, and who wins against whom."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from prefopt.config.contestants import BASE, TUNED
+from prefopt.config.judges import read_judges
+from prefopt.config.schema import TrainConfig
+from prefopt.evaluation.judges import build_judges
+from prefopt.evaluation.judges.judge import Judge, JudgeContext, LabelledPair
+from prefopt.evaluation.judging import Standing, Verdicts, WinRate, judge_answers, sum_up, try_judge
+from prefopt.evaluation.material import Material, labelled_pairs
+from prefopt.evaluation.statistics import Prompts
+from prefopt.models.examples import Examples
+from prefopt.process.paths import cache_folder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What judges say of a run's answers.
+
+    Attributes:
+        standings: Name of a judge -> what it is worth, the deciding judge first; None where no pairs tell.
+        win_rates: Of each judge's matches, one judge after another.
+        verdicts: The verdicts behind each win rate.
+    """
+
+    standings: Mapping[str, Standing | None] = field(default_factory=dict)
+    win_rates: Sequence[WinRate] = ()
+    verdicts: Sequence[Verdicts] = ()
+
+
+def judge_material(
+    config: TrainConfig, material: Material, answers: Mapping[str, Sequence[str]], examples: Examples
+) -> Judged:
+    """Lets the judges of `evaluation.judges` read the contestants' answers. Rank 0 only.
+
+    Args:
+        config: The settings of the run and of this evaluation.
+        material: What was answered.
+        answers: Name of a contestant -> its answers, one per prompt.
+        examples: The data of the run, from whose training pairs a classifier learns.
+
+    Raises:
+        UserError: A judge cannot be built or reached.
+    """
+    wanted = read_judges(config.evaluation.judges)
+    if not wanted or not material.prompts:
+        return Judged()
+    context = JudgeContext(labelled_pairs(examples.records.train), config, cache_folder() / "verdicts")
+    of_labelled = Prompts.of([pair.prompt for pair in material.labelled])
+    prompts = [prompt for prompt, _ in material.texts]
+    judges = build_judges(wanted, context)
+    return judge_contestants(judges, answers, prompts, material.answer_prompts, material.labelled, of_labelled)
+
+
+def judge_contestants(
+    judges: Sequence[Judge],
+    answers: Mapping[str, Sequence[str]],
+    prompts: Sequence[str],
+    of_answers: Prompts,
+    labelled: Sequence[LabelledPair],
+    of_labelled: Prompts,
+) -> Judged:
+    """Lets each judge read the held-out pairs, by which it is known, and then the contestants' answers.
+
+    The tuned model meets every other contestant, and every other contestant meets the base.
+
+    Args:
+        judges: The deciding one first.
+        answers: Name of a contestant -> its answers, one per prompt.
+        prompts: The prompts, as text.
+        of_answers: Which prompts are the same.
+        labelled: Held-out pairs of which the data say which answer is better.
+        of_labelled: Which of their prompts are the same.
+    """
+    standings: dict[str, Standing | None] = {}
+    win_rates, verdicts = [], []
+    for judge in judges:
+        logger.info("evaluation: %s judges %d answers of each contestant", judge.name, len(prompts))
+        standings[judge.name] = try_judge(judge, labelled, of_labelled) if labelled else None
+        for a, b in _pairings(list(answers)):
+            read = judge_answers(judge, prompts, answers[a], answers[b])
+            verdicts.append(read)
+            win_rates.append(sum_up(a, b, judge.name, read, of_answers))
+    return Judged(standings, win_rates, verdicts)
+
+
+def _pairings(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns who meets whom: the tuned model all others, and all others the base."""
+    found = [(TUNED, name) for name in names if name != TUNED] if TUNED in names else []
+    return found + [(name, BASE) for name in names if name not in (TUNED, BASE) and BASE in names]

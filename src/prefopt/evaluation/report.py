@@ -217,14 +217,12 @@ def _estimate(entry: object) -> Estimate | None:
 
 
 def _win_rate(entry: Mapping[str, Any]) -> WinRate:
-    names = [str(entry.get(key)) for key in ("a", "b", "judge")]
-    counts = [_number(entry.get(key), 0) for key in ("ties", "unread")]
-    shares = [_number(entry.get(key), nan) for key in ("consistency", "first_slot")]
-    estimate = _estimate(entry)
+    a, b, judge = (str(entry.get(key)) for key in ("a", "b", "judge"))
+    ties, unread = (_number(entry.get(key), 0) for key in ("ties", "unread"))
+    consistency, first_slot = (_number(entry.get(key), nan) for key in ("consistency", "first_slot"))
+    estimate, matched, adjusted = (_estimate(each) for each in (entry, entry.get("matched"), entry.get("adjusted")))
     assert estimate is not None
-    return WinRate(
-        *names, estimate, *counts, *shares, _estimate(entry.get("matched")), _estimate(entry.get("adjusted"))
-    )
+    return WinRate(a, b, judge, estimate, ties, unread, consistency, first_slot, matched, adjusted)
 
 
 def _standing(entry: object) -> Standing | None:
@@ -233,8 +231,10 @@ def _standing(entry: object) -> Standing | None:
     kappa, agreement = (_estimate(found.get(key)) for key in ("kappa", "agreement"))
     if kappa is None or agreement is None:
         return None
-    shares = [_number(found.get(key), nan) for key in ("consistency", "first_slot", "length_coefficient")]
-    return Standing(kappa, agreement, *shares, _number(found.get("unread"), 0), dict(_mapping(found.get("facts"))))
+    keys = ("consistency", "first_slot", "length_coefficient")
+    consistency, first_slot, coefficient = (_number(found.get(key), nan) for key in keys)
+    unread, facts = _number(found.get("unread"), 0), dict(_mapping(found.get("facts")))
+    return Standing(kappa, agreement, consistency, first_slot, coefficient, unread, facts)
 
 
 def _number(value: object, otherwise: Any = None) -> Any:

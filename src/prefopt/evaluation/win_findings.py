@@ -1,13 +1,14 @@
 """What judged answers say: who wins, what the judges are worth, and whether length explains it."""
 
 from prefopt.config.schema import EvaluationConfig
-from prefopt.evaluation.decision import Finding
+from prefopt.evaluation.decision import Finding, Level
 from prefopt.evaluation.gains import deciding_wins
 from prefopt.evaluation.judging import Standing, WinRate
 from prefopt.evaluation.metrics import BASE, TUNED
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.statistics import Estimate
 
+BETTER_JUDGE = "A judge that agrees with the data: another one first in evaluation.judges, or more held-out pairs."
 MOST_UNREAD = 0.1
 """Share of answers without a verdict from which the report warns."""
 LEAST_CONSISTENT = 0.75
@@ -34,13 +35,11 @@ def _on_judge(name: str, standing: Standing | None, settings: EvaluationConfig, 
         return []
     evidence = f"kappa {_number(standing.kappa)}, agreement {percent(standing.agreement)}, {_prompts(standing.kappa)}"
     findings = []
+    level: Level
     if not standing.kappa.low > settings.limits.judge_kappa:
         text = f"The judge {name} is not shown to tell chosen from rejected held-out answers."
-        remedy = "A judge that agrees with the data: another one first in evaluation.judges, or more held-out pairs."
-        of_judge = (
-            Finding("warning", text, evidence, remedy=remedy) if is_deciding else Finding("info", text, evidence)
-        )
-        findings.append(of_judge)
+        level, remedy = ("warning", BETTER_JUDGE) if is_deciding else ("info", "")
+        findings.append(Finding(level, text, evidence, remedy=remedy))
     if standing.consistency < LEAST_CONSISTENT:
         text = f"The judge {name} often says another thing when the answers change places; such pairs count as ties."
         told = (
@@ -92,7 +91,7 @@ def _on_unread(found: WinRate) -> list[Finding]:
 
 
 def _on_other_judges(report: Report, settings: EvaluationConfig, first: str | None) -> list[Finding]:
-    """Warns if another judge, who can tell chosen from rejected answers, says that the tuned model loses to its base."""
+    """Warns if another judge that tells chosen from rejected answers says that the tuned model loses to its base."""
     findings = []
     for found in report.win_rates or []:
         standing = (report.judges or {}).get(found.judge)

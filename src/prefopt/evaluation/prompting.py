@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from prefopt.config.contestants import SETTING, ContestantConfig
 from prefopt.config.schema import DataConfig
 from prefopt.data.as_chat import FIRST, TEXT_FILES
-from prefopt.data.encoding import SpecialTokens, TokenizeNotes, drop_double_bos, encode_parts
+from prefopt.data.encoding import SpecialTokens, TokenizeNotes, drop_double_bos, encode
 from prefopt.data.files import iter_rows
 from prefopt.data.messages import Content, Message, trained_turns
 from prefopt.data.records import Record, SFTExample
+from prefopt.data.rendering import Chat, render_chats, require_chat_template
 from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.turns import Turns
 from prefopt.data.values import RowError
@@ -147,13 +148,28 @@ def encode_prompts(
         if question is None:
             raise UserError(f"{record.source}: is a single text, without a prompt that another model could answer.")
         questions.append(prefix.before(question))
+    found = encode(tokenizer, _render(made, questions, tokenizer), are_chats=_are_chats(questions))
     notes, special = TokenizeNotes(), SpecialTokens.of(tokenizer)
-    found = []
-    for record, question in zip(made, questions, strict=True):
-        (ids,) = encode_parts(tokenizer, special.eos, [(question,)], [record], notes)
-        drop_double_bos(ids, special, notes)
-        found.append(ids[0])
+    for ids in found:
+        drop_double_bos([ids], special, notes)
     return found
+
+
+def _are_chats(questions: Sequence[Content]) -> bool:
+    """Whether prompts are messages: rows of both kinds are refused where they are read."""
+    return bool(questions) and not isinstance(questions[0], str)
+
+
+def _render(
+    records: Sequence[Record], questions: Sequence[Content], tokenizer: "PreTrainedTokenizerBase"
+) -> list[str]:
+    chats = []
+    for record, question in zip(records, questions, strict=True):
+        if isinstance(question, str):
+            continue
+        require_chat_template(tokenizer, record.source)
+        chats.append(Chat(question, record.tools, record.chat_template_kwargs, True, record.source))
+    return render_chats(tokenizer, chats) if chats else [str(question) for question in questions]
 
 
 def as_messages(record: Record, prefix: Prefix) -> list[Message]:

@@ -16,6 +16,12 @@ LEVELS: tuple[Level, ...] = ("bad", "warning", "good", "info")
 """Levels of findings, worst first."""
 
 
+JUDGED = (
+    "Its answers to held-out prompts beside those of the base with its best prompt, read by a judge: "
+    "'evaluation.contestants=[base,tuned,{name: prompted, system: <file>}]' 'evaluation.judges=[classifier]', or people "
+    "who do not see which is whose."
+)
+"""What a gain in ranking alone takes to become a decision."""
 EARLIER_SHIP = "An earlier version of prefopt said ship, for a gain in ranking alone; its answers were not judged."
 
 
@@ -124,24 +130,22 @@ def decide(gains: Sequence[Gain], findings: Sequence[Finding], min_prompts: int)
     severe = [finding for finding in findings if finding.is_severe]
     shown = [gain for gain in gains if gain.is_shown(min_prompts)]
     of_answers = [gain for gain in shown if gain.is_of_answers]
+    are_judged = any(gain.is_of_answers for gain in gains)
     if of_answers and not severe:
         return Decision("ship", tuple(f"{gain.sentence}." for gain in of_answers))
     reasons = [finding.finding for finding in severe]
     wanted = [finding.remedy for finding in findings if finding.remedy]
     for gain in gains:
         if gain in shown:
-            reasons.append(f"{gain.sentence}{'' if gain.is_of_answers else '; its answers were not judged'}.")
+            reasons.append(f"{gain.sentence}{'' if are_judged else '; its answers were not judged'}.")
         else:
             reasons += _why_not_shown(gain, min_prompts)
             wanted += [gain.remedy] if gain.remedy else []
     if not gains:
         reasons.append("Nothing was measured on held-out data.")
         wanted.append("Held-out data: set data.held_out, or data.held_out_fraction.")
-    if not of_answers and (shown or not wanted):
-        wanted.append(
-            "Its answers to held-out prompts beside those of the base with its best prompt, judged by people who do "
-            "not see which is whose (the report shows the first ones, evaluation.num_shown_samples of them)."
-        )
+    if not are_judged and (shown or not wanted):
+        wanted.append(JUDGED)
     return Decision("undecided", tuple(dict.fromkeys(reasons)), tuple(dict.fromkeys(wanted)))
 
 

@@ -61,9 +61,7 @@ def _find_wins(report: Report, settings: EvaluationConfig) -> Gain | None:
     )
 
 
-PROMPTED = (
-    "A base with its best prompt: 'evaluation.contestants=[base,tuned,{name: prompted, system: <file or text>}]'."
-)
+PROMPTED = "A base with its best prompt: 'evaluation.contestants=[base,tuned,{name: prompted, system: <file>}]'."
 
 
 def _obstacles_of(judge: str, report: Report, settings: EvaluationConfig) -> list[str]:

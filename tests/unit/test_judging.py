@@ -120,7 +120,7 @@ def test_the_adjusted_win_rate_is_that_of_least_squares_and_is_none_where_length
     rng = np.random.default_rng(1)
     lengths, outcomes = rng.normal(size=60), rng.choice([-1.0, 0, 1], size=60)
     found = adjust_for_length(outcomes, lengths, alone(60))
-    slope, intercept = np.polyfit(lengths, outcomes, 1)
+    _, intercept = np.polyfit(lengths, outcomes, 1)
     assert found is not None
     assert found.value == pytest.approx(0.5 + intercept / 2)
     assert adjust_for_length(outcomes, np.zeros(60), alone(60)) is None

@@ -1,4 +1,4 @@
-"""Judged answers decide: they have to win against everything that one would do instead, by a judge that is worth it."""
+"""Judged answers decide: they have to win against all that one would do instead, by a judge that is worth it."""
 
 from typing import Any
 

@@ -18,8 +18,8 @@ LEVELS: tuple[Level, ...] = ("bad", "warning", "good", "info")
 
 JUDGED = (
     "Its answers to held-out prompts beside those of the base with its best prompt, read by a judge: "
-    "'evaluation.contestants=[base,tuned,{name: prompted, system: <file>}]' 'evaluation.judges=[classifier]', or people "
-    "who do not see which is whose."
+    "'evaluation.contestants=[base,tuned,{name: prompted, system: <file>}]' 'evaluation.judges=[classifier]', or "
+    "people who do not see which is whose."
 )
 """What a gain in ranking alone takes to become a decision."""
 EARLIER_SHIP = "An earlier version of prefopt said ship, for a gain in ranking alone; its answers were not judged."

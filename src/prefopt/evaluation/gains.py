@@ -32,16 +32,20 @@ def deciding_wins(report: Report) -> list[WinRate]:
     ]
 
 
-def _find_wins(report: Report, settings: EvaluationConfig) -> Gain | None:
-    """The win rate over one half against the best contestant without tuning, by the first judge.
+def hardest_win(report: Report) -> WinRate | None:
+    """Returns the win rate over the best contestant without tuning, by the first judge; None if nothing was judged.
 
     The best one is that against which the gain is smallest for sure: a gain over it is a gain over all, without a
     correction for how many there are (an intersection-union test; Berger 1982).
     """
-    wins = deciding_wins(report)
-    if not wins:
+    return min(deciding_wins(report), key=lambda found: found.gain.low, default=None)
+
+
+def _find_wins(report: Report, settings: EvaluationConfig) -> Gain | None:
+    """The win rate over one half against the best contestant without tuning."""
+    wins, best = deciding_wins(report), hardest_win(report)
+    if best is None:
         return None
-    best = min(wins, key=lambda found: found.gain.low)
     known = report.contestants or {}
     names = " and ".join(found.b for found in wins)
     obstacles, remedies = [*_obstacles_of(best.judge, report, settings)], []

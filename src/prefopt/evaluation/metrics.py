@@ -150,6 +150,15 @@ METRICS = [
         " difference'.",
     ),
     Metric(
+        WIN_RATE, "Win rate", "win rate", "Answers judged better than those of the best contestant without tuning",
+        PERCENT, Better.higher, path=_tuned(WIN_RATE), rows=(), is_relative=True,
+        note="answers, against the best contestant without tuning",
+        hint="Share of held-out prompts to which the tuned model's answer was judged better than that of the base, or"
+        " of the base with a prompt, whichever does better; a tie counts half, so 50 % is no difference.",
+        trap="It is worth what its judge is worth: look at the judge's kappa, and read some answers. Judges favour"
+        " length; the report adjusts for it.",
+    ),
+    Metric(
         MARGIN, "Mean margin", "margin", "Held-out margin, nats per token", NUMBER, Better.higher,
         path=_tuned(MARGIN), rows=OF_PAIRS, of_pairs=True,
         note="average log-prob, chosen - rejected, nats per token",

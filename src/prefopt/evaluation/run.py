@@ -19,10 +19,11 @@ from prefopt.data.token_splits import TokenizedSplits
 from prefopt.distributed import group
 from prefopt.evaluation.contestants import of_run
 from prefopt.evaluation.findings import assess
+from prefopt.evaluation.gains import hardest_win
 from prefopt.evaluation.judged import judge_material
 from prefopt.evaluation.material import Material
 from prefopt.evaluation.measure import Measured, measure_contestants
-from prefopt.evaluation.metrics import BASE, TUNED
+from prefopt.evaluation.metrics import BASE, TUNED, WIN_RATE
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.statistics import Bootstrap
@@ -128,6 +129,9 @@ def evaluate_run(
         judges=dict(judged.standings) or None,
         provenance={**run.read_provenance(), "data": described},
     )
+    hardest = hardest_win(report)
+    if hardest is not None:
+        report.held_out.models[TUNED][WIN_RATE] = hardest.estimate
     report.decision, findings = assess(report, config.evaluation)
     report.verdict = [finding.to_dict() for finding in findings]
     return Evaluation(report, metrics, summary.per_pair())

@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan
+from typing import Any
 
 from prefopt.config.contestants import BASE, TUNED
 from prefopt.config.judges import read_judges
@@ -31,6 +33,33 @@ class Judged:
     standings: Mapping[str, Standing | None] = field(default_factory=dict)
     win_rates: Sequence[WinRate] = ()
     verdicts: Sequence[Verdicts] = ()
+
+    def per_prompt(self, material: Material, answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+        """Returns the lines of answers.jsonl: each prompt with all answers, and who won by which judge.
+
+        Args:
+            material: What was answered.
+            answers: Name of a contestant -> its answers, one per prompt.
+        """
+        outcomes = [verdicts.outcomes for verdicts in self.verdicts]
+        return [
+            {
+                "source": place,
+                "prompt": prompt,
+                "chosen": chosen,
+                "answers": {name: texts[row] for name, texts in answers.items()},
+                "outcomes": [
+                    {
+                        "a": won.a,
+                        "b": won.b,
+                        "judge": won.judge,
+                        "outcome": None if isnan(seen[row]) else int(seen[row]),
+                    }
+                    for won, seen in zip(self.win_rates, outcomes, strict=True)
+                ],
+            }
+            for row, (place, (prompt, chosen)) in enumerate(zip(material.places, material.texts, strict=True))
+        ]
 
 
 def judge_material(

@@ -67,6 +67,7 @@ class Material:
         train: A sample of the training examples.
         prompts: Token ids of the prompts that every contestant answers.
         texts: For each prompt, its text and the answer in the data, if there is one.
+        places: Location of the example of each prompt, `file:line`.
         sources: Location of each held-out pair, `file:line`.
         neutral: Texts unrelated to the task.
         slices: For each held-out example the name of its part, where the data is a mixture.
@@ -91,6 +92,7 @@ class Material:
     rivals: Sequence[Rival] = ()
     labelled: Sequence[LabelledPair] = ()
     are_judged: bool = False
+    places: Sequence[str] = ()
 
     @property
     def has_pairs(self) -> bool:
@@ -141,6 +143,7 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
         if are_judged
         else [],
         are_judged=are_judged,
+        places=list(answered["source"]),
     )
 
 

@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,11 +54,13 @@ class Evaluation:
         report: The report, without `phases`.
         records: The lines of metrics.jsonl.
         pairs: The lines of pairs.jsonl, one per held-out pair.
+        answers: The lines of answers.jsonl, one per answered prompt; nothing if nothing was judged.
     """
 
     report: Report
     records: list[dict[str, Any]]
     pairs: list[dict[str, Any]]
+    answers: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def steps(self) -> int:
@@ -134,7 +136,8 @@ def evaluate_run(
         report.held_out.models[TUNED][WIN_RATE] = hardest.estimate
     report.decision, findings = assess(report, config.evaluation)
     report.verdict = [finding.to_dict() for finding in findings]
-    return Evaluation(report, metrics, summary.per_pair())
+    lines = judged.per_prompt(material, texts) if material.are_judged or material.rivals else []
+    return Evaluation(report, metrics, summary.per_pair(), lines)
 
 
 def _audit_of(run: RunDirectory, digests: dict[str, str]) -> dict[str, Any] | None:

@@ -13,6 +13,9 @@ from prefopt.storage.files import write_text
 PAIRS = "pairs.jsonl"
 """File in `report/` with one line per held-out pair; with it `prefopt compare` compares runs pair by pair."""
 
+ANSWERS = "answers.jsonl"
+"""File in `report/` with one line per answered prompt: what each contestant wrote, and who won by which judge."""
+
 
 @phases.of("report")
 def publish(evaluation: Evaluation, run: RunDirectory, folder: Path | None = None) -> Report:
@@ -31,6 +34,8 @@ def publish(evaluation: Evaluation, run: RunDirectory, folder: Path | None = Non
     folder = folder or run.report
     render_report(evaluation.report, evaluation.records, evaluation.pairs, folder, lambda: read_phases(run))
     write_text(folder / PAIRS, "".join(f"{json.dumps(pair)}\n" for pair in evaluation.pairs))
+    if evaluation.answers:
+        write_text(folder / ANSWERS, "".join(f"{json.dumps(line)}\n" for line in evaluation.answers))
     return evaluation.report
 
 

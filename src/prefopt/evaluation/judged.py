@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import isnan
 from typing import Any
 
@@ -12,9 +12,8 @@ from prefopt.config.schema import TrainConfig
 from prefopt.evaluation.judges import build_judges
 from prefopt.evaluation.judges.judge import Judge, JudgeContext, LabelledPair
 from prefopt.evaluation.judging import Standing, Verdicts, WinRate, judge_answers, sum_up, try_judge
-from prefopt.evaluation.material import Material, labelled_pairs
+from prefopt.evaluation.material import Asked
 from prefopt.evaluation.statistics import Prompts
-from prefopt.models.examples import Examples
 from prefopt.process.paths import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -34,56 +33,55 @@ class Judged:
     win_rates: Sequence[WinRate] = ()
     verdicts: Sequence[Verdicts] = ()
 
-    def per_prompt(self, material: Material, answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    def per_prompt(self, asked: Sequence[Asked], answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
         """Returns the lines of answers.jsonl: each prompt with all answers, and who won by which judge.
 
         Args:
-            material: What was answered.
+            asked: The prompts.
             answers: Name of a contestant -> its answers, one per prompt.
         """
         outcomes = [verdicts.outcomes for verdicts in self.verdicts]
-        return [
-            {
-                "source": place,
-                "prompt": prompt,
-                "chosen": chosen,
-                "answers": {name: texts[row] for name, texts in answers.items()},
-                "outcomes": [
-                    {
-                        "a": won.a,
-                        "b": won.b,
-                        "judge": won.judge,
-                        "outcome": None if isnan(seen[row]) else int(seen[row]),
-                    }
-                    for won, seen in zip(self.win_rates, outcomes, strict=True)
-                ],
-            }
-            for row, (place, (prompt, chosen)) in enumerate(zip(material.places, material.texts, strict=True))
-        ]
+        lines = []
+        for row, each in enumerate(asked):
+            won = [
+                {
+                    "a": rate.a,
+                    "b": rate.b,
+                    "judge": rate.judge,
+                    "outcome": None if isnan(seen[row]) else int(seen[row]),
+                }
+                for rate, seen in zip(self.win_rates, outcomes, strict=True)
+            ]
+            wrote = {name: texts[row] for name, texts in answers.items()}
+            lines.append({**asdict(each), "answers": wrote, "outcomes": won})
+        return lines
 
 
-def judge_material(
-    config: TrainConfig, material: Material, answers: Mapping[str, Sequence[str]], examples: Examples
+def judge_all(
+    config: TrainConfig,
+    asked: Sequence[Asked],
+    answers: Mapping[str, Sequence[str]],
+    labelled: Sequence[LabelledPair],
+    trained: Sequence[LabelledPair],
 ) -> Judged:
     """Lets the judges of `evaluation.judges` read the contestants' answers. Rank 0 only.
 
     Args:
         config: The settings of the run and of this evaluation.
-        material: What was answered.
+        asked: The prompts.
         answers: Name of a contestant -> its answers, one per prompt.
-        examples: The data of the run, from whose training pairs a classifier learns.
+        labelled: Held-out pairs by which judges are known.
+        trained: Training pairs, from which a classifier learns.
 
     Raises:
         UserError: A judge cannot be built or reached.
     """
     wanted = read_judges(config.evaluation.judges)
-    if not wanted or not material.prompts:
+    if not wanted or not asked:
         return Judged()
-    context = JudgeContext(labelled_pairs(examples.records.train), config, cache_folder() / "verdicts")
-    of_labelled = Prompts.of([pair.prompt for pair in material.labelled])
-    prompts = [prompt for prompt, _ in material.texts]
-    judges = build_judges(wanted, context)
-    return judge_contestants(judges, answers, prompts, material.answer_prompts, material.labelled, of_labelled)
+    judges = build_judges(wanted, JudgeContext(trained, config, cache_folder() / "verdicts"))
+    of_labelled, of_asked = (Prompts.of([each.prompt for each in found]) for found in (labelled, asked))
+    return judge_contestants(judges, answers, [each.prompt for each in asked], of_asked, labelled, of_labelled)
 
 
 def judge_contestants(

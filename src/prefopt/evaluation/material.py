@@ -58,6 +58,26 @@ class Split:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A held-out prompt that all contestants answer, as text.
+
+    Attributes:
+        source: Location of its example, `file:line`.
+        prompt: The prompt.
+        chosen: The answer in the data; None if there is none.
+    """
+
+    source: str
+    prompt: str
+    chosen: str | None
+
+    @classmethod
+    def of(cls, record: Record) -> "Asked":
+        """Returns the prompt of a record, with the answer to it."""
+        return cls(record.source, *_texts(record))
+
+
 @dataclass(frozen=True)
 class Material:
     """The data that all contestants are measured on.
@@ -66,8 +86,7 @@ class Material:
         held_out: Examples that training never saw.
         train: A sample of the training examples.
         prompts: Token ids of the prompts that every contestant answers.
-        texts: For each prompt, its text and the answer in the data, if there is one.
-        places: Location of the example of each prompt, `file:line`.
+        asked: The same prompts as text.
         sources: Location of each held-out pair, `file:line`.
         neutral: Texts unrelated to the task.
         slices: For each held-out example the name of its part, where the data is a mixture.
@@ -83,7 +102,7 @@ class Material:
     train: Split
     sources: list[str]
     prompts: list[list[int]]
-    texts: list[tuple[str, str | None]]
+    asked: Sequence[Asked]
     neutral: list[ScoredSequence]
     slices: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
@@ -92,7 +111,6 @@ class Material:
     rivals: Sequence[Rival] = ()
     labelled: Sequence[LabelledPair] = ()
     are_judged: bool = False
-    places: Sequence[str] = ()
 
     @property
     def has_pairs(self) -> bool:
@@ -132,7 +150,7 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
         train=Split.of(pairs=train) if has_pairs else Split.of(rows=train),
         sources=list(pairs["source"]) if pairs is not None else [],
         prompts=prompts,
-        texts=[_texts(record) for record in asked],
+        asked=[Asked.of(record) for record in asked],
         slices=_slices_of(held_out, examples),
         tags=_tags_of(held_out, examples, config.data.tag),
         neutral=read_neutral_texts(settings, tokenizer, None if examples.limits is None else examples.limits.context),
@@ -143,7 +161,6 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
         if are_judged
         else [],
         are_judged=are_judged,
-        places=list(answered["source"]),
     )
 
 

@@ -20,8 +20,8 @@ from prefopt.distributed import group
 from prefopt.evaluation.contestants import of_run
 from prefopt.evaluation.findings import assess
 from prefopt.evaluation.gains import hardest_win
-from prefopt.evaluation.judged import judge_material
-from prefopt.evaluation.material import Material
+from prefopt.evaluation.judged import judge_all
+from prefopt.evaluation.material import Material, labelled_pairs
 from prefopt.evaluation.measure import Measured, measure_contestants
 from prefopt.evaluation.metrics import BASE, TUNED, WIN_RATE
 from prefopt.evaluation.report import Report
@@ -95,7 +95,8 @@ def evaluate_run(
         return None
     with phases.of("judging"):
         texts = {name: [each.text for each in found] for name, found in answers.items()}
-        judged = judge_material(config, material, texts, examples)
+        trained = labelled_pairs(examples.records.train) if config.evaluation.judges else []
+        judged = judge_all(config, material.asked, texts, material.labelled, trained)
     algorithm = config.algorithm
     summary = Summary(
         measured,
@@ -136,7 +137,7 @@ def evaluate_run(
         report.held_out.models[TUNED][WIN_RATE] = hardest.estimate
     report.decision, findings = assess(report, config.evaluation)
     report.verdict = [finding.to_dict() for finding in findings]
-    lines = judged.per_prompt(material, texts) if material.are_judged or material.rivals else []
+    lines = judged.per_prompt(material.asked, texts) if material.are_judged or material.rivals else []
     return Evaluation(report, metrics, summary.per_pair(), lines)
 
 
@@ -313,6 +314,10 @@ def describe_samples(
     num = len(shown[BASE])
     shown |= {rival.name: list(answers[rival.name][:num]) for rival in material.rivals}
     return [
-        {"prompt": prompt, **{name: each.text for name, each in zip(shown, answers, strict=True)}, "chosen": chosen}
-        for (prompt, chosen), *answers in zip(material.texts, *shown.values(), strict=False)
+        {
+            "prompt": ask.prompt,
+            **{name: each.text for name, each in zip(shown, wrote, strict=True)},
+            "chosen": ask.chosen,
+        }
+        for ask, *wrote in zip(material.asked, *shown.values(), strict=False)
     ]

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from prefopt.config.contestants import SETTING
 from prefopt.config.schema import TrainConfig
 from prefopt.data.ragged import PairTable
+from prefopt.distributed.group import on_main
 from prefopt.evaluation.contestants import Contestant
 from prefopt.evaluation.material import Material
 from prefopt.evaluation.rivals import Rival
@@ -21,12 +23,15 @@ from prefopt.models.load import load_model, load_tokenizer, straight_to_device
 from prefopt.models.reference import ReferenceStore, open_store
 from prefopt.process import phases
 from prefopt.process.errors import UserError
+from prefopt.process.paths import cache_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+LARGEST_SEED = 2**31
+"""Servers take seeds of 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -164,14 +169,43 @@ def answer(
 
 
 def answer_elsewhere(rival: Rival, config: TrainConfig) -> list[Answer]:
-    """Returns the answers of a rival with a model of its own."""
-    assert rival.model is not None, "endpoints answer elsewhere"
+    """Returns the answers of a rival with a model of its own, or behind an endpoint.
+
+    Raises:
+        UserError: The model cannot be loaded, or its server cannot be reached.
+    """
     logger.info("evaluation: %s answers", rival.name)
+    if rival.model is None:
+        with phases.of("sampling"):
+            return on_main(lambda: _ask(rival, config))
     tokenizer = load_tokenizer(rival.model)
     model = load_model(rival.model, placement=straight_to_device())
     scorer = Scorer.of(model, config, tokenizer.pad_token_id)
     with phases.of("sampling"):
         return answer(scorer, tokenizer, rival.prompts, config)
+
+
+def _ask(rival: Rival, config: TrainConfig) -> list[Answer]:
+    """Returns the answers of a model behind an endpoint; they have no token ids."""
+    from prefopt.evaluation.endpoint import Endpoint  # needs the package openai
+
+    wanted = rival.config
+    assert wanted.endpoint is not None
+    assert wanted.model is not None
+    endpoint = Endpoint(
+        f"{SETTING}: {wanted.name}:",
+        url=wanted.endpoint,
+        model=wanted.model,
+        cache=cache_folder() / "replies",
+        key_env=wanted.key_env,
+        max_requests=wanted.max_requests,
+    )
+    own = [seed % LARGEST_SEED for seed, _ in zip(seeds(config.run.seed), rival.messages, strict=False)]
+    replies = endpoint.chat(rival.messages, max_tokens=config.evaluation.max_new_tokens, temperature=1.0, seed=own)
+    num_empty = sum(not reply.text.strip() for reply in replies)
+    if num_empty:
+        logger.warning("evaluation: %s gave an empty answer to %d of %d prompts", rival.name, num_empty, len(replies))
+    return [Answer([], reply.finished, reply.text.strip()) for reply in replies]
 
 
 def seeds(seed: int) -> Iterator[int]:

@@ -79,10 +79,10 @@ def build_rivals(
         UserError: A model or a file is missing, or a prompt with what stands before it leaves no room for an answer.
     """
     wanted = [each for each in read_contestants(config.evaluation.contestants) if each.name not in (BASE, TUNED)]
-    return [_build(each, config, records, tokenizer, limits) for each in wanted]
+    return [build_rival(each, config, records, tokenizer, limits) for each in wanted]
 
 
-def _build(
+def build_rival(
     wanted: ContestantConfig,
     config: TrainConfig,
     records: Sequence[Record],

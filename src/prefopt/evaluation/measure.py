@@ -23,6 +23,7 @@ from prefopt.models.load import load_model, load_tokenizer, straight_to_device
 from prefopt.models.reference import ReferenceStore, open_store
 from prefopt.process import phases
 from prefopt.process.errors import UserError
+from prefopt.process.pace import Pace
 from prefopt.process.paths import cache_folder
 
 if TYPE_CHECKING:
@@ -125,8 +126,9 @@ def measure(
         table = PairTable.of(pairs)
         if store is None:
             return PairScores.of(table.trained(scorer.score_pairs(table)))
+        pace = Pace("evaluation: pairs", len(table), logger)
         try:
-            logps, usage = store.complete(table, scorer.iterate_pairs)
+            logps, usage = store.complete(table, scorer.iterate_pairs, on_progress=pace.reach)
         except UserError as error:
             logger.warning("evaluation: goes on without the store. %s", error)
             return PairScores.of(table.trained(scorer.score_pairs(table)))

@@ -50,7 +50,19 @@ def test_a_model_whose_answers_win_against_the_base_and_the_base_with_a_prompt_s
     decision, findings = judge(judged(win("base", 0.8), win("guide", 0.7)))
     assert decision.word == "ship"
     assert decision.reasons == ("Its answers win against base and guide (judge: rule).",)
+    assert decision.caveat.startswith("It does not prove that the answers are true")
+    assert Decision.from_written(decision.to_dict()) == decision
     assert "Its answers win against guide." in texts(findings, "good")
+
+
+def test_what_ship_does_not_prove_depends_on_the_judge() -> None:
+    worth = {"rule": {**standing(0.8), "facts": {"kind": "rule"}}}
+    decision, _ = judge(judged(win("base", 0.8), win("guide", 0.7), judges=worth))
+    assert "make sense: the judge rule reads wording alone" in decision.caveat
+    worth["rule"]["facts"] = {"kind": "endpoint"}
+    decision, _ = judge(judged(win("base", 0.8), win("guide", 0.7), judges=worth))
+    assert "or that people like them better: the judge rule agrees with the data on 90% of" in decision.caveat
+    assert judge(judged(win("base", 0.8), win("guide", 0.5)))[0].caveat == ""
 
 
 def test_a_win_against_the_base_alone_does_not_decide() -> None:

@@ -91,14 +91,17 @@ class Decision:
             `do_not_ship`: a finding is bad, such as a ruined or measurably worse model. `undecided`: otherwise.
         reasons: Sentences, the most important first.
         would_decide: What an undecided case takes to be decided.
+        caveat: What `ship` does not prove, in a sentence; empty otherwise.
     """
 
     word: Word
     reasons: tuple[str, ...] = ()
     would_decide: tuple[str, ...] = ()
+    caveat: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        written = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in written.items() if key != "caveat" or value}
 
     @classmethod
     def from_written(cls, written: object) -> "Decision | None":
@@ -113,16 +116,18 @@ class Decision:
             return None
         texts = {key: found.get(key) for key in ("reasons", "would_decide")}
         lists = {key: tuple(map(str, value)) for key, value in texts.items() if isinstance(value, list)}
-        return cls(found["word"], **lists)
+        caveat = found.get("caveat")
+        return cls(found["word"], **lists, caveat=caveat if isinstance(caveat, str) else "")
 
 
-def decide(gains: Sequence[Gain], findings: Sequence[Finding], min_prompts: int) -> Decision:
+def decide(gains: Sequence[Gain], findings: Sequence[Finding], min_prompts: int, caveat: str = "") -> Decision:
     """Returns the decision that the evidence earns.
 
     Args:
         gains: All measured gains.
         findings: All findings.
         min_prompts: Held-out prompts that a gain takes to be shown (`evaluation.min_prompts`).
+        caveat: What a gain of answers does not prove.
     """
     bad = [finding.finding for finding in findings if finding.level == "bad"]
     if bad:
@@ -132,7 +137,7 @@ def decide(gains: Sequence[Gain], findings: Sequence[Finding], min_prompts: int)
     of_answers = [gain for gain in shown if gain.is_of_answers]
     are_judged = any(gain.is_of_answers for gain in gains)
     if of_answers and not severe:
-        return Decision("ship", tuple(f"{gain.sentence}." for gain in of_answers))
+        return Decision("ship", tuple(f"{gain.sentence}." for gain in of_answers), caveat=caveat)
     reasons = [finding.finding for finding in severe]
     wanted = [finding.remedy for finding in findings if finding.remedy]
     for gain in gains:

@@ -9,6 +9,8 @@ from prefopt.evaluation.report import Report
 from prefopt.evaluation.statistics import Estimate
 
 BETTER_JUDGE = "A judge that agrees with the data: another one first in evaluation.judges, or more held-out pairs."
+OF_WORDING = ("rule", "classifier")
+"""Kinds of judges that understand nothing of what they read."""
 MOST_UNREAD = 0.1
 """Share of answers without a verdict from which the report warns."""
 LEAST_CONSISTENT = 0.75
@@ -101,6 +103,19 @@ def _on_other_judges(report: Report, settings: EvaluationConfig, first: str | No
             remedy = "Judges that agree, or people who read the answers without seeing which is whose."
             findings.append(Finding("warning", text, describe_win(found), is_severe=True, remedy=remedy))
     return findings
+
+
+def describe_doubt(report: Report) -> str:
+    """Returns in a sentence what a win by the deciding judge does not prove; empty if nothing was judged."""
+    name, standing = next(iter((report.judges or {}).items()), (None, None))
+    if standing is None:
+        return ""
+    if standing.facts.get("kind") in OF_WORDING:
+        return (
+            f"It does not prove that the answers are true or make sense: the judge {name} reads their wording alone."
+        )
+    agrees = f"agrees with the data on {standing.agreement.value:.0%} of held-out pairs"
+    return f"It does not prove that the answers are true, or that people like them better: the judge {name} {agrees}."
 
 
 def describe_win(found: WinRate) -> str:

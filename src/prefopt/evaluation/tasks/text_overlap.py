@@ -12,7 +12,7 @@ from prefopt.config.tasks import SETTING, TextOverlapTaskConfig
 from prefopt.evaluation.tasks.task import Answered, Checked
 
 if TYPE_CHECKING:
-    from sacrebleu.metrics import CHRF
+    from sacrebleu.metrics.chrf import CHRF
 
 MAX_CHARACTERS = 50_000
 """Beginning of an answer that is compared."""
@@ -45,7 +45,7 @@ class TextOverlapTask:
             f"{SETTING}: {config.name}: chrF is computed by sacrebleu, which is not installed. Try: "
             "pip install 'prefopt[judge]'",
         )
-        from sacrebleu.metrics import CHRF
+        from sacrebleu.metrics.chrf import CHRF
 
         return cls(config.name, CHRF())
 
@@ -57,7 +57,7 @@ class TextOverlapTask:
             "corpus_chrf": self._of_all(pairs) if pairs else None,
             "num_without_chosen": len(answers) - len(pairs),
             "num_cut": sum(len(each.answer) > MAX_CHARACTERS for each in answers),
-            "signature": str(self.chrf.get_signature()),
+            "signature": str(self.chrf.get_signature()) if pairs else None,
         }
         return Checked({"chrf": values}, {"chrf": True}, details)
 

@@ -1,6 +1,7 @@
 """Judges that are models: tiny ones in this process, and one behind `transformers serve` on loopback."""
 
 import functools
+import gc
 import json
 import math
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -120,8 +122,22 @@ def test_near_probabilities_tie(settings, tiny_model, matchups):
 def test_a_model_is_loaded_for_what_it_has_not_read_only(settings, tiny_model, matchups, monkeypatch):
     judge = ModelJudge.load(ModelJudgeConfig(model=str(tiny_model)), settings)
     first = judge.read(matchups)
-    monkeypatch.setattr(judge, "_load", lambda: pytest.fail("it was loaded again"))
+    monkeypatch.setattr(judge._reader, "get", lambda: pytest.fail("it was asked for again"))
     assert judge.read(matchups[::-1]).tolist() == first[::-1].tolist()
+
+
+def test_one_judge_s_model_is_in_memory_at_a_time_and_none_after_the_judges(settings, tiny_model):
+    first, second = (ModelJudge.load(ModelJudgeConfig(model=str(tiny_model)), settings) for _ in range(2))
+    first.read([Matchup("p", "a", "b")])
+    model = weakref.ref(first._reader.get()._model)
+    first.read([Matchup("p", "a", "c")])
+    assert first._reader.get()._model is model()  # it is loaded once for many readings
+    second.read([Matchup("p", "a", "b")])
+    gc.collect()
+    assert model() is None
+    model = weakref.ref(second._reader.get()._model)
+    del second
+    assert model() is None
 
 
 def test_matchups_beyond_the_context_have_no_verdict_and_are_counted(settings, tiny_model, tmp_path, caplog):

@@ -1,9 +1,10 @@
 """Models of judges: where they come from, how their input is written, and in which batches they read it."""
 
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from transformers import AutoTokenizer
@@ -19,7 +20,7 @@ from prefopt.process.time_limit import time_limit
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Result = TypeVar("Result")
+Reader = TypeVar("Reader")
 
 logger = logging.getLogger(__name__)
 
@@ -88,13 +89,41 @@ def describe_weights(config: ModelConfig) -> dict[str, Any]:
     return {"model": found["path"], **{key: found[key] for key in ("revision", "commit", "fingerprint")}}
 
 
-def use_model(load: Callable[[], "PreTrainedModel"], work: Callable[["PreTrainedModel"], Result]) -> Result:
-    """Returns what `work` makes of a model that is in memory only for it: models under test need the memory, too."""
-    release_memory()
-    try:
-        return work(load().eval().requires_grad_(False).to(choose_device()))
-    finally:
-        release_memory()
+class Held(Generic[Reader]):
+    """What a judge reads with, loaded when it first reads.
+
+    It stays in memory until another judge's is loaded or its own judge is gone, so that one model is there at a time
+    and a judge that reads again and again loads it once.
+
+    Args:
+        load: Loads it. It must not refer to the judge, which would then live on with its model.
+    """
+
+    def __init__(self, load: Callable[[], Reader]) -> None:
+        self._load = load
+        self._reader: Reader | None = None
+
+    def get(self) -> Reader:
+        """Returns it; frees that of another judge first if it has to be loaded."""
+        global _last
+        if self._reader is None:
+            other = _last()
+            if other is not None:
+                other._reader = None
+            release_memory()
+            self._reader = self._load()
+            _last = weakref.ref(self)
+        return self._reader
+
+
+_last: Callable[[], Held[Any] | None] = lambda: None  # noqa: E731
+"""Gives what was loaded last, while its judge lives."""
+
+
+def prepare(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Returns a model ready to be read with, on this process's device."""
+    ready: PreTrainedModel = model.eval().requires_grad_(False).to(choose_device())
+    return ready
 
 
 def in_batches(

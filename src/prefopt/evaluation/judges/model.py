@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,14 +14,15 @@ from prefopt.config.judges import SETTING, ModelJudgeConfig
 from prefopt.config.schema import ModelConfig, TrainConfig
 from prefopt.evaluation.judges.judge import Matchup
 from prefopt.evaluation.judges.loading import (
+    Held,
     describe_weights,
     find_context,
     in_batches,
     judge_model,
     load_judge_tokenizer,
     naming,
+    prepare,
     render,
-    use_model,
 )
 from prefopt.evaluation.judges.next_token import NextToken
 from prefopt.evaluation.judges.rubric import BY_LETTER, Rubric
@@ -30,7 +32,7 @@ from prefopt.models.load import load_model, straight_to_device
 from prefopt.process.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ class Opinion:
 
 
 class ModelJudge:
-    """The verdict is the likelier of A and B as the next token after the rubric. A model is in memory while it reads.
+    """The verdict is the likelier of A and B as the next token after the rubric.
 
     Each matchup is read once in each order. One that does not fit into the model's context has no verdict.
 
@@ -87,6 +89,7 @@ class ModelJudge:
         self._rubric, self._context = rubric, context
         self._where = f"{SETTING}: {config.name}:"
         self._letters = self._find_letters()
+        self._reader = Held(partial(_load, self._where, model))
         self._opinions: dict[Matchup, Opinion] = {}
         self._num_too_long = 0
 
@@ -149,7 +152,7 @@ class ModelJudge:
             )  # fmt: skip
         if not fits:
             return
-        opinions = use_model(self._load, lambda model: self._run(model, [rows[each] for each in fits]))
+        opinions = self._run(self._reader.get(), [rows[each] for each in fits])
         self._opinions |= zip(fits, opinions, strict=True)
         masses = [each.mass for each in opinions if not math.isnan(each.mass)]
         if len(masses) < len(fits):
@@ -163,14 +166,9 @@ class ModelJudge:
                 self._where, np.mean(masses),
             )  # fmt: skip
 
-    def _load(self) -> "PreTrainedModel":
-        with naming(self._where):
-            return load_model(self._model, placement=straight_to_device())
-
     @torch.inference_mode()
-    def _run(self, model: "PreTrainedModel", rows: Sequence[Sequence[int]]) -> list[Opinion]:
+    def _run(self, next_token: NextToken, rows: Sequence[Sequence[int]]) -> list[Opinion]:
         masses = [math.nan] * len(rows)
-        next_token = NextToken(model)
 
         def read(batch: list[int]) -> list[float]:
             logps = next_token([rows[row] for row in batch])
@@ -216,3 +214,8 @@ class ModelJudge:
                 "apart right after the rubric. Take another model."
             )
         return letters
+
+
+def _load(where: str, model: ModelConfig) -> NextToken:
+    with naming(where):
+        return NextToken(prepare(load_model(model, placement=straight_to_device())))

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from prefopt.config.judges import SETTING, RewardModelJudgeConfig
 from prefopt.config.schema import ModelConfig, TrainConfig
 from prefopt.evaluation.judges.judge import Matchup, compare_scores
 from prefopt.evaluation.judges.loading import (
+    Held,
     describe_weights,
     find_context,
     in_batches,
@@ -21,8 +23,8 @@ from prefopt.evaluation.judges.loading import (
     load_judge_tokenizer,
     naming,
     pad_right,
+    prepare,
     render,
-    use_model,
 )
 from prefopt.evaluation.statistics import Floats
 from prefopt.models.limits import Limits
@@ -39,7 +41,7 @@ HEAD = "ForSequenceClassification"
 
 
 class RewardModelJudge:
-    """The answer with the higher reward is better. A model is in memory only while it reads.
+    """The answer with the higher reward is better.
 
     Each answer is scored once, whatever it is compared with. One that does not fit into the model's context has no
     score: cut off, it would be another answer.
@@ -63,6 +65,7 @@ class RewardModelJudge:
         self.name = config.name
         self._config, self._model, self._tokenizer, self._context = config, model, tokenizer, context
         self._where = f"{SETTING}: {config.name}:"
+        self._reader = Held(partial(_load, self._where, model))
         self._scores: dict[tuple[str, str], float] = {}
         self._num_too_long = 0
 
@@ -126,30 +129,12 @@ class RewardModelJudge:
             )  # fmt: skip
         if not fits:
             return
-        scores = use_model(self._load, lambda model: self._run(model, [encoded[side] for side in fits]))
+        scores = self._run(self._reader.get(), [encoded[side] for side in fits])
         self._scores |= zip(fits, scores, strict=True)
         if num_nan := sum(map(math.isnan, scores)):
             logger.warning(
                 "%s gives %d of %d answers no number; they have no verdict", self._where, num_nan, len(fits)
             )
-
-    def _load(self) -> "PreTrainedModel":
-        with naming(self._where):
-            plain = {"dtype": "auto" if straight_to_device() else torch.float32}
-            model, found = from_pretrained(
-                AutoModelForSequenceClassification,
-                self._model,
-                output_loading_info=True,
-                num_labels=1,
-                **plain,
-                **straight_to_device(),
-            )
-            if found["missing_keys"]:
-                raise UserError(
-                    f"model.path={self._model.path}: its weights lack {len(found['missing_keys'])} tensors, first "
-                    f"{min(found['missing_keys'])}, so that its rewards would be random. Get the whole model."
-                )
-        return model
 
     @torch.inference_mode()
     def _run(self, model: "PreTrainedModel", encoded: Sequence["BatchEncoding"]) -> list[float]:
@@ -197,3 +182,22 @@ def _require_one_output(path: str, config: Any) -> None:
             f"model.path={path}: has {config.num_labels} outputs ({', '.join(map(str, config.id2label.values()))}), "
             "and a reward model has one. Take one that was trained to compare answers."
         )
+
+
+def _load(where: str, model: ModelConfig) -> "PreTrainedModel":
+    on_gpu = straight_to_device()
+    with naming(where):
+        loaded, found = from_pretrained(
+            AutoModelForSequenceClassification,
+            model,
+            output_loading_info=True,
+            num_labels=1,
+            dtype="auto" if on_gpu else torch.float32,
+            **on_gpu,
+        )
+        if found["missing_keys"]:
+            raise UserError(
+                f"model.path={model.path}: its weights lack {len(found['missing_keys'])} tensors, first "
+                f"{min(found['missing_keys'])}, so that its rewards would be random. Get the whole model."
+            )
+    return prepare(loaded)

@@ -274,7 +274,7 @@ def test_a_key_is_sent_to_its_server_and_stands_nowhere_else(reach, monkeypatch,
     chain, shown = error.value, ""
     while chain is not None:
         shown += f"{chain}"
-        chain = None if chain.__suppress_context__ else chain.__context__
+        chain = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
     kept = [path.read_text() + path.name for path in tmp_path.rglob("*") if path.is_file()]
     assert kept
     for text in (shown, caplog.text, repr(endpoint), *kept):

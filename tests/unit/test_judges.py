@@ -249,6 +249,16 @@ def test_of_many_pairs_a_sample_is_learned_from_and_said(monkeypatch, caplog):
     assert "sample of 50 of 80 pairs" in caplog.text
 
 
+def test_of_a_long_answer_the_beginning_is_read_and_that_is_counted(caplog):
+    pairs = made_up(30)
+    pairs[3] = LabelledPair("p3", "good " * 1000, "fine " * 1000)
+    with caplog.at_level("INFO"):
+        judge = ClassifierJudge.learn(ClassifierJudgeConfig(), pairs, seed=0)
+    assert "first 2000 characters of 2 longer answers" in caplog.text
+    read(judge, ("good", "x" * 2001), ("x" * 2001, "x" * 2000))
+    assert (judge.describe()["num_read"], judge.describe()["num_read_cut"]) == (3, 1)
+
+
 @pytest.mark.parametrize(
     ("pairs", "said"),
     [

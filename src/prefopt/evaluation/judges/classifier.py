@@ -57,6 +57,7 @@ class ClassifierJudge:
         self._config, self._weights, self._facts = config, weights, facts
         self.accuracy, self.length_accuracy = accuracy, length_accuracy
         self._scores: dict[str, float] = {}
+        self._num_cut = 0
 
     @classmethod
     def learn(cls, config: ClassifierJudgeConfig, trained: Sequence[LabelledPair], *, seed: int) -> "ClassifierJudge":
@@ -79,6 +80,9 @@ class ClassifierJudge:
         if num_pairs > MOST_PAIRS:
             pairs = [pairs[row] for row in np.sort(rng.choice(num_pairs, MOST_PAIRS, replace=False)).tolist()]
             logger.info("%s learns from a sample of %d of %d pairs", where, MOST_PAIRS, num_pairs)
+        num_cut = sum(len(answer) > MOST_CHARACTERS for pair in pairs for answer in (pair.chosen, pair.rejected))
+        if num_cut:
+            logger.info("%s reads the first %d characters of %d longer answers", where, MOST_CHARACTERS, num_cut)
         prompts = Prompts.of([pair.prompt for pair in pairs]) if pairs else None
         if prompts is None or prompts.num < FEWEST_PROMPTS:
             raise UserError(
@@ -112,6 +116,7 @@ class ClassifierJudge:
         """Returns a verdict per matchup."""
         texts = [answer for each in matchups for answer in (each.first, each.second)]
         if new := [text for text in dict.fromkeys(texts) if text not in self._scores]:
+            self._num_cut += sum(len(text) > MOST_CHARACTERS for text in new)
             self._scores |= zip(new, (count_features(new) @ self._weights).tolist(), strict=True)
         scores = np.array([self._scores[text] for text in texts], float).reshape(-1, 2)
         gaps = np.tanh((scores[:, 0] - scores[:, 1]) / 2)  # P(first) - P(second)
@@ -125,6 +130,9 @@ class ClassifierJudge:
             "accuracy": self.accuracy.to_dict(),
             "length_accuracy": self.length_accuracy.to_dict(),
             **self._facts,
+            "most_characters": MOST_CHARACTERS,
+            "num_read": len(self._scores),
+            "num_read_cut": self._num_cut,
         }
 
 

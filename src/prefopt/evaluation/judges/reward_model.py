@@ -191,7 +191,6 @@ def _load(where: str, model: ModelConfig) -> "PreTrainedModel":
             AutoModelForSequenceClassification,
             model,
             output_loading_info=True,
-            num_labels=1,
             dtype="auto" if on_gpu else torch.float32,
             **on_gpu,
         )

@@ -15,7 +15,7 @@ from prefopt.reports import facts, sections
 from prefopt.reports.figures import curve_note, result_figures, training_figures
 from prefopt.reports.glossary import terms_for
 from prefopt.reports.time import time_block
-from prefopt.reports.wins import judges_table, wins_table
+from prefopt.reports.wins import answer_slices_table, judges_table, tasks_table, wins_table
 from prefopt.storage.files import write_json, write_text
 
 LEVELS = {"good": "Good", "info": "Note", "warning": "Warning", "bad": "Bad"}
@@ -77,6 +77,8 @@ def _content(report: Report) -> dict[str, Any]:
         "held_out": sections.held_out_table(report),
         "wins": wins_table(report),
         "judges": judges_table(report),
+        "tasks": tasks_table(report),
+        "answer_slices": answer_slices_table(report),
         "slices": sections.slices_table(report),
         "overfitting": sections.overfitting_table(report),
         "drift": sections.drift_table(report),

@@ -87,7 +87,7 @@ def _number(estimate: Estimate | None) -> Cell:
 
 
 def answer_slices_table(report: Report) -> Table | None:
-    """Returns the win rate over the best contestant without tuning in each slice of the prompts; None if not sliced."""
+    """Returns the win rate over the best contestant without tuning in each slice of the prompts; None without any."""
     slices = (report.answer_slices or {}).get("slices") or []
     rows = [
         Row(str(each["name"]), [cell(_estimate(each["rate"]), PERCENT)], str(each["grouping"]))
@@ -101,6 +101,5 @@ def answer_slices_table(report: Report) -> Table | None:
 
 
 def _estimate(entry: dict[str, Any]) -> Estimate:
-    low, high = entry.get("ci95") or (nan, nan)
-    bounds = [nan if bound is None else bound for bound in (low, high)]
-    return Estimate(entry["value"], *bounds, entry.get("n"), entry.get("n_prompts"))
+    low, high = (nan if bound is None else bound for bound in entry.get("ci95") or (nan, nan))
+    return Estimate(entry["value"], low, high, entry.get("n"), entry.get("n_prompts"))

@@ -19,6 +19,7 @@ from prefopt.data.token_splits import TokenizedSplits
 from prefopt.distributed import group
 from prefopt.evaluation.checked import TaskResult, check_answers, sum_up_checks
 from prefopt.evaluation.contestants import of_run
+from prefopt.evaluation.evidence import gather
 from prefopt.evaluation.findings import assess
 from prefopt.evaluation.gains import hardest_win
 from prefopt.evaluation.judged import judge_all, slice_wins
@@ -137,6 +138,7 @@ def evaluate_run(
         win_rates=list(judged.win_rates) or None,
         judges=dict(judged.standings) or None,
         tasks=tasks or None,
+        evidence=dict(gather(config, run.model)),
         provenance={**run.read_provenance(), "data": described},
     )
     hardest = hardest_win(report)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from prefopt.config.contestants import SETTING
+from prefopt.config.contestants import BASE, SETTING
 from prefopt.config.schema import TrainConfig
 from prefopt.data.ragged import PairTable
 from prefopt.distributed.group import on_main
@@ -96,7 +96,8 @@ def measure_contestants(
         if rival.runs_on is None:
             release_memory()
             answers[rival.name] = answer_elsewhere(rival, config)
-    return measured, answers
+    names = dict.fromkeys([BASE, *measured, *(rival.name for rival in material.rivals)])
+    return measured, {name: answers[name] for name in names if name in answers}
 
 
 @phases.of("scoring_of_samples")

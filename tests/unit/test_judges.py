@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prefopt.config.contestants import read_contestants
 from prefopt.config.judges import (
     ClassifierJudgeConfig,
     EndpointJudgeConfig,
@@ -432,11 +433,21 @@ def test_wrong_settings_are_refused_with_what_is_allowed(given, said):
 @pytest.mark.parametrize(
     "given",
     [
-        {"kind": "endpoint", "model": "m", "endpoint": "http://me:sk-secret@host/v1"},
-        {"kind": "endpoint", "model": "m", "endpoint": "http://host/v1", "key_env": "sk-secret"},
+        {"endpoint": "http://me:sk-secret@host/v1"},
+        {"endpoint": "http://me:sk-secret@[host/v1"},
+        {"endpoint": "http://host/v1?key=sk-secret"},
+        {"endpoint": "http://host/v1", "key_env": "sk-secret"},
     ],
 )
-def test_a_key_in_the_wrong_place_is_refused_and_not_shown(given):
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda given: read_judges([{"kind": "endpoint", "model": "m", **given}]),
+        lambda given: read_contestants([{"name": "c", "model": "m", **given}]),
+    ],
+    ids=["judge", "contestant"],
+)
+def test_a_key_in_the_wrong_place_is_refused_and_not_shown(given, read):
     with pytest.raises(UserError, match="environment variable") as error:
-        read_judges([given])
+        read(given)
     assert "secret" not in str(error.value)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from prefopt.config.entries import read_table
-from prefopt.config.ranges import require
+from prefopt.config.ranges import require, require_url, require_variable
 from prefopt.process.errors import shorten
 
 BASE, TUNED = "base", "tuned"
@@ -46,10 +46,10 @@ class ContestantConfig:
             self.endpoint is None or self.model not in (None, BASE, TUNED),
             f"{where} an endpoint needs model, the model's name there.",
         )
-        require(
-            self.endpoint is None or self.endpoint.startswith(("http://", "https://")),
-            f"{where} endpoint must be a URL such as http://127.0.0.1:8000/v1, found {shorten(repr(self.endpoint))}.",
-        )
+        if self.endpoint is not None:
+            require_url(f"{where} endpoint", self.endpoint)
+        if self.key_env is not None:
+            require_variable(f"{where} key_env", self.key_env)
         require(
             self.endpoint is not None or self.key_env is None,
             f"{where} key_env is the key of an endpoint. Leave it out.",

@@ -48,24 +48,25 @@ def require_code(key: str, name: str) -> None:
 
 
 def require_url(key: str, url: str) -> None:
-    """Refuses what is no URL of an HTTP server, and a URL with a password, which logs and reports would show."""
+    """Refuses what is no plain URL of an HTTP server; one that may hold a secret is not quoted."""
     try:
         parts = urlsplit(url)
         is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:  # brackets without an end, or a port that is no number
-        parts, is_url = None, False
+        is_url = False
     require(
-        parts is None or "@" not in parts.netloc,
-        f"{key}: must hold no name or password, which reports would show. Put the key into an environment variable.",
+        not set("@?#") & set(url),
+        f"{key} must be a URL without name, password or query, which reports would show, such as "
+        "http://127.0.0.1:8000/v1. Put the key into an environment variable, and name that in key_env.",
     )
-    require(is_url, f"{key}: must be a URL such as http://127.0.0.1:8000/v1, found {shorten(repr(url))}.")
+    require(is_url, f"{key} must be a URL such as http://127.0.0.1:8000/v1, found {shorten(repr(url))}.")
 
 
 def require_variable(key: str, name: str) -> None:
     """Refuses what is no name of an environment variable; it is not quoted, since it may be the secret itself."""
     require(
         VARIABLE.fullmatch(name) is not None,
-        f"{key}: must be the name of an environment variable, in capitals such as OPENAI_API_KEY, and not the key "
+        f"{key} must be the name of an environment variable, in capitals such as OPENAI_API_KEY, and not the key "
         "itself.",
     )
 

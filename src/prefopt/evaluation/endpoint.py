@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from prefopt.evaluation.endpoint_faults import Fault, Patience, diagnose, parse_reply
 from prefopt.process.errors import UserError, describe
+from prefopt.process.pace import Pace
 from prefopt.storage.files import read_object, write_json
 
 logger = logging.getLogger(__name__)
@@ -124,12 +125,14 @@ class Endpoint:
     def _ask_all(self, wanted: Mapping[str, dict[str, Any]]) -> dict[str, Reply]:
         """Sends requests, some at a time. After a failure no more are sent; replies under way are awaited and kept."""
         replies: dict[str, Reply] = {}
+        pace = Pace(f"{self._where} replies", len(wanted), logger)
         given_up = threading.Event()
         pool = ThreadPoolExecutor(self._concurrency, "endpoint")
         try:
             futures = {pool.submit(self._ask, key, request, given_up): key for key, request in wanted.items()}
             for future in as_completed(futures):
                 replies[futures[future]] = future.result()
+                pace.advance(1)
         finally:
             given_up.set()
             pool.shutdown(cancel_futures=True)

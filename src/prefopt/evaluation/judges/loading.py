@@ -15,6 +15,7 @@ from prefopt.evaluation.measure import release_memory
 from prefopt.models.fingerprint import describe_model
 from prefopt.models.load import choose_device, from_pretrained
 from prefopt.process.errors import UserError, first_line
+from prefopt.process.pace import Pace
 from prefopt.process.time_limit import time_limit
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def in_batches(
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
     found: dict[int, float] = {}
     budget, start = TOKENS_PER_BATCH, 0
+    pace = Pace("evaluation: judged texts", len(rows), logger)
     while start < len(order):
         size = max(1, budget // max(1, len(rows[order[start]])))
         batch = order[start : start + min(size, most_rows or size)]
@@ -152,6 +154,7 @@ def in_batches(
             torch.cuda.empty_cache()
         else:
             start += len(batch)
+            pace.advance(len(batch))
     return [found[row] for row in range(len(rows))]
 
 

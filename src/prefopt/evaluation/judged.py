@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import isnan
 from typing import Any
 
@@ -109,11 +109,13 @@ def judge_contestants(
     win_rates, verdicts = [], []
     for judge in judges:
         logger.info("evaluation: %s judges %d answers of each contestant", judge.name, len(prompts))
-        standings[judge.name] = try_judge(judge, labelled, of_labelled) if labelled else None
+        standing = try_judge(judge, labelled, of_labelled) if labelled else None
         for a, b in _pairings(list(answers)):
             read = judge_answers(judge, prompts, answers[a], answers[b])
             verdicts.append(read)
             win_rates.append(sum_up(a, b, judge.name, read, of_answers))
+        # What it counts, such as replies without a verdict, includes the contestants' answers.
+        standings[judge.name] = standing and replace(standing, facts=dict(judge.describe()))
     return Judged(standings, win_rates, verdicts)
 
 

@@ -1,8 +1,6 @@
 """Answers that must be JSON: whether they parse, obey a schema, and say what the chosen answer says."""
 
-import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012, EMPTY_REGISTRY
 
 from prefopt.config.tasks import SETTING, JsonSchemaTaskConfig
+from prefopt.data.strict_json import JSONError, parse
 from prefopt.evaluation.tasks.json_answer import Parsed, parse_answer
 from prefopt.evaluation.tasks.task import Answered, Checked, quotable
 from prefopt.process.errors import UserError, explained, shorten
@@ -115,10 +114,10 @@ class JsonSchemaTask:
         path = resolve(config.schema)
         with explained(path, remedy=f"It is named by {where}."):
             text = read_text(path)
-        parsed = parse_answer(text)
-        if parsed.failure is not None:
-            raise UserError(f"{where}: is no JSON ({_why(text, parsed)}). Try: python -m json.tool {config.schema}")
-        return cls(config.name, build_validator(where, parsed.value))
+        try:
+            return cls(config.name, build_validator(where, parse(text)))
+        except JSONError as error:
+            raise UserError(f"{where}: line {error.line}: {error}. Mend that line of the file.") from error
 
     def check(self, answers: Sequence[Answered]) -> Checked:
         parsed = [parse_answer(answered.answer) for answered in answers]
@@ -268,11 +267,3 @@ def _tell(error: ValidationError) -> str:
     """Returns the place of an error, positions in lists apart, and the keyword: `items[].price: type`."""
     steps = ["[]" if isinstance(step, int) else f".{step}" for step in error.absolute_path]
     return quotable(f"{''.join(steps).lstrip('.') or '(whole)'}: {error.validator}")
-
-
-def _why(text: str, parsed: Parsed) -> str:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return re.sub(r"\s+", " ", str(error))
-    return str(parsed.failure).replace("_", " ")

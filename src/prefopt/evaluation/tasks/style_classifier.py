@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from prefopt.evaluation.judges.judge import LabelledPair
@@ -141,7 +142,7 @@ def assess(chosen: Floats, rejected: Floats, prompts: Prompts, seed: int) -> dic
     }
 
 
-def _fit(features: "csr_matrix", is_chosen: "np.ndarray[Any, np.dtype[np.bool_]]") -> tuple[Floats, float]:
+def _fit(features: "csr_matrix", is_chosen: NDArray[np.bool_]) -> tuple[Floats, float]:
     from sklearn.linear_model import LogisticRegression
 
     model: Any = LogisticRegression(C=C, max_iter=200).fit(features, is_chosen)

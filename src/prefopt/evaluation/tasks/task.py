@@ -44,13 +44,12 @@ class Checked:
 
 
 class Task(Protocol):
-    """A check of answers.
+    """A check of answers."""
 
-    Attributes:
-        name: By which reports tell it apart.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """By which reports tell it apart."""
+        ...
 
     def check(self, answers: Sequence[Answered]) -> Checked:
         """Checks the answers of one contestant."""

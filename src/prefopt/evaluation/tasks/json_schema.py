@@ -146,6 +146,8 @@ class JsonSchemaTask:
             return [_tell(error) for error in islice(self.validator.iter_errors(parsed.value), MAX_ERRORS)]
         except RecursionError:
             return ["nested too deeply"]
+        except OverflowError:
+            return ["a number too large to be checked"]
 
 
 def build_validator(where: str, schema: Any) -> Validator:
@@ -170,6 +172,13 @@ def build_validator(where: str, schema: Any) -> Validator:
     registry = EMPTY_REGISTRY.with_resource(resource.id() or "", resource)
     _check_references(where, resource, registry)
     validator: Validator = _VALIDATOR(schema, registry=registry)
+    try:
+        validator.is_valid(None)
+    except RecursionError as error:
+        raise UserError(
+            f"{where}: a $ref leads back to itself, without a level of the answer in between. Let one of the schemas "
+            "on the way describe something."
+        ) from error
     return validator
 
 

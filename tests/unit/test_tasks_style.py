@@ -106,7 +106,8 @@ class TestClassifier:
     def test_hostile_answers_neither_crash_nor_take_long(self) -> None:
         start = time.perf_counter()
         pairs = [*PAIRS, LabelledPair("\ud800", "\ud800\0 We", "x" * 3_000_000)]
-        hostile = ["", "\0", "\ud800", "x" * 5_000_000, "a b " * 500_000, "'" * 100_000, "." * 100_000, "e" * 100_000]
+        hostile = ["", "\0", "\ud800", "x" * 5_000_000, "a b " * 500_000, "'" * 100_000, "." * 100_000]
+        hostile += ["e" * 100_000, "." * 19_999 + "x", ("." * 999 + "x") * 20, "\n" * 20_000, "\n \t" * 7_000 + "x"]
         found = check(learn(pairs, banned=["\u2019", "a  b", "x"]), *hostile)
         assert all(len(values) == len(hostile) for values in found.values.values())
         assert np.isfinite(found.values["in_style"]).all()

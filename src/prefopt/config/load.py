@@ -32,13 +32,15 @@ TRAIN = Tree(
 )
 NOT_IDENTITY = {
     "run": ("name", "root", "overwrite", "time_limit", "timeout_s"),
-    "data": ("gate", "test"),
+    "data": ("gate", "tag", "test"),
     "logger": None,
     "evaluation": (
         "batch_size",
         "contestants",
         "judges",
         "tasks",
+        "num_judged",
+        "regression",
         "min_gain",
         "min_loss_gain",
         "min_prompts",
@@ -55,7 +57,6 @@ ONLY_WHEN_SET = (
     "data.system",
     "data.pairs",
     "data.min_margin",
-    "data.tag",
     "data.on_bad",
     "data.max_rows",
     "data.shuffle_seed",

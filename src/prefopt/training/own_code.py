@@ -10,7 +10,7 @@ from prefopt.config.plain import as_dict, find_strays
 from prefopt.config.ranges import require
 from prefopt.config.schema import TrainConfig
 from prefopt.process.errors import UserError, first_line, shorten
-from prefopt.process.own_code import find_own_code
+from prefopt.process.named_code import find_code
 from prefopt.process.ranks import Launch
 
 if TYPE_CHECKING:
@@ -68,11 +68,11 @@ def load_own_code(config: TrainConfig, handed: OwnCode) -> OwnCode:
     """
     loss, name = handed.loss, getattr(config.algorithm, "loss_function", None)
     if loss is None and name is not None:
-        loss = find_own_code(LOSS, name)
+        loss = find_code(LOSS, name)
     require(loss is None or callable(loss), f"{LOSS}={name}: must be a function, found {type(loss).__name__}.")
     names = config.trainer.callbacks
     num_named = len(names) - len(handed.callbacks)
-    found = [*(find_own_code(CALLBACKS, each) for each in names[:num_named]), *handed.callbacks]
+    found = [*(find_code(CALLBACKS, each) for each in names[:num_named]), *handed.callbacks]
     return OwnCode(loss, tuple(_build(name, each) for name, each in zip(names, found, strict=True)))
 
 

@@ -11,7 +11,7 @@ from prefopt.config.ranges import require
 from prefopt.config.tasks import SETTING, CustomTaskConfig
 from prefopt.evaluation.tasks.task import Answered, Checked
 from prefopt.process.errors import UserError, first_line, shorten
-from prefopt.process.own_code import find_own_code
+from prefopt.process.named_code import find_code
 
 WANTED = "It must return true or false, a finite number, or None where it cannot tell"
 
@@ -40,7 +40,7 @@ class CustomTask:
             UserError: The name leads nowhere, or to no function.
         """
         key = f"{SETTING}: {config.name}: function"
-        function, setting = find_own_code(key, config.function), f"{key}={config.function}"
+        function, setting = find_code(key, config.function), f"{key}={config.function}"
         require(callable(function), f"{setting}: must be a function, found {type(function).__name__}.")
         return cls(config.name, function, setting, config.higher_is_better)
 

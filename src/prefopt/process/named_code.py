@@ -1,4 +1,4 @@
-"""Code of the user's own that a setting names as `module:name`."""
+"""Code of the user's that a setting names as `module:name`."""
 
 import os
 import sys
@@ -8,15 +8,15 @@ from typing import Any
 from prefopt.process.errors import UserError, first_line
 
 
-def find_own_code(key: str, name: str) -> Any:
+def find_code(key: str, name: str) -> Any:
     """Returns what `module:name` leads to; the current folder can be imported from.
 
     Args:
         key: The setting, for errors.
-        name: `module:name`; the name may have dots.
+        name: Its value.
 
     Raises:
-        UserError: It cannot be imported.
+        UserError: The module cannot be imported, or has nothing of that name.
     """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` has it; the command `prefopt` has not

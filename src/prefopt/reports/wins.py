@@ -1,0 +1,105 @@
+"""The tables of judged answers: who wins against whom, and what the judges are worth."""
+
+from math import isfinite, nan
+from typing import Any
+
+from prefopt.evaluation.judging import Standing, WinRate
+from prefopt.evaluation.metrics import NUMBER, PERCENT
+from prefopt.evaluation.report import Report
+from prefopt.evaluation.statistics import Estimate
+from prefopt.reports.numbers import NOT_APPLICABLE, Cell, cell
+from prefopt.reports.sections import Row, Table
+
+
+def wins_table(report: Report) -> Table | None:
+    """Returns the win rates, a row for each two contestants and judge; None if no answers were judged."""
+    wins = report.win_rates or []
+    if not wins:
+        return None
+    rows = [
+        Row(
+            f"{found.a} against {found.b}",
+            [cell(found.estimate, PERCENT), _further(found.matched), _further(found.adjusted)],
+            _hint(found),
+        )
+        for found in wins
+    ]
+    notes = [
+        "A tie counts half: 50 % is no difference. A judge that sees two answers at once saw them in both orders; "
+        "where it then says another thing, it is a tie.",
+        "Adjusted: at no difference in length, by a regression; this is not AlpacaEval's length-controlled win rate.",
+    ]
+    return Table(["Win rate", "Of equal length", "Adjusted for length"], rows, notes)
+
+
+def _further(estimate: Estimate | None) -> Cell:
+    return NOT_APPLICABLE if estimate is None else cell(estimate, PERCENT)
+
+
+def _hint(found: WinRate) -> str:
+    parts = [f"judge: {found.judge}", f"{found.num_ties} {'tie' if found.num_ties == 1 else 'ties'}"]
+    parts += [f"{found.num_unread} without a verdict"] if found.num_unread else []
+    parts += [f"same verdict in both orders {found.consistency:.0%}"] if found.consistency < 1 else []
+    return ", ".join(parts)
+
+
+def judges_table(report: Report) -> Table | None:
+    """Returns how each judge reads held-out pairs whose better answer is known; None if there were no judges."""
+    rows = [_judge_row(name, standing) for name, standing in (report.judges or {}).items() if standing is not None]
+    if not rows:
+        return None
+    notes = ["Read on held-out pairs: chance has a kappa of 0. The first judge is the one that decides."]
+    return Table(["Kappa", "Agreement", "Same in both orders", "First slot", "Longer"], rows, notes)
+
+
+def _judge_row(name: str, standing: Standing) -> Row:
+    shares = (standing.consistency, standing.first_slot)
+    cells = [cell(standing.kappa, NUMBER), cell(standing.agreement, PERCENT)]
+    cells += [Cell(f"{each:.0%}") if isfinite(each) else NOT_APPLICABLE for each in shares]
+    length = standing.length_coefficient
+    cells.append(Cell(f"{length:+.2f}") if isfinite(length) else NOT_APPLICABLE)
+    return Row(name, cells, _learned(standing))
+
+
+def _learned(standing: Standing) -> str:
+    """What a judge says of itself, in a few words."""
+    kind, model = standing.facts.get("kind"), standing.facts.get("model")
+    return ", ".join(str(each) for each in (kind, model) if each)
+
+
+def tasks_table(report: Report) -> Table | None:
+    """Returns what was checked in the answers: a row for each number, a column for each contestant."""
+    tasks = report.tasks or {}
+    names = list(dict.fromkeys(name for task in tasks.values() for name in task.values))
+    rows = []
+    for title, task in tasks.items():
+        keys = dict.fromkeys(key for found in task.values.values() for key in found)
+        for key in keys:
+            found = [task.values.get(name, {}).get(key) for name in names]
+            are_shares = all(each is None or 0 <= each.value <= 1 for each in found)
+            cells = [_further(each) if are_shares else _number(each) for each in found]
+            rows.append(Row(key.replace("_", " "), cells, title if key != task.main else f"{title}, its main number"))
+    return Table([name.capitalize() for name in names], rows) if rows else None
+
+
+def _number(estimate: Estimate | None) -> Cell:
+    return NOT_APPLICABLE if estimate is None else cell(estimate, NUMBER)
+
+
+def answer_slices_table(report: Report) -> Table | None:
+    """Returns the win rate over the best contestant without tuning in each slice of the prompts; None without any."""
+    slices = (report.answer_slices or {}).get("slices") or []
+    rows = [
+        Row(str(each["name"]), [cell(_estimate(each["rate"]), PERCENT)], str(each["grouping"]))
+        for each in slices
+        if isinstance(each, dict) and isinstance(each.get("rate"), dict)
+    ]
+    note = (
+        "Each interval as if its slice were the only one; a slice is named above if it is worse than chance explains."
+    )
+    return Table(["Win rate"], rows, [note]) if rows else None
+
+
+def _estimate(entry: dict[str, Any]) -> Estimate:
+    low, high = (nan if bound is None else bound for bound in entry.get("ci95") or (nan, nan))
+    return Estimate(entry["value"], low, high, entry.get("n"), entry.get("n_prompts"))

@@ -11,6 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from prefopt.config.tasks import JsonSchemaTaskConfig
+from prefopt.evaluation.tasks import json_schema
 from prefopt.evaluation.tasks.json_answer import MAX_CHARACTERS, parse_answer
 from prefopt.evaluation.tasks.json_schema import JsonSchemaTask, build_validator
 from prefopt.evaluation.tasks.task import Answered, Checked
@@ -178,6 +179,13 @@ def test_numbers_too_large_for_a_schema_are_not_valid() -> None:
     found = check(["9" * 4_000, "0.03", "-" + "9" * 400], "1", {"multipleOf": 0.01})
     assert found.values["valid"].tolist() == [False, True, False]
     assert found.details["schema_errors"] == {"a number too large to be checked": 2}
+
+
+def test_a_pattern_that_never_ends_costs_its_answer_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_schema, "LIMIT_S", 1)
+    found = check(['"' + "a" * 40 + '!"', '"aaa"'], "1", {"pattern": "^(a+)+$"})
+    assert found.values["valid"].tolist() == [False, True]
+    assert found.details["schema_errors"] == {"not checked within 1 s": 1}
 
 
 HOSTILE = [

@@ -22,12 +22,15 @@ from prefopt.evaluation.tasks.json_answer import Parsed, parse_answer
 from prefopt.evaluation.tasks.task import Answered, Checked, quotable
 from prefopt.process.errors import UserError, explained, shorten
 from prefopt.process.paths import resolve
+from prefopt.process.time_limit import time_limit
 from prefopt.storage.reading import read_text
 
 MAX_TOLD = 10
 """Kinds of errors, and names of extra keys, that the details list, the commonest first."""
 MAX_ERRORS = 20
 """Errors of one answer that are counted."""
+LIMIT_S = 10
+"""Seconds in which an answer is checked: a pattern of the schema may take longer than a life."""
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Leaf = tuple[int, str, Any]
 """Number of a path, type, value."""
@@ -143,9 +146,12 @@ class JsonSchemaTask:
             return None
         assert self.validator is not None
         try:
-            return [_tell(error) for error in islice(self.validator.iter_errors(parsed.value), MAX_ERRORS)]
+            with time_limit(LIMIT_S):
+                return [_tell(error) for error in islice(self.validator.iter_errors(parsed.value), MAX_ERRORS)]
         except RecursionError:
             return ["nested too deeply"]
+        except TimeoutError:
+            return [f"not checked within {LIMIT_S} s"]
         except OverflowError:
             return ["a number too large to be checked"]
 

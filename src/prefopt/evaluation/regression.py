@@ -17,7 +17,7 @@ import numpy as np
 from prefopt.data.audit.refusal import refuses as begins_with_refusal
 from prefopt.data.strict_json import JSONError, parse
 from prefopt.evaluation.tasks.json_answer import parse_answer
-from prefopt.evaluation.tasks.json_schema import Paths
+from prefopt.evaluation.tasks.json_paths import Paths
 from prefopt.evaluation.tasks.task import Checked, quotable
 from prefopt.process.errors import UserError, explained, shorten
 from prefopt.process.paths import resolve

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -19,6 +19,7 @@ from referencing.jsonschema import DRAFT202012, EMPTY_REGISTRY
 from prefopt.config.tasks import SETTING, JsonSchemaTaskConfig
 from prefopt.data.strict_json import JSONError, parse
 from prefopt.evaluation.tasks.json_answer import Parsed, parse_answer
+from prefopt.evaluation.tasks.json_paths import Paths, keys_of
 from prefopt.evaluation.tasks.task import Answered, Checked, quotable
 from prefopt.process.errors import UserError, explained, shorten
 from prefopt.process.paths import resolve
@@ -32,56 +33,8 @@ MAX_ERRORS = 20
 LIMIT_S = 10
 """Seconds in which an answer is checked: a pattern of the schema may take longer than a life."""
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-Leaf = tuple[int, str, Any]
-"""Number of a path, type, value."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Paths:
-    """Numbers for paths in JSON values, so that a path of a thousand steps costs no more than one of a single step."""
-
-    _numbers: dict[tuple[int, str | int], int] = field(default_factory=dict)
-
-    def number(self, parent: int, step: str | int) -> int:
-        """Returns the number of the path that leads one step beyond `parent`; the root is 0."""
-        return self._numbers.setdefault((parent, step), len(self._numbers) + 1)
-
-    def leaves(self, value: Any) -> set[Leaf]:
-        """Returns the leaves of a value with their paths; an empty list or object is a leaf. 1 and 1.0 are equal."""
-        found: set[Leaf] = set()
-        open_ends: list[tuple[int, Any]] = [(0, value)]
-        while open_ends:
-            path, item = open_ends.pop()
-            if isinstance(item, dict | list) and item:
-                steps = item.items() if isinstance(item, dict) else enumerate(item)
-                open_ends += [(self.number(path, step), inner) for step, inner in steps]
-            else:
-                found.add((path, _type_of(item), None if isinstance(item, dict | list) else item))
-        return found
-
-
-def _type_of(value: Any) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return "number"
-    return type(value).__name__
-
-
-def keys_of(value: Any, paths: Paths) -> dict[int, str]:
-    """Returns the keys of all objects in a value: number of the path -> key; positions in a list are one path."""
-    found: dict[int, str] = {}
-    open_ends: list[tuple[int, Any]] = [(0, value)]
-    while open_ends:
-        path, item = open_ends.pop()
-        if isinstance(item, dict):
-            for key, inner in item.items():
-                number = paths.number(path, key)
-                found[number] = key
-                open_ends.append((number, inner))
-        elif isinstance(item, list):
-            open_ends += [(paths.number(path, -1), inner) for inner in item]
-    return found
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,15 @@ def test_the_worst_slice_is_named() -> None:
     assert "worst" not in texts(judge(even)[1], "warning")
 
 
+def test_a_style_that_moved_far_on_unrelated_questions_is_said() -> None:
+    def style(ratio: float | None, *, differs: bool = True) -> dict[str, Any]:
+        return {"distances": {"ngram_cosine": {"ratio": ratio}}, "differs": differs, "n_texts": 114}
+
+    assert "Its style moved far" in texts(judge(report(style=style(12.6)))[1], "warning")
+    for quiet in (style(4.9), style(12.6, differs=False), style(None)):
+        assert "style" not in texts(judge(report(style=quiet))[1], "warning")
+
+
 def found(values: list[float | bool], **higher: bool) -> Checked:
     return Checked({"main": np.array(values)}, {"main": True, **higher})
 

@@ -30,6 +30,7 @@ from prefopt.evaluation.regression import check_all
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.statistics import Bootstrap, Prompts
+from prefopt.evaluation.style_distance import style_distance
 from prefopt.evaluation.summary import Summary
 from prefopt.models.examples import Examples, hash_rows
 from prefopt.process import phases
@@ -141,6 +142,9 @@ def evaluate_run(
         evidence=dict(gather(config, run.model)),
         provenance={**run.read_provenance(), "data": described},
     )
+    if material.questions:
+        style = style_distance(*(measured[name].regression for name in (BASE, TUNED)), seed=config.run.seed)
+        report.style = None if style is None else style.to_dict()
     hardest = hardest_win(report)
     if hardest is not None:
         report.held_out.models[TUNED][WIN_RATE] = hardest.estimate

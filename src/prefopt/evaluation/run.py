@@ -17,13 +17,14 @@ from prefopt.data.origin import describe_origin
 from prefopt.data.sources import sources_of
 from prefopt.data.token_splits import TokenizedSplits
 from prefopt.distributed import group
+from prefopt.evaluation.asked import labelled_pairs
 from prefopt.evaluation.checked import TaskResult, check_answers, sum_up_checks
 from prefopt.evaluation.contestants import of_run
 from prefopt.evaluation.evidence import gather
 from prefopt.evaluation.findings import assess
 from prefopt.evaluation.gains import hardest_win
 from prefopt.evaluation.judged import judge_all, slice_wins
-from prefopt.evaluation.material import Material, labelled_pairs
+from prefopt.evaluation.material import Material
 from prefopt.evaluation.measure import Measured, measure_contestants
 from prefopt.evaluation.metrics import BASE, REGRESSION, TUNED, WIN_RATE
 from prefopt.evaluation.regression import check_all
@@ -143,7 +144,7 @@ def evaluate_run(
         provenance={**run.read_provenance(), "data": described},
     )
     if material.questions:
-        style = style_distance(*(measured[name].regression for name in (BASE, TUNED)), seed=config.run.seed)
+        style = style_distance(measured[BASE].regression, measured[TUNED].regression, config.run.seed)
         report.style = None if style is None else style.to_dict()
     hardest = hardest_win(report)
     if hardest is not None:

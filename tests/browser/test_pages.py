@@ -133,7 +133,7 @@ FAULTS = {
     "inside": "<div style='width: 40px'>Donaudampfschifffahrt</div>",
     "cut": "<div style='width: 40px; overflow: hidden'>Donaudampfschifffahrt</div>",
     "size": "<small style='font-size: 7px'>small</small>",
-    "overlap": "<svg role='img' aria-label='a' viewBox='0 0 99 20'><text y='15'>one</text><text y='14'>two</text></svg>",
+    "overlap": "<svg role='img' aria-label='a' viewBox='0 0 99 20'><text y='15'>a</text><text y='14'>b</text></svg>",
     "contrast": "<p style='color: #999; background: #fff'>faint</p>",
     "alternative": "<svg viewBox='0 0 9 9'><path d='M1 1h8'/></svg>",
     "headings": "<h3>too deep</h3>",

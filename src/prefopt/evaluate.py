@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefopt.config.checks import check, check_test
 from prefopt.config.choices import Kernels, OnBadRow
-from prefopt.config.load import TRAIN, from_dict
+from prefopt.config.load import TRAIN, from_dict, load_config
 from prefopt.config.overrides import parse
 from prefopt.config.plain import as_dict
 from prefopt.config.ranges import require
@@ -40,6 +40,10 @@ HELP = """Measure a finished run again and rebuild its report.
   python -m prefopt.evaluate run=runs/<name> data.held_out=other_pairs.jsonl
   python -m prefopt.evaluate run=runs/<name> split=test
   torchrun --nproc-per-node 8 -m prefopt.evaluate run=runs/<name>
+  python -m prefopt.evaluate run=runs/<name> evaluation.judges=[classifier] \\
+      'evaluation.contestants=[base,tuned,{name: prompted, system: prompt.md}]'
+  python -m prefopt.evaluate report=<folder> data.held_out=prompts.jsonl model=hf model.path=<base> \\
+      'evaluation.contestants=[base,{name: tuned, model: <folder>}]' evaluation.judges=[...]
 
 Settings of `evaluation`, `data.held_out`, and what happens to rows that cannot be used (data.max_length, data.on_bad
 and the other data.on_…) may be changed; everything else is as in the run's config.yaml.
@@ -49,6 +53,8 @@ split=test measures on data.test (of the run's config.yaml, or data.test=<file> 
 made: the report goes to runs/<name>/report-test, and runs/test_looks.jsonl counts the looks. From the second run on
 that is measured on the same test data, the report warns: a test set by which runs are chosen is held-out data."""
 SPLITS = ("held_out", "test")
+MEASURED_BY = ("data.held_out", "data.test")
+"""Settings that name the data of a comparison without a run."""
 ROWS = ("max_length", "on_bad", *(name for name in BAD_ROW_SWITCHES if name != "on_overlap"), "on_long_completion")
 """Settings of `data` that may be changed: other data than the run's may have other rows that cannot be used."""
 
@@ -59,10 +65,43 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "overrides", nargs="+", help="run=<folder>, evaluation.<setting>=<value>, data.held_out=<file>, split=test"
     )
-    overrides = dict(_split(item) for item in parser.read(argv).overrides)
+    given = parser.read(argv).overrides
+    if not any(item.startswith("run=") for item in given) and any(item.startswith("report=") for item in given):
+        _compare(given)
+        return
+    overrides = dict(_split(item) for item in given)
     if "run" not in overrides:
-        raise UserError("run: required. Give run=<folder of a run>, such as run=runs/<name>.")
+        raise UserError(
+            "run: required. Give run=<folder of a run>, such as run=runs/<name>; or report=<folder> to compare models "
+            "where no run is."
+        )
     _evaluate(Path(overrides.pop("run")), overrides)
+
+
+def _compare(given: Sequence[str]) -> dict[str, Any]:
+    """Compares contestants where no run is; see `prefopt.evaluation.duel`."""
+    wanted = {name: [item for item in given if item.startswith(f"{name}=")] for name in ("report", *MEASURED_BY)}
+    data = [item for name in MEASURED_BY for item in wanted[name]]
+    require(len(data) == 1, f"report: name the data to measure on, by one of {', '.join(MEASURED_BY)}.")
+    folder = Path(wanted["report"][-1].partition("=")[2])
+    others = [item for item in given if item not in (*wanted["report"], *data)]
+    (named,) = parse(data)
+    is_trained = any(item.startswith(("data.train=", "+experiment=", "data=")) for item in others)
+    measured = f"data.train={data[0].partition('=')[2]}"
+    config = load_config(others if is_trained else [*others, measured, "data.held_out_fraction=0"])
+    require(not (folder / "report.json").exists(), f"report={folder}: holds a report already. Name another folder.")
+
+    with importing():
+        from prefopt.evaluation.duel import evaluate_contestants
+        from prefopt.process.console import build_console
+        from prefopt.reports.console import print_report
+        from prefopt.reports.publish import write
+
+    console = build_console()
+    evaluation = evaluate_contestants(config, named.value(), has_training=is_trained)
+    write(evaluation, folder)
+    print_report(evaluation.report, folder / "report.html", console)
+    return evaluation.report.to_dict()
 
 
 def evaluate(run: RunDirectory | Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -116,7 +155,8 @@ def _measure(run: RunDirectory, overrides: dict[str, str]) -> dict[str, Any]:
 
     with importing():
         from prefopt.evaluation.looks import digest_prompts, record_look
-        from prefopt.evaluation.run import build_material, choose_folder, describe_data, evaluate_run  # TRL: seconds
+        from prefopt.evaluation.material import build_material  # TRL: seconds
+        from prefopt.evaluation.run import choose_folder, describe_data, evaluate_run
         from prefopt.reports.console import print_report
         from prefopt.reports.publish import publish
         from prefopt.tracking.wandb import record_evaluation

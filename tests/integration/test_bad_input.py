@@ -91,7 +91,7 @@ def test_a_tokenizer_without_chat_template_is_refused_for_chat_data(overrides, t
 
 def test_a_line_of_the_neutral_texts_that_holds_none_is_named(tmp_path):
     from prefopt.config.schema import EvaluationConfig
-    from prefopt.evaluation.measure import read_neutral_texts
+    from prefopt.evaluation.material import read_neutral_texts
 
     path = tmp_path / "neutral.jsonl"
     path.write_text('{"txt": "x"}\n')

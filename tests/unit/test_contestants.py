@@ -12,11 +12,12 @@ import pytest
 
 from prefopt.evaluation import measure
 from prefopt.evaluation.contestants import Contestant, of_run
-from prefopt.evaluation.measure import Material, Measured, Split, measure_contestants
+from prefopt.evaluation.material import Asked, Material, Split
+from prefopt.evaluation.measure import Measured, measure_contestants
 from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.scoring import Scores
 
-MATERIAL = Material(Split(), Split(), [], [[1, 2]], [("prompt", None)], [])
+MATERIAL = Material(Split(), Split(), [], [[1, 2]], [Asked("a:1", "prompt", None)], [])
 
 
 class Model:
@@ -66,7 +67,9 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def measure_all(*contestants: Contestant) -> dict[str, Measured]:
-    return measure_contestants(contestants, None, SimpleNamespace(pad_token_id=0), MATERIAL)
+    measured, answers = measure_contestants(contestants, None, SimpleNamespace(pad_token_id=0), MATERIAL)
+    assert [*answers] == [*measured]
+    return measured
 
 
 def test_one_model_is_in_memory_at_a_time_and_the_base_scores_what_the_others_wrote(log: list[str]) -> None:

@@ -68,7 +68,7 @@ def test_a_healthy_gain_in_ranking_says_so_and_that_no_answer_was_judged() -> No
     decision, findings = assess(Report.from_dict(report()), EvaluationConfig())
     assert decision.word == "undecided"
     assert decision.reasons == ("Ranks held-out pairs better; its answers were not judged.",)
-    assert "judged by people who do not see which is whose" in decision.would_decide[0]
+    assert "evaluation.judges=[classifier]" in decision.would_decide[0]
     assert [finding.level for finding in findings if finding.level in ("bad", "warning")] == []
 
 

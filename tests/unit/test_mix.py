@@ -14,7 +14,8 @@ from prefopt.config.mixture import parts_of, paths_of
 from prefopt.config.schema import DataConfig
 from prefopt.data.loading import Splits, read_pairs, read_splits
 from prefopt.data.sources import digest_files
-from prefopt.evaluation.measure import Material, Measured, Split
+from prefopt.evaluation.material import Material, Split
+from prefopt.evaluation.measure import Measured
 from prefopt.evaluation.metrics import ACCURACY, BASE, MARGIN, TUNED
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.scoring import PairScores, Scores

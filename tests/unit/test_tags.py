@@ -20,9 +20,9 @@ from prefopt.data.audit.engine import run_checks
 from prefopt.data.defects import record_key
 from prefopt.data.loading import Splits, read_splits
 from prefopt.data.tags import MAX_TAGS, UNTAGGED, fold_tags
-from prefopt.evaluation.measure import Material, Measured, Split
+from prefopt.evaluation.material import Material, Split, _tags_of
+from prefopt.evaluation.measure import Measured
 from prefopt.evaluation.metrics import ACCURACY, BASE, TUNED
-from prefopt.evaluation.run import _tags_of
 from prefopt.evaluation.scoring import PairScores, Scores
 from prefopt.evaluation.statistics import Bootstrap, Prompts
 from prefopt.evaluation.summary import Summary

@@ -20,7 +20,7 @@ from prefopt.data.ragged import PairLogps, PairTable
 from prefopt.data.steps import NO_ROW, ROWS
 from prefopt.distributed.group import agree, during, gather
 from prefopt.distributed.preemption import Preempted
-from prefopt.evaluation.measure import sample_rows
+from prefopt.evaluation.material import sample_rows
 from prefopt.evaluation.scoring import Scorer
 from prefopt.models.kernels import fuse_layers
 from prefopt.models.load import load_model

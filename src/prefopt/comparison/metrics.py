@@ -23,6 +23,7 @@ from prefopt.evaluation.metrics import (
     PAIRS_PER_S,
     TRAIN_TIME,
     TUNED,
+    WIN_RATE,
     Metric,
 )
 from prefopt.evaluation.statistics import Estimate
@@ -33,7 +34,7 @@ from prefopt.reports.numbers import Cell, cell, duration
 from prefopt.runs.files import LARGEST
 
 SPLIT, HELD_OUT = "split", "held_out"
-SHOWN = (ACCURACY, LOSS, MARGIN, KL, LENGTH_CHANGE, CHOSEN_CHANGE, TRAIN_TIME, OUTSIDE, PAIRS_PER_S)
+SHOWN = (WIN_RATE, ACCURACY, LOSS, MARGIN, KL, LENGTH_CHANGE, CHOSEN_CHANGE, TRAIN_TIME, OUTSIDE, PAIRS_PER_S)
 """The metrics that are columns of the table, if any run has them."""
 
 

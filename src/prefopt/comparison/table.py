@@ -35,6 +35,7 @@ from prefopt.evaluation.metrics import (
     OUTSIDE,
     PAIRS_PER_S,
     TRAIN_TIME,
+    WIN_RATE,
     Metric,
 )
 from prefopt.process.terminal import Terminal, one_line
@@ -63,7 +64,7 @@ EXPENDABLE = (
     KL,
 )
 """Columns that a narrow terminal leaves out, in this order; the metric that ranks the rows always stays."""
-WRAPPED = (*NAMES, ACCURACY, "decision", "verdict", "state", "step", "held_out")
+WRAPPED = (*NAMES, WIN_RATE, ACCURACY, "decision", "verdict", "state", "step", "held_out")
 """Columns that are never left out; their cells are wrapped if there is no room."""
 
 

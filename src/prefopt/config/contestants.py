@@ -25,6 +25,7 @@ class ContestantConfig:
         system: What the model is told before each prompt: the text, or a file (.txt, .md) that holds it.
         examples: JSONL file of examples, each with `prompt` and `completion` (or `chosen`), shown before each prompt.
         num_examples: How many of them are shown, the first ones.
+        max_requests: Most requests to the endpoint in one evaluation; answers that were kept cost none.
     """
 
     name: str
@@ -34,11 +35,13 @@ class ContestantConfig:
     system: str | None = None
     examples: str | None = None
     num_examples: int = 4
+    max_requests: int = 2000
 
     def __post_init__(self) -> None:
         where = f"{SETTING}: {self.name}:"
         require(self.name.strip() != "", f"{SETTING}: a contestant's name must not be empty.")
         require(self.num_examples >= 1, f"{where} num_examples must be >= 1, found {self.num_examples}.")
+        require(self.max_requests >= 1, f"{where} max_requests must be >= 1, found {self.max_requests}.")
         require(
             self.endpoint is None or self.model not in (None, BASE, TUNED),
             f"{where} an endpoint needs model, the model's name there.",

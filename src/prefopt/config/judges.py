@@ -5,15 +5,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefopt.config.entries import read_entries
-from prefopt.config.ranges import require, require_code
+from prefopt.config.ranges import require, require_at_most, require_code, require_url, require_variable
 from prefopt.process.errors import UserError, shorten
 
 SETTING = "evaluation.judges"
+FEWEST_IN_PANEL = 3
+MAX_CONCURRENCY = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuleJudgeConfig:
     """Scores an answer by regular expressions, or by code of the user's own.
+
+    A search that takes longer than seconds, as `(a+)+b` does, ends the evaluation with an error that names it.
 
     Attributes:
         name: By which reports tell it apart.
@@ -39,8 +43,11 @@ class RuleJudgeConfig:
             require(is_right, f"{where} patterns are texts with points, found {shorten(repr({pattern: points}))}.")
             try:
                 re.compile(pattern)
-            except re.error as error:
-                raise UserError(f"{where} {pattern!r} is no regular expression ({error}).") from error
+            except (re.error, OverflowError, RecursionError) as error:
+                raise UserError(
+                    f"{where} {shorten(repr(pattern))} is no regular expression ({error}). To find these very "
+                    f"characters, write {shorten(re.escape(pattern))}"
+                ) from error
         if self.function is not None:
             require_code(f"{where} function", self.function)
 
@@ -53,6 +60,8 @@ class RuleJudgeConfig:
 @dataclass(frozen=True, kw_only=True)
 class ClassifierJudgeConfig:
     """A classifier of words and letters that learned from the training pairs which answers are chosen.
+
+    It needs scikit-learn: pip install 'prefopt[judge]'.
 
     Attributes:
         name: By which reports tell it apart.
@@ -118,13 +127,19 @@ class ModelJudgeConfig:
 class EndpointJudgeConfig:
     """A language model behind an OpenAI-compatible server, which reads both answers and writes its verdict.
 
+    It needs the package openai: pip install 'prefopt[judge]'.
+
     Attributes:
         name: By which reports tell it apart.
         endpoint: URL of the server, such as http://127.0.0.1:8000/v1.
         model: The model's name there.
         key_env: Environment variable that holds the key; unset: none is sent.
-        rubric: What it is asked: the text, or a file (.txt, .md), with {prompt}, {a} and {b}. Unset: prefopt's own.
-        max_requests: Most requests that are sent in one evaluation; what the cache has costs none.
+        rubric: What it is asked: the text, or a file (.txt, .md), with {prompt}, {a} and {b}, which must ask for the
+            verdict [[A]], [[B]], or [[C]] for a tie. Unset: prefopt's own.
+        max_new_tokens: Most tokens of a reply, the reasons before the verdict included.
+        max_requests: Most requests that are sent in one evaluation, repeated ones included; what the cache has costs
+            none.
+        concurrency: Requests that are under way at once.
     """
 
     name: str = "endpoint"
@@ -132,22 +147,27 @@ class EndpointJudgeConfig:
     model: str
     key_env: str | None = None
     rubric: str | None = None
+    max_new_tokens: int = 1024
     max_requests: int = 2000
+    concurrency: int = 16
 
     def __post_init__(self) -> None:
         where = f"{SETTING}: {self.name}:"
-        is_url = self.endpoint.startswith(("http://", "https://"))
-        require(is_url, f"{where} endpoint must be a URL such as http://127.0.0.1:8000/v1, found {self.endpoint!r}.")
-        require(self.max_requests >= 1, f"{where} max_requests must be >= 1, found {self.max_requests}.")
+        require_url(f"{where} endpoint", self.endpoint)
+        if self.key_env is not None:
+            require_variable(f"{where} key_env", self.key_env)
+        for name in ("max_new_tokens", "max_requests", "concurrency"):
+            require(getattr(self, name) >= 1, f"{where} {name} must be >= 1, found {getattr(self, name)}.")
+        require_at_most(f"{where} concurrency", self.concurrency, MAX_CONCURRENCY, "each is a thread")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PanelJudgeConfig:
-    """The majority of other judges.
+    """The majority of other judges; where most of them have no verdict, it has none.
 
     Attributes:
         name: By which reports tell it apart.
-        of: Names of the judges, at least three; each must be in `evaluation.judges` too.
+        of: Names of the judges, at least three different ones; each must be in `evaluation.judges` too.
     """
 
     name: str = "panel"
@@ -155,7 +175,9 @@ class PanelJudgeConfig:
 
     def __post_init__(self) -> None:
         where = f"{SETTING}: {self.name}:"
-        require(len(set(self.of)) >= 3, f"{where} of must name three judges or more, found {self.of}.")
+        names = [name for name in self.of if isinstance(name, str)]
+        is_right = len(set(names)) == len(self.of) >= FEWEST_IN_PANEL
+        require(is_right, f"{where} of must name {FEWEST_IN_PANEL} different judges or more, found {self.of}.")
 
 
 JudgeConfig = (
@@ -183,8 +205,12 @@ def read_judges(given: object) -> list[JudgeConfig]:
         UserError: A table has an unknown key or a wrong value, two judges have one name, or a panel names none.
     """
     judges: list[JudgeConfig] = read_entries(SETTING, given, KINDS)
-    names = {judge.name for judge in judges if not isinstance(judge, PanelJudgeConfig)}
+    names = [judge.name for judge in judges if not isinstance(judge, PanelJudgeConfig)]
     for judge in judges:
         unknown = [name for name in judge.of if name not in names] if isinstance(judge, PanelJudgeConfig) else []
-        require(not unknown, f"{SETTING}: {judge.name}: no judge is called {unknown[:1]}. Judges: {', '.join(names)}.")
+        if unknown:
+            known = ", ".join(names) or "none beside panels"
+            raise UserError(
+                f"{SETTING}: {judge.name}: no judge is called {shorten(repr(unknown[0]))}. Judges: {known}."
+            )
     return judges

@@ -39,6 +39,7 @@ NOT_IDENTITY = {
         "contestants",
         "judges",
         "tasks",
+        "num_judged",
         "min_gain",
         "min_loss_gain",
         "min_prompts",

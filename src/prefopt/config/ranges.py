@@ -4,6 +4,7 @@ import math
 import os
 import re
 from typing import Any
+from urllib.parse import urlsplit
 
 from omegaconf import BooleanNode, IntegerNode
 from omegaconf.errors import ValidationError
@@ -12,6 +13,7 @@ from prefopt.config.choices import AUTO
 from prefopt.process.errors import UserError, shorten
 
 OWN_CODE = re.compile(r"[\w.]+:[\w.<>]+")
+VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 MAX_FOLDER_BYTES = 200
 """Most bytes in a folder's name, of the 255 that file systems allow."""
 
@@ -42,6 +44,29 @@ def require_code(key: str, name: str) -> None:
     require(
         OWN_CODE.fullmatch(name) is not None,
         f"{key}: must be module:name, such as my_module:MyName, found {shorten(repr(name))}.",
+    )
+
+
+def require_url(key: str, url: str) -> None:
+    """Refuses what is no URL of an HTTP server, and a URL with a password, which logs and reports would show."""
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # brackets without an end, or a port that is no number
+        parts, is_url = None, False
+    require(
+        parts is None or "@" not in parts.netloc,
+        f"{key}: must hold no name or password, which reports would show. Put the key into an environment variable.",
+    )
+    require(is_url, f"{key}: must be a URL such as http://127.0.0.1:8000/v1, found {shorten(repr(url))}.")
+
+
+def require_variable(key: str, name: str) -> None:
+    """Refuses what is no name of an environment variable; it is not quoted, since it may be the secret itself."""
+    require(
+        VARIABLE.fullmatch(name) is not None,
+        f"{key}: must be the name of an environment variable, in capitals such as OPENAI_API_KEY, and not the key "
+        "itself.",
     )
 
 

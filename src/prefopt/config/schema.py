@@ -282,6 +282,8 @@ class EvaluationConfig:
     """Most training examples that are measured, for the train/held-out gap."""
     num_samples: int = 32
     """Held-out prompts that both models answer, for KL, answer lengths and samples in the report; 0 turns it off."""
+    num_judged: int = 512
+    """Most held-out prompts, each once, that all contestants answer where `judges` or `tasks` are set."""
     num_shown_samples: int = 8
     """Most of these answers that the report shows side by side."""
     max_new_tokens: int = 128
@@ -316,7 +318,7 @@ class EvaluationConfig:
         require(0 <= self.min_gain < 1, share)
         require(self.min_loss_gain >= 0, f"evaluation.min_loss_gain: must be >= 0, found {self.min_loss_gain}.")
         require(self.min_prompts >= 2, f"evaluation.min_prompts: must be >= 2, found {self.min_prompts}.")
-        for name in ("batch_size", "max_train_examples", "max_new_tokens", "bootstrap_resamples"):
+        for name in ("batch_size", "max_train_examples", "max_new_tokens", "bootstrap_resamples", "num_judged"):
             require(getattr(self, name) >= 1, f"evaluation.{name}: must be >= 1, found {getattr(self, name)}.")
         more = "more change no digit that is shown"
         require_at_most("evaluation.bootstrap_resamples", self.bootstrap_resamples, MAX_RESAMPLES, more)

@@ -2,11 +2,8 @@
 
 import json
 import re
-import signal
-import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
@@ -16,6 +13,7 @@ from prefopt.data.plain_chats import PLAIN, render_plain
 from prefopt.data.prefixes import common_prefix_length
 from prefopt.data.values import describe
 from prefopt.process.errors import UserError
+from prefopt.process.time_limit import time_limit
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -165,7 +163,7 @@ def _has_context(chat: Chat) -> bool:
 def _render_alike(tokenizer: "PreTrainedTokenizerBase", chats: Sequence[Chat]) -> list[str]:
     first = chats[0]
     try:
-        with _time_limit(RENDER_LIMIT_S + RENDER_SHARE_S * len(chats)):
+        with time_limit(RENDER_LIMIT_S + RENDER_SHARE_S * len(chats)):
             conversations = [_without_marks(chat.messages) for chat in chats]
             plain = None
             if not _has_context(first):
@@ -194,25 +192,6 @@ def _without_marks(messages: list[Message]) -> list[Message]:
         {key: value for key, value in message.items() if key != UNTRAINED} if UNTRAINED in message else message
         for message in messages
     ]
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raises a `TimeoutError` in its block after `seconds`; without effect outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"it takes more than {seconds:.0f} s")
-
-    earlier = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, earlier)
 
 
 def _require_tools_rendered(tokenizer: "PreTrainedTokenizerBase", chats: Sequence[Chat]) -> None:

@@ -16,6 +16,12 @@ LEVELS: tuple[Level, ...] = ("bad", "warning", "good", "info")
 """Levels of findings, worst first."""
 
 
+JUDGED = (
+    "Its answers to held-out prompts beside those of the base with its best prompt, read by a judge: "
+    "'evaluation.contestants=[base,tuned,{name: prompted, system: <file>}]' 'evaluation.judges=[classifier]', or "
+    "people who do not see which is whose."
+)
+"""What a gain in ranking alone takes to become a decision."""
 EARLIER_SHIP = "An earlier version of prefopt said ship, for a gain in ranking alone; its answers were not judged."
 
 
@@ -85,14 +91,17 @@ class Decision:
             `do_not_ship`: a finding is bad, such as a ruined or measurably worse model. `undecided`: otherwise.
         reasons: Sentences, the most important first.
         would_decide: What an undecided case takes to be decided.
+        caveat: What `ship` does not prove, in a sentence; empty otherwise.
     """
 
     word: Word
     reasons: tuple[str, ...] = ()
     would_decide: tuple[str, ...] = ()
+    caveat: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        written = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in written.items() if key != "caveat" or value}
 
     @classmethod
     def from_written(cls, written: object) -> "Decision | None":
@@ -107,16 +116,18 @@ class Decision:
             return None
         texts = {key: found.get(key) for key in ("reasons", "would_decide")}
         lists = {key: tuple(map(str, value)) for key, value in texts.items() if isinstance(value, list)}
-        return cls(found["word"], **lists)
+        caveat = found.get("caveat")
+        return cls(found["word"], **lists, caveat=caveat if isinstance(caveat, str) else "")
 
 
-def decide(gains: Sequence[Gain], findings: Sequence[Finding], min_prompts: int) -> Decision:
+def decide(gains: Sequence[Gain], findings: Sequence[Finding], min_prompts: int, caveat: str = "") -> Decision:
     """Returns the decision that the evidence earns.
 
     Args:
         gains: All measured gains.
         findings: All findings.
         min_prompts: Held-out prompts that a gain takes to be shown (`evaluation.min_prompts`).
+        caveat: What a gain of answers does not prove.
     """
     bad = [finding.finding for finding in findings if finding.level == "bad"]
     if bad:
@@ -124,24 +135,22 @@ def decide(gains: Sequence[Gain], findings: Sequence[Finding], min_prompts: int)
     severe = [finding for finding in findings if finding.is_severe]
     shown = [gain for gain in gains if gain.is_shown(min_prompts)]
     of_answers = [gain for gain in shown if gain.is_of_answers]
+    are_judged = any(gain.is_of_answers for gain in gains)
     if of_answers and not severe:
-        return Decision("ship", tuple(f"{gain.sentence}." for gain in of_answers))
+        return Decision("ship", tuple(f"{gain.sentence}." for gain in of_answers), caveat=caveat)
     reasons = [finding.finding for finding in severe]
     wanted = [finding.remedy for finding in findings if finding.remedy]
     for gain in gains:
         if gain in shown:
-            reasons.append(f"{gain.sentence}{'' if gain.is_of_answers else '; its answers were not judged'}.")
+            reasons.append(f"{gain.sentence}{'' if are_judged else '; its answers were not judged'}.")
         else:
             reasons += _why_not_shown(gain, min_prompts)
             wanted += [gain.remedy] if gain.remedy else []
     if not gains:
         reasons.append("Nothing was measured on held-out data.")
         wanted.append("Held-out data: set data.held_out, or data.held_out_fraction.")
-    if not of_answers and (shown or not wanted):
-        wanted.append(
-            "Its answers to held-out prompts beside those of the base with its best prompt, judged by people who do "
-            "not see which is whose (the report shows the first ones, evaluation.num_shown_samples of them)."
-        )
+    if not are_judged and (shown or not wanted):
+        wanted.append(JUDGED)
     return Decision("undecided", tuple(dict.fromkeys(reasons)), tuple(dict.fromkeys(wanted)))
 
 

@@ -29,6 +29,7 @@ from prefopt.evaluation.metrics import (
 from prefopt.evaluation.overlap import describe_overlap
 from prefopt.evaluation.report import Estimates, HeldOut, Report
 from prefopt.evaluation.statistics import Estimate, detectable_gain, difference
+from prefopt.evaluation.win_findings import describe_doubt, judge_wins
 
 FEWEST_ANSWERS = 5
 """Answers or texts below which a number without an interval is no proof."""
@@ -38,9 +39,10 @@ NEARER = "A run that stays nearer to its base: lower optim.learning_rate, train 
 def assess(report: Report, settings: EvaluationConfig) -> tuple[Decision, list[Finding]]:
     """Returns the decision on a report, and what it found, worst first."""
     limits, held_out = settings.limits, report.held_out
-    gains = find_gains(held_out, settings)
+    gains = find_gains(report, settings)
     findings = [
         *_not_finite(report),
+        *judge_wins(report, settings),
         *_preference(held_out, gains, settings),
         *_loss(held_out, gains, settings),
         *_overlap(report.overlap or {}, limits),
@@ -52,7 +54,7 @@ def assess(report: Report, settings: EvaluationConfig) -> tuple[Decision, list[F
         *_files(report.run or {}),
     ]
     findings.sort(key=lambda finding: (LEVELS.index(finding.level), not finding.is_severe))
-    return decide(gains, findings, settings.min_prompts), findings
+    return decide(gains, findings, settings.min_prompts, describe_doubt(report)), findings
 
 
 def _not_finite(report: Report) -> list[Finding]:

@@ -6,17 +6,92 @@ from math import ceil
 from prefopt.config.schema import EvaluationConfig
 from prefopt.data.intervals import Z_95
 from prefopt.evaluation.decision import Gain
-from prefopt.evaluation.metrics import ACCURACY, LOSS, TUNED
-from prefopt.evaluation.report import HeldOut
+from prefopt.evaluation.judging import WinRate
+from prefopt.evaluation.metrics import ACCURACY, LOSS, TUNED, WIN_RATE
+from prefopt.evaluation.report import HeldOut, Report
 from prefopt.evaluation.statistics import Z_80, Estimate, detectable_gain
 
 MORE = "more prompts in data.held_out, or a larger data.held_out_fraction"
 
 
-def find_gains(held_out: HeldOut, settings: EvaluationConfig) -> list[Gain]:
-    """Returns the gains in ranking and in loss, as far as they were measured."""
-    found = (_find_ranking(held_out, settings), _find_likelier(held_out, settings))
+def find_gains(report: Report, settings: EvaluationConfig) -> list[Gain]:
+    """Returns the gains in judged answers, in ranking and in loss, as far as they were measured."""
+    held_out = report.held_out
+    found = (_find_wins(report, settings), _find_ranking(held_out, settings), _find_likelier(held_out, settings))
     return [gain for gain in found if gain is not None]
+
+
+def deciding_wins(report: Report) -> list[WinRate]:
+    """Returns the win rates of the tuned model over each contestant without tuning, by the first judge."""
+    judge = next(iter(report.judges or {}), None)
+    known = report.contestants or {}
+    return [
+        found
+        for found in report.win_rates or []
+        if found.judge == judge and found.a == TUNED and known.get(found.b, {}).get("is_untuned", True)
+    ]
+
+
+def hardest_win(report: Report) -> WinRate | None:
+    """Returns the win rate over the best contestant without tuning, by the first judge; None if nothing was judged.
+
+    The best one is that against which the gain is smallest for sure: a gain over it is a gain over all, without a
+    correction for how many there are (an intersection-union test; Berger 1982).
+    """
+    return min(deciding_wins(report), key=lambda found: found.gain.low, default=None)
+
+
+def _find_wins(report: Report, settings: EvaluationConfig) -> Gain | None:
+    """The win rate over one half against the best contestant without tuning."""
+    wins, best = deciding_wins(report), hardest_win(report)
+    if best is None:
+        return None
+    known = report.contestants or {}
+    names = " and ".join(found.b for found in wins)
+    obstacles, remedies = [*_obstacles_of(best.judge, report, settings)], []
+    if not any(known.get(found.b, {}).get("is_prompted") for found in wins):
+        obstacles.append("No base with a prompt competed, which is what one would do instead of tuning.")
+        remedies.append(PROMPTED)
+    gain = best.gain
+    return Gain(
+        WIN_RATE,
+        f"the win rate over {best.b}",
+        f"Its answers win against {names} (judge: {best.judge})",
+        gain,
+        settings.min_gain,
+        is_of_answers=True,
+        obstacles=tuple(obstacles),
+        remedy=" ".join([*remedies, _needed_wins(best, settings)]).strip(),
+    )
+
+
+PROMPTED = "A base with its best prompt: 'evaluation.contestants=[base,tuned,{name: prompted, system: <file>}]'."
+
+
+def _obstacles_of(judge: str, report: Report, settings: EvaluationConfig) -> list[str]:
+    """Says why a judge may not decide: it does not tell chosen from rejected answers, or nothing tells whether."""
+    standing = (report.judges or {}).get(judge)
+    if standing is None:
+        return [f"Nothing tells what the judge {judge} is worth: there are no held-out pairs that it could read."]
+    kappa, num = standing.kappa, standing.kappa.num_prompts or 0
+    if num < settings.min_prompts:
+        return [f"Pairs of {num} prompts are too few to tell what the judge {judge} is worth."]
+    if not kappa.low > settings.limits.judge_kappa:
+        return [f"The judge {judge} cannot tell chosen from rejected answers (kappa {kappa.value:.2f})."]
+    return []
+
+
+def _needed_wins(found: WinRate, settings: EvaluationConfig) -> str:
+    """Says how many prompts would show the measured win rate; empty if it shows none above the least."""
+    gain, num = found.gain, found.estimate.num_prompts or 0
+    if num < settings.min_prompts:
+        return f"Answers to at least {settings.min_prompts} held-out prompts instead of {num}: {MORE}."
+    over = gain.value - settings.min_gain
+    if gain.low > settings.min_gain or over <= 0:
+        return ""
+    spread = max(found.discordant / 4 - gain.value**2, 1 / num)
+    needed = max(ceil((Z_95 + Z_80) ** 2 * spread / over**2), num + 1)
+    return f"Answers to about {needed:,} held-out prompts instead of {num:,}, if {found.b} loses as often: {MORE}."
 
 
 def _find_ranking(held_out: HeldOut, settings: EvaluationConfig) -> Gain | None:

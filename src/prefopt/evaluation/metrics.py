@@ -123,6 +123,7 @@ LENGTH_CHANGE, CHOSEN_CHANGE = "length_change", "chosen_change"
 CHOSEN, REJECTED, CHOSEN_FELL = "chosen", "rejected", "chosen_fell"
 LONGER_WINS, SHORTER_WINS = "longer_wins", "shorter_wins"
 BASE_ACCURACY = "base_preference_accuracy"
+WIN_RATE = "win_rate"
 TRAIN_TIME, OUTSIDE, PAIRS_PER_S = "train_time_s", "outside_training_s", "pairs_per_s"
 
 
@@ -147,6 +148,15 @@ METRICS = [
         hint="Paired difference of both models' preference accuracy: both saw the same pairs.",
         trap="Its interval decides, from 30 prompts on. Overlapping intervals of base and tuned do not mean 'no"
         " difference'.",
+    ),
+    Metric(
+        WIN_RATE, "Win rate", "win rate", "Answers judged better than those of the best contestant without tuning",
+        PERCENT, Better.higher, path=_tuned(WIN_RATE), rows=(), is_relative=True,
+        note="answers, against the best contestant without tuning",
+        hint="Share of held-out prompts to which the tuned model's answer was judged better than that of the base, or"
+        " of the base with a prompt, whichever does better; a tie counts half, so 50 % is no difference.",
+        trap="It is worth what its judge is worth: look at the judge's kappa, and read some answers. Judges favour"
+        " length; the report adjusts for it.",
     ),
     Metric(
         MARGIN, "Mean margin", "margin", "Held-out margin, nats per token", NUMBER, Better.higher,

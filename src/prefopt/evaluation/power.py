@@ -4,7 +4,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from prefopt.config.schema import EvaluationConfig
-from prefopt.evaluation.measure import number_prompts, prompt_of, to_rows
+from prefopt.evaluation.material import number_prompts, prompt_of, to_rows
 from prefopt.evaluation.statistics import detectable_gain
 
 if TYPE_CHECKING:

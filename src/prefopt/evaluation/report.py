@@ -7,6 +7,7 @@ from numbers import Real
 from typing import Any
 
 from prefopt.evaluation.decision import Decision
+from prefopt.evaluation.judging import Standing, WinRate
 from prefopt.evaluation.statistics import Estimate
 from prefopt.process.version import __version__
 from prefopt.runs.files import REPORT_FORMAT, is_audit
@@ -109,6 +110,9 @@ class Report:
             and `near`, those that are nearly one; null where it was not looked for.
         test: How often these test data were looked at, as `prefopt.evaluation.looks.record_look` returns it; None of a
             report on other data.
+        contestants: Name of a contestant -> the model and the prompt with which it answered.
+        win_rates: Of each judge, who won how often against whom.
+        judges: Name of a judge -> what it is worth, the deciding one first; None where no held-out pairs tell.
         decision: Whether to ship, with its reasons and what would decide.
         verdict: The findings, worst first.
         phases: Seconds per part of the run.
@@ -131,6 +135,9 @@ class Report:
     provenance: Block | None = None
     overlap: Block | None = None
     test: Block | None = None
+    contestants: dict[str, Block] | None = None
+    win_rates: list[WinRate] | None = None
+    judges: dict[str, Standing | None] | None = None
     decision: Decision | None = None
     verdict: list[dict[str, str]] | None = None
     phases: dict[str, float] | None = None
@@ -158,6 +165,10 @@ class Report:
             "likelihood": _estimates(likelihood) or None,
             "overlap": dict(_mapping(known["overlap"])) or None,
             "test": dict(_mapping(known["test"])) or None,
+            "contestants": {name: dict(_mapping(each)) for name, each in _mapping(known["contestants"]).items()}
+            or None,
+            "win_rates": [_win_rate(each) for each in known["win_rates"] or [] if _estimate(each)] or None,
+            "judges": {name: _standing(each) for name, each in _mapping(known["judges"]).items()} or None,
             "decision": Decision.from_written(known["decision"]),
             "audit": known["audit"] if is_audit(known["audit"]) else None,
         }
@@ -170,7 +181,7 @@ def _write(value: object) -> Any:
         return {key: _write(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_write(item) for item in value]
-    return value.to_dict() if isinstance(value, Estimate | HeldOut | Decision) else value
+    return value.to_dict() if isinstance(value, Estimate | HeldOut | Decision | WinRate | Standing) else value
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -203,6 +214,27 @@ def _estimate(entry: object) -> Estimate | None:
     if "num_cut" not in entry:
         return Estimate(value, low, high, n, num_prompts)
     return AnswersEstimate(value, low, high, n, num_prompts, num_cut or 0, cut_at)
+
+
+def _win_rate(entry: Mapping[str, Any]) -> WinRate:
+    a, b, judge = (str(entry.get(key)) for key in ("a", "b", "judge"))
+    ties, unread = (_number(entry.get(key), 0) for key in ("ties", "unread"))
+    consistency, first_slot = (_number(entry.get(key), nan) for key in ("consistency", "first_slot"))
+    estimate, matched, adjusted = (_estimate(each) for each in (entry, entry.get("matched"), entry.get("adjusted")))
+    assert estimate is not None
+    return WinRate(a, b, judge, estimate, ties, unread, consistency, first_slot, matched, adjusted)
+
+
+def _standing(entry: object) -> Standing | None:
+    """Parses what a judge is worth; None if it is not known."""
+    found = _mapping(entry)
+    kappa, agreement = (_estimate(found.get(key)) for key in ("kappa", "agreement"))
+    if kappa is None or agreement is None:
+        return None
+    keys = ("consistency", "first_slot", "length_coefficient")
+    consistency, first_slot, coefficient = (_number(found.get(key), nan) for key in keys)
+    unread, facts = _number(found.get("unread"), 0), dict(_mapping(found.get("facts")))
+    return Standing(kappa, agreement, consistency, first_slot, coefficient, unread, facts)
 
 
 def _number(value: object, otherwise: Any = None) -> Any:

@@ -1,43 +1,31 @@
 """Evaluates a finished run: chooses the data, measures the models, builds the report."""
 
-import dataclasses
 import hashlib
 import json
 import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt.config.choices import DataFormat
 from prefopt.config.mixture import paths_of
 from prefopt.config.schema import TrainConfig
-from prefopt.data.loading import read_pairs
-from prefopt.data.messages import Content, trained_turns
 from prefopt.data.origin import describe_origin
-from prefopt.data.records import PreferencePair, Record, SFTExample
 from prefopt.data.sources import sources_of
-from prefopt.data.tags import fold_tags
-from prefopt.data.token_splits import TokenizedSplits, load_tokenized
+from prefopt.data.token_splits import TokenizedSplits
 from prefopt.distributed import group
 from prefopt.evaluation.contestants import of_run
 from prefopt.evaluation.findings import assess
-from prefopt.evaluation.measure import (
-    Material,
-    Measured,
-    Split,
-    measure_contestants,
-    prompt_of,
-    read_neutral_texts,
-    take_sample,
-    to_rows,
-)
-from prefopt.evaluation.metrics import BASE
-from prefopt.evaluation.overlap import find_overlap
+from prefopt.evaluation.gains import hardest_win
+from prefopt.evaluation.judged import judge_all
+from prefopt.evaluation.material import Material, labelled_pairs
+from prefopt.evaluation.measure import Measured, measure_contestants
+from prefopt.evaluation.metrics import BASE, TUNED, WIN_RATE
 from prefopt.evaluation.report import Report
+from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.statistics import Bootstrap
 from prefopt.evaluation.summary import Summary
 from prefopt.models.examples import Examples, hash_rows
@@ -51,7 +39,7 @@ from prefopt.runs.provenance import MEASURED
 from prefopt.runs.settings import read_config
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 TEST = "test"
 """The split that is measured after all choices are made; of the folder of its report, the last part of the name."""
@@ -66,11 +54,13 @@ class Evaluation:
         report: The report, without `phases`.
         records: The lines of metrics.jsonl.
         pairs: The lines of pairs.jsonl, one per held-out pair.
+        answers: The lines of answers.jsonl, one per answered prompt; nothing if nothing was judged.
     """
 
     report: Report
     records: list[dict[str, Any]]
     pairs: list[dict[str, Any]]
+    answers: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def steps(self) -> int:
@@ -99,10 +89,14 @@ def evaluate_run(
     started = time.monotonic()
     tokenizer, data = examples.tokenizer, examples.tokenized
     with phases.group("evaluation"), group.during("the final evaluation", may_take_long=True):
-        measured = measure_contestants(of_run(run.model), config, tokenizer, material)
+        measured, answers = measure_contestants(of_run(run.model), config, tokenizer, material)
     group.stop()
     if not is_main():
         return None
+    with phases.of("judging"):
+        texts = {name: [each.text for each in found] for name, found in answers.items()}
+        trained = labelled_pairs(examples.records.train) if config.evaluation.judges else []
+        judged = judge_all(config, material.asked, texts, material.labelled, trained)
     algorithm = config.algorithm
     summary = Summary(
         measured,
@@ -132,12 +126,19 @@ def evaluate_run(
         },
         overlap=material.overlap,
         audit=_audit_of(run, described["sha256"]),
-        samples=describe_samples(measured, material),
+        samples=describe_samples(measured, answers, material),
+        contestants=describe_contestants(config, material) if material.are_judged or material.rivals else None,
+        win_rates=list(judged.win_rates) or None,
+        judges=dict(judged.standings) or None,
         provenance={**run.read_provenance(), "data": described},
     )
+    hardest = hardest_win(report)
+    if hardest is not None:
+        report.held_out.models[TUNED][WIN_RATE] = hardest.estimate
     report.decision, findings = assess(report, config.evaluation)
     report.verdict = [finding.to_dict() for finding in findings]
-    return Evaluation(report, metrics, summary.per_pair())
+    lines = judged.per_prompt(material.asked, texts) if material.are_judged or material.rivals else []
+    return Evaluation(report, metrics, summary.per_pair(), lines)
 
 
 def _audit_of(run: RunDirectory, digests: dict[str, str]) -> dict[str, Any] | None:
@@ -155,83 +156,6 @@ def read_work(run: RunDirectory) -> dict[str, Any]:
     """Returns the content of work.json about the run's speed, without its phases."""
     phases.save()
     return {part: found for part, found in run.read_work().items() if part != "phases"}
-
-
-def build_material(config: TrainConfig, examples: Examples) -> Material:
-    """Chooses the data that both models will be measured on; reads every file that the evaluation needs.
-
-    Raises:
-        UserError: A file of the evaluation is missing or unusable; this is found before training begins.
-    """
-    settings, seed = config.evaluation, config.run.seed
-    data, tokenizer = examples.tokenized, examples.tokenizer
-    train = take_sample(data.train, settings.max_train_examples, seed)
-    held_out = data.held_out if data.held_out is not None else data.train.select([])
-    answered = take_sample(held_out, settings.num_samples, seed) if settings.num_samples else held_out.select([])
-    wanted = set(answered["source"])
-    records = (examples.records.held_out or []) if wanted else []
-    by_source = {record.source: record for record in records if record.source in wanted}
-    has_pairs = config.algorithm.trains_pairs
-    apart = None if has_pairs else _read_pairs(config, examples)
-    pairs = (held_out if len(held_out) else None) if has_pairs else (None if apart is None else apart.tokens)
-    prompts = [list(i) for i in answered["prompt_ids"]] if has_pairs else [prompt_of(row) for row in to_rows(answered)]
-    if examples.limits is not None:
-        examples.limits.check_answers(prompts, settings.max_new_tokens)
-    return Material(
-        held_out=Split.of(pairs, None if has_pairs else held_out),
-        train=Split.of(pairs=train) if has_pairs else Split.of(rows=train),
-        sources=list(pairs["source"]) if pairs is not None else [],
-        prompts=prompts,
-        texts=[_texts(by_source[source]) for source in answered["source"]],
-        slices=_slices_of(held_out, examples),
-        tags=_tags_of(held_out, examples, config.data.tag),
-        neutral=read_neutral_texts(settings, tokenizer, None if examples.limits is None else examples.limits.context),
-        is_train_whole=len(data.train) <= settings.max_train_examples,
-        overlap=find_overlap(examples, config.data, [] if apart is None else [(apart.records, apart.tokens)]),
-    )
-
-
-def _slices_of(held_out: "Dataset", examples: Examples) -> list[str]:
-    """Returns for each held-out example the name of its part; nothing if the data is no mixture."""
-    if not examples.records.notes.slices.get("held_out"):
-        return []
-    names = {record.source: record.slice for record in examples.records.held_out or []}
-    return [names[source] for source in held_out["source"]]
-
-
-def _tags_of(held_out: "Dataset", examples: Examples, column: str | None) -> list[str]:
-    """Returns for each held-out example its tag, as `topic=billing`; nothing without `data.tag`."""
-    if column is None:
-        return []
-    tags = {record.source: record.tag for record in examples.records.held_out or []}
-    return [f"{column}={tag}" for tag in fold_tags([tags[source] for source in held_out["source"]])]
-
-
-@dataclass(frozen=True)
-class Apart:
-    """The preference pairs on which an SFT run is measured too: their records, and their token ids."""
-
-    records: Sequence[Record]
-    tokens: "Dataset"
-
-
-def _read_pairs(config: TrainConfig, examples: Examples) -> Apart | None:
-    """Reads the preference pairs on which an SFT run is measured too; None if `evaluation.pairs` is not set."""
-    if config.evaluation.pairs is None:
-        return None
-    whole = {
-        "train": config.evaluation.pairs,
-        "held_out": None,
-        "held_out_fraction": 0.0,
-        "format": DataFormat.auto,
-        "tag": None,
-    }
-    source = dataclasses.replace(config.data, **whole)
-    splits = read_pairs(source, examples.records.train)
-    pairs = load_tokenized(splits, examples.tokenizer, source).train
-    if examples.limits is not None:
-        examples.limits.check_rows(pairs, "evaluation.pairs")
-    return Apart(splits.train, pairs)
 
 
 def describe_data(examples: Examples, material: Material) -> dict[str, Any]:
@@ -372,29 +296,28 @@ def throughput(metrics: list[dict[str, Any]]) -> dict[str, float | None]:
     }
 
 
-def describe_samples(measured: Mapping[str, Measured], material: Material) -> list[dict[str, str | None]]:
-    """Returns per prompt: its text, every contestant's greedy answer (the base's first), the answer in the data."""
+def describe_contestants(config: TrainConfig, material: Material) -> dict[str, dict[str, Any]]:
+    """Returns of each contestant which model answered, and what it was told."""
+    own = {"model": config.model.path, "is_untuned": True}
+    found = {BASE: own, TUNED: {**own, "model": TUNED, "is_untuned": False}}
+    return {**found, **{rival.name: rival.describe() for rival in material.rivals}}
+
+
+def describe_samples(
+    measured: Mapping[str, Measured], answers: Mapping[str, Sequence[Answer]], material: Material
+) -> list[dict[str, str | None]]:
+    """Returns per prompt: its text, every contestant's answer (the base's first), the answer in the data.
+
+    They are the judged answers; where nothing is judged, greedy ones.
+    """
     shown = {BASE: measured[BASE].shown, **{name: model.shown for name, model in measured.items()}}
+    num = len(shown[BASE])
+    shown |= {rival.name: list(answers[rival.name][:num]) for rival in material.rivals}
     return [
-        {"prompt": prompt, **{name: each.text for name, each in zip(shown, answers, strict=True)}, "chosen": chosen}
-        for (prompt, chosen), *answers in zip(material.texts, *shown.values(), strict=False)
+        {
+            "prompt": ask.prompt,
+            **{name: each.text for name, each in zip(shown, wrote, strict=True)},
+            "chosen": ask.chosen,
+        }
+        for ask, *wrote in zip(material.asked, *shown.values(), strict=False)
     ]
-
-
-def _texts(record: PreferencePair | SFTExample) -> tuple[str, str | None]:
-    if isinstance(record, PreferencePair):
-        return _plain(record.prompt), _plain(record.chosen)
-    if record.text is not None:
-        return record.text, None
-    if record.messages is not None:
-        first = trained_turns(record.messages)[0]
-        return _plain(record.messages[:first]), _plain(record.messages[first : first + 1])
-    return _plain(record.prompt or ""), _plain(record.completion or "")
-
-
-def _plain(content: Content) -> str:
-    if isinstance(content, str):
-        return content
-    if len(content) == 1:
-        return str(content[0].get("content") or content[0].get("tool_calls") or "")
-    return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in content)

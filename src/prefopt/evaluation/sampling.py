@@ -16,6 +16,7 @@ from transformers import (
 
 from prefopt.distributed.group import place, pool
 from prefopt.evaluation.scoring import Scorer
+from prefopt.process.pace import Pace
 
 TOKENS_PER_BATCH = 2**15
 """Most tokens of a batch: prompts, answers and padding. For Llama 3.1 8B they need 4 GiB of keys and values."""
@@ -87,6 +88,7 @@ def generate(
     rank, num_ranks = place()
     mine = _by_length(questions, range(len(questions)))[rank::num_ranks]
     answers: dict[int, Answer] = {}
+    pace = Pace("evaluation: answers", len(mine), logger)
     while len(answers) < len(mine):
         left = [row for row in mine if row not in answers]
         try:
@@ -94,6 +96,7 @@ def generate(
                 for rows in _batches(questions, left, max_new_tokens, tokens_per_batch):
                     new = _answer(scorer, [questions[row] for row in rows], settings)
                     answers |= {row: _cut(ids, ends) for row, ids in zip(rows, new, strict=True)}
+                    pace.advance(len(rows))
         except torch.OutOfMemoryError:
             if tokens_per_batch <= 2 * max_new_tokens:
                 raise

@@ -23,11 +23,13 @@ from prefopt.models.kernels import fuse_layers
 from prefopt.models.lookup import StoredLogps
 from prefopt.models.shared_prefix import share_prompts
 from prefopt.models.shared_prefix.collate import PairCollator
+from prefopt.process.pace import Pace
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
 IGNORED = -100
 READ_PAIRS = 4096
 """Pairs whose stored log-probs are in memory at once while they are summed up."""
@@ -143,9 +145,11 @@ class Scorer:
             batch = self._collate([sequences[row] for row in rows])
             out = self.model(**batch, use_cache=False, fused_lm_head=True)
             lengths = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
+            pace.advance(len(rows))
             return Scores(out.log_probs.double().sum(dim=1).cpu().numpy(), lengths.cpu().numpy())
 
         batches = list(self._batches(sequences))
+        pace = Pace("evaluation: texts", len(sequences) // place()[1], logger)
         with torch.no_grad(), self.autocast():
             for rows, scored in zip(batches, share_out(batches, score_batch), strict=True):
                 scores.logps[rows], scores.lengths[rows] = scored.logps, scored.lengths
@@ -155,7 +159,12 @@ class Scorer:
         """Returns the log-probs of all completions' tokens, in the order of the table."""
         chosen: list[Any] = [None] * len(table)
         rejected: list[Any] = [None] * len(table)
-        for rows, logps in chain(*pool(list(self.iterate_pairs(table, np.arange(len(table)))))):
+        pace = Pace("evaluation: pairs", len(table) // place()[1], logger)
+        mine = []
+        for rows, logps in self.iterate_pairs(table, np.arange(len(table))):
+            mine.append((rows, logps))
+            pace.advance(len(rows))
+        for rows, logps in chain(*pool(mine)):
             for number, row in enumerate(rows):
                 chosen[row], rejected[row] = logps.chosen[number], logps.rejected[number]
         return PairLogps(Ragged.of(chosen, np.float32), Ragged.of(rejected, np.float32))

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.evaluation.measure import Material, Measured
+from prefopt.evaluation.material import Material
+from prefopt.evaluation.measure import Measured
 from prefopt.evaluation.metrics import (
     ACCURACY,
     BASE,

@@ -23,6 +23,8 @@ def print_report(report: Report, path: Path, console: Console) -> None:
     console.print(
         Text.assemble((f" {shown.decision.upper()} ", f"bold reverse {STYLES[shown.level]}"), " ", shown.reason or "")
     )
+    if shown.caveat:
+        console.print(shown.caveat)
     console.print(shown.sentence)
     tables = [table for table in (held_out_table(report), drift_table(report)) if table]
     if tables:

@@ -1,6 +1,7 @@
 """Writes the report of an evaluation into the folder of its run."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from prefopt.evaluation.report import Report
@@ -12,6 +13,9 @@ from prefopt.storage.files import write_text
 
 PAIRS = "pairs.jsonl"
 """File in `report/` with one line per held-out pair; with it `prefopt compare` compares runs pair by pair."""
+
+ANSWERS = "answers.jsonl"
+"""File in `report/` with one line per answered prompt: what each contestant wrote, and who won by which judge."""
 
 
 @phases.of("report")
@@ -28,10 +32,16 @@ def publish(evaluation: Evaluation, run: RunDirectory, folder: Path | None = Non
     """
     if run.find_intruder() is not None:
         raise RunTakenOverError(run.path)
-    folder = folder or run.report
-    render_report(evaluation.report, evaluation.records, evaluation.pairs, folder, lambda: read_phases(run))
-    write_text(folder / PAIRS, "".join(f"{json.dumps(pair)}\n" for pair in evaluation.pairs))
+    write(evaluation, folder or run.report, lambda: read_phases(run))
     return evaluation.report
+
+
+def write(evaluation: Evaluation, folder: Path, read_phases: Callable[[], dict[str, float]] | None = None) -> None:
+    """Writes the report of an evaluation, and the measurements of each pair and each answered prompt."""
+    render_report(evaluation.report, evaluation.records, evaluation.pairs, folder, read_phases)
+    write_text(folder / PAIRS, "".join(f"{json.dumps(pair)}\n" for pair in evaluation.pairs))
+    if evaluation.answers:
+        write_text(folder / ANSWERS, "".join(f"{json.dumps(line)}\n" for line in evaluation.answers))
 
 
 def read_phases(run: RunDirectory) -> dict[str, float]:

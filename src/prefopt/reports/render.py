@@ -15,6 +15,7 @@ from prefopt.reports import facts, sections
 from prefopt.reports.figures import curve_note, result_figures, training_figures
 from prefopt.reports.glossary import terms_for
 from prefopt.reports.time import time_block
+from prefopt.reports.wins import judges_table, wins_table
 from prefopt.storage.files import write_json, write_text
 
 LEVELS = {"good": "Good", "info": "Note", "warning": "Warning", "bad": "Bad"}
@@ -63,6 +64,10 @@ def render_report(
     return folder / "report.html"
 
 
+STYLED = ("prompt", "base", "tuned", "chosen")
+"""Parts of a sample with a style of their own; names of other contestants are the user's."""
+
+
 def _content(report: Report) -> dict[str, Any]:
     return {
         "name": (report.run or {}).get("name") or "unnamed run",
@@ -71,6 +76,8 @@ def _content(report: Report) -> dict[str, Any]:
         "verdict": report.verdict or [],
         "levels": LEVELS,
         "held_out": sections.held_out_table(report),
+        "wins": wins_table(report),
+        "judges": judges_table(report),
         "slices": sections.slices_table(report),
         "overfitting": sections.overfitting_table(report),
         "drift": sections.drift_table(report),
@@ -88,7 +95,11 @@ def _content(report: Report) -> dict[str, Any]:
 def _answers(sample: dict[str, str | None]) -> list[tuple[str, str, str]]:
     """Title, CSS class and text of each part of a sample: the prompt, all answers, and the answer in the data."""
     titles = {"chosen": "Chosen in the data"}
-    return [(titles.get(name, name.capitalize()), name, text) for name, text in sample.items() if text is not None]
+    return [
+        (titles.get(name, name.capitalize()), name if name in STYLED else "other", text)
+        for name, text in sample.items()
+        if text is not None
+    ]
 
 
 def environment(*packages: str, clean: Callable[[str], str] | None = None) -> Environment:

@@ -42,6 +42,7 @@ class Headline:
         sentence: A sentence with the main number.
         reasons: The other reasons.
         would_decide: What it takes to decide.
+        caveat: What the decision does not prove.
     """
 
     decision: str
@@ -50,6 +51,7 @@ class Headline:
     sentence: str
     reasons: tuple[str, ...] = ()
     would_decide: tuple[str, ...] = ()
+    caveat: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ def headline(report: Report) -> Headline:
         return Headline("No decision", "info", None, sentence)
     words, level = DECISIONS[decision.word]
     reasons = decision.reasons or _earlier_reasons(decision.word, report)
-    return Headline(words, level, next(iter(reasons), None), sentence, reasons[1:], decision.would_decide)
+    first, *others = reasons or (None,)
+    return Headline(words, level, first, sentence, tuple(others), decision.would_decide, decision.caveat)
 
 
 def _earlier_reasons(word: str, report: Report) -> tuple[str, ...]:

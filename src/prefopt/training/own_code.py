@@ -1,10 +1,7 @@
 """The user's own code that takes part in training: named in the settings, or handed to `prefopt.train`."""
 
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from prefopt.config.checks import check
@@ -13,6 +10,7 @@ from prefopt.config.plain import as_dict, find_strays
 from prefopt.config.ranges import require
 from prefopt.config.schema import TrainConfig
 from prefopt.process.errors import UserError, first_line, shorten
+from prefopt.process.named_code import find_code
 from prefopt.process.ranks import Launch
 
 if TYPE_CHECKING:
@@ -70,11 +68,11 @@ def load_own_code(config: TrainConfig, handed: OwnCode) -> OwnCode:
     """
     loss, name = handed.loss, getattr(config.algorithm, "loss_function", None)
     if loss is None and name is not None:
-        loss = _find(LOSS, name)
+        loss = find_code(LOSS, name)
     require(loss is None or callable(loss), f"{LOSS}={name}: must be a function, found {type(loss).__name__}.")
     names = config.trainer.callbacks
     num_named = len(names) - len(handed.callbacks)
-    found = [*(_find(CALLBACKS, each) for each in names[:num_named]), *handed.callbacks]
+    found = [*(find_code(CALLBACKS, each) for each in names[:num_named]), *handed.callbacks]
     return OwnCode(loss, tuple(_build(name, each) for name, each in zip(names, found, strict=True)))
 
 
@@ -82,23 +80,6 @@ def _name_of(own: object) -> str:
     """A function or a class, or the class of an instance, as the settings name it."""
     kind = own if hasattr(own, "__qualname__") else type(own)
     return f"{kind.__module__}:{kind.__qualname__}"
-
-
-def _find(key: str, name: str) -> Any:
-    """What `module:name` leads to."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` has it; the command `prefopt` has not
-    module, _, path = name.partition(":")
-    try:
-        found = import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except Exception as error:
-        raise UserError(
-            f"{key}={name}: cannot be imported ({type(error).__name__}: {first_line(error)}). Python looks for "
-            f'{module} in {os.getcwd()} and among its packages. Try: python -c "import {module}; {module}.{path}"'
-        ) from error
-    return found
 
 
 def _build(name: str, callback: object) -> "TrainerCallback":

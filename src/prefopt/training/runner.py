@@ -13,8 +13,9 @@ from prefopt.config.step_size import StepSize
 from prefopt.distributed import group
 from prefopt.distributed.group import on_main
 from prefopt.distributed.preemption import Preempted, StopRequest
+from prefopt.evaluation.material import build_material
 from prefopt.evaluation.measure import release_memory
-from prefopt.evaluation.run import build_material, describe_data, describe_sources, evaluate_run
+from prefopt.evaluation.run import describe_data, describe_sources, evaluate_run
 from prefopt.models.examples import Examples
 from prefopt.models.fingerprint import describe_model
 from prefopt.process import phases

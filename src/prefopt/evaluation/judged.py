@@ -1,0 +1,122 @@
+"""Judges the contestants' answers: what each judge is worth, and who wins against whom."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import isnan
+from typing import Any
+
+from prefopt.config.contestants import BASE, TUNED
+from prefopt.config.judges import read_judges
+from prefopt.config.schema import TrainConfig
+from prefopt.evaluation.judges import build_judges
+from prefopt.evaluation.judges.judge import Judge, JudgeContext, LabelledPair
+from prefopt.evaluation.judging import Standing, Verdicts, WinRate, judge_answers, sum_up, try_judge
+from prefopt.evaluation.material import Asked
+from prefopt.evaluation.statistics import Prompts
+from prefopt.process.paths import cache_folder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What judges say of a run's answers.
+
+    Attributes:
+        standings: Name of a judge -> what it is worth, the deciding judge first; None where no pairs tell.
+        win_rates: Of each judge's matches, one judge after another.
+        verdicts: The verdicts behind each win rate.
+    """
+
+    standings: Mapping[str, Standing | None] = field(default_factory=dict)
+    win_rates: Sequence[WinRate] = ()
+    verdicts: Sequence[Verdicts] = ()
+
+    def per_prompt(self, asked: Sequence[Asked], answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+        """Returns the lines of answers.jsonl: each prompt with all answers, and who won by which judge.
+
+        Args:
+            asked: The prompts.
+            answers: Name of a contestant -> its answers, one per prompt.
+        """
+        outcomes = [verdicts.outcomes for verdicts in self.verdicts]
+        lines = []
+        for row, each in enumerate(asked):
+            won = [
+                {
+                    "a": rate.a,
+                    "b": rate.b,
+                    "judge": rate.judge,
+                    "outcome": None if isnan(seen[row]) else int(seen[row]),
+                }
+                for rate, seen in zip(self.win_rates, outcomes, strict=True)
+            ]
+            wrote = {name: texts[row] for name, texts in answers.items()}
+            lines.append({**asdict(each), "answers": wrote, "outcomes": won})
+        return lines
+
+
+def judge_all(
+    config: TrainConfig,
+    asked: Sequence[Asked],
+    answers: Mapping[str, Sequence[str]],
+    labelled: Sequence[LabelledPair],
+    trained: Sequence[LabelledPair],
+) -> Judged:
+    """Lets the judges of `evaluation.judges` read the contestants' answers. Rank 0 only.
+
+    Args:
+        config: The settings of the run and of this evaluation.
+        asked: The prompts.
+        answers: Name of a contestant -> its answers, one per prompt.
+        labelled: Held-out pairs by which judges are known.
+        trained: Training pairs, from which a classifier learns.
+
+    Raises:
+        UserError: A judge cannot be built or reached.
+    """
+    wanted = read_judges(config.evaluation.judges)
+    if not wanted or not asked:
+        return Judged()
+    judges = build_judges(wanted, JudgeContext(trained, config, cache_folder() / "verdicts"))
+    of_labelled, of_asked = (Prompts.of([each.prompt for each in found]) for found in (labelled, asked))
+    return judge_contestants(judges, answers, [each.prompt for each in asked], of_asked, labelled, of_labelled)
+
+
+def judge_contestants(
+    judges: Sequence[Judge],
+    answers: Mapping[str, Sequence[str]],
+    prompts: Sequence[str],
+    of_answers: Prompts,
+    labelled: Sequence[LabelledPair],
+    of_labelled: Prompts,
+) -> Judged:
+    """Lets each judge read the held-out pairs, by which it is known, and then the contestants' answers.
+
+    The tuned model meets every other contestant, and every other contestant meets the base.
+
+    Args:
+        judges: The deciding one first.
+        answers: Name of a contestant -> its answers, one per prompt.
+        prompts: The prompts, as text.
+        of_answers: Which prompts are the same.
+        labelled: Held-out pairs of which the data say which answer is better.
+        of_labelled: Which of their prompts are the same.
+    """
+    standings: dict[str, Standing | None] = {}
+    win_rates, verdicts = [], []
+    for judge in judges:
+        logger.info("evaluation: %s judges %d answers of each contestant", judge.name, len(prompts))
+        standings[judge.name] = try_judge(judge, labelled, of_labelled) if labelled else None
+        for a, b in _pairings(list(answers)):
+            read = judge_answers(judge, prompts, answers[a], answers[b])
+            verdicts.append(read)
+            win_rates.append(sum_up(a, b, judge.name, read, of_answers))
+    return Judged(standings, win_rates, verdicts)
+
+
+def _pairings(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns who meets whom: the tuned model all others, and all others the base."""
+    found = [(TUNED, name) for name in names if name != TUNED] if TUNED in names else []
+    return found + [(name, BASE) for name in names if name not in (TUNED, BASE) and BASE in names]

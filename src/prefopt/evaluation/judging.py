@@ -1,0 +1,258 @@
+"""What judges say of the answers of two contestants: verdicts in both orders, win rates, and what a judge is worth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import nan, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefopt.evaluation.judges.judge import Judge, LabelledPair, Matchup
+from prefopt.evaluation.statistics import Estimate, Floats, Prompts, change_of_means, t_quantile
+
+MATCHED = 0.1
+"""Two answers are about equally long if their numbers of characters differ by at most this share of the longer one."""
+FEWEST_ADJUSTED = 20
+"""Judged prompts below which no win rate is adjusted for length: the regression has two coefficients."""
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """A judge's verdicts on two contestants' answers, seen from the first one; arrays of shape (prompts,).
+
+    Attributes:
+        forward: With the first contestant's answer shown first: 1 it is better, -1 worse, 0 tie, NaN no verdict.
+        backward: The same matchups with it shown second, turned so that 1 still means that it is better.
+        lengths: Characters of the first contestant's answer minus those of the second's, as a share of the longer.
+    """
+
+    forward: Floats
+    backward: Floats
+    lengths: Floats
+
+    @property
+    def outcomes(self) -> Floats:
+        """1, 0 or -1 per prompt: what both orders agree on, and 0 where they do not; NaN without both verdicts."""
+        agreed = np.where(self.forward == self.backward, self.forward, 0.0)
+        return np.where(np.isnan(self.forward) | np.isnan(self.backward), nan, agreed)
+
+    @property
+    def is_read(self) -> NDArray[np.bool_]:
+        """Whether there is a verdict in both orders, shape (prompts,)."""
+        return ~np.isnan(self.outcomes)
+
+    @property
+    def consistency(self) -> float:
+        """Share of read prompts on which both orders give the same verdict; NaN if none was read."""
+        read = self.is_read
+        return float((self.forward[read] == self.backward[read]).mean()) if read.any() else nan
+
+    @property
+    def first_slot(self) -> float:
+        """Share of verdicts other than ties that went to the answer shown first: 0.5 without a bias; NaN of none."""
+        wins_first = int((self.forward == 1).sum() + (self.backward == -1).sum())
+        decided = int((np.abs(self.forward) == 1).sum() + (np.abs(self.backward) == 1).sum())
+        return wins_first / decided if decided else nan
+
+    def select(self, rows: NDArray[Any]) -> "Verdicts":
+        """Returns the verdicts on some prompts."""
+        return Verdicts(self.forward[rows], self.backward[rows], self.lengths[rows])
+
+
+def judge_answers(judge: Judge, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Verdicts:
+    """Asks a judge about two contestants' answers to the same prompts, in both orders if it may see the order."""
+    matchups = [Matchup(*each) for each in zip(prompts, first, second, strict=True)]
+    forward = judge.read(matchups)
+    backward = -judge.read([each.swapped for each in matchups]) if judge.sees_order else forward
+    return Verdicts(forward, backward, _length_gaps(first, second))
+
+
+def _length_gaps(first: Sequence[str], second: Sequence[str]) -> Floats:
+    gaps = [(len(a) - len(b)) / max(len(a), len(b), 1) for a, b in zip(first, second, strict=True)]
+    return np.array(gaps, dtype=float)
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """How often a contestant's answers were judged better than another's; a tie counts half.
+
+    Attributes:
+        a: Name of the contestant.
+        b: Name of the other one.
+        judge: Name of the judge.
+        estimate: The win rate of `a`, with its interval.
+        num_ties: Ties among the read prompts, also those where both orders disagreed.
+        num_unread: Prompts without a verdict; they count nowhere else.
+        consistency: Share of read prompts with the same verdict in both orders.
+        first_slot: Share of decided verdicts for the answer shown first.
+        matched: The win rate among answers of about equal length; None if there are none.
+        adjusted: The win rate that a regression on the difference in length gives at no difference; None if it cannot
+            be told. It is not AlpacaEval's length-controlled win rate, which has terms for each prompt and model.
+    """
+
+    a: str
+    b: str
+    judge: str
+    estimate: Estimate
+    num_ties: int = 0
+    num_unread: int = 0
+    consistency: float = nan
+    first_slot: float = nan
+    matched: Estimate | None = None
+    adjusted: Estimate | None = None
+
+    @property
+    def gain(self) -> Estimate:
+        """The win rate above one half: 0 if both are equally good."""
+        return replace(
+            self.estimate, value=self.estimate.value - 0.5, low=self.estimate.low - 0.5, high=self.estimate.high - 0.5
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the entry of `win_rates` in report.json."""
+        names = {"a": self.a, "b": self.b, "judge": self.judge}
+        told = {
+            "ties": self.num_ties,
+            "unread": self.num_unread,
+            "consistency": self.consistency,
+            "first_slot": self.first_slot,
+        }
+        further = {name: getattr(self, name) for name in ("matched", "adjusted")}
+        written = {name: each.to_dict() for name, each in further.items() if each is not None}
+        return {**names, **self.estimate.to_dict(), **told, **written}
+
+    @property
+    def discordant(self) -> float:
+        """Share of read prompts that are no ties."""
+        return 1 - self.num_ties / self.estimate.n if self.estimate.n else nan
+
+
+def win_rate(outcomes: Floats, prompts: Prompts) -> Estimate:
+    """Returns the mean of (outcome + 1) / 2 with the interval for paired shares (Bonett and Price 2012).
+
+    Args:
+        outcomes: 1 won, 0 tie, -1 lost, or anything between for a judge that gives probabilities; shape (prompts,).
+        prompts: Of the outcomes.
+    """
+    if not len(outcomes):
+        return Estimate(nan, nan, nan, 0, 0)
+    found, _ = change_of_means(outcomes, prompts)
+    return replace(found, value=0.5 + found.value / 2, low=0.5 + found.low / 2, high=0.5 + found.high / 2)
+
+
+def standard_error(outcomes: Floats) -> float:
+    """Returns the standard error of a win rate as AlpacaEval prints it: the sample's deviation by the root of n."""
+    return float(outcomes.std(ddof=1) / 2 / sqrt(len(outcomes))) if len(outcomes) > 1 else nan
+
+
+def sum_up(a: str, b: str, judge: str, verdicts: Verdicts, prompts: Prompts) -> WinRate:
+    """Returns the win rate of contestant `a` over `b`, from whose side the verdicts are, also at equal length."""
+    read = verdicts.is_read
+    outcomes, lengths, seen = verdicts.outcomes[read], verdicts.lengths[read], prompts.select(np.flatnonzero(read))
+    matched = np.abs(lengths) <= MATCHED
+    return WinRate(
+        a,
+        b,
+        judge,
+        win_rate(outcomes, seen),
+        num_ties=int((outcomes == 0).sum()),
+        num_unread=int((~read).sum()),
+        consistency=verdicts.consistency,
+        first_slot=verdicts.first_slot,
+        matched=win_rate(outcomes[matched], seen.select(np.flatnonzero(matched))) if matched.any() else None,
+        adjusted=adjust_for_length(outcomes, lengths, seen),
+    )
+
+
+def adjust_for_length(outcomes: Floats, lengths: Floats, prompts: Prompts) -> Estimate | None:
+    """Returns the win rate at equal length by least squares on the difference in length; None where it cannot tell.
+
+    The standard error of the intercept is White's HC3, which holds for outcomes of unequal spread.
+
+    Args:
+        outcomes: 1, 0 or -1, shape (prompts,).
+        lengths: Relative differences in length, shape (prompts,).
+        prompts: Of the outcomes.
+    """
+    num = len(outcomes)
+    if prompts.num < FEWEST_ADJUSTED or float(np.std(lengths)) < 1e-9:
+        return None
+    design = np.stack([np.ones(num), lengths], axis=1)
+    inverse = np.linalg.inv(design.T @ design)
+    coefficients = inverse @ design.T @ outcomes
+    leverage = np.einsum("ij,jk,ik->i", design, inverse, design)
+    residuals = (outcomes - design @ coefficients) / np.maximum(1 - leverage, 1e-9)
+    error = sqrt(float((inverse @ (design.T * residuals**2) @ design @ inverse)[0, 0]))
+    reach, middle = t_quantile(num - 2) * error, float(coefficients[0])
+    low, value, high = (min(max(0.5 + each / 2, 0.0), 1.0) for each in (middle - reach, middle, middle + reach))
+    return Estimate(value, low, high, num, prompts.num)
+
+
+def length_coefficient(verdicts: Verdicts) -> float:
+    """Returns the correlation of verdicts with the difference in length, in [-1, 1]; NaN if either does not vary."""
+    read = verdicts.is_read
+    outcomes, lengths = verdicts.outcomes[read], verdicts.lengths[read]
+    if len(outcomes) < 2 or outcomes.std() == 0 or lengths.std() == 0:
+        return nan
+    return float(np.corrcoef(outcomes, lengths)[0, 1])
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a judge is worth: how it reads held-out pairs of which the data say which answer is better.
+
+    Attributes:
+        kappa: Cohen's kappa between its verdicts and the data. Each pair is shown in both orders, so that chance
+            agrees on half of them, and kappa is the share of pairs that it gets right minus that which it gets wrong.
+        agreement: Share of pairs that it gets right, a tie counting half.
+        consistency: As of a `WinRate`.
+        first_slot: As of a `WinRate`.
+        length_coefficient: Correlation of its verdicts with the difference in length.
+        num_unread: Pairs without a verdict.
+        facts: What the judge says of itself.
+    """
+
+    kappa: Estimate
+    agreement: Estimate
+    consistency: float = nan
+    first_slot: float = nan
+    length_coefficient: float = nan
+    num_unread: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the entry of `judges` in report.json."""
+        return {
+            "kappa": self.kappa.to_dict(),
+            "agreement": self.agreement.to_dict(),
+            "consistency": self.consistency,
+            "first_slot": self.first_slot,
+            "length_coefficient": self.length_coefficient,
+            "unread": self.num_unread,
+            "facts": self.facts,
+        }
+
+
+def try_judge(judge: Judge, pairs: Sequence[LabelledPair], prompts: Prompts) -> Standing:
+    """Lets a judge read held-out pairs, and compares its verdicts with the data's labels.
+
+    Args:
+        judge: The judge.
+        pairs: Pairs that it has not learned from.
+        prompts: Of the pairs.
+    """
+    columns = zip(*((pair.prompt, pair.chosen, pair.rejected) for pair in pairs), strict=True)
+    verdicts = judge_answers(judge, *(list(column) for column in columns))
+    read = verdicts.is_read
+    agreement = win_rate(verdicts.outcomes[read], prompts.select(np.flatnonzero(read)))
+    kappa = replace(agreement, value=2 * agreement.value - 1, low=2 * agreement.low - 1, high=2 * agreement.high - 1)
+    return Standing(
+        kappa,
+        agreement,
+        verdicts.consistency,
+        verdicts.first_slot,
+        length_coefficient(verdicts),
+        int((~read).sum()),
+        dict(judge.describe()),
+    )

@@ -1,0 +1,129 @@
+"""Contestants that only answer: the base with a prompt, other models, models behind an endpoint."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from prefopt.config.contestants import BASE, SETTING, TUNED, ContestantConfig, read_contestants
+from prefopt.config.schema import ModelConfig, TrainConfig
+from prefopt.data.messages import Message
+from prefopt.data.records import Record
+from prefopt.evaluation.prompting import Prefix, as_messages, encode_prompts
+from prefopt.models.limits import Limits
+from prefopt.models.load import load_tokenizer
+from prefopt.process.errors import UserError
+from prefopt.process.paths import is_local, resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A contestant that is compared by its answers alone.
+
+    Attributes:
+        config: Its settings.
+        model: The model that answers; None: the run's own, or one behind an endpoint.
+        is_untuned: Whether it is what one would do instead of tuning: any but the tuned model with a prompt, or
+            another run.
+        prompts: Token ids of what it is asked, of each prompt; empty behind an endpoint.
+        messages: The same as messages, behind an endpoint.
+    """
+
+    config: ContestantConfig
+    model: ModelConfig | None
+    is_untuned: bool = True
+    prompts: Sequence[Sequence[int]] = ()
+    messages: Sequence[list[Message]] = ()
+
+    @property
+    def name(self) -> str:
+        """By which reports tell it apart."""
+        return self.config.name
+
+    def describe(self) -> dict[str, Any]:
+        """Returns its entry among the `contestants` of report.json."""
+        return {
+            "model": self.config.model or BASE,
+            "endpoint": self.config.endpoint,
+            "system": self.config.system,
+            "examples": self.config.num_examples if self.config.examples is not None else 0,
+            "is_untuned": self.is_untuned,
+            "is_prompted": self.config.is_prompted,
+        }
+
+    @property
+    def runs_on(self) -> str | None:
+        """`base` or `tuned` if one of the run's models answers; else None."""
+        if self.model is not None or self.config.endpoint is not None:
+            return None
+        return self.config.model or BASE
+
+
+def build_rivals(
+    config: TrainConfig, records: Sequence[Record], tokenizer: "PreTrainedTokenizerBase", limits: Limits | None
+) -> list[Rival]:
+    """Returns the contestants beside the base and the tuned model, with what each is asked.
+
+    Args:
+        config: The settings of the run and of this evaluation.
+        records: Of which the prompts are asked.
+        tokenizer: Of the run's models.
+        limits: Of the run's models; None if they were not looked up.
+
+    Raises:
+        UserError: A model or a file is missing, or a prompt with what stands before it leaves no room for an answer.
+    """
+    wanted = [each for each in read_contestants(config.evaluation.contestants) if each.name not in (BASE, TUNED)]
+    return [build_rival(each, config, records, tokenizer, limits) for each in wanted]
+
+
+def build_rival(
+    wanted: ContestantConfig,
+    config: TrainConfig,
+    records: Sequence[Record],
+    tokenizer: "PreTrainedTokenizerBase",
+    limits: Limits | None,
+) -> Rival:
+    prefix = Prefix.of(wanted)
+    if wanted.endpoint is not None:
+        return Rival(wanted, None, messages=[as_messages(record, prefix) for record in records])
+    model, is_run = _find_model(wanted, config.model)
+    if model is not None:
+        tokenizer, limits = load_tokenizer(model), Limits.of(model)
+    prompts = encode_prompts(records, prefix, tokenizer, config.data)
+    if limits is not None:
+        _require_room(wanted, prompts, limits, config.evaluation.max_new_tokens)
+    return Rival(wanted, model, is_untuned=not is_run and wanted.model != TUNED, prompts=prompts)
+
+
+def _find_model(wanted: ContestantConfig, own: ModelConfig) -> tuple[ModelConfig | None, bool]:
+    """Returns the settings of the model that a contestant names, None for the run's own; and whether it is a run's."""
+    if wanted.model in (None, BASE, TUNED):
+        return None, False
+    assert wanted.model is not None
+    path, folder = wanted.model, resolve(wanted.model)
+    is_run = is_local(path) and (folder / "config.yaml").is_file()
+    if is_run:
+        path = str(folder / "model")
+        if not (folder / "model").is_dir():
+            raise UserError(f"{SETTING}: {wanted.name}: {folder} is a run without a final model. Finish it first.")
+    return replace(own, path=path, revision=None, resize_embeddings=False, chat_template=None), is_run
+
+
+def _require_room(
+    wanted: ContestantConfig, prompts: Sequence[Sequence[int]], limits: Limits, max_new_tokens: int
+) -> None:
+    longest = max(map(len, prompts), default=0)
+    if limits.context is None or longest + max_new_tokens <= limits.context:
+        return
+    shorter = "a shorter system prompt or fewer examples" if wanted.is_prompted else "shorter prompts"
+    raise UserError(
+        f"{SETTING}: {wanted.name}: its longest prompt has {longest} tokens, and {limits.model} reads at most "
+        f"{limits.context}, which leaves no room for evaluation.max_new_tokens={max_new_tokens}. Give {shorter}, or a "
+        "smaller evaluation.max_new_tokens."
+    )

@@ -1,0 +1,139 @@
+"""What judged answers say: who wins, what the judges are worth, and whether length explains it."""
+
+from prefopt.config.schema import EvaluationConfig
+from prefopt.evaluation.decision import Finding, Level
+from prefopt.evaluation.gains import deciding_wins
+from prefopt.evaluation.judging import Standing, WinRate
+from prefopt.evaluation.metrics import BASE, TUNED
+from prefopt.evaluation.report import Report
+from prefopt.evaluation.statistics import Estimate
+
+BETTER_JUDGE = "A judge that agrees with the data: another one first in evaluation.judges, or more held-out pairs."
+OF_WORDING = ("rule", "classifier")
+"""Kinds of judges that understand nothing of what they read."""
+MOST_UNREAD = 0.1
+"""Share of answers without a verdict from which the report warns."""
+LEAST_CONSISTENT = 0.75
+"""Share of verdicts that are the same in both orders below which the report warns: a coin agrees on half."""
+
+
+def judge_wins(report: Report, settings: EvaluationConfig) -> list[Finding]:
+    """Returns the findings on judged answers; nothing if none were judged."""
+    judges = report.judges or {}
+    first = next(iter(judges), None)
+    findings = [
+        finding
+        for name, standing in judges.items()
+        for finding in _on_judge(name, standing, settings, is_deciding=name == first)
+    ]
+    for found in deciding_wins(report):
+        findings += [_on_win(found, settings), *_on_length(found), *_on_unread(found)]
+    return findings + _on_other_judges(report, settings, first)
+
+
+def _on_judge(name: str, standing: Standing | None, settings: EvaluationConfig, *, is_deciding: bool) -> list[Finding]:
+    """Warns of a judge that cannot tell chosen from rejected answers, or whose verdicts hang on the order."""
+    if standing is None:
+        return []
+    evidence = f"kappa {_number(standing.kappa)}, agreement {percent(standing.agreement)}, {_prompts(standing.kappa)}"
+    findings = []
+    level: Level
+    if not standing.kappa.low > settings.limits.judge_kappa:
+        text = f"The judge {name} is not shown to tell chosen from rejected held-out answers."
+        level, remedy = ("warning", BETTER_JUDGE) if is_deciding else ("info", "")
+        findings.append(Finding(level, text, evidence, remedy=remedy))
+    if standing.consistency < LEAST_CONSISTENT:
+        text = f"The judge {name} often says another thing when the answers change places; such pairs count as ties."
+        told = (
+            f"same verdict in both orders: {standing.consistency:.0%}; for the first answer: {standing.first_slot:.0%}"
+        )
+        findings.append(Finding("warning" if is_deciding else "info", text, told))
+    return findings
+
+
+def _on_win(found: WinRate, settings: EvaluationConfig) -> Finding:
+    """Says whether the tuned model's answers win against one contestant."""
+    gain, evidence = found.gain, describe_win(found)
+    if (gain.num_prompts or 0) < settings.min_prompts:
+        text = f"Too few answers were judged to say whether it beats {found.b}; {settings.min_prompts} are the least."
+        return Finding("warning", text, evidence)
+    if gain.high < 0:
+        is_bad = gain.value <= -settings.min_gain
+        return Finding("bad" if is_bad else "warning", f"Its answers lose to {found.b}.", evidence)
+    if gain.low <= 0:
+        return Finding("warning", f"Its answers are not shown to be better than those of {found.b}.", evidence)
+    if gain.low <= settings.min_gain:
+        least = 50 + 100 * settings.min_gain
+        text = f"Its answers win against {found.b}, though the win rate may be below {least:g} %."
+        return Finding("info", text, evidence)
+    return Finding("good", f"Its answers win against {found.b}.", evidence)
+
+
+def _on_length(found: WinRate) -> list[Finding]:
+    """Warns if at equal length nothing of a win is shown to be left."""
+    if found.adjusted is None or not (found.gain.low > 0 and found.adjusted.low <= 0.5):
+        return []
+    text = f"Length may explain why its answers win against {found.b}: at equal length no win is shown."
+    evidence = f"as they are {percent(found.estimate)}, adjusted for length {percent(found.adjusted)}"
+    evidence += "" if found.matched is None else f", of about equal length {percent(found.matched)}"
+    remedy = (
+        "Answers of about the same length as before: pairs in which length says nothing, or more held-out prompts."
+    )
+    return [Finding("warning", text, evidence, is_severe=True, remedy=remedy)]
+
+
+def _on_unread(found: WinRate) -> list[Finding]:
+    num = found.num_unread + (found.estimate.n or 0)
+    if not num or found.num_unread / num <= MOST_UNREAD:
+        return []
+    text = f"The judge {found.judge} gave no verdict on many answers of {found.a} and {found.b}."
+    return [
+        Finding("warning", text, f"{found.num_unread} of {num}", is_severe=True, remedy="A judge that reads them.")
+    ]
+
+
+def _on_other_judges(report: Report, settings: EvaluationConfig, first: str | None) -> list[Finding]:
+    """Warns if another judge that tells chosen from rejected answers says that the tuned model loses to its base."""
+    findings = []
+    for found in report.win_rates or []:
+        standing = (report.judges or {}).get(found.judge)
+        is_worth = standing is not None and standing.kappa.low > settings.limits.judge_kappa
+        if found.judge != first and (found.a, found.b) == (TUNED, BASE) and is_worth and found.gain.high < 0:
+            text = f"The judges disagree: {found.judge} finds the base's answers better."
+            remedy = "Judges that agree, or people who read the answers without seeing which is whose."
+            findings.append(Finding("warning", text, describe_win(found), is_severe=True, remedy=remedy))
+    return findings
+
+
+def describe_doubt(report: Report) -> str:
+    """Returns in a sentence what a win by the deciding judge does not prove; empty if nothing was judged."""
+    name, standing = next(iter((report.judges or {}).items()), (None, None))
+    if standing is None:
+        return ""
+    if standing.facts.get("kind") in OF_WORDING:
+        return (
+            f"It does not prove that the answers are true or make sense: the judge {name} reads their wording alone."
+        )
+    agrees = f"agrees with the data on {standing.agreement.value:.0%} of held-out pairs"
+    return f"It does not prove that the answers are true, or that people like them better: the judge {name} {agrees}."
+
+
+def describe_win(found: WinRate) -> str:
+    """Returns the evidence of a win rate: `78.0 % [70.1, 84.2], 12 ties, n = 132 (judge: rule)`."""
+    ties = f", {found.num_ties} ties" if found.num_ties != 1 else ", 1 tie"
+    return f"win rate {percent(found.estimate)}{ties}, {_prompts(found.estimate)} (judge: {found.judge})"
+
+
+def percent(estimate: Estimate) -> str:
+    """Returns a share with its interval, in percent."""
+    low, high = 100 * estimate.low, 100 * estimate.high
+    return f"{100 * estimate.value:.1f} % [{low:z.1f}, {high:z.1f}]"
+
+
+def _number(estimate: Estimate) -> str:
+    return f"{estimate.value:z.2f} [{estimate.low:z.2f}, {estimate.high:z.2f}]"
+
+
+def _prompts(estimate: Estimate) -> str:
+    num, prompts = estimate.n, estimate.num_prompts
+    return f"n = {num}" if prompts in (None, num) else f"n = {num} of {prompts} prompts"

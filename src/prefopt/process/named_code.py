@@ -1,0 +1,33 @@
+"""Code of the user's that a setting names as `module:name`."""
+
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+from prefopt.process.errors import UserError, first_line
+
+
+def find_code(key: str, name: str) -> Any:
+    """Returns what `module:name` leads to; the current folder can be imported from.
+
+    Args:
+        key: The setting, for errors.
+        name: Its value.
+
+    Raises:
+        UserError: The module cannot be imported, or has nothing of that name.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` has it; the command `prefopt` has not
+    module, _, path = name.partition(":")
+    try:
+        found = import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except Exception as error:
+        raise UserError(
+            f"{key}={name}: cannot be imported ({type(error).__name__}: {first_line(error)}). Python looks for "
+            f'{module} in {os.getcwd()} and among its packages. Try: python -c "import {module}; {module}.{path}"'
+        ) from error
+    return found

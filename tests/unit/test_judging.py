@@ -1,0 +1,168 @@
+"""Verdicts in both orders, win rates with their intervals, and what a judge is worth."""
+
+import numpy as np
+import pytest
+
+from prefopt.evaluation.judged import judge_contestants
+from prefopt.evaluation.judges.judge import LabelledPair, Matchup, compare_scores
+from prefopt.evaluation.judging import (
+    Verdicts,
+    adjust_for_length,
+    judge_answers,
+    length_coefficient,
+    standard_error,
+    sum_up,
+    try_judge,
+    win_rate,
+)
+from prefopt.evaluation.statistics import Prompts
+
+
+class Reader:
+    """A judge that reads by a function, and writes down what it saw."""
+
+    def __init__(self, verdict, *, sees_order=True, name="reader") -> None:
+        self.name, self.sees_order, self.verdict = name, sees_order, verdict
+        self.seen: list[Matchup] = []
+
+    def read(self, matchups):
+        self.seen += matchups
+        return np.array([self.verdict(each) for each in matchups], dtype=float)
+
+    def describe(self):
+        return {"kind": "reader"}
+
+
+def by_exclamations(matchup: Matchup) -> float:
+    return float(np.sign(matchup.first.count("!") - matchup.second.count("!")))
+
+
+def always_first(_: Matchup) -> float:
+    return 1.0
+
+
+def alone(num: int) -> Prompts:
+    return Prompts.all_different(num)
+
+
+def test_a_judge_that_sees_the_order_is_asked_in_both_and_one_that_does_not_only_once():
+    for sees_order, num in ((True, 4), (False, 2)):
+        judge = Reader(by_exclamations, sees_order=sees_order)
+        verdicts = judge_answers(judge, ["p", "q"], ["a!", "b"], ["a", "b!!"])
+        assert verdicts.outcomes.tolist() == [1, -1]
+        assert len(judge.seen) == num
+    assert [(each.first, each.second) for each in judge.seen] == [("a!", "a"), ("b", "b!!")]
+
+
+def test_a_judge_that_always_prefers_the_first_answer_finds_only_ties():
+    verdicts = judge_answers(Reader(always_first), ["p"] * 40, ["a"] * 40, ["b"] * 40)
+    found = sum_up("tuned", "base", "reader", verdicts, alone(40))
+    assert verdicts.outcomes.tolist() == [0] * 40
+    assert (found.estimate.value, found.num_ties) == (0.5, 40)
+    assert (found.consistency, found.first_slot) == (0.0, 1.0)
+    assert found.gain.low < 0 < found.gain.high
+
+
+def test_the_order_of_the_contestants_turns_the_result_around():
+    judge, prompts = Reader(by_exclamations), [str(n) for n in range(50)]
+    a, b = ["!" * (n % 3) for n in range(50)], ["!" * (n % 2) for n in range(50)]
+    there = sum_up("a", "b", "r", judge_answers(judge, prompts, a, b), alone(50))
+    back = sum_up("b", "a", "r", judge_answers(judge, prompts, b, a), alone(50))
+    assert back.estimate.value == pytest.approx(1 - there.estimate.value)
+    assert (back.estimate.low, back.estimate.high) == pytest.approx((1 - there.estimate.high, 1 - there.estimate.low))
+    assert back.num_ties == there.num_ties
+
+
+def test_answers_without_a_verdict_count_nowhere_and_are_counted():
+    verdicts = Verdicts(np.array([1.0, np.nan, 0, -1]), np.array([1.0, 1, 0, np.nan]), np.zeros(4))
+    found = sum_up("a", "b", "r", verdicts, alone(4))
+    assert (found.num_unread, found.num_ties, found.estimate.n) == (2, 1, 2)
+    assert found.estimate.value == 0.75
+    none = sum_up("a", "b", "r", Verdicts(np.array([np.nan]), np.array([np.nan]), np.zeros(1)), alone(1))
+    assert np.isnan(none.estimate.value)
+    assert none.num_unread == 1
+
+
+def test_scores_give_verdicts_near_ones_tie_and_what_is_no_number_gives_none():
+    first, second = np.array([1.0, 1.0, 0.5, np.nan]), np.array([0.0, 0.95, 2.0, 1.0])
+    assert compare_scores(first, second, 0.1)[:3].tolist() == [1, 0, -1]
+    assert np.isnan(compare_scores(first, second, 0.1)[3])
+
+
+def test_kappa_is_the_share_right_minus_the_share_wrong():
+    pairs = [LabelledPair(str(n), "!" if n < 70 else "", "!" if 70 <= n < 90 else "") for n in range(100)]
+    standing = try_judge(Reader(by_exclamations), pairs, alone(100))
+    assert standing.agreement.value == pytest.approx(0.70 + 0.10 / 2)
+    assert standing.kappa.value == pytest.approx(0.70 - 0.20)
+    # Cohen's definition, with both orders of each pair as two items and ties shared out evenly.
+    observed, by_chance = standing.agreement.value, 0.5
+    assert standing.kappa.value == pytest.approx((observed - by_chance) / (1 - by_chance))
+    assert standing.kappa.low < 0.5 < standing.kappa.high
+    assert standing.facts == {"kind": "reader"}
+
+
+def test_at_equal_length_nothing_is_left_of_a_win_that_follows_from_length():
+    rng = np.random.default_rng(0)
+    lengths = rng.uniform(-0.2, 0.8, 400)
+    wins = np.where(rng.random(400) < 1 / (1 + np.exp(-6 * lengths)), 1.0, -1.0)
+    verdicts = Verdicts(wins, wins, lengths)
+    found = sum_up("a", "b", "r", verdicts, alone(400))
+    assert found.estimate.low > 0.6
+    assert found.adjusted is not None
+    assert found.adjusted.low < 0.5 + 0.1
+    assert abs(found.adjusted.value - 0.5) < 0.12
+    assert found.matched is not None
+    assert abs(found.matched.value - 0.5) < 0.15
+    assert length_coefficient(verdicts) > 0.4
+
+
+def test_the_adjusted_win_rate_is_that_of_least_squares_and_is_none_where_length_does_not_vary():
+    rng = np.random.default_rng(1)
+    lengths, outcomes = rng.normal(size=60), rng.choice([-1.0, 0, 1], size=60)
+    found = adjust_for_length(outcomes, lengths, alone(60))
+    _, intercept = np.polyfit(lengths, outcomes, 1)
+    assert found is not None
+    assert found.value == pytest.approx(0.5 + intercept / 2)
+    assert adjust_for_length(outcomes, np.zeros(60), alone(60)) is None
+    assert adjust_for_length(outcomes[:10], lengths[:10], alone(10)) is None
+
+
+@pytest.mark.parametrize(("win", "tie"), [(0.5, 0.0), (0.3, 0.4), (0.1, 0.85), (0.8, 0.1), (0.02, 0.96)])
+def test_intervals_of_win_rates_hold_the_truth(win: float, tie: float):
+    rng, truth, num = np.random.default_rng(7), win + tie / 2, 60
+    draws = rng.choice([1.0, 0.0, -1.0], p=[win, tie, 1 - win - tie], size=(2000, num))
+    found = [win_rate(each, alone(num)) for each in draws]
+    held = np.mean([each.low <= truth <= each.high for each in found])
+    assert held >= 0.935
+    if win == 1 - win - tie:
+        assert np.mean([each.low > 0.5 for each in found]) <= 0.03
+
+
+@pytest.mark.parametrize(("slope", "num"), [(0.0, 40), (1.0, 40), (1.0, 150)])
+def test_intervals_adjusted_for_length_hold_the_truth(slope: float, num: int):
+    rng, held = np.random.default_rng(3), []
+    for _ in range(1000):
+        lengths = rng.uniform(-0.5, 0.7, num)
+        outcomes = np.where(rng.random(num) < np.clip(0.5 + slope * lengths / 2, 0, 1), 1.0, -1.0)
+        found = adjust_for_length(outcomes, lengths, alone(num))
+        assert found is not None
+        held.append(found.low <= 0.5 <= found.high)
+    assert np.mean(held) >= 0.93
+
+
+def test_the_standard_error_is_that_of_the_sample():
+    outcomes = np.array([1.0, -1, 0, 1])
+    wins = (outcomes + 1) / 2
+    assert standard_error(outcomes) == pytest.approx(wins.std(ddof=1) / 2)
+
+
+def test_the_tuned_model_meets_all_others_and_all_others_meet_the_base():
+    answers = {name: ["!" * n] * 3 for n, name in enumerate(("base", "prompted", "tuned"))}
+    pairs = [LabelledPair("p", "!", "")] * 3
+    found = judge_contestants([Reader(by_exclamations)], answers, ["p", "q", "r"], alone(3), pairs, alone(3))
+    met = {(each.a, each.b): each.estimate.value for each in found.win_rates}
+    assert met == {("tuned", "base"): 1.0, ("tuned", "prompted"): 1.0, ("prompted", "base"): 1.0}
+    assert found.standings["reader"].kappa.value == 1.0
+    assert judge_contestants([Reader(always_first)], answers, ["p"] * 3, alone(3), [], alone(0)).standings == {
+        "reader": None
+    }

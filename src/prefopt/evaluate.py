@@ -1,6 +1,7 @@
 """Measures a finished run again: `python -m prefopt.evaluate --help`, or `prefopt.evaluate(run)` in Python."""
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,10 +21,11 @@ from prefopt.distributed import group
 from prefopt.distributed.entry import run_entry
 from prefopt.process.errors import UserError
 from prefopt.process.imports import importing
-from prefopt.process.ranks import Launch, is_launched
+from prefopt.process.ranks import Launch, is_launched, is_main
 from prefopt.process.terminal import quote
 from prefopt.runs.changes import SETTINGS, find_changed_model
 from prefopt.runs.directory import RunDirectory
+from prefopt.runs.files import read_report
 from prefopt.runs.find import find_run
 from prefopt.runs.settings import read_config
 
@@ -53,6 +55,9 @@ split=test measures on data.test (of the run's config.yaml, or data.test=<file> 
 made: the report goes to runs/<name>/report-test, and runs/test_looks.jsonl counts the looks. From the second run on
 that is measured on the same test data, the report warns: a test set by which runs are chosen is held-out data."""
 SPLITS = ("held_out", "test")
+WORDS = ("ship",)
+NOT_MET = 3
+"""Exit code if the decision is not the one that `--require` asks for, as that of a gate of the audit."""
 MEASURED_BY = ("data.held_out", "data.test")
 """Settings that name the data of a comparison without a run."""
 ROWS = ("max_length", "on_bad", *(name for name in BAD_ROW_SWITCHES if name != "on_overlap"), "on_long_completion")
@@ -65,17 +70,55 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "overrides", nargs="+", help="run=<folder>, evaluation.<setting>=<value>, data.held_out=<file>, split=test"
     )
-    given = parser.read(argv).overrides
+    parser.add_argument(
+        "--require", choices=WORDS, help=f"for CI: exit code {NOT_MET} if the decision is another word"
+    )
+    parser.add_argument(
+        "--recorded",
+        action="store_true",
+        help="measure nothing: take the decision that was recorded, if model, data and settings are still the same",
+    )
+    options = parser.read(argv)
+    report = _report_of(options.overrides, is_recorded=options.recorded)
+    word = (report.get("decision") or {}).get("word")
+    if is_main() and options.require is not None and word != options.require:
+        sys.stderr.write(f"--require {options.require}: the decision is {word}\n")
+        sys.exit(NOT_MET)
+
+
+def _report_of(given: Sequence[str], *, is_recorded: bool) -> dict[str, Any]:
+    """Measures what the command line asks for, or reads what was measured, and returns the report."""
     if not any(item.startswith("run=") for item in given) and any(item.startswith("report=") for item in given):
-        _compare(given)
-        return
+        require(not is_recorded, "--recorded: goes with run=<folder>, whose report it reads.")
+        return _compare(given)
     overrides = dict(_split(item) for item in given)
     if "run" not in overrides:
         raise UserError(
             "run: required. Give run=<folder of a run>, such as run=runs/<name>; or report=<folder> to compare models "
             "where no run is."
         )
-    _evaluate(Path(overrides.pop("run")), overrides)
+    folder = Path(overrides.pop("run"))
+    return _recall(folder, overrides) if is_recorded else _evaluate(folder, overrides)
+
+
+def _recall(folder: Path, overrides: dict[str, str]) -> dict[str, Any]:
+    """Returns the run's report, if what its decision rests on is still the same.
+
+    Raises:
+        UserError: There is no report, or its evidence is stale.
+    """
+    from prefopt.evaluation.evidence import find_stale, gather
+
+    run = find_run(folder)
+    _, config = read_settings(run, overrides)
+    report, _ = read_report(run.report / "report.json")
+    again = f"Measure again: prefopt evaluate run={quote(folder)}"
+    require(report is not None, f"--recorded: {run.report} has no report that can be read. {again}")
+    assert report is not None
+    stale = find_stale(report.get("evidence") or {}, gather(config, run.model))
+    require(not stale, f"--recorded: the report of {run.path} is stale: changed since: {', '.join(stale)}. {again}")
+    logger.info("evaluation: %s: the decision recorded there holds", run.report)
+    return report
 
 
 def _compare(given: Sequence[str]) -> dict[str, Any]:

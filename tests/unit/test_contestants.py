@@ -68,7 +68,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def measure_all(*contestants: Contestant) -> dict[str, Measured]:
     measured, answers = measure_contestants(contestants, None, SimpleNamespace(pad_token_id=0), MATERIAL)
-    assert [*answers] == [*measured]
+    assert {*answers} == {*measured}
     return measured
 
 

@@ -32,7 +32,7 @@ TRAIN = Tree(
 )
 NOT_IDENTITY = {
     "run": ("name", "root", "overwrite", "time_limit", "timeout_s"),
-    "data": ("gate", "test"),
+    "data": ("gate", "tag", "test"),
     "logger": None,
     "evaluation": (
         "batch_size",
@@ -40,6 +40,7 @@ NOT_IDENTITY = {
         "judges",
         "tasks",
         "num_judged",
+        "regression",
         "min_gain",
         "min_loss_gain",
         "min_prompts",
@@ -56,7 +57,6 @@ ONLY_WHEN_SET = (
     "data.system",
     "data.pairs",
     "data.min_margin",
-    "data.tag",
     "data.on_bad",
     "data.max_rows",
     "data.shuffle_seed",

@@ -301,6 +301,9 @@ class EvaluationConfig:
     tasks: Any = field(default_factory=list)
     """What is checked in answers: tables {kind: json_schema, ...}, or names of kinds: json_schema, label,
     text_overlap, style, code, custom."""
+    regression: str | None = "prefopt:assets/regression.jsonl"
+    """JSONL file of plain questions with checks, which base and tuned answer where answers are judged or checked: what
+    the base could do must not break. null turns it off."""
     min_gain: float = 0.05
     """A gain in a share, such as preference accuracy, counts as shown once its whole interval is above this."""
     min_loss_gain: float = 0.02

@@ -13,15 +13,17 @@ from prefopt.data.loading import read_splits
 from prefopt.data.records import Record
 from prefopt.data.sources import digest_files
 from prefopt.data.split import prompt_keys
+from prefopt.evaluation.checked import check_answers
 from prefopt.evaluation.findings import assess
 from prefopt.evaluation.gains import hardest_win
-from prefopt.evaluation.judged import judge_all
+from prefopt.evaluation.judged import judge_all, slice_wins
 from prefopt.evaluation.material import Asked, labelled_pairs, sample_rows
 from prefopt.evaluation.measure import answer_elsewhere
 from prefopt.evaluation.metrics import WIN_RATE
 from prefopt.evaluation.report import HeldOut, Report
 from prefopt.evaluation.rivals import Rival, build_rival
 from prefopt.evaluation.run import Evaluation
+from prefopt.evaluation.statistics import Bootstrap
 from prefopt.models.fingerprint import describe_model
 from prefopt.models.limits import Limits
 from prefopt.models.load import load_tokenizer
@@ -46,13 +48,15 @@ def evaluate_contestants(config: TrainConfig, data: object, *, has_training: boo
     pairs = labelled_pairs(records)
     rows = sample_rows(len(pairs), config.evaluation.num_judged, config.run.seed)
     labelled = [pairs[row] for row in rows.tolist()]
-    trained = labelled_pairs(_read(config, config.data.train)) if has_training and config.evaluation.judges else []
+    trained = labelled_pairs(_read(config, config.data.train)) if has_training else []
     chosen = _choose(records, config)
     rivals = _build(config, chosen)
     answers = {rival.name: [each.text for each in answer_elsewhere(rival, config)] for rival in rivals}
     asked = [Asked.of(record) for record in chosen]
     with phases.of("judging"):
         judged = judge_all(config, asked, answers, labelled, trained)
+        bootstrap = Bootstrap(config.evaluation.bootstrap_resamples, config.run.seed)
+        tasks = check_answers(config.evaluation.tasks, asked, answers, trained, bootstrap)
     report = Report(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         run={"name": config.run.name, "model": config.model.path, "seed": config.run.seed, "data": {"held_out": data}},
@@ -61,12 +65,15 @@ def evaluate_contestants(config: TrainConfig, data: object, *, has_training: boo
         contestants={rival.name: rival.describe() for rival in rivals},
         win_rates=list(judged.win_rates) or None,
         judges=dict(judged.standings) or None,
+        tasks=tasks or None,
         samples=_describe_samples(asked, answers, config.evaluation.num_shown_samples),
         provenance=_describe_origin(config, data, rivals),
     )
     hardest = hardest_win(report)
     if hardest is not None:
         report.held_out.models[TUNED] = {WIN_RATE: hardest.estimate}
+        slices = slice_wins(judged, asked, hardest, config.data.tag, config.run.seed)
+        report.answer_slices = slices.to_dict()
     report.decision, findings = assess(report, config.evaluation)
     report.verdict = [finding.to_dict() for finding in findings]
     return Evaluation(report, [], [], judged.per_prompt(asked, answers))

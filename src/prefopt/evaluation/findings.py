@@ -29,6 +29,7 @@ from prefopt.evaluation.metrics import (
 from prefopt.evaluation.overlap import describe_overlap
 from prefopt.evaluation.report import Estimates, HeldOut, Report
 from prefopt.evaluation.statistics import Estimate, detectable_gain, difference
+from prefopt.evaluation.task_findings import judge_tasks
 from prefopt.evaluation.win_findings import describe_doubt, judge_wins
 
 FEWEST_ANSWERS = 5
@@ -43,6 +44,7 @@ def assess(report: Report, settings: EvaluationConfig) -> tuple[Decision, list[F
     findings = [
         *_not_finite(report),
         *judge_wins(report, settings),
+        *judge_tasks(report, settings),
         *_preference(held_out, gains, settings),
         *_loss(held_out, gains, settings),
         *_overlap(report.overlap or {}, limits),

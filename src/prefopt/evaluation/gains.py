@@ -1,13 +1,15 @@
 """The gains of a tuned model over its base that a report measures, with what else would explain them."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from math import ceil
+from math import ceil, inf
 
 from prefopt.config.schema import EvaluationConfig
 from prefopt.data.intervals import Z_95
+from prefopt.evaluation.checked import TaskResult
 from prefopt.evaluation.decision import Gain
 from prefopt.evaluation.judging import WinRate
-from prefopt.evaluation.metrics import ACCURACY, LOSS, TUNED, WIN_RATE
+from prefopt.evaluation.metrics import ACCURACY, LOSS, REGRESSION, TUNED, WIN_RATE
 from prefopt.evaluation.report import HeldOut, Report
 from prefopt.evaluation.statistics import Z_80, Estimate, detectable_gain
 
@@ -17,8 +19,43 @@ MORE = "more prompts in data.held_out, or a larger data.held_out_fraction"
 def find_gains(report: Report, settings: EvaluationConfig) -> list[Gain]:
     """Returns the gains in judged answers, in ranking and in loss, as far as they were measured."""
     held_out = report.held_out
-    found = (_find_wins(report, settings), _find_ranking(held_out, settings), _find_likelier(held_out, settings))
+    of_answers = (_find_wins(report, settings), *_find_task_gains(report, settings))
+    found = (*of_answers, _find_ranking(held_out, settings), _find_likelier(held_out, settings))
     return [gain for gain in found if gain is not None]
+
+
+def untuned_gains(report: Report, task: TaskResult) -> dict[str, Estimate]:
+    """Returns the gains in a task over each contestant without tuning, by its name."""
+    known = report.contestants or {}
+    return {name: gain for name, gain in task.gains.items() if known.get(name, {}).get("is_untuned", True)}
+
+
+def _find_task_gains(report: Report, settings: EvaluationConfig) -> Iterator[Gain]:
+    """The gains in each task over the best contestant without tuning; the regression suite is none to win."""
+    for name, task in (report.tasks or {}).items():
+        gains = untuned_gains(report, task)
+        if name == REGRESSION or not gains:
+            continue
+        best = min(gains, key=lambda each: gains[each].low if gains[each].has_interval else -inf)
+        obstacles = _obstacle_of_rivals(report, gains)
+        yield Gain(
+            name,
+            f"{name} over {best}",
+            f"Its answers do better than those of {' and '.join(gains)} in {name}",
+            gains[best],
+            settings.min_gain if task.is_share else 0.0,
+            is_of_answers=True,
+            obstacles=tuple(obstacles),
+            remedy=PROMPTED if obstacles else "",
+        )
+
+
+def _obstacle_of_rivals(report: Report, names: Iterable[str]) -> list[str]:
+    """Says that no base with a prompt is among the contestants, if so."""
+    known = report.contestants or {}
+    if any(known.get(name, {}).get("is_prompted") for name in names):
+        return []
+    return ["No base with a prompt competed, which is what one would do instead of tuning."]
 
 
 def deciding_wins(report: Report) -> list[WinRate]:
@@ -46,12 +83,9 @@ def _find_wins(report: Report, settings: EvaluationConfig) -> Gain | None:
     wins, best = deciding_wins(report), hardest_win(report)
     if best is None:
         return None
-    known = report.contestants or {}
     names = " and ".join(found.b for found in wins)
-    obstacles, remedies = [*_obstacles_of(best.judge, report, settings)], []
-    if not any(known.get(found.b, {}).get("is_prompted") for found in wins):
-        obstacles.append("No base with a prompt competed, which is what one would do instead of tuning.")
-        remedies.append(PROMPTED)
+    unprompted = _obstacle_of_rivals(report, [found.b for found in wins])
+    obstacles, remedies = [*_obstacles_of(best.judge, report, settings), *unprompted], [PROMPTED] if unprompted else []
     gain = best.gain
     return Gain(
         WIN_RATE,

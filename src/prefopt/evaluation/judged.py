@@ -13,6 +13,7 @@ from prefopt.evaluation.judges import build_judges
 from prefopt.evaluation.judges.judge import Judge, JudgeContext, LabelledPair
 from prefopt.evaluation.judging import Standing, Verdicts, WinRate, judge_answers, sum_up, try_judge
 from prefopt.evaluation.material import Asked
+from prefopt.evaluation.slices import Slices, as_rates, by_length, by_script, find_slices
 from prefopt.evaluation.statistics import Prompts
 from prefopt.process.paths import cache_folder
 
@@ -80,7 +81,7 @@ def judge_all(
     if not wanted or not asked:
         return Judged()
     judges = build_judges(wanted, JudgeContext(trained, config, cache_folder() / "verdicts"))
-    of_labelled, of_asked = (Prompts.of([each.prompt for each in found]) for found in (labelled, asked))
+    of_labelled, of_asked = (Prompts.of_texts([each.prompt for each in found]) for found in (labelled, asked))
     return judge_contestants(judges, answers, [each.prompt for each in asked], of_asked, labelled, of_labelled)
 
 
@@ -114,6 +115,27 @@ def judge_contestants(
             verdicts.append(read)
             win_rates.append(sum_up(a, b, judge.name, read, of_answers))
     return Judged(standings, win_rates, verdicts)
+
+
+def slice_wins(judged: Judged, asked: Sequence[Asked], hardest: WinRate, column: str | None, seed: int) -> Slices:
+    """Returns the slices of the prompts by the win rate over the best contestant without tuning.
+
+    Args:
+        judged: What the judges said.
+        asked: The prompts.
+        hardest: That win rate.
+        column: Name of the column of tags; None without tags.
+        seed: Of the shuffles that tell chance.
+    """
+    verdicts = judged.verdicts[list(judged.win_rates).index(hardest)]
+    prompts = [each.prompt for each in asked]
+    groupings = {
+        "source": [each.slice for each in asked],
+        column or "tag": [each.tag for each in asked],
+        "length of the prompt": by_length(prompts),
+        "script": by_script(prompts),
+    }
+    return find_slices(as_rates(verdicts.outcomes), groupings, seed)
 
 
 def _pairings(names: Sequence[str]) -> list[tuple[str, str]]:

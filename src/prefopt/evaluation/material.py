@@ -20,7 +20,9 @@ from prefopt.data.token_splits import load_tokenized
 from prefopt.data.values import RowError, check_text
 from prefopt.evaluation.judges.judge import LabelledPair
 from prefopt.evaluation.overlap import find_overlap
-from prefopt.evaluation.prompting import to_text
+from prefopt.evaluation.prompting import Prefix, encode_prompts, to_text
+from prefopt.evaluation.regression import Question as RegressionQuestion
+from prefopt.evaluation.regression import read_regression
 from prefopt.evaluation.rivals import Rival, build_rivals
 from prefopt.evaluation.scoring import IGNORED, ScoredSequence
 from prefopt.evaluation.statistics import Prompts
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NEUTRAL_MAX_TOKENS = 512
+REGRESSION_TOKENS = 64
+"""Most tokens of an answer to a question of the regression suite."""
 TEXT_PROMPT_TOKENS = 16
 """For a row without a prompt, at most this many of its first tokens serve as the prompt."""
 
@@ -66,16 +70,20 @@ class Asked:
         source: Location of its example, `file:line`.
         prompt: The prompt.
         chosen: The answer in the data; None if there is none.
+        slice: Name of the part of a mixture that it is from; empty if there are no parts.
+        tag: Value of `data.tag`; empty without one.
     """
 
     source: str
     prompt: str
     chosen: str | None
+    slice: str = ""
+    tag: str = ""
 
     @classmethod
     def of(cls, record: Record) -> "Asked":
         """Returns the prompt of a record, with the answer to it."""
-        return cls(record.source, *_texts(record))
+        return cls(record.source, *_texts(record), record.slice, record.tag)
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,7 @@ class Material:
         overlap: How many held-out prompts are training prompts, as in a report; None if nothing is held out.
         rivals: Contestants that only answer the prompts.
         labelled: Held-out pairs as text by which judges are known, if answers are judged.
+        questions: The regression suite, and the token ids of its prompts.
         are_judged: Whether the sampled answers are judged or checked: then they are also those that the report shows.
     """
 
@@ -110,6 +119,7 @@ class Material:
     overlap: dict[str, int | None] | None = None
     rivals: Sequence[Rival] = ()
     labelled: Sequence[LabelledPair] = ()
+    questions: Sequence[tuple[RegressionQuestion, Sequence[int]]] = ()
     are_judged: bool = False
 
     @property
@@ -160,6 +170,7 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
         labelled=_choose_labelled(apart.records if apart is not None else examples.records.held_out, config)
         if are_judged
         else [],
+        questions=_read_questions(config, examples) if are_judged else [],
         are_judged=are_judged,
     )
 
@@ -175,6 +186,22 @@ def _choose_answered(held_out: "Dataset", config: TrainConfig, *, are_judged: bo
         first = {tuple(prompt): row for row, prompt in reversed([*enumerate(ids)])}
         held_out = held_out.select(sorted(first.values()))
     return take_sample(held_out, num, seed)
+
+
+def _read_questions(config: TrainConfig, examples: Examples) -> list[tuple[RegressionQuestion, list[int]]]:
+    """Reads the regression suite, and encodes its questions as prompts: as chats if the model has a chat template.
+
+    Raises:
+        UserError: The file is missing, or a line of it is no question; or none of them fits the model's context.
+    """
+    if config.evaluation.regression is None:
+        return []
+    questions = read_regression(config.evaluation.regression)
+    records = [SFTExample(prompt=each.prompt, completion=each.reference, source=each.id) for each in questions]
+    ids = encode_prompts(records, Prefix(), examples.tokenizer, config.data)
+    if examples.limits is not None:
+        examples.limits.check_answers(ids, REGRESSION_TOKENS)
+    return list(zip(questions, ids, strict=True))
 
 
 def _choose_labelled(records: Sequence[Record] | None, config: TrainConfig) -> list[LabelledPair]:

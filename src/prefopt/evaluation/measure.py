@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from prefopt.config.contestants import SETTING
+from prefopt.config.contestants import BASE, SETTING
 from prefopt.config.schema import TrainConfig
 from prefopt.data.ragged import PairTable
 from prefopt.distributed.group import on_main
 from prefopt.evaluation.contestants import Contestant
-from prefopt.evaluation.material import Material
+from prefopt.evaluation.material import REGRESSION_TOKENS, Material
 from prefopt.evaluation.rivals import Rival
 from prefopt.evaluation.sampling import Answer, Question, generate
 from prefopt.evaluation.scoring import PairScores, ScoredSequence, Scorer, Scores, completion
@@ -46,6 +46,7 @@ class Measured:
     neutral: Scores | None
     samples: list[Answer]
     shown: list[Answer]
+    regression: list[str] = field(default_factory=list)
     answers_of: dict[str, Scores] = field(default_factory=dict)
     """Name of a contestant -> this model's scores of that contestant's `samples`."""
 
@@ -95,7 +96,8 @@ def measure_contestants(
         if rival.runs_on is None:
             release_memory()
             answers[rival.name] = answer_elsewhere(rival, config)
-    return measured, answers
+    names = dict.fromkeys([BASE, *measured, *(rival.name for rival in material.rivals)])
+    return measured, {name: answers[name] for name in names if name in answers}
 
 
 @phases.of("scoring_of_samples")
@@ -148,7 +150,17 @@ def measure(
         samples = answer(scorer, tokenizer, material.prompts, config)
         shown = samples if material.are_judged else answer(scorer, tokenizer, material.prompts, config, greedy=True)
         shown = shown[: config.evaluation.num_shown_samples]
-    return Measured(held_out[0], train[0], held_out[1], train[1], neutral, samples, shown)
+    with phases.of("regression"):
+        kept = answer_questions(scorer, tokenizer, [ids for _, ids in material.questions])
+    return Measured(held_out[0], train[0], held_out[1], train[1], neutral, samples, shown, regression=kept)
+
+
+def answer_questions(
+    scorer: Scorer, tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Sequence[int]]
+) -> list[str]:
+    """Returns the likeliest answers to the questions of the regression suite."""
+    found = generate(scorer, tokenizer, [Question(ids) for ids in prompts], max_new_tokens=REGRESSION_TOKENS)
+    return [str(tokenizer.decode(each.ids, skip_special_tokens=True)).strip() for each in found]
 
 
 def answer(

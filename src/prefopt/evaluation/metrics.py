@@ -123,7 +123,7 @@ LENGTH_CHANGE, CHOSEN_CHANGE = "length_change", "chosen_change"
 CHOSEN, REJECTED, CHOSEN_FELL = "chosen", "rejected", "chosen_fell"
 LONGER_WINS, SHORTER_WINS = "longer_wins", "shorter_wins"
 BASE_ACCURACY = "base_preference_accuracy"
-WIN_RATE = "win_rate"
+WIN_RATE, REGRESSION = "win_rate", "regression"
 TRAIN_TIME, OUTSIDE, PAIRS_PER_S = "train_time_s", "outside_training_s", "pairs_per_s"
 
 

@@ -6,6 +6,7 @@ from math import nan
 from numbers import Real
 from typing import Any
 
+from prefopt.evaluation.checked import TaskResult
 from prefopt.evaluation.decision import Decision
 from prefopt.evaluation.judging import Standing, WinRate
 from prefopt.evaluation.statistics import Estimate
@@ -113,6 +114,10 @@ class Report:
         contestants: Name of a contestant -> the model and the prompt with which it answered.
         win_rates: Of each judge, who won how often against whom.
         judges: Name of a judge -> what it is worth, the deciding one first; None where no held-out pairs tell.
+        tasks: Name of a task -> what it found in each contestant's answers.
+        answer_slices: The win rate over the best contestant without tuning in each slice of the prompts, and the
+            `worst` slice if chance does not explain it, as `prefopt.evaluation.slices.Slices` is written.
+        evidence: SHA-256 of each thing that the decision rests on; see `prefopt.evaluation.evidence`.
         decision: Whether to ship, with its reasons and what would decide.
         verdict: The findings, worst first.
         phases: Seconds per part of the run.
@@ -138,6 +143,9 @@ class Report:
     contestants: dict[str, Block] | None = None
     win_rates: list[WinRate] | None = None
     judges: dict[str, Standing | None] | None = None
+    tasks: dict[str, TaskResult] | None = None
+    answer_slices: Block | None = None
+    evidence: Block | None = None
     decision: Decision | None = None
     verdict: list[dict[str, str]] | None = None
     phases: dict[str, float] | None = None
@@ -169,10 +177,17 @@ class Report:
             or None,
             "win_rates": [_win_rate(each) for each in known["win_rates"] or [] if _estimate(each)] or None,
             "judges": {name: _standing(each) for name, each in _mapping(known["judges"]).items()} or None,
+            "tasks": {name: _task(each) for name, each in _mapping(known["tasks"]).items()} or None,
+            "evidence": dict(_mapping(known["evidence"])) or None,
+            "answer_slices": dict(_mapping(known["answer_slices"])) or None,
             "decision": Decision.from_written(known["decision"]),
             "audit": known["audit"] if is_audit(known["audit"]) else None,
         }
         return cls(**known)
+
+
+WRITTEN = (Estimate, HeldOut, Decision, WinRate, Standing, TaskResult)
+"""Classes of parts that write themselves."""
 
 
 def _write(value: object) -> Any:
@@ -181,7 +196,7 @@ def _write(value: object) -> Any:
         return {key: _write(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_write(item) for item in value]
-    return value.to_dict() if isinstance(value, Estimate | HeldOut | Decision | WinRate | Standing) else value
+    return value.to_dict() if isinstance(value, WRITTEN) else value
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -223,6 +238,15 @@ def _win_rate(entry: Mapping[str, Any]) -> WinRate:
     estimate, matched, adjusted = (_estimate(each) for each in (entry, entry.get("matched"), entry.get("adjusted")))
     assert estimate is not None
     return WinRate(a, b, judge, estimate, ties, unread, consistency, first_slot, matched, adjusted)
+
+
+def _task(entry: object) -> TaskResult:
+    found = _mapping(entry)
+    contestants = {name: _mapping(each) for name, each in _mapping(found.get("contestants")).items()}
+    values = {name: _estimates(_mapping(each.get("values"))) for name, each in contestants.items()}
+    details = {name: each.get("details") for name, each in contestants.items()}
+    gains = _estimates(_mapping(found.get("gains")))
+    return TaskResult(str(found.get("main")), found.get("is_share") is True, values, gains, details)
 
 
 def _standing(entry: object) -> Standing | None:

@@ -94,7 +94,10 @@ def build_rival(
         return Rival(wanted, None, messages=[as_messages(record, prefix) for record in records])
     model, is_run = _find_model(wanted, config.model)
     if model is not None:
-        tokenizer, limits = load_tokenizer(model), Limits.of(model)
+        try:
+            tokenizer, limits = load_tokenizer(model), Limits.of(model)
+        except UserError as error:
+            raise UserError(f"{SETTING}: {wanted.name}: {error}") from error
     prompts = encode_prompts(records, prefix, tokenizer, config.data)
     if limits is not None:
         _require_room(wanted, prompts, limits, config.evaluation.max_new_tokens)

@@ -17,16 +17,19 @@ from prefopt.data.origin import describe_origin
 from prefopt.data.sources import sources_of
 from prefopt.data.token_splits import TokenizedSplits
 from prefopt.distributed import group
+from prefopt.evaluation.checked import TaskResult, check_answers, sum_up_checks
 from prefopt.evaluation.contestants import of_run
+from prefopt.evaluation.evidence import gather
 from prefopt.evaluation.findings import assess
 from prefopt.evaluation.gains import hardest_win
-from prefopt.evaluation.judged import judge_all
+from prefopt.evaluation.judged import judge_all, slice_wins
 from prefopt.evaluation.material import Material, labelled_pairs
 from prefopt.evaluation.measure import Measured, measure_contestants
-from prefopt.evaluation.metrics import BASE, TUNED, WIN_RATE
+from prefopt.evaluation.metrics import BASE, REGRESSION, TUNED, WIN_RATE
+from prefopt.evaluation.regression import check_all
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.sampling import Answer
-from prefopt.evaluation.statistics import Bootstrap
+from prefopt.evaluation.statistics import Bootstrap, Prompts
 from prefopt.evaluation.summary import Summary
 from prefopt.models.examples import Examples, hash_rows
 from prefopt.process import phases
@@ -93,16 +96,20 @@ def evaluate_run(
     group.stop()
     if not is_main():
         return None
+    bootstrap = Bootstrap(config.evaluation.bootstrap_resamples, config.run.seed)
     with phases.of("judging"):
         texts = {name: [each.text for each in found] for name, found in answers.items()}
-        trained = labelled_pairs(examples.records.train) if config.evaluation.judges else []
+        trained = labelled_pairs(examples.records.train) if material.are_judged else []
         judged = judge_all(config, material.asked, texts, material.labelled, trained)
+        tasks = check_answers(config.evaluation.tasks, material.asked, texts, trained, bootstrap)
+        if material.questions:
+            tasks[REGRESSION] = _check_regression(measured, material, bootstrap)
     algorithm = config.algorithm
     summary = Summary(
         measured,
         material,
         beta=algorithm.reward_scale,
-        bootstrap=Bootstrap(config.evaluation.bootstrap_resamples, config.run.seed),
+        bootstrap=bootstrap,
     )
     metrics = run.read_records()
     described = describe_data(examples, material)
@@ -130,15 +137,26 @@ def evaluate_run(
         contestants=describe_contestants(config, material) if material.are_judged or material.rivals else None,
         win_rates=list(judged.win_rates) or None,
         judges=dict(judged.standings) or None,
+        tasks=tasks or None,
+        evidence=dict(gather(config, run.model)),
         provenance={**run.read_provenance(), "data": described},
     )
     hardest = hardest_win(report)
     if hardest is not None:
         report.held_out.models[TUNED][WIN_RATE] = hardest.estimate
+        slices = slice_wins(judged, material.asked, hardest, config.data.tag, config.run.seed)
+        report.answer_slices = slices.to_dict()
     report.decision, findings = assess(report, config.evaluation)
     report.verdict = [finding.to_dict() for finding in findings]
     lines = judged.per_prompt(material.asked, texts) if material.are_judged or material.rivals else []
     return Evaluation(report, metrics, summary.per_pair(), lines)
+
+
+def _check_regression(measured: Mapping[str, Measured], material: Material, bootstrap: Bootstrap) -> TaskResult:
+    """Checks the answers of base and tuned to the questions of the regression suite."""
+    questions = [question for question, _ in material.questions]
+    checked = {name: check_all(questions, found.regression) for name, found in measured.items()}
+    return sum_up_checks(checked, Prompts.all_different(len(questions)), bootstrap)
 
 
 def _audit_of(run: RunDirectory, digests: dict[str, str]) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ than one pair each of ten prompts. Every function takes the prompt of each examp
 as drawn at random. `python -m benchmarks.coverage` simulates how often these intervals hold the truth.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import erfc, hypot, isfinite, nan, sqrt
@@ -74,6 +75,12 @@ class Prompts:
     def of(cls, names: ArrayLike) -> "Prompts":
         """Numbers the prompts of examples; equal names are one prompt."""
         return cls(np.unique(np.asarray(names), return_inverse=True)[1].reshape(-1))
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str]) -> "Prompts":
+        """Numbers the prompts of examples by their texts, however long these are."""
+        numbers: dict[str, int] = {}
+        return cls(np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int64))
 
     @classmethod
     def all_different(cls, num_examples: int) -> "Prompts":

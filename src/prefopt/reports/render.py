@@ -15,7 +15,7 @@ from prefopt.reports import facts, sections
 from prefopt.reports.figures import curve_note, result_figures, training_figures
 from prefopt.reports.glossary import terms_for
 from prefopt.reports.time import time_block
-from prefopt.reports.wins import judges_table, wins_table
+from prefopt.reports.wins import answer_slices_table, judges_table, tasks_table, wins_table
 from prefopt.storage.files import write_json, write_text
 
 LEVELS = {"good": "Good", "info": "Note", "warning": "Warning", "bad": "Bad"}
@@ -33,7 +33,7 @@ def render_report(
     folder: Path,
     read_phases: Callable[[], dict[str, float]] | None = None,
 ) -> Path:
-    """Writes the report's three files into `folder`, each one completely or not at all.
+    """Writes the report's four files into `folder`, each one completely or not at all.
 
     Args:
         report: The evaluation's results; missing parts are shown as not measured or left out.
@@ -56,14 +56,17 @@ def render_report(
     content = {**_content(shown), "terms": terms_for(written)}
     templates = environment("prefopt.reports")
     html = templates.get_template("report.html.j2").render(content, **charts, curve_note=curve_note(metrics))
-    markdown = templates.get_template("report.md.j2").render(content)
+    markdown, card = (templates.get_template(f"{name}.md.j2").render(content) for name in ("report", "card"))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", written)
     write_text(folder / "report.md", markdown)
+    write_text(folder / CARD, card)
     write_text(folder / "report.html", html)
     return folder / "report.html"
 
 
+CARD = "card.md"
+"""File with the decision and its reasons, short enough for a pull request."""
 STYLED = ("prompt", "base", "tuned", "chosen")
 """Parts of a sample with a style of their own; names of other contestants are the user's."""
 
@@ -75,9 +78,13 @@ def _content(report: Report) -> dict[str, Any]:
         "subtitle": facts.subtitle(report),
         "verdict": report.verdict or [],
         "levels": LEVELS,
+        "evidence": [f"{key} {digest[:12]}" for key, digest in (report.evidence or {}).items() if digest]
+        or ["not recorded"],
         "held_out": sections.held_out_table(report),
         "wins": wins_table(report),
         "judges": judges_table(report),
+        "tasks": tasks_table(report),
+        "answer_slices": answer_slices_table(report),
         "slices": sections.slices_table(report),
         "overfitting": sections.overfitting_table(report),
         "drift": sections.drift_table(report),

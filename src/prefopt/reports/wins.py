@@ -1,6 +1,7 @@
 """The tables of judged answers: who wins against whom, and what the judges are worth."""
 
-from math import isfinite
+from math import isfinite, nan
+from typing import Any
 
 from prefopt.evaluation.judging import Standing, WinRate
 from prefopt.evaluation.metrics import NUMBER, PERCENT
@@ -64,3 +65,41 @@ def _learned(standing: Standing) -> str:
     """What a judge says of itself, in a few words."""
     kind, model = standing.facts.get("kind"), standing.facts.get("model")
     return ", ".join(str(each) for each in (kind, model) if each)
+
+
+def tasks_table(report: Report) -> Table | None:
+    """Returns what was checked in the answers: a row for each number, a column for each contestant."""
+    tasks = report.tasks or {}
+    names = list(dict.fromkeys(name for task in tasks.values() for name in task.values))
+    rows = []
+    for title, task in tasks.items():
+        keys = dict.fromkeys(key for found in task.values.values() for key in found)
+        for key in keys:
+            found = [task.values.get(name, {}).get(key) for name in names]
+            are_shares = all(each is None or 0 <= each.value <= 1 for each in found)
+            cells = [_further(each) if are_shares else _number(each) for each in found]
+            rows.append(Row(key.replace("_", " "), cells, title if key != task.main else f"{title}, its main number"))
+    return Table([name.capitalize() for name in names], rows) if rows else None
+
+
+def _number(estimate: Estimate | None) -> Cell:
+    return NOT_APPLICABLE if estimate is None else cell(estimate, NUMBER)
+
+
+def answer_slices_table(report: Report) -> Table | None:
+    """Returns the win rate over the best contestant without tuning in each slice of the prompts; None without any."""
+    slices = (report.answer_slices or {}).get("slices") or []
+    rows = [
+        Row(str(each["name"]), [cell(_estimate(each["rate"]), PERCENT)], str(each["grouping"]))
+        for each in slices
+        if isinstance(each, dict) and isinstance(each.get("rate"), dict)
+    ]
+    note = (
+        "Each interval as if its slice were the only one; a slice is named above if it is worse than chance explains."
+    )
+    return Table(["Win rate"], rows, [note]) if rows else None
+
+
+def _estimate(entry: dict[str, Any]) -> Estimate:
+    low, high = (nan if bound is None else bound for bound in entry.get("ci95") or (nan, nan))
+    return Estimate(entry["value"], low, high, entry.get("n"), entry.get("n_prompts"))

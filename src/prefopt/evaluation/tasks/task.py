@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.evaluation.judges.judge import LabelledPair
+from prefopt.process.errors import shorten
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,9 @@ class Checked:
     Attributes:
         values: Key of a number -> its value for each answer, shape (answers,): truths, of which the share is reported,
             or numbers, of which the mean is; NaN where an answer has none. The first one is the task's main number.
-        higher_is_better: Key of a number -> which end is better.
-        details: What else a report shows: a confusion table, the commonest errors; JSON.
+        higher_is_better: Key of a number -> which end is better. Numbers that are not in it describe, such as the
+            length of sentences: no end is better. The main number is in it.
+        details: What else a report shows: a confusion table, the commonest errors; JSON without NaN.
     """
 
     values: Mapping[str, NDArray[np.bool_] | NDArray[np.float64]]
@@ -42,13 +44,12 @@ class Checked:
 
 
 class Task(Protocol):
-    """A check of answers.
+    """A check of answers."""
 
-    Attributes:
-        name: By which reports tell it apart.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """By which reports tell it apart."""
+        ...
 
     def check(self, answers: Sequence[Answered]) -> Checked:
         """Checks the answers of one contestant."""
@@ -60,9 +61,15 @@ class TaskContext:
     """What tasks are built from.
 
     Attributes:
-        trained: The training data as text: labels and styles are learned from it.
+        trained: The training data as text: labels and styles are learned from it. Demonstrations are pairs whose
+            rejected answer is empty.
         seed: Seed of what is drawn.
     """
 
     trained: Sequence[LabelledPair]
     seed: int
+
+
+def quotable(text: str) -> str:
+    """Returns a part of an answer as a report can quote it: of bounded length, and text that a file can hold."""
+    return shorten(text).encode("utf-8", "replace").decode().replace("\0", "?")

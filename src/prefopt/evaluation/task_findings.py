@@ -1,0 +1,90 @@
+"""What tasks, the regression suite and slices say of the tuned model's answers."""
+
+from prefopt.config.schema import EvaluationConfig
+from prefopt.evaluation.checked import TaskResult
+from prefopt.evaluation.decision import Finding
+from prefopt.evaluation.gains import untuned_gains
+from prefopt.evaluation.metrics import BASE, REGRESSION, TUNED
+from prefopt.evaluation.report import Report
+from prefopt.evaluation.statistics import Estimate
+
+KEPT = "A run that keeps what its base could do: lower optim.learning_rate, train less, or mix in other data."
+
+
+def judge_tasks(report: Report, settings: EvaluationConfig) -> list[Finding]:
+    """Returns the findings on tasks, on the regression suite, and on the worst slice."""
+    findings = []
+    for name, task in (report.tasks or {}).items():
+        if name == REGRESSION:
+            findings += _on_regression(task, settings)
+        else:
+            gains = untuned_gains(report, task).items()
+            findings += [_on_task(name, task, other, gain, settings) for other, gain in gains]
+    return findings + _on_slices(report)
+
+
+def _on_task(name: str, task: TaskResult, other: str, gain: Estimate, settings: EvaluationConfig) -> Finding:
+    """Says whether the tuned model does better in a task than one contestant."""
+    evidence = f"{task.main}: {_sides(task, other)}, change {_change(gain, task)}, n = {gain.n}"
+    least = settings.min_gain if task.is_share else 0.0
+    if not gain.has_interval or (gain.num_prompts or 0) < settings.min_prompts:
+        text = f"Too few answers to say whether it does better than {other} in {name}; {settings.min_prompts} are the"
+        return Finding("warning", f"{text} least.", evidence)
+    if gain.high < 0:
+        is_bad = gain.value <= -least
+        return Finding(
+            "bad" if is_bad else "warning", f"Its answers do worse than those of {other} in {name}.", evidence
+        )
+    if gain.low <= 0:
+        return Finding("warning", f"Its answers are not shown to do better than those of {other} in {name}.", evidence)
+    if gain.low <= least:
+        return Finding("info", f"Its answers do better than those of {other} in {name}, perhaps a little.", evidence)
+    return Finding("good", f"Its answers do better than those of {other} in {name}.", evidence)
+
+
+def _on_regression(task: TaskResult, settings: EvaluationConfig) -> list[Finding]:
+    """Says whether the tuned model still answers what its base could: plain questions outside the task."""
+    change = task.gains.get(BASE)
+    if change is None:
+        return []
+    evidence = f"right: {_sides(task, BASE)}, change {_change(change, task)}, n = {change.n}"
+    if change.high < 0:
+        is_bad = change.value <= -settings.min_gain
+        text = "It answers plain questions worse than its base: the tuning broke something beside the task."
+        return [Finding("bad" if is_bad else "warning", text, evidence, remedy=KEPT)]
+    base = task.values.get(BASE, {}).get(task.main)
+    if base is not None and base.value < settings.min_gain:
+        text = "Its base answers hardly any plain questions right, so these cannot show what the tuning broke."
+        return [Finding("info", text, evidence)]
+    return [Finding("info", "It answers plain questions about as well as its base.", evidence)]
+
+
+def _on_slices(report: Report) -> list[Finding]:
+    """Names the slice of prompts in which the answers do worse than elsewhere, beyond chance."""
+    found = report.answer_slices or {}
+    worst = found.get("worst")
+    if not worst:
+        return []
+    entry = next(each for each in found["slices"] if all(each[key] == worst[key] for key in ("grouping", "name")))
+    text = f"Its answers do worst where {worst['grouping']} is {worst['name']}."
+    rate = entry["rate"]["value"]
+    evidence = (
+        f"win rate {100 * rate:.1f} % of {entry['rate']['n']} prompts, p = {entry['p_value']:.2g} for all slices"
+    )
+    return [Finding("warning", text, evidence)]
+
+
+def _sides(task: TaskResult, other: str) -> str:
+    sides = [(name, task.values.get(name, {}).get(task.main)) for name in (other, TUNED)]
+    return ", ".join(f"{name} {_value(found, task)}" for name, found in sides if found is not None)
+
+
+def _value(estimate: Estimate, task: TaskResult) -> str:
+    return f"{100 * estimate.value:.1f} %" if task.is_share else f"{estimate.value:.3g}"
+
+
+def _change(gain: Estimate, task: TaskResult) -> str:
+    value, low, high = gain.value, gain.low, gain.high
+    if task.is_share:
+        return f"{100 * value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{value:+.3g} [{low:+.3g}, {high:+.3g}]"

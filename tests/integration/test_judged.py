@@ -1,0 +1,134 @@
+"""Contestants answer, judges read, and a decision follows, by the commands that a user types (issue 16)."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import prefopt
+from prefopt.evaluate import main as evaluate
+from prefopt.train import main as train
+from tests.conftest import STUDY, quick_run, read_rows, write_rows
+
+pytestmark = pytest.mark.slow
+
+JUDGED = [
+    "evaluation.judges=[{kind: rule, patterns: ['[a-m]', '[n-z]{2}']}]",
+    "evaluation.contestants=[base,tuned,{name: told, system: Be brief.},"
+    "{name: shown, examples: EXAMPLES, num_examples: 1}]",
+    "evaluation.tasks=[{kind: json_schema}]",
+    "evaluation.max_new_tokens=6",
+    "evaluation.num_shown_samples=2",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("judged")
+    files = [
+        write_rows(folder / f"{name}.jsonl", read_rows(STUDY / f"{name}.jsonl", num))
+        for name, num in (("train", 24), ("held_out", 8))
+    ]
+    judged = [each.replace("EXAMPLES", str(files[0])) for each in JUDGED]
+    train(
+        [*quick_run(tiny_model, files, folder / "runs"), *judged, "trainer.max_steps=2", "evaluation.regression=null"]
+    )
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    return shutil.copytree(trained / "runs" / "test", tmp_path / "test")
+
+
+def read_report(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_a_run_is_judged_against_its_base_and_the_base_with_prompts(trained):
+    folder = trained / "runs" / "test" / "report"
+    report = read_report(folder)
+    assert [*report["contestants"]] == ["base", "tuned", "told", "shown"]
+    assert report["contestants"]["told"]["is_prompted"]
+    met = [(each["a"], each["b"]) for each in report["win_rates"]]
+    assert met == [("tuned", "base"), ("tuned", "told"), ("tuned", "shown"), ("told", "base"), ("shown", "base")]
+    assert all(each["n_prompts"] + each["unread"] == 8 for each in report["win_rates"])
+    assert report["judges"]["rule"]["facts"]["kind"] == "rule"
+    assert report["held_out"]["tuned"]["win_rate"]["n"] == 8
+    assert report["tasks"]["json_schema"]["contestants"]["told"]["values"]
+    assert {*report["evidence"]} == {"model", "base", "data", "settings", "files"}
+    lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert len(lines) == 8
+    assert [*lines[0]["answers"]] == ["tuned", "base", "told", "shown"] or {*lines[0]["answers"]} == {
+        *report["contestants"]
+    }
+    mean = sum((each["outcomes"][0]["outcome"] + 1) / 2 for each in lines) / 8
+    assert mean == pytest.approx(report["win_rates"][0]["value"])
+    page = (folder / "report.html").read_text()
+    assert "Whose answers are better?" in page
+    assert "tuned against told" in page
+    assert "too few" in " ".join(report["decision"]["reasons"])
+
+
+def test_the_same_answers_come_again_and_other_judges_read_them(run):
+    before = read_report(run / "report")
+    again = prefopt.evaluate(run, ["evaluation.judges=[{kind: rule, name: other, patterns: ['[a-m]']}]"])
+    assert [*again["judges"]] == ["other"]
+    assert again["samples"] == before["samples"]
+
+
+def test_a_gate_passes_or_ends_with_3_and_stale_evidence_is_refused(run, fails, capsys):
+    with pytest.raises(SystemExit) as ended:
+        evaluate([f"run={run}", "--require", "ship"])
+    assert ended.value.code == 3
+    assert "--require ship: the decision is undecided" in capsys.readouterr().err
+    card = (run / "report" / "card.md").read_text()
+    assert card.startswith("### ⚠️ Undecided")
+    assert "tuned against told" in card
+    with pytest.raises(SystemExit) as ended:
+        evaluate([f"run={run}", "--require", "ship", "--recorded"])
+    assert ended.value.code == 3
+    capsys.readouterr()
+    report = run / "report" / "report.json"
+    written = json.loads(report.read_text())
+    written["decision"] = {"word": "ship", "reasons": [], "would_decide": []}
+    report.write_text(json.dumps(written))
+    evaluate([f"run={run}", "--require", "ship", "--recorded"])
+
+    assert "the settings of the evaluation" in fails(evaluate, [f"run={run}", "--recorded", "evaluation.min_gain=0.2"])
+    manifest = run / "model" / "manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    assert "is stale: changed since: the tuned model" in fails(evaluate, [f"run={run}", "--recorded"])
+
+
+def test_two_models_are_compared_without_a_run(trained, tiny_model, tmp_path, fails):
+    model = trained / "runs" / "test" / "model"
+    given = [
+        f"report={tmp_path / 'out'}", "model=hf", f"model.path={tiny_model}",
+        f"data.held_out={trained / 'held_out.jsonl'}",
+        f"evaluation.contestants=[base,{{name: tuned, model: {model}}},{{name: told, system: Be brief.}}]",
+        JUDGED[0], "evaluation.max_new_tokens=6",
+    ]  # fmt: skip
+    evaluate(given)
+    report = read_report(tmp_path / "out")
+    of_run = read_report(trained / "runs" / "test" / "report")
+    # The same prompts, seeds and models give the same answers, and so the same win rates.
+    wanted = {(each["a"], each["b"]): each["value"] for each in of_run["win_rates"]}
+    found = {(each["a"], each["b"]): each["value"] for each in report["win_rates"]}
+    assert found == {pair: wanted[pair] for pair in found}
+    assert "holds a report already" in fails(evaluate, given)
+    assert "there is no run whose model is the tuned one" in fails(
+        evaluate, [f"report={tmp_path / 'b'}", *given[1:4], "evaluation.contestants=[base,tuned]"]
+    )
+
+
+def test_a_contestant_or_judge_that_cannot_be_is_refused_before_training(overrides, fails):
+    def refused(*settings: str) -> str:
+        return fails(train, [*overrides, "evaluation.judges=[{kind: rule, patterns: [a]}]", *settings])
+
+    assert "no such" in refused("evaluation.contestants=[base,tuned,{name: x, system: nowhere.md}]")
+    elsewhere = refused("evaluation.contestants=[base,tuned,{name: x, model: /nowhere/model}]")
+    assert "evaluation.contestants: x: model.path=/nowhere/model: no such folder" in elsewhere
+    assert "leaves no room" in refused(f"evaluation.contestants=[base,tuned,{{name: x, system: '{'word ' * 3000}'}}]")
+    assert "no kind 'ruel'" in refused("evaluation.judges=[ruel]")

@@ -26,6 +26,7 @@ from tests.fake_runs import write_fake_run, write_fake_sweep
 from tests.unit import test_audit_page as of_audit
 from tests.unit import test_report_render as of_report
 from tests.unit.test_learning_curve import draw_curve
+from tests.unit.test_win_findings import standing, win
 
 MARK = "executed"
 """Property of the window that a hostile text sets if it is run."""
@@ -62,6 +63,10 @@ def hostile_report(folder: Path) -> Path:
     ]
     found["data"]["notes"] = list(TEXTS.values())
     found["slices"] = [{**part, "name": LINE} for part in found["slices"]]
+    found["win_rates"] = [win(LINE, 0.55, 0.44)]
+    found["judges"] = {LINE: standing(0.8)}
+    found["answer_slices"] = {"slices": [{**each, "name": LINE} for each in found["answer_slices"]["slices"]]}
+    found["tasks"] = {LINE: found["tasks"]["order form"]}
     found["provenance"] |= {"command": ALL, "hardware": LINE}
     for check in found["audit"]["checks"]:
         check["summary"] = LINE
@@ -183,6 +188,15 @@ def _whole_report() -> dict[str, Any]:
                        "report": 0.4, "other": 0.1}  # fmt: skip
     found["audit"] = of_audit.audit(of_audit.finding("empty"), of_audit.finding("near_leakage", 0.1)).to_dict()
     found["samples"] = [found["samples"][0]] * 3
+    found["win_rates"] = [win("base", 0.81, 0.72), win("base with the style guide as its prompt", 0.55, 0.44)]
+    found["judges"] = {"classifier": standing(0.8), "style guide": standing(0.35, 0.2)}
+    rate = found["held_out"]["tuned"][accuracy]
+    found["answer_slices"] = {
+        "slices": [{"name": each, "grouping": "topic", "rate": rate} for each in ("refund", "tents")]
+    }
+    values = {"values": {"valid": rate, "field_f1": rate}}
+    checked = {"main": "valid", "is_share": True, "contestants": dict.fromkeys(("base", "tuned", "guide"), values)}
+    found["tasks"] = {"order form": checked}
     return found
 
 

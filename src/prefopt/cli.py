@@ -13,6 +13,7 @@ COMMANDS = {
     "list": "show what can be chosen: models, experiments, sweeps, clusters, ...",
     "show": "show a row of the data as the model gets it: what is trained, masked, cut",
     "convert": "write training data in the rows of another system",
+    "sample": "make preference pairs of a model's own answers, by a judge",
     "submit": "queue a run, a sweep or a chain on a cluster, or run it here",
     "prepare": "compute what several runs share: tokens and reference log-probs",
     "evaluate": "measure a finished run again and rebuild its report",

@@ -8,6 +8,7 @@ import pytest
 
 import prefopt
 from prefopt.evaluate import main as evaluate
+from prefopt.sample import main as sample
 from prefopt.train import main as train
 from tests.conftest import STUDY, quick_run, read_rows, write_rows
 
@@ -132,3 +133,21 @@ def test_a_contestant_or_judge_that_cannot_be_is_refused_before_training(overrid
     assert "evaluation.contestants: x: model.path=/nowhere/model: no such folder" in elsewhere
     assert "leaves no room" in refused(f"evaluation.contestants=[base,tuned,{{name: x, system: '{'word ' * 3000}'}}]")
     assert "no kind 'ruel'" in refused("evaluation.judges=[ruel]")
+
+
+def test_pairs_of_a_models_own_answers_are_rows_that_training_reads(tmp_path, overrides, fails, capsys):
+    rows = [{"prompt": row["prompt"]} for row in read_rows(STUDY / "held_out.jsonl", 6)]
+    prompts, made = write_rows(tmp_path / "prompts.jsonl", rows), tmp_path / "pairs.jsonl"
+    given = [str(prompts), "--output", str(made), "model=prefopt_base", "evaluation.max_new_tokens=160"]
+    judge = "evaluation.judges=[{kind: rule, patterns: ['[a-m]']}]"
+    assert "evaluation.judges: required" in fails(sample, given)
+    sample([*given, judge])
+    rows = read_rows(made)
+    assert f"6 prompts: {len(rows)} pairs" in capsys.readouterr().out
+    assert rows
+    assert all(row["score_chosen"] > row["score_rejected"] for row in rows)
+    first = made.read_bytes()
+    assert "exists already" in fails(sample, [*given, judge])
+    sample([*given, judge, "--overwrite"])
+    assert made.read_bytes() == first
+    train([*overrides, f"data.train={made}", "data.held_out=null", "data.held_out_fraction=0", "trainer.max_steps=1"])

@@ -1,0 +1,186 @@
+"""Preference pairs of a model's own answers: several samples per prompt, the best against the worst by a judge."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefopt.config.schema import DataConfig, TrainConfig
+from prefopt.data.files import iter_rows
+from prefopt.data.messages import check_content
+from prefopt.data.records import Record, SFTExample
+from prefopt.data.strict_json import RepeatingRow
+from prefopt.data.values import RowError
+from prefopt.evaluation.judges.judge import Judge
+from prefopt.evaluation.judging import judge_answers
+from prefopt.evaluation.material import Asked
+from prefopt.evaluation.measure import seeds
+from prefopt.evaluation.prompting import Prefix, encode_prompts, question_of
+from prefopt.evaluation.sampling import Answer, Question, generate
+from prefopt.evaluation.scoring import Scorer
+from prefopt.evaluation.statistics import Floats
+from prefopt.models.limits import Limits
+from prefopt.models.load import load_model, load_tokenizer, straight_to_device
+from prefopt.process.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Counts:
+    """What has become of the prompts and their answers.
+
+    Attributes:
+        num_prompts: Different prompts.
+        num_answers: Sampled answers.
+        num_cut: Answers cut at the limit of tokens: none is used, since training would teach to end there.
+        num_equal: Answers that another one of the same prompt repeats.
+        num_alone: Prompts with fewer than two answers left.
+        num_tied: Prompts whose best answer the judge does not find better than the worst.
+        num_pairs: Pairs that are left.
+    """
+
+    num_prompts: int = 0
+    num_answers: int = 0
+    num_cut: int = 0
+    num_equal: int = 0
+    num_alone: int = 0
+    num_tied: int = 0
+    num_pairs: int = 0
+
+    def line(self) -> str:
+        """Returns the counts as a sentence."""
+        left_out = f"{self.num_alone:,} with fewer than two whole different answers, {self.num_tied:,} tied"
+        cut = f"{self.num_answers:,} answers, {self.num_cut:,} cut at the limit, {self.num_equal:,} repeated"
+        return f"{self.num_prompts:,} prompts: {self.num_pairs:,} pairs, {left_out} ({cut})"
+
+
+def read_prompts(config: DataConfig) -> list[Record]:
+    """Reads rows of which only `prompt` counts, each prompt once.
+
+    Args:
+        config: `train` names the files.
+
+    Raises:
+        UserError: A file cannot be read, or a row has no prompt.
+    """
+    found: dict[str, Record] = {}
+    for row, source in iter_rows(config.train):
+        try:
+            if isinstance(row, RepeatingRow):
+                row.require_whole(("prompt",))
+            prompt = check_content(row.get("prompt"), "prompt")
+        except RowError as error:
+            raise UserError(f"{source}: {error} Each row needs a field 'prompt', as text or as messages.") from error
+        found.setdefault(repr(prompt), SFTExample(prompt=prompt, completion="", source=source))
+    return list(found.values())
+
+
+def sample_answers(config: TrainConfig, records: Sequence[Record], num_samples: int) -> list[list[Answer]]:
+    """Returns sampled answers of `model` to the prompts of records: for each, `num_samples`.
+
+    Raises:
+        UserError: The model cannot be loaded, or a prompt leaves no room for an answer.
+    """
+    tokenizer, limits = load_tokenizer(config.model), Limits.of(config.model)
+    prompts = encode_prompts(records, Prefix(), tokenizer, config.data)
+    limits.check_answers(prompts, config.evaluation.max_new_tokens)
+    scorer = Scorer.of(load_model(config.model, placement=straight_to_device()), config, tokenizer.pad_token_id)
+    own = seeds(config.run.seed)
+    questions = [Question(prompt, next(own)) for prompt in prompts for _ in range(num_samples)]
+    found = generate(scorer, tokenizer, questions, max_new_tokens=config.evaluation.max_new_tokens)
+    answers = [Answer(each.ids, each.finished, _decode(each, tokenizer)) for each in found]
+    return [answers[start : start + num_samples] for start in range(0, len(answers), num_samples)]
+
+
+def _decode(answer: Answer, tokenizer: "PreTrainedTokenizerBase") -> str:
+    return str(tokenizer.decode(answer.ids, skip_special_tokens=True)).strip()
+
+
+def make_pairs(
+    records: Sequence[Record], answers: Sequence[Sequence[Answer]], judge: Judge, counts: Counts
+) -> Iterator[dict[str, Any]]:
+    """Yields rows of pairs: the best of each prompt's answers against the worst.
+
+    Every two different whole answers of a prompt meet. An answer's score is its wins less its losses; of equal scores
+    the earlier sample counts. A pair is left out unless the judge finds the best better than the worst itself.
+
+    Args:
+        records: Have the prompts.
+        answers: Of each prompt.
+        judge: Says which of two answers is better.
+        counts: Is filled in.
+    """
+    kept = [_choose_whole(own, counts) for own in answers]
+    counts.num_prompts = len(records)
+    asked = [Asked.of(record).prompt for record in records]
+    meetings = [(row, a, b) for row, own in enumerate(kept) for a, b in combinations(range(len(own)), 2)]
+    verdicts = judge_answers(
+        judge,
+        [asked[row] for row, _, _ in meetings],
+        [kept[row][a] for row, a, _ in meetings],
+        [kept[row][b] for row, _, b in meetings],
+    )
+    outcomes: dict[int, dict[tuple[int, int], float]] = {}
+    for (row, a, b), outcome in zip(meetings, verdicts.outcomes.tolist(), strict=True):
+        outcomes.setdefault(row, {})[a, b] = outcome
+    for row, record in enumerate(records):
+        if len(kept[row]) < 2:
+            counts.num_alone += 1
+            continue
+        scores = _score(outcomes[row], len(kept[row]))
+        best, worst = int(scores.argmax()), int(scores.argmin())
+        if not _meeting(outcomes[row], best, worst) > 0:
+            counts.num_tied += 1
+            continue
+        counts.num_pairs += 1
+        yield _to_row(record, kept[row][best], kept[row][worst], float(scores[best]), float(scores[worst]))
+
+
+def _choose_whole(answers: Sequence[Answer], counts: Counts) -> list[str]:
+    """Returns the different answers that ended by themselves and are not empty."""
+    counts.num_answers += len(answers)
+    whole = [each.text for each in answers if each.finished and each.text]
+    counts.num_cut += sum(not each.finished for each in answers)
+    different = list(dict.fromkeys(whole))
+    counts.num_equal += len(whole) - len(different)
+    return different
+
+
+def _score(outcomes: dict[tuple[int, int], float], num: int) -> Floats:
+    scores = np.zeros(num)
+    for (a, b), outcome in outcomes.items():
+        known = 0.0 if np.isnan(outcome) else outcome
+        scores[a] += known
+        scores[b] -= known
+    return scores
+
+
+def _meeting(outcomes: dict[tuple[int, int], float], first: int, second: int) -> float:
+    """Returns the outcome of two answers' meeting from the side of the first; 0 of one with itself."""
+    if first == second:
+        return 0.0
+    return outcomes[first, second] if first < second else -outcomes[second, first]
+
+
+def _to_row(record: Record, chosen: str, rejected: str, best: float, worst: float) -> dict[str, Any]:
+    prompt = question_of(record)
+    texts = (chosen, rejected) if isinstance(prompt, str) else (_said(chosen), _said(rejected))
+    return {
+        "prompt": prompt,
+        "chosen": texts[0],
+        "rejected": texts[1],
+        "score_chosen": best,
+        "score_rejected": worst,
+        "source": record.source,
+    }
+
+
+def _said(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]

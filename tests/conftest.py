@@ -41,7 +41,7 @@ SITE = REPOSITORY / "tests" / "site"
 STUDY = REPOSITORY / "experiments" / "brand_voice"
 
 
-SLOW = ("slurm", "distributed", "faults", "real_data", "fuzz")
+SLOW = ("slurm", "distributed", "faults", "real_data", "fuzz", "browser")
 """Folders whose tests are marked `slow`, but for those that are marked `smoke`: `make test` leaves them out."""
 LONGEST_FIRST = (*SLOW, "integration", "numerics", "config", "unit")
 """Folders of tests in the order in which they begin, so that no process is left alone with a long file at the end."""

@@ -75,6 +75,7 @@ class WandbServer:
         refused: Operations, and parts of paths, that are answered with 403.
         stalled: Likewise those that are never answered.
         keys: What clients have identified themselves with.
+        views: Internal name -> saved view of a project, with the specification that it was saved with last.
         misread: Requests of a known operation in an unknown form.
     """
 
@@ -82,6 +83,7 @@ class WandbServer:
         self.requests: list[Request] = []
         self.runs: dict[str, RecordedRun] = {}
         self.artifacts: dict[str, RecordedArtifact] = {}
+        self.views: dict[str, dict[str, Any]] = {}
         self.refused: set[str] = set()
         self.stalled: set[str] = set()
         self.keys: set[str] = set()
@@ -173,6 +175,9 @@ class WandbServer:
     def _Viewer(self, asked: dict[str, Any]) -> Any:
         return {"viewer": {"id": "1", "entity": ENTITY, "username": ENTITY, "flags": "{}", "teams": {"edges": []}}}
 
+    def _GetDefaultEntity(self, asked: dict[str, Any]) -> Any:
+        return {"viewer": {"id": "1", "entity": ENTITY}}
+
     def _ServerFeaturesQuery(self, asked: dict[str, Any]) -> Any:
         return {"serverInfo": {"features": []}}
 
@@ -220,6 +225,19 @@ class WandbServer:
     def _CommitArtifact(self, asked: dict[str, Any]) -> Any:
         self.artifacts[asked["artifactID"]].is_committed = True
         return {"commitArtifact": {"artifact": {"id": asked["artifactID"], "digest": "d"}}}
+
+    def _View(self, asked: dict[str, Any]) -> Any:
+        if asked["projectName"] not in {run.fields["project"] for run in self.runs.values()}:
+            return {"project": None}
+        view = self.views.get(asked["viewName"])
+        return {"project": {"allViews": {"edges": [] if view is None else [{"node": view}]}}}
+
+    def _UpsertView2(self, asked: dict[str, Any]) -> Any:
+        known = {view["id"]: view for view in self.views.values()}
+        is_new = "id" not in asked
+        view = {"id": f"view-{len(self.views)}"} if is_new else known[asked["id"]]
+        self.views[asked["name"]] = {**view, **{key: asked[key] for key in ("name", "displayName", "spec", "type")}}
+        return {"upsertView": {"view": {"id": view["id"], "name": asked["name"]}, "inserted": is_new}}
 
     def _UseArtifact(self, asked: dict[str, Any]) -> Any:
         self.artifacts[asked["input"]["artifactID"]].used_by.append(asked["input"]["runName"])

@@ -26,6 +26,7 @@ HELP = """Upload what W&B recorded offline, such as on compute nodes without a n
   prefopt sync runs/<sweep>           every run of a sweep
   prefopt sync runs                   every run and every sweep there
   prefopt sync runs/<name> ...        these runs
+  prefopt sync runs/<sweep> --workspace   and save a view of the project that compares them
 
 Attempts at a run become one W&B run, in their order. What was uploaded is not uploaded again; a run that is still
 going on is left for later. Exit code 1 if something could not be uploaded: the same command tries again."""
@@ -72,9 +73,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="folders of runs or sweeps, or one that holds them")
     parser.add_argument("-n", "--jobs", type=int, default=4, help="runs that are uploaded at a time (4)")
     parser.add_argument("--timeout-s", type=float, default=1800, help="seconds that one session may take (1800)")
+    parser.add_argument(
+        "--workspace", action="store_true", help="also save a view of the W&B project to compare these runs by"
+    )
     options = parser.parse_args(argv)
     if options.jobs < 1 or options.timeout_s <= 0:
         raise UserError("--jobs must be >= 1 and --timeout-s > 0.")
+    if options.workspace:
+        from prefopt.comparison.workspace import check_workspace
+
+        check_workspace()
     runs = find_folders(options.folders)
     closed = {run for run in runs if is_closed(run) or is_closed(run / "wandb")}
     sessions = {run: [] if run in closed else find_sessions(run) for run in runs}
@@ -84,13 +92,25 @@ def main(argv: list[str]) -> None:
             f"{', '.join(map(str, options.folders))}: {len(runs)} runs, and W&B recorded none of them. "
             "Runs with logger=none leave nothing to upload; metrics.jsonl has their records."
         )
-    if any(session.is_pending() for run in recorded for session in sessions[run]):
+    if options.workspace or any(session.is_pending() for run in recorded for session in sessions[run]):
         check_server()
     console = build_console()
     results = sync_runs(recorded, jobs=options.jobs, timeout_s=options.timeout_s, console=console)
     show(results, console)
+    if options.workspace:
+        console.print(f"workspace: {_save_workspace(options.folders, [run for run in recorded if run not in closed])}")
     if any(result.state is SyncState.failed for result in results):
         raise SystemExit(1)
+
+
+def _save_workspace(targets: Sequence[Path], runs: Sequence[Path]) -> str:
+    from prefopt.comparison.workspace import plan_view, save_view
+
+    if not runs:
+        raise UserError(
+            f"--workspace: {', '.join(map(str, targets))} may not be entered, so nothing is known of its runs."
+        )
+    return save_view(plan_view(targets, runs))
 
 
 def check_server() -> None:

@@ -27,6 +27,7 @@ def test_the_wheel_holds_configuration_study_model_and_templates(wheel):
         "prefopt/assets/base_model/model.safetensors",
         "prefopt/assets/base_model/chat_template.jinja",
         "prefopt/assets/neutral_texts.jsonl",
+        "prefopt/assets/regression.jsonl",
         *(
             f"prefopt/reports/templates/{name}"
             for name in ("report.html.j2", "audit.html.j2", "page.html.j2", "charts.css")

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from prefopt.evaluation import measure
+from prefopt.evaluation.asked import Asked
 from prefopt.evaluation.contestants import Contestant, of_run
-from prefopt.evaluation.material import Asked, Material, Split
+from prefopt.evaluation.material import Material, Split
 from prefopt.evaluation.measure import Measured, measure_contestants
 from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.scoring import Scores

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 from prefopt.config.contestants import read_contestants
 from prefopt.config.schema import DataConfig
 from prefopt.data.records import PreferencePair, SFTExample
-from prefopt.evaluation.prompting import Prefix, as_messages, encode_prompts, question_of, to_text
+from prefopt.evaluation.asked import to_text
+from prefopt.evaluation.prompting import Prefix, as_messages, encode_prompts, question_of
 from prefopt.process.errors import UserError
 from tests.conftest import write_rows
 

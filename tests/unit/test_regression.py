@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from prefopt.evaluation import regression
 from prefopt.evaluation.regression import (
     CHECKS,
     Question,
@@ -174,6 +175,12 @@ def test_a_file_without_questions_or_no_file_is_refused(tmp_path: Path) -> None:
         read_regression(str(tmp_path / "empty.jsonl"))
     with pytest.raises(UserError, match="cannot be read"):
         read_regression(str(tmp_path / "gone.jsonl"))
+
+
+def test_a_pattern_that_never_ends_is_refused_with_its_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regression, "LIMIT_S", 1)
+    with pytest.raises(UserError, match=r"question id: it takes more than 1 s"):
+        check(ask({"type": "regex", "pattern": "(a+)+"}), "a" * 40 + "!")
 
 
 def test_hostile_answers_neither_crash_nor_take_long() -> None:

@@ -416,6 +416,7 @@ def test_a_kl_per_response_says_how_many_answers_were_cut_and_where(tmp_path: Pa
 def test_text_that_utf8_cannot_hold_does_not_lose_the_report(tmp_path: Path) -> None:
     report = dpo_report()
     report["samples"][0]["base"] = "broken \udce2 half"
+    report["provenance"]["versions"]["name \udce2"] = "1"
     assert "broken \ufffd half" in render_report(report, [], [], tmp_path).read_text(encoding="utf-8")
 
 

@@ -18,7 +18,7 @@ from prefopt.config.schema import DataConfig
 from prefopt.data.loading import read_splits
 from prefopt.data.records import PreferencePair, SFTExample
 from prefopt.data.split import find_overlap, nested_subsets, prompt_key, split_by_prompt
-from prefopt.evaluation.material import _texts
+from prefopt.evaluation.asked import _texts
 from prefopt.process.errors import UserError
 
 

@@ -22,6 +22,11 @@ def prompts_of(*sizes: int) -> Prompts:
     return Prompts(np.repeat(np.arange(len(sizes)), sizes))
 
 
+def test_prompts_are_numbered_by_their_texts() -> None:
+    assert Prompts.of_texts(["b", "a", "b\0", "b", ""]).numbers.tolist() == [0, 1, 2, 0, 3]
+    assert len(Prompts.of_texts([])) == 0
+
+
 def test_wilson_equals_the_worked_example() -> None:
     # p = 0.5, n = 100: centre 0.5, half width 1.96/(1 + 3.8415/100) * sqrt(0.0025 + 3.8415/40000) = 0.0962
     low, high = wilson(50, 100)

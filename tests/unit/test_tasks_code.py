@@ -67,6 +67,12 @@ def test_findings_are_those_of_ruff_alone_on_each_code() -> None:
     assert found.details["lint_rules"] == {"F401": 2, "F841": 1, "F821": 1}
 
 
+def test_code_that_this_python_parses_is_no_error_to_ruff() -> None:
+    found = check("try:\n    pass\nexcept* ValueError:\n    pass\n")
+    assert found.values["parses"].all()
+    assert found.values["lint_findings"].tolist() == [0]
+
+
 def test_without_ruff_code_is_parsed_and_the_reason_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

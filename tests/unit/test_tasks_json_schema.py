@@ -11,6 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from prefopt.config.tasks import JsonSchemaTaskConfig
+from prefopt.evaluation.tasks import json_schema
 from prefopt.evaluation.tasks.json_answer import MAX_CHARACTERS, parse_answer
 from prefopt.evaluation.tasks.json_schema import JsonSchemaTask, build_validator
 from prefopt.evaluation.tasks.task import Answered, Checked
@@ -59,6 +60,7 @@ def check(answers: list[str], chosen: str | None = '{"id": 1}', schema: object =
         ('{"a": "line\nbreak"}', "invalid"),
         ("[" * 50_000, "invalid"),
         ("[" + "9" * 5_000 + "]", "invalid"),
+        ("1e999", "invalid"),
         ("\0", "invalid"),
         ("\ud800", "invalid"),
         ('"' + "x" * MAX_CHARACTERS + '"', "too_long"),
@@ -138,6 +140,7 @@ def test_a_chosen_answer_that_is_no_json_has_no_fields_to_compare() -> None:
         ({"properties": {"a": {"$ref": "#/$defs/gone"}}}, "#/$defs/gone"),
         ({"definitions": {"x": {"items": {"$ref": "#/nowhere"}}}, "$ref": "#/definitions/x"}, "#/nowhere"),
         ({"$ref": "https://example.com/schema.json"}, "nothing is fetched"),
+        ({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "leads back to itself"),
     ],
 )
 def test_what_is_no_schema_is_refused_with_its_place(
@@ -170,6 +173,19 @@ def test_a_file_that_is_no_json_or_absent_is_refused(tmp_path: Path) -> None:
 def test_an_older_draft_is_said(caplog: pytest.LogCaptureFixture) -> None:
     build_validator("here", {"$schema": "http://json-schema.org/draft-07/schema#"})
     assert "read as draft 2020-12" in caplog.text
+
+
+def test_numbers_too_large_for_a_schema_are_not_valid() -> None:
+    found = check(["9" * 4_000, "0.03", "-" + "9" * 400], "1", {"multipleOf": 0.01})
+    assert found.values["valid"].tolist() == [False, True, False]
+    assert found.details["schema_errors"] == {"a number too large to be checked": 2}
+
+
+def test_a_pattern_that_never_ends_costs_its_answer_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_schema, "LIMIT_S", 1)
+    found = check(['"' + "a" * 40 + '!"', '"aaa"'], "1", {"pattern": "^(a+)+$"})
+    assert found.values["valid"].tolist() == [False, True]
+    assert found.details["schema_errors"] == {"not checked within 1 s": 1}
 
 
 HOSTILE = [

@@ -11,7 +11,7 @@ import pytest
 from prefopt.config.tasks import LabelTaskConfig
 from prefopt.evaluation.judges.judge import LabelledPair
 from prefopt.evaluation.statistics import Bootstrap
-from prefopt.evaluation.tasks import label_baseline
+from prefopt.evaluation.tasks import label, label_baseline
 from prefopt.evaluation.tasks.label import NONE, LabelTask, macro_f1_terms
 from prefopt.evaluation.tasks.task import Answered, Checked, TaskContext
 from prefopt.process.errors import UserError
@@ -135,6 +135,13 @@ def test_a_pattern_says_where_the_label_stands() -> None:
     assert task.labels == ("billing", "card", "other")
     assert found.values["accuracy"].tolist() == [1, 0, 0]
     assert found.values["is_label"].tolist() == [True, False, False]
+
+
+def test_a_pattern_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label, "SEARCH_LIMIT_S", 1)
+    task = build(labels=["card"], pattern="^((?:a+)+)$")
+    with pytest.raises(UserError, match=r"it takes more than 1 s to find it.*repetition in a repetition"):
+        check(task, ("a" * 40 + "!", "card"))
 
 
 def test_the_baseline_is_compared_on_the_same_prompts() -> None:

@@ -15,7 +15,7 @@ from prefopt.evaluation.prose import DRAWN, Prose, count_syllables
 from prefopt.evaluation.statistics import Prompts
 from prefopt.evaluation.tasks import style_classifier
 from prefopt.evaluation.tasks.style import StyleTask, find_words
-from prefopt.evaluation.tasks.style_classifier import StyleClassifier, assess, count_sequences
+from prefopt.evaluation.tasks.style_classifier import StyleClassifier, assess, count_sequences, estimate_auc
 from prefopt.evaluation.tasks.task import Answered, Checked, TaskContext
 from prefopt.process.errors import UserError
 
@@ -67,14 +67,24 @@ class TestClassifier:
     def test_auc_and_brier_are_those_of_all_pairs_one_by_one(self) -> None:
         rng = np.random.default_rng(1)
         chosen, rejected = rng.random(40).round(1), rng.random(40).round(1) * 0.8
-        found = assess(chosen, rejected, Prompts.all_different(40), 0)
         beats = mean(float(a > b) + 0.5 * (a == b) for a in chosen for b in rejected)
-        assert found["auc"]["value"] == pytest.approx(beats)
+        assert estimate_auc(chosen, rejected, Prompts.all_different(40), 0).value == pytest.approx(beats)
+        found = assess(np.concatenate([chosen, rejected]), np.arange(80) < 40)
         assert found["brier"] == pytest.approx(mean([*((1 - chosen) ** 2), *(rejected**2)]))
         assert sum(each["n"] for each in found["reliability"]) == 80
         top = next(each for each in found["reliability"] if each["mean"] >= 0.9)
         assert top["n"] == (chosen >= 0.9).sum() + (rejected >= 0.9).sum()
         assert top["share_chosen"] == (chosen >= 0.9).sum() / top["n"]
+
+    def test_calibrated_log_odds_are_as_sure_as_right(self) -> None:
+        rng = np.random.default_rng(3)
+        truth = rng.normal(0.0, 2.0, 20_000)
+        is_chosen = rng.random(20_000) < 1 / (1 + np.exp(-truth))
+        slope, offset = style_classifier.calibrate(truth / 4 - 1, is_chosen)
+        assert (slope, offset) == (pytest.approx(4, rel=0.05), pytest.approx(4, rel=0.05))
+        apart = style_classifier.calibrate(np.array([-1.0] * 50 + [1.0] * 50), np.arange(100) >= 50)
+        assert 1 / (1 + math.exp(-sum(apart))) == pytest.approx(51 / 52, abs=1e-3)
+        assert style_classifier.calibrate(np.array([1.0] * 50 + [-1.0] * 50), np.arange(100) >= 50)[0] == 0.0
 
     def test_the_interval_of_the_auc_holds_the_truth(self) -> None:
         rng = np.random.default_rng(2)
@@ -83,9 +93,8 @@ class TestClassifier:
         for round_ in range(200):
             shift = rng.normal(size=80) * 0.5  # what the answers of one prompt share
             chosen, rejected = (shift + rng.normal(size=80) * math.sqrt(0.75) + mu for mu in (1.0, 0.0))
-            squeezed = [1 / (1 + np.exp(-values)) for values in (chosen, rejected)]
-            low, high = assess(*squeezed, Prompts.all_different(80), round_)["auc"]["ci95"]
-            held += low <= truth <= high
+            found = estimate_auc(chosen, rejected, Prompts.all_different(80), round_)
+            held += found.low <= truth <= found.high
         assert 0.91 <= held / 200 <= 0.99
 
     def test_answers_to_equal_prompts_are_never_on_both_sides_of_a_trial(self) -> None:
@@ -97,7 +106,8 @@ class TestClassifier:
     def test_hostile_answers_neither_crash_nor_take_long(self) -> None:
         start = time.perf_counter()
         pairs = [*PAIRS, LabelledPair("\ud800", "\ud800\0 We", "x" * 3_000_000)]
-        hostile = ["", "\0", "\ud800", "x" * 5_000_000, "a b " * 500_000, "'" * 100_000, "." * 100_000, "e" * 100_000]
+        hostile = ["", "\0", "\ud800", "x" * 5_000_000, "a b " * 500_000, "'" * 100_000, "." * 100_000]
+        hostile += ["e" * 100_000, "." * 19_999 + "x", ("." * 999 + "x") * 20, "\n" * 20_000, "\n \t" * 7_000 + "x"]
         found = check(learn(pairs, banned=["\u2019", "a  b", "x"]), *hostile)
         assert all(len(values) == len(hostile) for values in found.values.values())
         assert np.isfinite(found.values["in_style"]).all()

@@ -17,6 +17,8 @@ MIN_WIDTH, HEIGHT = 520, 380
 LEFT, RIGHT, TOP, BOTTOM = 74, 40, 46, 30
 WHOLE_FROM = 700
 """Width in pixels above which a chart takes the whole width of the page."""
+MIN_SCALE = 0.8
+"""Where there is less room, the chart is scrolled, not made smaller."""
 MAX_SETTINGS = 8
 NUM_NAMED, LABEL_GAP = 3, 13
 """Number of rows with their rank at the end of their line, and the least distance of two such labels in pixels."""
@@ -24,6 +26,8 @@ MAX_LEVELS = 9
 """An axis with more distinct numbers is a scale; otherwise each value has a position of its own."""
 MAX_MARKS = 12
 MAX_MARK_TEXT = 16
+MARK_GAP, CHARACTER_WIDTH = 8, 8
+"""Pixels between an axis and its marks, and about as wide as a character of them."""
 LOG_FROM = 20
 """A scale whose ends differ by more than this factor is logarithmic."""
 FAN = 18
@@ -58,8 +62,9 @@ def parallel_figure(comparison: Comparison) -> Figure | None:
     found = [setting_axis(head, key, settings) for key, head in comparison.settings.items()]
     axes = [axis for axis in found if axis is not None][:MAX_SETTINGS]
     axes += [_metric_axis(metric, rows) for metric in _outcomes(comparison, rows)]
-    width = max(MIN_WIDTH, LEFT + RIGHT + AXIS_WIDTH * (len(axes) - 1))
-    box = Box(width, HEIGHT, LEFT, RIGHT, TOP, BOTTOM)
+    left = max(LEFT, MARK_GAP + CHARACTER_WIDTH * max(len(_shorten(mark)) for _, mark in axes[0].marks))
+    width = max(MIN_WIDTH, left + RIGHT + AXIS_WIDTH * (len(axes) - 1))
+    box = Box(width, HEIGHT, left, RIGHT, TOP, BOTTOM)
     x = Scale(0, len(axes) - 1, box.left, box.width - box.right)
     parts = [line(x(place), TOP, x(place), HEIGHT - BOTTOM, "axis") for place in range(len(axes))]
     lines = [_points(index, axes, x, len(rows)) for index in range(len(rows))]
@@ -73,7 +78,8 @@ def parallel_figure(comparison: Comparison) -> Figure | None:
         "One line per configuration, best on top where lines share a value; the numbers are the ranks of the best "
         + (f"three. No room for: {', '.join(left_out)}." if left_out else "three.")
     )
-    return Figure("Settings and outcomes", caption, chart, style="whole" if width > WHOLE_FROM else "")
+    style, least_width = "whole" if width > WHOLE_FROM else "", round(MIN_SCALE * width)
+    return Figure("Settings and outcomes", caption, chart, style=style, least_width=least_width)
 
 
 def setting_axis(head: str, key: str, rows: Sequence[Settings]) -> Axis | None:
@@ -136,11 +142,14 @@ def _metric_axis(metric: Metric, rows: Sequence[Row]) -> Axis:
 def _label_axis(axis: Axis, x: float) -> str:
     parts = [text(x, TOP - 22, axis.head, style="head")]
     for height, mark in axis.marks:
-        shown = mark if len(mark) <= MAX_MARK_TEXT else f"{mark[: MAX_MARK_TEXT - 1]}\u2026"
-        parts.append(text(x - 8, _y(height) + 4, shown, anchor="end", style="tick over"))
+        parts.append(text(x - MARK_GAP, _y(height) + 4, _shorten(mark), anchor="end", style="tick over"))
     if None in axis.heights:
-        parts.append(text(x - 8, HEIGHT - BOTTOM + 4, MISSING, anchor="end", style="tick over"))
+        parts.append(text(x - MARK_GAP, HEIGHT - BOTTOM + 4, MISSING, anchor="end", style="tick over"))
     return "".join(parts)
+
+
+def _shorten(mark: str) -> str:
+    return mark if len(mark) <= MAX_MARK_TEXT else f"{mark[: MAX_MARK_TEXT - 1]}\u2026"
 
 
 def _points(index: int, axes: Sequence[Axis], x: Scale, num_rows: int) -> list[tuple[float, float]]:

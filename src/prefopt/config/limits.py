@@ -40,6 +40,9 @@ class LimitsConfig:
     overlap: float = 0.02
     """Share of held-out prompts that are training prompts, or nearly, above which they must be replaced before the
     model ships: so few can move an accuracy by 2 points at most."""
+    style_ratio: float = 5.0
+    """Distance of the styles of tuned and base in answers to unrelated questions, as a multiple of that of two halves
+    of the base's own answers, from which the report warns: data that teach a style beyond their task."""
     judge_kappa: float = 0.2
     """Cohen's kappa between a judge and the labels of held-out pairs that the judge must be above for sure to decide:
     up to 0.2, agreement is called slight (Landis and Koch 1977)."""

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from prefopt.config.contestants import TUNED
 from prefopt.config.tasks import read_tasks
+from prefopt.evaluation.asked import Asked
 from prefopt.evaluation.judges.judge import LabelledPair
-from prefopt.evaluation.material import Asked
 from prefopt.evaluation.statistics import Bootstrap, Estimate, Floats, Prompts, change_of_means, share
 from prefopt.evaluation.tasks import build_tasks
 from prefopt.evaluation.tasks.task import Answered, Checked, TaskContext

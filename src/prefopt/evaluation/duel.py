@@ -13,11 +13,12 @@ from prefopt.data.loading import read_splits
 from prefopt.data.records import Record
 from prefopt.data.sources import digest_files
 from prefopt.data.split import prompt_keys
+from prefopt.evaluation.asked import Asked, labelled_pairs
 from prefopt.evaluation.checked import check_answers
 from prefopt.evaluation.findings import assess
 from prefopt.evaluation.gains import hardest_win
 from prefopt.evaluation.judged import judge_all, slice_wins
-from prefopt.evaluation.material import Asked, labelled_pairs, sample_rows
+from prefopt.evaluation.material import sample_rows
 from prefopt.evaluation.measure import answer_elsewhere
 from prefopt.evaluation.metrics import WIN_RATE
 from prefopt.evaluation.report import HeldOut, Report

@@ -9,10 +9,10 @@ from typing import Any
 from prefopt.config.contestants import BASE, TUNED
 from prefopt.config.judges import read_judges
 from prefopt.config.schema import TrainConfig
+from prefopt.evaluation.asked import Asked
 from prefopt.evaluation.judges import build_judges
 from prefopt.evaluation.judges.judge import Judge, JudgeContext, LabelledPair
 from prefopt.evaluation.judging import Standing, Verdicts, WinRate, judge_answers, sum_up, try_judge
-from prefopt.evaluation.material import Asked
 from prefopt.evaluation.slices import Slices, as_rates, by_length, by_script, find_slices
 from prefopt.evaluation.statistics import Prompts
 from prefopt.process.paths import cache_folder

@@ -12,15 +12,15 @@ from prefopt.config.choices import DataFormat
 from prefopt.config.schema import EvaluationConfig, TrainConfig
 from prefopt.data.files import iter_rows
 from prefopt.data.loading import read_pairs
-from prefopt.data.messages import Content, trained_turns
-from prefopt.data.records import PreferencePair, Record, SFTExample
+from prefopt.data.records import Record, SFTExample
 from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.tags import fold_tags
 from prefopt.data.token_splits import load_tokenized
 from prefopt.data.values import RowError, check_text
+from prefopt.evaluation.asked import Asked, labelled_pairs
 from prefopt.evaluation.judges.judge import LabelledPair
 from prefopt.evaluation.overlap import find_overlap
-from prefopt.evaluation.prompting import Prefix, encode_prompts, to_text
+from prefopt.evaluation.prompting import Prefix, encode_prompts
 from prefopt.evaluation.regression import Question as RegressionQuestion
 from prefopt.evaluation.regression import read_regression
 from prefopt.evaluation.rivals import Rival, build_rivals
@@ -60,30 +60,6 @@ class Split:
             number_prompts(pairs["prompt_ids"]) if pairs is not None and len(pairs) else None,
             None if demonstrations is None else number_prompts([prompt_of(row) for row in demonstrations]),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A held-out prompt that all contestants answer, as text.
-
-    Attributes:
-        source: Location of its example, `file:line`.
-        prompt: The prompt.
-        chosen: The answer in the data; None if there is none.
-        slice: Name of the part of a mixture that it is from; empty if there are no parts.
-        tag: Value of `data.tag`; empty without one.
-    """
-
-    source: str
-    prompt: str
-    chosen: str | None
-    slice: str = ""
-    tag: str = ""
-
-    @classmethod
-    def of(cls, record: Record) -> "Asked":
-        """Returns the prompt of a record, with the answer to it."""
-        return cls(record.source, *_texts(record), record.slice, record.tag)
 
 
 @dataclass(frozen=True)
@@ -211,12 +187,6 @@ def _choose_labelled(records: Sequence[Record] | None, config: TrainConfig) -> l
     return [pairs[row] for row in rows.tolist()]
 
 
-def labelled_pairs(records: Sequence[Record] | None) -> list[LabelledPair]:
-    """Returns the preference pairs among records, as text."""
-    pairs = (record for record in records or () if isinstance(record, PreferencePair))
-    return [LabelledPair(_plain(pair.prompt), to_text(pair.chosen), to_text(pair.rejected)) for pair in pairs]
-
-
 def _slices_of(held_out: "Dataset", examples: Examples) -> list[str]:
     """Returns for each held-out example the name of its part; nothing if the data is no mixture."""
     if not examples.records.notes.slices.get("held_out"):
@@ -319,22 +289,3 @@ def prompt_of(row: ScoredSequence) -> list[int]:
     """Returns the tokens before the first trained one; for a row that is trained whole, its first tokens."""
     first = next((i for i, label in enumerate(row.labels) if label != IGNORED), len(row.labels))
     return list(row.input_ids[: first or min(TEXT_PROMPT_TOKENS, len(row.input_ids) // 2)])
-
-
-def _texts(record: PreferencePair | SFTExample) -> tuple[str, str | None]:
-    if isinstance(record, PreferencePair):
-        return _plain(record.prompt), _plain(record.chosen)
-    if record.text is not None:
-        return record.text, None
-    if record.messages is not None:
-        first = trained_turns(record.messages)[0]
-        return _plain(record.messages[:first]), _plain(record.messages[first : first + 1])
-    return _plain(record.prompt or ""), _plain(record.completion or "")
-
-
-def _plain(content: Content) -> str:
-    if isinstance(content, str):
-        return content
-    if len(content) == 1:
-        return str(content[0].get("content") or content[0].get("tool_calls") or "")
-    return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in content)

@@ -14,9 +14,9 @@ from prefopt.data.messages import check_content
 from prefopt.data.records import Record, SFTExample
 from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.values import RowError
+from prefopt.evaluation.asked import Asked
 from prefopt.evaluation.judges.judge import Judge
 from prefopt.evaluation.judging import judge_answers
-from prefopt.evaluation.material import Asked
 from prefopt.evaluation.measure import seeds
 from prefopt.evaluation.prompting import Prefix, encode_prompts, question_of
 from prefopt.evaluation.sampling import Answer, Question, generate

@@ -16,6 +16,7 @@ from prefopt.data.rendering import Chat, render_chats, require_chat_template
 from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.turns import Turns
 from prefopt.data.values import RowError
+from prefopt.evaluation.asked import to_text
 from prefopt.process.errors import UserError, explained
 from prefopt.process.paths import describe_missing, resolve
 
@@ -108,16 +109,6 @@ def _read_example(row: Any, source: str, path: Path) -> tuple[str, str]:
     if not all(texts):
         raise UserError(f"{source}: no prompt with an answer. {wanted}")
     return texts[0], texts[1]
-
-
-def to_text(content: object) -> str:
-    """Returns a prompt or an answer as text: of messages, what they say, one after another."""
-    if isinstance(content, str):
-        return content.strip()
-    if not isinstance(content, list):
-        return ""
-    said = [message.get("content") for message in content if isinstance(message, dict)]
-    return "\n".join(text for text in said if isinstance(text, str)).strip()
 
 
 def question_of(record: Record) -> Content | None:

@@ -8,7 +8,7 @@ from math import comb, nan
 MAX_CHARACTERS = 20_000
 """Beginning of a text that is measured."""
 WORD = re.compile(r"\w+(?:['\u2019-]\w+|[.,]\d+)*")
-SENTENCE_END = re.compile(r"[.!?\u2026]+[\"'\u201d\u2019)\]]*(?=\s|$)|\n\s*\n")
+SENTENCE_END = re.compile(r"(?<![.!?\u2026])[.!?\u2026]++[\"'\u201d\u2019)\]]*+(?=\s|$)|\n[^\S\n]*+\n")
 MARK = re.compile(r"[^\w\s]")
 VOWELS = re.compile(r"[aeiouy]+")
 SILENT = re.compile(r"(?:[^aeiouyl]|[aeiouy]l)e$|(?:[^aeiouytdl]|[aeiouy]l)ed$|(?:[^aeiouyscxzghl]|[aeiouy]l)es$")

@@ -17,15 +17,18 @@ import numpy as np
 from prefopt.data.audit.refusal import refuses as begins_with_refusal
 from prefopt.data.strict_json import JSONError, parse
 from prefopt.evaluation.tasks.json_answer import parse_answer
-from prefopt.evaluation.tasks.json_schema import Paths
-from prefopt.evaluation.tasks.task import Checked
+from prefopt.evaluation.tasks.json_paths import Paths
+from prefopt.evaluation.tasks.task import Checked, quotable
 from prefopt.process.errors import UserError, explained, shorten
 from prefopt.process.paths import resolve
+from prefopt.process.time_limit import time_limit
 from prefopt.storage.reading import read_text
 
 SHIPPED = "prefopt:assets/regression.jsonl"
 MAX_CHARACTERS = 10_000
 """Beginning of an answer that is checked."""
+LIMIT_S = 10
+"""Seconds for the check of an answer."""
 HEAD = 300
 """Letters in which a refusal must begin."""
 NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
@@ -110,8 +113,19 @@ def digest(questions: Sequence[Question]) -> str:
 
 
 def check(question: Question, answer: str) -> bool:
-    """Returns whether an answer passes."""
-    return CHECKS[question.check["type"]].passes(question.check, answer[:MAX_CHARACTERS].strip())
+    """Returns whether an answer passes.
+
+    Raises:
+        UserError: Checking it takes too long, by a regular expression of a suite of the user's own.
+    """
+    try:
+        with time_limit(LIMIT_S):
+            return CHECKS[question.check["type"]].passes(question.check, answer[:MAX_CHARACTERS].strip())
+    except TimeoutError as error:
+        raise UserError(
+            f"evaluation.regression: question {question.id}: {error} to check an answer that begins "
+            f"'{quotable(answer)}'. Write its pattern without a repetition in a repetition."
+        ) from error
 
 
 def check_all(questions: Sequence[Question], answers: Sequence[str]) -> Checked:

@@ -117,6 +117,8 @@ class Report:
         tasks: Name of a task -> what it found in each contestant's answers.
         answer_slices: The win rate over the best contestant without tuning in each slice of the prompts, and the
             `worst` slice if chance does not explain it, as `prefopt.evaluation.slices.Slices` is written.
+        style: How far the styles of base and tuned are apart in answers to unrelated questions, as
+            `prefopt.evaluation.style_distance.StyleDistance` is written.
         evidence: SHA-256 of each thing that the decision rests on; see `prefopt.evaluation.evidence`.
         decision: Whether to ship, with its reasons and what would decide.
         verdict: The findings, worst first.
@@ -145,6 +147,7 @@ class Report:
     judges: dict[str, Standing | None] | None = None
     tasks: dict[str, TaskResult] | None = None
     answer_slices: Block | None = None
+    style: Block | None = None
     evidence: Block | None = None
     decision: Decision | None = None
     verdict: list[dict[str, str]] | None = None
@@ -178,6 +181,7 @@ class Report:
             "win_rates": [_win_rate(each) for each in known["win_rates"] or [] if _estimate(each)] or None,
             "judges": {name: _standing(each) for name, each in _mapping(known["judges"]).items()} or None,
             "tasks": {name: _task(each) for name, each in _mapping(known["tasks"]).items()} or None,
+            "style": dict(_mapping(known["style"])) or None,
             "evidence": dict(_mapping(known["evidence"])) or None,
             "answer_slices": dict(_mapping(known["answer_slices"])) or None,
             "decision": Decision.from_written(known["decision"]),

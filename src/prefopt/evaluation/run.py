@@ -17,19 +17,21 @@ from prefopt.data.origin import describe_origin
 from prefopt.data.sources import sources_of
 from prefopt.data.token_splits import TokenizedSplits
 from prefopt.distributed import group
+from prefopt.evaluation.asked import labelled_pairs
 from prefopt.evaluation.checked import TaskResult, check_answers, sum_up_checks
 from prefopt.evaluation.contestants import of_run
 from prefopt.evaluation.evidence import gather
 from prefopt.evaluation.findings import assess
 from prefopt.evaluation.gains import hardest_win
 from prefopt.evaluation.judged import judge_all, slice_wins
-from prefopt.evaluation.material import Material, labelled_pairs
+from prefopt.evaluation.material import Material
 from prefopt.evaluation.measure import Measured, measure_contestants
 from prefopt.evaluation.metrics import BASE, REGRESSION, TUNED, WIN_RATE
 from prefopt.evaluation.regression import check_all
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.statistics import Bootstrap, Prompts
+from prefopt.evaluation.style_distance import style_distance
 from prefopt.evaluation.summary import Summary
 from prefopt.models.examples import Examples, hash_rows
 from prefopt.process import phases
@@ -141,6 +143,9 @@ def evaluate_run(
         evidence=dict(gather(config, run.model)),
         provenance={**run.read_provenance(), "data": described},
     )
+    if material.questions:
+        style = style_distance(measured[BASE].regression, measured[TUNED].regression, config.run.seed)
+        report.style = None if style is None else style.to_dict()
     hardest = hardest_win(report)
     if hardest is not None:
         report.held_out.models[TUNED][WIN_RATE] = hardest.estimate

@@ -186,9 +186,8 @@ def by_length(prompts: Sequence[str]) -> list[str]:
         return []
     bounds = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75], method="lower"))
     places = np.searchsorted(bounds, lengths, side="left")
-    width = len(str(lengths.max()))
     names = {
-        place: f"{lengths[places == place].min():>{width}} to {lengths[places == place].max()} characters".lstrip()
+        place: f"{lengths[places == place].min()} to {lengths[places == place].max()} characters"
         for place in np.unique(places).tolist()
     }
     return [names[place] for place in places.tolist()]

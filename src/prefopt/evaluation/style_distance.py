@@ -18,7 +18,8 @@ from prefopt.evaluation.statistics import Floats
 
 FEWEST_TEXTS = 10
 """Answers of each model, below which there is no distance."""
-MAX_TEXTS = 1_000
+MAX_TEXTS = 400
+"""Answers of each model that are compared, which takes about five seconds; of more, that many are drawn."""
 MAX_CHARACTERS = 2_000
 """Beginning of an answer that is read."""
 SEQUENCES = (3, 4, 5)

@@ -20,7 +20,7 @@ def judge_tasks(report: Report, settings: EvaluationConfig) -> list[Finding]:
         else:
             gains = untuned_gains(report, task).items()
             findings += [_on_task(name, task, other, gain, settings) for other, gain in gains]
-    return findings + _on_slices(report)
+    return [*findings, *_on_slices(report), *_on_style(report, settings)]
 
 
 def _on_task(name: str, task: TaskResult, other: str, gain: Estimate, settings: EvaluationConfig) -> Finding:
@@ -72,6 +72,19 @@ def _on_slices(report: Report) -> list[Finding]:
         f"win rate {100 * rate:.1f} % of {entry['rate']['n']} prompts, p = {entry['p_value']:.2g} for all slices"
     )
     return [Finding("warning", text, evidence)]
+
+
+def _on_style(report: Report, settings: EvaluationConfig) -> list[Finding]:
+    """Warns if the style moved far in answers that have nothing to do with the task."""
+    found = report.style or {}
+    ratio = ((found.get("distances") or {}).get("ngram_cosine") or {}).get("ratio")
+    if not found.get("differs") or ratio is None or ratio < settings.limits.style_ratio:
+        return []
+    text = "Its style moved far from its base's in answers to unrelated questions, too."
+    evidence = (
+        f"letters {ratio:.1f} times as far apart as halves of the base's own answers, n = {found.get('n_texts')}"
+    )
+    return [Finding("warning", text, evidence, remedy=KEPT)]
 
 
 def _sides(task: TaskResult, other: str) -> str:

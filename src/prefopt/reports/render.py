@@ -21,7 +21,8 @@ from prefopt.storage.files import write_json, write_text
 LEVELS = {"good": "Good", "info": "Note", "warning": "Warning", "bad": "Bad"}
 """Level of a finding -> the word beside its icon."""
 
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Those that HTML forbids, and those that make text look as if its letters stood in another order."""
 SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
@@ -133,7 +134,7 @@ def environment(*packages: str, clean: Callable[[str], str] | None = None) -> En
 
 
 def _printable(text: str) -> str:
-    """Makes control characters in model output visible: they are invalid in HTML and change a terminal's state."""
+    """Makes control characters in model output visible: they are invalid, or text would not be what it looks like."""
     return CONTROL_CHARACTERS.sub(REPLACEMENT, text)
 
 
@@ -161,7 +162,7 @@ def _unbroken(text: str) -> str:
 def json_ready(value: object) -> Any:
     """Returns a copy that strict JSON can hold: NaN and infinity become None, NumPy scalars become Python's."""
     if isinstance(value, dict):
-        return {str(key): json_ready(item) for key, item in value.items()}
+        return {SURROGATES.sub(REPLACEMENT, str(key)): json_ready(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [json_ready(item) for item in value]
     if isinstance(value, bool) or value is None:

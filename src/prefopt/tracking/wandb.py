@@ -339,10 +339,21 @@ def _ends_within(seconds: float, work: Callable[[], None]) -> bool:
     return not thread.is_alive()
 
 
+def interval_keys(key: str) -> tuple[str, str]:
+    """The names of the ends of a value's interval in W&B's summary."""
+    return f"{key}_low", f"{key}_high"
+
+
 def _values(block: dict[str, Any], prefix: str) -> dict[str, float]:
-    """Flattens a block of the report to its plain values: `held_out/tuned/preference_accuracy`."""
+    """Flattens a block of the report to its values and intervals: `held_out/tuned/preference_accuracy`, `…_low`."""
     values: dict[str, float] = {}
     for key, entry in block.items():
-        if isinstance(entry, dict):
-            values |= {f"{prefix}/{key}": entry["value"]} if "value" in entry else _values(entry, f"{prefix}/{key}")
+        name = f"{prefix}/{key}"
+        if not isinstance(entry, dict):
+            continue
+        if "value" not in entry:
+            values |= _values(entry, name)
+            continue
+        values[name] = entry["value"]
+        values |= dict(zip(interval_keys(name), entry.get("ci95") or (), strict=False))
     return values

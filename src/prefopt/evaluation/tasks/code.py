@@ -33,7 +33,7 @@ LIMIT_S = 60
 """Seconds that ruff gets for all answers; it reads a thousand in half a second."""
 RUFF = (
     *(sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--ignore-noqa", "--exit-zero", "--quiet"),
-    *("--select=E4,E7,E9,F", "--output-format=json", "."),
+    *(f"--target-version=py3{sys.version_info.minor}", "--select=E4,E7,E9,F", "--output-format=json", "."),
 )
 """ruff's default rules, whatever settings the machine has and whatever comments an answer has."""
 
@@ -116,22 +116,22 @@ def lint(codes: Sequence[str | None]) -> tuple[Floats, Counter[str]] | str:
         return "ruff is not installed (pip install ruff)"
     counts = np.array([np.nan if code is None else 0.0 for code in codes], float)
     rules: Counter[str] = Counter()
-    with TemporaryDirectory(prefix="prefopt-lint-") as folder:
-        for number, code in enumerate(codes):
-            if code is not None:
-                (Path(folder) / f"{number}.py").write_bytes(code.encode("utf-8", "replace"))
-        try:
+    try:
+        with TemporaryDirectory(prefix="prefopt-lint-") as folder:
+            for number, code in enumerate(codes):
+                if code is not None:
+                    (Path(folder) / f"{number}.py").write_bytes(code.encode("utf-8", "replace"))
             done = subprocess.run(
                 RUFF, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT_S, check=True
             )
-            findings = json.loads(done.stdout)
-        except subprocess.TimeoutExpired:
-            return f"ruff took longer than {LIMIT_S} seconds"
-        except subprocess.CalledProcessError as error:
-            told = error.stderr.decode("utf-8", "replace").strip()
-            return f"ruff failed ({shorten(told.splitlines()[0]) if told else f'exit code {error.returncode}'})"
-        except (OSError, ValueError) as error:
-            return f"ruff cannot be used ({first_line(error)})"
+        findings = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        return f"ruff took longer than {LIMIT_S} seconds"
+    except subprocess.CalledProcessError as error:
+        told = error.stderr.decode("utf-8", "replace").strip()
+        return f"ruff failed ({shorten(told.splitlines()[0]) if told else f'exit code {error.returncode}'})"
+    except (OSError, ValueError) as error:
+        return f"ruff cannot be used ({first_line(error)})"
     for finding in findings:
         counts[int(Path(finding["filename"]).stem)] += 1
         rules[str(finding["code"])] += 1

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from math import isinf
 from typing import Any, Literal, NoReturn
 
 from prefopt.evaluation.tasks.fences import find_blocks
@@ -46,7 +47,7 @@ def parse_answer(text: str) -> Parsed:
         return Parsed(None, "repeated_key")
     except json.JSONDecodeError as error:
         return Parsed(None, _classify(text, error))
-    except (ValueError, RecursionError):  # NaN, a number of thousands of digits, too many levels
+    except (ValueError, RecursionError):  # NaN, a number beyond floats or of thousands of digits, too many levels
         return Parsed(None, "invalid")
 
 
@@ -94,4 +95,11 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)
+def _parse_float(text: str) -> float:
+    number = float(text)
+    if isinf(number):
+        raise ValueError(f"{text} is beyond the numbers of programs")
+    return number
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_parse_float)

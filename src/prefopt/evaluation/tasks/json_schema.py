@@ -1,11 +1,9 @@
 """Answers that must be JSON: whether they parse, obey a schema, and say what the chosen answer says."""
 
-import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -19,67 +17,24 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012, EMPTY_REGISTRY
 
 from prefopt.config.tasks import SETTING, JsonSchemaTaskConfig
+from prefopt.data.strict_json import JSONError, parse
 from prefopt.evaluation.tasks.json_answer import Parsed, parse_answer
+from prefopt.evaluation.tasks.json_paths import Paths, keys_of
 from prefopt.evaluation.tasks.task import Answered, Checked, quotable
 from prefopt.process.errors import UserError, explained, shorten
 from prefopt.process.paths import resolve
+from prefopt.process.time_limit import time_limit
 from prefopt.storage.reading import read_text
 
 MAX_TOLD = 10
 """Kinds of errors, and names of extra keys, that the details list, the commonest first."""
 MAX_ERRORS = 20
 """Errors of one answer that are counted."""
+LIMIT_S = 10
+"""Seconds in which an answer is checked: a pattern of the schema may take longer than a life."""
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-Leaf = tuple[int, str, Any]
-"""Number of a path, type, value."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Paths:
-    """Numbers for paths in JSON values, so that a path of a thousand steps costs no more than one of a single step."""
-
-    _numbers: dict[tuple[int, str | int], int] = field(default_factory=dict)
-
-    def number(self, parent: int, step: str | int) -> int:
-        """Returns the number of the path that leads one step beyond `parent`; the root is 0."""
-        return self._numbers.setdefault((parent, step), len(self._numbers) + 1)
-
-    def leaves(self, value: Any) -> set[Leaf]:
-        """Returns the leaves of a value with their paths; an empty list or object is a leaf. 1 and 1.0 are equal."""
-        found: set[Leaf] = set()
-        open_ends: list[tuple[int, Any]] = [(0, value)]
-        while open_ends:
-            path, item = open_ends.pop()
-            if isinstance(item, dict | list) and item:
-                steps = item.items() if isinstance(item, dict) else enumerate(item)
-                open_ends += [(self.number(path, step), inner) for step, inner in steps]
-            else:
-                found.add((path, _type_of(item), None if isinstance(item, dict | list) else item))
-        return found
-
-
-def _type_of(value: Any) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return "number"
-    return type(value).__name__
-
-
-def keys_of(value: Any, paths: Paths) -> dict[int, str]:
-    """Returns the keys of all objects in a value: number of the path -> key; positions in a list are one path."""
-    found: dict[int, str] = {}
-    open_ends: list[tuple[int, Any]] = [(0, value)]
-    while open_ends:
-        path, item = open_ends.pop()
-        if isinstance(item, dict):
-            for key, inner in item.items():
-                number = paths.number(path, key)
-                found[number] = key
-                open_ends.append((number, inner))
-        elif isinstance(item, list):
-            open_ends += [(paths.number(path, -1), inner) for inner in item]
-    return found
 
 
 @dataclass(frozen=True)
@@ -115,10 +70,10 @@ class JsonSchemaTask:
         path = resolve(config.schema)
         with explained(path, remedy=f"It is named by {where}."):
             text = read_text(path)
-        parsed = parse_answer(text)
-        if parsed.failure is not None:
-            raise UserError(f"{where}: is no JSON ({_why(text, parsed)}). Try: python -m json.tool {config.schema}")
-        return cls(config.name, build_validator(where, parsed.value))
+        try:
+            return cls(config.name, build_validator(where, parse(text)))
+        except JSONError as error:
+            raise UserError(f"{where}: line {error.line}: {error}. Mend that line of the file.") from error
 
     def check(self, answers: Sequence[Answered]) -> Checked:
         parsed = [parse_answer(answered.answer) for answered in answers]
@@ -144,9 +99,14 @@ class JsonSchemaTask:
             return None
         assert self.validator is not None
         try:
-            return [_tell(error) for error in islice(self.validator.iter_errors(parsed.value), MAX_ERRORS)]
+            with time_limit(LIMIT_S):
+                return [_tell(error) for error in islice(self.validator.iter_errors(parsed.value), MAX_ERRORS)]
         except RecursionError:
             return ["nested too deeply"]
+        except TimeoutError:
+            return [f"not checked within {LIMIT_S} s"]
+        except OverflowError:
+            return ["a number too large to be checked"]
 
 
 def build_validator(where: str, schema: Any) -> Validator:
@@ -171,6 +131,13 @@ def build_validator(where: str, schema: Any) -> Validator:
     registry = EMPTY_REGISTRY.with_resource(resource.id() or "", resource)
     _check_references(where, resource, registry)
     validator: Validator = _VALIDATOR(schema, registry=registry)
+    try:
+        validator.is_valid(None)
+    except RecursionError as error:
+        raise UserError(
+            f"{where}: a $ref leads back to itself, without a level of the answer in between. Let one of the schemas "
+            "on the way describe something."
+        ) from error
     return validator
 
 
@@ -268,11 +235,3 @@ def _tell(error: ValidationError) -> str:
     """Returns the place of an error, positions in lists apart, and the keyword: `items[].price: type`."""
     steps = ["[]" if isinstance(step, int) else f".{step}" for step in error.absolute_path]
     return quotable(f"{''.join(steps).lstrip('.') or '(whole)'}: {error.validator}")
-
-
-def _why(text: str, parsed: Parsed) -> str:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return re.sub(r"\s+", " ", str(error))
-    return str(parsed.failure).replace("_", " ")

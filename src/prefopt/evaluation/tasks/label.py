@@ -15,9 +15,13 @@ from prefopt.config.tasks import SETTING, LabelTaskConfig
 from prefopt.evaluation.statistics import Floats, Prompts, change_of_share, share
 from prefopt.evaluation.tasks.label_baseline import Baseline
 from prefopt.evaluation.tasks.task import Answered, Checked, TaskContext, quotable
+from prefopt.process.errors import UserError, shorten
+from prefopt.process.time_limit import time_limit
 
 MAX_CHARACTERS = 10_000
 """Beginning of an answer in which the label is looked for."""
+SEARCH_LIMIT_S = 10
+"""Seconds in which it is found; a user's expression may take longer than a life."""
 MAX_TABLE = 100
 """Labels up to which the details hold the whole confusion table."""
 MAX_TOLD = 20
@@ -191,7 +195,15 @@ def scores_of(table: Numbers) -> list[dict[str, float | int | None]]:
 def _read_label(config: LabelTaskConfig, text: str) -> str | None:
     if config.pattern is None:
         return text[:MAX_CHARACTERS].strip()
-    found = re.search(config.pattern, text[:MAX_CHARACTERS])
+    try:
+        with time_limit(SEARCH_LIMIT_S):
+            found = re.search(config.pattern, text[:MAX_CHARACTERS])
+    except TimeoutError as error:
+        raise UserError(
+            f"{SETTING}: {config.name}: pattern {shorten(repr(config.pattern))}: {error} to find it in a text that "
+            f"begins '{quotable(text)}'. A repetition in a repetition, such as (a+)+, tries every way to divide the "
+            "letters. Write it with one, such as a+."
+        ) from error
     return found[1].strip() if found is not None and found[1] is not None else None
 
 

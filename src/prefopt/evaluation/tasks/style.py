@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prefopt.config.tasks import SETTING, StyleTaskConfig
 from prefopt.evaluation.prose import MAX_CHARACTERS, Prose
@@ -81,7 +82,7 @@ class StyleTask:
         return Checked(values, {key: better[key] for key in values if key in better}, details)
 
 
-def find_words(words: Sequence[str], texts: Sequence[str]) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+def find_words(words: Sequence[str], texts: Sequence[str]) -> NDArray[np.bool_]:
     """Returns which words are in which text, shape (texts, words): whole ones, in upper and lower case alike.
 
     Apostrophes are alike too, and so are blanks within a phrase.

@@ -41,7 +41,7 @@ def counted_histogram(
     else:
         parts += [text(x(value), bottom + 17, name) for value, name in names.items()]
         parts += [text(box.left + box.inner[0] / 2, bottom + 34, x_label)]
-    parts += [f'<g transform="rotate(-90)">{text(-middle, 9, unit)}</g>', outline(style, counts, edges, x, y)]
+    parts += [f'<g transform="rotate(-90)">{text(-middle, 11, unit)}</g>', outline(style, counts, edges, x, y)]
     if mark is not None and edges[0] <= mark[0] <= edges[-1]:
         place = x(mark[0])
         parts += [line(place, box.top, place, bottom, "zero"), *_mark_words(box, place, mark[1], ends)]

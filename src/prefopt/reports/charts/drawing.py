@@ -94,6 +94,8 @@ class Figure:
     """Legend: names of the groups, each also the CSS class of its colour; empty if the chart has labels instead."""
     style: str = ""
     """CSS classes."""
+    least_width: int = 0
+    """Pixels below which it is not shrunk but scrolled; 0: it is always shrunk."""
 
 
 def text(x: float, y: float, content: str, *, anchor: str = "middle", style: str = "tick") -> str:

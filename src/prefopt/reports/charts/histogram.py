@@ -28,7 +28,7 @@ def histogram(groups: dict[str, list[float]], *, x_label: str, description: str,
     parts = [
         *y_axis(box, y, ticks(0, y.high, 4, is_whole=True)),
         *x_axis(box, x, ticks(edges[0], edges[-1], 6), x_label),
-        f'<g transform="rotate(-90)">{text(-middle, 9, "pairs")}</g>',
+        f'<g transform="rotate(-90)">{text(-middle, 11, "pairs")}</g>',
         *(outline(style, found, edges, x, y) for style, found in counts.items()),
         line(zero, box.top, zero, box.height - box.bottom, "zero"),
         text(zero - 6, box.top - 6, "\u2190 rejected", anchor="end"),

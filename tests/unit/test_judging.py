@@ -16,6 +16,7 @@ from prefopt.evaluation.judging import (
     win_rate,
 )
 from prefopt.evaluation.statistics import Prompts
+from prefopt.process.errors import UserError
 
 
 class Reader:
@@ -166,3 +167,15 @@ def test_the_tuned_model_meets_all_others_and_all_others_meet_the_base():
     assert judge_contestants([Reader(always_first)], answers, ["p"] * 3, alone(3), [], alone(0)).standings == {
         "reader": None
     }
+
+
+def test_a_judge_that_fails_is_left_out_and_the_others_read_on():
+    def fail(_):
+        raise UserError("the server is down")
+
+    answers = {"base": ["", ""], "tuned": ["!", "!"]}
+    judges = [Reader(fail, name="down"), Reader(by_exclamations, name="up")]
+    found = judge_contestants(judges, answers, ["p", "q"], alone(2), [LabelledPair("p", "!", "")], alone(1))
+    assert found.failures == {"down": "the server is down"}
+    assert found.standings["down"] is None
+    assert [each.judge for each in found.win_rates] == ["up"]

@@ -144,3 +144,11 @@ def test_a_report_keeps_its_wins_and_judges_when_it_is_read_again() -> None:
     assert again.contestants == CONTESTANTS
     assert read.to_dict()["win_rates"][0]["n_prompts"] == 132
     assert Report.from_dict({**found, "win_rates": [1, {"a": "x"}], "judges": {"x": 3}}).win_rates is None
+
+
+def test_a_judge_or_contestant_that_failed_keeps_a_model_from_shipping() -> None:
+    found = judged(win("base", 0.9), win("guide", 0.8), failures={"panel": "the server is down"})
+    decision, findings = judge(found)
+    assert decision.word == "undecided"
+    assert decision.reasons[0] == "panel failed, so it has no say."
+    assert any(each["evidence"] == "the server is down" for each in findings)

@@ -15,6 +15,7 @@ from prefopt.evaluation.judges.judge import Judge, JudgeContext, LabelledPair
 from prefopt.evaluation.judging import Standing, Verdicts, WinRate, judge_answers, sum_up, try_judge
 from prefopt.evaluation.slices import Slices, as_rates, by_length, by_script, find_slices
 from prefopt.evaluation.statistics import Prompts
+from prefopt.process.errors import UserError
 from prefopt.process.paths import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -28,11 +29,13 @@ class Judged:
         standings: Name of a judge -> what it is worth, the deciding judge first; None where no pairs tell.
         win_rates: Of each judge's matches, one judge after another.
         verdicts: The verdicts behind each win rate.
+        failures: Name of a judge that could not read -> why.
     """
 
     standings: Mapping[str, Standing | None] = field(default_factory=dict)
     win_rates: Sequence[WinRate] = ()
     verdicts: Sequence[Verdicts] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
 
     def per_prompt(self, asked: Sequence[Asked], answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
         """Returns the lines of answers.jsonl: each prompt with all answers, and who won by which judge.
@@ -75,14 +78,19 @@ def judge_all(
         trained: Training pairs, from which a classifier learns.
 
     Raises:
-        UserError: A judge cannot be built or reached.
+        UserError: A judge cannot be built.
     """
     wanted = read_judges(config.evaluation.judges)
     if not wanted or not asked:
         return Judged()
-    judges = build_judges(wanted, JudgeContext(trained, config, cache_folder() / "verdicts"))
+    judges = build_judges(wanted, judge_context(config, trained))
     of_labelled, of_asked = (Prompts.of_texts([each.prompt for each in found]) for found in (labelled, asked))
     return judge_contestants(judges, answers, [each.prompt for each in asked], of_asked, labelled, of_labelled)
+
+
+def judge_context(config: TrainConfig, trained: Sequence[LabelledPair]) -> JudgeContext:
+    """Returns what judges are built from: the training pairs, the settings, and the cache of verdicts."""
+    return JudgeContext(trained, config, cache_folder() / "verdicts")
 
 
 def judge_contestants(
@@ -95,7 +103,8 @@ def judge_contestants(
 ) -> Judged:
     """Lets each judge read the held-out pairs, by which it is known, and then the contestants' answers.
 
-    The tuned model meets every other contestant, and every other contestant meets the base.
+    The tuned model meets every other contestant, and every other contestant meets the base. A judge that fails, such
+    as one whose server is down, is told of and left out: what was measured without it is not lost.
 
     Args:
         judges: The deciding one first.
@@ -106,17 +115,23 @@ def judge_contestants(
         of_labelled: Which of their prompts are the same.
     """
     standings: dict[str, Standing | None] = {}
-    win_rates, verdicts = [], []
+    win_rates: list[WinRate] = []
+    verdicts: list[Verdicts] = []
+    failures: dict[str, str] = {}
     for judge in judges:
         logger.info("evaluation: %s judges %d answers of each contestant", judge.name, len(prompts))
-        standing = try_judge(judge, labelled, of_labelled) if labelled else None
-        for a, b in _pairings(list(answers)):
-            read = judge_answers(judge, prompts, answers[a], answers[b])
-            verdicts.append(read)
-            win_rates.append(sum_up(a, b, judge.name, read, of_answers))
+        try:
+            standing = try_judge(judge, labelled, of_labelled) if labelled else None
+            met = [(a, b, judge_answers(judge, prompts, answers[a], answers[b])) for a, b in _pairings(list(answers))]
+        except UserError as error:
+            logger.warning("evaluation: the judge %s reads nothing. %s", judge.name, error)
+            standings[judge.name], failures[judge.name] = None, str(error)
+            continue
+        verdicts += [read for _, _, read in met]
+        win_rates += [sum_up(a, b, judge.name, read, of_answers) for a, b, read in met]
         # What it counts, such as replies without a verdict, includes the contestants' answers.
         standings[judge.name] = standing and replace(standing, facts=dict(judge.describe()))
-    return Judged(standings, win_rates, verdicts)
+    return Judged(standings, win_rates, verdicts, failures)
 
 
 def slice_wins(judged: Judged, asked: Sequence[Asked], hardest: WinRate, column: str | None, seed: int) -> Slices:

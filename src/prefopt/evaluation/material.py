@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.config.choices import DataFormat
+from prefopt.config.judges import read_judges
 from prefopt.config.schema import EvaluationConfig, TrainConfig
 from prefopt.data.files import iter_rows
 from prefopt.data.loading import read_pairs
@@ -18,6 +19,8 @@ from prefopt.data.tags import fold_tags
 from prefopt.data.token_splits import load_tokenized
 from prefopt.data.values import RowError, check_text
 from prefopt.evaluation.asked import Asked, labelled_pairs
+from prefopt.evaluation.judged import judge_context
+from prefopt.evaluation.judges import check_judges
 from prefopt.evaluation.judges.judge import LabelledPair
 from prefopt.evaluation.overlap import find_overlap
 from prefopt.evaluation.prompting import Prefix, encode_prompts
@@ -130,6 +133,8 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
     prompts = [list(i) for i in answered["prompt_ids"]] if has_pairs else [prompt_of(row) for row in to_rows(answered)]
     if examples.limits is not None:
         examples.limits.check_answers(prompts, settings.max_new_tokens)
+    if settings.judges:
+        check_judges(read_judges(settings.judges), judge_context(config, labelled_pairs(examples.records.train)))
     asked = [by_source[source] for source in answered["source"]]
     return Material(
         held_out=Split.of(pairs, None if has_pairs else held_out),

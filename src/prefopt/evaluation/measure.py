@@ -56,6 +56,8 @@ def measure_contestants(
 ) -> tuple[dict[str, Measured], dict[str, list[Answer]]]:
     """Measures contestants one after another, one model in memory at a time, and lets the rivals answer.
 
+    A rival that fails, such as one whose server is down, is told of and left out: what was measured is not lost.
+
     The base of an adapter is not loaded again: the adapter is disabled.
 
     Args:
@@ -95,7 +97,10 @@ def measure_contestants(
     for rival in material.rivals:
         if rival.runs_on is None:
             release_memory()
-            answers[rival.name] = answer_elsewhere(rival, config)
+            try:
+                answers[rival.name] = answer_elsewhere(rival, config)
+            except UserError as error:
+                logger.warning("evaluation: %s does not answer, and is left out. %s", rival.name, error)
     names = dict.fromkeys([BASE, *measured, *(rival.name for rival in material.rivals)])
     return measured, {name: answers[name] for name in names if name in answers}
 

@@ -23,7 +23,7 @@ from prefopt.evaluation.contestants import of_run
 from prefopt.evaluation.evidence import gather
 from prefopt.evaluation.findings import assess
 from prefopt.evaluation.gains import hardest_win
-from prefopt.evaluation.judged import judge_all, slice_wins
+from prefopt.evaluation.judged import Judged, judge_all, slice_wins
 from prefopt.evaluation.material import Material
 from prefopt.evaluation.measure import Measured, measure_contestants
 from prefopt.evaluation.metrics import BASE, REGRESSION, TUNED, WIN_RATE
@@ -139,6 +139,7 @@ def evaluate_run(
         contestants=describe_contestants(config, material) if material.are_judged or material.rivals else None,
         win_rates=list(judged.win_rates) or None,
         judges=dict(judged.standings) or None,
+        failures=_find_failures(judged, material, texts) or None,
         tasks=tasks or None,
         evidence=dict(gather(config, run.model)),
         provenance={**run.read_provenance(), "data": described},
@@ -155,6 +156,12 @@ def evaluate_run(
     report.verdict = [finding.to_dict() for finding in findings]
     lines = judged.per_prompt(material.asked, texts) if material.are_judged or material.rivals else []
     return Evaluation(report, metrics, summary.per_pair(), lines)
+
+
+def _find_failures(judged: Judged, material: Material, answers: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Returns which judges and contestants failed, and why."""
+    silent = {rival.name: "did not answer" for rival in material.rivals if rival.name not in answers}
+    return {**judged.failures, **silent}
 
 
 def _check_regression(measured: Mapping[str, Measured], material: Material, bootstrap: Bootstrap) -> TaskResult:
@@ -335,7 +342,7 @@ def describe_samples(
     """
     shown = {BASE: measured[BASE].shown, **{name: model.shown for name, model in measured.items()}}
     num = len(shown[BASE])
-    shown |= {rival.name: list(answers[rival.name][:num]) for rival in material.rivals}
+    shown |= {rival.name: list(answers[rival.name][:num]) for rival in material.rivals if rival.name in answers}
     return [
         {
             "prompt": ask.prompt,

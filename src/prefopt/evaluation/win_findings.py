@@ -26,6 +26,9 @@ def judge_wins(report: Report, settings: EvaluationConfig) -> list[Finding]:
         for name, standing in judges.items()
         for finding in _on_judge(name, standing, settings, is_deciding=name == first)
     ]
+    for name, why in (report.failures or {}).items():
+        remedy = f"{name} working: mend what is wrong, and measure again with prefopt evaluate."
+        findings.append(Finding("warning", f"{name} failed, so it has no say.", why, is_severe=True, remedy=remedy))
     for found in deciding_wins(report):
         findings += [_on_win(found, settings), *_on_length(found), *_on_unread(found)]
     return findings + _on_other_judges(report, settings, first)

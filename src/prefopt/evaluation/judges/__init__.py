@@ -26,6 +26,21 @@ def build_judges(configs: Sequence[JudgeConfig], context: JudgeContext) -> list[
     return [built[config.name] for config in configs]
 
 
+def check_judges(configs: Sequence[JudgeConfig], context: JudgeContext) -> None:
+    """Finds what can be found of a judge that cannot be built, before a training whose answers it is to read.
+
+    Raises:
+        UserError: As for `build_judges`.
+    """
+    for config in configs:
+        if isinstance(config, ClassifierJudgeConfig):
+            from prefopt.evaluation.judges.classifier import ClassifierJudge
+
+            ClassifierJudge.check(config, context.trained)
+        elif not isinstance(config, PanelJudgeConfig):
+            _build(config, context, {})
+
+
 def _build(config: JudgeConfig, context: JudgeContext, built: dict[str, Judge]) -> Judge:
     # Each is imported only where it is used: some need packages of an extra.
     match config:

@@ -1,7 +1,7 @@
 """A judge that learned from the training pairs, by their words and letters, which answers are chosen."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,6 +60,22 @@ class ClassifierJudge:
         self._num_cut = 0
 
     @classmethod
+    def check(cls, config: ClassifierJudgeConfig, trained: Iterable[LabelledPair]) -> None:
+        """Refuses too few pairs, and an environment without scikit-learn, before time is spent.
+
+        Raises:
+            UserError: There are too few prompts, or scikit-learn is missing.
+        """
+        where = f"{SETTING}: {config.name}:"
+        _require_sklearn(where)
+        num = len({pair.prompt for pair in trained if pair.chosen != pair.rejected})
+        if num < FEWEST_PROMPTS:
+            raise UserError(
+                f"{where} learns from pairs of {FEWEST_PROMPTS} different prompts or more, and data.train has {num}. "
+                "Give more pairs, or take a judge of another kind, such as rule."
+            )
+
+    @classmethod
     def learn(cls, config: ClassifierJudgeConfig, trained: Sequence[LabelledPair], *, seed: int) -> "ClassifierJudge":
         """Learns from pairs; equal pairs and seed give an equal judge.
 
@@ -71,8 +87,8 @@ class ClassifierJudge:
         Raises:
             UserError: There are too few prompts, the answers do not differ in their words, or scikit-learn is missing.
         """
+        cls.check(config, trained)
         where = f"{SETTING}: {config.name}:"
-        _require_sklearn(where)
         pairs = [pair for pair in trained if pair.chosen != pair.rejected]
         if len(pairs) < len(trained):
             logger.info("%s leaves out %d pairs whose answers are equal", where, len(trained) - len(pairs))
@@ -83,12 +99,7 @@ class ClassifierJudge:
         num_cut = sum(len(answer) > MOST_CHARACTERS for pair in pairs for answer in (pair.chosen, pair.rejected))
         if num_cut:
             logger.info("%s reads the first %d characters of %d longer answers", where, MOST_CHARACTERS, num_cut)
-        prompts = Prompts.of([pair.prompt for pair in pairs]) if pairs else None
-        if prompts is None or prompts.num < FEWEST_PROMPTS:
-            raise UserError(
-                f"{where} learns from pairs of {FEWEST_PROMPTS} different prompts or more, and data.train has "
-                f"{prompts.num if prompts else 0}. Give more pairs, or take a judge of another kind, such as rule."
-            )
+        prompts = Prompts.of_texts([pair.prompt for pair in pairs])
         differences = count_features([pair.chosen for pair in pairs]) - count_features([p.rejected for p in pairs])
         if not differences.count_nonzero():
             raise UserError(

@@ -114,9 +114,7 @@ def describe_doubt(report: Report) -> str:
     if standing is None:
         return ""
     if standing.facts.get("kind") in OF_WORDING:
-        return (
-            f"It does not prove that the answers are true or make sense: the judge {name} reads their wording alone."
-        )
+        return f"It does not prove that the answers are true or make sense: the judge {name} reads wording alone."
     agrees = f"agrees with the data on {standing.agreement.value:.0%} of held-out pairs"
     return f"It does not prove that the answers are true, or that people like them better: the judge {name} {agrees}."
 

@@ -154,7 +154,7 @@ def test_the_package_runs_as_the_console_script_does():
 def test_an_unknown_command_lists_the_known_ones(fails):
     message = fails(dispatch, ["trian"])
     assert "Did you mean train?" in message
-    assert "list, show, convert, submit" in message
+    assert "list, show, convert, sample, submit" in message
 
 
 def test_skipping_is_counted_in_the_report(overrides, tmp_path):

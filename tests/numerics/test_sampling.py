@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, MistralConfig, MistralForCausalLM
 
 from prefopt.evaluation.measure import seeds
 from prefopt.evaluation.sampling import GumbelNoise, Question, generate
@@ -54,6 +54,42 @@ def test_answers_equal_the_slow_reference_in_any_batches(scorer, tokenizer, ques
     ends = {tokenizer.eos_token_id}
     assert [answer.ids for answer in found] == [slow_answer(scorer.model, question, ends) for question in questions]
     assert [answer.finished for answer in found] == [answer.ids[-1] in ends for answer in found]
+
+
+def begun_alike(num: int = 40) -> list[Question]:
+    """Questions of several lengths whose prompts begin with the same tokens."""
+    rng = np.random.default_rng(1)
+    beginning = rng.integers(3, 2000, num).tolist()
+    ends = [rng.integers(3, 2000, length).tolist() for length in (1, 9, 4, 20)]
+    return [Question([*beginning, *end], seed) for end, seed in zip(ends, (*range(3), None), strict=True)]
+
+
+def test_a_beginning_that_prompts_share_is_read_once_and_changes_no_answer(scorer, tokenizer, monkeypatch):
+    questions, widths = begun_alike(), []
+    forward = scorer.model.model.forward
+
+    def counted(*args, **given):
+        widths.append(tuple(given["input_ids"].shape))
+        return forward(*args, **given)
+
+    monkeypatch.setattr(scorer.model.model, "forward", counted)
+    found = generate(scorer, tokenizer, questions, max_new_tokens=NEW)
+    assert widths[:2] == [(1, 40), (4, 20)], "the beginning once, then what is left of each"
+    ends = {tokenizer.eos_token_id}
+    assert [answer.ids for answer in found] == [slow_answer(scorer.model, question, ends) for question in questions]
+
+
+def test_with_a_sliding_window_every_prompt_is_read_whole(tokenizer):
+    torch.manual_seed(0)
+    model = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=2048, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, sliding_window=8, pad_token_id=0, eos_token_id=tokenizer.eos_token_id,
+        )
+    ).eval()  # fmt: skip
+    questions, ends = begun_alike(), {tokenizer.eos_token_id}
+    found = generate(Scorer(model, 0, batch_size=8), tokenizer, questions, max_new_tokens=NEW)
+    assert [answer.ids for answer in found] == [slow_answer(model, question, ends) for question in questions]
 
 
 def test_an_answer_does_not_depend_on_what_else_is_asked(scorer, tokenizer, questions):

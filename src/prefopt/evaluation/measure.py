@@ -89,7 +89,9 @@ def measure_contestants(
             scores = {name: score_own(scorer, answers) for name, answers in read.items() if answers}
             for rival in material.rivals:
                 if rival.runs_on == contestant.name:
-                    answers[rival.name] = answer(scorer, tokenizer, rival.prompts, config)
+                    logger.info("evaluation: %s answers", rival.name)
+                    with phases.of("sampling"):
+                        answers[rival.name] = answer(scorer, tokenizer, rival.prompts, config)
         written[contestant.name] = own
         measured[contestant.name] = replace(found, answers_of=scores)
         answers[contestant.name] = found.samples

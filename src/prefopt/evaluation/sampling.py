@@ -4,15 +4,18 @@ import logging
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.cache_utils import DynamicLayer
 
 from prefopt.distributed.group import place, pool
 from prefopt.evaluation.scoring import Scorer
@@ -22,6 +25,8 @@ TOKENS_PER_BATCH = 2**15
 """Most tokens of a batch: prompts, answers and padding. For Llama 3.1 8B they need 4 GiB of keys and values."""
 
 
+LEAST_SHARED = 32
+"""Tokens that all prompts of a batch must begin with for their keys and values to be computed once."""
 PLAIN = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 """Overrides a model's own generation settings, so that answers follow its plain distribution."""
 
@@ -111,12 +116,40 @@ def generate(
 
 def _answer(scorer: Scorer, asked: Sequence[Question], settings: GenerationConfig) -> list[list[int]]:
     """Returns the token ids generated for one batch, including those after an end-of-sequence token."""
-    batch = _left_pad([question.prompt for question in asked], scorer.pad_token_id)
+    prompts = [question.prompt for question in asked]
+    num_shared = _count_shared(prompts)
+    cache = _read_once(scorer, prompts[0][:num_shared], len(prompts)) if num_shared else None
+    num_shared, shared = (num_shared, {"past_key_values": cache}) if cache is not None else (0, {})
+    batch = _left_pad(prompts, scorer.pad_token_id, num_shared)
     batch = {name: tensor.to(scorer.device) for name, tensor in batch.items()}
     noise = LogitsProcessorList([GumbelNoise([question.seed for question in asked], scorer.device)])
-    out = scorer.model.generate(**batch, generation_config=settings, logits_processor=noise)
+    out = scorer.model.generate(**batch, **shared, generation_config=settings, logits_processor=noise)
     new: list[list[int]] = out[:, batch["input_ids"].shape[1] :].tolist()
     return new
+
+
+def _count_shared(prompts: Sequence[Sequence[int]]) -> int:
+    """Returns how many tokens all prompts begin with, such as a system prompt; 0 if reading them once saves little."""
+    ordered = sorted(map(list, prompts))  # all others begin like the first and the last
+    most = min(map(len, prompts)) - 1  # something is left to be read for each
+    pairs = zip(ordered[0][:most], ordered[-1][:most], strict=True)
+    num = next((at for at, (a, b) in enumerate(pairs) if a != b), most)
+    return num if len(prompts) > 1 and num >= LEAST_SHARED else 0
+
+
+def _read_once(scorer: Scorer, tokens: Sequence[int], num: int) -> DynamicCache | None:
+    """Returns the keys and values of a beginning that `num` prompts share, which is read once.
+
+    None if they are more than keys and values of all tokens: padding after the beginning would move a sliding window.
+    """
+    ids = torch.tensor([list(tokens)], device=scorer.device)
+    whole = scorer.model.get_base_model() if hasattr(scorer.model, "peft_config") else scorer.model
+    last = {"logits_to_keep": 1} if "logits_to_keep" in signature(whole.forward).parameters else {}
+    cache = scorer.model(input_ids=ids, use_cache=True, **last).past_key_values
+    if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return None
+    cache.batch_repeat_interleave(num)
+    return cache
 
 
 class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
@@ -172,9 +205,12 @@ def _cut(ids: list[int], ends: set[int]) -> Answer:
     return Answer(ids, finished=False)
 
 
-def _left_pad(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]:
+def _left_pad(prompts: Sequence[Sequence[int]], pad: int, num_shared: int = 0) -> dict[str, torch.Tensor]:
+    """Returns prompts of equal width; the padding stands before what they do not share."""
     width = max(len(prompt) for prompt in prompts)
-    return {
-        "input_ids": torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts]),
-        "attention_mask": torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]),
-    }
+    ids, masks = [], []
+    for prompt in prompts:
+        tokens, gap = list(prompt), width - len(prompt)
+        ids.append(tokens[:num_shared] + [pad] * gap + tokens[num_shared:])
+        masks.append([1] * num_shared + [0] * gap + [1] * (len(tokens) - num_shared))
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(masks)}

@@ -158,6 +158,7 @@ def test_the_users_settings_are_kept_but_what_only_a_report_needs(config: TrainC
         assert (settings.model, settings.optim, settings.algorithm) == (config.model, config.optim, config.algorithm)
         assert settings.trainer.per_device_batch_size == config.trainer.per_device_batch_size
         assert settings.evaluation.num_samples == 0
+        assert not settings.evaluation.judges
         assert settings.logger.name.value == "none"
 
 

@@ -61,8 +61,6 @@ class RuleJudgeConfig:
 class ClassifierJudgeConfig:
     """A classifier of words and letters that learned from the training pairs which answers are chosen.
 
-    It needs scikit-learn: pip install 'prefopt[judge]'.
-
     Attributes:
         name: By which reports tell it apart.
         num_folds: Parts of the training prompts, of which it is tried on each after learning from the others.

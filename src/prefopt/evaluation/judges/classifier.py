@@ -201,4 +201,4 @@ def _require_sklearn(where: str) -> None:
     try:
         import sklearn  # noqa: F401 (an optional dependency: only its presence is checked)
     except ImportError as error:
-        raise UserError(f"{where} needs scikit-learn. Install it: pip install 'prefopt[judge]'.") from error
+        raise UserError(f"{where} needs scikit-learn. Install it: pip install scikit-learn.") from error

@@ -38,7 +38,7 @@ class Baseline:
             The classifier, or why there is none.
         """
         if find_spec("sklearn") is None:
-            return "scikit-learn is not installed (pip install 'prefopt[judge]')"
+            return "scikit-learn is not installed (pip install scikit-learn)"
         if len(set(labels)) < 2:
             return "the training pairs have fewer than two labels"
         from sklearn.feature_extraction.text import TfidfVectorizer

@@ -56,7 +56,7 @@ class StyleClassifier:
             The classifier, or why there is none.
         """
         if find_spec("sklearn") is None:
-            return "scikit-learn is not installed (pip install 'prefopt[judge]')"
+            return "scikit-learn is not installed (pip install scikit-learn)"
         usable = [pair for pair in pairs if pair.chosen.strip() and pair.rejected.strip()]
         if len(usable) < FEWEST_PAIRS:
             return f"it needs {FEWEST_PAIRS} training pairs with two answers, and there are {len(usable)}"

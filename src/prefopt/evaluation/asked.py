@@ -1,11 +1,18 @@
 """Prompts, answers and pairs as text, for judges and for people."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from prefopt.data.messages import Content, trained_turns
 from prefopt.data.records import PreferencePair, Record, SFTExample
 from prefopt.evaluation.judges.judge import LabelledPair
+
+logger = logging.getLogger(__name__)
+MOST_TRAINED = 20_000
+"""Training rows from which judges and tasks learn; more would not fit into memory as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,28 @@ def labelled_pairs(records: Sequence[Record] | None) -> list[LabelledPair]:
     """Returns the preference pairs among records, as text."""
     pairs = (record for record in records or () if isinstance(record, PreferencePair))
     return [LabelledPair(_plain(pair.prompt), to_text(pair.chosen), to_text(pair.rejected)) for pair in pairs]
+
+
+def read_trained(records: Sequence[Record], seed: int) -> list[LabelledPair]:
+    """Returns training records as text, from which judges and tasks learn: of many, a sample.
+
+    Args:
+        records: The training records; demonstrations become pairs without a rejected answer.
+        seed: Of the sample.
+    """
+    rows = np.arange(len(records))
+    if len(records) > MOST_TRAINED:
+        rows = np.sort(np.random.default_rng(seed).choice(len(records), MOST_TRAINED, replace=False))
+        logger.info("evaluation: judges and tasks learn from a sample of %d of %d rows", MOST_TRAINED, len(records))
+    found = []
+    for row in rows.tolist():
+        record = records[row]
+        if isinstance(record, PreferencePair):
+            found += labelled_pairs([record])
+        else:
+            prompt, answer = _texts(record)
+            found += [LabelledPair(prompt, answer, "")] if answer else []
+    return found
 
 
 def _texts(record: PreferencePair | SFTExample) -> tuple[str, str | None]:

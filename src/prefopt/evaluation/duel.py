@@ -13,7 +13,7 @@ from prefopt.data.loading import read_splits
 from prefopt.data.records import Record
 from prefopt.data.sources import digest_files
 from prefopt.data.split import prompt_keys
-from prefopt.evaluation.asked import Asked, labelled_pairs
+from prefopt.evaluation.asked import Asked, labelled_pairs, read_trained
 from prefopt.evaluation.checked import check_answers
 from prefopt.evaluation.findings import assess
 from prefopt.evaluation.gains import hardest_win
@@ -49,7 +49,7 @@ def evaluate_contestants(config: TrainConfig, data: object, *, has_training: boo
     pairs = labelled_pairs(records)
     rows = sample_rows(len(pairs), config.evaluation.num_judged, config.run.seed)
     labelled = [pairs[row] for row in rows.tolist()]
-    trained = labelled_pairs(_read(config, config.data.train)) if has_training else []
+    trained = read_trained(_read(config, config.data.train), config.run.seed) if has_training else []
     chosen = _choose(records, config)
     rivals = _build(config, chosen)
     answers = {rival.name: [each.text for each in answer_elsewhere(rival, config)] for rival in rivals}

@@ -75,7 +75,7 @@ def judge_all(
         asked: The prompts.
         answers: Name of a contestant -> its answers, one per prompt.
         labelled: Held-out pairs by which judges are known.
-        trained: Training pairs, from which a classifier learns.
+        trained: Training data as text; from the pairs among them a classifier learns.
 
     Raises:
         UserError: A judge cannot be built.
@@ -90,7 +90,7 @@ def judge_all(
 
 def judge_context(config: TrainConfig, trained: Sequence[LabelledPair]) -> JudgeContext:
     """Returns what judges are built from: the training pairs, the settings, and the cache of verdicts."""
-    return JudgeContext(trained, config, cache_folder() / "verdicts")
+    return JudgeContext([pair for pair in trained if pair.rejected], config, cache_folder() / "verdicts")
 
 
 def judge_contestants(

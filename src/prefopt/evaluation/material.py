@@ -18,7 +18,7 @@ from prefopt.data.strict_json import RepeatingRow
 from prefopt.data.tags import fold_tags
 from prefopt.data.token_splits import load_tokenized
 from prefopt.data.values import RowError, check_text
-from prefopt.evaluation.asked import Asked, labelled_pairs
+from prefopt.evaluation.asked import Asked, labelled_pairs, read_trained
 from prefopt.evaluation.judged import judge_context
 from prefopt.evaluation.judges import check_judges
 from prefopt.evaluation.judges.judge import LabelledPair
@@ -134,7 +134,7 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
     if examples.limits is not None:
         examples.limits.check_answers(prompts, settings.max_new_tokens)
     if settings.judges:
-        check_judges(read_judges(settings.judges), judge_context(config, labelled_pairs(examples.records.train)))
+        check_judges(read_judges(settings.judges), judge_context(config, read_trained(examples.records.train, seed)))
     asked = [by_source[source] for source in answered["source"]]
     return Material(
         held_out=Split.of(pairs, None if has_pairs else held_out),

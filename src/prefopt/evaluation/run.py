@@ -17,7 +17,7 @@ from prefopt.data.origin import describe_origin
 from prefopt.data.sources import sources_of
 from prefopt.data.token_splits import TokenizedSplits
 from prefopt.distributed import group
-from prefopt.evaluation.asked import labelled_pairs
+from prefopt.evaluation.asked import read_trained
 from prefopt.evaluation.checked import TaskResult, check_answers, sum_up_checks
 from prefopt.evaluation.contestants import of_run
 from prefopt.evaluation.evidence import gather
@@ -101,7 +101,7 @@ def evaluate_run(
     bootstrap = Bootstrap(config.evaluation.bootstrap_resamples, config.run.seed)
     with phases.of("judging"):
         texts = {name: [each.text for each in found] for name, found in answers.items()}
-        trained = labelled_pairs(examples.records.train) if material.are_judged else []
+        trained = read_trained(examples.records.train, config.run.seed) if material.are_judged else []
         judged = judge_all(config, material.asked, texts, material.labelled, trained)
         tasks = check_answers(config.evaluation.tasks, material.asked, texts, trained, bootstrap)
         if material.questions:

@@ -2,19 +2,22 @@
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.config.checks import check, check_test
 from prefopt.config.choices import Kernels, OnBadRow
+from prefopt.config.contestants import read_contestants
+from prefopt.config.judges import read_judges
 from prefopt.config.load import TRAIN, from_dict, load_config
 from prefopt.config.overrides import parse
 from prefopt.config.plain import as_dict
 from prefopt.config.ranges import require
-from prefopt.config.schema import BAD_ROW_SWITCHES, DataConfig, DeepSpeedConfig, TrainConfig
+from prefopt.config.schema import BAD_ROW_SWITCHES, DataConfig, DeepSpeedConfig, EvaluationConfig, TrainConfig
 from prefopt.config.settings_parser import SettingsParser
+from prefopt.config.tasks import read_tasks
 from prefopt.data.loading import read_splits
 from prefopt.data.sources import digest_files, find_changed_files
 from prefopt.distributed import group
@@ -344,7 +347,32 @@ def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
         data["held_out_fraction"] = DataConfig().held_out_fraction  # the run's own does not apply to a file
     changed = from_dict(values, "the changed settings")
     check(changed, Launch.of_this_process())
+    _require_named_here(changed.evaluation, overrides)
     return changed
+
+
+def _require_named_here(evaluation: EvaluationConfig, overrides: Mapping[str, str]) -> None:
+    """Refuses code and servers that only a run's config.yaml names: others may be able to write to its folder.
+
+    Raises:
+        UserError: It names the code or the server, and how to say that it is meant.
+    """
+    readers: dict[str, Callable[[object], Sequence[object]]] = {
+        "contestants": read_contestants,
+        "judges": read_judges,
+        "tasks": read_tasks,
+    }
+    for name, read in readers.items():
+        if f"evaluation.{name}" in overrides:
+            continue
+        for entry in read(getattr(evaluation, name)):
+            found = getattr(entry, "function", None) or getattr(entry, "endpoint", None)
+            require(
+                found is None,
+                f"evaluation.{name}: the run's config.yaml names {found}. An evaluation runs no code and calls no "
+                f"server that only a run's folder names: give evaluation.{name}=[...] here, or evaluation.{name}=[] "
+                "to do without.",
+            )
 
 
 def _is_test(overrides: Mapping[str, str]) -> bool:

@@ -286,6 +286,24 @@ def test_settings_of_an_evaluation_are_read_as_those_of_a_run(key, value, expect
 
 
 @pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("judges", {"kind": "rule", "function": "mine:score"}),
+        ("tasks", {"kind": "custom", "function": "mine:check"}),
+        ("judges", {"kind": "endpoint", "endpoint": "http://127.0.0.1:1/v1", "model": "m", "key_env": "MY_KEY"}),
+        ("contestants", {"name": "x", "endpoint": "http://127.0.0.1:1/v1", "model": "m"}),
+    ],
+)
+def test_code_and_servers_that_only_a_runs_folder_names_are_not_used_by_an_evaluation(name, entry):
+    config = load_config([])
+    setattr(config.evaluation, name, [entry])
+    with pytest.raises(UserError, match=f"evaluation.{name}: the run's config.yaml names") as error:
+        change_evaluation(config, {})
+    assert f"evaluation.{name}=[] to do without" in str(error.value)
+    assert change_evaluation(config, {f"evaluation.{name}": "[]"}) is not None
+
+
+@pytest.mark.parametrize(
     ("line", "expected"),
     [
         ("trainer.extra=${run.seed}", "trainer.extra: must be a table of keys and values, found 0"),

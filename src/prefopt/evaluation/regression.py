@@ -263,13 +263,13 @@ def _find_wrong(row: Mapping[str, Any]) -> str | None:
     return _find_odd(kind, wanted)
 
 
-def _find_odd(kind: str, wanted: Mapping[str, Any]) -> str | None:
+def _find_odd(form: str, wanted: Mapping[str, Any]) -> str | None:
     lists = [value for key, value in wanted.items() if key in ("answers", "all", "none", "any")]
     if any(not values or not all(isinstance(value, str) and value for value in values) for values in lists):
-        return f"the lists of a check of type {kind} hold texts"
-    if kind == "choice" and not 2 <= wanted["options"] <= 26:
+        return f"the lists of a check of type {form} hold texts"
+    if form == "choice" and not 2 <= wanted["options"] <= 26:
         return "'options' must be between 2 and 26"
-    if kind == "regex":
+    if form == "regex":
         try:
             re.compile(wanted["pattern"])
         except (re.error, OverflowError, RecursionError) as error:

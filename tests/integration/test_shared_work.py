@@ -113,7 +113,7 @@ def test_a_store_that_fails_after_training_does_not_cost_the_report(overrides, t
     from prefopt.evaluation import measure
 
     class Full:
-        def complete(self, *_):
+        def complete(self, *_, **__):
             raise UserError("no space")
 
     monkeypatch.setattr(measure, "open_store", lambda config: Full())

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefopt.config.cluster import NEUTRAL_RATIO
 from prefopt.config.schema import TrainConfig
 from prefopt.evaluation.metrics import ACCURACY, BY_KEY, KL, LOSS, REWARD_MARGIN, WIN_RATE, Metric, logged_metric
 from prefopt.process.errors import UserError
@@ -32,7 +33,6 @@ AXES = {"step": "train/global_step", "pairs": "{split}/pairs", "tokens": "{split
 SPLITS = {"eval": "Held-out", "train": "Training"}
 SETTINGS = {"algorithm.beta": "beta", "optim.learning_rate": "learning rate"}
 """Settings that are axes of the parallel coordinates -> their labels; both scales are logarithmic."""
-NEUTRAL_RATIO = "neutral_ratio"
 
 
 @dataclass(frozen=True, slots=True)

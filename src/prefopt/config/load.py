@@ -32,7 +32,7 @@ TRAIN = Tree(
 )
 NOT_IDENTITY = {
     "run": ("name", "root", "overwrite", "time_limit", "timeout_s"),
-    "data": ("gate", "tag", "test"),
+    "data": ("gate", "test"),
     "logger": None,
     "evaluation": (
         "batch_size",
@@ -57,6 +57,7 @@ ONLY_WHEN_SET = (
     "data.system",
     "data.pairs",
     "data.min_margin",
+    "data.tag",
     "data.on_bad",
     "data.max_rows",
     "data.shuffle_seed",

@@ -276,7 +276,7 @@ def test_data_from_which_nothing_can_be_learned_are_refused_with_a_next_step(pai
 
 def test_without_scikit_learn_the_next_step_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(UserError, match=r"pip install 'prefopt\[judge\]'"):
+    with pytest.raises(UserError, match=r"pip install scikit-learn"):
         ClassifierJudge.learn(ClassifierJudgeConfig(), made_up(30), seed=0)
 
 

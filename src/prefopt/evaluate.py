@@ -2,29 +2,25 @@
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt.config.checks import check, check_test
 from prefopt.config.choices import Kernels, OnBadRow
-from prefopt.config.contestants import read_contestants
-from prefopt.config.judges import read_judges
-from prefopt.config.load import TRAIN, from_dict, load_config
+from prefopt.config.load import TRAIN, load_config
 from prefopt.config.overrides import parse
-from prefopt.config.plain import as_dict
 from prefopt.config.ranges import require
-from prefopt.config.schema import BAD_ROW_SWITCHES, DataConfig, DeepSpeedConfig, EvaluationConfig, TrainConfig
+from prefopt.config.remeasure import ROWS, asks_for_test, override, split_override
+from prefopt.config.schema import TrainConfig
 from prefopt.config.settings_parser import SettingsParser
-from prefopt.config.tasks import read_tasks
 from prefopt.data.loading import read_splits
 from prefopt.data.sources import digest_files, find_changed_files
 from prefopt.distributed import group
 from prefopt.distributed.entry import run_entry
 from prefopt.process.errors import UserError
 from prefopt.process.imports import importing
-from prefopt.process.ranks import Launch, is_launched, is_main
+from prefopt.process.ranks import is_launched, is_main
 from prefopt.process.terminal import quote
 from prefopt.runs.changes import SETTINGS, find_changed_model
 from prefopt.runs.directory import RunDirectory
@@ -57,14 +53,11 @@ A report on other data goes to a folder of its own beside the run's, runs/<name>
 split=test measures on data.test (of the run's config.yaml, or data.test=<file> given here), after all choices are
 made: the report goes to runs/<name>/report-test, and runs/test_looks.jsonl counts the looks. From the second run on
 that is measured on the same test data, the report warns: a test set by which runs are chosen is held-out data."""
-SPLITS = ("held_out", "test")
 WORDS = ("ship",)
 NOT_MET = 3
 """Exit code if the decision is not the one that `--require` asks for, as that of a gate of the audit."""
 MEASURED_BY = ("data.held_out", "data.test")
 """Settings that name the data of a comparison without a run."""
-ROWS = ("max_length", "on_bad", *(name for name in BAD_ROW_SWITCHES if name != "on_overlap"), "on_long_completion")
-"""Settings of `data` that may be changed: other data than the run's may have other rows that cannot be used."""
 
 
 def main(argv: list[str]) -> None:
@@ -94,7 +87,7 @@ def _report_of(given: Sequence[str], *, is_recorded: bool) -> dict[str, Any]:
     if not any(item.startswith("run=") for item in given) and any(item.startswith("report=") for item in given):
         require(not is_recorded, "--recorded: goes with run=<folder>, whose report it reads.")
         return _compare(given)
-    overrides = dict(_split(item) for item in given)
+    overrides = dict(split_override(item) for item in given)
     if "run" not in overrides:
         raise UserError(
             "run: required. Give run=<folder of a run>, such as run=runs/<name>; or report=<folder> to compare models "
@@ -164,7 +157,7 @@ def evaluate(run: RunDirectory | Path | str, overrides: Sequence[str] = ()) -> d
     """
     require(not isinstance(overrides, str), f"overrides: must be a list of settings, found the text {overrides!r}.")
     folder = run.path if isinstance(run, RunDirectory) else Path(run)
-    return _evaluate(folder, dict(_split(item) for item in overrides))
+    return _evaluate(folder, dict(split_override(item) for item in overrides))
 
 
 def _evaluate(folder: Path, overrides: dict[str, str]) -> dict[str, Any]:
@@ -179,7 +172,7 @@ def _evaluate(folder: Path, overrides: dict[str, str]) -> dict[str, Any]:
 
 def _measure(run: RunDirectory, overrides: dict[str, str]) -> dict[str, Any]:
     trained, config = read_settings(run, overrides)  # before it was locked, another process may have replaced the run
-    is_test = _is_test(overrides)
+    is_test = asks_for_test(overrides)
 
     from prefopt.models.examples import load_examples
     from prefopt.process.console import build_console
@@ -315,99 +308,6 @@ def require_same_base(run: RunDirectory, config: TrainConfig) -> None:
     changed = find_changed_model(run.read_provenance(), {"model": describe_model(config.model)})
     if changed is not None:
         raise UserError(f"run={run.path}: {changed}. Put it back as it was, or train anew under another run.name.")
-
-
-def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
-    """Returns `config` with the given settings changed; with `split=test`, with test data in place of held-out ones.
-
-    Raises:
-        UserError: A setting may not change, or there are no test data.
-    """
-    values = as_dict(config)
-    values["deepspeed"] = asdict(DeepSpeedConfig())  # off: in an evaluation each rank holds a whole model
-    is_test = _is_test(overrides)
-    if is_test:
-        values["evaluation"]["pairs"] = None  # of an SFT run: held-out data, by which runs were chosen
-    for key, value in overrides.items():
-        if key != "split":
-            _set(values, key, value, is_test=is_test)
-    data = values["data"]
-    if is_test:
-        if data["test"] is None:
-            raise UserError(
-                "split=test: this run has no test data. Give them: split=test data.test=<file>, or set data.test when "
-                "a run is trained."
-            )
-        # Pairs of an SFT run that are given with split=test may be the same file: they are test data as well.
-        check_test(
-            from_dict({**values, "evaluation": {**values["evaluation"], "pairs": None}}, "the changed settings")
-        )
-        data["held_out"], data["test"] = data["test"], None
-    if is_test or "data.held_out" in overrides:
-        data["held_out_fraction"] = DataConfig().held_out_fraction  # the run's own does not apply to a file
-    changed = from_dict(values, "the changed settings")
-    check(changed, Launch.of_this_process())
-    _require_named_here(changed.evaluation, overrides)
-    return changed
-
-
-def _require_named_here(evaluation: EvaluationConfig, overrides: Mapping[str, str]) -> None:
-    """Refuses code and servers that only a run's config.yaml names: others may be able to write to its folder.
-
-    Raises:
-        UserError: It names the code or the server, and how to say that it is meant.
-    """
-    readers: dict[str, Callable[[object], Sequence[object]]] = {
-        "contestants": read_contestants,
-        "judges": read_judges,
-        "tasks": read_tasks,
-    }
-    for name, read in readers.items():
-        if f"evaluation.{name}" in overrides:
-            continue
-        for entry in read(getattr(evaluation, name)):
-            found = getattr(entry, "function", None) or getattr(entry, "endpoint", None)
-            require(
-                found is None,
-                f"evaluation.{name}: the run's config.yaml names {found}. An evaluation runs no code and calls no "
-                f"server that only a run's folder names: give evaluation.{name}=[...] here, or evaluation.{name}=[] "
-                "to do without.",
-            )
-
-
-def _is_test(overrides: Mapping[str, str]) -> bool:
-    split = overrides.get("split", SPLITS[0])
-    require(split in SPLITS, f"split={split}: no such split. Allowed: {', '.join(SPLITS)}.")
-    return split == "test"
-
-
-def _set(values: dict[str, Any], key: str, value: str, *, is_test: bool) -> None:
-    """Changes one of the settings that an evaluation may change."""
-    if key not in TRAIN.setting_names():
-        raise UserError(TRAIN.unknown(key))
-    measured, other = ("data.test", "data.held_out") if is_test else ("data.held_out", "data.test")
-    if key == "data.test" and not is_test:
-        raise UserError("data.test: is measured with split=test alone, which counts the look. Add split=test.")
-    if key == other:
-        raise UserError(f"{key}: with split=test, data.test is measured. Leave {key} or split=test out.")
-    if key == measured and value in ("", "null"):
-        raise UserError(f"{key}: name the data to measure on, or leave it out to measure on the run's own.")
-    group, name = key.split(".", 1)
-    if group != "evaluation" and key != measured and not (group == "data" and name in ROWS):
-        raise UserError(
-            f"{key}: an evaluation cannot change it. Allowed: evaluation.*, data.held_out, or split=test data.test, "
-            f"and for their rows {', '.join(f'data.{row}' for row in ROWS)}."
-        )
-    (given,) = parse([TRAIN.normalise(each) for each in parse([f"{key}={value}"])])
-    values[group][name] = given.value()
-
-
-def _split(item: str) -> tuple[str, str]:
-    key, equals, value = item.partition("=")
-    if not equals:
-        meant = f"run={quote(item)}" if Path(item).is_dir() else "settings as name=value, and the run as run=<folder>"
-        raise UserError(f"{item}: write {meant}")
-    return key.lstrip("+"), value
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from prefopt.config.aliases import ALIASES
 from prefopt.config.cluster import SUBMIT
 from prefopt.config.load import TRAIN, load_config
 from prefopt.config.overrides import parse, quote, typed
-from prefopt.evaluate import override as change_evaluation
+from prefopt.config.remeasure import override as change_evaluation
 from prefopt.process.errors import UserError
 from prefopt.sweeps.points import read_axes
 

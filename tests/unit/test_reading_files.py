@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefopt.data import files
+from prefopt.data import lines
 from prefopt.data.files import iter_rows
 from prefopt.process.errors import UserError
 
@@ -125,7 +125,7 @@ def test_a_quoted_cell_of_a_table_of_tabs_holds_lines_or_tabs_and_the_remedy_for
 
 
 def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefopt.data.files.MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr("prefopt.data.lines.MAX_LINE_BYTES", 2**20)
     message = refusal(put(tmp_path / "a.jsonl.gz", gzip.compress(b" " * 2**24)))
     assert message == f"{tmp_path}/a.jsonl.gz:1: this line has more than 1 MiB. Split it."
 
@@ -274,7 +274,7 @@ def test_a_name_that_is_too_long_is_told(tmp_path: Path) -> None:
 def test_a_gzip_bomb_is_refused_before_it_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, start: str
 ) -> None:
-    monkeypatch.setattr(files, "PACKED_BYTES", 2**20)
+    monkeypatch.setattr(lines, "PACKED_BYTES", 2**20)
     path = tmp_path / name
     with gzip.open(path, "wt") as file:
         file.write(start)
@@ -284,7 +284,7 @@ def test_a_gzip_bomb_is_refused_before_it_is_unpacked(
 
 
 def test_rows_that_repeat_themselves_are_no_gzip_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "PACKED_BYTES", 2**10)
+    monkeypatch.setattr(lines, "PACKED_BYTES", 2**10)
     path = tmp_path / "rows.jsonl"
     with gzip.open(path, "wt") as file:
         file.writelines(f'{{"prompt": "{number} {"again " * 50}?"}}\n' for number in range(5_000))

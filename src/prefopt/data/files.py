@@ -1,35 +1,22 @@
 """Reads rows from files, `datasets` folders and the hub, each with its place for error messages."""
 
-import csv
 import glob
-import gzip
-import io
-import re
-import zlib
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from prefopt.config.overrides import typed
-from prefopt.config.schema import COLUMNS
 from prefopt.data.arrow import OnBad, folder_rows, hub_rows, parquet_rows
-from prefopt.data.cells import CELLS
+from prefopt.data.delimited import delimited_rows
+from prefopt.data.lines import read_lines
 from prefopt.data.strict_json import JSONError, parse_row, parse_rows
-from prefopt.data.values import RowError, describe, show_name
+from prefopt.data.values import RowError, describe
 from prefopt.data.wrapped import flatten, read_wrapped
 from prefopt.process.errors import UserError, explained
 from prefopt.process.paths import describe_missing, resolve
 
 HUB = "hub:"
-MAX_LINE_BYTES = 64 * 2**20
-"""Longest line of a text file: a line is read into memory whole."""
-GZIP = b"\x1f\x8b"
-PACKED_BYTES, PACKED_SHARE = 2**26, 200
-"""A gzip file that unpacks to more bytes than this, and than so many times what was read of it, is refused: rows are
-packed to a tenth or so of their size, one blank after the other to a thousandth."""
 FOREIGN = {
     b"version https://git-lfs": "a Git LFS pointer, not the data. Fetch them with: git lfs pull",
     b"PAR1": "Parquet data. Name the file .parquet",
@@ -44,17 +31,6 @@ FOREIGN = {
     b"<html": "a web page, not the data. Download the file itself",
 }
 """Beginnings of files whose content is not what their name says, each with an explanation and a remedy."""
-DELIMITERS = (",", "\t", ";", "|")
-"""Delimiters of a `.csv` file: the most frequent one in its header is used. A `.tsv` file always uses the tab."""
-RARE_DELIMITERS = ("^", ":", "~", "\x1f", "\x01")
-"""Delimiters that are used if a header has none of the others, and is made of plain names between them."""
-
-QUOTES = (
-    "In a table, a cell that begins with a quote ends at the next one. Where quotes belong to the text, double each "
-    'of them and put the cell in quotes ("Hi," she said. becomes """Hi,"" she said."), or write the rows as JSON '
-    "lines, which hold any text."
-)
-
 Row = dict[str, Any]
 
 
@@ -231,7 +207,13 @@ def _path_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Raw, str]]:
     if path.is_dir():
         yield from folder_rows(path, on_bad)
         return
-    readers = {".jsonl": _json_rows, ".ndjson": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".tsv": _csv_rows}
+    readers = {
+        ".jsonl": _json_rows,
+        ".ndjson": _json_rows,
+        ".json": _json_rows,
+        ".csv": delimited_rows,
+        ".tsv": delimited_rows,
+    }
     name = path.name.lower()
     suffix = Path(name.removesuffix(".gz")).suffix
     if suffix not in readers and not name.endswith(".parquet"):
@@ -254,50 +236,17 @@ def _refuse_foreign(start: bytes, path: Path) -> None:
             raise UserError(f"{path}: holds {what}.")
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a text file; gzip is recognised by content, not by name."""
-    with path.open("rb") as file:
-        is_packed = file.read(2) == GZIP
-        file.seek(0)
-        lines = cast(IO[bytes], gzip.GzipFile(fileobj=file)) if is_packed else file
-        number = num_bytes = 0
-        try:
-            while raw := lines.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                num_bytes += len(raw)
-                if is_packed and num_bytes > max(PACKED_BYTES, PACKED_SHARE * file.tell()):
-                    raise UserError(
-                        f"{path}:{number}: the gzip file unpacks to more than {PACKED_SHARE} times its size, as rows "
-                        "never do. Look at it; if it is meant to be like that, unpack it with: gunzip"
-                    )
-                if len(raw) > MAX_LINE_BYTES:
-                    raise UserError(f"{path}:{number}: this line has more than {MAX_LINE_BYTES >> 20} MiB. Split it.")
-                yield _decode(raw, f"{path}:{number}")
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"{path}: not a complete gzip file: {error}. Write or copy it again.") from error
-
-
-def _decode(raw: bytes, place: str) -> str:
-    try:
-        return raw.decode("utf-8-sig" if raw.startswith(b"\xef\xbb\xbf") else "utf-8")
-    except UnicodeDecodeError as error:
-        found = raw[error.start : error.start + 1].hex()
-        raise UserError(
-            f"{place}: not valid UTF-8: byte 0x{found} at position {error.start}. Save the file as UTF-8."
-        ) from error
-
-
 def _json_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Raw, str]]:
     """Yields the lines of JSON lines, the objects of one JSON list, or those that are wrapped (see `wrapped`).
 
     The first line decides which of them the file is.
     """
-    wrapped = read_wrapped(_lines(path), path.stat().st_size)
+    wrapped = read_wrapped(read_lines(path), path.stat().st_size)
     if wrapped is not None:
         yield from ((_parsed(row), f"{path}:row {number}") for number, row in enumerate(wrapped, start=1))
         return
     is_first = True
-    lines = _lines(path)
+    lines = read_lines(path)
     for number, line in enumerate(lines, start=1):
         if line.isspace():
             continue
@@ -320,82 +269,3 @@ def _list_rows(path: Path, text: str) -> Iterator[tuple[Raw, str]]:
             yield _parsed(row), f"{path}:row {number}"
     except JSONError as error:
         raise UserError(f"{path}:{error.line}: {error}, in row {number + 1} of the list.") from error
-
-
-def _csv_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[Row, str]]:
-    csv.field_size_limit(MAX_LINE_BYTES)  # the default refuses a completion of more than 128 KiB
-    lines = _csv_lines(path)
-    header = next(lines, "")
-    is_tsv = path.name.lower().removesuffix(".gz").endswith(".tsv")
-    if is_tsv:
-        _require_tab(header, path)
-    delimiter = "\t" if is_tsv else _find_delimiter(header, path)
-    reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
-    number, line = 0, 1
-    try:
-        columns = next(reader, [])
-        repeated = next((column for column, count in Counter(columns).items() if count > 1), None)
-        if repeated is not None:
-            raise UserError(f"{path}:1: the header names '{show_name(repeated)}' twice. Rename or remove one column.")
-        line = reader.line_num + 1
-        for cells in reader:
-            place, line = f"{path}:{line}", reader.line_num + 1
-            if not cells:
-                continue
-            number += 1
-            if is_tsv:
-                _refuse_swallowed(cells, place)
-            if len(cells) != len(columns):
-                on_bad(f"{path}:row {number}", f"the header has {len(columns)} columns, this row has {len(cells)}.")
-                continue
-            yield dict(zip(columns, cells, strict=True)), f"{path}:row {number}"
-    except csv.Error as error:
-        if is_tsv:
-            raise UserError(
-                f"{path}:{line}: invalid TSV: {str(error).replace(delimiter, 'a tab')}. {QUOTES}"
-            ) from error
-        raise UserError(f"{path}:row {number + 1}: invalid CSV: {error}.") from error
-
-
-def _require_tab(header: str, path: Path) -> None:
-    """Refuses a TSV file whose header is one column, but several by another delimiter."""
-    delimiter = max((each for each in DELIMITERS if each != "\t"), key=header.count)
-    names = header.strip().replace('"', "").split(delimiter)
-    if "\t" not in header and len(names) > 1 and all(re.fullmatch(r"[\w .-]+", name) for name in names):
-        raise UserError(
-            f"{path}:1: columns of a .tsv file are separated by tabs, and the header has none, but {len(names)} names "
-            f"with '{delimiter}' between them. Give the file a name that ends in .csv: its delimiter is found."
-        )
-
-
-def _find_delimiter(header: str, path: Path) -> str:
-    unquoted = re.sub(r'"[^"]*"', "", header)
-    found = max(DELIMITERS, key=unquoted.count)
-    if found in unquoted:
-        return found
-    for rare in RARE_DELIMITERS:
-        names = header.strip().replace('"', "").split(rare)
-        if len(names) > 1 and all(re.fullmatch(r"[\w .-]+", name) for name in names):
-            return rare
-    names = header.replace('"', "").split()
-    if len(set(names) & {*COLUMNS, *CELLS}) > 1:
-        raise UserError(
-            f"{path}:1: the header is one column, '{show_name(header.strip())}'. Blanks cannot separate columns, for "
-            "texts hold them. Separate columns by a comma, tab, semicolon, | or ^, or write the rows as JSON lines."
-        )
-    return found
-
-
-def _refuse_swallowed(cells: list[str], place: str) -> None:
-    """Refuses a TSV row with a cell that spans tabs and line ends: its quote was meant as text, not as a delimiter."""
-    for cell in cells:
-        if "\t" in cell and ("\n" in cell or "\r" in cell):
-            raise UserError(
-                f"{place}: a quote begins a cell here that goes on over tabs into the next lines. {QUOTES}"
-            )
-
-
-def _csv_lines(path: Path) -> Iterator[str]:
-    """Yields lines that end with `\\n`, `\\r\\n` or `\\r`."""
-    for line in _lines(path):
-        yield from io.StringIO(line, newline="") if "\r" in line else (line,)

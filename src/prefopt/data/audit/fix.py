@@ -17,7 +17,8 @@ from prefopt.data.audit.check import SPLITS, say
 from prefopt.data.audit.engine import run_checks
 from prefopt.data.audit.reading import Material
 from prefopt.data.bad_rows import MISREAD, MISREAD_SHARE
-from prefopt.data.files import GZIP, HUB, find_files, iter_rows
+from prefopt.data.files import HUB, find_files, iter_rows
+from prefopt.data.lines import GZIP
 from prefopt.data.pairing import rows_of
 from prefopt.data.records import NOT_CONTENT, Record
 from prefopt.data.strict_json import RepeatingRow

@@ -1,8 +1,9 @@
 """Models of judges: where they come from, how their input is written, and in which batches they read it."""
 
 import logging
+import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Reader = TypeVar("Reader")
+Item = TypeVar("Item", bound=Hashable)
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +121,30 @@ class Held(Generic[Reader]):
 
 _last: Callable[[], Held[Any] | None] = lambda: None  # noqa: E731
 """Gives what was loaded last, while its judge lives."""
+
+
+def find_fitting(where: str, rows: Mapping[Item, Sequence[int]], context: int | None, what: str) -> list[Item]:
+    """Returns the items that a judge's model can read whole; says how many are too long, which have no verdict.
+
+    Args:
+        where: Names the judge in the log.
+        rows: Token ids by item.
+        context: Most tokens that the model reads; None: unknown, all fit.
+        what: What the items are, in the log.
+    """
+    fits = [item for item, ids in rows.items() if context is None or len(ids) <= context]
+    if num_too_long := len(rows) - len(fits):
+        logger.warning(
+            "%s %d of %d %s are longer than the %s tokens that it reads; they have no verdict",
+            where, num_too_long, len(rows), what, context,
+        )  # fmt: skip
+    return fits
+
+
+def report_missing(where: str, values: Sequence[float], what: str) -> None:
+    """Says for how many items a judge's model gave no number; they have no verdict."""
+    if num_nan := sum(map(math.isnan, values)):
+        logger.warning("%s gives %d of %d %s no number; they have no verdict", where, num_nan, len(values), what)
 
 
 def prepare(model: "PreTrainedModel") -> "PreTrainedModel":

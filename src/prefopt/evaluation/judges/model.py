@@ -17,12 +17,14 @@ from prefopt.evaluation.judges.loading import (
     Held,
     describe_weights,
     find_context,
+    find_fitting,
     in_batches,
     judge_model,
     load_judge_tokenizer,
     naming,
     prepare,
     render,
+    report_missing,
 )
 from prefopt.evaluation.judges.next_token import NextToken
 from prefopt.evaluation.judges.rubric import BY_LETTER, Rubric
@@ -141,25 +143,15 @@ class ModelJudge:
 
     def _form_opinions(self, matchups: Sequence[Matchup]) -> None:
         rows = {each: self._encode(self._write(each)) for each in matchups}
-        fits = [each for each in matchups if self._context is None or len(rows[each]) <= self._context]
-        num_too_long = len(matchups) - len(fits)
-        self._num_too_long += num_too_long
+        fits = find_fitting(self._where, rows, self._context, "matchups")
+        self._num_too_long += len(rows) - len(fits)
         self._opinions |= dict.fromkeys(matchups, Opinion())
-        if num_too_long:
-            logger.warning(
-                "%s %d of %d matchups are longer than the %s tokens that it reads; they have no verdict",
-                self._where, num_too_long, len(matchups), self._context,
-            )  # fmt: skip
         if not fits:
             return
         opinions = self._run(self._reader.get(), [rows[each] for each in fits])
         self._opinions |= zip(fits, opinions, strict=True)
+        report_missing(self._where, [each.mass for each in opinions], "matchups")
         masses = [each.mass for each in opinions if not math.isnan(each.mass)]
-        if len(masses) < len(fits):
-            missing = len(fits) - len(masses)
-            logger.warning(
-                "%s gives %d of %d matchups no number; they have no verdict", self._where, missing, len(fits)
-            )
         if masses and np.mean(masses) < LITTLE_MASS:
             logger.warning(
                 "%s says A or B with a probability of %.2g only: it may not understand what it is asked",

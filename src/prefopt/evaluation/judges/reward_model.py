@@ -18,6 +18,7 @@ from prefopt.evaluation.judges.loading import (
     Held,
     describe_weights,
     find_context,
+    find_fitting,
     in_batches,
     judge_model,
     load_judge_tokenizer,
@@ -25,6 +26,7 @@ from prefopt.evaluation.judges.loading import (
     pad_right,
     prepare,
     render,
+    report_missing,
 )
 from prefopt.evaluation.statistics import Floats
 from prefopt.models.limits import Limits
@@ -118,23 +120,16 @@ class RewardModelJudge:
 
     def _score(self, sides: Sequence[tuple[str, str]]) -> None:
         encoded = {side: self._encode(*side) for side in sides}
-        fits = [side for side in sides if self._context is None or len(encoded[side]["input_ids"]) <= self._context]
-        num_too_long = len(sides) - len(fits)
+        fits = find_fitting(
+            self._where, {side: each["input_ids"] for side, each in encoded.items()}, self._context, "answers"
+        )
+        self._num_too_long += len(encoded) - len(fits)
         self._scores |= dict.fromkeys(sides, math.nan)
-        self._num_too_long += num_too_long
-        if num_too_long:
-            logger.warning(
-                "%s %d of %d answers are longer than the %s tokens that it reads; they have no verdict",
-                self._where, num_too_long, len(sides), self._context,
-            )  # fmt: skip
         if not fits:
             return
         scores = self._run(self._reader.get(), [encoded[side] for side in fits])
         self._scores |= zip(fits, scores, strict=True)
-        if num_nan := sum(map(math.isnan, scores)):
-            logger.warning(
-                "%s gives %d of %d answers no number; they have no verdict", self._where, num_nan, len(fits)
-            )
+        report_missing(self._where, scores, "answers")
 
     @torch.inference_mode()
     def _run(self, model: "PreTrainedModel", encoded: Sequence["BatchEncoding"]) -> list[float]:

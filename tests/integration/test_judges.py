@@ -31,6 +31,7 @@ from transformers import (
 from prefopt.config.judges import EndpointJudgeConfig, ModelJudgeConfig, RewardModelJudgeConfig
 from prefopt.config.load import load_config
 from prefopt.config.schema import TrainConfig
+from prefopt.evaluate import main as evaluate
 from prefopt.evaluation.endpoint import Endpoint
 from prefopt.evaluation.judges import build_judges, loading, next_token
 from prefopt.evaluation.judges.judge import JudgeContext, Matchup
@@ -39,6 +40,7 @@ from prefopt.evaluation.judges.next_token import NextToken
 from prefopt.evaluation.judges.reward_model import RewardModelJudge
 from prefopt.evaluation.judges.rubric import BY_LETTER, Rubric
 from prefopt.process.errors import UserError
+from tests.conftest import STUDY, read_rows, write_rows
 from tests.ports import find_free_ports
 
 SHORT = "{prompt} A: {a} B: {b} Better?"
@@ -331,18 +333,19 @@ def test_the_settings_build_judges_that_are_models(settings, reward_model, tiny_
 # --- a model behind a server
 
 
-@pytest.fixture
-def served(tiny_model: Path, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def served(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of `transformers serve` with the tiny model."""
     for package in ("openai", "fastapi", "uvicorn"):
         pytest.importorskip(package)
+    log_file = tmp_path_factory.mktemp("serve") / "serve.log"
     (port,) = find_free_ports(1)
     code = "from transformers.cli.transformers import main; main()"
     command = [sys.executable, "-c", code, "serve", str(tiny_model), "--host", "127.0.0.1", "--port", str(port)]
-    with (tmp_path / "serve.log").open("wb") as log:
+    with log_file.open("wb") as log:
         process = subprocess.Popen([*command, "--device", "cpu"], stdout=log, stderr=subprocess.STDOUT)
     try:
-        _wait_for(f"http://127.0.0.1:{port}/health", process, tmp_path / "serve.log")
+        _wait_for(f"http://127.0.0.1:{port}/health", process, log_file)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.terminate()
@@ -377,3 +380,22 @@ def test_transformers_serve_answers_and_judges(served, settings, tiny_model, tmp
     facts = judge.describe()
     assert (facts["num_read"], facts["num_unparsed"], facts["num_requests"]) == (2, 2, 2)
     assert "none counts" in facts["refused"]
+
+
+@pytest.mark.slow
+def test_a_model_behind_transformers_serve_competes_and_its_answers_are_kept(served, tiny_model, tmp_path):
+    rows = write_rows(tmp_path / "held_out.jsonl", read_rows(STUDY / "held_out.jsonl", 8))
+    far = f"{{name: far, endpoint: '{served}', model: {tiny_model}, system: Be brief., max_requests: %d}}"
+    given = [
+        f"data.held_out={rows}", "model=hf", f"model.path={tiny_model}", "evaluation.max_new_tokens=6",
+        "evaluation.judges=[{kind: rule, patterns: ['[a-m]', '[n-z]{2}']}]",
+    ]  # fmt: skip
+    answers = []
+    for name, max_requests in (("first", 8), ("again", 1)):
+        evaluate([f"report={tmp_path / name}", *given, f"evaluation.contestants=[base,{far % max_requests}]"])
+        lines = [json.loads(line) for line in (tmp_path / name / "answers.jsonl").read_text().splitlines()]
+        answers.append([line["answers"]["far"] for line in lines])
+    assert all(answers[0])
+    assert answers[1] == answers[0]  # from the cache: one request would not do
+    (found,) = json.loads((tmp_path / "first" / "report.json").read_text())["win_rates"]
+    assert (found["a"], found["b"], found["n"]) == ("far", "base", 8)

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, MistralConfig, MistralForCausalLM
+from transformers.cache_utils import DynamicLayer
 
+from prefopt.evaluation import sampling
+from prefopt.evaluation.key_values import RoomyLayer
 from prefopt.evaluation.measure import seeds
 from prefopt.evaluation.sampling import GumbelNoise, Question, generate
 from prefopt.evaluation.scoring import Scorer
@@ -77,6 +80,49 @@ def test_a_beginning_that_prompts_share_is_read_once_and_changes_no_answer(score
     assert widths[:2] == [(1, 40), (4, 20)], "the beginning once, then what is left of each"
     ends = {tokenizer.eos_token_id}
     assert [answer.ids for answer in found] == [slow_answer(scorer.model, question, ends) for question in questions]
+
+
+def test_answers_that_have_ended_leave_the_batch_and_change_no_other(scorer, tokenizer, monkeypatch):
+    ends = {*range(3, 400), tokenizer.eos_token_id}
+    monkeypatch.setattr(scorer.model.generation_config, "eos_token_id", sorted(ends))
+    monkeypatch.setattr(sampling, "TOKENS_AT_A_TIME", 2)
+    rng = np.random.default_rng(2)
+    questions = [Question([7, *rng.integers(3, 2000, length).tolist()], length) for length in range(2, 14)]
+    rows, forward = [], scorer.model.model.forward
+
+    def counted(*args, **given):
+        rows.append(len(given["input_ids"]))
+        return forward(*args, **given)
+
+    monkeypatch.setattr(scorer.model.model, "forward", counted)
+    found = generate(scorer, tokenizer, questions, max_new_tokens=NEW)
+    monkeypatch.undo()
+    assert [answer.ids for answer in found] == [slow_answer(scorer.model, question, ends) for question in questions]
+    assert rows[:2] == [1, 12]
+    assert rows[1:] == sorted(rows[1:], reverse=True)
+    assert len({*rows[1:]}) > 3
+
+
+@pytest.mark.parametrize("room", [9, 4, 0], ids=["enough room", "too little", "none"])
+def test_keys_and_values_with_room_are_those_of_transformers(room):
+    rng = torch.Generator().manual_seed(0)
+    keys, values = torch.randn(2, 1, 3, 5, 4, generator=rng)
+    plain = DynamicLayer()
+    plain.update(keys.expand(6, -1, -1, -1), values.expand(6, -1, -1, -1))
+    begun = DynamicLayer()
+    begun.update(keys, values)
+    roomy = RoomyLayer(begun, 6, room)
+    for num_new, kept in ((2, [0, 2, 3]), (1, [1]), (4, [0])):
+        new = torch.randn(2, len(plain.keys), 3, num_new, 4, generator=rng)
+        for expected, seen in zip(plain.update(*new), roomy.update(*new), strict=True):
+            assert torch.equal(expected, seen)
+        assert roomy.get_seq_length() == plain.get_seq_length()
+        for layer in (plain, roomy):
+            layer.batch_select_indices(torch.tensor(kept))
+    for layer in (plain, roomy):
+        layer.batch_repeat_interleave(3)  # tensors in their place, made by nobody who knows of the room
+    new = torch.randn(2, 3, 3, 1, 4, generator=rng)
+    assert all(map(torch.equal, plain.update(*new), roomy.update(*new)))
 
 
 def test_with_a_sliding_window_every_prompt_is_read_whole(tokenizer):

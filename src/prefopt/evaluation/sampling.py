@@ -2,31 +2,28 @@
 
 import logging
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from inspect import signature
 
 import torch
+from torch.nn.functional import pad
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.cache_utils import DynamicLayer
 
 from prefopt.distributed.group import place, pool
+from prefopt.evaluation.key_values import read_beginning
 from prefopt.evaluation.scoring import Scorer
 from prefopt.process.pace import Pace
 
 TOKENS_PER_BATCH = 2**15
 """Most tokens of a batch: prompts, answers and padding. For Llama 3.1 8B they need 4 GiB of keys and values."""
-
-
-LEAST_SHARED = 32
-"""Tokens that all prompts of a batch must begin with for their keys and values to be computed once."""
+TOKENS_AT_A_TIME = 16
+"""Tokens after which answers that have ended leave their batch."""
 PLAIN = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 """Overrides a model's own generation settings, so that answers follow its plain distribution."""
 
@@ -99,7 +96,7 @@ def generate(
         try:
             with torch.inference_mode(), scorer.autocast():
                 for rows in _batches(questions, left, max_new_tokens, tokens_per_batch):
-                    new = _answer(scorer, [questions[row] for row in rows], settings)
+                    new = _answer(scorer, [questions[row] for row in rows], settings, ends)
                     answers |= {row: _cut(ids, ends) for row, ids in zip(rows, new, strict=True)}
                     pace.advance(len(rows))
         except torch.OutOfMemoryError:
@@ -114,42 +111,49 @@ def generate(
     return [everyone[row] for row in range(len(questions))]
 
 
-def _answer(scorer: Scorer, asked: Sequence[Question], settings: GenerationConfig) -> list[list[int]]:
-    """Returns the token ids generated for one batch, including those after an end-of-sequence token."""
+def _answer(scorer: Scorer, asked: Sequence[Question], settings: GenerationConfig, ends: Set[int]) -> list[list[int]]:
+    """Returns the token ids generated for one batch, including those after an end-of-sequence token.
+
+    Where keys and values are plain, answers that have ended leave the batch every few tokens: most are much shorter
+    than the limit, and few are as long.
+    """
     prompts = [question.prompt for question in asked]
     num_shared = _count_shared(prompts)
-    cache = _read_once(scorer, prompts[0][:num_shared], len(prompts)) if num_shared else None
-    num_shared, shared = (num_shared, {"past_key_values": cache}) if cache is not None else (0, {})
-    batch = _left_pad(prompts, scorer.pad_token_id, num_shared)
-    batch = {name: tensor.to(scorer.device) for name, tensor in batch.items()}
-    noise = LogitsProcessorList([GumbelNoise([question.seed for question in asked], scorer.device)])
-    out = scorer.model.generate(**batch, **shared, generation_config=settings, logits_processor=noise)
-    new: list[list[int]] = out[:, batch["input_ids"].shape[1] :].tolist()
-    return new
+    room = max(map(len, prompts)) - num_shared + settings.max_new_tokens
+    cache = read_beginning(scorer, prompts[0][:num_shared], len(prompts), room) if num_shared else None
+    num_shared = num_shared if cache is not None else 0
+    ids, mask = (each.to(scorer.device) for each in _left_pad(prompts, scorer.pad_token_id, num_shared))
+    noise = GumbelNoise([question.seed for question in asked], scorer.device)
+    shared = {} if cache is None else {"past_key_values": cache}
+    new: list[list[int]] = [[] for _ in asked]
+    rows, left = list(range(len(asked))), settings.max_new_tokens
+    while True:
+        steps = left if cache is None else min(left, TOKENS_AT_A_TIME)
+        left -= steps
+        out = scorer.model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=settings, max_new_tokens=steps,
+            logits_processor=LogitsProcessorList([noise]), **shared,
+        )  # fmt: skip
+        found = out[:, ids.shape[1] :].tolist()
+        for row, more in zip(rows, found, strict=True):
+            new[row] += more
+        going = [at for at, more in enumerate(found) if ends.isdisjoint(more)]
+        if not going or not left:
+            return new
+        rows = [rows[at] for at in going]
+        ids, mask = out[going], pad(mask[going], (0, out.shape[1] - ids.shape[1]), value=1)
+        noise.keep(going)
+        if cache is not None:
+            cache.batch_select_indices(torch.tensor(going, device=scorer.device))
 
 
 def _count_shared(prompts: Sequence[Sequence[int]]) -> int:
-    """Returns how many tokens all prompts begin with, such as a system prompt; 0 if reading them once saves little."""
+    """Returns how many tokens all prompts begin with: a system prompt, or the first ones of a chat template."""
     ordered = sorted(map(list, prompts))  # all others begin like the first and the last
     most = min(map(len, prompts)) - 1  # something is left to be read for each
     pairs = zip(ordered[0][:most], ordered[-1][:most], strict=True)
     num = next((at for at, (a, b) in enumerate(pairs) if a != b), most)
-    return num if len(prompts) > 1 and num >= LEAST_SHARED else 0
-
-
-def _read_once(scorer: Scorer, tokens: Sequence[int], num: int) -> DynamicCache | None:
-    """Returns the keys and values of a beginning that `num` prompts share, which is read once.
-
-    None if they are more than keys and values of all tokens: padding after the beginning would move a sliding window.
-    """
-    ids = torch.tensor([list(tokens)], device=scorer.device)
-    whole = scorer.model.get_base_model() if hasattr(scorer.model, "peft_config") else scorer.model
-    last = {"logits_to_keep": 1} if "logits_to_keep" in signature(whole.forward).parameters else {}
-    cache = scorer.model(input_ids=ids, use_cache=True, **last).past_key_values
-    if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
-        return None
-    cache.batch_repeat_interleave(num)
-    return cache
+    return num if len(prompts) > 1 else 0
 
 
 class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
@@ -164,6 +168,11 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         self._generators = {
             row: torch.Generator(device).manual_seed(seed) for row, seed in enumerate(seeds) if seed is not None
         }
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Leaves out all other rows; each goes on with its generator."""
+        self._generators = {new: self._generators[old] for new, old in enumerate(rows) if old in self._generators}
+        self._num_rows = len(rows)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Returns noisy logits, shape (rows, vocabulary), in float64: random numbers in float32 are too coarse."""
@@ -205,12 +214,12 @@ def _cut(ids: list[int], ends: set[int]) -> Answer:
     return Answer(ids, finished=False)
 
 
-def _left_pad(prompts: Sequence[Sequence[int]], pad: int, num_shared: int = 0) -> dict[str, torch.Tensor]:
-    """Returns prompts of equal width; the padding stands before what they do not share."""
+def _left_pad(prompts: Sequence[Sequence[int]], pad_id: int, num_shared: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns prompts of equal width and their mask; the padding stands before what they do not share."""
     width = max(len(prompt) for prompt in prompts)
     ids, masks = [], []
     for prompt in prompts:
         tokens, gap = list(prompt), width - len(prompt)
-        ids.append(tokens[:num_shared] + [pad] * gap + tokens[num_shared:])
+        ids.append(tokens[:num_shared] + [pad_id] * gap + tokens[num_shared:])
         masks.append([1] * num_shared + [0] * gap + [1] * (len(tokens) - num_shared))
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(masks)}
+    return torch.tensor(ids), torch.tensor(masks)

@@ -8,6 +8,7 @@ import pytest
 
 import prefopt
 from prefopt.evaluate import main as evaluate
+from prefopt.evaluation.evidence import seal_report
 from prefopt.sample import main as sample
 from prefopt.train import main as train
 from tests.conftest import STUDY, quick_run, read_rows, write_rows
@@ -58,7 +59,7 @@ def test_a_run_is_judged_against_its_base_and_the_base_with_prompts(trained):
     assert report["judges"]["rule"]["facts"]["kind"] == "rule"
     assert report["held_out"]["tuned"]["win_rate"]["n"] == 8
     assert report["tasks"]["json_schema"]["contestants"]["told"]["values"]
-    assert {*report["evidence"]} == {"model", "base", "data", "settings", "files"}
+    assert {*report["evidence"]} == {"model", "base", "models", "data", "settings", "files"}
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     assert len(lines) == 8
     assert [*lines[0]["answers"]] == ["tuned", "base", "told", "shown"] or {*lines[0]["answers"]} == {
@@ -95,12 +96,37 @@ def test_a_gate_passes_or_ends_with_3_and_stale_evidence_is_refused(run, fails, 
     written = json.loads(report.read_text())
     written["decision"] = {"word": "ship", "reasons": [], "would_decide": []}
     report.write_text(json.dumps(written))
+    assert "is not what was measured: report.json has" in fails(
+        evaluate, [f"run={run}", "--require", "ship", "--recorded"]
+    )
+    seal_report(run / "report")
     evaluate([f"run={run}", "--require", "ship", "--recorded"])
+    assert "--require ship: the decision is ship" in capsys.readouterr().err
 
     assert "the settings of the evaluation" in fails(evaluate, [f"run={run}", "--recorded", "evaluation.min_gain=0.2"])
+    weights = run / "model" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "is not what training left there" in fails(evaluate, [f"run={run}", "--recorded"])
+    weights.write_bytes(content)
     manifest = run / "model" / "manifest.json"
     manifest.write_text(manifest.read_text() + "\n")
     assert "is stale: changed since: the tuned model" in fails(evaluate, [f"run={run}", "--recorded"])
+    written["decision"] = ["ship"]
+    report.write_text(json.dumps(written))
+    seal_report(run / "report")
+    manifest.write_text(manifest.read_text()[:-1])
+    with pytest.raises(SystemExit) as ended:
+        evaluate([f"run={run}", "--require", "ship", "--recorded"])
+    assert ended.value.code == 3, "what is no decision is no ship"
+
+
+def test_a_report_without_judges_that_replaces_a_judged_one_says_so(run, capsys):
+    folder = run / "report"
+    assert (folder / "answers.jsonl").exists()
+    prefopt.evaluate(run, ["evaluation.judges=[]", "evaluation.tasks=[]", "evaluation.contestants=[base,tuned]"])
+    assert "in which answers were judged (rule) is replaced by one without judges" in capsys.readouterr().out
+    assert not (folder / "answers.jsonl").exists(), "it would be of another measurement"
 
 
 def test_two_models_are_compared_without_a_run(trained, tiny_model, tmp_path, fails):

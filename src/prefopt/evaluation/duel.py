@@ -66,6 +66,7 @@ def evaluate_contestants(config: TrainConfig, data: object, *, has_training: boo
         contestants={rival.name: rival.describe() for rival in rivals},
         win_rates=list(judged.win_rates) or None,
         judges=dict(judged.standings) or None,
+        judge_digests=dict(judged.digests) or None,
         failures=dict(judged.failures) or None,
         tasks=tasks or None,
         samples=_describe_samples(asked, answers, config.evaluation.num_shown_samples),

@@ -114,6 +114,7 @@ class Report:
         contestants: Name of a contestant -> the model and the prompt with which it answered.
         win_rates: Of each judge, who won how often against whom.
         judges: Name of a judge -> what it is worth, the deciding one first; None where no held-out pairs tell.
+        judge_digests: Name of a judge -> SHA-256 of what decides its verdicts.
         failures: Name of a judge or a contestant that failed -> why.
         tasks: Name of a task -> what it found in each contestant's answers.
         answer_slices: The win rate over the best contestant without tuning in each slice of the prompts, and the
@@ -146,6 +147,7 @@ class Report:
     contestants: dict[str, Block] | None = None
     win_rates: list[WinRate] | None = None
     judges: dict[str, Standing | None] | None = None
+    judge_digests: dict[str, str] | None = None
     failures: dict[str, str] | None = None
     tasks: dict[str, TaskResult] | None = None
     answer_slices: Block | None = None
@@ -182,6 +184,7 @@ class Report:
             or None,
             "win_rates": [_win_rate(each) for each in known["win_rates"] or [] if _estimate(each)] or None,
             "judges": {name: _standing(each) for name, each in _mapping(known["judges"]).items()} or None,
+            "judge_digests": {name: str(each) for name, each in _mapping(known["judge_digests"]).items()} or None,
             "failures": {name: str(each) for name, each in _mapping(known["failures"]).items()} or None,
             "tasks": {name: _task(each) for name, each in _mapping(known["tasks"]).items()} or None,
             "style": dict(_mapping(known["style"])) or None,

@@ -23,6 +23,7 @@ from prefopt.evaluation.contestants import of_run
 from prefopt.evaluation.evidence import gather
 from prefopt.evaluation.findings import assess
 from prefopt.evaluation.gains import hardest_win
+from prefopt.evaluation.identity import digest_untuned
 from prefopt.evaluation.judged import Judged, judge_all, slice_wins
 from prefopt.evaluation.material import Material
 from prefopt.evaluation.measure import Measured, measure_contestants
@@ -139,6 +140,7 @@ def evaluate_run(
         contestants=describe_contestants(config, material) if material.are_judged or material.rivals else None,
         win_rates=list(judged.win_rates) or None,
         judges=dict(judged.standings) or None,
+        judge_digests=dict(judged.digests) or None,
         failures=_find_failures(judged, material, texts) or None,
         tasks=tasks or None,
         evidence=dict(gather(config, run.model)),
@@ -327,10 +329,13 @@ def throughput(metrics: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def describe_contestants(config: TrainConfig, material: Material) -> dict[str, dict[str, Any]]:
-    """Returns of each contestant which model answered, and what it was told."""
-    own = {"model": config.model.path, "is_untuned": True}
+    """Returns of each contestant which model answered, and what it was told; `sha256` of that without tuning."""
+    own: dict[str, Any] = {"model": config.model.path, "is_untuned": True}
     found = {BASE: own, TUNED: {**own, "model": TUNED, "is_untuned": False}}
-    return {**found, **{rival.name: rival.describe() for rival in material.rivals}}
+    found |= {rival.name: rival.describe() for rival in material.rivals}
+    for name, digest in digest_untuned(config, material).items():
+        found[name]["sha256"] = digest
+    return found
 
 
 def describe_samples(

@@ -58,9 +58,19 @@ def hostile_report(folder: Path) -> Path:
     found["decision"] = {"word": "do_not_ship", "reasons": [LINE, LINE], "would_decide": [LINE]}
     found["verdict"] += [{"level": level, "finding": LINE, "evidence": LINE} for level in ("bad", "info")]
     found["samples"] = [
-        {"prompt": text, "base": text, "tuned": text, "chosen": ALL if name == "script" else None}
+        {
+            "prompt": text,
+            "base": text,
+            "tuned": text,
+            "chosen": ALL if name == "script" else None,
+            "rejected": text,
+            "rendered": f"<|user|>{text}",
+            "readings": [{"a": "tuned", "b": LINE, "judge": LINE, "reading": word} for word in ("loss", LINE)],
+            "ranking": {"lost": 2, "wrong": 1, "pairs": 1},
+        }
         for name, text in TEXTS.items()
     ]
+    found["sample_counts"] = {"prompts": 132, "lost": 3, "wrongly_ranked": 1}
     found["data"]["notes"] = list(TEXTS.values())
     found["slices"] = [{**part, "name": LINE} for part in found["slices"]]
     found["win_rates"] = [win(LINE, 0.55, 0.44)]
@@ -187,7 +197,22 @@ def _whole_report() -> dict[str, Any]:
                        "training": 27.2, "checkpoints": 1.9, "evaluation/held_out": 11.6, "evaluation/sampling": 9.5,
                        "report": 0.4, "other": 0.1}  # fmt: skip
     found["audit"] = of_audit.audit(of_audit.finding("empty"), of_audit.finding("near_leakage", 0.1)).to_dict()
-    found["samples"] = [found["samples"][0]] * 3
+    judged = [("loss", "base"), ("inconsistent under swap", "base with the style guide as its prompt")]
+    found["samples"] = [
+        {
+            **found["samples"][0],
+            "rejected": "No.",
+            "rendered": "<|user|>\nCan I return a lamp that I bought seven weeks ago?\n<|assistant|>\n",
+            "readings": [
+                {"a": "tuned", "b": name, "judge": judge, "reading": word}
+                for judge in ("classifier", "style guide")
+                for word, name in judged
+            ],
+            "ranking": {"lost": lost, "wrong": wrong, "pairs": 1},
+        }
+        for lost, wrong in ((1, 1), (0, 1), (0, 0))
+    ]
+    found["sample_counts"] = {"prompts": 132, "lost": 17, "wrongly_ranked": 4}
     found["win_rates"] = [win("base", 0.81, 0.72), win("base with the style guide as its prompt", 0.55, 0.44)]
     found["judges"] = {"classifier": standing(0.8), "style guide": standing(0.35, 0.2)}
     rate = found["held_out"]["tuned"][accuracy]

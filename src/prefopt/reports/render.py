@@ -14,6 +14,7 @@ from prefopt.process.terminal import REPLACEMENT
 from prefopt.reports import facts, sections
 from prefopt.reports.figures import curve_note, result_figures, training_figures
 from prefopt.reports.glossary import terms_for
+from prefopt.reports.overview import build_overview
 from prefopt.reports.samples import describe_order, read_samples
 from prefopt.reports.time import time_block
 from prefopt.reports.wins import answer_slices_table, judges_table, tasks_table, wins_table
@@ -34,7 +35,7 @@ def render_report(
     folder: Path,
     read_phases: Callable[[], dict[str, float]] | None = None,
 ) -> Path:
-    """Writes the report's four files into `folder`, each one completely or not at all.
+    """Writes the report's five files into `folder`, each one completely or not at all.
 
     Args:
         report: The evaluation's results; missing parts are shown as not measured or left out.
@@ -58,14 +59,18 @@ def render_report(
     templates = environment("prefopt.reports")
     html = templates.get_template("report.html.j2").render(content, **charts, curve_note=curve_note(metrics))
     markdown, card = (templates.get_template(f"{name}.md.j2").render(content) for name in ("report", "card"))
+    summary = templates.get_template("summary.html.j2").render(page=build_overview(shown))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", written)
     write_text(folder / "report.md", markdown)
     write_text(folder / CARD, card)
+    write_text(folder / SUMMARY, summary)
     write_text(folder / "report.html", html)
     return folder / "report.html"
 
 
+SUMMARY = "summary.html"
+"""File with one screen for whoever decides without reading the report."""
 CARD = "card.md"
 """File with the decision and its reasons, short enough for a pull request."""
 

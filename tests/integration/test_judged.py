@@ -1,5 +1,6 @@
 """Contestants answer, judges read, and a decision follows, by the commands that a user types (issue 16)."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import prefopt
+from prefopt.compare import main as compare
 from prefopt.evaluate import main as evaluate
 from prefopt.sample import main as sample
 from prefopt.train import main as train
@@ -84,6 +86,22 @@ def test_a_run_is_judged_against_its_base_and_the_base_with_prompts(trained):
     assert "Whose answers are better?" in page
     assert "tuned against told" in page
     assert "too few" in " ".join(report["decision"]["reasons"])
+
+
+def test_two_runs_are_compared_prompt_by_prompt_until_another_judge_reads_one_of_them(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+
+    def rows_of_comparison():
+        compare([str(run), str(other), "--rank-by", "win_rate", "--output", str(tmp_path)])
+        return list(csv.DictReader((tmp_path / "compare.csv").open()))
+
+    first, second = rows_of_comparison()
+    assert (second["difference"], second["difference_method"]) == ("0.0", "prompt by prompt")
+    assert (first["against_first"], second["against_first"]) == ("best", "within noise of #1")
+    prefopt.evaluate(other, ["evaluation.judges=[{kind: rule, name: other, patterns: ['[a-z]']}]"])
+    first, second = rows_of_comparison()
+    assert (first["difference"], second["difference"]) == ("", "")
+    assert second["against_first"].startswith("not compared: another judge read its answers")
 
 
 def test_the_same_answers_come_again_and_other_judges_read_them(run):

@@ -373,6 +373,14 @@ def test_offline_the_table_of_answers_lies_in_the_session_until_it_is_uploaded(t
     check_answers_table(json.loads(file.read_text()))
 
 
+def test_no_answer_leaves_where_none_are_to_be_shown(server, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE")
+    config, run = make_run(tmp_path / "runs", "silent", "evaluation.num_shown_samples=0")
+    attempt(config, run, [1], report={**REPORT, "samples": []}, answers=ANSWERS)
+    assert b"tuned 1" not in server.sent()
+    assert "answers" not in only_run(server).summary
+
+
 def test_the_code_is_left_out_where_the_environment_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_DISABLE_GIT", "true")
     config, run = make_run(tmp_path / "runs", "closed")

@@ -12,7 +12,8 @@ from prefopt.evaluation.report import Report
 from prefopt.reports.overview import PLAIN, Overview, build_overview
 from prefopt.reports.render import render_report
 from tests.unit.test_report_render import HOSTILE, dpo_report, sft_report, visible
-from tests.unit.test_win_findings import CONTESTANTS, standing, win
+from tests.unit.test_win_findings import CONTESTANTS, judge, standing, win
+from tests.unit.test_win_findings import judged as of_wins
 
 JARGON = re.compile(
     r"\b(KL|DPO|SFT|perplexity|log-probs?|nats?|CI|p =|win rate|held[- ]out|kappa|epochs?|likelihood|tokens?)\b"
@@ -95,6 +96,31 @@ def test_what_was_asked_and_compared_is_said_in_words() -> None:
 def test_that_training_has_not_seen_the_questions_is_said_only_where_it_was_looked_for(overlap, said) -> None:
     (sentence,) = page(judged(overlap=overlap)).asked[1:]
     assert said in sentence if said else "seen" not in sentence
+
+
+def test_an_interval_is_never_shown_narrower_than_it_is() -> None:
+    shown = page(judged(win_rates=[win("base", 0.58, 0.4956)]))
+    assert "lies between 49 and 67" in shown.better[1]
+
+
+@pytest.mark.parametrize(
+    "wins",
+    [
+        [],
+        [win("base", 0.6, 0.49)],
+        [win("base", 0.6, 0.53)],
+        [win("base", 0.9, 0.8, n=5, n_prompts=5)],
+        [win("base", 0.9, 0.8)],
+    ],
+)
+@pytest.mark.parametrize("accuracy", [0.5, 0.97])
+def test_reasons_are_told_in_plain_words(wins: list[dict[str, Any]], accuracy: float) -> None:
+    measured = of_wins(*wins, judges=None if wins else {})
+    measured["held_out"]["tuned"]["preference_accuracy"]["value"] = accuracy
+    decision, _ = judge(measured)
+    reasons = page(judged(decision=decision.to_dict())).reasons
+    assert reasons
+    assert not JARGON.findall(" ".join(reasons)), reasons
 
 
 @pytest.mark.parametrize(("word", "level"), [("ship", "good"), ("do_not_ship", "bad"), ("undecided", "warning")])

@@ -1,6 +1,7 @@
 """The page for whoever decides without reading a report: what was asked, how much better, how sure, what broke."""
 
 from dataclasses import dataclass, field
+from math import ceil, floor
 from pathlib import PurePath
 from typing import Any
 
@@ -36,6 +37,21 @@ PLAIN = {
     "Not a finite number": "The model is broken: some of its numbers are not finite.",
 }
 """Beginning of a finding that is written for those who train models -> the same for others."""
+TERMS = {
+    "Ranks held-out pairs better": "Of two answers by others, it tells the better one more often than before",
+    "Held-out demonstrations became likelier": "It finds good answers by others likelier than before",
+    "the win rate over": "how often it beats",
+    "preference accuracy": "telling the better of two answers",
+    "the loss of demonstrations": "how likely it finds good answers",
+    "Held-out data of": "Tests with",
+    "held-out data": "tests",
+    "held-out prompts": "questions",
+    "held-out pairs": "pairs of answers",
+    "held-out answers": "answers",
+    "held-out": "test",
+    " prompts": " questions",
+}
+"""Term of a reason or a finding -> plain words; the first ones are replaced first."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +223,8 @@ def _sure(win: WinRate) -> str:
     found = f"That is {_of_100(win.estimate.value)} of 100{', a tie counting half' if win.num_ties else ''}"
     if not win.estimate.has_interval:
         return f"{found}; so few answers do not tell how sure that is."
-    return f"{found}; the truth most likely lies between {_of_100(win.estimate.low)} and {_of_100(win.estimate.high)}."
+    low, high = floor(100 * win.estimate.low + 1e-9), ceil(100 * win.estimate.high - 1e-9)  # never narrower than it is
+    return f"{found}; the truth most likely lies between {low} and {high}."
 
 
 def _task(name: str, task: TaskResult) -> str:
@@ -283,7 +300,13 @@ def _cost(report: Report) -> list[str]:
 
 
 def _plain(sentence: str) -> str:
-    return next((plain for start, plain in PLAIN.items() if sentence.startswith(start)), sentence)
+    """Returns a sentence of the report in plain words."""
+    for start, plain in PLAIN.items():
+        if sentence.startswith(start):
+            return plain
+    for term, plain in TERMS.items():
+        sentence = sentence.replace(term, plain)
+    return sentence
 
 
 def _of_100(share: float) -> str:

@@ -288,7 +288,8 @@ class WandbMirror:
             [name for name, text in samples[0].items() if text is None or isinstance(text, str)] if samples else []
         )
         self._log_table("samples", columns, [[sample.get(column) for column in columns] for sample in samples])
-        table = build_table(answers)
+        shows_answers = self._config.evaluation.num_shown_samples > 0  # 0: no text of data or of answers leaves
+        table = build_table(answers) if shows_answers else None
         if table is not None:
             self._log_table("answers", table.columns, table.rows)
         how = self._config.logger.log_artifacts

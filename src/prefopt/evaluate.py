@@ -233,7 +233,7 @@ def _measure(run: RunDirectory, overrides: dict[str, str]) -> dict[str, Any]:
         return {}
     report = publish(evaluation, run, folder)
     print_report(report, folder / "report.html", console)
-    record_evaluation(config, run, report.to_dict())
+    record_evaluation(config, run, report.to_dict(), evaluation.answers)
     return report.to_dict()
 
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from rich.text import Text
 
 from prefopt.cluster.local import list_commands, run_here
-from prefopt.cluster.planning import Submission, plan_submission
+from prefopt.cluster.planning import plan_submission
 from prefopt.cluster.script import render
 from prefopt.cluster.slurm import cancel, require_sbatch, submit
+from prefopt.cluster.submission import Submission
 from prefopt.config.choices import ClusterKind
 from prefopt.config.cluster import GROUPS, SUBMIT, ClusterConfig, SubmitConfig
 from prefopt.config.load import TRAIN

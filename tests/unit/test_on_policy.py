@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from prefopt.config.schema import DataConfig
+from prefopt.data.prompts import read_prompts
 from prefopt.data.records import SFTExample
-from prefopt.evaluation.on_policy import Counts, make_pairs, read_prompts
+from prefopt.evaluation.on_policy import Counts, make_pairs
 from prefopt.evaluation.sampling import Answer
 from prefopt.process.errors import UserError
 from tests.conftest import write_rows
@@ -88,8 +89,9 @@ def test_only_the_prompt_is_read_and_each_once(tmp_path):
         tmp_path / "p.jsonl",
         [{"prompt": "a", "chosen": "x"}, {"prompt": "a"}, {"prompt": [{"role": "user", "content": "a"}]}],
     )
-    found = read_prompts(DataConfig(train=str(file)))
+    found, num_held_out = read_prompts(DataConfig(train=str(file)), "preference")
     assert [each.prompt for each in found] == ["a", [{"role": "user", "content": "a"}]]
+    assert num_held_out == 0
     write_rows(file, [{"prompt": "a"}, {"question": "b"}])
     with pytest.raises(UserError, match=r"p.jsonl:2: .*needs a field 'prompt'"):
-        read_prompts(DataConfig(train=str(file)))
+        read_prompts(DataConfig(train=str(file)), "preference")

@@ -1,7 +1,10 @@
 """Reads prompts alone, for a model that is to answer them: each once, and none that is held out."""
 
+from collections.abc import Sequence
+
 from prefopt.config.algorithms import Kind
 from prefopt.config.schema import DataConfig
+from prefopt.data.as_chat import Chats
 from prefopt.data.bad_rows import BadRows, require_usable
 from prefopt.data.files import iter_rows
 from prefopt.data.labels import Labels
@@ -16,7 +19,7 @@ from prefopt.process.errors import UserError
 
 
 def read_prompts(config: DataConfig, kind: Kind) -> tuple[list[Record], int]:
-    """Reads rows of which only `prompt` counts, each prompt once.
+    """Reads rows of which only `prompt` counts, each prompt once; a system prompt is put first as in training.
 
     Args:
         config: `train` names the files. Prompts that `held_out` has too are refused or left out, as `on_overlap` and
@@ -30,6 +33,7 @@ def read_prompts(config: DataConfig, kind: Kind) -> tuple[list[Record], int]:
         UserError: A file cannot be read, a row has no prompt, or a prompt is held out.
     """
     found: dict[str, Record] = {}
+    chats = Chats.of(config)
     num_rows = 0
     for row, source in iter_rows(config.train):
         num_rows += 1
@@ -37,21 +41,25 @@ def read_prompts(config: DataConfig, kind: Kind) -> tuple[list[Record], int]:
             if isinstance(row, RepeatingRow):
                 row.require_whole(("prompt",))
             prompt = check_content(row.get("prompt"), "prompt")
+            record = chats.make(SFTExample(prompt=prompt, completion="", source=source))
         except RowError as error:
             raise UserError(f"{source}: {error} Each row needs a field 'prompt', as text or as messages.") from error
-        found.setdefault(repr(prompt), SFTExample(prompt=prompt, completion="", source=source))
+        found.setdefault(repr(prompt), record)
     prompts = list(found.values())
     if config.held_out is None:
         return prompts, 0
-    left = _without_held_out(prompts, num_rows, config, kind)
+    own = BadRows("data.train", config)
+    own.num_rows = num_rows
+    left = _without_held_out(prompts, own, config, kind)
     return left, len(prompts) - len(left)
 
 
-def _without_held_out(prompts: list[Record], num_rows: int, config: DataConfig, kind: Kind) -> list[Record]:
-    own, bad = BadRows("data.train", config), BadRows("data.held_out", config)
-    own.num_rows = num_rows
+def _without_held_out(prompts: Sequence[Record], own: BadRows, config: DataConfig, kind: Kind) -> list[Record]:
+    bad, asked = BadRows("data.held_out", config), Table.of(prompts)
     read = read_rows(config.held_out, bad, config, kind, Labels())
-    asked, held_out = agree_among((Table.of(prompts), None), (read.records, read.notes))
+    require_usable(bad)
+    _, agreed = agree_among((asked, None), (read.records, read.notes))
+    held_out = Table.of(map(Chats.of(config).make, agreed))
     left = without_overlap(asked, held_out, own, config, DataNotes())
-    require_usable(own, bad)
+    require_usable(own)
     return list(left)

@@ -14,7 +14,7 @@ from prefopt.evaluation.asked import Asked
 from prefopt.evaluation.judges.judge import Judge
 from prefopt.evaluation.judging import judge_answers
 from prefopt.evaluation.measure import seeds
-from prefopt.evaluation.prompting import Prefix, encode_prompts, question_of
+from prefopt.evaluation.prompting import Prefix, are_texts, encode_prompts, question_of
 from prefopt.evaluation.sampling import Answer, Question, generate
 from prefopt.evaluation.scoring import Scorer
 from prefopt.evaluation.statistics import Floats
@@ -72,12 +72,30 @@ def sample_answers(config: TrainConfig, records: Sequence[Record], num_samples: 
     own = seeds(config.run.seed)
     questions = [Question(prompt, next(own)) for prompt in prompts for _ in range(num_samples)]
     found = generate(scorer, tokenizer, questions, max_new_tokens=config.evaluation.max_new_tokens)
-    answers = [Answer(each.ids, each.finished, _decode(each, tokenizer)) for each in found]
+    is_text = are_texts(records, tokenizer, config.data)
+    read = [
+        continue_text(question.prompt, each.ids, tokenizer) if is_text else _decode(each.ids, tokenizer).strip()
+        for question, each in zip(questions, found, strict=True)
+    ]
+    answers = [Answer(each.ids, each.finished, text) for each, text in zip(found, read, strict=True)]
     return [answers[start : start + num_samples] for start in range(0, len(answers), num_samples)]
 
 
-def _decode(answer: Answer, tokenizer: "PreTrainedTokenizerBase") -> str:
-    return str(tokenizer.decode(answer.ids, skip_special_tokens=True)).strip()
+def continue_text(prompt: Sequence[int], ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Returns what follows a text, as it is written after it: alone, many tokenizers decode it without its blank.
+
+    Args:
+        prompt: Token ids of the text.
+        ids: Token ids of what follows.
+        tokenizer: Of both.
+    """
+    opening = _decode(prompt, tokenizer)
+    whole = _decode([*prompt, *ids], tokenizer)
+    return whole.removeprefix(opening) if whole.startswith(opening) else _decode(ids, tokenizer)
+
+
+def _decode(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def make_pairs(
@@ -123,7 +141,7 @@ def make_pairs(
 def _choose_whole(answers: Sequence[Answer], counts: Counts) -> list[str]:
     """Returns the different answers that ended by themselves and are not empty."""
     counts.num_answers += len(answers)
-    whole = [each.text for each in answers if each.finished and each.text]
+    whole = [each.text for each in answers if each.finished and each.text.strip()]
     counts.num_cut += sum(not each.finished for each in answers)
     different = list(dict.fromkeys(whole))
     counts.num_equal += len(whole) - len(different)

@@ -181,6 +181,14 @@ def test_nothing_needs_to_be_held_out_where_all_is_trained(place):
     assert len(place.plan(*ITERATIVE, *nothing).jobs) == 6
 
 
+def test_a_stage_that_samples_is_known_as_one_before_it_begins(place):
+    job = place.plan(*ITERATIVE).jobs[0]
+    place.leave_jobs(job.folder, "7")
+    job.script.write_text("")
+    ((found,),) = [group.places for group in find_groups([job.folder])]
+    assert found.kind is Kind.sample
+
+
 def test_a_stage_that_samples_is_no_run_among_runs(place):
     leave_pairs(place.plan(*ITERATIVE).jobs[0])
     ((found,),) = [group.places for group in find_groups([place.runs])]

@@ -22,7 +22,9 @@ def find_places(targets: Sequence[Path]) -> list[Place]:
         places.setdefault(place.report.resolve(), place)
     if targets and not places:
         named = ", ".join(map(str, targets))
-        raise UserError(f"{named}: holds only what prefopt prepare or sample made, which has no results to compare.")
+        raise UserError(
+            f"{named}: holds nothing but what prefopt prepare made, or pairs of prefopt sample: no results to compare."
+        )
     return _with_distinct_names(list(places.values()))
 
 

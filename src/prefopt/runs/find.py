@@ -29,6 +29,8 @@ BEGUN = ("status.json", "config.yaml", "metrics.jsonl")
 """Files that show that a run has begun; any one is enough, even if the run was killed at once."""
 TRACES = (*BEGUN, f"slurm/{JOBS}", f"slurm/{LOG}")
 """Files that make a folder a run, even one that was only submitted; any one is enough."""
+SAMPLING = "slurm/sample.sh"
+"""Script of a stage that samples, which is there before the stage begins."""
 REPORT = "report"
 MAX_NAMED = 5
 """Most folders that a message names."""
@@ -320,7 +322,10 @@ def _place_alone(run: Path) -> Place:
 def _kind(run: Path, *, in_sweep: bool = False) -> Kind:
     """Returns the kind of a run that is no point; the name of a sweep's reference is known before it begins."""
     is_planned = in_sweep and IS_REFERENCE.fullmatch(run.name) is not None
-    return Kind.reference if is_planned else MADE.get(RunDirectory(run).made_by(), Kind.run)
+    if is_planned:
+        return Kind.reference
+    made_by = RunDirectory(run).made_by() or (SAMPLE if os.path.isfile(f"{run}/{SAMPLING}") else "")
+    return MADE.get(made_by, Kind.run)
 
 
 def _newest(jobs: dict[str, Submitted], run: Path) -> Submitted | None:

@@ -228,3 +228,21 @@ def read_judges(given: object) -> list[JudgeConfig]:
                 f"{SETTING}: {judge.name}: no judge is called {shorten(repr(unknown[0]))}. Judges: {known}."
             )
     return judges
+
+
+def read_deciding_judge(given: object) -> list[JudgeConfig]:
+    """Returns the first judge of `evaluation.judges`, by which pairs are made, and the judges that it names.
+
+    Raises:
+        UserError: There is none, or it would have to learn from pairs, which are only to be made.
+    """
+    judges = read_judges(given)
+    require(bool(judges), f"{SETTING}: required, such as '{SETTING}=[{{kind: rule, patterns: [...]}}]'.")
+    first = judges[0]
+    named = [judge for judge in judges if isinstance(first, PanelJudgeConfig) and judge.name in first.of]
+    for judge in (first, *named):
+        require(
+            not isinstance(judge, ClassifierJudgeConfig),
+            f"{SETTING}: {judge.name}: learns from pairs, and these are only to be made. Put another judge first.",
+        )
+    return [first, *named]

@@ -7,9 +7,7 @@ from prefopt.evaluation.judged import judge_contestants
 from prefopt.evaluation.judges.judge import LabelledPair, Matchup, compare_scores
 from prefopt.evaluation.judging import (
     Verdicts,
-    adjust_for_length,
     judge_answers,
-    length_coefficient,
     standard_error,
     sum_up,
     try_judge,
@@ -102,32 +100,6 @@ def test_kappa_is_the_share_right_minus_the_share_wrong():
     assert standing.facts == {"kind": "reader"}
 
 
-def test_at_equal_length_nothing_is_left_of_a_win_that_follows_from_length():
-    rng = np.random.default_rng(0)
-    lengths = rng.uniform(-0.2, 0.8, 400)
-    wins = np.where(rng.random(400) < 1 / (1 + np.exp(-6 * lengths)), 1.0, -1.0)
-    verdicts = Verdicts(wins, wins, lengths)
-    found = sum_up("a", "b", "r", verdicts, alone(400))
-    assert found.estimate.low > 0.6
-    assert found.adjusted is not None
-    assert found.adjusted.low < 0.5 + 0.1
-    assert abs(found.adjusted.value - 0.5) < 0.12
-    assert found.matched is not None
-    assert abs(found.matched.value - 0.5) < 0.15
-    assert length_coefficient(verdicts) > 0.4
-
-
-def test_the_adjusted_win_rate_is_that_of_least_squares_and_is_none_where_length_does_not_vary():
-    rng = np.random.default_rng(1)
-    lengths, outcomes = rng.normal(size=60), rng.choice([-1.0, 0, 1], size=60)
-    found = adjust_for_length(outcomes, lengths, alone(60))
-    _, intercept = np.polyfit(lengths, outcomes, 1)
-    assert found is not None
-    assert found.value == pytest.approx(0.5 + intercept / 2)
-    assert adjust_for_length(outcomes, np.zeros(60), alone(60)) is None
-    assert adjust_for_length(outcomes[:10], lengths[:10], alone(10)) is None
-
-
 @pytest.mark.parametrize(("win", "tie"), [(0.5, 0.0), (0.3, 0.4), (0.1, 0.85), (0.8, 0.1), (0.02, 0.96)])
 def test_intervals_of_win_rates_hold_the_truth(win: float, tie: float):
     rng, truth, num = np.random.default_rng(7), win + tie / 2, 60
@@ -137,18 +109,6 @@ def test_intervals_of_win_rates_hold_the_truth(win: float, tie: float):
     assert held >= 0.935
     if win == 1 - win - tie:
         assert np.mean([each.low > 0.5 for each in found]) <= 0.03
-
-
-@pytest.mark.parametrize(("slope", "num"), [(0.0, 40), (1.0, 40), (1.0, 150)])
-def test_intervals_adjusted_for_length_hold_the_truth(slope: float, num: int):
-    rng, held = np.random.default_rng(3), []
-    for _ in range(1000):
-        lengths = rng.uniform(-0.5, 0.7, num)
-        outcomes = np.where(rng.random(num) < np.clip(0.5 + slope * lengths / 2, 0, 1), 1.0, -1.0)
-        found = adjust_for_length(outcomes, lengths, alone(num))
-        assert found is not None
-        held.append(found.low <= 0.5 <= found.high)
-    assert np.mean(held) >= 0.93
 
 
 def test_the_standard_error_is_that_of_the_sample():

@@ -19,7 +19,9 @@ CONTESTANTS = {
 
 def win(b: str, value: float, low: float | None = None, **further: Any) -> dict[str, Any]:
     found = {"a": "tuned", "b": b, "judge": "rule", **entry(value, low, None if low is None else 2 * value - low)}
-    return {**found, "ties": 10, "unread": 0, "consistency": 1.0, "first_slot": 0.5, **further}
+    at_equal_length = entry(value, low, None if low is None else 2 * value - low)
+    told = {"ties": 10, "unread": 0, "consistency": 1.0, "first_slot": 0.5, "adjusted": at_equal_length}
+    return {**found, **told, **further}
 
 
 def standing(kappa: float, low: float | None = None, **further: Any) -> dict[str, Any]:
@@ -117,6 +119,30 @@ def test_a_win_that_length_explains_does_not_ship() -> None:
     assert decision.word == "undecided"
     assert "Length may explain why its answers win against base" in texts(findings, "warning")
     assert judge(judged(win("base", 0.9, adjusted=entry(0.8)), win("guide", 0.9)))[0].word == "ship"
+
+
+def test_a_win_of_answers_that_are_all_longer_does_not_ship() -> None:
+    long = win("base", 1.0, adjusted=None, matched=None, longer=129, shorter=3)
+    decision, findings = judge(judged(long, win("guide", 0.9)))
+    assert decision.word == "undecided"
+    assert decision.reasons[0].startswith("Length cannot be told from quality")
+    assert any(each["evidence"] == "longer on 129 of 132 prompts, shorter on 3" for each in findings)
+    lost = win("base", 0.3, adjusted=None, longer=129, shorter=3)
+    assert "Length" not in texts(judge(judged(lost, win("guide", 0.9)))[1], "warning")
+
+
+@pytest.mark.parametrize(
+    ("of_judge", "of_labels", "is_told"),
+    [(0.9, 0.2, True), (0.9, 0.7, False), (-0.6, 0.1, True), (0.1, 0.8, False), (0.4, -0.2, True), (0.3, None, False)],
+)
+def test_a_judge_that_follows_length_more_than_the_labels_is_told(
+    of_judge: float, of_labels: float | None, is_told: bool
+) -> None:
+    followed = {"length_coefficient": of_judge, "label_length_coefficient": of_labels}
+    judges = {"rule": standing(0.8, **followed)}
+    decision, findings = judge(judged(win("base", 0.9), win("guide", 0.9), judges=judges))
+    assert ("answer far more often than the data do" in texts(findings, "warning")) == is_told
+    assert decision.word == "ship"
 
 
 def test_answers_without_verdicts_and_a_bias_for_the_first_slot_are_said() -> None:

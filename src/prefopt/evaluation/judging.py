@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.evaluation.judges.judge import Judge, LabelledPair, Matchup
-from prefopt.evaluation.statistics import Estimate, Floats, Prompts, change_of_means, t_quantile
+from prefopt.evaluation.length import adjust_for_length, length_coefficient, length_gaps
+from prefopt.evaluation.statistics import Estimate, Floats, Prompts, change_of_means
 
 MATCHED = 0.1
 """Two answers are about equally long if their numbers of characters differ by at most this share of the longer one."""
-FEWEST_ADJUSTED = 20
-"""Judged prompts below which no win rate is adjusted for length: the regression has two coefficients."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +64,7 @@ def judge_answers(judge: Judge, prompts: Sequence[str], first: Sequence[str], se
     matchups = [Matchup(*each) for each in zip(prompts, first, second, strict=True)]
     forward = judge.read(matchups)
     backward = -judge.read([each.swapped for each in matchups]) if judge.sees_order else forward
-    return Verdicts(forward, backward, _length_gaps(first, second))
-
-
-def _length_gaps(first: Sequence[str], second: Sequence[str]) -> Floats:
-    gaps = [(len(a) - len(b)) / max(len(a), len(b), 1) for a, b in zip(first, second, strict=True)]
-    return np.array(gaps, dtype=float)
+    return Verdicts(forward, backward, length_gaps(first, second))
 
 
 @dataclass(frozen=True)
@@ -89,6 +83,8 @@ class WinRate:
         matched: The win rate among answers of about equal length; None if there are none.
         adjusted: The win rate that a regression on the difference in length gives at no difference; None if it cannot
             be told. It is not AlpacaEval's length-controlled win rate, which has terms for each prompt and model.
+        num_longer: Read prompts on which the answer of `a` is the longer one.
+        num_shorter: Read prompts on which it is the shorter one.
     """
 
     a: str
@@ -101,6 +97,8 @@ class WinRate:
     first_slot: float = nan
     matched: Estimate | None = None
     adjusted: Estimate | None = None
+    num_longer: int = 0
+    num_shorter: int = 0
 
     @property
     def gain(self) -> Estimate:
@@ -117,6 +115,8 @@ class WinRate:
             "unread": self.num_unread,
             "consistency": self.consistency,
             "first_slot": self.first_slot,
+            "longer": self.num_longer,
+            "shorter": self.num_shorter,
         }
         further = {name: getattr(self, name) for name in ("matched", "adjusted")}
         written = {name: each.to_dict() for name, each in further.items() if each is not None}
@@ -162,40 +162,9 @@ def sum_up(a: str, b: str, judge: str, verdicts: Verdicts, prompts: Prompts) -> 
         first_slot=verdicts.first_slot,
         matched=win_rate(outcomes[matched], seen.select(np.flatnonzero(matched))) if matched.any() else None,
         adjusted=adjust_for_length(outcomes, lengths, seen),
+        num_longer=int((lengths > 0).sum()),
+        num_shorter=int((lengths < 0).sum()),
     )
-
-
-def adjust_for_length(outcomes: Floats, lengths: Floats, prompts: Prompts) -> Estimate | None:
-    """Returns the win rate at equal length by least squares on the difference in length; None where it cannot tell.
-
-    The standard error of the intercept is White's HC3, which holds for outcomes of unequal spread.
-
-    Args:
-        outcomes: 1, 0 or -1, shape (prompts,).
-        lengths: Relative differences in length, shape (prompts,).
-        prompts: Of the outcomes.
-    """
-    num = len(outcomes)
-    if prompts.num < FEWEST_ADJUSTED or float(np.std(lengths)) < 1e-9:
-        return None
-    design = np.stack([np.ones(num), lengths], axis=1)
-    inverse = np.linalg.inv(design.T @ design)
-    coefficients = inverse @ design.T @ outcomes
-    leverage = np.einsum("ij,jk,ik->i", design, inverse, design)
-    residuals = (outcomes - design @ coefficients) / np.maximum(1 - leverage, 1e-9)
-    error = sqrt(float((inverse @ (design.T * residuals**2) @ design @ inverse)[0, 0]))
-    reach, middle = t_quantile(num - 2) * error, float(coefficients[0])
-    low, value, high = (min(max(0.5 + each / 2, 0.0), 1.0) for each in (middle - reach, middle, middle + reach))
-    return Estimate(value, low, high, num, prompts.num)
-
-
-def length_coefficient(verdicts: Verdicts) -> float:
-    """Returns the correlation of verdicts with the difference in length, in [-1, 1]; NaN if either does not vary."""
-    read = verdicts.is_read
-    outcomes, lengths = verdicts.outcomes[read], verdicts.lengths[read]
-    if len(outcomes) < 2 or outcomes.std() == 0 or lengths.std() == 0:
-        return nan
-    return float(np.corrcoef(outcomes, lengths)[0, 1])
 
 
 @dataclass(frozen=True)
@@ -209,6 +178,7 @@ class Standing:
         consistency: As of a `WinRate`.
         first_slot: As of a `WinRate`.
         length_coefficient: Correlation of its verdicts with the difference in length.
+        label_length_coefficient: That of the data's own labels, on the pairs that it read.
         num_unread: Pairs without a verdict.
         facts: What the judge says of itself.
     """
@@ -218,6 +188,7 @@ class Standing:
     consistency: float = nan
     first_slot: float = nan
     length_coefficient: float = nan
+    label_length_coefficient: float = nan
     num_unread: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -229,6 +200,7 @@ class Standing:
             "consistency": self.consistency,
             "first_slot": self.first_slot,
             "length_coefficient": self.length_coefficient,
+            "label_length_coefficient": self.label_length_coefficient,
             "unread": self.num_unread,
             "facts": self.facts,
         }
@@ -252,7 +224,8 @@ def try_judge(judge: Judge, pairs: Sequence[LabelledPair], prompts: Prompts) -> 
         agreement,
         verdicts.consistency,
         verdicts.first_slot,
-        length_coefficient(verdicts),
+        length_coefficient(verdicts.outcomes[read], verdicts.lengths[read]),
+        length_coefficient(np.ones(int(read.sum())), verdicts.lengths[read]),
         int((~read).sum()),
         dict(judge.describe()),
     )

@@ -17,6 +17,9 @@ CONTESTANTS = {
 }
 
 
+NOT_BETTER = {"base": 0.6, "guide": 0.1}
+
+
 def win(b: str, value: float, low: float | None = None, **further: Any) -> dict[str, Any]:
     found = {"a": "tuned", "b": b, "judge": "rule", **entry(value, low, None if low is None else 2 * value - low)}
     at_equal_length = entry(value, low, None if low is None else 2 * value - low)
@@ -108,9 +111,30 @@ def test_the_first_judge_decides_and_another_one_that_disagrees_keeps_it_from_sh
     judges = {"rule": standing(0.8), "other": standing(0.7)}
     decision, _ = judge(judged(win("base", 0.9), win("guide", 0.9), other, judges=judges))
     assert decision.word == "undecided"
-    assert decision.reasons[0] == "The judges disagree: other finds the base's answers better."
+    assert decision.reasons[0] == "The judges disagree: other finds the answers of base better."
     blind = {"rule": standing(0.8), "other": standing(0.0)}
     assert judge(judged(win("base", 0.9), win("guide", 0.9), other, judges=blind))[0].word == "ship"
+
+
+def test_another_judge_may_object_to_a_win_against_any_untuned_contestant() -> None:
+    wins = [win("base", 0.9), win("guide", 0.9), *({**win(b, v), "judge": "other"} for b, v in NOT_BETTER.items())]
+    judges = {"rule": standing(0.8), "other": standing(0.7)}
+    decision, _ = judge(judged(*wins, judges=judges))
+    assert decision.word == "undecided"
+    assert decision.reasons[0] == "The judges disagree: other finds the answers of guide better."
+
+
+@pytest.mark.parametrize("unread", [0, 132])
+def test_a_contestant_of_which_nothing_was_read_is_not_beaten(unread: int) -> None:
+    nothing = {**entry(float("nan"), float("nan"), float("nan")), "n": 0, "n_prompts": 0}
+    blank = {**win("guide", 0.5), **nothing, "unread": unread, "adjusted": None}
+    decision, findings = judge(judged(win("base", 0.9), blank))
+    assert decision.word == "undecided"
+    assert decision.reasons[0] == "The judge rule gave no verdict on any answers of tuned and guide."
+    assert "Nothing tells the win rate over guide." in decision.reasons
+    assert "A judge that reads the answers." in decision.would_decide
+    assert not any("of 0 prompts" in reason for reason in decision.reasons)
+    assert "Not a finite number" not in texts(findings, "bad")
 
 
 def test_a_win_that_length_explains_does_not_ship() -> None:

@@ -13,6 +13,7 @@ from prefopt.evaluation.metrics import ACCURACY, LOSS, REGRESSION, TUNED, WIN_RA
 from prefopt.evaluation.report import HeldOut, Report
 from prefopt.evaluation.statistics import Z_80, Estimate, detectable_gain
 
+UNREAD = "A judge that reads the answers."
 MORE = "more prompts in data.held_out, or a larger data.held_out_fraction"
 
 
@@ -36,7 +37,7 @@ def _find_task_gains(report: Report, settings: EvaluationConfig) -> Iterator[Gai
         gains = untuned_gains(report, task)
         if name == REGRESSION or not gains:
             continue
-        best = min(gains, key=lambda each: gains[each].low if gains[each].has_interval else -inf)
+        best = min(gains, key=lambda each: _sure_gain(gains[each]))
         obstacles = _obstacle_of_rivals(report, gains)
         yield Gain(
             name,
@@ -60,7 +61,12 @@ def _obstacle_of_rivals(report: Report, names: Iterable[str]) -> list[str]:
 
 def deciding_wins(report: Report) -> list[WinRate]:
     """Returns the win rates of the tuned model over each contestant without tuning, by the first judge."""
-    judge = next(iter(report.judges or {}), None)
+    first = next(iter(report.judges or {}), None)
+    return [] if first is None else wins_by(first, report)
+
+
+def wins_by(judge: str, report: Report) -> list[WinRate]:
+    """Returns the win rates of the tuned model over each contestant without tuning, by one judge."""
     known = report.contestants or {}
     return [
         found
@@ -73,9 +79,15 @@ def hardest_win(report: Report) -> WinRate | None:
     """Returns the win rate over the best contestant without tuning, by the first judge; None if nothing was judged.
 
     The best one is that against which the gain is smallest for sure: a gain over it is a gain over all, without a
-    correction for how many there are (an intersection-union test; Berger 1982).
+    correction for how many there are (an intersection-union test; Berger 1982). One of whose answers no verdict was
+    read is not known to be beaten.
     """
-    return min(deciding_wins(report), key=lambda found: found.gain.low, default=None)
+    return min(deciding_wins(report), key=lambda found: _sure_gain(found.gain), default=None)
+
+
+def _sure_gain(gain: Estimate) -> float:
+    """The gain that there is at least; without an interval, nothing is known."""
+    return gain.low if gain.has_interval else -inf
 
 
 def _find_wins(report: Report, settings: EvaluationConfig) -> Gain | None:
@@ -118,6 +130,8 @@ def _obstacles_of(judge: str, report: Report, settings: EvaluationConfig) -> lis
 def _needed_wins(found: WinRate, settings: EvaluationConfig) -> str:
     """Says how many prompts would show the measured win rate; empty if it shows none above the least."""
     gain, num = found.gain, found.estimate.num_prompts or 0
+    if not num:
+        return UNREAD
     if num < settings.min_prompts:
         return f"Answers to at least {settings.min_prompts} held-out prompts instead of {num}: {MORE}."
     over = gain.value - settings.min_gain

@@ -2,9 +2,8 @@
 
 from prefopt.config.schema import EvaluationConfig
 from prefopt.evaluation.decision import Finding, Level
-from prefopt.evaluation.gains import deciding_wins
+from prefopt.evaluation.gains import UNREAD, deciding_wins, wins_by
 from prefopt.evaluation.judging import Standing, WinRate
-from prefopt.evaluation.metrics import BASE, TUNED
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.statistics import Estimate
 
@@ -99,25 +98,26 @@ def _on_length(found: WinRate) -> list[Finding]:
 
 
 def _on_unread(found: WinRate) -> list[Finding]:
-    num = found.num_unread + (found.estimate.n or 0)
-    if not num or found.num_unread / num <= MOST_UNREAD:
+    num_read = found.estimate.n or 0
+    num = found.num_unread + num_read
+    if num_read and found.num_unread / num <= MOST_UNREAD:
         return []
-    text = f"The judge {found.judge} gave no verdict on many answers of {found.a} and {found.b}."
-    return [
-        Finding("warning", text, f"{found.num_unread} of {num}", is_severe=True, remedy="A judge that reads them.")
-    ]
+    how_many = "many" if num_read else "any"
+    text = f"The judge {found.judge} gave no verdict on {how_many} answers of {found.a} and {found.b}."
+    return [Finding("warning", text, f"{found.num_unread} of {num}", is_severe=True, remedy=UNREAD)]
 
 
 def _on_other_judges(report: Report, settings: EvaluationConfig, first: str | None) -> list[Finding]:
-    """Warns if another judge that tells chosen from rejected answers says that the tuned model loses to its base."""
+    """Warns if another judge that tells chosen from rejected answers says that the tuned model loses to a rival."""
     findings = []
-    for found in report.win_rates or []:
-        standing = (report.judges or {}).get(found.judge)
-        is_worth = standing is not None and standing.kappa.low > settings.limits.judge_kappa
-        if found.judge != first and (found.a, found.b) == (TUNED, BASE) and is_worth and found.gain.high < 0:
-            text = f"The judges disagree: {found.judge} finds the base's answers better."
-            remedy = "Judges that agree, or people who read the answers without seeing which is whose."
-            findings.append(Finding("warning", text, describe_win(found), is_severe=True, remedy=remedy))
+    for name, standing in (report.judges or {}).items():
+        if name == first or standing is None or not standing.kappa.low > settings.limits.judge_kappa:
+            continue
+        for found in wins_by(name, report):
+            if found.gain.high < 0:
+                text = f"The judges disagree: {name} finds the answers of {found.b} better."
+                remedy = "Judges that agree, or people who read the answers without seeing which is whose."
+                findings.append(Finding("warning", text, describe_win(found), is_severe=True, remedy=remedy))
     return findings
 
 

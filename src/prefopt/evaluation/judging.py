@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.data.intervals import Z_95
 from prefopt.evaluation.judges.judge import Judge, LabelledPair, Matchup
 from prefopt.evaluation.length import adjust_for_length, length_coefficient, length_gaps
 from prefopt.evaluation.statistics import Estimate, Floats, Prompts, change_of_means
@@ -141,6 +142,30 @@ def win_rate(outcomes: Floats, prompts: Prompts) -> Estimate:
     return replace(found, value=0.5 + found.value / 2, low=0.5 + found.low / 2, high=0.5 + found.high / 2)
 
 
+def cohens_kappa(outcomes: Floats, prompts: Prompts) -> Estimate:
+    """Returns Cohen's kappa (1960) between a judge's verdicts and the data's labels, with its 95 % interval.
+
+    Each pair counts in both orders, so that the labels are half one answer, half the other. Of the shares p right, q
+    wrong and t tied, p agrees; chance agrees on (1 - t) / 2, since no label is a tie. Hence kappa = (p - q) / (1 + t).
+    The interval is that of the ratio by the delta method at the effective number of pairs; as in `change_of_means`,
+    two imagined pairs, of which one is right, keep it from being too narrow. Without ties, it is the same as there.
+
+    Args:
+        outcomes: 1 the judge is right, 0 it ties, -1 it is wrong; shape (pairs,).
+        prompts: Of the pairs.
+    """
+    if not len(outcomes):
+        return Estimate(nan, nan, nan, 0, 0)
+    right, tied, wrong = (float((outcomes == each).mean()) for each in (1, 0, -1))
+    value = (right - wrong) / (1 + tied)
+    n = prompts.effective_n(outcomes - value * (1 + (outcomes == 0)))
+    right, tied, wrong = (n * right + 1) / (n + 2), n * tied / (n + 2), (n * wrong + 1) / (n + 2)
+    centre = (right - wrong) / (1 + tied)
+    spread = right * (1 - centre) ** 2 + wrong * (1 + centre) ** 2 + tied * (2 * centre) ** 2
+    reach = Z_95 * sqrt(spread / (n + 2)) / (1 + tied)
+    return Estimate(value, max(centre - reach, -1.0), min(centre + reach, 1.0), len(outcomes), prompts.num)
+
+
 def standard_error(outcomes: Floats) -> float:
     """Returns the standard error of a win rate as AlpacaEval prints it: the sample's deviation by the root of n."""
     return float(outcomes.std(ddof=1) / 2 / sqrt(len(outcomes))) if len(outcomes) > 1 else nan
@@ -172,8 +197,7 @@ class Standing:
     """What a judge is worth: how it reads held-out pairs of which the data say which answer is better.
 
     Attributes:
-        kappa: Cohen's kappa between its verdicts and the data. Each pair is shown in both orders, so that chance
-            agrees on half of them, and kappa is the share of pairs that it gets right minus that which it gets wrong.
+        kappa: Cohen's kappa between its verdicts, ties among them, and the data; see `cohens_kappa`.
         agreement: Share of pairs that it gets right, a tie counting half.
         consistency: As of a `WinRate`.
         first_slot: As of a `WinRate`.
@@ -218,9 +242,8 @@ def try_judge(judge: Judge, pairs: Sequence[LabelledPair], prompts: Prompts) -> 
     verdicts = judge_answers(judge, *(list(column) for column in columns))
     read = verdicts.is_read
     agreement = win_rate(verdicts.outcomes[read], prompts.select(np.flatnonzero(read)))
-    kappa = replace(agreement, value=2 * agreement.value - 1, low=2 * agreement.low - 1, high=2 * agreement.high - 1)
     return Standing(
-        kappa,
+        cohens_kappa(verdicts.outcomes[read], prompts.select(np.flatnonzero(read))),
         agreement,
         verdicts.consistency,
         verdicts.first_slot,

@@ -77,6 +77,26 @@ def test_a_win_against_the_base_alone_does_not_decide() -> None:
     assert "{name: prompted, system: <file>}" in decision.would_decide[0]
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model": "base"}, "base and guide (judge: rule)."),
+        ({"model": "m"}, "base and guide (judge: rule)."),
+        ({"model": "gpt", "endpoint": "http://h/v1"}, "base and guide (gpt behind an endpoint) (judge: rule)."),
+        ({"model": "another"}, ""),
+        ({"model": "gpt", "endpoint": "http://h/v1", "is_prompted": False}, ""),
+    ],
+)
+def test_another_model_with_a_prompt_is_no_base_with_a_prompt(changes: dict[str, Any], sentence: str) -> None:
+    found = judged(win("base", 0.9), win("guide", 0.9))
+    decision, _ = judge({**found, "contestants": {**CONTESTANTS, "guide": {**CONTESTANTS["guide"], **changes}}})
+    if sentence:
+        assert (decision.word, decision.reasons) == ("ship", (f"Its answers win against {sentence}",))
+    else:
+        assert decision.word == "undecided"
+        assert "No base with a prompt competed" in decision.reasons[0]
+
+
 def test_the_best_of_the_untuned_decides() -> None:
     decision, _ = judge(judged(win("base", 0.9), win("guide", 0.52)))
     assert decision.word == "undecided"

@@ -1,6 +1,6 @@
 """The gains of a tuned model over its base that a report measures, with what else would explain them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from math import ceil, inf
 
@@ -9,7 +9,7 @@ from prefopt.data.intervals import Z_95
 from prefopt.evaluation.checked import TaskResult
 from prefopt.evaluation.decision import Gain
 from prefopt.evaluation.judging import WinRate
-from prefopt.evaluation.metrics import ACCURACY, LOSS, REGRESSION, TUNED, WIN_RATE
+from prefopt.evaluation.metrics import ACCURACY, BASE, LOSS, REGRESSION, TUNED, WIN_RATE
 from prefopt.evaluation.report import HeldOut, Report
 from prefopt.evaluation.statistics import Z_80, Estimate, detectable_gain
 
@@ -42,7 +42,7 @@ def _find_task_gains(report: Report, settings: EvaluationConfig) -> Iterator[Gai
         yield Gain(
             name,
             f"{name} over {best}",
-            f"Its answers do better than those of {' and '.join(gains)} in {name}",
+            f"Its answers do better than those of {_list_rivals(report, gains)} in {name}",
             gains[best],
             settings.min_gain if task.is_share else 0.0,
             is_of_answers=True,
@@ -52,11 +52,20 @@ def _find_task_gains(report: Report, settings: EvaluationConfig) -> Iterator[Gai
 
 
 def _obstacle_of_rivals(report: Report, names: Iterable[str]) -> list[str]:
-    """Says that no base with a prompt is among the contestants, if so."""
+    """Says that no base with a prompt is among the contestants, if so; a model behind an endpoint may be one."""
     known = report.contestants or {}
-    if any(known.get(name, {}).get("is_prompted") for name in names):
-        return []
+    own = (BASE, known.get(BASE, {}).get("model"))
+    for found in (known.get(name, {}) for name in names):
+        if found.get("is_prompted") and (found.get("endpoint") or found.get("model") in own):
+            return []
     return ["No base with a prompt competed, which is what one would do instead of tuning."]
+
+
+def _list_rivals(report: Report, names: Collection[str]) -> str:
+    """Returns names of contestants for a sentence; of a model behind an endpoint, also which one it is."""
+    known = report.contestants or {}
+    models = {name: known.get(name, {}).get("model") for name in names if known.get(name, {}).get("endpoint")}
+    return " and ".join(f"{name} ({models[name]} behind an endpoint)" if name in models else name for name in names)
 
 
 def deciding_wins(report: Report) -> list[WinRate]:
@@ -95,14 +104,14 @@ def _find_wins(report: Report, settings: EvaluationConfig) -> Gain | None:
     wins, best = deciding_wins(report), hardest_win(report)
     if best is None:
         return None
-    names = " and ".join(found.b for found in wins)
-    unprompted = _obstacle_of_rivals(report, [found.b for found in wins])
+    names = [found.b for found in wins]
+    unprompted = _obstacle_of_rivals(report, names)
     obstacles, remedies = [*_obstacles_of(best.judge, report, settings), *unprompted], [PROMPTED] if unprompted else []
     gain = best.gain
     return Gain(
         WIN_RATE,
         f"the win rate over {best.b}",
-        f"Its answers win against {names} (judge: {best.judge})",
+        f"Its answers win against {_list_rivals(report, names)} (judge: {best.judge})",
         gain,
         settings.min_gain,
         is_of_answers=True,

@@ -40,7 +40,8 @@ def test_agreement_and_kappa_of_a_judge_are_computed(kind, pairs, overrides, tin
     outcomes = read.outcomes[read.is_read]
     right, wrong = float((outcomes == 1).mean()), float((outcomes == -1).mean())
     assert standing.agreement.value == pytest.approx((1 + right - wrong) / 2)
-    assert standing.kappa.value == pytest.approx(right - wrong)
+    tied = float((outcomes == 0).mean())
+    assert standing.kappa.value == pytest.approx((right - wrong) / (1 + tied))
     assert standing.agreement.n == len(outcomes) == 100 - standing.num_unread
     assert standing.agreement.low < standing.agreement.value < standing.agreement.high
     assert standing.facts["kind"] == kind

@@ -3,6 +3,7 @@
 import gc
 import weakref
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prefopt.config.contestants import ContestantConfig
 from prefopt.evaluation import measure
 from prefopt.evaluation.asked import Asked
 from prefopt.evaluation.contestants import Contestant, of_run
 from prefopt.evaluation.material import Material, Split
 from prefopt.evaluation.measure import Measured, measure_contestants
+from prefopt.evaluation.rivals import Rival
 from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.scoring import Scores
 
@@ -90,3 +93,20 @@ def test_one_model_is_in_memory_at_a_time_and_the_base_scores_what_the_others_wr
 def test_the_base_of_an_adapter_is_the_same_model_without_it(log: list[str]) -> None:
     measure_all(*of_run(Path("adapter")))
     assert log == ["load tuned", "measure tuned", "score by tuned", "measure base", "score by base"]
+
+
+def test_a_rival_that_mostly_says_nothing_does_not_answer(
+    log: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = {"fine": ["a"] * 19 + [""], "silent": ["a"] * 18 + ["", " "]}
+
+    def answer(rival: Rival, config: Any) -> list[Answer]:
+        return [Answer([], finished=True, text=text) for text in said[rival.name]]
+
+    monkeypatch.setattr(measure, "answer_elsewhere", answer)
+    rivals = [Rival(ContestantConfig(name=name, model="m", endpoint="http://h/v1"), None) for name in said]
+    material = replace(MATERIAL, rivals=rivals)
+    _, answers = measure_contestants(of_run(Path("model")), None, SimpleNamespace(pad_token_id=0), material)
+    assert [*answers] == ["base", "tuned", "fine"]
+    assert "fine gave no answer to 1 of 20 prompts" in caplog.text
+    assert "silent: gave no answer to 2 of 20 prompts" in caplog.text

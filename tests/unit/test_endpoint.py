@@ -1,7 +1,9 @@
 """Conversations through a real server on loopback, which does all that servers do wrong."""
 
+import contextlib
 import json
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -79,6 +81,76 @@ def test_replies_come_in_the_order_of_the_conversations_with_all_parameters_sent
 def test_a_reply_says_whether_the_model_ended_it(reach, given, expected):
     with ChatServer(lambda *_: given) as server:
         assert reach(server).chat(talks("a"), max_tokens=5) == [expected]
+
+
+def refusal(text: str | None) -> Given:
+    message = {"role": "assistant", "content": text, "refusal": "I cannot help with that."}
+    return Given(json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}).encode())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        says(None),
+        says(None, reason="length"),
+        says("", reason="content_filter"),
+        says(" "),
+        refusal(None),
+        refusal(""),
+    ],
+)
+def test_what_is_no_answer_is_empty_and_asked_for_again_next_time(reach, given, tmp_path):
+    with ChatServer(lambda request, number: given if number == 0 else echo(request, number)) as server:
+        assert reach(server).chat(talks("a"), max_tokens=5)[0].text.strip() == ""
+        assert reach(server).chat(talks("a"), max_tokens=5) == [Reply("A", True)]
+        assert len(server.requests) == 2
+
+
+def test_what_an_earlier_version_kept_of_no_answer_is_asked_for_again(reach, tmp_path):
+    with ChatServer(echo) as server:
+        reach(server).chat(talks("a"), max_tokens=5)
+        (kept,) = (tmp_path / "replies").rglob("*.json")
+        kept.write_text(kept.read_text().replace('"A"', '""'))
+        assert reach(server).chat(talks("a"), max_tokens=5) == [Reply("A", True)]
+
+
+@pytest.mark.parametrize("num_first", [0, 100_000])
+def test_a_server_that_drips_is_given_up_in_time(reach, monkeypatch, num_first):
+    def drip(connection: socket.socket) -> None:
+        connection.settimeout(30)
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n" + b" " * num_first
+        with contextlib.suppress(OSError):
+            connection.sendall(head if num_first else b"")
+            for byte in head * 100:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.05)
+
+    monkeypatch.setattr(endpoint_faults, "FEW_TRIES", 1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    threading.Thread(target=drip, args=(listener.accept()[0],), daemon=True).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+        begun = time.monotonic()
+        with pytest.raises(UserError, match="no reply in time"):
+            reach(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", timeout_s=0.4).chat(talks("a"), max_tokens=5)
+        assert time.monotonic() - begun < 4
+
+
+def test_a_reply_without_end_is_not_read_to_its_end(reach, monkeypatch):
+    from prefopt.evaluation import endpoint_client
+
+    monkeypatch.setattr(endpoint_client, "MOST_BYTES", 2**20)
+    for status in (200, 400):
+        given = Given(b" " * 2**21, status)
+        with (
+            ChatServer(lambda *_, given=given: given) as server,
+            pytest.raises(UserError, match="its reply has more than 1 MiB"),
+        ):
+            reach(server).chat(talks("a"), max_tokens=5)
 
 
 def test_eight_at_once_are_five_times_as_fast_as_one_by_one(reach, tmp_path):
@@ -279,6 +351,30 @@ def test_a_key_is_sent_to_its_server_and_stands_nowhere_else(reach, monkeypatch,
     assert kept
     for text in (shown, caplog.text, repr(endpoint), *kept):
         assert KEY not in text
+
+
+def test_a_key_that_a_server_says_back_stands_in_no_reply_and_no_error(reach, monkeypatch, tmp_path):
+    monkeypatch.setenv("MY_KEY", KEY)
+    escaped = "".join(f"\\u{ord(each):04x}" for each in KEY)
+    told = [says(f"You are {KEY}."), Given(says("You are ?.").body.replace(b"?", escaped.encode()))]
+    for number, given in enumerate(told):
+        with ChatServer(lambda *_, given=given: given) as server:
+            endpoint = reach(server, key_env="MY_KEY", cache=tmp_path / str(number))
+            assert endpoint.chat(talks("a"), max_tokens=5) == [Reply("You are ***.", True)]
+            assert reach(server, key_env="MY_KEY", cache=tmp_path / str(number)).chat(talks("a"), max_tokens=5)
+    assert not any(KEY in path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    for wide in range(250, 300, 4):  # wherever a long text is cut, no part of the key is left
+        said = "x" * wide + KEY
+        with ChatServer(lambda *_, said=said: refuses(400, said)) as server, pytest.raises(UserError) as error:
+            reach(server, key_env="MY_KEY").chat(talks("b"), max_tokens=5)
+        assert KEY[:6] not in str(error.value)
+
+
+@pytest.mark.parametrize("where", ["evaluation.judges: gpt:", "evaluation.contestants: gpt:"])
+def test_a_refused_request_names_the_entry_that_asked(tmp_path, where):
+    with ChatServer(lambda *_: refuses(400, "too long")) as server, pytest.raises(UserError) as error:
+        Endpoint(where, url=server.url, model="m", cache=tmp_path).chat(talks("a"), max_tokens=5)
+    assert str(error.value).endswith(f"Change what it names; what was asked is set by {where[:-1]}.")
 
 
 def test_a_key_of_the_environment_that_was_not_named_is_not_sent(reach, monkeypatch):

@@ -410,6 +410,11 @@ def test_replies_cut_before_their_verdict_are_counted(endpoint_judge, caplog):
     assert "cut at max_new_tokens=3" in caplog.text
 
 
+def test_a_reply_that_was_cut_is_no_verdict_whatever_mark_it_has(endpoint_judge):
+    with ChatServer(lambda *_: says("If one wants [[A]], and if", reason="length")) as server:
+        assert np.isnan(read(endpoint_judge(server), ("1", "x"))).all()
+
+
 def test_a_rubric_that_asks_for_no_mark_is_refused_before_any_request(endpoint_judge):
     with (
         ChatServer(by_answers({})) as server,

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import cohen_kappa_score
 
 from prefopt.evaluation.asked import Asked
 from prefopt.evaluation.judged import Judged, judge_contestants
@@ -10,9 +11,8 @@ from prefopt.evaluation.judging import (
     READINGS,
     Verdicts,
     WinRate,
-    adjust_for_length,
+    cohens_kappa,
     judge_answers,
-    length_coefficient,
     standard_error,
     sum_up,
     try_judge,
@@ -118,42 +118,34 @@ def test_scores_give_verdicts_near_ones_tie_and_what_is_no_number_gives_none():
     assert np.isnan(compare_scores(first, second, 0.1)[3])
 
 
-def test_kappa_is_the_share_right_minus_the_share_wrong():
-    pairs = [LabelledPair(str(n), "!" if n < 70 else "", "!" if 70 <= n < 90 else "") for n in range(100)]
+def test_kappa_without_ties_is_the_share_right_minus_the_share_wrong():
+    pairs = [LabelledPair(str(n), "!" if n < 80 else "", "!" if n >= 80 else "") for n in range(100)]
     standing = try_judge(Reader(by_exclamations), pairs, alone(100))
-    assert standing.agreement.value == pytest.approx(0.70 + 0.10 / 2)
-    assert standing.kappa.value == pytest.approx(0.70 - 0.20)
-    # Cohen's definition, with both orders of each pair as two items and ties shared out evenly.
-    observed, by_chance = standing.agreement.value, 0.5
-    assert standing.kappa.value == pytest.approx((observed - by_chance) / (1 - by_chance))
-    assert standing.kappa.low < 0.5 < standing.kappa.high
+    assert standing.agreement.value == pytest.approx(0.80)
+    assert standing.kappa.value == pytest.approx(0.80 - 0.20)
+    of_shares = [2 * each - 1 for each in (standing.agreement.low, standing.agreement.high)]
+    assert (standing.kappa.low, standing.kappa.high) == pytest.approx(of_shares)
     assert standing.facts == {"kind": "reader"}
 
 
-def test_at_equal_length_nothing_is_left_of_a_win_that_follows_from_length():
-    rng = np.random.default_rng(0)
-    lengths = rng.uniform(-0.2, 0.8, 400)
-    wins = np.where(rng.random(400) < 1 / (1 + np.exp(-6 * lengths)), 1.0, -1.0)
-    verdicts = Verdicts(wins, wins, lengths)
-    found = sum_up("a", "b", "r", verdicts, alone(400))
-    assert found.estimate.low > 0.6
-    assert found.adjusted is not None
-    assert found.adjusted.low < 0.5 + 0.1
-    assert abs(found.adjusted.value - 0.5) < 0.12
-    assert found.matched is not None
-    assert abs(found.matched.value - 0.5) < 0.15
-    assert length_coefficient(verdicts) > 0.4
+@pytest.mark.parametrize(("right", "wrong"), [(60, 10), (70, 20), (30, 30), (0, 5), (90, 0), (0, 0), (200, 0)])
+def test_kappa_is_that_of_scikit_learn_on_both_orders_of_each_pair(right: int, wrong: int):
+    outcomes = np.zeros(200)
+    outcomes[:right], outcomes[right : right + wrong] = 1, -1
+    labels = ["first", "second"] * 200
+    told = [{1: own, 0: "tie", -1: other}[each] for each in outcomes for own, other in (labels[:2], labels[1::-1])]
+    found = cohens_kappa(outcomes, alone(200))
+    assert found.value == pytest.approx(cohen_kappa_score(labels, told))
+    assert found.low < found.high
 
 
-def test_the_adjusted_win_rate_is_that_of_least_squares_and_is_none_where_length_does_not_vary():
-    rng = np.random.default_rng(1)
-    lengths, outcomes = rng.normal(size=60), rng.choice([-1.0, 0, 1], size=60)
-    found = adjust_for_length(outcomes, lengths, alone(60))
-    _, intercept = np.polyfit(lengths, outcomes, 1)
-    assert found is not None
-    assert found.value == pytest.approx(0.5 + intercept / 2)
-    assert adjust_for_length(outcomes, np.zeros(60), alone(60)) is None
-    assert adjust_for_length(outcomes[:10], lengths[:10], alone(10)) is None
+@pytest.mark.parametrize("num", [30, 132])
+@pytest.mark.parametrize(("right", "tied"), [(0.3, 0.65), (0.7, 0.2), (0.5, 0.0), (0.85, 0.1), (0.2, 0.6)])
+def test_intervals_of_kappa_hold_the_truth(right: float, tied: float, num: int):
+    rng, truth = np.random.default_rng(8), (right - (1 - right - tied)) / (1 + tied)
+    draws = rng.choice([1.0, 0.0, -1.0], p=[right, tied, 1 - right - tied], size=(2000, num))
+    found = [cohens_kappa(each, alone(num)) for each in draws]
+    assert np.mean([each.low <= truth <= each.high for each in found]) >= 0.93
 
 
 @pytest.mark.parametrize(("win", "tie"), [(0.5, 0.0), (0.3, 0.4), (0.1, 0.85), (0.8, 0.1), (0.02, 0.96)])
@@ -165,18 +157,6 @@ def test_intervals_of_win_rates_hold_the_truth(win: float, tie: float):
     assert held >= 0.935
     if win == 1 - win - tie:
         assert np.mean([each.low > 0.5 for each in found]) <= 0.03
-
-
-@pytest.mark.parametrize(("slope", "num"), [(0.0, 40), (1.0, 40), (1.0, 150)])
-def test_intervals_adjusted_for_length_hold_the_truth(slope: float, num: int):
-    rng, held = np.random.default_rng(3), []
-    for _ in range(1000):
-        lengths = rng.uniform(-0.5, 0.7, num)
-        outcomes = np.where(rng.random(num) < np.clip(0.5 + slope * lengths / 2, 0, 1), 1.0, -1.0)
-        found = adjust_for_length(outcomes, lengths, alone(num))
-        assert found is not None
-        held.append(found.low <= 0.5 <= found.high)
-    assert np.mean(held) >= 0.93
 
 
 def test_the_standard_error_is_that_of_the_sample():

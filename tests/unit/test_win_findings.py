@@ -17,9 +17,14 @@ CONTESTANTS = {
 }
 
 
+NOT_BETTER = {"base": 0.6, "guide": 0.1}
+
+
 def win(b: str, value: float, low: float | None = None, **further: Any) -> dict[str, Any]:
     found = {"a": "tuned", "b": b, "judge": "rule", **entry(value, low, None if low is None else 2 * value - low)}
-    return {**found, "ties": 10, "unread": 0, "consistency": 1.0, "first_slot": 0.5, **further}
+    at_equal_length = entry(value, low, None if low is None else 2 * value - low)
+    told = {"ties": 10, "unread": 0, "consistency": 1.0, "first_slot": 0.5, "adjusted": at_equal_length}
+    return {**found, **told, **further}
 
 
 def standing(kappa: float, low: float | None = None, **further: Any) -> dict[str, Any]:
@@ -72,6 +77,26 @@ def test_a_win_against_the_base_alone_does_not_decide() -> None:
     assert "{name: prompted, system: <file>}" in decision.would_decide[0]
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model": "base"}, "base and guide (judge: rule)."),
+        ({"model": "m"}, "base and guide (judge: rule)."),
+        ({"model": "gpt", "endpoint": "http://h/v1"}, "base and guide (gpt behind an endpoint) (judge: rule)."),
+        ({"model": "another"}, ""),
+        ({"model": "gpt", "endpoint": "http://h/v1", "is_prompted": False}, ""),
+    ],
+)
+def test_another_model_with_a_prompt_is_no_base_with_a_prompt(changes: dict[str, Any], sentence: str) -> None:
+    found = judged(win("base", 0.9), win("guide", 0.9))
+    decision, _ = judge({**found, "contestants": {**CONTESTANTS, "guide": {**CONTESTANTS["guide"], **changes}}})
+    if sentence:
+        assert (decision.word, decision.reasons) == ("ship", (f"Its answers win against {sentence}",))
+    else:
+        assert decision.word == "undecided"
+        assert "No base with a prompt competed" in decision.reasons[0]
+
+
 def test_the_best_of_the_untuned_decides() -> None:
     decision, _ = judge(judged(win("base", 0.9), win("guide", 0.52)))
     assert decision.word == "undecided"
@@ -106,9 +131,30 @@ def test_the_first_judge_decides_and_another_one_that_disagrees_keeps_it_from_sh
     judges = {"rule": standing(0.8), "other": standing(0.7)}
     decision, _ = judge(judged(win("base", 0.9), win("guide", 0.9), other, judges=judges))
     assert decision.word == "undecided"
-    assert decision.reasons[0] == "The judges disagree: other finds the base's answers better."
+    assert decision.reasons[0] == "The judges disagree: other finds the answers of base better."
     blind = {"rule": standing(0.8), "other": standing(0.0)}
     assert judge(judged(win("base", 0.9), win("guide", 0.9), other, judges=blind))[0].word == "ship"
+
+
+def test_another_judge_may_object_to_a_win_against_any_untuned_contestant() -> None:
+    wins = [win("base", 0.9), win("guide", 0.9), *({**win(b, v), "judge": "other"} for b, v in NOT_BETTER.items())]
+    judges = {"rule": standing(0.8), "other": standing(0.7)}
+    decision, _ = judge(judged(*wins, judges=judges))
+    assert decision.word == "undecided"
+    assert decision.reasons[0] == "The judges disagree: other finds the answers of guide better."
+
+
+@pytest.mark.parametrize("unread", [0, 132])
+def test_a_contestant_of_which_nothing_was_read_is_not_beaten(unread: int) -> None:
+    nothing = {**entry(float("nan"), float("nan"), float("nan")), "n": 0, "n_prompts": 0}
+    blank = {**win("guide", 0.5), **nothing, "unread": unread, "adjusted": None}
+    decision, findings = judge(judged(win("base", 0.9), blank))
+    assert decision.word == "undecided"
+    assert decision.reasons[0] == "The judge rule gave no verdict on any answers of tuned and guide."
+    assert "Nothing tells the win rate over guide." in decision.reasons
+    assert "A judge that reads the answers." in decision.would_decide
+    assert not any("of 0 prompts" in reason for reason in decision.reasons)
+    assert "Not a finite number" not in texts(findings, "bad")
 
 
 def test_a_win_that_length_explains_does_not_ship() -> None:
@@ -117,6 +163,30 @@ def test_a_win_that_length_explains_does_not_ship() -> None:
     assert decision.word == "undecided"
     assert "Length may explain why its answers win against base" in texts(findings, "warning")
     assert judge(judged(win("base", 0.9, adjusted=entry(0.8)), win("guide", 0.9)))[0].word == "ship"
+
+
+def test_a_win_of_answers_that_are_all_longer_does_not_ship() -> None:
+    long = win("base", 1.0, adjusted=None, matched=None, longer=129, shorter=3)
+    decision, findings = judge(judged(long, win("guide", 0.9)))
+    assert decision.word == "undecided"
+    assert decision.reasons[0].startswith("Length cannot be told from quality")
+    assert any(each["evidence"] == "longer on 129 of 132 prompts, shorter on 3" for each in findings)
+    lost = win("base", 0.3, adjusted=None, longer=129, shorter=3)
+    assert "Length" not in texts(judge(judged(lost, win("guide", 0.9)))[1], "warning")
+
+
+@pytest.mark.parametrize(
+    ("of_judge", "of_labels", "is_told"),
+    [(0.9, 0.2, True), (0.9, 0.7, False), (-0.6, 0.1, True), (0.1, 0.8, False), (0.4, -0.2, True), (0.3, None, False)],
+)
+def test_a_judge_that_follows_length_more_than_the_labels_is_told(
+    of_judge: float, of_labels: float | None, is_told: bool
+) -> None:
+    followed = {"length_coefficient": of_judge, "label_length_coefficient": of_labels}
+    judges = {"rule": standing(0.8, **followed)}
+    decision, findings = judge(judged(win("base", 0.9), win("guide", 0.9), judges=judges))
+    assert ("answer far more often than the data do" in texts(findings, "warning")) == is_told
+    assert decision.word == "ship"
 
 
 def test_answers_without_verdicts_and_a_bias_for_the_first_slot_are_said() -> None:

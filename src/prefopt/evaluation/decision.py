@@ -160,6 +160,8 @@ def _why_not_shown(gain: Gain, min_prompts: int) -> list[str]:
     estimate = gain.estimate
     if not gain.has_prompts(min_prompts):
         found = estimate.num_prompts if estimate.num_prompts is not None else estimate.n or 0
+        if not found:
+            return [f"Nothing tells {gain.name}.", *gain.obstacles]
         prompts = "1 prompt" if found == 1 else f"{found} prompts"
         return [f"Held-out data of {prompts} are too few to judge by; {min_prompts} are the least."]
     if estimate.low > gain.least:

@@ -77,7 +77,7 @@ def evaluate_contestants(config: TrainConfig, data: object, *, has_training: boo
         provenance=_describe_origin(config, data, rivals),
     )
     hardest = hardest_win(report)
-    if hardest is not None:
+    if hardest is not None and hardest.estimate.n:
         report.held_out.models[TUNED] = {WIN_RATE: hardest.estimate}
         slices = slice_wins(judged, asked, hardest, config.data.tag, config.run.seed)
         report.answer_slices = slices.to_dict()

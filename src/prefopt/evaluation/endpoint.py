@@ -1,7 +1,6 @@
 """Conversations with a model behind an OpenAI-compatible server: many at once, repeated with patience, and kept."""
 
 import hashlib
-import ipaddress
 import json
 import logging
 import os
@@ -9,10 +8,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from prefopt.evaluation.endpoint_faults import Fault, Patience, diagnose, parse_reply
 from prefopt.process.errors import UserError, describe
@@ -32,7 +29,7 @@ class Reply:
     """What a model answered.
 
     Attributes:
-        text: Its words; empty if it gave none.
+        text: Its words; empty if it gave no answer: it refused, or was cut before its first word.
         finished: It ended by itself, and not at the limit of tokens.
     """
 
@@ -41,9 +38,10 @@ class Reply:
 
 
 class Endpoint:
-    """A model behind a server. Replies are kept in `cache`, and what is kept is not asked again.
+    """A model behind a server. Answers are kept in `cache`, and what is kept is not asked again.
 
-    The key is read from the environment, sent to this server alone, and stands in no error, log or kept reply.
+    The key is read from the environment, sent to this server alone, and stands in no error, log or reply, also where
+    the server says it back.
 
     Args:
         where: What stands before each error, such as `evaluation.judges: gpt:`.
@@ -53,7 +51,7 @@ class Endpoint:
         key_env: Environment variable that holds the key; None: none is sent.
         max_requests: Most requests that it sends in its life, repeated ones included.
         concurrency: Requests that are under way at once.
-        timeout_s: Seconds after which a request without a reply is given up, and sent again.
+        timeout_s: Seconds after which a request without a whole reply is given up, and sent again.
 
     Raises:
         UserError: The package openai is missing, or the variable is not set.
@@ -149,26 +147,30 @@ class Endpoint:
             self._spend()
             try:
                 raw = self._send(**request)
-                reply = Reply(*parse_reply(raw.http_response.text))
+                text, finished = parse_reply(self._hide_key(raw.http_response.text))
+                reply = Reply(self._hide_key(text), finished)  # again: JSON has other ways to write it
             except Exception as error:  # of the client, of its transport, or of a reply without sense
-                fault = diagnose(error)
+                fault = diagnose(error, self._hide_key)
                 if fault is None:
                     raise
                 wait_s = patience.after(fault)
                 if wait_s is None or given_up.wait(wait_s):
                     raise self._refuse(fault, patience) from None  # its cause may show what was sent
             else:
-                self._keep(key, reply)
+                if reply.text.strip():
+                    self._keep(key, reply)
                 return reply
 
     def _refuse(self, fault: Fault, patience: Patience) -> UserError:
         found = f"{fault.found}{self._say_key() if fault.is_about_key else ''}"
-        text = (
-            f"{self._where} {self.url}: {found}{patience.tried}. {fault.remedy.format(model=self.model, url=self.url)}"
-        )
+        remedy = fault.remedy.format(model=self.model, url=self.url, where=self._where.rstrip(":"))
+        text = f"{self._where} {self.url}: {found}{patience.tried}. {remedy}"
         if self.num_sent > 1:
             text += " Replies that came are kept: the same command asks for the others only."
-        return UserError(text if not self._key else text.replace(self._key, "***"))
+        return UserError(self._hide_key(text))
+
+    def _hide_key(self, text: str) -> str:
+        return text if not self._key else text.replace(self._key, "***")
 
     def _say_key(self) -> str:
         return f" in {self._key_env}" if self._key_env else "; none was sent, as key_env is unset"
@@ -207,7 +209,9 @@ class Endpoint:
             logger.warning("%s a kept reply is damaged and asked for again (%s)", self._where, error)
             return None
         text, finished = kept.get("text"), kept.get("finished")
-        return Reply(text, finished) if isinstance(text, str) and isinstance(finished, bool) else None
+        if not isinstance(text, str) or not isinstance(finished, bool) or not text.strip():
+            return None  # earlier versions kept what was no answer
+        return Reply(self._hide_key(text), finished)
 
     def _keep(self, key: str, reply: Reply) -> None:
         path = self._path(key)
@@ -232,35 +236,11 @@ def _read_key(where: str, key_env: str | None) -> str | None:
 
 
 def _connect(where: str, url: str, key: str | None, timeout_s: float) -> Callable[..., Any]:
-    """Returns a function that sends a request and returns the raw response, or raises an error of the package openai.
-
-    It repeats nothing by itself, follows no redirection, and sends no key but the given one.
-    """
+    """Returns the function of `endpoint_client.connect`, which needs the package openai."""
     try:
-        import openai
+        import openai  # noqa: F401 (an optional dependency: only its presence is checked)
     except ImportError as error:
         raise UserError(f"{where} needs the package openai. Install it: pip install 'prefopt[judge]'.") from error
-    http = openai.DefaultHttpxClient(
-        trust_env=not _is_loopback(url),  # a proxy of the environment does not reach this machine
-        follow_redirects=False,
-        timeout=timeout_s,
-    )
-    client = openai.OpenAI(
-        base_url=url,
-        api_key=key or "none",
-        max_retries=0,
-        timeout=timeout_s,
-        http_client=http,
-    )
-    # Else the client would tell whatever server this is what OPENAI_API_KEY, OPENAI_ORG_ID and OPENAI_PROJECT_ID hold.
-    left_out = ["OpenAI-Organization", "OpenAI-Project", *(["Authorization"] if key is None else [])]
-    headers = dict.fromkeys(left_out, openai.Omit())
-    return partial(client.chat.completions.with_raw_response.create, extra_headers=headers)
+    from prefopt.evaluation.endpoint_client import connect
 
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return connect(url, key, timeout_s)

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -32,7 +33,7 @@ class Fault:
 
     Attributes:
         found: What happened, to follow the server's address.
-        remedy: What to do about it; `{url}` and `{model}` are filled in.
+        remedy: What to do about it; `{url}`, `{model}` and `{where}` are filled in.
         max_tries: How many times a request is sent that fails so; 1: it is not repeated.
         wait_s: Seconds that the server asks to wait.
         is_about_key: The server does not accept the key.
@@ -70,6 +71,8 @@ class Patience:
 def parse_reply(body: str) -> tuple[str, bool]:
     """Returns the text of a chat completion, and whether the model ended it by itself.
 
+    The text is empty if there is no answer: the content is null, or the model or the server refuses to give one.
+
     Raises:
         NonsenseError: It is no such thing.
     """
@@ -84,26 +87,34 @@ def parse_reply(body: str) -> tuple[str, bool]:
     content = message.get("content") if isinstance(message, dict) else 0
     if not isinstance(content, str | None):
         raise NonsenseError(f"its reply has no message with a text: {shorten(repr(body))}")
-    return content or "", choices[0].get("finish_reason") not in CUT
+    refuses = isinstance(message, dict) and message.get("refusal")
+    return "" if refuses else content or "", choices[0].get("finish_reason") not in CUT
 
 
-def diagnose(error: Exception) -> Fault | None:
-    """Returns what a failed request means; None for an error that is none of the server's."""
+def diagnose(error: Exception, hide: Callable[[str], str] = str) -> Fault | None:
+    """Returns what a failed request means; None for an error that is none of the server's.
+
+    Args:
+        error: Of the request.
+        hide: Takes out of a text what must not be shown, before the text is shortened.
+    """
     import openai
 
     if isinstance(error, NonsenseError):
         return Fault(str(error), "Does an OpenAI-compatible server listen there?", FEW_TRIES)
     if isinstance(error, openai.APIStatusError):
-        return _diagnose_status(error.status_code, error.response)
-    if isinstance(error, openai.APITimeoutError):
+        return _diagnose_status(error.status_code, error.response, hide)
+    if isinstance(error, openai.APITimeoutError | TimeoutError):
         return Fault("no reply in time", "Is the server overloaded? A lower concurrency may help.", FEW_TRIES)
     if isinstance(error, openai.APIConnectionError):
         return _diagnose_connection(error)
     return None
 
 
-def _diagnose_connection(error: Exception) -> Fault:
+def _diagnose_connection(error: Exception) -> Fault | None:
     cause = error.__cause__
+    if isinstance(cause, NonsenseError):
+        return diagnose(cause)
     kind = type(cause).__name__
     if kind in ("RemoteProtocolError", "ReadError", "DecodingError"):
         return Fault(f"it ends its reply half way ({kind})", "See the server's log for the reason.", FEW_TRIES)
@@ -111,8 +122,8 @@ def _diagnose_connection(error: Exception) -> Fault:
     return Fault(f"no connection ({reason})", "Is the server up? Try: curl {url}/models", SOME_TRIES)
 
 
-def _diagnose_status(status: int, response: Any) -> Fault:
-    said = f" ({shorten(' '.join(str(response.text).split()), SHOWN)})" if response.text else ""
+def _diagnose_status(status: int, response: Any, hide: Callable[[str], str]) -> Fault:
+    said = f" ({shorten(' '.join(hide(str(response.text)).split()), SHOWN)})" if response.text else ""
     wait_s = _asked_wait(response)
     until = f" and asks to wait {wait_s:.0f} s" if wait_s else ""
     if status in (401, 403):
@@ -132,7 +143,7 @@ def _diagnose_status(status: int, response: Any) -> Fault:
     if status in (LATER, CONFLICT) or status >= 500:
         return Fault(f"it fails (HTTP {status}){said}{until}", "See the server's log.", MANY_TRIES, wait_s)
     return Fault(
-        f"it refuses the request (HTTP {status}){said}", "Change what it names; the settings are the judge's."
+        f"it refuses the request (HTTP {status}){said}", "Change what it names; what was asked is set by {where}."
     )
 
 

@@ -1,6 +1,6 @@
 """The gains of a tuned model over its base that a report measures, with what else would explain them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from math import ceil, inf
 
@@ -9,10 +9,11 @@ from prefopt.data.intervals import Z_95
 from prefopt.evaluation.checked import TaskResult
 from prefopt.evaluation.decision import Gain
 from prefopt.evaluation.judging import WinRate
-from prefopt.evaluation.metrics import ACCURACY, LOSS, REGRESSION, TUNED, WIN_RATE
+from prefopt.evaluation.metrics import ACCURACY, BASE, LOSS, REGRESSION, TUNED, WIN_RATE
 from prefopt.evaluation.report import HeldOut, Report
 from prefopt.evaluation.statistics import Z_80, Estimate, detectable_gain
 
+UNREAD = "A judge that reads the answers."
 MORE = "more prompts in data.held_out, or a larger data.held_out_fraction"
 
 
@@ -36,12 +37,12 @@ def _find_task_gains(report: Report, settings: EvaluationConfig) -> Iterator[Gai
         gains = untuned_gains(report, task)
         if name == REGRESSION or not gains:
             continue
-        best = min(gains, key=lambda each: gains[each].low if gains[each].has_interval else -inf)
+        best = min(gains, key=lambda each: _sure_gain(gains[each]))
         obstacles = _obstacle_of_rivals(report, gains)
         yield Gain(
             name,
             f"{name} over {best}",
-            f"Its answers do better than those of {' and '.join(gains)} in {name}",
+            f"Its answers do better than those of {_list_rivals(report, gains)} in {name}",
             gains[best],
             settings.min_gain if task.is_share else 0.0,
             is_of_answers=True,
@@ -51,16 +52,30 @@ def _find_task_gains(report: Report, settings: EvaluationConfig) -> Iterator[Gai
 
 
 def _obstacle_of_rivals(report: Report, names: Iterable[str]) -> list[str]:
-    """Says that no base with a prompt is among the contestants, if so."""
+    """Says that no base with a prompt is among the contestants, if so; a model behind an endpoint may be one."""
     known = report.contestants or {}
-    if any(known.get(name, {}).get("is_prompted") for name in names):
-        return []
+    own = (BASE, known.get(BASE, {}).get("model"))
+    for found in (known.get(name, {}) for name in names):
+        if found.get("is_prompted") and (found.get("endpoint") or found.get("model") in own):
+            return []
     return ["No base with a prompt competed, which is what one would do instead of tuning."]
+
+
+def _list_rivals(report: Report, names: Collection[str]) -> str:
+    """Returns names of contestants for a sentence; of a model behind an endpoint, also which one it is."""
+    known = report.contestants or {}
+    models = {name: known.get(name, {}).get("model") for name in names if known.get(name, {}).get("endpoint")}
+    return " and ".join(f"{name} ({models[name]} behind an endpoint)" if name in models else name for name in names)
 
 
 def deciding_wins(report: Report) -> list[WinRate]:
     """Returns the win rates of the tuned model over each contestant without tuning, by the first judge."""
-    judge = next(iter(report.judges or {}), None)
+    first = next(iter(report.judges or {}), None)
+    return [] if first is None else wins_by(first, report)
+
+
+def wins_by(judge: str, report: Report) -> list[WinRate]:
+    """Returns the win rates of the tuned model over each contestant without tuning, by one judge."""
     known = report.contestants or {}
     return [
         found
@@ -73,9 +88,15 @@ def hardest_win(report: Report) -> WinRate | None:
     """Returns the win rate over the best contestant without tuning, by the first judge; None if nothing was judged.
 
     The best one is that against which the gain is smallest for sure: a gain over it is a gain over all, without a
-    correction for how many there are (an intersection-union test; Berger 1982).
+    correction for how many there are (an intersection-union test; Berger 1982). One of whose answers no verdict was
+    read is not known to be beaten.
     """
-    return min(deciding_wins(report), key=lambda found: found.gain.low, default=None)
+    return min(deciding_wins(report), key=lambda found: _sure_gain(found.gain), default=None)
+
+
+def _sure_gain(gain: Estimate) -> float:
+    """The gain that there is at least; without an interval, nothing is known."""
+    return gain.low if gain.has_interval else -inf
 
 
 def _find_wins(report: Report, settings: EvaluationConfig) -> Gain | None:
@@ -83,14 +104,14 @@ def _find_wins(report: Report, settings: EvaluationConfig) -> Gain | None:
     wins, best = deciding_wins(report), hardest_win(report)
     if best is None:
         return None
-    names = " and ".join(found.b for found in wins)
-    unprompted = _obstacle_of_rivals(report, [found.b for found in wins])
+    names = [found.b for found in wins]
+    unprompted = _obstacle_of_rivals(report, names)
     obstacles, remedies = [*_obstacles_of(best.judge, report, settings), *unprompted], [PROMPTED] if unprompted else []
     gain = best.gain
     return Gain(
         WIN_RATE,
         f"the win rate over {best.b}",
-        f"Its answers win against {names} (judge: {best.judge})",
+        f"Its answers win against {_list_rivals(report, names)} (judge: {best.judge})",
         gain,
         settings.min_gain,
         is_of_answers=True,
@@ -118,6 +139,8 @@ def _obstacles_of(judge: str, report: Report, settings: EvaluationConfig) -> lis
 def _needed_wins(found: WinRate, settings: EvaluationConfig) -> str:
     """Says how many prompts would show the measured win rate; empty if it shows none above the least."""
     gain, num = found.gain, found.estimate.num_prompts or 0
+    if not num:
+        return UNREAD
     if num < settings.min_prompts:
         return f"Answers to at least {settings.min_prompts} held-out prompts instead of {num}: {MORE}."
     over = gain.value - settings.min_gain

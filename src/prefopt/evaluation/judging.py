@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.data.intervals import Z_95
 from prefopt.evaluation.judges.judge import Judge, LabelledPair, Matchup
-from prefopt.evaluation.statistics import Estimate, Floats, Prompts, change_of_means, t_quantile
+from prefopt.evaluation.length import adjust_for_length, length_coefficient, length_gaps
+from prefopt.evaluation.statistics import Estimate, Floats, Prompts, change_of_means
 
 MATCHED = 0.1
 """Two answers are about equally long if their numbers of characters differ by at most this share of the longer one."""
-FEWEST_ADJUSTED = 20
-"""Judged prompts below which no win rate is adjusted for length: the regression has two coefficients."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,7 @@ def judge_answers(judge: Judge, prompts: Sequence[str], first: Sequence[str], se
     matchups = [Matchup(*each) for each in zip(prompts, first, second, strict=True)]
     forward = judge.read(matchups)
     backward = -judge.read([each.swapped for each in matchups]) if judge.sees_order else forward
-    return Verdicts(forward, backward, _length_gaps(first, second))
-
-
-def _length_gaps(first: Sequence[str], second: Sequence[str]) -> Floats:
-    gaps = [(len(a) - len(b)) / max(len(a), len(b), 1) for a, b in zip(first, second, strict=True)]
-    return np.array(gaps, dtype=float)
+    return Verdicts(forward, backward, length_gaps(first, second))
 
 
 @dataclass(frozen=True)
@@ -114,6 +109,8 @@ class WinRate:
         matched: The win rate among answers of about equal length; None if there are none.
         adjusted: The win rate that a regression on the difference in length gives at no difference; None if it cannot
             be told. It is not AlpacaEval's length-controlled win rate, which has terms for each prompt and model.
+        num_longer: Read prompts on which the answer of `a` is the longer one.
+        num_shorter: Read prompts on which it is the shorter one.
     """
 
     a: str
@@ -126,6 +123,8 @@ class WinRate:
     first_slot: float = nan
     matched: Estimate | None = None
     adjusted: Estimate | None = None
+    num_longer: int = 0
+    num_shorter: int = 0
 
     @property
     def gain(self) -> Estimate:
@@ -142,6 +141,8 @@ class WinRate:
             "unread": self.num_unread,
             "consistency": self.consistency,
             "first_slot": self.first_slot,
+            "longer": self.num_longer,
+            "shorter": self.num_shorter,
         }
         further = {name: getattr(self, name) for name in ("matched", "adjusted")}
         written = {name: each.to_dict() for name, each in further.items() if each is not None}
@@ -166,6 +167,30 @@ def win_rate(outcomes: Floats, prompts: Prompts) -> Estimate:
     return replace(found, value=0.5 + found.value / 2, low=0.5 + found.low / 2, high=0.5 + found.high / 2)
 
 
+def cohens_kappa(outcomes: Floats, prompts: Prompts) -> Estimate:
+    """Returns Cohen's kappa (1960) between a judge's verdicts and the data's labels, with its 95 % interval.
+
+    Each pair counts in both orders, so that the labels are half one answer, half the other. Of the shares p right, q
+    wrong and t tied, p agrees; chance agrees on (1 - t) / 2, since no label is a tie. Hence kappa = (p - q) / (1 + t).
+    The interval is that of the ratio by the delta method at the effective number of pairs; as in `change_of_means`,
+    two imagined pairs, of which one is right, keep it from being too narrow. Without ties, it is the same as there.
+
+    Args:
+        outcomes: 1 the judge is right, 0 it ties, -1 it is wrong; shape (pairs,).
+        prompts: Of the pairs.
+    """
+    if not len(outcomes):
+        return Estimate(nan, nan, nan, 0, 0)
+    right, tied, wrong = (float((outcomes == each).mean()) for each in (1, 0, -1))
+    value = (right - wrong) / (1 + tied)
+    n = prompts.effective_n(outcomes - value * (1 + (outcomes == 0)))
+    right, tied, wrong = (n * right + 1) / (n + 2), n * tied / (n + 2), (n * wrong + 1) / (n + 2)
+    centre = (right - wrong) / (1 + tied)
+    spread = right * (1 - centre) ** 2 + wrong * (1 + centre) ** 2 + tied * (2 * centre) ** 2
+    reach = Z_95 * sqrt(spread / (n + 2)) / (1 + tied)
+    return Estimate(value, max(centre - reach, -1.0), min(centre + reach, 1.0), len(outcomes), prompts.num)
+
+
 def standard_error(outcomes: Floats) -> float:
     """Returns the standard error of a win rate as AlpacaEval prints it: the sample's deviation by the root of n."""
     return float(outcomes.std(ddof=1) / 2 / sqrt(len(outcomes))) if len(outcomes) > 1 else nan
@@ -187,40 +212,9 @@ def sum_up(a: str, b: str, judge: str, verdicts: Verdicts, prompts: Prompts) -> 
         first_slot=verdicts.first_slot,
         matched=win_rate(outcomes[matched], seen.select(np.flatnonzero(matched))) if matched.any() else None,
         adjusted=adjust_for_length(outcomes, lengths, seen),
+        num_longer=int((lengths > 0).sum()),
+        num_shorter=int((lengths < 0).sum()),
     )
-
-
-def adjust_for_length(outcomes: Floats, lengths: Floats, prompts: Prompts) -> Estimate | None:
-    """Returns the win rate at equal length by least squares on the difference in length; None where it cannot tell.
-
-    The standard error of the intercept is White's HC3, which holds for outcomes of unequal spread.
-
-    Args:
-        outcomes: 1, 0 or -1, shape (prompts,).
-        lengths: Relative differences in length, shape (prompts,).
-        prompts: Of the outcomes.
-    """
-    num = len(outcomes)
-    if prompts.num < FEWEST_ADJUSTED or float(np.std(lengths)) < 1e-9:
-        return None
-    design = np.stack([np.ones(num), lengths], axis=1)
-    inverse = np.linalg.inv(design.T @ design)
-    coefficients = inverse @ design.T @ outcomes
-    leverage = np.einsum("ij,jk,ik->i", design, inverse, design)
-    residuals = (outcomes - design @ coefficients) / np.maximum(1 - leverage, 1e-9)
-    error = sqrt(float((inverse @ (design.T * residuals**2) @ design @ inverse)[0, 0]))
-    reach, middle = t_quantile(num - 2) * error, float(coefficients[0])
-    low, value, high = (min(max(0.5 + each / 2, 0.0), 1.0) for each in (middle - reach, middle, middle + reach))
-    return Estimate(value, low, high, num, prompts.num)
-
-
-def length_coefficient(verdicts: Verdicts) -> float:
-    """Returns the correlation of verdicts with the difference in length, in [-1, 1]; NaN if either does not vary."""
-    read = verdicts.is_read
-    outcomes, lengths = verdicts.outcomes[read], verdicts.lengths[read]
-    if len(outcomes) < 2 or outcomes.std() == 0 or lengths.std() == 0:
-        return nan
-    return float(np.corrcoef(outcomes, lengths)[0, 1])
 
 
 @dataclass(frozen=True)
@@ -228,12 +222,12 @@ class Standing:
     """What a judge is worth: how it reads held-out pairs of which the data say which answer is better.
 
     Attributes:
-        kappa: Cohen's kappa between its verdicts and the data. Each pair is shown in both orders, so that chance
-            agrees on half of them, and kappa is the share of pairs that it gets right minus that which it gets wrong.
+        kappa: Cohen's kappa between its verdicts, ties among them, and the data; see `cohens_kappa`.
         agreement: Share of pairs that it gets right, a tie counting half.
         consistency: As of a `WinRate`.
         first_slot: As of a `WinRate`.
         length_coefficient: Correlation of its verdicts with the difference in length.
+        label_length_coefficient: That of the data's own labels, on the pairs that it read.
         num_unread: Pairs without a verdict.
         facts: What the judge says of itself.
     """
@@ -243,6 +237,7 @@ class Standing:
     consistency: float = nan
     first_slot: float = nan
     length_coefficient: float = nan
+    label_length_coefficient: float = nan
     num_unread: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -254,6 +249,7 @@ class Standing:
             "consistency": self.consistency,
             "first_slot": self.first_slot,
             "length_coefficient": self.length_coefficient,
+            "label_length_coefficient": self.label_length_coefficient,
             "unread": self.num_unread,
             "facts": self.facts,
         }
@@ -271,13 +267,13 @@ def try_judge(judge: Judge, pairs: Sequence[LabelledPair], prompts: Prompts) -> 
     verdicts = judge_answers(judge, *(list(column) for column in columns))
     read = verdicts.is_read
     agreement = win_rate(verdicts.outcomes[read], prompts.select(np.flatnonzero(read)))
-    kappa = replace(agreement, value=2 * agreement.value - 1, low=2 * agreement.low - 1, high=2 * agreement.high - 1)
     return Standing(
-        kappa,
+        cohens_kappa(verdicts.outcomes[read], prompts.select(np.flatnonzero(read))),
         agreement,
         verdicts.consistency,
         verdicts.first_slot,
-        length_coefficient(verdicts),
+        length_coefficient(verdicts.outcomes[read], verdicts.lengths[read]),
+        length_coefficient(np.ones(int(read.sum())), verdicts.lengths[read]),
         int((~read).sum()),
         dict(judge.describe()),
     )

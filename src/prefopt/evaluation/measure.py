@@ -2,9 +2,10 @@
 
 import gc
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+MOST_EMPTY = 0.05
+"""Share of empty answers above which a rival counts as one that does not answer."""
 LARGEST_SEED = 2**31
 """Servers take seeds of 32 bits."""
 
@@ -89,9 +92,7 @@ def measure_contestants(
             scores = {name: score_own(scorer, answers) for name, answers in read.items() if answers}
             for rival in material.rivals:
                 if rival.runs_on == contestant.name:
-                    logger.info("evaluation: %s answers", rival.name)
-                    with phases.of("sampling"):
-                        answers[rival.name] = answer(scorer, tokenizer, rival.prompts, config)
+                    let_answer(rival, partial(_sample, scorer, tokenizer, config), answers)
         written[contestant.name] = own
         measured[contestant.name] = replace(found, answers_of=scores)
         answers[contestant.name] = found.samples
@@ -99,12 +100,42 @@ def measure_contestants(
     for rival in material.rivals:
         if rival.runs_on is None:
             release_memory()
-            try:
-                answers[rival.name] = answer_elsewhere(rival, config)
-            except UserError as error:
-                logger.warning("evaluation: %s does not answer, and is left out. %s", rival.name, error)
+            let_answer(rival, partial(answer_elsewhere, config=config), answers)
     names = dict.fromkeys([BASE, *measured, *(rival.name for rival in material.rivals)])
     return measured, {name: answers[name] for name in names if name in answers}
+
+
+def let_answer(rival: Rival, ask: Callable[[Rival], list[Answer]], answers: dict[str, list[Answer]]) -> None:
+    """Adds a rival's answers to `answers`; or tells why it has none."""
+    logger.info("evaluation: %s answers", rival.name)
+    try:
+        answers[rival.name] = require_answers(rival, ask(rival))
+    except UserError as error:
+        logger.warning("evaluation: %s does not answer, and is left out. %s", rival.name, error)
+
+
+@phases.of("sampling")
+def _sample(scorer: Scorer, tokenizer: "PreTrainedTokenizerBase", config: TrainConfig, rival: Rival) -> list[Answer]:
+    """Returns the answers of a rival that is one of the measured models with a prompt."""
+    return answer(scorer, tokenizer, rival.prompts, config)
+
+
+def require_answers(rival: Rival, answers: list[Answer]) -> list[Answer]:
+    """Returns a rival's answers, if most prompts have one: to win against silence shows nothing.
+
+    Raises:
+        UserError: More than `MOST_EMPTY` of them are empty.
+    """
+    num_empty, num = sum(not each.text.strip() for each in answers), len(answers)
+    if num_empty > MOST_EMPTY * num:
+        raise UserError(
+            f"{SETTING}: {rival.name}: gave no answer to {num_empty} of {num} prompts: it says nothing, refuses, or "
+            "is cut before its first word. Look at what it is told; a larger evaluation.max_new_tokens helps a model "
+            "that thinks before it answers."
+        )
+    if num_empty:
+        logger.warning("evaluation: %s gave no answer to %d of %d prompts", rival.name, num_empty, num)
+    return answers
 
 
 @phases.of("scoring_of_samples")
@@ -195,7 +226,6 @@ def answer_elsewhere(rival: Rival, config: TrainConfig) -> list[Answer]:
     Raises:
         UserError: The model cannot be loaded, or its server cannot be reached.
     """
-    logger.info("evaluation: %s answers", rival.name)
     if rival.model is None:
         with phases.of("sampling"):
             return on_main(lambda: _ask(rival, config))
@@ -223,9 +253,6 @@ def _ask(rival: Rival, config: TrainConfig) -> list[Answer]:
     )
     own = [seed % LARGEST_SEED for seed, _ in zip(seeds(config.run.seed), rival.messages, strict=False)]
     replies = endpoint.chat(rival.messages, max_tokens=config.evaluation.max_new_tokens, temperature=1.0, seed=own)
-    num_empty = sum(not reply.text.strip() for reply in replies)
-    if num_empty:
-        logger.warning("evaluation: %s gave an empty answer to %d of %d prompts", rival.name, num_empty, len(replies))
     return [Answer([], reply.finished, reply.text.strip()) for reply in replies]
 
 

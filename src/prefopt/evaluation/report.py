@@ -251,7 +251,8 @@ def _win_rate(entry: Mapping[str, Any]) -> WinRate:
     consistency, first_slot = (_number(entry.get(key), nan) for key in ("consistency", "first_slot"))
     estimate, matched, adjusted = (_estimate(each) for each in (entry, entry.get("matched"), entry.get("adjusted")))
     assert estimate is not None
-    return WinRate(a, b, judge, estimate, ties, unread, consistency, first_slot, matched, adjusted)
+    longer, shorter = (_number(entry.get(key), 0) for key in ("longer", "shorter"))
+    return WinRate(a, b, judge, estimate, ties, unread, consistency, first_slot, matched, adjusted, longer, shorter)
 
 
 def _task(entry: object) -> TaskResult:
@@ -269,10 +270,10 @@ def _standing(entry: object) -> Standing | None:
     kappa, agreement = (_estimate(found.get(key)) for key in ("kappa", "agreement"))
     if kappa is None or agreement is None:
         return None
-    keys = ("consistency", "first_slot", "length_coefficient")
-    consistency, first_slot, coefficient = (_number(found.get(key), nan) for key in keys)
+    keys = ("consistency", "first_slot", "length_coefficient", "label_length_coefficient")
+    consistency, first_slot, of_judge, of_labels = (_number(found.get(key), nan) for key in keys)
     unread, facts = _number(found.get("unread"), 0), dict(_mapping(found.get("facts")))
-    return Standing(kappa, agreement, consistency, first_slot, coefficient, unread, facts)
+    return Standing(kappa, agreement, consistency, first_slot, of_judge, of_labels, unread, facts)
 
 
 def _number(value: object, otherwise: Any = None) -> Any:

@@ -153,7 +153,7 @@ def evaluate_run(
         style = style_distance(measured[BASE].regression, measured[TUNED].regression, config.run.seed)
         report.style = None if style is None else style.to_dict()
     hardest = hardest_win(report)
-    if hardest is not None:
+    if hardest is not None and hardest.estimate.n:
         report.held_out.models[TUNED][WIN_RATE] = hardest.estimate
         slices = slice_wins(judged, material.asked, hardest, config.data.tag, config.run.seed)
         report.answer_slices = slices.to_dict()

@@ -2,9 +2,8 @@
 
 from prefopt.config.schema import EvaluationConfig
 from prefopt.evaluation.decision import Finding, Level
-from prefopt.evaluation.gains import deciding_wins
+from prefopt.evaluation.gains import UNREAD, deciding_wins, wins_by
 from prefopt.evaluation.judging import Standing, WinRate
-from prefopt.evaluation.metrics import BASE, TUNED
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.statistics import Estimate
 
@@ -13,6 +12,9 @@ OF_WORDING = ("rule", "classifier")
 """Kinds of judges that understand nothing of what they read."""
 MOST_UNREAD = 0.1
 """Share of answers without a verdict from which the report warns."""
+MOST_LENGTH = 0.3
+"""How much more a judge's verdicts may correlate with length than the data's labels do before the report warns: with
+50 pairs, chance alone moves the difference by about 0.15."""
 LEAST_CONSISTENT = 0.75
 """Share of verdicts that are the same in both orders below which the report warns: a coin agrees on half."""
 
@@ -51,6 +53,12 @@ def _on_judge(name: str, standing: Standing | None, settings: EvaluationConfig, 
             f"same verdict in both orders: {standing.consistency:.0%}; for the first answer: {standing.first_slot:.0%}"
         )
         findings.append(Finding("warning" if is_deciding else "info", text, told))
+    of_judge, of_labels = standing.length_coefficient, standing.label_length_coefficient
+    if abs(of_judge) > abs(of_labels) and abs(of_judge - of_labels) > MOST_LENGTH:
+        better = "longer" if of_judge > 0 else "shorter"
+        text = f"The judge {name} takes the {better} answer far more often than the data do."
+        told = f"correlation with length on held-out pairs: the judge {of_judge:+.2f}, the labels {of_labels:+.2f}"
+        findings.append(Finding("warning" if is_deciding else "info", text, told))
     return findings
 
 
@@ -73,11 +81,15 @@ def _on_win(found: WinRate, settings: EvaluationConfig) -> Finding:
 
 
 def _on_length(found: WinRate) -> list[Finding]:
-    """Warns if at equal length nothing of a win is shown to be left."""
-    if found.adjusted is None or not (found.gain.low > 0 and found.adjusted.low <= 0.5):
+    """Warns if at equal length nothing of a win is shown to be left, or if length cannot be told from quality."""
+    if not found.gain.low > 0 or (found.adjusted is not None and found.adjusted.low > 0.5):
         return []
-    text = f"Length may explain why its answers win against {found.b}: at equal length no win is shown."
-    evidence = f"as they are {percent(found.estimate)}, adjusted for length {percent(found.adjusted)}"
+    if found.adjusted is None:
+        text = f"Length cannot be told from quality: its answers are nearly always on one side of those of {found.b}."
+        evidence = f"longer on {found.num_longer} of {found.estimate.n} prompts, shorter on {found.num_shorter}"
+    else:
+        text = f"Length may explain why its answers win against {found.b}: at equal length no win is shown."
+        evidence = f"as they are {percent(found.estimate)}, adjusted for length {percent(found.adjusted)}"
     evidence += "" if found.matched is None else f", of about equal length {percent(found.matched)}"
     remedy = (
         "Answers of about the same length as before: pairs in which length says nothing, or more held-out prompts."
@@ -86,25 +98,26 @@ def _on_length(found: WinRate) -> list[Finding]:
 
 
 def _on_unread(found: WinRate) -> list[Finding]:
-    num = found.num_unread + (found.estimate.n or 0)
-    if not num or found.num_unread / num <= MOST_UNREAD:
+    num_read = found.estimate.n or 0
+    num = found.num_unread + num_read
+    if num_read and found.num_unread / num <= MOST_UNREAD:
         return []
-    text = f"The judge {found.judge} gave no verdict on many answers of {found.a} and {found.b}."
-    return [
-        Finding("warning", text, f"{found.num_unread} of {num}", is_severe=True, remedy="A judge that reads them.")
-    ]
+    how_many = "many" if num_read else "any"
+    text = f"The judge {found.judge} gave no verdict on {how_many} answers of {found.a} and {found.b}."
+    return [Finding("warning", text, f"{found.num_unread} of {num}", is_severe=True, remedy=UNREAD)]
 
 
 def _on_other_judges(report: Report, settings: EvaluationConfig, first: str | None) -> list[Finding]:
-    """Warns if another judge that tells chosen from rejected answers says that the tuned model loses to its base."""
+    """Warns if another judge that tells chosen from rejected answers says that the tuned model loses to a rival."""
     findings = []
-    for found in report.win_rates or []:
-        standing = (report.judges or {}).get(found.judge)
-        is_worth = standing is not None and standing.kappa.low > settings.limits.judge_kappa
-        if found.judge != first and (found.a, found.b) == (TUNED, BASE) and is_worth and found.gain.high < 0:
-            text = f"The judges disagree: {found.judge} finds the base's answers better."
-            remedy = "Judges that agree, or people who read the answers without seeing which is whose."
-            findings.append(Finding("warning", text, describe_win(found), is_severe=True, remedy=remedy))
+    for name, standing in (report.judges or {}).items():
+        if name == first or standing is None or not standing.kappa.low > settings.limits.judge_kappa:
+            continue
+        for found in wins_by(name, report):
+            if found.gain.high < 0:
+                text = f"The judges disagree: {name} finds the answers of {found.b} better."
+                remedy = "Judges that agree, or people who read the answers without seeing which is whose."
+                findings.append(Finding("warning", text, describe_win(found), is_severe=True, remedy=remedy))
     return findings
 
 

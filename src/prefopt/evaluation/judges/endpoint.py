@@ -24,7 +24,7 @@ FEWEST_PARSED = 0.5
 
 
 class EndpointJudge:
-    """The verdict is the last mark [[A]], [[B]] or [[C]] in a reply; a reply without one is no verdict.
+    """The verdict is the last mark [[A]], [[B]] or [[C]] in a reply; a reply without one, or one cut off, is none.
 
     Where most replies have none, no verdict counts: those that have one are then the easy matchups, or accidents. This
     is said, and is no error, since the other judges and the answers of an evaluation are worth their time without it.
@@ -116,5 +116,5 @@ class EndpointJudge:
 
 
 def _parse(reply: Reply) -> float:
-    marks = MARK.findall(reply.text)
+    marks = MARK.findall(reply.text) if reply.finished else []  # what was cut may have gone on to another mark
     return VERDICTS[marks[-1]] if marks else float("nan")

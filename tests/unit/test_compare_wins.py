@@ -6,23 +6,28 @@ import json
 import math
 import random
 import statistics
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from prefopt.comparison.csv_file import write_csv
-from prefopt.comparison.noise import Method
+from prefopt.comparison.groups import Group
+from prefopt.comparison.noise import Compared, Method, compare_with_first
 from prefopt.comparison.page import render_page
 from prefopt.comparison.places import find_places
 from prefopt.comparison.ranking import NOT_COMPARED, WITHIN_NOISE, Comparison, build_comparison
 from prefopt.comparison.read import RunReader
+from prefopt.comparison.records import Measure, Wins
 from prefopt.comparison.table import print_table
 from prefopt.data.intervals import Z_95
 from prefopt.evaluation.metrics import BY_KEY
 from tests.fake_runs import write_fake_run
+from tests.unit.test_compare_statistics import record
 
 WIN_RATE = BY_KEY["win_rate"]
 Outcomes = Sequence[int | None]
@@ -273,3 +278,37 @@ def test_where_another_metric_ranks_the_way_to_compare_win_rates_is_said(tmp_pat
     print_table(found, Console(file=written, width=400), limit=9)
     assert "--rank-by win_rate" in written.getvalue()
     assert "50.0 % (10.0 to 90.0)" in written.getvalue()
+
+
+def drawn_ranking(chance: np.random.Generator, chances: Sequence[float], num_prompts: int) -> Compared:
+    """The comparison of runs with these chances to win, in a ranking; what is hard is hard for all of them."""
+    luck = chance.normal(size=num_prompts)
+    runs = []
+    for number, wins in enumerate(chances):
+        noise = (luck + chance.normal(size=num_prompts)) / math.sqrt(2)
+        bound = statistics.NormalDist().inv_cdf(wins - 0.1)
+        outcomes = np.where(noise < bound, 1.0, np.where(noise < bound + 0.5, 0.5, 0.0))
+        found = Wins("j", "1", "base", "2", "3", array("q", range(num_prompts)), array("d", outcomes))
+        measure = Measure(float(outcomes.mean()), 0.0, 1.0, num_prompts)
+        runs.append(record(f"r{number}", metrics={"win_rate": measure}, wins=found))
+    runs.sort(key=lambda run: -run.metrics["win_rate"].value)
+    return compare_with_first([Group((run,), 1) for run in runs], WIN_RATE, [True] * len(runs))
+
+
+@pytest.mark.parametrize("num_prompts", [40, 120])
+def test_a_run_of_equal_runs_is_called_worse_in_at_most_one_of_twenty_rankings(num_prompts: int) -> None:
+    chance, num = np.random.default_rng(0), 150
+    false = sum(
+        any(
+            each is not None and not each.is_noise
+            for each in drawn_ranking(chance, [0.6] * 8, num_prompts).differences
+        )
+        for _ in range(num)
+    )
+    assert false / num <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / num)
+
+
+def test_a_run_that_wins_much_less_is_mostly_found() -> None:
+    chance = np.random.default_rng(1)
+    found = [drawn_ranking(chance, [0.8] * 5 + [0.5], 120).differences[-1] for _ in range(40)]
+    assert sum(each is not None and not each.is_noise for each in found) > 32

@@ -1,7 +1,7 @@
 """The page for whoever decides without reading a report: what was asked, how much better, how sure, what broke."""
 
 from dataclasses import dataclass, field
-from math import ceil, floor
+from math import ceil, floor, isfinite
 from pathlib import PurePath
 from typing import Any
 
@@ -198,9 +198,13 @@ def _better(report: Report) -> list[str]:
     found = []
     if best is not None:
         others = [each for each in deciding_wins(report) if each is not best]
-        found += [_counts(best, is_one_of_many=bool(others)), _sure(best)]
+        found += _tell_win(best, f"{best.b}, its strongest rival" if others else best.b)
         rates = [f"{_of_100(each.estimate.value)} against {each.b}" for each in others[:MOST_RIVALS]]
         found += [f"Counted like that, it has {' and '.join(rates)}."] if rates else []
+    elif report.win_rates:  # no tuned model among the contestants
+        judge = report.win_rates[0].judge
+        wins = [each for each in report.win_rates if each.judge == judge][:MOST_RIVALS]
+        found += [f"{each.a}: {text}" for each in wins for text in _tell_win(each, each.b)[:1]]
     else:
         found.append("Its answers were not judged against others.")
     tasks = {name: task for name, task in (report.tasks or {}).items() if name != REGRESSION}
@@ -208,23 +212,20 @@ def _better(report: Report) -> list[str]:
     return found + ([] if best is not None or tasks else _ranking(report))
 
 
-def _counts(win: WinRate, *, is_one_of_many: bool) -> str:
-    """Says how many answers were better, as good, and worse than another contestant's."""
-    num, ties = win.estimate.n or 0, win.num_ties
-    better = round(win.estimate.value * num - ties / 2)
-    rival = f"{win.b}, its strongest rival" if is_one_of_many else win.b
-    parts = [f"{count(better)} were better than those of {rival}", *([f"{count(ties)} as good"] if ties else [])]
+def _tell_win(win: WinRate, rival: str) -> list[str]:
+    """Says how many answers were better, as good, and worse than another's; then the win rate, and how sure it is."""
+    num, ties, estimate = win.estimate.n or 0, win.num_ties, win.estimate
     unread = f" On {count(win.num_unread)} more the judge gave no verdict." if win.num_unread else ""
-    return f"Of {count(num)} answers, {', '.join(parts)} and {count(num - better - ties)} worse.{unread}"
-
-
-def _sure(win: WinRate) -> str:
-    """Says the win rate, and between which numbers it lies."""
-    found = f"That is {_of_100(win.estimate.value)} of 100{', a tie counting half' if win.num_ties else ''}"
-    if not win.estimate.has_interval:
-        return f"{found}; so few answers do not tell how sure that is."
-    low, high = floor(100 * win.estimate.low + 1e-9), ceil(100 * win.estimate.high - 1e-9)  # never narrower than it is
-    return f"{found}; the truth most likely lies between {low} and {high}."
+    if not num or not is_measured(estimate):
+        return [f"The judge gave no verdict on its answers against those of {rival}."]
+    better = round(estimate.value * num - ties / 2)
+    parts = [f"{count(better)} were better than those of {rival}", *([f"{count(ties)} as good"] if ties else [])]
+    counts = f"Of {count(num)} answers, {', '.join(parts)} and {count(num - better - ties)} worse.{unread}"
+    rate = f"That is {_of_100(estimate.value)} of 100{', a tie counting half' if ties else ''}"
+    if not estimate.has_interval:
+        return [counts, f"{rate}; so few answers do not tell how sure that is."]
+    low, high = floor(100 * estimate.low + 1e-9), ceil(100 * estimate.high - 1e-9)  # never narrower than it is
+    return [counts, f"{rate}; the truth most likely lies between {low} and {high}."]
 
 
 def _task(name: str, task: TaskResult) -> str:
@@ -311,6 +312,8 @@ def _plain(sentence: str) -> str:
 
 def _of_100(share: float) -> str:
     """Formats a share as a number of a hundred, without claiming that none or all of them are."""
+    if not isfinite(share):
+        return "an unknown number"
     rounded = round(100 * share)
     if share < 0.005 and share > 0:
         return "fewer than 1"

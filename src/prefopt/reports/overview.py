@@ -209,7 +209,7 @@ def _better(report: Report) -> list[str]:
         found.append("Its answers were not judged against others.")
     tasks = {name: task for name, task in (report.tasks or {}).items() if name != REGRESSION}
     found += [text for name, task in tasks.items() if (text := _task(name, task))][:MOST_REASONS]
-    return found + ([] if best is not None or tasks else _ranking(report))
+    return found + ([] if report.win_rates or tasks else _ranking(report))
 
 
 def _tell_win(win: WinRate, rival: str) -> list[str]:

@@ -24,6 +24,7 @@ from prefopt.comparison.ranking import NOT_COMPARED, WITHIN_NOISE, Comparison, b
 from prefopt.comparison.read import RunReader
 from prefopt.comparison.records import Measure, Wins
 from prefopt.comparison.table import print_table
+from prefopt.comparison.wording import describe_noise
 from prefopt.data.intervals import Z_95
 from prefopt.evaluation.metrics import BY_KEY
 from tests.fake_runs import write_fake_run
@@ -278,6 +279,18 @@ def test_where_another_metric_ranks_the_way_to_compare_win_rates_is_said(tmp_pat
     print_table(found, Console(file=written, width=400), limit=9)
     assert "--rank-by win_rate" in written.getvalue()
     assert "50.0 % (10.0 to 90.0)" in written.getvalue()
+
+
+def test_where_another_metric_ranks_win_rates_that_mean_another_thing_are_named(tmp_path: Path) -> None:
+    runs = [write_judged(tmp_path / name, [1, 0, -1] * 20) for name in "ab"]
+    runs.append(write_judged(tmp_path / "c", [1, 0, -1] * 20, change=of_another_contestant))
+    found = build_comparison(RunReader().read(find_places(runs)), title="t")
+    lines = describe_noise(found)
+    first, *_ = (row.group.name for row in found.rows)
+    assert any(line.startswith(f"Its win rate is shown, not compared with that of {first}") for line in lines)
+    assert lines[-1].endswith("--rank-by win_rate.")
+    alone = build_comparison(RunReader().read(find_places(runs[:1])), title="t")
+    assert not any("in rate" in line for line in describe_noise(alone))
 
 
 def drawn_ranking(chance: np.random.Generator, chances: Sequence[float], num_prompts: int) -> Compared:

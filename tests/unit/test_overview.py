@@ -73,7 +73,7 @@ def test_what_was_asked_and_compared_is_said_in_words() -> None:
     shown = page(judged())
     assert "pairs of a better and a worse answer (" in shown.asked[0]
     assert "42 questions" in shown.asked[1]
-    assert "none of which training had seen" in shown.asked[1]
+    assert shown.asked[2] == "Training had seen none of them."
     assert shown.compared == {
         "tuned": "the trained model",
         "base": "the model before training",
@@ -88,34 +88,13 @@ def test_what_was_asked_and_compared_is_said_in_words() -> None:
 @pytest.mark.parametrize(
     ("overlap", "said"),
     [
-        ({"prompts": 42, "exact": 3, "near": 2}, "of which training had seen 5, or nearly"),
-        ({"prompts": 42, "exact": 0, "near": None}, "none of which training had seen"),
-        (None, None),
+        ({"prompts": 42, "exact": 3, "near": 2}, ["Training had seen 5 of all 42, or nearly."]),
+        ({"prompts": 42, "exact": 0, "near": None}, ["Training had seen none of them."]),
+        (None, []),
     ],
 )
 def test_that_training_has_not_seen_the_questions_is_said_only_where_it_was_looked_for(overlap, said) -> None:
-    (sentence,) = page(judged(overlap=overlap)).asked[1:]
-    assert said in sentence if said else "seen" not in sentence
-
-
-def test_a_rival_of_whose_answers_no_verdict_was_read_is_said_to_be_so(tmp_path: Path) -> None:
-    silent = win("guide", float("nan"), n=0, ties=0, unread=42)
-    found = judged(win_rates=[win("base", 0.9, 0.8), silent], judges={"rule": standing(float("nan"))})
-    shown = page(found)
-    assert shown.better[0] == "The judge gave no verdict on its answers against those of guide, its strongest rival."
-    assert shown.figure is None
-    assert "an unknown number of 100 pairs" in text_of(found, tmp_path)
-
-
-def test_without_a_tuned_model_it_is_said_who_wins_against_whom() -> None:
-    wins = [{**win("base", 0.7, 0.6, n=40, ties=4), "a": "brief"}]
-    shown = page(judged(win_rates=wins, contestants={name: CONTESTANTS[name] for name in ("base", "guide")}))
-    assert shown.better == ["brief: Of 40 answers, 26 were better than those of base, 4 as good and 10 worse."]
-
-
-def test_an_interval_is_never_shown_narrower_than_it_is() -> None:
-    shown = page(judged(win_rates=[win("base", 0.58, 0.4956)]))
-    assert "lies between 49 and 67" in shown.better[1]
+    assert page(judged(overlap=overlap)).asked[2:] == said
 
 
 @pytest.mark.parametrize(

@@ -95,11 +95,17 @@ def why_not_compared(run: RunRecord, first: RunRecord) -> str:
     return ""
 
 
-def why_not_of_group(group: Group, first: Group) -> str:
-    """Returns why the win rate of a group of seeds cannot be compared with that of the first; empty if it can."""
+def why_not_of_group(group: Group, first: Group, name: str = "#1") -> str:
+    """Returns why the win rate of a group of seeds cannot be compared with that of the first; empty if it can.
+
+    Args:
+        group: Seeds of one configuration, of which one has a win rate at least.
+        first: Those that it is compared with, likewise.
+        name: What these are called in the sentence.
+    """
     of_first = _first_reason(first, first)
     if of_first:
-        return f"#1 cannot be compared: {of_first}"
+        return f"{name} cannot be compared: {of_first}"
     return _first_reason(group, first)
 
 

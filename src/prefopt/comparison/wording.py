@@ -8,6 +8,7 @@ from prefopt.comparison.noise import EXPLANATIONS, Method
 from prefopt.comparison.ranking import Comparison, Row, count_states
 from prefopt.comparison.records import Measure, RunRecord
 from prefopt.comparison.settings import MISSING, shown
+from prefopt.comparison.wins import why_not_of_group
 from prefopt.evaluation.metrics import BY_KEY, COMPARED, PERCENT, POINTS, WIN_RATE, Metric
 from prefopt.process.terminal import one_line
 from prefopt.reports.numbers import Cell
@@ -137,20 +138,25 @@ def describe_noise(comparison: Comparison) -> list[str]:
 
 
 def _about_win_rates(comparison: Comparison) -> list[str]:
-    """Says which win rates are shown, but not compared, and how to compare them where another metric ranks."""
-    if comparison.metric.key != WIN_RATE:
-        num = sum(WIN_RATE in run.metrics for run in comparison.runs)
-        return [f"Win rates are compared prompt by prompt with --rank-by {WIN_RATE}."] if num > 1 else []
+    """Says which win rates mean another thing than the first one, and how to compare the others."""
+    rows = [row for row in comparison.rows if row.group.spread(WIN_RATE) is not None]
+    if len(rows) < 2:
+        return []
+    is_ranked_by = comparison.metric.key == WIN_RATE
+    first = "#1" if is_ranked_by else name_of(rows[0])
     reasons: dict[str, list[str]] = {}
-    for row in comparison.rows:
-        if row.not_compared:
-            reasons.setdefault(one_line(row.not_compared), []).append(name_of(row))
+    for row in rows[1:]:
+        why = row.not_compared if is_ranked_by else why_not_of_group(row.group, rows[0].group, first)
+        reasons.setdefault(one_line(why), []).append(name_of(row))
+    comparable = reasons.pop("", [])
     lines = [
-        f"Its win rate is shown, not compared with that of #1, since {why}: {_some(names)}."
+        f"Its win rate is shown, not compared with that of {first}, since {why}: {_some(names)}."
         for why, names in [*reasons.items()][:MAX_REASONS]
     ]
     more = len(reasons) - MAX_REASONS
-    return [*lines, f"And {more} more reasons, in {CSV}."] if more > 0 else lines
+    lines += [f"And {more} more reasons; --rank-by {WIN_RATE} writes all into {CSV}."] if more > 0 else []
+    hint = f"Win rates are compared prompt by prompt with --rank-by {WIN_RATE}."
+    return lines if is_ranked_by or not comparable else [*lines, hint]
 
 
 def _some(names: list[str]) -> str:

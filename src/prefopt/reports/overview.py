@@ -123,32 +123,25 @@ def _asked(report: Report) -> list[str]:
     else:
         trained = f"{count(num)} {rows} ({_file(data.get('train'))})"
         found = [f"Does the model answer better once it was trained on {trained}?"]
-    where = _file(data.get("test" if report.test else "held_out"))
-    best = hardest_win(report)
-    num_asked = (
-        (report.sample_counts or {}).get("prompts") if best is None else (best.estimate.n or 0) + best.num_unread
-    )
+    where, best = _file(data.get("test" if report.test else "held_out")), hardest_win(report)
+    answered = (report.sample_counts or {}).get("prompts")
+    num_asked = answered if best is None else (best.estimate.n or 0) + best.num_unread
     if num_asked:
-        found.append(f"Put to it: {count(num_asked)} questions ({where}){_unseen(report)}.")
+        found.append(f"Put to it: {count(num_asked)} questions ({where}).")
     elif report.held_out.n:
-        found.append(f"Tried on {count(report.held_out.n)} rows ({where}){_unseen(report)}.")
-    return found
+        found.append(f"Tried on {count(report.held_out.n)} rows ({where}).")
+    return [*found, *_unseen(report.overlap or {})]
 
 
-def _unseen(report: Report) -> str:
+def _unseen(overlap: dict[str, Any]) -> list[str]:
     """Says whether training has seen the questions; nothing where it was not looked for."""
-    seen = (
-        [report.overlap[key] for key in ("exact", "near") if report.overlap.get(key) is not None]
-        if report.overlap
-        else []
-    )
-    if not seen:
-        return ""
-    return (
-        f", of which training had seen {count(sum(seen))}, or nearly"
-        if sum(seen)
-        else ", none of which training had seen"
-    )
+    counts = [overlap[key] for key in ("exact", "near") if overlap.get(key) is not None]
+    if not counts:
+        return []
+    if not sum(counts):
+        return ["Training had seen none of them."]
+    whole = f" of all {count(overlap['prompts'])}" if overlap.get("prompts") else ""
+    return [f"Training had seen {count(sum(counts))}{whole}, or nearly."]
 
 
 def _file(named: object) -> str:

@@ -3,6 +3,7 @@
 import gc
 import weakref
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from prefopt.evaluation.material import Material, Split
 from prefopt.evaluation.measure import Measured, measure_contestants
 from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.scoring import Scores
+from prefopt.process.errors import UserError
 
 MATERIAL = Material(Split(), Split(), [], [[1, 2]], [Asked("a:1", "prompt", None)], [])
 
@@ -68,7 +70,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def measure_all(*contestants: Contestant) -> dict[str, Measured]:
-    measured, answers = measure_contestants(contestants, None, SimpleNamespace(pad_token_id=0), MATERIAL)
+    measured, answers, _ = measure_contestants(contestants, None, SimpleNamespace(pad_token_id=0), MATERIAL)
     assert {*answers} == {*measured}
     return measured
 
@@ -90,3 +92,37 @@ def test_one_model_is_in_memory_at_a_time_and_the_base_scores_what_the_others_wr
 def test_the_base_of_an_adapter_is_the_same_model_without_it(log: list[str]) -> None:
     measure_all(*of_run(Path("adapter")))
     assert log == ["load tuned", "measure tuned", "score by tuned", "measure base", "score by base"]
+
+
+class Rivalling:
+    """A rival with a model of its own."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.runs_on = name, None
+
+
+def test_one_that_has_no_answers_is_left_out_and_told_and_the_others_stay(
+    log: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = measure.measure
+
+    def measured(scorer: Any, *given: Any) -> Measured:
+        found: Measured = plain(scorer, *given)
+        broken = replace(found, samples=[], failure="The model gives no numbers.")
+        return broken if scorer.model.name == "tuned" else found
+
+    def answer(rival: Any, config: Any) -> list[Answer]:
+        if rival.name == "down":
+            raise UserError("connection refused")
+        return [Answer([4], finished=True)]
+
+    monkeypatch.setattr(measure, "measure", measured)
+    monkeypatch.setattr(measure, "answer_elsewhere", answer)
+    rivals: Any = [Rivalling("down"), Rivalling("up")]
+    found, answers, failures = measure_contestants(
+        of_run(Path("model")), None, SimpleNamespace(pad_token_id=0), replace(MATERIAL, rivals=rivals)
+    )
+    assert {*answers} == {"base", "up"}
+    assert failures == {"tuned": "The model gives no numbers.", "down": "connection refused"}
+    assert found["base"].answers_of == {}
+    assert "tuned does not answer, and is left out. The model gives no numbers." in caplog.text

@@ -116,6 +116,8 @@ class Report:
         judges: Name of a judge -> what it is worth, the deciding one first; None where no held-out pairs tell.
         failures: Name of a judge or a contestant that failed -> why.
         tasks: Name of a task -> what it found in each contestant's answers.
+        answers: Name of a contestant -> how many of its answers are empty or the same, as
+            `prefopt.evaluation.plain_answers.describe_answers` returns it.
         answer_slices: The win rate over the best contestant without tuning in each slice of the prompts, and the
             `worst` slice if chance does not explain it, as `prefopt.evaluation.slices.Slices` is written.
         style: How far the styles of base and tuned are apart in answers to unrelated questions, as
@@ -148,6 +150,7 @@ class Report:
     judges: dict[str, Standing | None] | None = None
     failures: dict[str, str] | None = None
     tasks: dict[str, TaskResult] | None = None
+    answers: dict[str, Block] | None = None
     answer_slices: Block | None = None
     style: Block | None = None
     evidence: Block | None = None
@@ -184,6 +187,7 @@ class Report:
             "judges": {name: _standing(each) for name, each in _mapping(known["judges"]).items()} or None,
             "failures": {name: str(each) for name, each in _mapping(known["failures"]).items()} or None,
             "tasks": {name: _task(each) for name, each in _mapping(known["tasks"]).items()} or None,
+            "answers": {name: dict(_mapping(each)) for name, each in _mapping(known["answers"]).items()} or None,
             "style": dict(_mapping(known["style"])) or None,
             "evidence": dict(_mapping(known["evidence"])) or None,
             "answer_slices": dict(_mapping(known["answer_slices"])) or None,

@@ -10,7 +10,7 @@ from prefopt.evaluation.statistics import Estimate
 
 KEPT = "A run that keeps what its base could do: lower optim.learning_rate, train less, or mix in other data."
 OF_THE_TASK = (
-    "A run whose style stays with its task: mix in pairs of other tasks in the base's style. Where the style is wanted "
+    "A run whose style stays with its task: mix in pairs of other tasks in the base's style. Where it is wanted "
     "everywhere, raise evaluation.limits.style_ratio."
 )
 

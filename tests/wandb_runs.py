@@ -81,6 +81,7 @@ def attempt(
     *,
     end: BaseException | None = None,
     report: dict[str, Any] | None = None,
+    answers: Sequence[dict[str, Any]] = (),
 ) -> None:
     """One attempt at a run: the records of these steps, and its end, early with an exception or with a report."""
     run.cut_records_after(steps[0] - 1)
@@ -95,7 +96,7 @@ def attempt(
                 log.write(record(step))
             if end is not None:
                 raise end
-            mirror.finish(report or REPORT)
+            mirror.finish(report or REPORT, answers)
     except BaseException as error:
         if error is not end:
             raise

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +46,8 @@ HELP = """Measure a finished run again and rebuild its report.
   python -m prefopt.evaluate report=<folder> data.held_out=prompts.jsonl model=hf model.path=<base> \\
       'evaluation.contestants=[base,{name: tuned, model: <folder>}]' evaluation.judges=[...]
 
-Settings of `evaluation`, `data.held_out`, and what happens to rows that cannot be used (data.max_length, data.on_bad
-and the other data.on_…) may be changed; everything else is as in the run's config.yaml.
+Settings of `evaluation`, `data.held_out`, and what is read of other rows (data.tag, data.max_length, data.on_bad and
+the other data.on_…) may be changed; everything else is as in the run's config.yaml.
 A report on other data goes to a folder of its own beside the run's, runs/<name>/report-<file>-<digest>.
 
 split=test measures on data.test (of the run's config.yaml, or data.test=<file> given here), after all choices are
@@ -76,9 +76,18 @@ def main(argv: list[str]) -> None:
     )
     options = parser.read(argv)
     report = _report_of(options.overrides, is_recorded=options.recorded)
-    word = (report.get("decision") or {}).get("word")
-    if is_main() and options.require is not None and word != options.require:
-        sys.stderr.write(f"--require {options.require}: the decision is {word}\n")
+    if is_main() and options.require is not None:
+        _pass_or_exit(options.require, report)
+
+
+def _pass_or_exit(required: str, report: Mapping[str, Any]) -> None:
+    """Tells the decision, and ends with `NOT_MET` if it is not the one that is required."""
+    from prefopt.evaluation.decision import Decision
+
+    decision = Decision.from_written(report.get("decision"))
+    word = None if decision is None else decision.word
+    sys.stderr.write(f"--require {required}: the decision is {word} ({report.get('date')})\n")
+    if word != required:
         sys.exit(NOT_MET)
 
 
@@ -103,17 +112,23 @@ def _recall(folder: Path, overrides: dict[str, str]) -> dict[str, Any]:
     Raises:
         UserError: There is no report, or its evidence is stale.
     """
-    from prefopt.evaluation.evidence import find_stale, gather
+    with importing():
+        from prefopt.evaluation.evidence import find_edit, find_stale, gather
+        from prefopt.runs.final_model import require_sound_model
 
     run = find_run(folder)
-    _, config = read_settings(run, overrides)
+    trained, config = read_settings(run, overrides)
     report, _ = read_report(run.report / "report.json")
     again = f"Measure again: prefopt evaluate run={quote(folder)}"
-    require(report is not None, f"--recorded: {run.report} has no report that can be read. {again}")
+    require(bool(report), f"--recorded: {run.report} has no report that can be read. {again}")
     assert report is not None
+    edited = find_edit(run.report)
+    require(edited is None, f"--recorded: {run.report} is not what was measured: {edited}. {again}")
+    require_sound_model(run)
+    require_same_base(run, trained)
     stale = find_stale(report.get("evidence") or {}, gather(config, run.model))
     require(not stale, f"--recorded: the report of {run.path} is stale: changed since: {', '.join(stale)}. {again}")
-    logger.info("evaluation: %s: the decision recorded there holds", run.report)
+    logger.info("evaluation: %s: the decision of %s holds", run.report, report.get("date"))
     return report
 
 
@@ -218,7 +233,7 @@ def _measure(run: RunDirectory, overrides: dict[str, str]) -> dict[str, Any]:
         return {}
     report = publish(evaluation, run, folder)
     print_report(report, folder / "report.html", console)
-    record_evaluation(config, run, report.to_dict())
+    record_evaluation(config, run, report.to_dict(), evaluation.answers)
     return report.to_dict()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prefopt.distributed.entry import run_entry
 from prefopt.process.terminal import Terminal
-from prefopt.runs.find import Group, Kind, find_groups
+from prefopt.runs.find import Group, find_groups
 from prefopt.state.advice import advise
 from prefopt.state.look import View, look
 from prefopt.state.run_status import RunStatus
@@ -65,7 +65,7 @@ def _group(group: Group, runs: list[RunStatus]) -> dict[str, object]:
         "name": group.title,
         "path": None if group.path is None else str(group.path),
         "is_sweep": group.is_sweep,
-        "counts": count_words([run for run in runs if run.place.kind is not Kind.reference]),
+        "counts": count_words([run for run in runs if run.place.kind.trains]),
         "runs": [_run(run) for run in runs],
     }
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from rich.text import Text
 
 from prefopt.cluster.local import list_commands, run_here
-from prefopt.cluster.planning import Submission, plan_submission
+from prefopt.cluster.planning import plan_submission
 from prefopt.cluster.script import render
 from prefopt.cluster.slurm import cancel, require_sbatch, submit
+from prefopt.cluster.submission import Submission
 from prefopt.config.choices import ClusterKind
 from prefopt.config.cluster import GROUPS, SUBMIT, ClusterConfig, SubmitConfig
 from prefopt.config.load import TRAIN
@@ -33,6 +34,8 @@ HELP = """Submit a run, a sweep or a chain of runs: the overrides of prefopt.tra
   python -m prefopt.submit +experiment=dpo_brand_voice cluster=local algorithm.beta=0.05,0.1,0.3
   python -m prefopt.submit +experiment=dpo_brand_voice cluster=slurm_cpu sweep=optuna_dpo cluster.max_parallel=4
   python -m prefopt.submit chain=sft_then_dpo cluster=slurm_cpu
+  python -m prefopt.submit chain=iterative_dpo chain.rounds=3 cluster=local model=<name> data=files \
+      data.train=<prompts> data.held_out=<pairs> 'evaluation.judges=[{kind: rule, patterns: [...]}]'
 
 Everything is checked first; submit.dry_run=true prints the scripts and submits nothing. The same command again, with
 sweep.resume=true for a sweep, submits what is not done. What can be chosen: prefopt list clusters (sweeps, chains)."""

@@ -58,19 +58,44 @@ def hostile_report(folder: Path) -> Path:
     found["decision"] = {"word": "do_not_ship", "reasons": [LINE, LINE], "would_decide": [LINE]}
     found["verdict"] += [{"level": level, "finding": LINE, "evidence": LINE} for level in ("bad", "info")]
     found["samples"] = [
-        {"prompt": text, "base": text, "tuned": text, "chosen": ALL if name == "script" else None}
+        {
+            "prompt": text,
+            "base": text,
+            "tuned": text,
+            "chosen": ALL if name == "script" else None,
+            "rejected": text,
+            "rendered": f"<|user|>{text}",
+            "readings": [{"a": "tuned", "b": LINE, "judge": LINE, "reading": word} for word in ("loss", LINE)],
+            "ranking": {"lost": 2, "wrong": 1, "pairs": 1},
+        }
         for name, text in TEXTS.items()
     ]
+    found["sample_counts"] = {"prompts": 132, "lost": 3, "wrongly_ranked": 1}
     found["data"]["notes"] = list(TEXTS.values())
     found["slices"] = [{**part, "name": LINE} for part in found["slices"]]
     found["win_rates"] = [win(LINE, 0.55, 0.44)]
-    found["judges"] = {LINE: standing(0.8)}
+    found["judges"] = {"rule": standing(0.8), LINE: standing(0.8)}
+    found["contestants"] = {
+        LINE: {"model": LINE, "is_untuned": True, "examples": 3},
+        "tuned": {"model": "tuned", "is_untuned": False},
+    }
+    found["verdict"] += [{"level": "bad", "finding": LINE, "evidence": LINE, "harm": True}] * 7
     found["answer_slices"] = {"slices": [{**each, "name": LINE} for each in found["answer_slices"]["slices"]]}
     found["tasks"] = {LINE: found["tasks"]["order form"]}
     found["provenance"] |= {"command": ALL, "hardware": LINE}
     for check in found["audit"]["checks"]:
         check["summary"] = LINE
     return _write_report(found, folder)
+
+
+def summary(folder: Path) -> Path:
+    """summary.html of a run whose answers were judged."""
+    return report(folder).with_name("summary.html")
+
+
+def hostile_summary(folder: Path) -> Path:
+    """summary.html whose every text is hostile."""
+    return hostile_report(folder).with_name("summary.html")
 
 
 def comparison(folder: Path) -> Path:
@@ -168,7 +193,18 @@ def hostile_row(folder: Path) -> Path:
 
 PAGES: dict[str, Callable[[Path], Path]] = {
     page.__name__: page
-    for page in (report, hostile_report, comparison, hostile_comparison, audit, hostile_audit, row, hostile_row)
+    for page in (
+        report,
+        hostile_report,
+        summary,
+        hostile_summary,
+        comparison,
+        hostile_comparison,
+        audit,
+        hostile_audit,
+        row,
+        hostile_row,
+    )
 }
 
 
@@ -187,14 +223,41 @@ def _whole_report() -> dict[str, Any]:
                        "training": 27.2, "checkpoints": 1.9, "evaluation/held_out": 11.6, "evaluation/sampling": 9.5,
                        "report": 0.4, "other": 0.1}  # fmt: skip
     found["audit"] = of_audit.audit(of_audit.finding("empty"), of_audit.finding("near_leakage", 0.1)).to_dict()
-    found["samples"] = [found["samples"][0]] * 3
+    judged = [("loss", "base"), ("inconsistent under swap", "base with the style guide as its prompt")]
+    found["samples"] = [
+        {
+            **found["samples"][0],
+            "rejected": "No.",
+            "rendered": "<|user|>\nCan I return a lamp that I bought seven weeks ago?\n<|assistant|>\n",
+            "readings": [
+                {"a": "tuned", "b": name, "judge": judge, "reading": word}
+                for judge in ("classifier", "style guide")
+                for word, name in judged
+            ],
+            "ranking": {"lost": lost, "wrong": wrong, "pairs": 1},
+        }
+        for lost, wrong in ((1, 1), (0, 1), (0, 0))
+    ]
+    found["sample_counts"] = {"prompts": 132, "lost": 17, "wrongly_ranked": 4}
     found["win_rates"] = [win("base", 0.81, 0.72), win("base with the style guide as its prompt", 0.55, 0.44)]
-    found["judges"] = {"classifier": standing(0.8), "style guide": standing(0.35, 0.2)}
+    found["judges"] = {"rule": standing(0.8), "style guide": standing(0.35, 0.2)}
     rate = found["held_out"]["tuned"][accuracy]
     found["answer_slices"] = {
         "slices": [{"name": each, "grouping": "topic", "rate": rate} for each in ("refund", "tents")]
     }
     values = {"values": {"valid": rate, "field_f1": rate}}
+    found["contestants"] = {
+        "base": {"model": "m", "is_untuned": True},
+        "tuned": {"model": "tuned", "is_untuned": False},
+        found["win_rates"][1]["b"]: {"model": "base", "system": "guide.md", "is_untuned": True, "is_prompted": True},
+    }
+    found["verdict"] += [
+        {"level": level, "finding": text, "evidence": "n = 3", "harm": True}
+        for level, text in (
+            ("warning", "The model may repeat itself; so few answers do not tell."),
+            ("info", "The model stayed close to its base."),
+        )
+    ]
     checked = {"main": "valid", "is_share": True, "contestants": dict.fromkeys(("base", "tuned", "guide"), values)}
     found["tasks"] = {"order form": checked}
     return found

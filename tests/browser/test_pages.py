@@ -111,6 +111,12 @@ def test_the_keyboard_alone_reaches_and_scrolls_whatever_scrolls(
     assert len(reached) == number
 
 
+def test_the_summary_fits_one_screen(browser: Page, file_of: Callable[[str], Path]) -> None:
+    browser.show(1300, "light")
+    browser.open(file_of("summary"))
+    assert browser.evaluate("document.documentElement.scrollHeight") <= 900
+
+
 def test_pressed_buttons_change_what_is_drawn(browser: Page, file_of: Callable[[str], Path]) -> None:
     browser.show(1300, "light")
     browser.open(file_of("comparison"))

@@ -1,5 +1,6 @@
 """Contestants answer, judges read, and a decision follows, by the commands that a user types (issue 16)."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 
 import prefopt
+from prefopt.compare import main as compare
 from prefopt.evaluate import main as evaluate
+from prefopt.evaluation.evidence import seal_report
 from prefopt.sample import main as sample
 from prefopt.train import main as train
 from tests.conftest import STUDY, quick_run, read_rows, write_rows
@@ -58,7 +61,7 @@ def test_a_run_is_judged_against_its_base_and_the_base_with_prompts(trained):
     assert report["judges"]["rule"]["facts"]["kind"] == "rule"
     assert report["held_out"]["tuned"]["win_rate"]["n"] == 8
     assert report["tasks"]["json_schema"]["contestants"]["told"]["values"]
-    assert {*report["evidence"]} == {"model", "base", "data", "settings", "files"}
+    assert {*report["evidence"]} == {"model", "base", "models", "data", "settings", "files"}
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     assert len(lines) == 8
     assert [*lines[0]["answers"]] == ["tuned", "base", "told", "shown"] or {*lines[0]["answers"]} == {
@@ -66,17 +69,48 @@ def test_a_run_is_judged_against_its_base_and_the_base_with_prompts(trained):
     }
     mean = sum((each["outcomes"][0]["outcome"] + 1) / 2 for each in lines) / 8
     assert mean == pytest.approx(report["win_rates"][0]["value"])
+    first = lines[0]["outcomes"][0]
+    assert {*first} == {"a", "b", "judge", "outcome", "forward", "backward", "reading"}
+    digests = {name: each.get("sha256") for name, each in report["contestants"].items()}
+    assert digests.pop("tuned") is None
+    assert len({*digests.values()}) == 3
+    assert len(report["judge_digests"]["rule"]) == 64
+    counts, samples = report["sample_counts"], report["samples"]
+    lost = [each for each in lines if any(o["outcome"] == -1 and o["a"] == "tuned" for o in each["outcomes"])]
+    pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    wrong = sum(each["tuned_margin"] <= 0 for each in pairs)
+    assert counts == {"prompts": 8, "lost": len(lost), "wrongly_ranked": wrong}
+    assert len(samples) == 2
+    assert samples[0]["ranking"]["lost"] >= samples[1]["ranking"]["lost"]
+    assert all(each["rejected"] and each["prompt"] in each["rendered"] for each in samples)
     page = (folder / "report.html").read_text()
     assert "Whose answers are better?" in page
     assert "tuned against told" in page
     assert "too few" in " ".join(report["decision"]["reasons"])
 
 
+def test_two_runs_are_compared_prompt_by_prompt_until_another_judge_reads_one_of_them(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+
+    def rows_of_comparison():
+        compare([str(run), str(other), "--rank-by", "win_rate", "--output", str(tmp_path)])
+        return list(csv.DictReader((tmp_path / "compare.csv").open()))
+
+    first, second = rows_of_comparison()
+    assert (second["difference"], second["difference_method"]) == ("0.0", "prompt by prompt")
+    assert (first["against_first"], second["against_first"]) == ("best", "within noise of #1")
+    prefopt.evaluate(other, ["evaluation.judges=[{kind: rule, name: other, patterns: ['[a-z]']}]"])
+    first, second = rows_of_comparison()
+    assert (first["difference"], second["difference"]) == ("", "")
+    assert second["against_first"].startswith("not compared: another judge read its answers")
+
+
 def test_the_same_answers_come_again_and_other_judges_read_them(run):
-    before = read_report(run / "report")
+    before = [json.loads(line)["answers"] for line in (run / "report" / "answers.jsonl").read_text().splitlines()]
     again = prefopt.evaluate(run, ["evaluation.judges=[{kind: rule, name: other, patterns: ['[a-m]']}]"])
     assert [*again["judges"]] == ["other"]
-    assert again["samples"] == before["samples"]
+    lines = (run / "report" / "answers.jsonl").read_text().splitlines()
+    assert [json.loads(line)["answers"] for line in lines] == before
 
 
 def test_a_gate_passes_or_ends_with_3_and_stale_evidence_is_refused(run, fails, capsys):
@@ -95,12 +129,37 @@ def test_a_gate_passes_or_ends_with_3_and_stale_evidence_is_refused(run, fails, 
     written = json.loads(report.read_text())
     written["decision"] = {"word": "ship", "reasons": [], "would_decide": []}
     report.write_text(json.dumps(written))
+    assert "is not what was measured: report.json has" in fails(
+        evaluate, [f"run={run}", "--require", "ship", "--recorded"]
+    )
+    seal_report(run / "report")
     evaluate([f"run={run}", "--require", "ship", "--recorded"])
+    assert "--require ship: the decision is ship" in capsys.readouterr().err
 
     assert "the settings of the evaluation" in fails(evaluate, [f"run={run}", "--recorded", "evaluation.min_gain=0.2"])
+    weights = run / "model" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "is not what training left there" in fails(evaluate, [f"run={run}", "--recorded"])
+    weights.write_bytes(content)
     manifest = run / "model" / "manifest.json"
     manifest.write_text(manifest.read_text() + "\n")
     assert "is stale: changed since: the tuned model" in fails(evaluate, [f"run={run}", "--recorded"])
+    written["decision"] = ["ship"]
+    report.write_text(json.dumps(written))
+    seal_report(run / "report")
+    manifest.write_text(manifest.read_text()[:-1])
+    with pytest.raises(SystemExit) as ended:
+        evaluate([f"run={run}", "--require", "ship", "--recorded"])
+    assert ended.value.code == 3, "what is no decision is no ship"
+
+
+def test_a_report_without_judges_that_replaces_a_judged_one_says_so(run, capsys):
+    folder = run / "report"
+    assert (folder / "answers.jsonl").exists()
+    prefopt.evaluate(run, ["evaluation.judges=[]", "evaluation.tasks=[]", "evaluation.contestants=[base,tuned]"])
+    assert "in which answers were judged (rule) is replaced by one without judges" in capsys.readouterr().out
+    assert not (folder / "answers.jsonl").exists(), "it would be of another measurement"
 
 
 def test_two_models_are_compared_without_a_run(trained, tiny_model, tmp_path, fails):

@@ -335,6 +335,52 @@ def test_artifacts_are_left_out_where_the_settings_say_so(tmp_path):
     assert of_kind(read_session(folder), "artifact") == []
 
 
+ANSWERS = [
+    {
+        "prompt": f"prompt {number}",
+        "chosen": "c",
+        "rejected": None,
+        "answers": {"base": f"base {number}", "tuned": f"tuned {number}"},
+        "outcomes": [{"a": "tuned", "b": "base", "judge": "voice", "outcome": -1, "reading": "loss"}],
+    }
+    for number in range(3)
+]
+WINS = {"a": "tuned", "b": "base", "judge": "voice", "value": 0.25, "ci95": [0.1, 0.4], "n": 3}
+
+
+def check_answers_table(content):
+    assert content["columns"] == ["prompt", "base", "tuned", "chosen", "rejected", "voice: tuned against base"]
+    assert content["data"] == [[f"prompt {n}", f"base {n}", f"tuned {n}", "c", None, "loss"] for n in range(3)]
+
+
+def test_all_judged_answers_are_a_table_and_win_rates_with_intervals_in_the_summary(server, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE")
+    config, run = make_run(tmp_path / "runs", "judged")
+    attempt(config, run, [1], report={**REPORT, "win_rates": [WINS]}, answers=ANSWERS)
+    recorded = only_run(server)
+    key = "win_rates/voice/tuned against base"
+    assert [recorded.summary[name] for name in (key, f"{key}_low", f"{key}_high")] == [0.25, 0.1, 0.4]
+    (file,) = (content for name, content in recorded.files.items() if name.startswith("media/table/answers"))
+    check_answers_table(json.loads(file))
+    assert recorded.summary["answers"]["nrows"] == 3
+
+
+def test_offline_the_table_of_answers_lies_in_the_session_until_it_is_uploaded(tmp_path):
+    config, run = make_run(tmp_path / "runs", "judged_away")
+    attempt(config, run, [1], answers=ANSWERS)
+    (folder,) = sessions_of(run)
+    (file,) = (folder / "files" / "media" / "table").glob("answers*.table.json")
+    check_answers_table(json.loads(file.read_text()))
+
+
+def test_no_answer_leaves_where_none_are_to_be_shown(server, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE")
+    config, run = make_run(tmp_path / "runs", "silent", "evaluation.num_shown_samples=0")
+    attempt(config, run, [1], report={**REPORT, "samples": []}, answers=ANSWERS)
+    assert b"tuned 1" not in server.sent()
+    assert "answers" not in only_run(server).summary
+
+
 def test_the_code_is_left_out_where_the_environment_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_DISABLE_GIT", "true")
     config, run = make_run(tmp_path / "runs", "closed")

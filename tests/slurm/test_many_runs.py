@@ -8,6 +8,11 @@ from tests.conftest import write_rows
 from tests.slurm.conftest import job_of
 
 SIX = ["algorithm.beta=0.05,0.1,0.3", "optim.learning_rate=1e-3,3e-3", "sweep.name=six", "cluster.max_parallel=3"]
+ITERATIVE = [
+    "chain=iterative_dpo", "chain.rounds=1", "chain.num_samples=2", "model.path=prefopt:assets/base_model",
+    "run.name=iterative", "evaluation.judges=[{kind: rule, patterns: ['[a-m]']}]", "evaluation.max_new_tokens=120",
+    "evaluation.num_judged=2", "evaluation.regression=null",
+]  # fmt: skip
 
 
 class Queue:
@@ -64,6 +69,7 @@ def queue(cluster, workplace, chains, other_pairs):
         queue.submit(name, f"sweep.name={name}", *own, "algorithm.loss_type=sigmoid,ipo", *other_pairs)
     for name in ("good", "bad"):
         queue.submit(f"chain_{name}", f"chain={name}", f"--config-dir={chains}")
+    queue.submit("iterative", *ITERATIVE)
     return queue
 
 
@@ -117,6 +123,18 @@ def test_a_chain_starts_from_the_model_of_the_stage_before(cluster, workplace, q
     provenance = json.loads((workplace.runs / "good_dpo" / "provenance.json").read_text())
     assert provenance["model"]["path"] == str(workplace.runs / "good_sft" / "model")
     assert workplace.status("good_dpo")["state"] == "done"
+
+
+def test_a_stage_that_samples_ends_and_the_next_one_trains_on_its_pairs(cluster, workplace, queue):
+    sampled, trained = "iterative-sample_1", "iterative-dpo_1"
+    last = job_of(queue.said["iterative"], 1)
+    assert cluster.wait_for_job(last, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", workplace.log(sampled)
+    (attempt,) = workplace.attempts(sampled)
+    assert (attempt["state"], attempt["next"]) == ("done", "done")
+    num_pairs = len((workplace.runs / sampled / "pairs.jsonl").read_text().splitlines())
+    data = json.loads((workplace.runs / trained / "provenance.json").read_text())["data"]
+    assert data["tokenized"]["train"]["num_kept"] == num_pairs > 0
+    assert f"kind sample  22 prompts: {num_pairs} pairs" in cluster.prefopt("status", str(workplace.runs / sampled))
 
 
 def test_when_a_stage_fails_the_next_one_does_not_wait_for_ever(cluster, workplace, queue):

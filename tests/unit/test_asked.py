@@ -16,7 +16,7 @@ def test_pairs_and_demonstrations_become_text():
     assert labelled_pairs([pair(1), shown]) == [LabelledPair("p1", "y1", "n")]
     assert read_trained([pair(1), shown], 0) == [LabelledPair("p1", "y1", "n"), LabelledPair("q", "a", "")]
     assert read_trained([SFTExample(text="once", source="b:2")], 0) == []
-    assert Asked.of(pair(1)) == Asked("a:1", "p1", " y1 ", "", "t")
+    assert Asked.of(pair(1)) == Asked("a:1", "p1", " y1 ", "", "t", "n")
 
 
 def test_of_many_rows_a_sample_is_read_the_same_each_time(monkeypatch, caplog):

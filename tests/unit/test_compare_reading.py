@@ -395,6 +395,15 @@ def test_only_settings_with_several_values_differ() -> None:
     assert differing(runs) == ["algorithm.name", "algorithm.beta"]
 
 
+def test_settings_that_change_only_what_is_written_tell_no_runs_apart() -> None:
+    runs = [
+        {"trainer.eval_every": every, "trainer.save_every": every, "trainer.log_every": every, "data.tag": tag}
+        for every, tag in ((15, "topic"), (None, None))
+    ]
+    assert differing(runs) == []
+    assert identity_but_seed(runs[0]) == identity_but_seed(runs[1])
+
+
 def test_short_names_tell_settings_apart() -> None:
     assert short_names(["algorithm.name", "engine.name", "algorithm.beta", "a.x", "b.x", "model.path"]) == {
         "algorithm.name": "algorithm",

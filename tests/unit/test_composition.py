@@ -281,6 +281,7 @@ def test_settings_of_an_evaluation_are_read_as_those_of_a_run(key, value, expect
     with pytest.raises(UserError) as error:
         change_evaluation(config, {key: value})
     assert expected in str(error.value)
+    assert change_evaluation(config, {"data.tag": "null"}).data.tag is None  # other data may have no such column
     assert change_evaluation(config, {"evaluation.neutral_texts": "007"}).evaluation.neutral_texts == "007"
     assert change_evaluation(config, {"data.held_out": "[a.jsonl,b.jsonl]"}).data.held_out == ["a.jsonl", "b.jsonl"]
 

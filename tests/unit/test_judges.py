@@ -20,6 +20,7 @@ from prefopt.config.judges import (
     RuleJudgeConfig,
     read_judges,
 )
+from prefopt.config.load import load_config
 from prefopt.evaluation.judges import build_judges, classifier, rule
 from prefopt.evaluation.judges.classifier import ClassifierJudge
 from prefopt.evaluation.judges.endpoint import EndpointJudge
@@ -80,6 +81,16 @@ def test_a_rule_is_blind_to_the_order():
     matchups = [Matchup("p", "a b", "bb"), Matchup("p", "", "a"), Matchup("p", "x", "y")]
     assert not judge.sees_order
     assert judge.read([each.swapped for each in matchups]).tolist() == (-judge.read(matchups)).tolist()
+
+
+def test_patterns_with_points_are_a_table_or_can_be_typed_in_a_list():
+    """A key in quotes cannot be typed (issue 16)."""
+    given = r"evaluation.judges=[{kind: rule, patterns: ['\b(we|I)\b', {pattern: 'sorry|oh, no', points: -2}]}]"
+    (judge,) = read_judges(load_config([given]).evaluation.judges)
+    assert judge == RuleJudgeConfig(patterns=[r"\b(we|I)\b", {"pattern": "sorry|oh, no", "points": -2}])
+    assert judge.weights == RuleJudgeConfig(patterns={r"\b(we|I)\b": 1, "sorry|oh, no": -2}).weights
+    with pytest.raises(UserError, match=r"a key in quotes cannot be typed\. Write the setting into a file"):
+        load_config([r"""evaluation.judges=[{kind: rule, patterns: {"\bwe\b": 1}}]"""])
 
 
 def test_a_pattern_that_would_search_for_years_is_stopped_and_named(monkeypatch):
@@ -418,6 +429,9 @@ def test_a_rubric_that_asks_for_no_mark_is_refused_before_any_request(endpoint_j
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ({"kind": "rule", "patterns": [{"pattern": "a"}]}, r"found \{'pattern': 'a'\}"),
+        ({"kind": "rule", "patterns": ["a", 3]}, "or {pattern: ..., points: ...}; found 3"),
+        ({"kind": "rule", "patterns": {"a": "b"}}, r"found \{'a': 'b'\}"),
         ({"kind": "rule", "patterns": ["(a"]}, r"'\(a' is no regular expression.*\\\(a"),
         ({"kind": "rule", "patterns": ["a{99999999999999999999}"]}, "is no regular expression"),
         ({"kind": "rule"}, "give either patterns or function"),

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from prefopt.evaluation.judged import judge_contestants
+from prefopt.evaluation.asked import Asked
+from prefopt.evaluation.judged import Judged, judge_contestants
 from prefopt.evaluation.judges.judge import LabelledPair, Matchup, compare_scores
 from prefopt.evaluation.judging import (
+    READINGS,
     Verdicts,
+    WinRate,
     cohens_kappa,
     judge_answers,
     standard_error,
@@ -15,7 +18,7 @@ from prefopt.evaluation.judging import (
     try_judge,
     win_rate,
 )
-from prefopt.evaluation.statistics import Prompts
+from prefopt.evaluation.statistics import Estimate, Prompts
 from prefopt.process.errors import UserError
 
 
@@ -62,6 +65,31 @@ def test_a_judge_that_always_prefers_the_first_answer_finds_only_ties():
     assert (found.estimate.value, found.num_ties) == (0.5, 40)
     assert (found.consistency, found.first_slot) == (0.0, 1.0)
     assert found.gain.low < 0 < found.gain.high
+
+
+def test_what_both_orders_say_in_words_is_what_counts():
+    nan, values = float("nan"), (1, 0, -1, float("nan"))
+    orders = [(a, b) for a in values for b in values]
+    verdicts = Verdicts(*np.array(orders).T, np.zeros(16))
+    counted = {"win": 1, "loss": -1, "tie": 0, "inconsistent under swap": 0, "no verdict": nan}
+    np.testing.assert_array_equal([counted[word] for word in verdicts.readings], verdicts.outcomes)
+    assert {*verdicts.readings} == {*READINGS}
+    said = dict(zip(orders[:2], verdicts.readings, strict=False))
+    assert said == {(1, 1): "win", (1, 0): "inconsistent under swap"}
+
+
+def test_the_lines_of_answers_hold_each_verdict_in_both_orders():
+    asked = [Asked("a:1", "p", "c", rejected="r"), Asked("a:2", "q", None)]
+    answers = {"base": ["b", "b"], "tuned": ["t!", "t"]}
+    verdicts = Verdicts(np.array([1.0, float("nan")]), np.array([-1.0, 1.0]), np.zeros(2))
+    judged = Judged({}, [WinRate("tuned", "base", "j", Estimate(0.5))], [verdicts])
+    first, second = judged.per_prompt(asked, answers)
+    match = {"a": "tuned", "b": "base", "judge": "j"}
+    says = {"outcome": 0, "forward": 1, "backward": -1, "reading": "inconsistent under swap"}
+    assert first["outcomes"] == [{**match, **says}]
+    assert (first["answers"], first["chosen"], first["rejected"]) == ({"base": "b", "tuned": "t!"}, "c", "r")
+    unread = {"outcome": None, "forward": None, "backward": 1, "reading": "no verdict"}
+    assert second["outcomes"] == [{**match, **unread}]
 
 
 def test_the_order_of_the_contestants_turns_the_result_around():

@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from prefopt.config.choices import OnBadRow
 from prefopt.config.schema import DataConfig
+from prefopt.data.prompts import read_prompts
 from prefopt.data.records import SFTExample
-from prefopt.evaluation.on_policy import Counts, make_pairs, read_prompts
+from prefopt.evaluation.on_policy import Counts, continue_text, make_pairs
 from prefopt.evaluation.sampling import Answer
 from prefopt.process.errors import UserError
 from tests.conftest import write_rows
@@ -83,13 +87,44 @@ def test_a_best_answer_that_does_not_beat_the_worst_itself_is_no_pair():
     assert counts.num_tied == 1
 
 
+def test_an_answer_that_goes_on_with_a_text_keeps_the_blank_before_it():
+    words = {"[UNK]": 0, "▁once": 1, "▁upon": 2, "▁a": 3}
+    backend = Tokenizer(models.WordLevel(words, "[UNK]"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    prompt, ids = [1, 2], [3, 1]
+    assert tokenizer.decode(ids) == "a once", "what would be joined to the word before"
+    text = continue_text(prompt, ids, tokenizer)
+    assert tokenizer(f"once upon{text}")["input_ids"] == [*prompt, *ids]
+
+
+def test_prompts_are_asked_with_the_system_prompt_of_the_training(tmp_path):
+    file = write_rows(tmp_path / "p.jsonl", [{"prompt": "Who?"}])
+    (found,), _ = read_prompts(DataConfig(train=str(file), system="Be brief."), "preference")
+    assert found.prompt == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+
+
+def test_a_held_out_prompt_is_found_in_either_form(tmp_path):
+    asked = write_rows(tmp_path / "p.jsonl", [{"prompt": "Who?"}, {"prompt": "What?"}])
+    turns = {name: [{"role": role, "content": text}] for name, role, text in (
+        ("prompt", "user", "Who? "), ("chosen", "assistant", "I."), ("rejected", "assistant", "You."),
+    )}  # fmt: skip
+    held_out = write_rows(tmp_path / "h.jsonl", [turns])
+    config = DataConfig(train=str(asked), held_out=str(held_out), on_overlap=OnBadRow.skip)
+    (left,), num_held_out = read_prompts(config, "preference")
+    assert (left.prompt, num_held_out) == ("What?", 1)
+    with pytest.raises(UserError, match=r"p\.jsonl:1: this training row has the same prompt"):
+        read_prompts(DataConfig(train=str(asked), held_out=str(held_out)), "preference")
+
+
 def test_only_the_prompt_is_read_and_each_once(tmp_path):
     file = write_rows(
         tmp_path / "p.jsonl",
         [{"prompt": "a", "chosen": "x"}, {"prompt": "a"}, {"prompt": [{"role": "user", "content": "a"}]}],
     )
-    found = read_prompts(DataConfig(train=str(file)))
+    found, num_held_out = read_prompts(DataConfig(train=str(file)), "preference")
     assert [each.prompt for each in found] == ["a", [{"role": "user", "content": "a"}]]
+    assert num_held_out == 0
     write_rows(file, [{"prompt": "a"}, {"question": "b"}])
     with pytest.raises(UserError, match=r"p.jsonl:2: .*needs a field 'prompt'"):
-        read_prompts(DataConfig(train=str(file)))
+        read_prompts(DataConfig(train=str(file)), "preference")

@@ -45,6 +45,8 @@ def refusal(spec: str) -> str:
         ("lines.json", LINES),
         ("bom.jsonl", b"\xef\xbb\xbf" + LINES.encode()),
         ("semicolon.csv", TABLE.replace(",", ";")),
+        ("excel.csv", "sep=;\r\n" + TABLE.replace(",", ";")),
+        ("excel.tsv", "sep=,\n" + TABLE),
         ("pipe.csv", TABLE.replace(",", "|")),
         ("tabs.csv", TABLE.replace(",", "\t")),
         ("tabs.tsv", TABLE.replace(",", "\t")),

@@ -464,7 +464,7 @@ def test_an_empty_report_says_that_nothing_was_measured(tmp_path: Path) -> None:
 def test_only_whole_files_are_left_behind(tmp_path: Path) -> None:
     render_report(dpo_report(), [], [], tmp_path / "new" / "report")
     assert sorted(path.name for path in (tmp_path / "new" / "report").iterdir()) == [
-        "card.md", "report.html", "report.json", "report.md",
+        "card.md", "report.html", "report.json", "report.md", "summary.html",
     ]  # fmt: skip
 
 

@@ -27,6 +27,13 @@ def test_prompts_are_numbered_by_their_texts() -> None:
     assert len(Prompts.of_texts([])) == 0
 
 
+def test_spellings_of_a_prompt_are_one_prompt():
+    """Five prompts in eight spellings each once passed for 40 independent ones."""
+    spellings = ["Where is it?", "where is it", "Where  is it!", '"WHERE IS IT"', "Where is it?\n"]
+    others = ["Where is it now?", "3+4?", "3-4?", "?", "!"]
+    assert Prompts.of_texts([*spellings, *others]).numbers.tolist() == [0, 0, 0, 0, 0, 1, 2, 3, 4, 5]
+
+
 def test_wilson_equals_the_worked_example() -> None:
     # p = 0.5, n = 100: centre 0.5, half width 1.96/(1 + 3.8415/100) * sqrt(0.0025 + 3.8415/40000) = 0.0962
     low, high = wilson(50, 100)

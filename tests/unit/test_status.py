@@ -210,6 +210,18 @@ def test_a_run_without_its_model_is_done_and_says_so_but_a_reference_has_none(tm
     ]
 
 
+def test_a_stage_that_samples_says_what_it_has_made_and_has_no_model(tmp_path):
+    for name in ("kept", "gone"):
+        run = write_run(tmp_path / name, "done", message="9 prompts: 7 pairs")
+        (run / "model").rmdir()
+        (run / "provenance.json").write_text('{"command": "python -m prefopt.sample model=hf"}')
+    (tmp_path / "kept" / "pairs.jsonl").write_text("")
+    assert [(run.place.kind.value, run.word.value, run.why) for run in look_at(tmp_path).runs] == [
+        ("sample", "done", "its pairs.jsonl is gone"),
+        ("sample", "done", "9 prompts: 7 pairs"),
+    ]
+
+
 def test_a_trial_may_diverge_and_a_point_may_not(tmp_path):
     for name, more in (("search", {"search": {}}), ("grid", {})):
         write_run(write_sweep(tmp_path / name, "a", **more) / "a", "diverged", step=3)

@@ -16,6 +16,7 @@ from prefopt.runs import code_state
 from prefopt.runs.code_state import CodeState, without_credentials
 from prefopt.runs.directory import RunDirectory, RunTakenOverError
 from prefopt.tracking import service
+from prefopt.tracking.answers import BUDGET, MOST_ROWS, build_table
 from prefopt.tracking.artifacts import _label, _plain, _sources
 from prefopt.tracking.credentials import CLOUD, base_url, has_api_key
 from prefopt.tracking.lineage import Parent, find_parent
@@ -302,3 +303,47 @@ def test_an_upload_is_concluded_by_what_is_missing_on_the_server(code, output, e
     assert upload.outcome is outcome
     assert reason in upload.reason
     assert upload.url == (URL if output == SEEN else "")
+
+
+def answered(num: int, text: str = "t") -> list[dict]:
+    match = {"b": "base", "judge": "j", "reading": "win"}
+    return [
+        {
+            "prompt": f"p{number}",
+            "answers": {"base": text, "tuned": text},
+            "chosen": None,
+            "rejected": text,
+            "outcomes": [{**match, "a": "tuned"}, {**match, "a": "brief"}],
+        }
+        for number in range(num)
+    ]
+
+
+def test_the_table_of_answers_has_a_column_per_contestant_and_per_verdict_on_the_tuned_one():
+    table = build_table(answered(2))
+    assert table.columns == ["prompt", "base", "tuned", "chosen", "rejected", "j: tuned against base"]
+    assert table.rows[1] == ["p1", "t", "t", None, "t", "win"]
+    assert build_table([]) is None
+
+
+@pytest.mark.parametrize(
+    ("num", "text", "num_rows", "said"),
+    [
+        (1200, "t", MOST_ROWS, "has 1000 of 1200 prompts, and 0 of"),
+        (3, "x" * 5000, 3, "has 3 of 3 prompts, and 9 of its texts are cut at 2000 characters"),
+        (900, "x" * 2000, BUDGET // 6004, "of 900 prompts, and 0 of"),
+    ],
+)
+def test_the_table_of_answers_is_bounded_and_what_was_cut_is_said(num, text, num_rows, said, caplog):
+    caplog.set_level(logging.INFO)
+    table = build_table(answered(num, text))
+    assert abs(len(table.rows) - num_rows) <= 1
+    assert said in caplog.text
+    assert sum(len(cell or "") for row in table.rows for cell in row[:5]) <= BUDGET
+    assert max(len(cell or "") for row in table.rows for cell in row) <= 2000
+
+
+def test_a_table_that_was_not_cut_says_nothing(caplog):
+    caplog.set_level(logging.INFO)
+    build_table(answered(3))
+    assert caplog.text == ""

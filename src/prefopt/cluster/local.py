@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from prefopt.cluster.planning import TRAIN
+from prefopt.cluster.submission import TRAIN
 from prefopt.config.cluster import ClusterConfig
 from prefopt.distributed.preemption import EXIT_CODE as STOPPED
 from prefopt.evaluation.report import Report

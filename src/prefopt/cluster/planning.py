@@ -1,24 +1,19 @@
 """Plans a submission: its jobs, their order, and the files that are written before they are queued."""
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
+from prefopt.cluster.chains import plan_chain
 from prefopt.cluster.queued import find_parent, refuse_queued
+from prefopt.cluster.submission import TRAIN, Submission, check_inputs, plan_run, with_folder
 from prefopt.config.choices import ClusterKind, PeftMethod, ReferenceMode
 from prefopt.config.cluster import ClusterConfig, SubmitConfig, SweepConfig
 from prefopt.config.load import load_config
-from prefopt.config.mixture import paths_of
-from prefopt.config.overrides import assign
 from prefopt.config.plain import as_dict
 from prefopt.config.schema import TrainConfig
-from prefopt.data.files import HUB, find_files
 from prefopt.data.sources import sources_of
 from prefopt.evaluation.constraint import check_constraint
 from prefopt.process.errors import UserError
-from prefopt.process.paths import describe_missing, expand, is_local, resolve
+from prefopt.process.paths import expand
 from prefopt.process.ranks import Launch
 from prefopt.process.terminal import quote
 from prefopt.runs.directory import RunDirectory, State
@@ -28,31 +23,6 @@ from prefopt.sweeps.folder import SweepFolder, is_done, is_over
 from prefopt.sweeps.jobs import Job, Task
 from prefopt.sweeps.points import Axes, Plan, place_in, plan_points, read_axes, sets
 from prefopt.sweeps.search_plan import plan_search
-
-TRAIN = "prefopt.train"
-
-
-def _nothing(command: str) -> None:
-    """Writes nothing: runs and chains need no files besides their scripts."""
-
-
-@dataclass(frozen=True)
-class Submission:
-    """Jobs in the order in which they are submitted.
-
-    Attributes:
-        folder: Folder of the run or sweep, for `prefopt status`; for a chain, of its last run.
-        jobs: The jobs; each may wait for Slurm jobs and for the one before it. Empty if nothing is left to do.
-        answer: Message about runs that are over. A dry run still shows the jobs of these if there are no others.
-        write: Writes the files that jobs read besides their scripts; its argument is the submitting command.
-        is_sweep: True for several runs that can be compared.
-    """
-
-    folder: Path
-    jobs: list[Job]
-    answer: str = ""
-    write: Callable[[str], None] = _nothing
-    is_sweep: bool = False
 
 
 def plan_submission(config: SubmitConfig, overrides: Sequence[str], config_dir: str | None) -> Submission:
@@ -79,12 +49,12 @@ def plan_submission(config: SubmitConfig, overrides: Sequence[str], config_dir: 
     if config.chain.stages:
         if is_sweep:
             raise UserError("chain and sweep: a chain takes one value per setting. Submit the sweep after the chain.")
-        return _plan_chain(config, axes.base, config_dir, launch, after)
+        return plan_chain(config, axes.base, config_dir, launch, after)
     if is_sweep:
         return _plan_sweep(config, axes, config_dir, launch, after)
     run = load_config(axes.base, config_dir, launch)
     check_inputs(run)
-    return _plan_run(run, axes.base, config_dir, config.submit.dry_run, after)
+    return plan_run(run, axes.base, config_dir, config.submit.dry_run, after)
 
 
 def _refuse_run_name(overrides: Sequence[str]) -> None:
@@ -121,36 +91,6 @@ def _check_environment(cluster: ClusterConfig) -> None:
         raise UserError(f"cluster.environment={path}: no such file (looked for {expand(path).absolute()}).")
 
 
-def _plan_run(
-    run: TrainConfig, overrides: Sequence[str], config_dir: str | None, is_dry: bool, after: list[str]
-) -> Submission:
-    """Plans the job of one run. A run that is over gets a job only in a dry run, which shows it."""
-    directory = RunDirectory(RunDirectory.of(run).path.absolute())
-    directory.check(run)
-    answer = "" if run.run.overwrite else _why_over(run, directory)
-    if answer and not is_dry:
-        return Submission(directory.path, [], answer)
-    refuse_queued(directory.path)
-    own = [*overrides, *_located(run, directory), *_with_folder(config_dir)]
-    job = Job(directory.path.name, directory.path, TRAIN, {0: Task(directory.path, own)}, after=after)
-    return Submission(directory.path, [job], answer)
-
-
-def _why_over(run: TrainConfig, directory: RunDirectory) -> str:
-    pruned = directory.why_pruned()
-    if pruned is not None:
-        return f"{directory.path}: {pruned}. Start it afresh with run.overwrite=true."
-    if directory.is_done(run):
-        return directory.describe_done(run)
-    return ""
-
-
-def _located(run: TrainConfig, directory: RunDirectory) -> list[str]:
-    """Overrides with the absolute path of the run's folder, since a node may start in another directory."""
-    assert run.run.name is not None
-    return [assign("run.root", str(directory.path.parent)), assign("run.name", run.run.name)]
-
-
 def _plan_sweep(
     config: SubmitConfig, axes: Axes, config_dir: str | None, launch: Launch, after: list[str]
 ) -> Submission:
@@ -160,7 +100,7 @@ def _plan_sweep(
     if not points:
         return Submission(folder.path, [], _describe_done(plan, folder))
     refuse_queued(folder.path)
-    arguments = _with_folder(config_dir)
+    arguments = with_folder(config_dir)
     tasks = {p.index: Task(folder.run_of(p).path, [*p.overrides, *arguments]) for p in points}
     parallel = config.cluster.max_parallel
     jobs = [
@@ -282,72 +222,6 @@ def _reference_key(run: TrainConfig) -> str:
     return repr([*parts, extra, is_quantised, casts])
 
 
-def _plan_chain(
-    config: SubmitConfig, overrides: list[str], config_dir: str | None, launch: Launch, after: list[str]
-) -> Submission:
-    """Plans stages that each wait for the one before; `{name}` in overrides is the folder of an earlier stage."""
-    folders: dict[str, str] = {}
-    submissions: list[Submission] = []
-    for number, stage in enumerate(config.chain.stages):
-        name, own = _read_stage(number, stage)
-        filled = [_fill(line, folders, name) for line in own]
-        lines = [*overrides, *filled]
-        run = load_config(lines, config_dir, launch)
-        run_is_first = not submissions
-        check_inputs(run, with_model=run_is_first)
-        waits = any(not submission.answer for submission in submissions)
-        submission = _plan_run(run, lines, config_dir, config.submit.dry_run, [] if waits else after)
-        if str(submission.folder) in folders.values():
-            raise UserError(
-                f"chain, stage {name}: {submission.folder} is the folder of an earlier stage too. Give run.name in "
-                "the overrides of each stage, or leave it out."
-            )
-        submissions.append(submission)
-        folders[name] = str(submission.folder)
-    jobs: list[Job] = []
-    left = [submission for submission in submissions if not submission.answer]
-    for submission in left or submissions:
-        jobs += [job.waiting() if jobs else job for job in submission.jobs]
-    answer = "\n".join(submission.answer for submission in submissions if submission.answer)
-    return Submission(submissions[-1].folder, jobs, answer)
-
-
-def _read_stage(number: int, stage: Any) -> tuple[str, list[str]]:
-    is_known = isinstance(stage, dict) and set(stage) <= {"name", "overrides"} and isinstance(stage.get("name"), str)
-    lines = stage.get("overrides", []) if is_known else None
-    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        raise UserError(f"chain.stages[{number}]: must have a name and a list of overrides, found {stage!r}.")
-    return stage["name"], lines
-
-
-def _fill(line: str, folders: dict[str, str], stage: str) -> str:
-    def folder(found: re.Match[str]) -> str:
-        if found[1] not in folders:
-            known = ", ".join(folders) or "none"
-            raise UserError(f"chain, stage {stage}: {line} names stage {found[1]}; stages before it: {known}.")
-        return folders[found[1]]
-
-    filled = re.sub(r"\{([\w-]+)\}", folder, line)
-    key, _, value = filled.partition("=")
-    return line if filled == line else assign(key, value)
-
-
-def check_inputs(run: TrainConfig, *, with_model: bool = True) -> None:
-    """Refuses a run whose local files are missing; models and data on a hub are checked when it starts.
-
-    Raises:
-        UserError: A file is missing; the message names it.
-    """
-    data, evaluation = run.data, run.evaluation
-    for spec in (data.train, data.held_out, data.test, evaluation.pairs, evaluation.neutral_texts):
-        for path in paths_of(spec):
-            if not str(path).startswith(HUB):
-                find_files(str(path))
-    path = run.model.path
-    if with_model and is_local(path) and not resolve(path).exists():
-        raise UserError(f"model.path={path}: {describe_missing(resolve(path), 'folder')}")
-
-
 def _inputs_key(run: TrainConfig) -> str:
     return repr([as_dict(run.data), run.model.path, run.evaluation.pairs, run.evaluation.neutral_texts])
 
@@ -359,7 +233,3 @@ def _find_after(config: SubmitConfig, axes: Axes, config_dir: str | None, launch
     if ids and config.cluster.kind is ClusterKind.local:
         raise UserError(f"submit.after={after} with cluster=local: only Slurm waits for its jobs.")
     return ids
-
-
-def _with_folder(config_dir: str | None) -> list[str]:
-    return [] if config_dir is None else ["--config-dir", str(expand(config_dir).absolute())]

@@ -93,7 +93,7 @@ def _judgement(row: Row, number: int) -> dict[str, object]:
     found = row.difference
     judgement: dict[str, Any] = {
         "rank": row.rank,
-        "against_first": row.verdict,
+        "against_first": f"{row.verdict}: {row.not_compared}" if row.not_compared else row.verdict,
         "configuration": number,
         "refusal": row.refusal,
     }

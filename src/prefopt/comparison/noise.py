@@ -11,8 +11,9 @@ from prefopt.comparison.groups import Group
 from prefopt.comparison.outcomes import outcomes_of
 from prefopt.comparison.records import RunRecord
 from prefopt.comparison.simultaneous import Values, at_few, errors_of, find_limits, seed_luck, shrink
+from prefopt.comparison.wins import shared_wins
 from prefopt.data.intervals import Z_95
-from prefopt.evaluation.metrics import PERCENT, Better, Metric
+from prefopt.evaluation.metrics import PERCENT, WIN_RATE, Better, Metric
 from prefopt.evaluation.statistics import FEWEST_PROMPTS, Estimate, Floats, Prompts, change_of_means, difference, share
 
 
@@ -20,12 +21,15 @@ class Method(Enum):
     """How the interval of a difference was computed."""
 
     paired = "pair by pair"
+    by_prompt = "prompt by prompt"
     unpaired = "both intervals"
     seeds = "seeds alone"
 
 
 EXPLANATIONS = {
     Method.paired: "pair by pair, since the runs answered the same held-out pairs",
+    Method.by_prompt: "prompt by prompt, since the same judge read the runs' answers to the same prompts, against the "
+    "same contestant",
     Method.unpaired: "from both runs' own intervals, as if measured on different data: cautious for the same data",
     Method.seeds: "from the spread of the seeds alone, since the runs have no interval: it leaves out which prompts "
     "happen to be held out",
@@ -95,7 +99,7 @@ def compare_with_first(groups: Sequence[Group], metric: Metric, may_win: Sequenc
     prompts, outcomes = _shared_outcomes(groups, metric)
     values = [_values(*each, metric) for each in zip(groups, outcomes, may_win, strict=True)]
     has_seeds = any(len(each.seeds) > 1 for each in values)
-    known = [place for place, each in enumerate(values) if has_seeds or each.is_known]
+    known = [place for place, each in enumerate(values) if _may_be_compared(each, metric, has_seeds=has_seeds)]
     differences: list[Difference | None] = [None] * len(groups)
     if len(known) < 2 or known[0] != 0:
         return Compared(differences, None, has_seeds)
@@ -104,6 +108,13 @@ def compare_with_first(groups: Sequence[Group], metric: Metric, may_win: Sequenc
         differences[place] = ranking.difference(number)
     of_known = [differences[place] for place in known]
     return Compared(differences, ranking.winner(of_known, num=sum(may_win)), has_seeds)
+
+
+def _may_be_compared(values: Values, metric: Metric, *, has_seeds: bool) -> bool:
+    """Whether anything tells chance: a win rate by another judge, or over another contestant, is another number."""
+    if metric.key == WIN_RATE:
+        return values.outcomes is not None
+    return has_seeds or values.is_known
 
 
 class _Ranking:
@@ -127,7 +138,8 @@ class _Ranking:
             z = self.limits.difference
             z = z if self.is_pair else at_few(z, self.prompts)  # of two runs as in a report
             found, _ = change_of_means(changes, self.prompts, z, by_seeds)
-            return Difference(found.value, found.low, found.high, Method.paired)
+            method = Method.by_prompt if self.metric.key == WIN_RATE else Method.paired
+            return Difference(found.value, found.low, found.high, method)
         if self.prompts.effective_num < FEWEST_PROMPTS:
             return None
         apart = self.errors.shared[place] - self.errors.shared[0]
@@ -190,6 +202,8 @@ def fold(found: Estimate) -> Estimate:
 
 def _shared_outcomes(groups: Sequence[Group], metric: Metric) -> tuple[Prompts | None, list[Floats | None]]:
     """Returns the outcomes of the groups whose seeds all answered the pairs of the first group, and their prompts."""
+    if metric.key == WIN_RATE:
+        return shared_wins(groups)
     nothing: list[Floats | None] = [None] * len(groups)
     first = _measured(groups[0], metric)[0].outcomes if groups else None
     if first is None or metric.better not in (Better.higher, Better.lower):

@@ -95,7 +95,7 @@ def _table_rows(comparison: Comparison) -> list[dict[str, object]]:
             "decision": decision_text(row),
             "decision_level": DECISION_LEVELS.get(decision_text(row), ""),
             "verdict": verdict_text(row),
-            "difference": difference_text(row, comparison.metric),
+            "difference": difference_text(row, comparison.metric) or row.not_compared,
             "is_noise": row.is_first or (row.difference is not None and row.difference.is_noise),
         }
         for index, (row, spread) in enumerate(zip(comparison.rows, spreads, strict=True))

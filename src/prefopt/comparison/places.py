@@ -22,7 +22,9 @@ def find_places(targets: Sequence[Path]) -> list[Place]:
         places.setdefault(place.report.resolve(), place)
     if targets and not places:
         named = ", ".join(map(str, targets))
-        raise UserError(f"{named}: holds nothing but what prefopt prepare made, which has no results to compare.")
+        raise UserError(
+            f"{named}: holds nothing but what prefopt prepare made, or pairs of prefopt sample: no results to compare."
+        )
     return _with_distinct_names(list(places.values()))
 
 
@@ -34,8 +36,8 @@ def title_of(targets: Sequence[Path]) -> str:
 
 
 def _members(group: Group) -> Iterable[Place]:
-    """The runs of a group without references; of a sweep its points in order, then other runs beside them."""
-    own = [place for place in group.places if place.kind is not Kind.reference]
+    """The runs of a group that train; of a sweep its points in order, then other runs beside them."""
+    own = [place for place in group.places if place.kind.trains]
     if group.is_sweep:
         return sorted(own, key=lambda place: place.kind is Kind.run)
     if group.path is not None:

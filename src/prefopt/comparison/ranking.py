@@ -11,13 +11,15 @@ from prefopt.comparison.metrics import SHOWN
 from prefopt.comparison.noise import Difference, Method, Winner, compare_with_first
 from prefopt.comparison.records import DONE, NOT_BEGUN, Mode, RunRecord, WandbPlace
 from prefopt.comparison.settings import differing, short_names
+from prefopt.comparison.wins import why_not_of_group
 from prefopt.evaluation.constraint import SETTING
-from prefopt.evaluation.metrics import ACCURACY, BY_KEY, LOSS, Better, Metric
+from prefopt.evaluation.metrics import ACCURACY, BY_KEY, LOSS, WIN_RATE, Better, Metric
 from prefopt.tracking.credentials import base_url
 
 REFUSED = "do_not_ship"
 MAX_WARNINGS, MAX_LINKS = 20, 5
 WITHIN_NOISE = "within noise of #1"
+NOT_COMPARED = "not compared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class Row:
         has_other_data: Whether its held-out data differ from those of the first row.
         verdict: The comparison with the first row, in words; empty without a rank.
         refusal: Why it stands after all other rows, whatever its numbers; empty for most rows.
+        not_compared: Why its win rate is not compared with that of the first row; empty for most rows.
     """
 
     group: Group
@@ -43,6 +46,7 @@ class Row:
     has_other_data: bool
     verdict: str
     refusal: str = ""
+    not_compared: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,7 @@ def rank(groups: Sequence[Group], metric: Metric) -> Ranking:
     rows = []
     for place, group in enumerate(measured):
         first, end = bisect_left(order, order[place]), bisect_right(order, order[place])
+        not_compared = why_not_of_group(group, measured[0]) if metric.key == WIN_RATE and place else ""
         rows.append(
             Row(
                 group,
@@ -150,8 +155,9 @@ def rank(groups: Sequence[Group], metric: Metric) -> Ranking:
                 is_first=place == 0,
                 difference=judged.differences[place],
                 has_other_data=_data_of(group) != _data_of(measured[0]),
-                verdict="best" if place == 0 else _verdict(judged.differences[place], metric),
+                verdict="best" if place == 0 else _verdict(judged.differences[place], metric, not_compared),
                 refusal=refusals[id(group)],
+                not_compared=not_compared,
             )
         )
     rest = [
@@ -162,9 +168,9 @@ def rank(groups: Sequence[Group], metric: Metric) -> Ranking:
     return Ranking(rows + rest, judged.winner, judged.has_seed_luck)
 
 
-def _verdict(difference: Difference | None, metric: Metric) -> str:
+def _verdict(difference: Difference | None, metric: Metric, not_compared: str) -> str:
     if difference is None:
-        return "not known"
+        return NOT_COMPARED if not_compared else "not known"
     if difference.is_noise:
         return WITHIN_NOISE
     return "better" if (difference.value > 0) is (metric.better is Better.higher) else "worse"

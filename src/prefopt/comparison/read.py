@@ -12,9 +12,11 @@ from prefopt.comparison.log import Log, from_rows, parse_log
 from prefopt.comparison.metrics import from_line, from_report, speed_of
 from prefopt.comparison.outcomes import FILE as PAIRS
 from prefopt.comparison.outcomes import read_outcomes
-from prefopt.comparison.records import DONE, NOT_BEGUN, RUNNING, Measure, Mode, Outcomes, RunRecord, WandbPlace
+from prefopt.comparison.records import DONE, NOT_BEGUN, RUNNING, Measure, Mode, Outcomes, RunRecord, WandbPlace, Wins
 from prefopt.comparison.settings import from_typed, read_settings
 from prefopt.comparison.thinning import points_for, read_curves
+from prefopt.comparison.wins import FILE as ANSWERS
+from prefopt.comparison.wins import read_wins
 from prefopt.evaluation.decision import Decision
 from prefopt.process.parallel import map_in_processes, num_cores
 from prefopt.runs.directory import State
@@ -64,7 +66,8 @@ def _signature(place: Place) -> Signature:
 
 def _files(place: Place) -> list[Path]:
     """The files whose times and sizes tell whether a run must be read again."""
-    return [*(place.run.path / file for file in BEGUN), place.report / "report.json", place.report / PAIRS]
+    of_report = (place.report / file for file in ("report.json", PAIRS, ANSWERS))
+    return [*(place.run.path / file for file in BEGUN), *of_report]
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -116,6 +119,7 @@ def read_run(place: Place, max_points: int) -> RunRecord:
         curves=read_curves(log, max_points),
         held_out_data=held_out_data,
         outcomes=_read_outcomes(place, held_out_data, problems) if report else None,
+        wins=_read_wins(place, report, problems) if report else None,
         message=facts.message,
         problems=tuple(problems),
         wandb=_wandb_place(run.path, settings),
@@ -169,6 +173,14 @@ def _read_config(path: Path, changes: dict[str, Any], problems: list[str]) -> di
 def _read_outcomes(place: Place, held_out_data: str | None, problems: list[str]) -> Outcomes | None:
     try:
         return read_outcomes(place.report, held_out_data)
+    except (OSError, ValueError) as error:
+        problems.append(f"{place.report.name}/{error}")
+        return None
+
+
+def _read_wins(place: Place, report: dict[str, Any], problems: list[str]) -> Wins | None:
+    try:
+        return read_wins(place.report, report)
     except (OSError, ValueError) as error:
         problems.append(f"{place.report.name}/{error}")
         return None

@@ -63,6 +63,29 @@ class Outcomes:
         return len(next(iter(self.margins.values())))
 
 
+@dataclass(frozen=True, slots=True)
+class Wins:
+    """How the answers of a run fared against those of its best contestant without tuning, prompt by prompt.
+
+    Attributes:
+        judge: Name of the judge that decides.
+        judge_digest: Digest of what decides its verdicts; None in reports of earlier versions.
+        opponent: Name of that contestant.
+        opponent_digest: Digest of what decides its answers; None in reports of earlier versions.
+        prompts: Digest of the prompts in their order.
+        numbers: Number of each prompt; equal prompts have equal numbers.
+        outcomes: 1 won, 0.5 tied, 0 lost, NaN without a verdict.
+    """
+
+    judge: str
+    judge_digest: str | None
+    opponent: str
+    opponent_digest: str | None
+    prompts: str
+    numbers: "array[int]"
+    outcomes: "array[float]"
+
+
 class Mode(Enum):
     """Whether a run's copy in W&B is online, or still offline on the run's machine."""
 
@@ -100,6 +123,7 @@ class RunRecord:
         curves: Key of `CURVES` -> points.
         held_out_data: Digest of the held-out data.
         outcomes: Margins per held-out pair; None if the report folder has none.
+        wins: Outcomes of judged answers per prompt; None if the report folder has none.
         message: Message of status.json: why the run ended early.
         is_abandoned: Whether its status says running, but its process is gone.
         is_queued_again: Whether it ended early, and its job has queued it again.
@@ -121,6 +145,7 @@ class RunRecord:
     curves: Mapping[str, Curve] = field(default_factory=dict)
     held_out_data: str | None = None
     outcomes: Outcomes | None = None
+    wins: Wins | None = None
     message: str = ""
     is_abandoned: bool = False
     is_queued_again: bool = False

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.comparison.records import SEED
-from prefopt.config.load import NOT_IDENTITY, ONLY_WHEN_SET, is_unset
+from prefopt.config.load import MAY_CHANGE, NOT_IDENTITY, ONLY_WHEN_SET, is_unset
 from prefopt.runs.files import LARGEST
 from prefopt.storage.reading import parse_yaml, read_file
 
 MISSING = "\u2014"
 """Text shown for a setting or number that a run does not have."""
 Settings = Mapping[str, Any]
+WRITTEN_ALONE = frozenset({*MAY_CHANGE, "data.tag"})
+"""Settings by which runs train the same and write something else."""
 VAGUE = frozenset({"path", "train", "held_out", "pairs", "method", "mode", "stage", "r", "alpha", "format"})
 """Last parts of dotted names that are not clear without the first part."""
 
@@ -61,7 +63,9 @@ def identity_but_seed(settings: Settings) -> str:
 
 
 def decides(key: str) -> bool:
-    """Whether a setting changes what a run computes (the same rule as the fingerprint of a run)."""
+    """Whether a setting changes what a run trains: of its fingerprint, all but those that change what is written."""
+    if key in WRITTEN_ALONE:
+        return False
     group, _, name = key.partition(".")
     if group not in NOT_IDENTITY:
         return True

@@ -244,9 +244,9 @@ def _head(metric: Metric, ranked_by: Metric) -> str:
 
 
 def _number(metric: Metric, row: Row, ranked_by: Metric) -> Text:
-    """Cell of a metric: its value; for accuracy, the ranking metric and several seeds with the interval."""
+    """Cell of a metric: its value; for accuracy, win rate, the ranking metric and several seeds with the interval."""
     found = spread_cell(metric, row.group)
-    if not found.interval or (metric.key not in (ACCURACY, ranked_by.key) and len(row.group.members) == 1):
+    if not found.interval or (metric.key not in (ACCURACY, WIN_RATE, ranked_by.key) and len(row.group.members) == 1):
         return Text(found.value)
     return Text.assemble(found.value, (f" ({found.interval})", "dim"))
 

@@ -8,7 +8,7 @@ from prefopt.comparison.noise import EXPLANATIONS, Method
 from prefopt.comparison.ranking import Comparison, Row, count_states
 from prefopt.comparison.records import Measure, RunRecord
 from prefopt.comparison.settings import MISSING, shown
-from prefopt.evaluation.metrics import BY_KEY, COMPARED, PERCENT, POINTS, Metric
+from prefopt.evaluation.metrics import BY_KEY, COMPARED, PERCENT, POINTS, WIN_RATE, Metric
 from prefopt.process.terminal import one_line
 from prefopt.reports.numbers import Cell
 
@@ -17,6 +17,7 @@ OTHER_DATA, AFTER_ALL = "*", "\u2020"
 """Marks of rows: measured on other held-out data than #1; after all others whatever its numbers."""
 
 MAX_REASONS = 3
+CSV = "compare.csv"
 
 
 def summary_text(comparison: Comparison) -> str:
@@ -126,12 +127,34 @@ def describe_noise(comparison: Comparison) -> list[str]:
         )
         lines.append(f"The interval of a difference: {how}. {_about_seeds(comparison)}")
     lines += [describe_winner(comparison)] if comparison.winner is not None else []
+    lines += _about_win_rates(comparison)
     refused = [row for row in comparison.rows if row.refusal]
     if refused:
         reasons = list(dict.fromkeys(one_line(row.refusal) for row in refused))
         more = f", and {len(reasons) - MAX_REASONS} more reasons" if len(reasons) > MAX_REASONS else ""
         lines.append(f"{AFTER_ALL} After all others, whatever its numbers: {', '.join(reasons[:MAX_REASONS])}{more}.")
     return lines
+
+
+def _about_win_rates(comparison: Comparison) -> list[str]:
+    """Says which win rates are shown, but not compared, and how to compare them where another metric ranks."""
+    if comparison.metric.key != WIN_RATE:
+        num = sum(WIN_RATE in run.metrics for run in comparison.runs)
+        return [f"Win rates are compared prompt by prompt with --rank-by {WIN_RATE}."] if num > 1 else []
+    reasons: dict[str, list[str]] = {}
+    for row in comparison.rows:
+        if row.not_compared:
+            reasons.setdefault(one_line(row.not_compared), []).append(name_of(row))
+    lines = [
+        f"Its win rate is shown, not compared with that of #1, since {why}: {_some(names)}."
+        for why, names in [*reasons.items()][:MAX_REASONS]
+    ]
+    more = len(reasons) - MAX_REASONS
+    return [*lines, f"And {more} more reasons, in {CSV}."] if more > 0 else lines
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:MAX_REASONS]) + (f" and {len(names) - MAX_REASONS} more" if names[MAX_REASONS:] else "")
 
 
 def _about_seeds(comparison: Comparison) -> str:

@@ -14,6 +14,7 @@ from prefopt.process.errors import shorten
 
 MAX_RANKS_PER_NODE = 1024
 MAX_TRIALS = 10_000
+MAX_ROUNDS = 1000
 NEUTRAL_RATIO, KL_PER_TOKEN = "neutral_ratio", "kl_per_token"
 """Keys of metrics of a report, which the table of metrics in `prefopt.evaluation` describes."""
 WORD = re.compile(r"[\w./:@%+,=\[\]&|*()-]+", re.ASCII)
@@ -191,7 +192,22 @@ class ChainConfig:
     """Runs that build on one another: each starts when the one before is done."""
 
     stages: list[Any] = field(default_factory=list)
-    """Stages in order, each with name and overrides; `{<name>}` in overrides is the run folder of an earlier stage."""
+    """Stages in order, each with name, overrides and command: train (also if unset), or sample, which writes
+    `pairs.jsonl` to its folder. `{<name>}` in overrides is the folder of the last earlier stage of that name."""
+    rounds: int | None = None
+    """How many times the stages follow one another. Their folders' names have the number of the round, and the first
+    round leaves out overrides that name a stage before it has been. Unset: once, and such a name is refused."""
+    num_samples: int = 4
+    """Answers to each prompt in stages that sample, >= 2."""
+
+    def __post_init__(self) -> None:
+        require(self.rounds is None or self.rounds >= 1, f"chain.rounds: must be >= 1 or null, found {self.rounds}.")
+        require_at_most("chain.rounds", self.rounds, MAX_ROUNDS, "each is a job or more")
+        require(self.num_samples >= 2, f"chain.num_samples: must be >= 2, found {self.num_samples}.")
+        require(
+            bool(self.stages) or self.rounds is None,
+            f"chain.rounds={self.rounds} has no effect without a chain. Choose one, such as chain=iterative_dpo.",
+        )
 
 
 @dataclass(kw_only=True)

@@ -10,6 +10,8 @@ from prefopt.process.errors import shorten
 
 BASE, TUNED = "base", "tuned"
 SETTING = "evaluation.contestants"
+TAKEN = ("prompt", "chosen", "rejected", "rendered", "readings", "ranking")
+"""Names of what stands beside the contestants' answers in a report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ class ContestantConfig:
     def __post_init__(self) -> None:
         where = f"{SETTING}: {self.name}:"
         require(self.name.strip() != "", f"{SETTING}: a contestant's name must not be empty.")
+        require(self.name not in TAKEN, f"{where} in reports this names another thing. Give it another name.")
         require(self.num_examples >= 1, f"{where} num_examples must be >= 1, found {self.num_examples}.")
         require(self.max_requests >= 1, f"{where} max_requests must be >= 1, found {self.max_requests}.")
         require(

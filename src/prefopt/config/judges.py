@@ -1,6 +1,7 @@
 """Judges: what reads two answers to a prompt and says which is better."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,15 +22,15 @@ class RuleJudgeConfig:
 
     Attributes:
         name: By which reports tell it apart.
-        patterns: Regular expressions, one point for each match in the answer; or a table of them with other points,
-            of which those below 0 count against it.
+        patterns: Regular expressions, one point for each match in the answer; or with other points, of which those
+            below 0 count against it: as a table, or in the list as `{pattern: ..., points: ...}`, which can be typed.
         function: `module:function` of prompt and answer that returns a number, instead of patterns.
         ignore_case: Whether patterns match in upper and lower case alike.
         tie_within: Answers whose scores differ by at most this are a tie.
     """
 
     name: str = "rule"
-    patterns: dict[str, float] | list[str] = field(default_factory=list)
+    patterns: dict[str, float] | list[Any] = field(default_factory=list)
     function: str | None = None
     ignore_case: bool = True
     tie_within: float = 0.0
@@ -40,7 +41,10 @@ class RuleJudgeConfig:
         require(self.tie_within >= 0, f"{where} tie_within must be >= 0, found {self.tie_within}.")
         for pattern, points in self.weights.items():
             is_right = isinstance(pattern, str) and isinstance(points, int | float) and not isinstance(points, bool)
-            require(is_right, f"{where} patterns are texts with points, found {shorten(repr({pattern: points}))}.")
+            require(
+                is_right,
+                f"{where} a pattern is a text, or {{pattern: ..., points: ...}}; found {_shown(pattern, points)}.",
+            )
             try:
                 re.compile(pattern)
             except (re.error, OverflowError, RecursionError) as error:
@@ -54,7 +58,19 @@ class RuleJudgeConfig:
     @property
     def weights(self) -> dict[str, float]:
         """The patterns with their points."""
-        return dict.fromkeys(self.patterns, 1.0) if isinstance(self.patterns, list) else self.patterns
+        return dict(map(_with_points, self.patterns)) if isinstance(self.patterns, list) else self.patterns
+
+
+def _shown(pattern: object, points: object) -> str:
+    return shorten(str(pattern) if points is None else repr({pattern: points}))
+
+
+def _with_points(item: Any) -> tuple[Any, Any]:
+    """Returns an item of a list of patterns with its points."""
+    if isinstance(item, str):
+        return item, 1.0
+    is_table = isinstance(item, Mapping) and set(item) == {"pattern", "points"}
+    return (item["pattern"], item["points"]) if is_table else (repr(item), None)  # which is refused with the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,3 +228,21 @@ def read_judges(given: object) -> list[JudgeConfig]:
                 f"{SETTING}: {judge.name}: no judge is called {shorten(repr(unknown[0]))}. Judges: {known}."
             )
     return judges
+
+
+def read_deciding_judge(given: object) -> list[JudgeConfig]:
+    """Returns the first judge of `evaluation.judges`, by which pairs are made, and the judges that it names.
+
+    Raises:
+        UserError: There is none, or it would have to learn from pairs, which are only to be made.
+    """
+    judges = read_judges(given)
+    require(bool(judges), f"{SETTING}: required, such as '{SETTING}=[{{kind: rule, patterns: [...]}}]'.")
+    first = judges[0]
+    named = [judge for judge in judges if isinstance(first, PanelJudgeConfig) and judge.name in first.of]
+    for judge in (first, *named):
+        require(
+            not isinstance(judge, ClassifierJudgeConfig),
+            f"{SETTING}: {judge.name}: learns from pairs, and these are only to be made. Put another judge first.",
+        )
+    return [first, *named]

@@ -184,7 +184,7 @@ def fingerprint(config: TrainConfig) -> str:
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Lists the differences that forbid to go on with a run under a new configuration, as `key: old -> new`."""
-    before, after = _flatten(identity(old)), _flatten(identity(new))
+    before, after = flatten(identity(old)), flatten(identity(new))
     may_grow = new.trainer.tokens_per_device is None  # such batches are planned for the whole length of a run
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
@@ -198,7 +198,7 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
 
 def has_grown(old: TrainConfig, new: TrainConfig) -> bool:
     """True if the new configuration trains longer than the old one."""
-    before, after = _flatten(identity(old)), _flatten(identity(new))
+    before, after = flatten(identity(old)), flatten(identity(new))
     return any(before.get(key) != after.get(key) for key in MAY_GROW)
 
 
@@ -206,8 +206,9 @@ def _has_grown(key: str, before: Any, after: Any) -> bool:
     return key in MAY_GROW and None not in (before, after) and after > before
 
 
-def _flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+def flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    """Returns the values of nested tables by their dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

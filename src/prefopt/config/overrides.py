@@ -13,6 +13,8 @@ from prefopt.process.errors import SHOWN, UserError, shorten
 
 MAX_DEPTH = 20
 FORM = "Write overrides as group=option or group.setting=value"
+QUOTED_KEY = re.compile(r"""[{,]\s*(["'])(?:(?!\1).)*\1\s*:""")
+"""A key of a table in quotes, which Hydra's grammar does not have."""
 TYPED_WORDS = ("null", "true", "false", "inf", "nan")
 """Words that Hydra's grammar does not read as text."""
 
@@ -109,6 +111,11 @@ def _unreadable(line: str, error: Exception) -> UserError:
             return UserError(f"{shorten(line)}: a file is no override. Type data=files {typed('data.train', line)}.")
         form = f"{FORM}; the name of a setting has letters, digits, _ and dots"
         return UserError(f"{shorten(line)}: no override. {form}.")
+    if QUOTED_KEY.search(value):
+        return UserError(
+            f"{shorten(line)}: a key in quotes cannot be typed. Write the setting into a file such as "
+            "<folder>/experiment/mine.yaml, and take it with --config-dir <folder> +experiment=mine."
+        )
     odd = sorted(set(re.findall(r"[^\w/\-\\+.$%*@?|:,\s\[\]{}()'\"]", value, re.ASCII)))
     instead = _mended(name, value.strip())
     remedy = f"In a shell, type {instead}" if instead else f"In a shell, type {typed('group.setting', 'a=b, c')}"

@@ -19,8 +19,15 @@ from prefopt.process.ranks import Launch
 from prefopt.process.terminal import quote
 
 SPLITS = ("held_out", "test")
-ROWS = ("max_length", "on_bad", *(name for name in BAD_ROW_SWITCHES if name != "on_overlap"), "on_long_completion")
-"""Settings of `data` that may be changed: other data than the run's may have other rows that cannot be used."""
+ROWS = (
+    "max_length",
+    "on_bad",
+    *(name for name in BAD_ROW_SWITCHES if name != "on_overlap"),
+    "on_long_completion",
+    "tag",
+)
+"""Settings of `data` that may be changed: other data than the run's may have other rows that cannot be used, and
+other columns."""
 
 
 def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:

@@ -21,6 +21,8 @@ DELIMITERS = (",", "\t", ";", "|")
 RARE_DELIMITERS = ("^", ":", "~", "\x1f", "\x01")
 """Delimiters that are used if a header has none of the others, and is made of plain names between them."""
 
+SEPARATOR = re.compile(r"sep=(.)\r?\n?")
+"""A first line by which Excel is told the delimiter; the header follows."""
 QUOTES = (
     "In a table, a cell that begins with a quote ends at the next one. Where quotes belong to the text, double each "
     'of them and put the cell in quotes ("Hi," she said. becomes """Hi,"" she said."), or write the rows as JSON '
@@ -37,10 +39,12 @@ def delimited_rows(path: Path, on_bad: OnBad) -> Iterator[tuple[dict[str, Any], 
     csv.field_size_limit(MAX_LINE_BYTES)  # the default refuses a completion of more than 128 KiB
     lines = _split_lines(path)
     header = next(lines, "")
+    told = SEPARATOR.fullmatch(header)
+    header = next(lines, "") if told else header
     is_tsv = path.name.lower().removesuffix(".gz").endswith(".tsv")
-    if is_tsv:
+    if is_tsv and not told:
         _require_tab(header, path)
-    delimiter = "\t" if is_tsv else _find_delimiter(header, path)
+    delimiter = told[1] if told else "\t" if is_tsv else _find_delimiter(header, path)
     reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
     number, line = 0, 1
     try:

@@ -71,7 +71,7 @@ def read_splits(config: DataConfig, *, kind: Kind, seed: int, measured: object =
         held_out = _as_chats(held_out, bad["held_out"], config, notes, "held_out")
     plain, train = train, _as_chats(train, bad["train"], config, notes, "train")
     if held_out is not None:
-        train = _without_overlap(train, held_out, bad["train"], config, notes)
+        train = without_overlap(train, held_out, bad["train"], config, notes)
     require_usable(*bad.values())
     parts = parts_of(config.train, "data.train")
     num_usable = len(train)
@@ -335,9 +335,14 @@ def _set_apart(records: Table[Record], config: DataConfig, seed: int) -> tuple[T
     return train, held_out
 
 
-def _without_overlap(
+def without_overlap(
     train: Table[Record], held_out: Table[Record], bad: BadRows, config: DataConfig, notes: DataNotes
 ) -> Table[Record]:
+    """Returns the training rows whose prompts are not held out; `bad` gets the others, unless the gate lets them in.
+
+    Raises:
+        UserError: None is left.
+    """
     overlap = find_overlapping_rows(*in_one_form(train, held_out, config))
     if not overlap:
         return train

@@ -225,7 +225,7 @@ class _Reader:
         if columns and not has_tag:
             raise UserError(
                 f"data.tag={self._tag}: no row of {bad.setting} has such a column. The first has {columns}: name one "
-                "of these, or leave data.tag out."
+                "of these, or none: data.tag=null"
             )
         notes = result.notes
         notes.absent_columns = {name: show_name(other) for name, other in self._columns.items() if name in unseen}

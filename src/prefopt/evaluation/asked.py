@@ -23,6 +23,7 @@ class Asked:
         source: Location of its example, `file:line`.
         prompt: The prompt.
         chosen: The answer in the data; None if there is none.
+        rejected: The worse answer in the data; None if there is none.
         slice: Name of the part of a mixture that it is from; empty if there are no parts.
         tag: Value of `data.tag`; empty without one.
     """
@@ -32,11 +33,13 @@ class Asked:
     chosen: str | None
     slice: str = ""
     tag: str = ""
+    rejected: str | None = None
 
     @classmethod
     def of(cls, record: Record) -> "Asked":
         """Returns the prompt of a record, with the answer to it."""
-        return cls(record.source, *_texts(record), record.slice, record.tag)
+        rejected = _plain(record.rejected) if isinstance(record, PreferencePair) else None
+        return cls(record.source, *_texts(record), record.slice, record.tag, rejected)
 
 
 def labelled_pairs(records: Sequence[Record] | None) -> list[LabelledPair]:

@@ -35,6 +35,7 @@ class Finding:
         evidence: The numbers behind it.
         is_severe: Whether the model is not to be shipped before it is resolved, although it may be fine.
         remedy: What would resolve it, or decide; empty if nothing does.
+        is_harm: Whether it is about what the tuning may have broken beside the task.
     """
 
     level: Level
@@ -42,11 +43,12 @@ class Finding:
     evidence: str
     is_severe: bool = False
     remedy: str = ""
+    is_harm: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the entry of `verdict` in report.json."""
-        severe = {"severe": True} if self.is_severe else {}
-        return {"level": self.level, "finding": self.finding, "evidence": self.evidence, **severe}
+        marks = {name: True for name, is_set in (("severe", self.is_severe), ("harm", self.is_harm)) if is_set}
+        return {"level": self.level, "finding": self.finding, "evidence": self.evidence, **marks}
 
 
 @dataclass(frozen=True)

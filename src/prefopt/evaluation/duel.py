@@ -1,7 +1,7 @@
 """Compares models by their answers where no training run is: two models, or a plain base with and without a prompt."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +24,7 @@ from prefopt.evaluation.metrics import WIN_RATE
 from prefopt.evaluation.report import HeldOut, Report
 from prefopt.evaluation.rivals import Rival, build_rival
 from prefopt.evaluation.run import Evaluation
+from prefopt.evaluation.samples import choose_samples
 from prefopt.evaluation.statistics import Bootstrap
 from prefopt.models.fingerprint import describe_model
 from prefopt.models.limits import Limits
@@ -58,6 +59,8 @@ def evaluate_contestants(config: TrainConfig, data: object, *, has_training: boo
         judged = judge_all(config, asked, answers, labelled, trained)
         bootstrap = Bootstrap(config.evaluation.bootstrap_resamples, config.run.seed)
         tasks = check_answers(config.evaluation.tasks, asked, answers, trained, bootstrap)
+    untuned = [rival.name for rival in rivals if rival.is_untuned]
+    samples = choose_samples(asked, answers, judged, untuned, most=config.evaluation.num_shown_samples)
     report = Report(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         run={"name": config.run.name, "model": config.model.path, "seed": config.run.seed, "data": {"held_out": data}},
@@ -66,9 +69,11 @@ def evaluate_contestants(config: TrainConfig, data: object, *, has_training: boo
         contestants={rival.name: rival.describe() for rival in rivals},
         win_rates=list(judged.win_rates) or None,
         judges=dict(judged.standings) or None,
+        judge_digests=dict(judged.digests) or None,
         failures=dict(judged.failures) or None,
         tasks=tasks or None,
-        samples=_describe_samples(asked, answers, config.evaluation.num_shown_samples),
+        samples=samples.shown,
+        sample_counts=samples.counts,
         provenance=_describe_origin(config, data, rivals),
     )
     hardest = hardest_win(report)
@@ -117,15 +122,6 @@ def _build(config: TrainConfig, records: Sequence[Record]) -> list[Rival]:
         rival = build_rival(wanted, config, records, tokenizer, limits)
         rivals.append(replace(rival, model=config.model) if rival.runs_on == BASE else rival)
     return rivals
-
-
-def _describe_samples(
-    asked: Sequence[Asked], answers: Mapping[str, Sequence[str]], num: int
-) -> list[dict[str, str | None]]:
-    return [
-        {"prompt": each.prompt, **{name: texts[row] for name, texts in answers.items()}, "chosen": each.chosen}
-        for row, each in enumerate(asked[:num])
-    ]
 
 
 def _describe_origin(config: TrainConfig, data: object, rivals: Sequence[Rival]) -> dict[str, Any]:

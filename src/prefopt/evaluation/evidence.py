@@ -7,23 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.config.contestants import read_contestants
-from prefopt.config.judges import read_judges
+from prefopt.config.judges import ModelJudgeConfig, RewardModelJudgeConfig, read_judges
 from prefopt.config.plain import as_dict
-from prefopt.config.schema import TrainConfig
+from prefopt.config.schema import ModelConfig, TrainConfig
+from prefopt.config.tasks import read_tasks
 from prefopt.data.sources import digest_files
+from prefopt.evaluation.rivals import find_model
+from prefopt.models.fingerprint import fingerprint_weights
+from prefopt.process.errors import UserError
+from prefopt.process.named_code import find_file
 from prefopt.process.paths import resolve
-from prefopt.storage.files import hash_file
-from prefopt.storage.sealed import MANIFEST
+from prefopt.storage.files import hash_file, write_json
+from prefopt.storage.reading import parse_json, read_file
+from prefopt.storage.sealed import MANIFEST, digest, find_damage, read_digests
 
 NOT_EVIDENCE = ("batch_size", "num_shown_samples")
 """Settings of `evaluation` that change no number."""
 NAMES = {
     "model": "the tuned model",
-    "base": "the base model's settings",
+    "base": "the base model or its settings",
+    "models": "the model of a contestant or a judge",
     "data": "the training or held-out files",
     "settings": "the settings of the evaluation",
-    "files": "a prompt, an example file, a schema or a rubric",
+    "files": "a prompt, an example file, a schema, a rubric, or code of a judge or a task",
 }
+RECORDS = ("report.json", "pairs.jsonl", "answers.jsonl")
+"""Files of a report that hold what was measured and decided."""
 
 
 def gather(config: TrainConfig, model: Path) -> dict[str, str | None]:
@@ -37,26 +46,54 @@ def gather(config: TrainConfig, model: Path) -> dict[str, str | None]:
     settings = as_dict(config)
     evaluation = {key: value for key, value in settings["evaluation"].items() if key not in NOT_EVIDENCE}
     data = {name: digest_files(getattr(config.data, name)) for name in ("train", "held_out")}
+    if config.evaluation.pairs is not None:
+        data["pairs"] = digest_files(config.evaluation.pairs)
+    models = [_fingerprint(each) for each in _named_models(config)]
+    base = _fingerprint(config.model)
     return {
         "model": hash_file(manifest) if manifest.is_file() else None,
-        "base": _digest(settings["model"]),
+        "base": None if base is None else _digest([settings["model"], base]),
+        "models": None if None in models else _digest(models),
         "data": _digest(data),
         "settings": _digest(evaluation),
-        "files": _digest({name: _digest_file(name) for name in _named_files(config)}),
+        "files": _digest([hash_file(path) for path in _named_files(config)]),
     }
 
 
-def _named_files(config: TrainConfig) -> list[str]:
-    """Returns the files that contestants and judges name."""
-    contestants = read_contestants(config.evaluation.contestants)
-    named = [name for each in contestants for name in (each.system, each.examples)]
-    named += [getattr(judge, "rubric", None) for judge in read_judges(config.evaluation.judges)]
-    named += [config.evaluation.regression, config.evaluation.neutral_texts]
-    return sorted({name for name in named if name is not None and "\n" not in name and resolve(name).is_file()})
+def _named_models(config: TrainConfig) -> list[ModelConfig]:
+    """Returns the models of their own that contestants and judges on this machine have."""
+    found = [
+        find_model(each, config.model)[0]
+        for each in read_contestants(config.evaluation.contestants)
+        if each.endpoint is None
+    ]
+    of_judges = [
+        ModelConfig(path=judge.model, revision=judge.revision)
+        for judge in read_judges(config.evaluation.judges)
+        if isinstance(judge, ModelJudgeConfig | RewardModelJudgeConfig)
+    ]
+    return [model for model in found if model is not None] + of_judges
 
 
-def _digest_file(name: str) -> str:
-    return str(hash_file(resolve(name)))
+def _fingerprint(model: ModelConfig) -> str | None:
+    """Returns the digest of a model's files; None if they are not on this machine any more."""
+    try:
+        return fingerprint_weights(model)
+    except UserError:
+        return None
+
+
+def _named_files(config: TrainConfig) -> list[Path]:
+    """Returns the files that contestants, judges and tasks name, and those of code of the user's."""
+    evaluation = config.evaluation
+    judges, tasks = read_judges(evaluation.judges), read_tasks(evaluation.tasks)
+    named = [name for each in read_contestants(config.evaluation.contestants) for name in (each.system, each.examples)]
+    named += [getattr(each, key, None) for each in (*judges, *tasks) for key in ("rubric", "schema")]
+    named += [evaluation.regression, evaluation.neutral_texts]
+    paths = {resolve(name) for name in named if name is not None and "\n" not in name}
+    functions = [getattr(each, "function", None) for each in (*judges, *tasks)]
+    code = {find_file(name) for name in functions if name is not None}
+    return sorted({path for path in paths if path.is_file()} | {path for path in code if path is not None})
 
 
 def _digest(value: object) -> str:
@@ -66,3 +103,20 @@ def _digest(value: object) -> str:
 def find_stale(recorded: Mapping[str, Any], now: Mapping[str, str | None]) -> list[str]:
     """Returns in words what has changed since a decision was made, or was not recorded then; empty if nothing."""
     return [NAMES[key] for key, digest in now.items() if digest is None or recorded.get(key) != digest]
+
+
+def seal_report(folder: Path) -> None:
+    """Writes the digests of what a report's folder holds of measurements and decision beside it."""
+    names = [name for name in RECORDS if (folder / name).is_file()]
+    write_json(folder / MANIFEST, {"files": digest(folder, names)})
+
+
+def find_edit(folder: Path) -> str | None:
+    """Says which record of a report is not what was written there, such as `report.json has another checksum`.
+
+    None if all are. That of an earlier version, which has no digests, counts as edited: nothing tells.
+    """
+    try:
+        return find_damage(folder, read_digests(parse_json(read_file(folder / MANIFEST))))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
+        return f"{MANIFEST} is missing or damaged"

@@ -1,5 +1,6 @@
 """What the numbers of a report say, each finding with its evidence."""
 
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -42,21 +43,25 @@ def assess(report: Report, settings: EvaluationConfig) -> tuple[Decision, list[F
     limits, held_out = settings.limits, report.held_out
     gains = find_gains(report, settings)
     findings = [
-        *_not_finite(report),
+        *_as_harm(_not_finite(report)),
         *judge_wins(report, settings),
         *judge_tasks(report, settings),
         *_preference(held_out, gains, settings),
         *_loss(held_out, gains, settings),
         *_overlap(report.overlap or {}, limits),
         *judge_looks(report.test or {}, limits),
-        *_ruin(report, limits),
+        *_as_harm(_ruin(report, limits)),
         *(_stillness(report.likelihood, limits) or _overfitting(report, settings)),
-        *_displacement(report.likelihood, limits),
-        *_answers(report.drift, limits),
+        *_as_harm(_displacement(report.likelihood, limits)),
+        *_as_harm(_answers(report.drift, limits)),
         *_files(report.run or {}),
     ]
     findings.sort(key=lambda finding: (LEVELS.index(finding.level), not finding.is_severe))
     return decide(gains, findings, settings.min_prompts, describe_doubt(report)), findings
+
+
+def _as_harm(findings: list[Finding]) -> list[Finding]:
+    return [replace(finding, is_harm=True) for finding in findings]
 
 
 def _not_finite(report: Report) -> list[Finding]:

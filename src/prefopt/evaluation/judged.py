@@ -6,10 +6,13 @@ from dataclasses import asdict, dataclass, field, replace
 from math import isnan
 from typing import Any
 
+import numpy as np
+
 from prefopt.config.contestants import BASE, TUNED
 from prefopt.config.judges import read_judges
 from prefopt.config.schema import TrainConfig
 from prefopt.evaluation.asked import Asked
+from prefopt.evaluation.identity import digest_judge
 from prefopt.evaluation.judges import build_judges
 from prefopt.evaluation.judges.judge import Judge, JudgeContext, LabelledPair
 from prefopt.evaluation.judging import Standing, Verdicts, WinRate, judge_answers, sum_up, try_judge
@@ -30,12 +33,14 @@ class Judged:
         win_rates: Of each judge's matches, one judge after another.
         verdicts: The verdicts behind each win rate.
         failures: Name of a judge that could not read -> why.
+        digests: Name of a judge that could read -> SHA-256 of what decides its verdicts.
     """
 
     standings: Mapping[str, Standing | None] = field(default_factory=dict)
     win_rates: Sequence[WinRate] = ()
     verdicts: Sequence[Verdicts] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def per_prompt(self, asked: Sequence[Asked], answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
         """Returns the lines of answers.jsonl: each prompt with all answers, and who won by which judge.
@@ -44,21 +49,24 @@ class Judged:
             asked: The prompts.
             answers: Name of a contestant -> its answers, one per prompt.
         """
-        outcomes = [verdicts.outcomes for verdicts in self.verdicts]
+        matches = [
+            {"a": rate.a, "b": rate.b, "judge": rate.judge, "outcome": verdicts.outcomes, "forward": verdicts.forward,
+             "backward": verdicts.backward, "reading": verdicts.readings}
+            for rate, verdicts in zip(self.win_rates, self.verdicts, strict=True)
+        ]  # fmt: skip
         lines = []
         for row, each in enumerate(asked):
-            won = [
-                {
-                    "a": rate.a,
-                    "b": rate.b,
-                    "judge": rate.judge,
-                    "outcome": None if isnan(seen[row]) else int(seen[row]),
-                }
-                for rate, seen in zip(self.win_rates, outcomes, strict=True)
-            ]
+            won = [{key: _of_prompt(value, row) for key, value in match.items()} for match in matches]
             wrote = {name: texts[row] for name, texts in answers.items()}
             lines.append({**asdict(each), "answers": wrote, "outcomes": won})
         return lines
+
+
+def _of_prompt(value: object, row: int) -> object:
+    """Returns what a line of answers.jsonl holds of a match: names as they are, verdicts as whole numbers or None."""
+    if isinstance(value, np.ndarray):
+        return None if isnan(value[row]) else int(value[row])
+    return value[row] if isinstance(value, list) else value
 
 
 def judge_all(
@@ -118,6 +126,7 @@ def judge_contestants(
     win_rates: list[WinRate] = []
     verdicts: list[Verdicts] = []
     failures: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for judge in judges:
         logger.info("evaluation: %s judges %d answers of each contestant", judge.name, len(prompts))
         try:
@@ -129,9 +138,10 @@ def judge_contestants(
             continue
         verdicts += [read for _, _, read in met]
         win_rates += [sum_up(a, b, judge.name, read, of_answers) for a, b, read in met]
+        digests[judge.name] = digest_judge(judge)
         # What it counts, such as replies without a verdict, includes the contestants' answers.
         standings[judge.name] = standing and replace(standing, facts=dict(judge.describe()))
-    return Judged(standings, win_rates, verdicts, failures)
+    return Judged(standings, win_rates, verdicts, failures, digests)
 
 
 def slice_wins(judged: Judged, asked: Sequence[Asked], hardest: WinRate, column: str | None, seed: int) -> Slices:

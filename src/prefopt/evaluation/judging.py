@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import nan, sqrt
+from math import isnan, nan, sqrt
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,11 @@ class Verdicts:
         return np.where(np.isnan(self.forward) | np.isnan(self.backward), nan, agreed)
 
     @property
+    def readings(self) -> list[str]:
+        """What the judge says of each prompt, in words: one of `READINGS`."""
+        return [read_orders(*each) for each in zip(self.forward.tolist(), self.backward.tolist(), strict=True)]
+
+    @property
     def is_read(self) -> NDArray[np.bool_]:
         """Whether there is a verdict in both orders, shape (prompts,)."""
         return ~np.isnan(self.outcomes)
@@ -58,6 +63,26 @@ class Verdicts:
     def select(self, rows: NDArray[Any]) -> "Verdicts":
         """Returns the verdicts on some prompts."""
         return Verdicts(self.forward[rows], self.backward[rows], self.lengths[rows])
+
+
+WIN, LOSS, TIE, INCONSISTENT, UNREAD = READINGS = (
+    "win", "loss", "tie", "inconsistent under swap", "no verdict",
+)  # fmt: skip
+"""What a judge may say of two answers in both orders; an inconsistent verdict counts as a tie."""
+
+
+def read_orders(forward: float | None, backward: float | None) -> str:
+    """Returns what a judge's verdicts in both orders say, seen from the first contestant.
+
+    Args:
+        forward: 1, 0 or -1; None or NaN without a verdict.
+        backward: The same of the other order, turned so that 1 still means that the first contestant is better.
+    """
+    if forward is None or backward is None or isnan(forward) or isnan(backward):
+        return UNREAD
+    if forward != backward:
+        return INCONSISTENT
+    return {1: WIN, 0: TIE, -1: LOSS}[int(forward)]
 
 
 def judge_answers(judge: Judge, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Verdicts:

@@ -8,23 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefopt.config.schema import DataConfig, TrainConfig
-from prefopt.data.files import iter_rows
-from prefopt.data.messages import check_content
-from prefopt.data.records import Record, SFTExample
-from prefopt.data.strict_json import RepeatingRow
-from prefopt.data.values import RowError
+from prefopt.config.schema import TrainConfig
+from prefopt.data.records import Record
 from prefopt.evaluation.asked import Asked
 from prefopt.evaluation.judges.judge import Judge
 from prefopt.evaluation.judging import judge_answers
 from prefopt.evaluation.measure import seeds
-from prefopt.evaluation.prompting import Prefix, encode_prompts, question_of
+from prefopt.evaluation.prompting import Prefix, are_texts, encode_prompts, question_of
 from prefopt.evaluation.sampling import Answer, Question, generate
 from prefopt.evaluation.scoring import Scorer
 from prefopt.evaluation.statistics import Floats
 from prefopt.models.limits import Limits
 from prefopt.models.load import load_model, load_tokenizer, straight_to_device
-from prefopt.process.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +32,8 @@ class Counts:
     """What has become of the prompts and their answers.
 
     Attributes:
-        num_prompts: Different prompts.
+        num_prompts: Different prompts that were asked.
+        num_held_out: Prompts that were not asked, since they are held out.
         num_answers: Sampled answers.
         num_cut: Answers cut at the limit of tokens: none is used, since training would teach to end there.
         num_equal: Answers that another one of the same prompt repeats.
@@ -47,6 +43,7 @@ class Counts:
     """
 
     num_prompts: int = 0
+    num_held_out: int = 0
     num_answers: int = 0
     num_cut: int = 0
     num_equal: int = 0
@@ -58,28 +55,8 @@ class Counts:
         """Returns the counts as a sentence."""
         left_out = f"{self.num_alone:,} with fewer than two whole different answers, {self.num_tied:,} tied"
         cut = f"{self.num_answers:,} answers, {self.num_cut:,} cut at the limit, {self.num_equal:,} repeated"
-        return f"{self.num_prompts:,} prompts: {self.num_pairs:,} pairs, {left_out} ({cut})"
-
-
-def read_prompts(config: DataConfig) -> list[Record]:
-    """Reads rows of which only `prompt` counts, each prompt once.
-
-    Args:
-        config: `train` names the files.
-
-    Raises:
-        UserError: A file cannot be read, or a row has no prompt.
-    """
-    found: dict[str, Record] = {}
-    for row, source in iter_rows(config.train):
-        try:
-            if isinstance(row, RepeatingRow):
-                row.require_whole(("prompt",))
-            prompt = check_content(row.get("prompt"), "prompt")
-        except RowError as error:
-            raise UserError(f"{source}: {error} Each row needs a field 'prompt', as text or as messages.") from error
-        found.setdefault(repr(prompt), SFTExample(prompt=prompt, completion="", source=source))
-    return list(found.values())
+        held_out = f"; {self.num_held_out:,} more are held out and were not asked" if self.num_held_out else ""
+        return f"{self.num_prompts:,} prompts: {self.num_pairs:,} pairs, {left_out} ({cut}){held_out}"
 
 
 def sample_answers(config: TrainConfig, records: Sequence[Record], num_samples: int) -> list[list[Answer]]:
@@ -95,12 +72,30 @@ def sample_answers(config: TrainConfig, records: Sequence[Record], num_samples: 
     own = seeds(config.run.seed)
     questions = [Question(prompt, next(own)) for prompt in prompts for _ in range(num_samples)]
     found = generate(scorer, tokenizer, questions, max_new_tokens=config.evaluation.max_new_tokens)
-    answers = [Answer(each.ids, each.finished, _decode(each, tokenizer)) for each in found]
+    is_text = are_texts(records, tokenizer, config.data)
+    read = [
+        continue_text(question.prompt, each.ids, tokenizer) if is_text else _decode(each.ids, tokenizer).strip()
+        for question, each in zip(questions, found, strict=True)
+    ]
+    answers = [Answer(each.ids, each.finished, text) for each, text in zip(found, read, strict=True)]
     return [answers[start : start + num_samples] for start in range(0, len(answers), num_samples)]
 
 
-def _decode(answer: Answer, tokenizer: "PreTrainedTokenizerBase") -> str:
-    return str(tokenizer.decode(answer.ids, skip_special_tokens=True)).strip()
+def continue_text(prompt: Sequence[int], ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Returns what follows a text, as it is written after it: alone, many tokenizers decode it without its blank.
+
+    Args:
+        prompt: Token ids of the text.
+        ids: Token ids of what follows.
+        tokenizer: Of both.
+    """
+    opening = _decode(prompt, tokenizer)
+    whole = _decode([*prompt, *ids], tokenizer)
+    return whole.removeprefix(opening) if whole.startswith(opening) else _decode(ids, tokenizer)
+
+
+def _decode(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def make_pairs(
@@ -146,7 +141,7 @@ def make_pairs(
 def _choose_whole(answers: Sequence[Answer], counts: Counts) -> list[str]:
     """Returns the different answers that ended by themselves and are not empty."""
     counts.num_answers += len(answers)
-    whole = [each.text for each in answers if each.finished and each.text]
+    whole = [each.text for each in answers if each.finished and each.text.strip()]
     counts.num_cut += sum(not each.finished for each in answers)
     different = list(dict.fromkeys(whole))
     counts.num_equal += len(whole) - len(different)

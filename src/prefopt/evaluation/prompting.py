@@ -146,6 +146,12 @@ def encode_prompts(
     return found
 
 
+def are_texts(records: Sequence[Record], tokenizer: "PreTrainedTokenizerBase", config: DataConfig) -> bool:
+    """Returns whether prompts are asked as text that goes on, and not as messages; arguments as `encode_prompts`."""
+    made = Turns.of([records], tokenizer, config).make(records)
+    return bool(made) and isinstance(question_of(made[0]), str)
+
+
 def _are_chats(questions: Sequence[Content]) -> bool:
     """Whether prompts are messages: rows of both kinds are refused where they are read."""
     return bool(questions) and not isinstance(questions[0], str)

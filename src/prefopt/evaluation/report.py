@@ -105,7 +105,9 @@ class Report:
         throughput: Speeds and times, and what work.json holds beside the phases.
         data: Notes and counts from reading the data.
         audit: What the audit of the data has found before training, as `prefopt.data.audit.finding.Audit` is written.
-        samples: Prompts, each with every contestant's answer and, as `chosen`, the answer in the data.
+        samples: Prompts, each with every contestant's answer, those in the data and what the judges say; see
+            `prefopt.evaluation.samples.Samples`.
+        sample_counts: Of how many answered prompts these are, and how many were lost or have a wrongly ranked pair.
         provenance: Origin of code, data and model.
         overlap: Held-out prompts that are also training prompts: `prompts`, how many there are, and of these `exact`
             and `near`, those that are nearly one; null where it was not looked for.
@@ -114,6 +116,7 @@ class Report:
         contestants: Name of a contestant -> the model and the prompt with which it answered.
         win_rates: Of each judge, who won how often against whom.
         judges: Name of a judge -> what it is worth, the deciding one first; None where no held-out pairs tell.
+        judge_digests: Name of a judge -> SHA-256 of what decides its verdicts.
         failures: Name of a judge or a contestant that failed -> why.
         tasks: Name of a task -> what it found in each contestant's answers.
         answer_slices: The win rate over the best contestant without tuning in each slice of the prompts, and the
@@ -139,13 +142,15 @@ class Report:
     throughput: Block | None = None
     data: Block | None = None
     audit: Block | None = None
-    samples: list[dict[str, str | None]] | None = None
+    samples: list[Block] | None = None
+    sample_counts: Block | None = None
     provenance: Block | None = None
     overlap: Block | None = None
     test: Block | None = None
     contestants: dict[str, Block] | None = None
     win_rates: list[WinRate] | None = None
     judges: dict[str, Standing | None] | None = None
+    judge_digests: dict[str, str] | None = None
     failures: dict[str, str] | None = None
     tasks: dict[str, TaskResult] | None = None
     answer_slices: Block | None = None
@@ -182,6 +187,8 @@ class Report:
             or None,
             "win_rates": [_win_rate(each) for each in known["win_rates"] or [] if _estimate(each)] or None,
             "judges": {name: _standing(each) for name, each in _mapping(known["judges"]).items()} or None,
+            "sample_counts": dict(_mapping(known["sample_counts"])) or None,
+            "judge_digests": {name: str(each) for name, each in _mapping(known["judge_digests"]).items()} or None,
             "failures": {name: str(each) for name, each in _mapping(known["failures"]).items()} or None,
             "tasks": {name: _task(each) for name, each in _mapping(known["tasks"]).items()} or None,
             "style": dict(_mapping(known["style"])) or None,

@@ -92,7 +92,7 @@ def build_rival(
     prefix = Prefix.of(wanted)
     if wanted.endpoint is not None:
         return Rival(wanted, None, messages=[as_messages(record, prefix) for record in records])
-    model, is_run = _find_model(wanted, config.model)
+    model, is_run = find_model(wanted, config.model)
     if model is not None:
         try:
             tokenizer, limits = load_tokenizer(model), Limits.of(model)
@@ -104,7 +104,7 @@ def build_rival(
     return Rival(wanted, model, is_untuned=not is_run and wanted.model != TUNED, prompts=prompts)
 
 
-def _find_model(wanted: ContestantConfig, own: ModelConfig) -> tuple[ModelConfig | None, bool]:
+def find_model(wanted: ContestantConfig, own: ModelConfig) -> tuple[ModelConfig | None, bool]:
     """Returns the settings of the model that a contestant names, None for the run's own; and whether it is a run's."""
     if wanted.model in (None, BASE, TUNED):
         return None, False

@@ -23,12 +23,14 @@ from prefopt.evaluation.contestants import of_run
 from prefopt.evaluation.evidence import gather
 from prefopt.evaluation.findings import assess
 from prefopt.evaluation.gains import hardest_win
+from prefopt.evaluation.identity import digest_untuned
 from prefopt.evaluation.judged import Judged, judge_all, slice_wins
 from prefopt.evaluation.material import Material
 from prefopt.evaluation.measure import Measured, measure_contestants
 from prefopt.evaluation.metrics import BASE, REGRESSION, TUNED, WIN_RATE
 from prefopt.evaluation.regression import check_all
 from prefopt.evaluation.report import Report
+from prefopt.evaluation.samples import Samples, choose_samples, rank_prompts
 from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.statistics import Bootstrap, Prompts
 from prefopt.evaluation.style_distance import style_distance
@@ -44,7 +46,7 @@ from prefopt.runs.provenance import MEASURED
 from prefopt.runs.settings import read_config
 
 if TYPE_CHECKING:
-    pass
+    from transformers import PreTrainedTokenizerBase
 
 TEST = "test"
 """The split that is measured after all choices are made; of the folder of its report, the last part of the name."""
@@ -117,6 +119,7 @@ def evaluate_run(
     described = describe_data(examples, material)
     split = "held_out" if test is None else TEST
     names = {"train": str(config.data.train), split: _name_held_out(config, run, described["sha256"])}
+    samples = show_answers(measured, answers, material, judged, tokenizer, config.evaluation.num_shown_samples)
     report = Report(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         run={**describe_run(config, data, metrics, names), **describe_flaws(run, metrics)},
@@ -135,10 +138,12 @@ def evaluate_run(
         },
         overlap=material.overlap,
         audit=_audit_of(run, described["sha256"]),
-        samples=describe_samples(measured, answers, material),
+        samples=samples.shown,
+        sample_counts=samples.counts if samples.shown else None,
         contestants=describe_contestants(config, material) if material.are_judged or material.rivals else None,
         win_rates=list(judged.win_rates) or None,
         judges=dict(judged.standings) or None,
+        judge_digests=dict(judged.digests) or None,
         failures=_find_failures(judged, material, texts) or None,
         tasks=tasks or None,
         evidence=dict(gather(config, run.model)),
@@ -327,27 +332,33 @@ def throughput(metrics: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def describe_contestants(config: TrainConfig, material: Material) -> dict[str, dict[str, Any]]:
-    """Returns of each contestant which model answered, and what it was told."""
-    own = {"model": config.model.path, "is_untuned": True}
+    """Returns of each contestant which model answered, and what it was told; `sha256` of that without tuning."""
+    own: dict[str, Any] = {"model": config.model.path, "is_untuned": True}
     found = {BASE: own, TUNED: {**own, "model": TUNED, "is_untuned": False}}
-    return {**found, **{rival.name: rival.describe() for rival in material.rivals}}
+    found |= {rival.name: rival.describe() for rival in material.rivals}
+    for name, digest in digest_untuned(config, material).items():
+        found[name]["sha256"] = digest
+    return found
 
 
-def describe_samples(
-    measured: Mapping[str, Measured], answers: Mapping[str, Sequence[Answer]], material: Material
-) -> list[dict[str, str | None]]:
-    """Returns per prompt: its text, every contestant's answer (the base's first), the answer in the data.
-
-    They are the judged answers; where nothing is judged, greedy ones.
-    """
-    shown = {BASE: measured[BASE].shown, **{name: model.shown for name, model in measured.items()}}
-    num = len(shown[BASE])
-    shown |= {rival.name: list(answers[rival.name][:num]) for rival in material.rivals if rival.name in answers}
-    return [
-        {
-            "prompt": ask.prompt,
-            **{name: each.text for name, each in zip(shown, wrote, strict=True)},
-            "chosen": ask.chosen,
-        }
-        for ask, *wrote in zip(material.asked, *shown.values(), strict=False)
-    ]
+def show_answers(
+    measured: Mapping[str, Measured],
+    answers: Mapping[str, Sequence[Answer]],
+    material: Material,
+    judged: Judged,
+    tokenizer: "PreTrainedTokenizerBase",
+    most: int,
+) -> Samples:
+    """Returns the answers that the report shows, the base's first: the judged ones; else, greedy ones."""
+    greedy = {} if material.are_judged else {name: model.shown for name, model in measured.items()}
+    read: dict[str, Sequence[Answer]] = {**answers, **greedy}
+    names = dict.fromkeys([BASE, *measured, *(rival.name for rival in material.rivals)])
+    return choose_samples(
+        material.asked,
+        {name: [each.text for each in read[name]] for name in names if name in read},
+        judged,
+        [BASE, *(rival.name for rival in material.rivals if rival.is_untuned)],
+        most=most,
+        ranked=rank_prompts(material, measured[TUNED].held_out_pairs),
+        rendered=[str(tokenizer.decode(ids)) for ids in material.prompts],
+    )

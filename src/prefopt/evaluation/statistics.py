@@ -5,6 +5,7 @@ than one pair each of ten prompts. Every function takes the prompt of each examp
 as drawn at random. `python -m benchmarks.coverage` simulates how often these intervals hold the truth.
 """
 
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,9 +79,15 @@ class Prompts:
 
     @classmethod
     def of_texts(cls, texts: Sequence[str]) -> "Prompts":
-        """Numbers the prompts of examples by their texts, however long these are."""
+        """Numbers the prompts of examples by their texts, however long these are.
+
+        Texts that differ in upper and lower case, blanks, or the punctuation around them alone are one prompt: a
+        model answers them alike, so that they say no more than one.
+        """
         numbers: dict[str, int] = {}
-        return cls(np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int64))
+        spelled = (" ".join(text.casefold().split()) for text in texts)
+        bare = (text.strip(string.punctuation + " ") or text for text in spelled)
+        return cls(np.array([numbers.setdefault(text, len(numbers)) for text in bare], np.int64))
 
     @classmethod
     def all_different(cls, num_examples: int) -> "Prompts":

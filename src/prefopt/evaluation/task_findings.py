@@ -55,12 +55,12 @@ def _on_regression(task: TaskResult, settings: EvaluationConfig) -> list[Finding
     if change.high < 0:
         is_bad = change.value <= -settings.min_gain
         text = "It answers plain questions worse than its base: the tuning broke something beside the task."
-        return [Finding("bad" if is_bad else "warning", text, evidence, remedy=KEPT)]
+        return [Finding("bad" if is_bad else "warning", text, evidence, remedy=KEPT, is_harm=True)]
     base = task.values.get(BASE, {}).get(task.main)
     if base is not None and base.value < settings.min_gain:
         text = "Its base answers hardly any plain questions right, so these cannot show what the tuning broke."
-        return [Finding("info", text, evidence)]
-    return [Finding("info", "It answers plain questions about as well as its base.", evidence)]
+        return [Finding("info", text, evidence, is_harm=True)]
+    return [Finding("info", "It answers plain questions about as well as its base.", evidence, is_harm=True)]
 
 
 def _on_slices(report: Report) -> list[Finding]:
@@ -88,7 +88,7 @@ def _on_style(report: Report, settings: EvaluationConfig) -> list[Finding]:
     evidence = (
         f"letters {ratio:.1f} times as far apart as halves of the base's own answers, n = {found.get('n_texts')}"
     )
-    return [Finding("warning", text, evidence, remedy=OF_THE_TASK)]
+    return [Finding("warning", text, evidence, remedy=OF_THE_TASK, is_harm=True)]
 
 
 def _sides(task: TaskResult, other: str) -> str:

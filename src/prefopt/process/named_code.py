@@ -3,6 +3,8 @@
 import os
 import sys
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from prefopt.process.errors import UserError, first_line
@@ -18,8 +20,7 @@ def find_code(key: str, name: str) -> Any:
     Raises:
         UserError: The module cannot be imported, or has nothing of that name.
     """
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` has it; the command `prefopt` has not
+    _see_current_folder()
     module, _, path = name.partition(":")
     try:
         found = import_module(module)
@@ -31,3 +32,19 @@ def find_code(key: str, name: str) -> Any:
             f'{module} in {os.getcwd()} and among its packages. Try: python -c "import {module}; {module}.{path}"'
         ) from error
     return found
+
+
+def find_file(name: str) -> Path | None:
+    """Returns the file that holds the code which `module:name` leads to; None if there is none. It is not run."""
+    _see_current_folder()
+    try:
+        spec = find_spec(name.partition(":")[0])
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin is not None else None
+
+
+def _see_current_folder() -> None:
+    """Lets the current folder be imported from, as `python -m` has it; the command `prefopt` has not."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())

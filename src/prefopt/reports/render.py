@@ -14,6 +14,8 @@ from prefopt.process.terminal import REPLACEMENT
 from prefopt.reports import facts, sections
 from prefopt.reports.figures import curve_note, result_figures, training_figures
 from prefopt.reports.glossary import terms_for
+from prefopt.reports.overview import build_overview
+from prefopt.reports.samples import describe_order, read_samples
 from prefopt.reports.time import time_block
 from prefopt.reports.wins import answer_slices_table, judges_table, tasks_table, wins_table
 from prefopt.storage.files import write_json, write_text
@@ -33,7 +35,7 @@ def render_report(
     folder: Path,
     read_phases: Callable[[], dict[str, float]] | None = None,
 ) -> Path:
-    """Writes the report's four files into `folder`, each one completely or not at all.
+    """Writes the report's five files into `folder`, each one completely or not at all.
 
     Args:
         report: The evaluation's results; missing parts are shown as not measured or left out.
@@ -57,18 +59,20 @@ def render_report(
     templates = environment("prefopt.reports")
     html = templates.get_template("report.html.j2").render(content, **charts, curve_note=curve_note(metrics))
     markdown, card = (templates.get_template(f"{name}.md.j2").render(content) for name in ("report", "card"))
+    summary = templates.get_template("summary.html.j2").render(page=build_overview(shown))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", written)
     write_text(folder / "report.md", markdown)
     write_text(folder / CARD, card)
+    write_text(folder / SUMMARY, summary)
     write_text(folder / "report.html", html)
     return folder / "report.html"
 
 
+SUMMARY = "summary.html"
+"""File with one screen for whoever decides without reading the report."""
 CARD = "card.md"
 """File with the decision and its reasons, short enough for a pull request."""
-STYLED = ("prompt", "base", "tuned", "chosen")
-"""Parts of a sample with a style of their own; names of other contestants are the user's."""
 
 
 def _content(report: Report) -> dict[str, Any]:
@@ -89,7 +93,8 @@ def _content(report: Report) -> dict[str, Any]:
         "overfitting": sections.overfitting_table(report),
         "drift": sections.drift_table(report),
         "likelihood": sections.likelihood_table(report),
-        "samples": [_answers(sample) for sample in report.samples or []],
+        "samples": read_samples(report),
+        "sample_order": describe_order(report),
         "audit": sections.audit_table(report),
         "data_notes": (report.data or {}).get("notes") or [],
         "throughput": facts.throughput_facts(report),
@@ -97,16 +102,6 @@ def _content(report: Report) -> dict[str, Any]:
         "run": facts.run_facts(report),
         "provenance": facts.provenance_facts(report),
     }
-
-
-def _answers(sample: dict[str, str | None]) -> list[tuple[str, str, str]]:
-    """Title, CSS class and text of each part of a sample: the prompt, all answers, and the answer in the data."""
-    titles = {"chosen": "Chosen in the data"}
-    return [
-        (titles.get(name, name.capitalize()), name if name in STYLED else "other", text)
-        for name, text in sample.items()
-        if text is not None
-    ]
 
 
 def environment(*packages: str, clean: Callable[[str], str] | None = None) -> Environment:

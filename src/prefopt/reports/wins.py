@@ -1,5 +1,6 @@
 """The tables of judged answers: who wins against whom, and what the judges are worth."""
 
+from dataclasses import replace
 from math import isfinite, nan
 from typing import Any
 
@@ -19,7 +20,7 @@ def wins_table(report: Report) -> Table | None:
     rows = [
         Row(
             f"{found.a} against {found.b}",
-            [cell(found.estimate, PERCENT), _further(found.matched), _further(found.adjusted)],
+            [cell(found.estimate, PERCENT), _of_some(found.matched), _of_all(found.adjusted)],
             _hint(found),
         )
         for found in wins
@@ -34,6 +35,16 @@ def wins_table(report: Report) -> Table | None:
 
 def _further(estimate: Estimate | None) -> Cell:
     return NOT_APPLICABLE if estimate is None else cell(estimate, PERCENT)
+
+
+def _of_some(estimate: Estimate | None) -> Cell:
+    """Returns a share of fewer answers than the row's, which are told beside it."""
+    found = _further(estimate)
+    return found if not found.num else replace(_of_all(estimate), value=f"{found.value} of {found.num}")
+
+
+def _of_all(estimate: Estimate | None) -> Cell:
+    return replace(_further(estimate), num=None, num_prompts=None)
 
 
 def _hint(found: WinRate) -> str:

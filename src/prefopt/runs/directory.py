@@ -16,13 +16,13 @@ from prefopt.config.load import differences, fingerprint, has_grown, to_yaml
 from prefopt.config.mixture import paths_of
 from prefopt.config.schema import TrainConfig
 from prefopt.distributed.group import on_main
-from prefopt.process.errors import FULL, OF_THE_MACHINE, EndedError, UserError, describe, explained
+from prefopt.process.errors import FULL, EndedError, UserError, explained
 from prefopt.process.output import ERRORS, OUTPUT
 from prefopt.process.paths import expand
 from prefopt.runs.changes import find_changed_data, find_changed_input, find_changed_versions, with_earlier
 from prefopt.runs.files import PROVENANCE, STATUS, WORK, read_json, read_report, read_run_file, read_steps
 from prefopt.runs.lock import RunLock
-from prefopt.runs.provenance import is_of_prepare
+from prefopt.runs.provenance import PREPARE, module_of
 from prefopt.runs.settings import read_config
 from prefopt.storage.files import PARTIAL, overwrite_in_place, write_json, write_text
 from prefopt.storage.reading import read_text
@@ -110,6 +110,11 @@ class RunDirectory:
         return self.path / "model"
 
     @property
+    def pairs(self) -> Path:
+        """In place of a model, what a stage that samples has made; present only when complete."""
+        return self.path / "pairs.jsonl"
+
+    @property
     def slurm(self) -> Path:
         """Files of the jobs that run it: script, logs, attempts. `run.overwrite` keeps them."""
         return self.path / "slurm"
@@ -172,11 +177,15 @@ class RunDirectory:
         files = data.get("files") if isinstance(data, dict) else None
         return files if isinstance(files, dict) else {}
 
+    def made_by(self) -> str:
+        """Returns the module of the command that worked here last, if training has not begun; empty if not known."""
+        if os.path.isfile(self.metrics) or os.path.isdir(self.model):  # also of a folder that may not be entered
+            return ""
+        return module_of(read_json(self.provenance)[0] or {})
+
     def is_prepared(self) -> bool:
         """Returns whether `prefopt prepare` alone has worked here. A damaged provenance.json counts as another's."""
-        if os.path.isfile(self.metrics) or os.path.isdir(self.model):  # also of a folder that may not be entered
-            return False
-        return is_of_prepare(read_json(self.provenance)[0] or {})
+        return self.made_by() == PREPARE
 
     def is_trained(self) -> bool:
         """Returns whether training has begun here. If in doubt it has: its files are not to be written over."""
@@ -207,8 +216,8 @@ class RunDirectory:
         """Returns the run's id in Weights & Biases; None without one."""
         return read_text(self.wandb_id).strip() if self.wandb_id.exists() else None
 
-    def check(self, config: TrainConfig) -> None:
-        """Refuses a folder that belongs to another run or program, or that cannot be written. Writes nothing."""
+    def check_place(self) -> None:
+        """Refuses a folder that belongs to another program, or that cannot be written. Writes nothing."""
         ancestor = self.path
         while not ancestor.exists() and ancestor != ancestor.parent:
             ancestor = ancestor.parent
@@ -223,6 +232,11 @@ class RunDirectory:
             own = (self.status, self.path / OUTPUT, self.path / ERRORS)  # the files of a run that failed at its start
             if any(path.suffix != PARTIAL and path not in own for path in found):
                 raise UserError(f"{self.path}: exists and is no run of prefopt. Set run.name or run.root.")
+
+    def check(self, config: TrainConfig) -> None:
+        """Refuses a folder that belongs to another run or program, or that cannot be written. Writes nothing."""
+        self.check_place()
+        if not self.config.exists():
             return
         if config.run.overwrite:
             self._keep_inputs(config)
@@ -376,19 +390,3 @@ class RunDirectory:
             if error.errno not in FULL or not self.status.exists():
                 raise
             overwrite_in_place(self.status, json.dumps(status))
-
-
-def trouble_of(run: RunDirectory, error: BaseException) -> UserError | None:
-    """Returns an error that says how to mend the folder or disk of a begun run; None if they are not the cause."""
-    goes_on = "run the same command: it goes on from its newest checkpoint"
-    if not run.path.is_dir():
-        return UserError(
-            f"{run.path}: is gone, renamed or removed while the run was on. Put it back under this name, if it is "
-            f"elsewhere, and {goes_on}."
-        )
-    if not isinstance(error, OSError) or error.errno not in OF_THE_MACHINE:
-        return None
-    newest = max(run.checkpoints.glob("step-*"), key=lambda path: path.stat().st_mtime, default=None)
-    from_where = f"{goes_on}, {newest.name}" if newest else "run the same command: it begins again"
-    what = describe(error, run.path, "written")
-    return UserError(f"{what}. {'Free space there' if error.errno in FULL else 'Mend that'}, and {from_where}.")

@@ -85,6 +85,7 @@ PROVENANCE: Mapping[str, Shape] = {
     "model": lambda value: is_object(value) and or_null(of_each(is_text))(value.get("sha256")),
     "step_size": {"per_device": is_count, "accumulation": is_count, "num_ranks": is_count},
     "fit": {"tokens": or_null(is_count), "checkpointing": lambda value: isinstance(value, bool)},
+    "num_samples": is_count,
     "earlier": lambda value: isinstance(value, list) and all(map(is_object, value)),
 }
 RECORD: Mapping[str, Shape] = {

@@ -13,6 +13,7 @@ from prefopt.process.errors import UserError, describe
 from prefopt.process.terminal import quote
 from prefopt.runs.directory import RunDirectory
 from prefopt.runs.jobs import JOBS, LOG, Submitted, read_jobs
+from prefopt.runs.provenance import PREPARE, SAMPLE
 from prefopt.storage.reading import parse_json, read_file
 
 SWEEP = "sweep.json"
@@ -28,6 +29,8 @@ BEGUN = ("status.json", "config.yaml", "metrics.jsonl")
 """Files that show that a run has begun; any one is enough, even if the run was killed at once."""
 TRACES = (*BEGUN, f"slurm/{JOBS}", f"slurm/{LOG}")
 """Files that make a folder a run, even one that was only submitted; any one is enough."""
+SAMPLING = "slurm/sample.sh"
+"""Script of a stage that samples, which is there before the stage begins."""
 REPORT = "report"
 MAX_NAMED = 5
 """Most folders that a message names."""
@@ -43,6 +46,16 @@ class Kind(Enum):
     """A trial of a search. It may diverge, which is a result too."""
     reference = "reference"
     """A run of `prefopt prepare`, for the points of a sweep or for runs that follow; it has no model of its own."""
+    sample = "sample"
+    """A stage of a chain that samples: it makes pairs, and no model."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is a run in the narrow sense, which has a model and a report."""
+        return self not in (Kind.reference, Kind.sample)
+
+
+MADE = {PREPARE: Kind.reference, SAMPLE: Kind.sample}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +153,7 @@ def find_run(folder: Path) -> RunDirectory:
     if run.config.is_file():
         return run
     if folder.is_dir():
-        runs = [path for path in list_runs(folder)[0] if _kind(path, in_sweep=True) is not Kind.reference]
+        runs = [path for path in list_runs(folder)[0] if _kind(path, in_sweep=True).trains]
         if runs:
             more = f", or one of {len(runs) - MAX_NAMED:,} more" if len(runs) > MAX_NAMED else ""
             raise UserError(f"run={folder}: a folder of runs. Give one of them: {_choices(runs[:MAX_NAMED])}{more}")
@@ -309,7 +322,10 @@ def _place_alone(run: Path) -> Place:
 def _kind(run: Path, *, in_sweep: bool = False) -> Kind:
     """Returns the kind of a run that is no point; the name of a sweep's reference is known before it begins."""
     is_planned = in_sweep and IS_REFERENCE.fullmatch(run.name) is not None
-    return Kind.reference if is_planned or RunDirectory(run).is_prepared() else Kind.run
+    if is_planned:
+        return Kind.reference
+    made_by = RunDirectory(run).made_by() or (SAMPLE if os.path.isfile(f"{run}/{SAMPLING}") else "")
+    return MADE.get(made_by, Kind.run)
 
 
 def _newest(jobs: dict[str, Submitted], run: Path) -> Submitted | None:

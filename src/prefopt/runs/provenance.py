@@ -26,6 +26,8 @@ PACKAGES = (
 
 PREPARE = "prefopt.prepare"
 """The command that computes what runs share, and trains nothing."""
+SAMPLE = "prefopt.sample"
+"""The command that writes pairs of a model's own answers, and trains nothing."""
 MEASURED = ("held_out", "pairs")
 """Keys of a report's `provenance.data.sha256` whose digests identify the rows on which a model was measured."""
 
@@ -78,10 +80,10 @@ def command_line(module: str, argv: list[str]) -> str:
     return shlex.join([Path(sys.executable).name, "-m", module, *argv])
 
 
-def is_of_prepare(provenance: Mapping[str, object]) -> bool:
-    """Returns whether the command that wrote a provenance.json was `prefopt.prepare`."""
+def module_of(provenance: Mapping[str, object]) -> str:
+    """Returns the module of the command that wrote a provenance.json, such as `prefopt.prepare`; empty if unknown."""
     command = provenance.get("command")
-    return isinstance(command, str) and command.partition(" -m ")[2].split(" ")[0] == PREPARE
+    return command.partition(" -m ")[2].split(" ")[0] if isinstance(command, str) else ""
 
 
 def program_line() -> str:

@@ -26,8 +26,8 @@ class Facts:
         problem: Why status.json cannot be understood; empty if it can.
         decision: The last ended attempt that its job recorded, with the job's decision; None without one.
         lock: The run's lock; None if there is none, or if the run is over.
-        is_reference: Whether the run only prepares for others, so that it needs no model.
-        has_result: Whether the final model exists, or the run needs none.
+        kind: What the run is for.
+        has_result: Whether the final model exists, or the pairs of a stage that samples, or the run needs neither.
         log: File with the output of the last attempt; None without one.
     """
 
@@ -39,7 +39,7 @@ class Facts:
     problem: str = ""
     decision: Attempt | None = None
     lock: Sighting | None = None
-    is_reference: bool = False
+    kind: Kind = Kind.run
     has_result: bool = True
     log: Path | None = None
 
@@ -60,9 +60,8 @@ def read_facts(place: Place) -> Facts:
     message = status["message"] if is_text(status.get("message")) else ""
     num_records = status["records"] if is_count(status.get("records")) else None
     if state in OVER:
-        is_reference = place.kind is Kind.reference
-        has_result = state is State.pruned or is_reference or run.model.is_dir()
-        return Facts(state, step, attempts, message, num_records, is_reference=is_reference, has_result=has_result)
+        has_result = state is State.pruned or place.kind is Kind.reference or _has_result(place)
+        return Facts(state, step, attempts, message, num_records, kind=place.kind, has_result=has_result)
     return Facts(
         state,
         step,
@@ -73,6 +72,10 @@ def read_facts(place: Place) -> Facts:
         lock=read_lock(run.path),
         log=find_log(place),
     )
+
+
+def _has_result(place: Place) -> bool:
+    return place.run.pairs.is_file() if place.kind is Kind.sample else place.run.model.is_dir()
 
 
 def find_log(place: Place) -> Path | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefopt.process.terminal import quote
-from prefopt.runs.find import Group, Kind
+from prefopt.runs.find import Group
 from prefopt.state.look import View
 from prefopt.state.run_status import RunStatus, Word
 from prefopt.tracking.sessions import find_sessions
@@ -119,7 +119,7 @@ def _wait(by_word: dict[Word, list[RunStatus]]) -> list[Advice]:
 
 def _use(group: Group, done: Sequence[RunStatus]) -> list[Advice]:
     """Returns advice on what to do with finished runs."""
-    results = [run for run in done if run.place.kind is not Kind.reference]
+    results = [run for run in done if run.place.kind.trains]
     if not results:
         return []
     where = [group.path] if group.path is not None else [run.place.run.path for run in results]

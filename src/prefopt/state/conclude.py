@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from prefopt.cluster.slurm import QueuedJob
 from prefopt.runs.directory import State
+from prefopt.runs.find import Kind
 from prefopt.runs.jobs import Submitted
 from prefopt.runs.read import Facts
 from prefopt.state.logs import find_error, find_last_line
@@ -58,8 +59,10 @@ def conclude(facts: Facts, job: Submitted | None, queued: QueuedJob | None) -> C
 
 
 def _describe_done(facts: Facts) -> str:
-    if facts.is_reference:
+    if facts.kind is Kind.reference:
         return "prepared"
+    if facts.kind is Kind.sample:
+        return facts.message if facts.has_result else "its pairs.jsonl is gone"
     return "" if facts.has_result else "its model/ is gone"
 
 

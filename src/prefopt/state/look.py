@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from prefopt.cluster.slurm import QueuedJob
 from prefopt.runs.directory import State
-from prefopt.runs.find import Group, Kind, Place
+from prefopt.runs.find import Group, Place
 from prefopt.runs.read import OVER, Facts, read_facts
 from prefopt.state.conclude import conclude
 from prefopt.state.progress import Progress, count_steps, read_progress, read_trainer_settings
@@ -69,7 +69,7 @@ def _describe(place: Place, facts: Facts, queue: Queue, clock: Callable[[], floa
         is_live=conclusion.is_live,
     )
     doing = ""
-    if facts.state is not None and place.kind is not Kind.reference:
+    if facts.state is not None and place.kind.trains:
         status, doing = _with_progress(status, facts, clock())
     return _with_words(status, queued, doing) if status.word is Word.running else status
 

@@ -92,10 +92,10 @@ def count_words(runs: Sequence[RunStatus]) -> dict[str, int]:
 
 
 def _summary(group: Group, runs: Sequence[RunStatus]) -> Text:
-    own = [run for run in runs if run.place.kind is not Kind.reference]
-    references = [run for run in runs if run.place.kind is Kind.reference]
-    parts = [Text("reference: ").append_text(_counts(references))] if references else []
-    if own or group.is_sweep or not references:
+    own = [run for run in runs if run.place.kind.trains]
+    others = {kind: [run for run in runs if run.place.kind is kind] for kind in (Kind.reference, Kind.sample)}
+    parts = [Text(f"{kind.value}: ").append_text(_counts(found)) for kind, found in others.items() if found]
+    if own or group.is_sweep or not parts:
         parts.insert(0, Text(f"{_count_runs(group, own)}: ").append_text(_counts(own)))
     return Text.assemble((clean_name(group.title), "bold"), "  ", Text("; ").join(parts))
 
@@ -116,7 +116,7 @@ def _table(runs: Sequence[RunStatus], width: int) -> Table:
     table.add_column("state", no_wrap=True)
     table.add_column("run", overflow="fold", min_width=12)
     columns = {
-        "kind": [run.place.kind.value if run.place.kind is Kind.reference else "" for run in runs],
+        "kind": ["" if run.place.kind.trains else run.place.kind.value for run in runs],
         "step": [_steps(run) if width >= MEDIUM else "" for run in runs],
         "ETA": [_eta(run) if width >= MEDIUM else "" for run in runs],
         "loss": [_loss(run) if width >= WIDE else "" for run in runs],
@@ -138,7 +138,7 @@ def _line(run: RunStatus) -> Text:
     parts = [
         f"{run.word.value:<9}",
         clean_name(run.place.name),
-        f"kind {run.place.kind.value}" if run.place.kind is Kind.reference else "",
+        "" if run.place.kind.trains else f"kind {run.place.kind.value}",
         *_numbers(run),
         run.why,
         _log(run),

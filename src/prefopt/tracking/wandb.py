@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +23,7 @@ from prefopt.process.terminal import quote
 from prefopt.runs.directory import RunDirectory, RunTakenOverError
 from prefopt.runs.provenance import MEASURED
 from prefopt.storage.files import write_text
+from prefopt.tracking.answers import build_table, summarise_wins
 from prefopt.tracking.artifacts import build_data, build_model
 from prefopt.tracking.credentials import has_api_key
 from prefopt.tracking.lineage import Parent, find_parent
@@ -80,10 +81,18 @@ def start_wandb(config: TrainConfig, run: RunDirectory) -> "WandbMirror | None":
     return mirror
 
 
-def record_evaluation(config: TrainConfig, run: RunDirectory, report: dict[str, Any]) -> None:
+def record_evaluation(
+    config: TrainConfig, run: RunDirectory, report: dict[str, Any], answers: Sequence[Mapping[str, Any]] = ()
+) -> None:
     """Records a later evaluation of a run as a W&B run of its own, of job type eval.
 
     Repeating the same evaluation updates the same W&B run.
+
+    Args:
+        config: Configuration of the run, with the settings of this evaluation.
+        run: Folder of the run.
+        report: The content of report.json.
+        answers: The lines of answers.jsonl.
     """
     if config.logger.name is LoggerName.none or is_disabled():
         return
@@ -99,7 +108,7 @@ def record_evaluation(config: TrainConfig, run: RunDirectory, report: dict[str, 
         parent=Parent.of_run(run),
     )
     if mirror is not None:
-        mirror.finish(report, with_model=False)
+        mirror.finish(report, answers, with_model=False)
 
 
 def _start(
@@ -263,22 +272,26 @@ class WandbMirror:
             self._session.summary.update(values)
 
     @phases.of("wandb")
-    def finish(self, report: dict[str, Any], *, with_model: bool = True) -> None:
-        """Adds the report's numbers to the summary, its samples as a table and the model, and ends the session."""
-        import wandb
-
+    def finish(
+        self, report: dict[str, Any], answers: Sequence[Mapping[str, Any]] = (), *, with_model: bool = True
+    ) -> None:
+        """Adds the report's numbers to the summary, its answers as tables and the model, and ends the session."""
         summary = {"decision": report["decision"]["word"], **_values(report["held_out"], "held_out")}
         summary |= _values(report.get("drift") or {}, "drift")
+        summary |= _values(summarise_wins(report))
         summary |= {"outside_training_s": phases.outside_training(report["phases"])} if report.get("phases") else {}
         found = (report.get("audit") or {}).get("checks", [])
         summary |= {f"audit/{each['check']}": each["count"] for each in found}
         self.summarise(summary)
         samples = report.get("samples") or []
-        columns: list[str | int] = list(samples[0]) if samples else []
-        rows: list[Any] = [[sample.get(column) for column in columns] for sample in samples]
-        if rows:
-            with self._guarded("the samples"):
-                self._session.log({"samples": wandb.Table(columns=columns, data=rows)})
+        columns = (
+            [name for name, text in samples[0].items() if text is None or isinstance(text, str)] if samples else []
+        )
+        self._log_table("samples", columns, [[sample.get(column) for column in columns] for sample in samples])
+        shows_answers = self._config.evaluation.num_shown_samples > 0  # 0: no text of data or of answers leaves
+        table = build_table(answers) if shows_answers else None
+        if table is not None:
+            self._log_table("answers", table.columns, table.rows)
         how = self._config.logger.log_artifacts
         if with_model and how is not LogArtifacts.none and self._run.model.is_dir():
             with self._guarded("the model"):
@@ -286,6 +299,14 @@ class WandbMirror:
                 if how is LogArtifacts.upload and not self._session.offline:
                     logged.wait(UPLOAD_TIMEOUT_S)
         self.close(0)
+
+    def _log_table(self, name: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Sends a table; nothing without rows."""
+        import wandb
+
+        if rows:
+            with self._guarded(f"the table of {name}"):
+                self._session.log({name: wandb.Table(columns=[*columns], data=[[*row] for row in rows])})
 
     @phases.of("wandb")
     def close(self, exit_code: int) -> None:
@@ -344,11 +365,11 @@ def interval_keys(key: str) -> tuple[str, str]:
     return f"{key}_low", f"{key}_high"
 
 
-def _values(block: dict[str, Any], prefix: str) -> dict[str, float]:
+def _values(block: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """Flattens a block of the report to its values and intervals: `held_out/tuned/preference_accuracy`, `…_low`."""
     values: dict[str, float] = {}
     for key, entry in block.items():
-        name = f"{prefix}/{key}"
+        name = f"{prefix}/{key}" if prefix else key
         if not isinstance(entry, dict):
             continue
         if "value" not in entry:

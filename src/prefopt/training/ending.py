@@ -10,7 +10,8 @@ from prefopt.distributed.preemption import Preempted
 from prefopt.process import phases
 from prefopt.process.errors import UserError
 from prefopt.process.ranks import is_main
-from prefopt.runs.directory import RunDirectory, RunTakenOverError, State, trouble_of
+from prefopt.runs.directory import RunDirectory, RunTakenOverError, State
+from prefopt.runs.trouble import trouble_of
 from prefopt.training.guards import DivergedError
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from prefopt.distributed.checkpoint import CheckpointFacts
 from prefopt.distributed.group import on_main
 from prefopt.process.errors import UserError, describe
-from prefopt.runs.directory import RunDirectory, State, trouble_of
+from prefopt.runs.directory import RunDirectory, State
+from prefopt.runs.trouble import trouble_of
 from prefopt.tracking.metrics import MetricsLog, Mirror
 
 logger = logging.getLogger(__name__)

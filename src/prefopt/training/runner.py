@@ -110,7 +110,7 @@ def train_and_report(
             report = publish(evaluation, run)
         print_report(report, run.report / "report.html", console)
         if mirror is not None:
-            mirror.finish(report.to_dict())
+            mirror.finish(report.to_dict(), evaluation.answers)
         phases.save()
         console.print(phases.describe(phases.seconds()))
         run.set_state(State.done, step=evaluation.steps, message="")

@@ -1,5 +1,7 @@
 """A judge that learned from the training pairs, by their words and letters, which answers are chosen."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -114,7 +116,13 @@ class ClassifierJudge:
             _fit(differences),
             accuracy=share(_wins(scores), prompts),
             length_accuracy=share(_wins(lengths), prompts),
-            facts={"num_pairs": num_pairs, "num_learned": len(pairs), "num_folds": config.num_folds, "seed": seed},
+            facts={
+                "num_pairs": num_pairs,
+                "num_learned": len(pairs),
+                "num_folds": config.num_folds,
+                "seed": seed,
+                "learned_sha256": _digest(pairs),
+            },
         )
         logger.info(
             "%s finds the chosen answer of %.1f %% of %d pairs whose prompts it has not learned from (the longer one "
@@ -145,6 +153,12 @@ class ClassifierJudge:
             "num_read": len(self._scores),
             "num_read_cut": self._num_cut,
         }
+
+
+def _digest(pairs: Sequence[LabelledPair]) -> str:
+    """Returns the SHA-256 (hex) of pairs in their order: equal ones give equal weights."""
+    texts = [[pair.chosen, pair.rejected] for pair in pairs]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def count_features(texts: Sequence[str]) -> "csr_matrix":

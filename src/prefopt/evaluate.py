@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from prefopt.config.choices import Kernels, OnBadRow
 from prefopt.config.load import TRAIN, load_config
-from prefopt.config.overrides import parse
 from prefopt.config.ranges import require
 from prefopt.config.remeasure import ROWS, asks_for_test, override, split_override
 from prefopt.config.schema import TrainConfig
@@ -139,10 +138,11 @@ def _compare(given: Sequence[str]) -> dict[str, Any]:
     require(len(data) == 1, f"report: name the data to measure on, by one of {', '.join(MEASURED_BY)}.")
     folder = Path(wanted["report"][-1].partition("=")[2])
     others = [item for item in given if item not in (*wanted["report"], *data)]
-    (named,) = parse(data)
-    is_trained = any(item.startswith(("data.train=", "+experiment=", "data=")) for item in others)
-    measured = f"data.train={data[0].partition('=')[2]}"
-    config = load_config(others if is_trained else [*others, measured, "data.held_out_fraction=0"])
+    named = data[0].partition("=")[2]
+    names_data = any(item.startswith("data=") and item != "data=files" for item in others)
+    is_trained = names_data or any(item.startswith(("data.train=", "+experiment=")) for item in others)
+    untrained = [] if is_trained else [f"data.train={named}"]  # the settings need one
+    config = load_config([*others, *untrained, f"data.held_out={named}"])
     require(not (folder / "report.json").exists(), f"report={folder}: holds a report already. Name another folder.")
 
     with importing():
@@ -152,7 +152,8 @@ def _compare(given: Sequence[str]) -> dict[str, Any]:
         from prefopt.reports.publish import write
 
     console = build_console()
-    evaluation = evaluate_contestants(config, named.value(), has_training=is_trained)
+    setting = data[0].partition("=")[0]
+    evaluation = evaluate_contestants(config, setting=setting, has_training=is_trained)
     write(evaluation, folder)
     print_report(evaluation.report, folder / "report.html", console)
     return evaluation.report.to_dict()

@@ -168,7 +168,7 @@ def test_two_models_are_compared_without_a_run(trained, tiny_model, tmp_path, fa
         f"report={tmp_path / 'out'}", "model=hf", f"model.path={tiny_model}",
         f"data.held_out={trained / 'held_out.jsonl'}",
         f"evaluation.contestants=[base,{{name: tuned, model: {model}}},{{name: told, system: Be brief.}}]",
-        JUDGED[0], "evaluation.max_new_tokens=6",
+        JUDGED[0], "evaluation.max_new_tokens=6", "evaluation.regression=null",
     ]  # fmt: skip
     evaluate(given)
     report = read_report(tmp_path / "out")
@@ -177,6 +177,12 @@ def test_two_models_are_compared_without_a_run(trained, tiny_model, tmp_path, fa
     wanted = {(each["a"], each["b"]): each["value"] for each in of_run["win_rates"]}
     found = {(each["a"], each["b"]): each["value"] for each in report["win_rates"]}
     assert found == {pair: wanted[pair] for pair in found}
+    # What a run measures of its model, a comparison without it measures too.
+    assert {*report["drift"]} == {*of_run["drift"]}
+    for key in ("kl_per_token", "kl_per_response"):
+        assert report["drift"][key]["value"] == pytest.approx(of_run["drift"][key]["value"], rel=1e-6)
+    assert report["answers"]["tuned"] == of_run["answers"]["tuned"]
+    assert report["evidence"]["model"] == of_run["evidence"]["model"]
     assert "holds a report already" in fails(evaluate, given)
     assert "there is no run whose model is the tuned one" in fails(
         evaluate, [f"report={tmp_path / 'b'}", *given[1:4], "evaluation.contestants=[base,tuned]"]
@@ -210,3 +216,9 @@ def test_pairs_of_a_models_own_answers_are_rows_that_training_reads(tmp_path, ov
     sample([*given, judge, "--overwrite"])
     assert made.read_bytes() == first
     train([*overrides, f"data.train={made}", "data.held_out=null", "data.held_out_fraction=0", "trainer.max_steps=1"])
+
+
+def test_no_more_prompts_are_judged_than_asked_for(run):
+    report = prefopt.evaluate(run, ["evaluation.num_judged=2", "evaluation.num_samples=5"])
+    assert report["win_rates"][0]["n"] == 2
+    assert report["drift"]["kl_per_token"]["n"] == 2

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 from prefopt.evaluation import sampling
 from prefopt.evaluation.key_values import RoomyLayer
 from prefopt.evaluation.measure import seeds
-from prefopt.evaluation.sampling import GumbelNoise, Question, generate
+from prefopt.evaluation.sampling import GumbelNoise, NoNumbersError, Question, generate
 from prefopt.evaluation.scoring import Scorer
 
 NEW = 12
@@ -220,3 +220,14 @@ def test_memory_that_is_too_small_for_one_answer_is_an_error(scorer, tokenizer, 
     monkeypatch.setattr(type(scorer.model), "generate", without_memory)
     with pytest.raises(torch.OutOfMemoryError):
         generate(scorer, tokenizer, questions, max_new_tokens=NEW)
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_logits_that_are_no_numbers_are_an_error_and_no_answer(tiny_model, tokenizer, questions, broken):
+    """Their argmax is a token as any other: NaN weights would else answer with the first token, over and over."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    with torch.no_grad():
+        model.lm_head.weight[7] = broken
+    for asked in (questions, questions[-1:]):  # sampled and greedy; greedy alone
+        with pytest.raises(NoNumbersError, match="gives no numbers"):
+            generate(Scorer(model, 0, batch_size=8), tokenizer, asked, max_new_tokens=NEW)

@@ -20,6 +20,7 @@ from prefopt.evaluation.measure import Measured, measure_contestants
 from prefopt.evaluation.rivals import Rival
 from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.scoring import Scores
+from prefopt.process.errors import UserError
 
 MATERIAL = Material(Split(), Split(), [], [[1, 2]], [Asked("a:1", "prompt", None)], [])
 
@@ -71,7 +72,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def measure_all(*contestants: Contestant) -> dict[str, Measured]:
-    measured, answers = measure_contestants(contestants, None, SimpleNamespace(pad_token_id=0), MATERIAL)
+    measured, answers, _ = measure_contestants(contestants, None, SimpleNamespace(pad_token_id=0), MATERIAL)
     assert {*answers} == {*measured}
     return measured
 
@@ -106,7 +107,42 @@ def test_a_rival_that_mostly_says_nothing_does_not_answer(
     monkeypatch.setattr(measure, "answer_elsewhere", answer)
     rivals = [Rival(ContestantConfig(name=name, model="m", endpoint="http://h/v1"), None) for name in said]
     material = replace(MATERIAL, rivals=rivals)
-    _, answers = measure_contestants(of_run(Path("model")), None, SimpleNamespace(pad_token_id=0), material)
+    _, answers, failures = measure_contestants(of_run(Path("model")), None, SimpleNamespace(pad_token_id=0), material)
     assert [*answers] == ["base", "tuned", "fine"]
+    assert [*failures] == ["silent"]
     assert "fine gave no answer to 1 of 20 prompts" in caplog.text
     assert "silent: gave no answer to 2 of 20 prompts" in caplog.text
+
+
+class Rivalling:
+    """A rival with a model of its own."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.runs_on = name, None
+
+
+def test_one_that_has_no_answers_is_left_out_and_told_and_the_others_stay(
+    log: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = measure.measure
+
+    def measured(scorer: Any, *given: Any) -> Measured:
+        found: Measured = plain(scorer, *given)
+        broken = replace(found, samples=[], failure="The model gives no numbers.")
+        return broken if scorer.model.name == "tuned" else found
+
+    def answer(rival: Any, config: Any) -> list[Answer]:
+        if rival.name == "down":
+            raise UserError("connection refused")
+        return [Answer([4], finished=True, text="yes")]
+
+    monkeypatch.setattr(measure, "measure", measured)
+    monkeypatch.setattr(measure, "answer_elsewhere", answer)
+    rivals: Any = [Rivalling("down"), Rivalling("up")]
+    found, answers, failures = measure_contestants(
+        of_run(Path("model")), None, SimpleNamespace(pad_token_id=0), replace(MATERIAL, rivals=rivals)
+    )
+    assert {*answers} == {"base", "up"}
+    assert failures == {"tuned": "The model gives no numbers.", "down": "connection refused"}
+    assert found["base"].answers_of == {}
+    assert "tuned does not answer, and is left out. The model gives no numbers." in caplog.text

@@ -263,7 +263,8 @@ def test_a_model_that_repeats_itself_does_not_ship() -> None:
 def test_drift_that_was_not_measured_is_said() -> None:
     decision, findings = judge(report(drift={}))
     assert decision == "undecided"
-    assert "would not be seen" in texts(findings, "info")
+    assert "would not be seen" in texts(findings, "warning")
+    assert next(each for each in findings if "would not be seen" in each["finding"])["severe"]
 
 
 def sft_report(change: dict[str, Any]) -> dict[str, Any]:

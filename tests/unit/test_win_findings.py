@@ -222,3 +222,19 @@ def test_a_judge_or_contestant_that_failed_keeps_a_model_from_shipping() -> None
     assert decision.word == "undecided"
     assert decision.reasons[0] == "panel failed, so it has no say."
     assert any(each["evidence"] == "the server is down" for each in findings)
+
+
+def test_a_win_does_not_ship_where_drift_was_not_measured() -> None:
+    wins = win("base", 0.8), win("guide", 0.7)
+    assert judge(judged(*wins))[0].word == "ship"
+    decision, _ = judge(judged(*wins, drift={}))
+    assert decision.word == "undecided"
+    assert decision.reasons[0] == "Drift was not measured, so a ruined model would not be seen here."
+    assert "evaluation.contestants=[base,{name: tuned, model: <folder>}]" in decision.would_decide[0]
+
+
+def test_a_contestant_without_numbers_has_no_say_and_nothing_ships() -> None:
+    failed = {"tuned": "The model gives no numbers: its logits are NaN or infinite, so it has no answers."}
+    decision, findings = judge(judged(win("base", 0.8), win("guide", 0.7), failures=failed))
+    assert decision.word == "undecided"
+    assert "tuned failed" in texts(findings, "warning")

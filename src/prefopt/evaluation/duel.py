@@ -1,97 +1,109 @@
-"""Compares models by their answers where no training run is: two models, or a plain base with and without a prompt."""
+"""Compares models by their answers where no training run is: two models, or a plain base with and without a prompt.
+
+What a run measures of its models is measured here too, as far as it can be: drift needs the weights of `base` and
+`tuned` on this machine, and one vocabulary.
+"""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefopt.config.contestants import BASE, SETTING, TUNED, read_contestants
 from prefopt.config.gate import GateConfig
-from prefopt.config.schema import TrainConfig
+from prefopt.config.judges import read_judges
+from prefopt.config.schema import ModelConfig, TrainConfig
 from prefopt.data.loading import read_splits
 from prefopt.data.records import Record
 from prefopt.data.sources import digest_files
 from prefopt.data.split import prompt_keys
-from prefopt.evaluation.asked import Asked, labelled_pairs, read_trained
-from prefopt.evaluation.checked import check_answers
-from prefopt.evaluation.findings import assess
-from prefopt.evaluation.gains import hardest_win
-from prefopt.evaluation.judged import judge_all, slice_wins
-from prefopt.evaluation.material import sample_rows
-from prefopt.evaluation.measure import answer_elsewhere
-from prefopt.evaluation.metrics import WIN_RATE
-from prefopt.evaluation.report import HeldOut, Report
-from prefopt.evaluation.rivals import Rival, build_rival
+from prefopt.evaluation.asked import Asked, read_trained
+from prefopt.evaluation.contestants import Contestant
+from prefopt.evaluation.evidence import gather
+from prefopt.evaluation.judged import judge_context
+from prefopt.evaluation.judges import check_judges
+from prefopt.evaluation.material import (
+    Material,
+    Split,
+    choose_labelled,
+    read_neutral_texts,
+    read_questions,
+    sample_rows,
+)
+from prefopt.evaluation.measure import Measured, measure_contestants
+from prefopt.evaluation.outcome import read_answers
+from prefopt.evaluation.overlap import measure_overlap
+from prefopt.evaluation.regression import Question
+from prefopt.evaluation.report import Estimates, HeldOut, Report
+from prefopt.evaluation.rivals import Rival, build_rival, find_model
 from prefopt.evaluation.run import Evaluation
 from prefopt.evaluation.samples import choose_samples
-from prefopt.evaluation.statistics import Bootstrap
+from prefopt.evaluation.statistics import Bootstrap, Estimate
+from prefopt.evaluation.summary import Summary
 from prefopt.models.fingerprint import describe_model
 from prefopt.models.limits import Limits
-from prefopt.models.load import load_tokenizer
+from prefopt.models.load import check_hardware, load_tokenizer
 from prefopt.process import phases
 from prefopt.process.errors import UserError
+from prefopt.process.paths import resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate_contestants(config: TrainConfig, data: object, *, has_training: bool) -> Evaluation:
-    """Lets the contestants answer the prompts of some data, and the judges read the answers.
+def evaluate_contestants(config: TrainConfig, *, setting: str, has_training: bool) -> Evaluation:
+    """Lets the contestants answer the prompts of `data.held_out`, and the judges read the answers.
 
     Args:
         config: The settings; `model` is the base.
-        data: The files with the prompts, in the same forms as `data.held_out`.
+        setting: Under which the user named the data: `data.held_out` or `data.test`.
         has_training: Whether `data.train` names training data, from which a classifier may learn.
 
     Raises:
         UserError: The data, a model or a judge cannot be used.
     """
-    records = _read(config, data)
-    pairs = labelled_pairs(records)
-    rows = sample_rows(len(pairs), config.evaluation.num_judged, config.run.seed)
-    labelled = [pairs[row] for row in rows.tolist()]
-    trained = read_trained(_read(config, config.data.train), config.run.seed) if has_training else []
-    chosen = _choose(records, config)
-    rivals = _build(config, chosen)
-    answers = {rival.name: [each.text for each in answer_elsewhere(rival, config)] for rival in rivals}
-    asked = [Asked.of(record) for record in chosen]
+    check_hardware(config)
+    records = _read(config, config.data.held_out, "held_out")
+    known = _read(config, config.data.train, "train") if has_training else []
+    trained = read_trained(known, config.run.seed)
+    if config.evaluation.judges:
+        check_judges(read_judges(config.evaluation.judges), judge_context(config, trained))
+    duel = _Duel.of(config, _choose(records, config))
+    overlap = measure_overlap(known, records, config.data) if has_training else None
+    material = replace(duel.material, labelled=choose_labelled(records, config), overlap=overlap)
+    measured, answers, failures = measure_contestants(duel.measured, duel.config, duel.tokenizer, material)
     with phases.of("judging"):
-        judged = judge_all(config, asked, answers, labelled, trained)
-        bootstrap = Bootstrap(config.evaluation.bootstrap_resamples, config.run.seed)
-        tasks = check_answers(config.evaluation.tasks, asked, answers, trained, bootstrap)
-    untuned = [rival.name for rival in rivals if rival.is_untuned]
-    samples = choose_samples(asked, answers, judged, untuned, most=config.evaluation.num_shown_samples)
+        outcome = read_answers(config, material, measured, answers, failures, trained)
+    untuned = [rival.name for rival in duel.contestants if rival.is_untuned]
+    samples = choose_samples(
+        material.asked, outcome.answers, outcome.judged, untuned, most=config.evaluation.num_shown_samples
+    )
     report = Report(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        run={"name": config.run.name, "model": config.model.path, "seed": config.run.seed, "data": {"held_out": data}},
-        measured_on={"data.held_out": data},
+        run=_describe_comparison(duel, setting, len(records)),
+        measured_on={setting: config.data.held_out},
         held_out=HeldOut(len(records), {}),
-        contestants={rival.name: rival.describe() for rival in rivals},
-        win_rates=list(judged.win_rates) or None,
-        judges=dict(judged.standings) or None,
-        judge_digests=dict(judged.digests) or None,
-        failures=dict(judged.failures) or None,
-        tasks=tasks or None,
+        drift=_measure_drift(measured, material, duel.config),
+        overlap=overlap,
         samples=samples.shown,
         sample_counts=samples.counts,
-        provenance=_describe_origin(config, data, rivals),
+        contestants={rival.name: rival.describe() for rival in duel.contestants},
+        evidence=_gather(duel),
+        provenance=_describe_origin(duel, has_training=has_training),
     )
-    hardest = hardest_win(report)
-    if hardest is not None and hardest.estimate.n:
-        report.held_out.models[TUNED] = {WIN_RATE: hardest.estimate}
-        slices = slice_wins(judged, asked, hardest, config.data.tag, config.run.seed)
-        report.answer_slices = slices.to_dict()
-    report.decision, findings = assess(report, config.evaluation)
-    report.verdict = [finding.to_dict() for finding in findings]
-    return Evaluation(report, [], [], judged.per_prompt(asked, answers))
+    outcome.conclude(report, config)
+    return Evaluation(report, [], [], outcome.lines)
 
 
-def _read(config: TrainConfig, data: object) -> Sequence[Record]:
-    """Reads all records of some files."""
+def _read(config: TrainConfig, data: object, split: str) -> Sequence[Record]:
+    """Reads all records of some files, and says what happened to their rows under the name of their split."""
     alone = replace(config.data, train=data, held_out=None, test=None, held_out_fraction=0.0, gate=GateConfig.off())
     splits = read_splits(alone, kind=config.algorithm.rows, seed=config.run.seed)
     for line in splits.notes.lines():
-        logger.info("data: %s", line)
+        logger.info("data: %s", f"{split}{line.removeprefix('train')}" if line.startswith("train:") else line)
     return splits.train
 
 
@@ -105,25 +117,137 @@ def _choose(records: Sequence[Record], config: TrainConfig) -> list[Record]:
     return [distinct[row] for row in rows.tolist()]
 
 
-def _build(config: TrainConfig, records: Sequence[Record]) -> list[Rival]:
-    """Returns all contestants, each with a model of its own.
+@dataclass(frozen=True)
+class _Duel:
+    """Who meets whom.
+
+    Attributes:
+        config: The settings; `model` is the model that answers as `base`.
+        contestants: All of them, in the order in which they were named.
+        measured: Of these, the models that are measured as a run's are: `tuned` where it can be, and then `base`.
+        material: What they are asked, with the other contestants as its rivals.
+        tokenizer: The base's.
+    """
+
+    config: TrainConfig
+    contestants: Sequence[Rival]
+    measured: Sequence[Contestant]
+    material: Material
+    tokenizer: "PreTrainedTokenizerBase"
+
+    @classmethod
+    def of(cls, config: TrainConfig, records: Sequence[Record]) -> "_Duel":
+        """Finds all models, and what each is asked.
+
+        Raises:
+            UserError: A model or a file is missing, a prompt leaves no room for an answer, or a contestant is the
+                tuned model of a run, and there is no run.
+        """
+        config = replace(config, model=_find_base(config))
+        tokenizer, limits = load_tokenizer(config.model), Limits.of(config.model)
+        limits.check_tokenizer(tokenizer, config.model)
+        wanted = read_contestants(config.evaluation.contestants)
+        found = {each.name: build_rival(each, config, records, tokenizer, limits) for each in wanted}
+        base, tuned = found.get(BASE), found.get(TUNED)
+        material = Material(
+            Split(),
+            Split(),
+            [],
+            prompts=[] if base is None else [[*ids] for ids in base.prompts],
+            asked=[Asked.of(record) for record in records],
+            neutral=read_neutral_texts(config.evaluation, tokenizer, limits.context),
+            questions=_questions(config, tokenizer, limits),
+            are_judged=True,
+        )
+        measured = [Contestant(BASE, model=config.model)] if base is not None else []
+        if measured and tuned is not None and tuned.model is not None:
+            measured = [*_as_measured(tuned, tuned.model, config, material, tokenizer), *measured]
+        names = {each.name for each in measured}
+        rivals = [rival for rival in found.values() if rival.name not in names]
+        if base is None:
+            rivals = [replace(each, model=config.model) if each.runs_on == BASE else each for each in rivals]
+        return cls(config, list(found.values()), measured, replace(material, rivals=rivals), tokenizer)
+
+
+def _find_base(config: TrainConfig) -> ModelConfig:
+    """Returns the model that answers as `base`: that of the settings, unless the contestant names another.
 
     Raises:
-        UserError: One names the tuned model of a run, and there is no run.
+        UserError: A contestant is the tuned model of a run, and there is no run.
     """
-    tokenizer, limits = load_tokenizer(config.model), Limits.of(config.model)
-    rivals = []
+    found = config.model
     for wanted in read_contestants(config.evaluation.contestants):
         if wanted.model == TUNED:
             raise UserError(
                 f"{SETTING}: {wanted.name}: there is no run whose model is the tuned one. Give run=<folder>, or "
                 "{name: tuned, model: <folder>} in place of tuned."
             )
-        rival = build_rival(wanted, config, records, tokenizer, limits)
-        rivals.append(replace(rival, model=config.model) if rival.runs_on == BASE else rival)
-    return rivals
+        if wanted.name == BASE:
+            found = find_model(wanted, config.model)[0] or found
+    return found
 
 
-def _describe_origin(config: TrainConfig, data: object, rivals: Sequence[Rival]) -> dict[str, Any]:
-    models = {rival.name: describe_model(rival.model) for rival in rivals if rival.model is not None}
-    return {"data": {"files": {"held_out": digest_files(data)}}, "models": models, "seed": config.run.seed}
+def _questions(
+    config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", limits: Limits
+) -> Sequence[tuple[Question, Sequence[int]]]:
+    """Returns the regression suite as a model is asked it; nothing where answers are neither judged nor checked."""
+    are_read = config.evaluation.judges or config.evaluation.tasks
+    return read_questions(config, tokenizer, limits) if are_read else []
+
+
+def _as_measured(
+    tuned: Rival, model: ModelConfig, config: TrainConfig, material: Material, tokenizer: "PreTrainedTokenizerBase"
+) -> list[Contestant]:
+    """Returns the tuned model as one that is measured beside the base; nothing if its tokens are not the base's."""
+    own = load_tokenizer(model)
+    if own.get_vocab() != tokenizer.get_vocab():
+        logger.warning("evaluation: tuned has another vocabulary than base, so its drift from it cannot be measured")
+        return []
+    questions = _questions(config, own, Limits.of(model))
+    asked = replace(material, prompts=[[*ids] for ids in tuned.prompts], questions=questions)
+    return [Contestant(TUNED, model=model, tokenizer=own, material=asked)]
+
+
+def _measure_drift(
+    measured: Mapping[str, Measured], material: Material, config: TrainConfig
+) -> dict[str, Estimate | Estimates]:
+    """Returns how far the tuned model is from the base; nothing where not both were measured."""
+    if BASE not in measured or TUNED not in measured:
+        return {}
+    bootstrap = Bootstrap(config.evaluation.bootstrap_resamples, config.run.seed)
+    return Summary(measured, material, beta=None, bootstrap=bootstrap).drift()
+
+
+def _describe_comparison(duel: _Duel, setting: str, num: int) -> dict[str, Any]:
+    """Returns what the head of the report names: the models, and the data."""
+    models = {rival.name: rival.config.model for rival in duel.contestants}
+    others = [name for name in models if name != TUNED]
+    config, split = duel.config, setting.partition(".")[2]
+    return {
+        "name": f"{models.get(TUNED) or TUNED} against {' and '.join(others)}"
+        if TUNED in models
+        else ", ".join(others),
+        "tuned": models.get(TUNED),
+        "model": config.model.path,
+        "seed": config.run.seed,
+        "data": {split: config.data.held_out, f"num_{split}": num},
+    }
+
+
+def _gather(duel: _Duel) -> dict[str, str | None]:
+    """Returns the evidence as a run's report has it; of a tuned model without a manifest, the digest of its files."""
+    tuned = next((rival.model for rival in duel.contestants if rival.name == TUNED), None) or duel.config.model
+    found = gather(duel.config, resolve(tuned.path))
+    return found if found["model"] is not None else {**found, "model": describe_model(tuned)["fingerprint"]}
+
+
+def _describe_origin(duel: _Duel, *, has_training: bool) -> dict[str, Any]:
+    """Returns the digests of all files that were read: the data's, and those of each model on this machine."""
+    config = duel.config
+    models = {rival.name: rival.model or config.model for rival in duel.contestants if rival.config.endpoint is None}
+    files = {"held_out": config.data.held_out, **({"train": config.data.train} if has_training else {})}
+    return {
+        "data": {"files": {name: digest_files(spec) for name, spec in files.items()}},
+        "models": {name: describe_model(model) for name, model in models.items()},
+        "seed": config.run.seed,
+    }

@@ -28,6 +28,7 @@ from prefopt.evaluation.metrics import (
     TUNED,
 )
 from prefopt.evaluation.overlap import describe_overlap
+from prefopt.evaluation.plain_answers import judge_plainly
 from prefopt.evaluation.report import Estimates, HeldOut, Report
 from prefopt.evaluation.statistics import Estimate, detectable_gain, difference
 from prefopt.evaluation.task_findings import judge_tasks
@@ -35,6 +36,14 @@ from prefopt.evaluation.win_findings import describe_doubt, judge_wins
 
 FEWEST_ANSWERS = 5
 """Answers or texts below which a number without an interval is no proof."""
+MEASURED_DRIFT = (
+    "Drift from the base: evaluation.num_samples=32 evaluation.neutral_texts=prefopt:assets/neutral_texts.jsonl"
+)
+"""What lets a run's drift be measured."""
+WITH_WEIGHTS = (
+    "Drift from the base, which needs the weights of both and one vocabulary: model=hf model.path=<base> "
+    "'evaluation.contestants=[base,{name: tuned, model: <folder>}]'"
+)
 NEARER = "A run that stays nearer to its base: lower optim.learning_rate, train less, or raise algorithm.beta."
 
 
@@ -45,12 +54,14 @@ def assess(report: Report, settings: EvaluationConfig) -> tuple[Decision, list[F
     findings = [
         *_as_harm(_not_finite(report)),
         *judge_wins(report, settings),
+        *judge_plainly(report.answers or {}),
         *judge_tasks(report, settings),
         *_preference(held_out, gains, settings),
         *_loss(held_out, gains, settings),
         *_overlap(report.overlap or {}, limits),
         *judge_looks(report.test or {}, limits),
         *_as_harm(_ruin(report, limits)),
+        *_unmeasured(report, has_gains=bool(gains)),
         *(_stillness(report.likelihood, limits) or _overfitting(report, settings)),
         *_as_harm(_displacement(report.likelihood, limits)),
         *_as_harm(_answers(report.drift, limits)),
@@ -228,10 +239,23 @@ def _ruin(report: Report, limits: LimitsConfig) -> list[Finding]:
         text = "The model drifted far from its base: check it on tasks it must not lose."
         return [Finding("warning", text, evidence, is_severe=True, remedy=NEARER)]
     if not parts:
-        return [Finding("info", "Drift was not measured, so a ruined model would not be seen here.", "no drift block")]
+        return []
     unknown = [name for name, side in zip(("neutral text", "KL"), measured, strict=True) if side is None]
     as_far = f", as far as was measured: {unknown[0]} was not" if unknown else ""
     return [Finding("info", f"The model stayed close to its base{as_far}.", evidence)]
+
+
+def _unmeasured(report: Report, *, has_gains: bool) -> list[Finding]:
+    """Warns if nothing tells whether the tuned model is ruined: no neutral text, and no KL to its base."""
+    is_measured = bool(_sides(report.drift, PERPLEXITY)) or isinstance(report.drift.get(KL), Estimate)
+    if is_measured or (report.contestants is not None and TUNED not in report.contestants):
+        return []
+    text = "Drift was not measured, so a ruined model would not be seen here."
+    evidence = "neither KL to the base nor perplexity of neutral text"
+    if not has_gains:
+        return [Finding("info", text, evidence)]
+    remedy = MEASURED_DRIFT if report.contestants is None else WITH_WEIGHTS
+    return [Finding("warning", text, evidence, is_severe=True, remedy=remedy)]
 
 
 def _drifted(limits: LimitsConfig) -> tuple[float, float]:

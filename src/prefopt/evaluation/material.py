@@ -30,6 +30,7 @@ from prefopt.evaluation.rivals import Rival, build_rivals
 from prefopt.evaluation.scoring import IGNORED, ScoredSequence
 from prefopt.evaluation.statistics import Prompts
 from prefopt.models.examples import Examples
+from prefopt.models.limits import Limits
 from prefopt.process.errors import UserError
 from prefopt.process.paths import resolve
 
@@ -148,10 +149,10 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
         is_train_whole=len(data.train) <= settings.max_train_examples,
         overlap=find_overlap(examples, config.data, [] if apart is None else [(apart.records, apart.tokens)]),
         rivals=build_rivals(config, asked, tokenizer, examples.limits),
-        labelled=_choose_labelled(apart.records if apart is not None else examples.records.held_out, config)
+        labelled=choose_labelled(apart.records if apart is not None else examples.records.held_out, config)
         if are_judged
         else [],
-        questions=_read_questions(config, examples) if are_judged else [],
+        questions=read_questions(config, tokenizer, examples.limits) if are_judged else [],
         are_judged=are_judged,
     )
 
@@ -159,7 +160,7 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
 def _choose_answered(held_out: "Dataset", config: TrainConfig, *, are_judged: bool) -> "Dataset":
     """Chooses the examples whose prompts are answered; if answers are judged, each prompt once."""
     settings, seed = config.evaluation, config.run.seed
-    num = max(settings.num_samples, settings.num_judged if are_judged else 0)
+    num = settings.num_judged if are_judged else settings.num_samples
     if not num or not len(held_out):
         return held_out.select([])
     if are_judged:
@@ -169,8 +170,15 @@ def _choose_answered(held_out: "Dataset", config: TrainConfig, *, are_judged: bo
     return take_sample(held_out, num, seed)
 
 
-def _read_questions(config: TrainConfig, examples: Examples) -> list[tuple[RegressionQuestion, list[int]]]:
+def read_questions(
+    config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", limits: Limits | None
+) -> list[tuple[RegressionQuestion, list[int]]]:
     """Reads the regression suite, and encodes its questions as prompts: as chats if the model has a chat template.
+
+    Args:
+        config: Names the suite (`evaluation.regression`); without one there are no questions.
+        tokenizer: Of the model that answers.
+        limits: Of that model; None if they were not looked up.
 
     Raises:
         UserError: The file is missing, or a line of it is no question; or none of them fits the model's context.
@@ -179,13 +187,13 @@ def _read_questions(config: TrainConfig, examples: Examples) -> list[tuple[Regre
         return []
     questions = read_regression(config.evaluation.regression)
     records = [SFTExample(prompt=each.prompt, completion=each.reference, source=each.id) for each in questions]
-    ids = encode_prompts(records, Prefix(), examples.tokenizer, config.data)
-    if examples.limits is not None:
-        examples.limits.check_answers(ids, REGRESSION_TOKENS)
+    ids = encode_prompts(records, Prefix(), tokenizer, config.data)
+    if limits is not None:
+        limits.check_answers(ids, REGRESSION_TOKENS)
     return list(zip(questions, ids, strict=True))
 
 
-def _choose_labelled(records: Sequence[Record] | None, config: TrainConfig) -> list[LabelledPair]:
+def choose_labelled(records: Sequence[Record] | None, config: TrainConfig) -> list[LabelledPair]:
     """Chooses the held-out pairs by which judges are known."""
     pairs = labelled_pairs(records)
     rows = sample_rows(len(pairs), config.evaluation.num_judged, config.run.seed)

@@ -18,7 +18,7 @@ from prefopt.distributed.group import on_main
 from prefopt.evaluation.contestants import Contestant
 from prefopt.evaluation.material import REGRESSION_TOKENS, Material
 from prefopt.evaluation.rivals import Rival
-from prefopt.evaluation.sampling import Answer, Question, generate
+from prefopt.evaluation.sampling import Answer, NoNumbersError, Question, generate
 from prefopt.evaluation.scoring import PairScores, ScoredSequence, Scorer, Scores, completion
 from prefopt.models.load import load_model, load_tokenizer, straight_to_device
 from prefopt.models.reference import ReferenceStore, open_store
@@ -40,7 +40,10 @@ LARGEST_SEED = 2**31
 
 @dataclass(frozen=True)
 class Measured:
-    """Results of one model on the material; None or empty for a part that the material lacks."""
+    """Results of one model on the material; None or empty for a part that the material lacks.
+
+    A model that gives no numbers has no answers.
+    """
 
     held_out_pairs: PairScores | None
     train_pairs: PairScores | None
@@ -52,14 +55,16 @@ class Measured:
     regression: list[str] = field(default_factory=list)
     answers_of: dict[str, Scores] = field(default_factory=dict)
     """Name of a contestant -> this model's scores of that contestant's `samples`."""
+    failure: str = ""
+    """Why it has no answers, if so."""
 
 
 def measure_contestants(
     contestants: Sequence[Contestant], config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", material: Material
-) -> tuple[dict[str, Measured], dict[str, list[Answer]]]:
+) -> tuple[dict[str, Measured], dict[str, list[Answer]], dict[str, str]]:
     """Measures contestants one after another, one model in memory at a time, and lets the rivals answer.
 
-    A rival that fails, such as one whose server is down, is told of and left out: what was measured is not lost.
+    One that fails, such as one whose server is down, is told of and left out: what was measured is not lost.
 
     The base of an adapter is not loaded again: the adapter is disabled.
 
@@ -70,10 +75,12 @@ def measure_contestants(
         material: The data to measure on.
 
     Returns:
-        Name of a contestant -> its results; and name of a contestant or rival -> its answers to the prompts.
+        Name of a contestant -> its results; name of a contestant or rival -> its answers to the prompts; and name of
+        one that has none -> why.
     """
     measured: dict[str, Measured] = {}
     answers: dict[str, list[Answer]] = {}
+    failures: dict[str, str] = {}
     written: dict[str, list[ScoredSequence]] = {}
     model = scorer = None
     for contestant in contestants:
@@ -85,32 +92,43 @@ def measure_contestants(
             scorer = Scorer.of(model, config, tokenizer.pad_token_id)
         logger.info("evaluation: the %s model", contestant.name)
         store = open_store(config) if contestant.is_base and material.has_pairs else None
+        asked = contestant.material or material
         with scorer.model.disable_adapter() if is_below_adapter else nullcontext():
-            found = measure(scorer, tokenizer, material, config, store)
-            own = [completion(p, a.ids) for p, a in zip(material.prompts, found.samples, strict=True)]
+            found = measure(scorer, contestant.tokenizer or tokenizer, asked, config, store)
+            own = [completion(p, a.ids) for p, a in zip(asked.prompts, found.samples, strict=not found.failure)]
             read = written if contestant.is_base else {contestant.name: own}
             scores = {name: score_own(scorer, answers) for name, answers in read.items() if answers}
             for rival in material.rivals:
                 if rival.runs_on == contestant.name:
-                    let_answer(rival, partial(_sample, scorer, tokenizer, config), answers)
+                    let_answer(rival, partial(_sample, scorer, tokenizer, config), answers, failures)
         written[contestant.name] = own
         measured[contestant.name] = replace(found, answers_of=scores)
-        answers[contestant.name] = found.samples
+        if found.failure:
+            failures[contestant.name] = found.failure
+            logger.warning("evaluation: %s does not answer, and is left out. %s", contestant.name, found.failure)
+        else:
+            answers[contestant.name] = found.samples
     model = scorer = None
     for rival in material.rivals:
         if rival.runs_on is None:
             release_memory()
-            let_answer(rival, partial(answer_elsewhere, config=config), answers)
+            let_answer(rival, partial(answer_elsewhere, config=config), answers, failures)
     names = dict.fromkeys([BASE, *measured, *(rival.name for rival in material.rivals)])
-    return measured, {name: answers[name] for name in names if name in answers}
+    return measured, {name: answers[name] for name in names if name in answers}, failures
 
 
-def let_answer(rival: Rival, ask: Callable[[Rival], list[Answer]], answers: dict[str, list[Answer]]) -> None:
-    """Adds a rival's answers to `answers`; or tells why it has none."""
+def let_answer(
+    rival: Rival,
+    ask: Callable[[Rival], list[Answer]],
+    answers: dict[str, list[Answer]],
+    failures: dict[str, str],
+) -> None:
+    """Adds a rival's answers to `answers`; or tells why it has none, and adds that to `failures`."""
     logger.info("evaluation: %s answers", rival.name)
     try:
         answers[rival.name] = require_answers(rival, ask(rival))
     except UserError as error:
+        failures[rival.name] = str(error)
         logger.warning("evaluation: %s does not answer, and is left out. %s", rival.name, error)
 
 
@@ -184,13 +202,17 @@ def measure(
         train = score_pairs(material.train.pairs), score_rows(material.train.rows)
     with phases.of("neutral_texts"):
         neutral = score_rows(material.neutral or None)
-    with phases.of("sampling"):
-        samples = answer(scorer, tokenizer, material.prompts, config)
-        shown = samples if material.are_judged else answer(scorer, tokenizer, material.prompts, config, greedy=True)
-        shown = shown[: config.evaluation.num_shown_samples]
-    with phases.of("regression"):
-        kept = answer_questions(scorer, tokenizer, [ids for _, ids in material.questions])
-    return Measured(held_out[0], train[0], held_out[1], train[1], neutral, samples, shown, regression=kept)
+    scored = Measured(held_out[0], train[0], held_out[1], train[1], neutral, [], [])
+    try:
+        with phases.of("sampling"):
+            samples = answer(scorer, tokenizer, material.prompts, config)
+            greedy = [] if material.are_judged else answer(scorer, tokenizer, material.prompts, config, greedy=True)
+            shown = (samples if material.are_judged else greedy)[: config.evaluation.num_shown_samples]
+        with phases.of("regression"):
+            kept = answer_questions(scorer, tokenizer, [ids for _, ids in material.questions])
+    except NoNumbersError as error:
+        return replace(scored, failure=str(error))
+    return replace(scored, samples=samples, shown=shown, regression=kept)
 
 
 def answer_questions(
@@ -224,7 +246,7 @@ def answer_elsewhere(rival: Rival, config: TrainConfig) -> list[Answer]:
     """Returns the answers of a rival with a model of its own, or behind an endpoint.
 
     Raises:
-        UserError: The model cannot be loaded, or its server cannot be reached.
+        UserError: The model cannot be loaded or gives no numbers, or its server cannot be reached.
     """
     if rival.model is None:
         with phases.of("sampling"):

@@ -119,6 +119,8 @@ class Report:
         judge_digests: Name of a judge -> SHA-256 of what decides its verdicts.
         failures: Name of a judge or a contestant that failed -> why.
         tasks: Name of a task -> what it found in each contestant's answers.
+        answers: Name of a contestant -> how many of its answers are empty or the same, as
+            `prefopt.evaluation.plain_answers.describe_answers` returns it.
         answer_slices: The win rate over the best contestant without tuning in each slice of the prompts, and the
             `worst` slice if chance does not explain it, as `prefopt.evaluation.slices.Slices` is written.
         style: How far the styles of base and tuned are apart in answers to unrelated questions, as
@@ -153,6 +155,7 @@ class Report:
     judge_digests: dict[str, str] | None = None
     failures: dict[str, str] | None = None
     tasks: dict[str, TaskResult] | None = None
+    answers: dict[str, Block] | None = None
     answer_slices: Block | None = None
     style: Block | None = None
     evidence: Block | None = None
@@ -191,6 +194,7 @@ class Report:
             "judge_digests": {name: str(each) for name, each in _mapping(known["judge_digests"]).items()} or None,
             "failures": {name: str(each) for name, each in _mapping(known["failures"]).items()} or None,
             "tasks": {name: _task(each) for name, each in _mapping(known["tasks"]).items()} or None,
+            "answers": {name: dict(_mapping(each)) for name, each in _mapping(known["answers"]).items()} or None,
             "style": dict(_mapping(known["style"])) or None,
             "evidence": dict(_mapping(known["evidence"])) or None,
             "answer_slices": dict(_mapping(known["answer_slices"])) or None,

@@ -119,7 +119,8 @@ def build_rival(
         ) from error
     if limits is not None:
         _require_room(wanted, prompts, limits, config.evaluation.max_new_tokens)
-    return Rival(wanted, model, is_untuned=not is_run and wanted.model != TUNED, prompts=prompts)
+    is_untuned = not is_run and TUNED not in (wanted.name, wanted.model)
+    return Rival(wanted, model, is_untuned=is_untuned, prompts=prompts)
 
 
 def find_model(wanted: ContestantConfig, own: ModelConfig) -> tuple[ModelConfig | None, bool]:

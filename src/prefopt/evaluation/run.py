@@ -18,22 +18,18 @@ from prefopt.data.sources import sources_of
 from prefopt.data.token_splits import TokenizedSplits
 from prefopt.distributed import group
 from prefopt.evaluation.asked import read_trained
-from prefopt.evaluation.checked import TaskResult, check_answers, sum_up_checks
 from prefopt.evaluation.contestants import of_run
 from prefopt.evaluation.evidence import gather
-from prefopt.evaluation.findings import assess
-from prefopt.evaluation.gains import hardest_win
 from prefopt.evaluation.identity import digest_untuned
-from prefopt.evaluation.judged import Judged, judge_all, slice_wins
+from prefopt.evaluation.judged import Judged
 from prefopt.evaluation.material import Material
 from prefopt.evaluation.measure import Measured, measure_contestants
-from prefopt.evaluation.metrics import BASE, REGRESSION, TUNED, WIN_RATE
-from prefopt.evaluation.regression import check_all
+from prefopt.evaluation.metrics import BASE, TUNED
+from prefopt.evaluation.outcome import read_answers
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.samples import Samples, choose_samples, rank_prompts
 from prefopt.evaluation.sampling import Answer
-from prefopt.evaluation.statistics import Bootstrap, Prompts
-from prefopt.evaluation.style_distance import style_distance
+from prefopt.evaluation.statistics import Bootstrap
 from prefopt.evaluation.summary import Summary
 from prefopt.models.examples import Examples, hash_rows
 from prefopt.process import phases
@@ -96,18 +92,14 @@ def evaluate_run(
     started = time.monotonic()
     tokenizer, data = examples.tokenizer, examples.tokenized
     with phases.group("evaluation"), group.during("the final evaluation", may_take_long=True):
-        measured, answers = measure_contestants(of_run(run.model), config, tokenizer, material)
+        measured, answers, failures = measure_contestants(of_run(run.model), config, tokenizer, material)
     group.stop()
     if not is_main():
         return None
     bootstrap = Bootstrap(config.evaluation.bootstrap_resamples, config.run.seed)
     with phases.of("judging"):
-        texts = {name: [each.text for each in found] for name, found in answers.items()}
         trained = read_trained(examples.records.train, config.run.seed) if material.are_judged else []
-        judged = judge_all(config, material.asked, texts, material.labelled, trained)
-        tasks = check_answers(config.evaluation.tasks, material.asked, texts, trained, bootstrap)
-        if material.questions:
-            tasks[REGRESSION] = _check_regression(measured, material, bootstrap)
+        outcome = read_answers(config, material, measured, answers, failures, trained)
     algorithm = config.algorithm
     summary = Summary(
         measured,
@@ -119,7 +111,7 @@ def evaluate_run(
     described = describe_data(examples, material)
     split = "held_out" if test is None else TEST
     names = {"train": str(config.data.train), split: _name_held_out(config, run, described["sha256"])}
-    samples = show_answers(measured, answers, material, judged, tokenizer, config.evaluation.num_shown_samples)
+    samples = show_answers(measured, answers, material, outcome.judged, tokenizer, config.evaluation.num_shown_samples)
     report = Report(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         run={**describe_run(config, data, metrics, names), **describe_flaws(run, metrics)},
@@ -141,39 +133,11 @@ def evaluate_run(
         samples=samples.shown,
         sample_counts=samples.counts if samples.shown else None,
         contestants=describe_contestants(config, material) if material.are_judged or material.rivals else None,
-        win_rates=list(judged.win_rates) or None,
-        judges=dict(judged.standings) or None,
-        judge_digests=dict(judged.digests) or None,
-        failures=_find_failures(judged, material, texts) or None,
-        tasks=tasks or None,
         evidence=dict(gather(config, run.model)),
         provenance={**run.read_provenance(), "data": described},
     )
-    if material.questions:
-        style = style_distance(measured[BASE].regression, measured[TUNED].regression, config.run.seed)
-        report.style = None if style is None else style.to_dict()
-    hardest = hardest_win(report)
-    if hardest is not None and hardest.estimate.n:
-        report.held_out.models[TUNED][WIN_RATE] = hardest.estimate
-        slices = slice_wins(judged, material.asked, hardest, config.data.tag, config.run.seed)
-        report.answer_slices = slices.to_dict()
-    report.decision, findings = assess(report, config.evaluation)
-    report.verdict = [finding.to_dict() for finding in findings]
-    lines = judged.per_prompt(material.asked, texts) if material.are_judged or material.rivals else []
-    return Evaluation(report, metrics, summary.per_pair(), lines)
-
-
-def _find_failures(judged: Judged, material: Material, answers: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Returns which judges and contestants failed, and why."""
-    silent = {rival.name: "did not answer" for rival in material.rivals if rival.name not in answers}
-    return {**judged.failures, **silent}
-
-
-def _check_regression(measured: Mapping[str, Measured], material: Material, bootstrap: Bootstrap) -> TaskResult:
-    """Checks the answers of base and tuned to the questions of the regression suite."""
-    questions = [question for question, _ in material.questions]
-    checked = {name: check_all(questions, found.regression) for name, found in measured.items()}
-    return sum_up_checks(checked, Prompts.all_different(len(questions)), bootstrap)
+    outcome.conclude(report, config)
+    return Evaluation(report, metrics, summary.per_pair(), outcome.lines)
 
 
 def _audit_of(run: RunDirectory, digests: dict[str, str]) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from transformers import (
 from prefopt.distributed.group import place, pool
 from prefopt.evaluation.key_values import read_beginning
 from prefopt.evaluation.scoring import Scorer
+from prefopt.process.errors import UserError
 from prefopt.process.pace import Pace
 
 TOKENS_PER_BATCH = 2**15
@@ -28,6 +29,13 @@ PLAIN = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "
 """Overrides a model's own generation settings, so that answers follow its plain distribution."""
 
 logger = logging.getLogger(__name__)
+
+
+class NoNumbersError(UserError):
+    """A model's logits are NaN or infinite: it has no distribution from which an answer could be drawn."""
+
+    def __init__(self) -> None:
+        super().__init__("The model gives no numbers: its logits are NaN or infinite, so it has no answers.")
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,9 @@ def generate(
         questions: Sampled and greedy ones are batched together, by length of the prompt.
         max_new_tokens: Most tokens of an answer.
         tokens_per_batch: Most tokens of a batch: prompts, answers and padding. Halved when memory runs out.
+
+    Raises:
+        NoNumbersError: Logits are not finite, on any of the ranks.
     """
     ends = _end_ids(scorer.model, tokenizer)
     settings = GenerationConfig(
@@ -90,6 +101,7 @@ def generate(
     rank, num_ranks = place()
     mine = _by_length(questions, range(len(questions)))[rank::num_ranks]
     answers: dict[int, Answer] = {}
+    gives_numbers = True
     pace = Pace("evaluation: answers", len(mine), logger)
     while len(answers) < len(mine):
         left = [row for row in mine if row not in answers]
@@ -99,6 +111,9 @@ def generate(
                     new = _answer(scorer, [questions[row] for row in rows], settings, ends)
                     answers |= {row: _cut(ids, ends) for row, ids in zip(rows, new, strict=True)}
                     pace.advance(len(rows))
+        except NoNumbersError:
+            gives_numbers = False
+            break
         except torch.OutOfMemoryError:
             if tokens_per_batch <= 2 * max_new_tokens:
                 raise
@@ -107,7 +122,10 @@ def generate(
         tokens_per_batch //= 2  # answers do not depend on the batches
         logger.warning("evaluation: out of memory; goes on with %d tokens per batch of answers", tokens_per_batch)
         torch.cuda.empty_cache()
-    everyone = ChainMap(*pool(answers))
+    parts = pool((answers, gives_numbers))
+    if not all(gives for _, gives in parts):
+        raise NoNumbersError  # on all ranks: none goes on to wait for the others
+    everyone = ChainMap(*(each for each, _ in parts))
     return [everyone[row] for row in range(len(questions))]
 
 
@@ -135,6 +153,8 @@ def _answer(scorer: Scorer, asked: Sequence[Question], settings: GenerationConfi
             logits_processor=LogitsProcessorList([noise]), **shared,
         )  # fmt: skip
         found = out[:, ids.shape[1] :].tolist()
+        if not noise.are_finite:
+            raise NoNumbersError
         for row, more in zip(rows, found, strict=True):
             new[row] += more
         going = [at for at, more in enumerate(found) if ends.isdisjoint(more)]
@@ -168,6 +188,12 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         self._generators = {
             row: torch.Generator(device).manual_seed(seed) for row, seed in enumerate(seeds) if seed is not None
         }
+        self._are_finite = torch.ones((), dtype=torch.bool, device=device)
+
+    @property
+    def are_finite(self) -> bool:
+        """Whether all rows had a likeliest token so far; single logits may be -inf."""
+        return bool(self._are_finite)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Leaves out all other rows; each goes on with its generator."""
@@ -177,6 +203,7 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Returns noisy logits, shape (rows, vocabulary), in float64: random numbers in float32 are too coarse."""
         assert len(scores) == self._num_rows, "each question has one row"
+        self._are_finite &= scores.amax(dim=-1).isfinite().all()  # stays on the device: reading it there would wait
         noisy = scores.to(torch.float64, copy=True)
         waits = torch.empty_like(noisy[0])
         for row, generator in self._generators.items():

@@ -251,6 +251,7 @@ class Summary:
                 block[key] = {
                     name: self._estimate(value_of(model.samples), prompts, is_share=key in SHARES)
                     for name, model in self.models.items()
+                    if model.samples
                 }
         neutral = {name: model.neutral for name, model in self.models.items() if model.neutral is not None}
         if BASE in neutral and TUNED in neutral:

@@ -15,6 +15,7 @@ Facts = list[tuple[str, str]]
 RUN_LABELS = {
     "name": "Run",
     "algorithm": "Algorithm",
+    "tuned": "Tuned model",
     "model": "Model",
     "method": "Method",
     "beta": "Beta",
@@ -57,15 +58,22 @@ def checkpoints_text(written: Block) -> str:
 
 
 def subtitle(report: Report) -> str:
-    """Returns one line with algorithm, model, sizes of the data, and the date of the measurement."""
+    """Returns one line with algorithm and model, or what was compared; sizes of the data; and the date."""
     run = report.run or {}
     data = run.get("data") or {}
     sizes = {"num_train": "for training", "num_held_out": "held out", "num_test": "of the test data"}
     rows = {"preference": "pairs"}.get(str(rows_of(run.get("algorithm"))), "examples")
     parts = [f"{count(data[key])} {rows} {words}" for key, words in sizes.items() if data.get(key) is not None]
-    of = f" of {run['model']}" if run.get("model") else ""
     when = [f"measured on {moment(report.date)}"] if report.date else []
-    return ", ".join([f"{run.get('algorithm', 'tuning').upper()}{of}", *parts, *when])
+    return ", ".join([_title(run), *parts, *when])
+
+
+def _title(run: Block) -> str:
+    """Names the algorithm and its base; where models were compared without a run, these."""
+    if "tuned" in run:
+        return f"{run['tuned']} against {run['model']}" if run["tuned"] else f"Answers of {run['model']}"
+    of = f" of {run['model']}" if run.get("model") else ""
+    return f"{run.get('algorithm', 'tuning').upper()}{of}"
 
 
 def run_facts(report: Report) -> Facts:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from prefopt.evaluation.gains import hardest_win
 from prefopt.evaluation.metrics import (
     ACCURACY,
     BASE,
@@ -108,7 +109,11 @@ def audit_table(report: Report) -> AuditTable | None:
 def headline(report: Report) -> Headline:
     """Returns the decision, its reasons, and one plain sentence with the main number."""
     data = "test" if report.test else "held-out"
-    sentence = _preference_sentence(report.held_out, data) or _loss_sentence(report.held_out, data)
+    sentence = (
+        _preference_sentence(report.held_out, data)
+        or _loss_sentence(report.held_out, data)
+        or _answers_sentence(report, data)
+    )
     decision = report.decision
     if decision is None:
         return Headline("No decision", "info", None, sentence)
@@ -134,10 +139,23 @@ def _preference_sentence(held_out: HeldOut, data: str) -> str | None:
     return f"Tuned prefers the chosen answer on {shown.value} of {pairs}{_ci(shown)}{_against(base, gain, PERCENT)}."
 
 
-def _loss_sentence(held_out: HeldOut, data: str) -> str:
+def _answers_sentence(report: Report, data: str) -> str:
+    """Says how often the answers won against the best contestant without tuning, or else what was answered."""
+    win, answers = hardest_win(report), report.answers or {}
+    if win is not None and is_measured(win.estimate):
+        shown = cell(win.estimate, PERCENT)
+        how_often = f"Tuned wins against {win.b} on {shown.value} of {_held_out(shown, f'{data} prompts')}{_ci(shown)}"
+        return f"{how_often}, ties counted half (judge: {win.judge})."
+    if answers:
+        num = max(found.get("n") or 0 for found in answers.values())
+        return f"{' and '.join(answers)} answered {count(num)} {data} prompts; who won was not measured."
+    return f"Nothing was measured on {data} data, so nothing can be said about the benefit."
+
+
+def _loss_sentence(held_out: HeldOut, data: str) -> str | None:
     base, tuned = (held_out.model(name).get(LOSS) for name in (BASE, TUNED))
     if not is_measured(tuned):
-        return f"Nothing was measured on {data} data, so nothing can be said about the benefit."
+        return None
     shown = cell(tuned, NUMBER)
     rows = _held_out(shown, f"{data} examples")
     gain = _gain(held_out.gain.get(LOSS), base, tuned, CHANGE)

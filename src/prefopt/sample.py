@@ -44,7 +44,8 @@ HELP = """Let a model answer prompts several times, and make pairs of the best a
 Only the field 'prompt' of the rows is read, text or messages; each prompt is asked once, and none that data.held_out
 has too (data.on_overlap=skip leaves such prompts out). Answers that were cut at evaluation.max_new_tokens are left
 out, since training would teach the model to end there; so are prompts whose answers the judge finds equally good. The
-rows have the judge's scores; data.train reads them as they are.
+rows have as score_chosen and score_rejected what each answer won less what it lost against the prompt's other samples;
+data.train reads them as they are.
 
 Without --output the pairs go to <run.root>/<run.name>/pairs.jsonl, a folder with a state as a run's. The stages of a
 chain do so: prefopt submit chain=iterative_dpo."""

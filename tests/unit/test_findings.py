@@ -120,6 +120,7 @@ def test_a_rule_without_a_model_or_chance_explains_a_gain_away() -> None:
     assert "Ranks held-out pairs better" in decide_on(found).reasons[0]
     found["held_out"]["baselines"]["longer_wins"] = entry(0.95)
     assert decide_on(found).reasons == ("A rule without a model does as well: longer wins.",)
+    assert not any("instead of" in each for each in decide_on(found).would_decide)  # more prompts would not help
     found["held_out"]["tuned"]["preference_accuracy"] = entry(0.455)
     found["held_out"]["base"]["preference_accuracy"] = entry(0.409)
     found["held_out"]["gain"]["preference_accuracy"] = entry(0.2, 0.1, 0.3)

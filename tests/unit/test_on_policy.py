@@ -73,6 +73,21 @@ def test_ties_are_dropped():
     assert counts.num_tied == 1
 
 
+def test_prompts_without_a_verdict_are_counted_apart_from_ties():
+    class Silent(Longer):
+        """Reads nothing that has a question mark."""
+
+        def read(self, matchups):
+            silent = ["?" in each.first + each.second for each in matchups]
+            return np.where(silent, np.nan, super().read(matchups))
+
+    answers = [whole("a?", "aa?"), whole("aa", "bb"), whole("a", "aa", "aaaa?"), whole("b?", "aaa", "a?")]
+    found, counts = pairs([record(name) for name in "wxyz"], answers, Silent())
+    assert [row["chosen"] for row in found] == ["aa"]
+    assert (counts.num_unread, counts.num_tied, counts.num_pairs) == (2, 1, 1)
+    assert "1 tied, 2 without a verdict" in counts.line()
+
+
 def test_a_best_answer_that_does_not_beat_the_worst_itself_is_no_pair():
     class Circle(Longer):
         """a beats b, b beats c, c beats a, and all beat nothing else."""

@@ -94,6 +94,9 @@ def test_a_style_that_moved_far_on_unrelated_questions_is_said() -> None:
         return {"distances": {"ngram_cosine": {"ratio": ratio}}, "differs": differs, "n_texts": 114}
 
     assert "Its style moved far" in texts(judge(report(style=style(12.6)))[1], "warning")
+    decision, _ = judge(report(style=style(12.6)))
+    assert any(each.startswith("A run whose style stays with its task") for each in decision.would_decide)
+    assert not any("what its base could do" in each for each in decision.would_decide)
     for quiet in (style(4.9), style(12.6, differs=False), style(None)):
         assert "style" not in texts(judge(report(style=quiet))[1], "warning")
 

@@ -11,6 +11,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from prefopt.config.tasks import JsonSchemaTaskConfig
+from prefopt.evaluation.checked import sum_up_checks
+from prefopt.evaluation.statistics import Bootstrap, Prompts
 from prefopt.evaluation.tasks import json_schema
 from prefopt.evaluation.tasks.json_answer import MAX_CHARACTERS, parse_answer
 from prefopt.evaluation.tasks.json_schema import JsonSchemaTask, build_validator
@@ -77,12 +79,42 @@ def test_what_parses_is_what_the_standard_library_parses() -> None:
 
 def test_shares_and_failures_are_counted() -> None:
     found = check(['{"id": 1}', '{"id": "1"}', "```\n{}\n```", "no"], schema=ORDER)
-    assert list(found.values) == ["valid", "parses", "field_f1", "extra_keys"]
+    assert list(found.values) == ["field_f1", "valid", "parses", "extra_keys"]
     assert found.values["valid"].tolist() == [True, False, False, False]
     assert found.values["parses"].tolist() == [True, True, False, False]
     assert found.details["failures"] == {"fenced": 1, "invalid": 1}
     assert found.details["schema_errors"] == {"id: type": 1}
     assert set(found.higher_is_better) == set(found.values)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "schema", "main"),
+    [
+        ('{"id": 1}', ORDER, "field_f1"),
+        ('{"id": 1}', None, "field_f1"),
+        ('[{"id": 1}]', None, "field_f1"),
+        ("3", None, "parses"),
+        ("3", {"type": "integer"}, "valid"),
+        ("Yes, of course.", None, "parses"),
+        (None, ORDER, "valid"),
+    ],
+)
+def test_the_fields_decide_where_there_are_any(chosen: str | None, schema: object, main: str) -> None:
+    assert next(iter(check(["{}", "no"], chosen, schema).values)) == main
+
+
+def test_a_model_that_always_writes_an_empty_object_wins_nothing() -> None:
+    empty, wrong = check(["{}"] * 60), check(["no"] * 60)
+    checked = {"tuned": empty, "base": wrong}
+    found = sum_up_checks(checked, Prompts.all_different(60), Bootstrap(200, 0))
+    assert found.values["tuned"]["parses"].value == 1.0
+    assert found.main == "field_f1"
+    assert found.is_share
+    assert found.gains["base"].low <= 0
+    right = sum_up_checks(
+        {**checked, "tuned": check(['{"id": 1}'] * 60)}, Prompts.all_different(60), Bootstrap(200, 0)
+    )
+    assert right.gains["base"].low > 0.5
 
 
 def test_validity_is_that_of_the_package() -> None:

@@ -70,10 +70,14 @@ class RefusedChatError(UserError):
         self.source, self.found = source, found
 
 
+class NoChatTemplateError(UserError):
+    """Rows are messages, and a tokenizer has no chat template."""
+
+
 def require_chat_template(tokenizer: "PreTrainedTokenizerBase", source: str) -> None:
     """Refuses a tokenizer without a chat template; `source` is the place of a row with messages."""
     if not tokenizer.chat_template:
-        raise UserError(
+        raise NoChatTemplateError(
             f"{source}: the rows are messages, but the tokenizer of {tokenizer.name_or_path or 'the model'} has no "
             "chat template. Set model.chat_template to a Jinja file, or take an instruction-tuned model."
         )

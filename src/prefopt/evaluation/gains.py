@@ -172,12 +172,14 @@ def _find_ranking(held_out: HeldOut, settings: EvaluationConfig) -> Gain | None:
 
 
 def _needed_prompts(gain: Estimate, held_out: HeldOut, settings: EvaluationConfig) -> str:
-    """Says how many held-out prompts would show the measured gain; empty in reports of earlier versions."""
+    """Says how many held-out prompts would show the measured gain; empty if these do, or in earlier reports."""
     num, discordant, effective_n = gain.num_prompts, held_out.discordant, held_out.effective_n
     if num is None or discordant is None or effective_n is None:
         return ""
     if num < settings.min_prompts:
         return f"At least {settings.min_prompts} held-out prompts instead of {num}: {MORE}."
+    if gain.low > settings.min_gain:
+        return ""
     per_prompt = effective_n / num
     over = gain.value - settings.min_gain
     if over <= 0:

@@ -17,6 +17,7 @@ from prefopt.data.ragged import PairTable
 from prefopt.distributed.group import on_main
 from prefopt.evaluation.contestants import Contestant
 from prefopt.evaluation.material import REGRESSION_TOKENS, Material
+from prefopt.evaluation.plain_answers import MOST_EMPTY
 from prefopt.evaluation.rivals import Rival
 from prefopt.evaluation.sampling import Answer, NoNumbersError, Question, generate
 from prefopt.evaluation.scoring import PairScores, ScoredSequence, Scorer, Scores, completion
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-MOST_EMPTY = 0.05
-"""Share of empty answers above which a rival counts as one that does not answer."""
 LARGEST_SEED = 2**31
 """Servers take seeds of 32 bits."""
 

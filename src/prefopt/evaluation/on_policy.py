@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class Counts:
         num_equal: Answers that another one of the same prompt repeats.
         num_alone: Prompts with fewer than two answers left.
         num_tied: Prompts whose best answer the judge does not find better than the worst.
+        num_unread: Prompts on whose best and worst answer the judge gave no verdict.
         num_pairs: Pairs that are left.
     """
 
@@ -49,11 +51,13 @@ class Counts:
     num_equal: int = 0
     num_alone: int = 0
     num_tied: int = 0
+    num_unread: int = 0
     num_pairs: int = 0
 
     def line(self) -> str:
         """Returns the counts as a sentence."""
         left_out = f"{self.num_alone:,} with fewer than two whole different answers, {self.num_tied:,} tied"
+        left_out += f", {self.num_unread:,} without a verdict" if self.num_unread else ""
         cut = f"{self.num_answers:,} answers, {self.num_cut:,} cut at the limit, {self.num_equal:,} repeated"
         held_out = f"; {self.num_held_out:,} more are held out and were not asked" if self.num_held_out else ""
         return f"{self.num_prompts:,} prompts: {self.num_pairs:,} pairs, {left_out} ({cut}){held_out}"
@@ -131,7 +135,11 @@ def make_pairs(
             continue
         scores = _score(outcomes[row], len(kept[row]))
         best, worst = int(scores.argmax()), int(scores.argmin())
-        if not _meeting(outcomes[row], best, worst) > 0:
+        outcome = _meeting(outcomes[row], best, worst)
+        if np.isnan(outcome):
+            counts.num_unread += 1
+            continue
+        if not outcome > 0:
             counts.num_tied += 1
             continue
         counts.num_pairs += 1
@@ -158,9 +166,12 @@ def _score(outcomes: dict[tuple[int, int], float], num: int) -> Floats:
 
 
 def _meeting(outcomes: dict[tuple[int, int], float], first: int, second: int) -> float:
-    """Returns the outcome of two answers' meeting from the side of the first; 0 of one with itself."""
+    """Returns the outcome of two answers' meeting from the side of the first; NaN without a verdict.
+
+    An answer that meets itself is both the best and the worst: all are tied, or there is no verdict on any.
+    """
     if first == second:
-        return 0.0
+        return nan if np.isnan(list(outcomes.values())).all() else 0.0
     return outcomes[first, second] if first < second else -outcomes[second, first]
 
 

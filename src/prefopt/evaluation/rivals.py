@@ -9,6 +9,7 @@ from prefopt.config.contestants import BASE, SETTING, TUNED, ContestantConfig, r
 from prefopt.config.schema import ModelConfig, TrainConfig
 from prefopt.data.messages import Message
 from prefopt.data.records import Record
+from prefopt.data.rendering import NoChatTemplateError
 from prefopt.evaluation.prompting import Prefix, as_messages, encode_prompts
 from prefopt.models.limits import Limits
 from prefopt.models.load import load_tokenizer
@@ -76,10 +77,18 @@ def build_rivals(
         limits: Of the run's models; None if they were not looked up.
 
     Raises:
-        UserError: A model or a file is missing, or a prompt with what stands before it leaves no room for an answer.
+        UserError: A model or a file is missing, a prompt with what stands before it leaves no room for an answer, or
+            `base` or `tuned` names another model than the run's.
     """
-    wanted = [each for each in read_contestants(config.evaluation.contestants) if each.name not in (BASE, TUNED)]
-    return [build_rival(each, config, records, tokenizer, limits) for each in wanted]
+    wanted = read_contestants(config.evaluation.contestants)
+    for each in wanted:
+        if each.name in (BASE, TUNED) and each.model not in (None, each.name):
+            raise UserError(
+                f"{SETTING}: {each.name}: names the model {each.model}, and the run's {each.name} is its own. Give "
+                f"the other model another name, such as {{name: other, model: {each.model}}}."
+            )
+    rivals = [each for each in wanted if each.name not in (BASE, TUNED)]
+    return [build_rival(each, config, records, tokenizer, limits) for each in rivals]
 
 
 def build_rival(
@@ -98,7 +107,16 @@ def build_rival(
             tokenizer, limits = load_tokenizer(model), Limits.of(model)
         except UserError as error:
             raise UserError(f"{SETTING}: {wanted.name}: {error}") from error
-    prompts = encode_prompts(records, prefix, tokenizer, config.data)
+    try:
+        prompts = encode_prompts(records, prefix, tokenizer, config.data)
+    except NoChatTemplateError as error:
+        if model is None:
+            raise
+        raise UserError(
+            f"{SETTING}: {wanted.name}: the prompts are messages, and the tokenizer of {model.path} has no chat "
+            "template. A contestant with a model of its own answers by its own template: put one into its folder as "
+            "chat_template.jinja (a model of the hub: download it to a folder first), or leave the contestant out."
+        ) from error
     if limits is not None:
         _require_room(wanted, prompts, limits, config.evaluation.max_new_tokens)
     is_untuned = not is_run and TUNED not in (wanted.name, wanted.model)

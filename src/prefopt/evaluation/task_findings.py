@@ -9,6 +9,10 @@ from prefopt.evaluation.report import Report
 from prefopt.evaluation.statistics import Estimate
 
 KEPT = "A run that keeps what its base could do: lower optim.learning_rate, train less, or mix in other data."
+OF_THE_TASK = (
+    "A run whose style stays with its task: mix in pairs of other tasks in the base's style. Where it is wanted "
+    "everywhere, raise evaluation.limits.style_ratio."
+)
 
 
 def judge_tasks(report: Report, settings: EvaluationConfig) -> list[Finding]:
@@ -84,7 +88,7 @@ def _on_style(report: Report, settings: EvaluationConfig) -> list[Finding]:
     evidence = (
         f"letters {ratio:.1f} times as far apart as halves of the base's own answers, n = {found.get('n_texts')}"
     )
-    return [Finding("warning", text, evidence, remedy=KEPT, is_harm=True)]
+    return [Finding("warning", text, evidence, remedy=OF_THE_TASK, is_harm=True)]
 
 
 def _sides(task: TaskResult, other: str) -> str:

@@ -28,7 +28,8 @@ def wins_table(report: Report) -> Table | None:
     notes = [
         "A tie counts half: 50 % is no difference. A judge that sees two answers at once saw them in both orders; "
         "where it then says another thing, it is a tie.",
-        "Adjusted: at no difference in length, by a regression; this is not AlpacaEval's length-controlled win rate.",
+        "Adjusted: at no difference in length, by a regression; this is not AlpacaEval's length-controlled win rate. "
+        "There is none where the answers are nearly always the longer ones, or the shorter ones.",
     ]
     return Table(["Win rate", "Of equal length", "Adjusted for length"], rows, notes)
 

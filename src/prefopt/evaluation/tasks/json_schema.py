@@ -47,6 +47,9 @@ class JsonSchemaTask:
     answers is the macro F1: each answer counts the same, as an interval over prompts needs it. The details have the
     micro F1 beside it, of all leaves together, in which an answer with many fields counts more.
 
+    The main number, by which a gain decides, is `field_f1` where most chosen answers are JSON objects or lists: `{}`
+    parses, and obeys many a schema, and says nothing. Else it is `valid`, or without a schema `parses`.
+
     `extra_keys` counts the keys that no object at the same place of the chosen answer has.
 
     Attributes:
@@ -87,7 +90,9 @@ class JsonSchemaTask:
             values = {"valid": valid, "parses": parses}
             counts = Counter(error for found in errors for error in set(found or ()))
             details["schema_errors"] = dict(counts.most_common(MAX_TOLD))
-        values["field_f1"] = np.array([each.f1 for each in compared], float)
+        of_fields = {"field_f1": np.array([each.f1 for each in compared], float)}
+        has_fields = sum(each.has_fields for each in compared) > len(compared) / 2
+        values = {**of_fields, **values} if has_fields else {**values, **of_fields}
         values["extra_keys"] = np.array([each.num_extra for each in compared], float)
         better = {"valid": True, "parses": True, "field_f1": True, "extra_keys": False}
         details |= _summarise(compared)
@@ -184,12 +189,14 @@ class Compared:
         num_own: Leaves of the answer.
         num_chosen: Leaves of the chosen answer.
         extra: Keys that the chosen answer has not, each once for a place; None if one of the two is no JSON.
+        has_fields: The chosen answer is a JSON object or a list.
     """
 
     num_shared: int
     num_own: int
     num_chosen: int
     extra: tuple[str, ...] | None
+    has_fields: bool = False
 
     @property
     def f1(self) -> float:
@@ -205,13 +212,13 @@ def _compare(parsed: Parsed, chosen: str | None) -> Compared:
     if wanted.failure is not None:
         return Compared(0, 0, 0, None)
     paths = Paths()
-    leaves = paths.leaves(wanted.value)
+    leaves, has_fields = paths.leaves(wanted.value), isinstance(wanted.value, dict | list)
     if parsed.failure is not None:
-        return Compared(0, 0, len(leaves), None)
+        return Compared(0, 0, len(leaves), None, has_fields)
     own = paths.leaves(parsed.value)
     known = keys_of(wanted.value, paths)
     extra = tuple(key for path, key in keys_of(parsed.value, paths).items() if path not in known)
-    return Compared(len(own & leaves), len(own), len(leaves), extra)
+    return Compared(len(own & leaves), len(own), len(leaves), extra, has_fields)
 
 
 def _summarise(compared: Sequence[Compared]) -> Mapping[str, Any]:

@@ -13,20 +13,17 @@ from prefopt.evaluation.metrics import (
     ACCURACY,
     BASE,
     CHOSEN,
-    DRIFT,
     FINISHED,
-    HELD_OUT,
     KL,
     LENGTH,
-    LIKELIHOOD,
     LOSS,
-    METRICS,
     PERPLEXITY,
     REJECTED,
     REPETITION,
     REWARD_ACCURACY,
     TUNED,
 )
+from prefopt.evaluation.not_finite import judge_numbers
 from prefopt.evaluation.overlap import describe_overlap
 from prefopt.evaluation.plain_answers import judge_plainly
 from prefopt.evaluation.report import Estimates, HeldOut, Report
@@ -52,7 +49,7 @@ def assess(report: Report, settings: EvaluationConfig) -> tuple[Decision, list[F
     limits, held_out = settings.limits, report.held_out
     gains = find_gains(report, settings)
     findings = [
-        *_as_harm(_not_finite(report)),
+        *_as_harm(judge_numbers(report)),
         *judge_wins(report, settings),
         *judge_plainly(report.answers or {}),
         *judge_tasks(report, settings),
@@ -73,48 +70,6 @@ def assess(report: Report, settings: EvaluationConfig) -> tuple[Decision, list[F
 
 def _as_harm(findings: list[Finding]) -> list[Finding]:
     return [replace(finding, is_harm=True) for finding in findings]
-
-
-def _not_finite(report: Report) -> list[Finding]:
-    """Names every number that is not finite: whatever the others say, such a model or measurement is broken."""
-    blocks: dict[str, Any] = {HELD_OUT: report.held_out.models, DRIFT: report.drift, LIKELIHOOD: report.likelihood}
-    broken = [
-        f"{_name(block, metric)}{f' ({model})' if model else ''}"
-        for block, found in blocks.items()
-        for metric, model in _find_broken(found or {})
-    ]
-    gaps = {key: gap.get("gap") for key, gap in report.overfitting.items()}
-    broken += [f"gap in {_name(HELD_OUT, key)}" for key, gap in gaps.items() if _is_broken(gap)]
-    broken += [f"change of {_name(HELD_OUT, key)}" for key, gain in report.held_out.gain.items() if _is_broken(gain)]
-    if not broken:
-        return []
-    text = f"Not a finite number: {', '.join(dict.fromkeys(broken))}."
-    evidence = "the model's log-probs are NaN or infinite, or overflow"
-    return [Finding("bad", text, evidence)]
-
-
-def _name(block: str, key: str) -> str:
-    """The name of a metric in a block of the report; its key if it has none."""
-    return next((metric.name for metric in METRICS if metric.path[:1] == (block,) and metric.report_key == key), key)
-
-
-def _find_broken(block: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns (metric, model) of each estimate that is not finite, of a block by model, by metric, or by both."""
-    found = []
-    for outer, entry in block.items():
-        if isinstance(entry, Estimate):
-            found += [(outer, "")] if _is_broken(entry) else []
-        elif outer in (BASE, TUNED) or not any(key in (BASE, TUNED) for key in entry):
-            found += [(metric, outer) for metric, estimate in entry.items() if _is_broken(estimate)]
-        else:
-            found += [(outer, model) for model, estimate in entry.items() if _is_broken(estimate)]
-    return found
-
-
-def _is_broken(value: object) -> bool:
-    return (
-        not isfinite(value.value) if isinstance(value, Estimate) else isinstance(value, float) and not isfinite(value)
-    )
 
 
 def _preference(held_out: HeldOut, gains: list[Gain], settings: EvaluationConfig) -> list[Finding]:

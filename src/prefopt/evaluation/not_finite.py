@@ -1,0 +1,51 @@
+"""Numbers of a report that are none: the finding on them."""
+
+from math import isfinite
+from typing import Any
+
+from prefopt.evaluation.decision import Finding
+from prefopt.evaluation.metrics import BASE, DRIFT, HELD_OUT, LIKELIHOOD, METRICS, TUNED
+from prefopt.evaluation.report import Report
+from prefopt.evaluation.statistics import Estimate
+
+
+def judge_numbers(report: Report) -> list[Finding]:
+    """Names every number that is not finite: whatever the others say, such a model or measurement is broken."""
+    blocks: dict[str, Any] = {HELD_OUT: report.held_out.models, DRIFT: report.drift, LIKELIHOOD: report.likelihood}
+    broken = [
+        f"{_name(block, metric)}{f' ({model})' if model else ''}"
+        for block, found in blocks.items()
+        for metric, model in _find_broken(found or {})
+    ]
+    gaps = {key: gap.get("gap") for key, gap in report.overfitting.items()}
+    broken += [f"gap in {_name(HELD_OUT, key)}" for key, gap in gaps.items() if _is_broken(gap)]
+    broken += [f"change of {_name(HELD_OUT, key)}" for key, gain in report.held_out.gain.items() if _is_broken(gain)]
+    if not broken:
+        return []
+    text = f"Not a finite number: {', '.join(dict.fromkeys(broken))}."
+    evidence = "the model's log-probs are NaN or infinite, or overflow"
+    return [Finding("bad", text, evidence)]
+
+
+def _name(block: str, key: str) -> str:
+    """The name of a metric in a block of the report; its key if it has none."""
+    return next((metric.name for metric in METRICS if metric.path[:1] == (block,) and metric.report_key == key), key)
+
+
+def _find_broken(block: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns (metric, model) of each estimate that is not finite, of a block by model, by metric, or by both."""
+    found = []
+    for outer, entry in block.items():
+        if isinstance(entry, Estimate):
+            found += [(outer, "")] if _is_broken(entry) else []
+        elif outer in (BASE, TUNED) or not any(key in (BASE, TUNED) for key in entry):
+            found += [(metric, outer) for metric, estimate in entry.items() if _is_broken(estimate)]
+        else:
+            found += [(outer, model) for model, estimate in entry.items() if _is_broken(estimate)]
+    return found
+
+
+def _is_broken(value: object) -> bool:
+    return (
+        not isfinite(value.value) if isinstance(value, Estimate) else isinstance(value, float) and not isfinite(value)
+    )

@@ -67,6 +67,8 @@ def test_two_rounds_each_train_on_answers_of_the_newest_model(settings, tmp_path
         assert all(chosen > rejected for chosen, rejected in points)
         of_train = read(runs[name.replace("sample", "dpo")] / "provenance.json")["data"]
         assert of_train["tokenized"]["train"]["num_kept"] == len(rows)
+    for rows in pairs.values():
+        assert f"{NUM_PROMPTS} prompts: {len(rows)} pairs" in said
     answers = [{says(row["chosen"]) for row in rows} for rows in pairs.values()]
     assert not answers[0] & answers[1], "the second round has answers of its own"
 

@@ -25,6 +25,7 @@ from prefopt.process.terminal import quote
 from prefopt.reports.sections import headline
 from prefopt.runs.directory import RunDirectory, State
 from prefopt.runs.jobs import LOG
+from prefopt.runs.provenance import SAMPLE
 from prefopt.sweeps.folder import SweepFolder
 from prefopt.sweeps.jobs import Job, Task
 
@@ -218,14 +219,14 @@ def _tell(console: Console, job: Job, item: _Process, place: str) -> None:
     seconds = time.monotonic() - item.begun
     style = "bold" if item.has_failed else ""
     console.print(Text.assemble(f"{place:>9}  {run.path.name}  ", (word, style), f"  {seconds:.0f} s"))
-    result = _result(run, item) if job.module == TRAIN and not job.is_search else None
+    result = _result(run, item, job.module) if job.module in (TRAIN, SAMPLE) and not job.is_search else None
     if result:
         console.print(f"{'':>9}  {result}")
 
 
-def _result(run: RunDirectory, item: _Process) -> str | None:
-    """The result of a run in one line: its report's decision and decisive number, or why it ended early."""
-    if item.process.returncode != 0:
+def _result(run: RunDirectory, item: _Process, module: str) -> str | None:
+    """The result of a run in one line: its report's decision and decisive number, its pairs, or why it ended early."""
+    if item.process.returncode != 0 or module == SAMPLE:
         status = run.read_status()
         return str(status.get("message", "")) if _count_attempts(status) > item.num_attempts else None
     report = run.read_report()

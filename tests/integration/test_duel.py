@@ -134,6 +134,9 @@ def test_the_same_model_is_close_to_its_base(broken, duel, tmp_path, tiny_model)
     assert str(tiny_model) in card.replace("\\", "")
     assert all(report["evidence"].values())
     assert "not recorded" not in card
+    sample = report["samples"][0]
+    assert sample["prompt"] in sample["rendered"]
+    assert f"Of {NUM} answers" in (tmp_path / "out" / "summary.html").read_text()
 
 
 def test_a_model_of_another_vocabulary_is_not_shown_to_be_whole(broken, duel, tmp_path):

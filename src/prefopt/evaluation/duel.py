@@ -79,7 +79,12 @@ def evaluate_contestants(config: TrainConfig, *, setting: str, has_training: boo
         outcome = read_answers(config, material, measured, answers, failures, trained)
     untuned = [rival.name for rival in duel.contestants if rival.is_untuned]
     samples = choose_samples(
-        material.asked, outcome.answers, outcome.judged, untuned, most=config.evaluation.num_shown_samples
+        material.asked,
+        outcome.answers,
+        outcome.judged,
+        untuned,
+        most=config.evaluation.num_shown_samples,
+        rendered=[str(duel.tokenizer.decode(ids)) for ids in material.prompts],
     )
     report = Report(
         date=datetime.now(UTC).isoformat(timespec="seconds"),

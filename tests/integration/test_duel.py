@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import enable_progress_bar
 
 from prefopt.evaluate import main as evaluate
 from tests.conftest import STUDY, read_rows, write_rows
@@ -65,11 +66,11 @@ def broken(tiny_model: Path, held_out: Path, tmp_path_factory: pytest.TempPathFa
 def duel(tiny_model: Path, held_out: Path, tmp_path: Path) -> Callable[..., dict]:
     """Compares a model with the tiny one, by a judge that dislikes most letters, and returns the report."""
 
-    def compare(tuned: Path, *settings: str, others: str = "") -> dict:
+    def compare(tuned: Path, *settings: str, others: str = "", data: Path = held_out) -> dict:
         contestants = f"[base,{{name: tuned, model: {tuned}}},{{name: told, system: Be brief.}}{others}]"
         evaluate(
             [
-                f"report={tmp_path / 'out'}", "model=hf", f"model.path={tiny_model}", f"data.held_out={held_out}",
+                f"report={tmp_path / 'out'}", "model=hf", f"model.path={tiny_model}", f"data.held_out={data}",
                 f"evaluation.contestants={contestants}",
                 "evaluation.judges=[{kind: rule, name: brief, patterns: {e: -1, a: -1, o: -1, i: -1, t: -1}}]",
                 "evaluation.max_new_tokens=12", "evaluation.regression=null", "evaluation.bootstrap_resamples=50",
@@ -94,7 +95,10 @@ def test_a_model_that_answers_nothing_is_ruined_although_it_wins(broken, duel):
 
 
 def test_a_model_that_says_one_sentence_drifted_and_does_not_ship(broken, duel, capfd):
-    report = duel(broken("constant"), "evaluation.regression=prefopt:assets/regression.jsonl")
+    model = broken("constant")
+    enable_progress_bar()  # as in a new process
+    capfd.readouterr()
+    report = duel(model, "evaluation.regression=prefopt:assets/regression.jsonl")
     assert report["answers"]["tuned"]["same"] > 0.5 * NUM
     assert "The model gives the same answer to most prompts" in findings(report)
     assert report["drift"]["kl_per_token"]["value"] > 1
@@ -104,6 +108,7 @@ def test_a_model_that_says_one_sentence_drifted_and_does_not_ship(broken, duel, 
     assert report["decision"]["word"] == "do_not_ship"
     told = capfd.readouterr()
     assert "Loading weights" not in told.err + told.out
+    assert "deprecated" not in told.err + told.out
 
 
 def test_a_model_of_nan_fails_and_the_others_answers_stay(broken, duel, tmp_path):
@@ -178,9 +183,15 @@ def test_rows_are_logged_as_held_out_and_a_named_file_is_used(broken, duel, caps
     assert "is not used" not in told
 
 
-def test_a_classifier_without_training_data_is_refused_before_a_model_is_loaded(broken, duel, monkeypatch, fails):
+def test_a_classifier_without_training_data_is_refused_before_a_model_is_loaded(tiny_model, duel, monkeypatch, fails):
     def load(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr("prefopt.evaluation.duel.measure_contestants", load)
-    assert "classifier" in fails(lambda _: duel(broken("same"), "evaluation.judges=[classifier]"), [])
+    assert "classifier" in fails(lambda _: duel(tiny_model, "evaluation.judges=[classifier]"), [])
+
+
+def test_data_that_cannot_be_used_are_named_as_they_were_given(tiny_model, duel, tmp_path, fails):
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "a"}])
+    told = fails(lambda _: duel(tiny_model, "data.on_bad=skip", data=rows), [])
+    assert told.startswith("error: data.held_out: data.on_bad=skip would leave out 1 of 1 rows")

@@ -10,7 +10,8 @@ import prefopt
 from prefopt.evaluation.decision import Decision
 from prefopt.evaluation.report import AnswersEstimate, HeldOut, Report
 from prefopt.evaluation.statistics import Estimate
-from prefopt.reports.sections import audit_table
+from prefopt.reports.facts import subtitle
+from prefopt.reports.sections import audit_table, headline
 from prefopt.runs.files import REPORT_FORMAT
 
 ESTIMATE = {"value": 0.5, "ci95": [0.4, 0.6], "n": 132}
@@ -95,3 +96,29 @@ def test_an_earlier_ship_was_for_ranking_alone() -> None:
     assert earlier is not None
     assert earlier.word == "undecided"
     assert "for a gain in ranking alone" in earlier.reasons[0]
+
+
+def compared(**further: Any) -> Report:
+    """A report without a training run."""
+    run = {"name": "mine against base", "tuned": "models/mine", "model": "models/plain", "data": {"num_held_out": 132}}
+    return Report.from_dict({"run": run, "held_out": {"n": 132}, **further})
+
+
+def test_the_head_of_a_comparison_names_its_models_and_no_algorithm() -> None:
+    assert subtitle(compared()) == "models/mine against models/plain, 132 examples held out"
+    assert subtitle(Report(run={"tuned": None, "model": "models/plain"})) == "Answers of models/plain"
+    assert subtitle(Report(run={"algorithm": "dpo", "model": "models/plain"})) == "DPO of models/plain"
+
+
+def test_where_answers_alone_were_compared_the_sentence_says_how_often_they_won() -> None:
+    known = {"base": {"is_untuned": True}, "tuned": {"is_untuned": False}}
+    win = {**ESTIMATE, "value": 0.75, "ci95": [0.6, 0.9], "n": 60, "a": "tuned", "b": "base", "judge": "rule"}
+    answers = {name: {"n": 60, "empty": 0} for name in known}
+    won = headline(compared(contestants=known, win_rates=[win], judges={"rule": None}, answers=answers)).sentence
+    assert won == (
+        "Tuned wins against base on 75.0 % of 60 held-out prompts (95 % CI 60.0 to 90.0), ties counted half "
+        "(judge: rule)."
+    )
+    read = headline(compared(contestants=known, answers=answers)).sentence
+    assert read == "base and tuned answered 60 held-out prompts; who won was not measured."
+    assert headline(compared()).sentence.startswith("Nothing was measured on held-out data")

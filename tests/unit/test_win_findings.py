@@ -238,3 +238,12 @@ def test_a_contestant_without_numbers_has_no_say_and_nothing_ships() -> None:
     decision, findings = judge(judged(win("base", 0.8), win("guide", 0.7), failures=failed))
     assert decision.word == "undecided"
     assert "tuned failed" in texts(findings, "warning")
+
+
+def test_where_num_judged_ended_the_number_of_answers_it_is_what_is_to_be_raised() -> None:
+    close = judged(win("base", 0.8), win("guide", 0.6, 0.52))
+    (wanted,) = (each for each in judge(close, num_judged=132)[0].would_decide if "instead of 132" in each)
+    needed = wanted.split()[3].replace(",", "")
+    assert f"evaluation.num_judged={needed}, and as many in data.held_out" in wanted
+    (wanted,) = (each for each in judge(close, num_judged=512)[0].would_decide if "instead of 132" in each)
+    assert "more prompts in data.held_out" in wanted

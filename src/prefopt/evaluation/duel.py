@@ -104,9 +104,16 @@ def evaluate_contestants(config: TrainConfig, *, setting: str, has_training: boo
 
 
 def _read(config: TrainConfig, data: object, split: str) -> Sequence[Record]:
-    """Reads all records of some files, and says what happened to their rows under the name of their split."""
+    """Reads all records of some files, and says what happened to their rows under the name of their split.
+
+    Raises:
+        UserError: They cannot be used.
+    """
     alone = replace(config.data, train=data, held_out=None, test=None, held_out_fraction=0.0, gate=GateConfig.off())
-    splits = read_splits(alone, kind=config.algorithm.rows, seed=config.run.seed)
+    try:
+        splits = read_splits(alone, kind=config.algorithm.rows, seed=config.run.seed)
+    except UserError as error:
+        raise UserError(str(error).replace("data.train", f"data.{split}")) from error
     for line in splits.notes.lines():
         logger.info("data: %s", f"{split}{line.removeprefix('train')}" if line.startswith("train:") else line)
     return splits.train

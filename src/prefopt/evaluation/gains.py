@@ -142,13 +142,21 @@ def _needed_wins(found: WinRate, settings: EvaluationConfig) -> str:
     if not num:
         return UNREAD
     if num < settings.min_prompts:
-        return f"Answers to at least {settings.min_prompts} held-out prompts instead of {num}: {MORE}."
+        more = _more_answers(found, settings.min_prompts, settings)
+        return f"Answers to at least {settings.min_prompts} held-out prompts instead of {num}: {more}."
     over = gain.value - settings.min_gain
     if gain.low > settings.min_gain or over <= 0:
         return ""
     spread = max(found.discordant / 4 - gain.value**2, 1 / num)
     needed = max(ceil((Z_95 + Z_80) ** 2 * spread / over**2), num + 1)
-    return f"Answers to about {needed:,} held-out prompts instead of {num:,}, if {found.b} loses as often: {MORE}."
+    more = _more_answers(found, needed, settings)
+    return f"Answers to about {needed:,} held-out prompts instead of {num:,}, if {found.b} loses as often: {more}."
+
+
+def _more_answers(found: WinRate, needed: int, settings: EvaluationConfig) -> str:
+    """Says what gives so many answers: a setting, where it is that which ended their number."""
+    num = (found.estimate.num_prompts or 0) + found.num_unread
+    return MORE if num < settings.num_judged else f"evaluation.num_judged={needed}, and as many in data.held_out"
 
 
 def _find_ranking(held_out: HeldOut, settings: EvaluationConfig) -> Gain | None:

@@ -3,6 +3,7 @@
 import logging
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence, Set
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -148,8 +149,10 @@ def _answer(scorer: Scorer, asked: Sequence[Question], settings: GenerationConfi
     while True:
         steps = left if cache is None else min(left, TOKENS_AT_A_TIME)
         left -= steps
+        some = copy(settings)
+        some.max_new_tokens = steps
         out = scorer.model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=settings, max_new_tokens=steps,
+            input_ids=ids, attention_mask=mask, generation_config=some,
             logits_processor=LogitsProcessorList([noise]), **shared,
         )  # fmt: skip
         found = out[:, ids.shape[1] :].tolist()

@@ -111,6 +111,18 @@ def test_a_stage_that_is_stopped_while_it_samples_begins_again_and_then_only_say
     assert (run / "pairs.jsonl").read_bytes() == rows
 
 
+def test_two_ranks_make_the_pairs_that_one_makes(settings, tmp_path):
+    given = [*settings, "--num-samples=2"]
+    launched = ["--standalone", "--nproc_per_node=2", "-m", "prefopt.sample", *given, "run.name=both"]
+    started = start("torch.distributed.run", *launched)
+    said, _ = started.communicate(timeout=DEADLINE_S)
+    assert started.returncode == 0, said
+    assert said.count(f"{NUM_PROMPTS} prompts: ") == 1
+    sample([*given, "run.name=alone"])
+    both, alone = (read_rows(tmp_path / "runs" / name / "pairs.jsonl") for name in ("both", "alone"))
+    assert both == alone != []
+
+
 def test_a_stage_whose_judge_likes_all_answers_alike_fails_and_leaves_no_pairs(settings, tmp_path, fails):
     given = [*settings, "run.name=ask", "evaluation.judges=[{kind: rule, patterns: [nowhere to be found]}]"]
     assert "no pair is left" in fails(sample, given)

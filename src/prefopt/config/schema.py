@@ -281,8 +281,8 @@ class EvaluationConfig:
     max_train_examples: int = 256
     """Most training examples that are measured, for the train/held-out gap."""
     num_samples: int = 32
-    """Held-out prompts that both models answer, for KL, answer lengths and samples in the report; 0 turns it off. Where
-    answers are judged or checked, num_judged decides instead."""
+    """Held-out prompts that both models answer, for KL, answer lengths and samples in the report; 0 turns it off.
+    Where answers are judged or checked, num_judged decides instead."""
     num_judged: int = 512
     """Most held-out prompts, each once, that all contestants answer where `judges` or `tasks` are set."""
     num_shown_samples: int = 8

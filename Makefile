@@ -66,6 +66,7 @@ bench: install
 	$(RUN) -m benchmarks.submit
 	$(RUN) -m benchmarks.compare
 	$(RUN) -m benchmarks.status
+	$(RUN) -m benchmarks.endpoint
 
 # Kills, stops and damages runs at random moments: a hundred faults in about ten minutes.
 faults: install

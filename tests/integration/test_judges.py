@@ -5,10 +5,6 @@ import gc
 import json
 import math
 import shutil
-import subprocess
-import sys
-import time
-import urllib.request
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,10 +37,9 @@ from prefopt.evaluation.judges.reward_model import RewardModelJudge
 from prefopt.evaluation.judges.rubric import BY_LETTER, Rubric
 from prefopt.process.errors import UserError
 from tests.conftest import STUDY, read_rows, write_rows
-from tests.ports import find_free_ports
+from tests.serving import serve
 
 SHORT = "{prompt} A: {a} B: {b} Better?"
-START_S = 240.0
 
 
 @pytest.fixture
@@ -338,31 +333,8 @@ def served(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """URL of `transformers serve` with the tiny model."""
     for package in ("openai", "fastapi", "uvicorn"):
         pytest.importorskip(package)
-    log_file = tmp_path_factory.mktemp("serve") / "serve.log"
-    (port,) = find_free_ports(1)
-    code = "from transformers.cli.transformers import main; main()"
-    command = [sys.executable, "-c", code, "serve", str(tiny_model), "--host", "127.0.0.1", "--port", str(port)]
-    with log_file.open("wb") as log:
-        process = subprocess.Popen([*command, "--device", "cpu"], stdout=log, stderr=subprocess.STDOUT)
-    try:
-        _wait_for(f"http://127.0.0.1:{port}/health", process, log_file)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
-def _wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    end = time.monotonic() + START_S
-    while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()
-        try:
-            with opener.open(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(f"{url} did not come up: {log.read_text()}")
+    with serve(tiny_model, tmp_path_factory.mktemp("serve") / "serve.log") as url:
+        yield url
 
 
 @pytest.mark.slow

@@ -185,6 +185,7 @@ def test_the_model_of_a_finished_run_is_an_output_by_reference_and_stays_where_i
     assert model.fields["runName"] == run.read_wandb_id()
     assert model.fields["artifactCollectionName"] == "model-voice_dpo"
     assert model.metadata["held_out/tuned/preference_accuracy"] == 0.75
+    assert not [name for name in model.metadata if name.endswith(("_low", "_high"))], "intervals are in the summary"
     content = (run.model / "model.safetensors").read_bytes()
     entry = model.manifest["contents"]["model.safetensors"]
     assert entry["ref"] == (run.model / "model.safetensors").as_uri()

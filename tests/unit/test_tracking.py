@@ -17,7 +17,7 @@ from prefopt.runs.code_state import CodeState, without_credentials
 from prefopt.runs.directory import RunDirectory, RunTakenOverError
 from prefopt.tracking import service
 from prefopt.tracking.answers import BUDGET, MOST_ROWS, build_table
-from prefopt.tracking.artifacts import _label, _plain, _sources
+from prefopt.tracking.artifacts import MOST_METADATA, _label, _plain, _sources, build_model
 from prefopt.tracking.credentials import CLOUD, base_url, has_api_key
 from prefopt.tracking.lineage import Parent, find_parent
 from prefopt.tracking.sessions import Outcome, _conclude, find_sessions
@@ -347,3 +347,15 @@ def test_a_table_that_was_not_cut_says_nothing(caplog):
     caplog.set_level(logging.INFO)
     build_table(answered(3))
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("num", [3, 200])
+def test_the_metadata_of_a_model_are_no_more_than_wandb_takes(num, tmp_path, caplog):
+    """With intervals and win rates, a report of the main job had more than a hundred; the model was not recorded."""
+    (tmp_path / "model").mkdir()
+    described = {f"held_out/tuned/metric_{number}": 0.5 for number in range(num)}
+    with caplog.at_level("INFO", logger="prefopt"):
+        artifact = build_model(load_config(["run.name=voice"]), tmp_path / "model", described)
+    assert len(artifact.metadata) == min(num + 3, MOST_METADATA)
+    assert artifact.metadata["algorithm"] == "dpo"
+    assert ("the first 100 values of the report" in caplog.text) is (num > 97)

@@ -1,7 +1,9 @@
 """Data and models as W&B artifacts: by reference (path, size, checksum), or with their content."""
 
+import logging
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,12 @@ from prefopt.data.files import HUB, find_files
 if TYPE_CHECKING:
     import wandb
 
+logger = logging.getLogger(__name__)
+
 MAX_NAME = 128
 """Most characters that W&B allows in an artifact's name."""
+MOST_METADATA = 100
+"""Most metadata that W&B allows an artifact."""
 HUB_URL = "https://huggingface.co/datasets/"
 
 
@@ -53,7 +59,10 @@ def build_model(config: TrainConfig, folder: Path, described: dict[str, object])
     import wandb
 
     base = {"base": config.model.path, "algorithm": config.algorithm.name.value, "peft": config.peft.method.value}
-    artifact = wandb.Artifact(_plain(f"model-{config.run.name}"), type="model", metadata={**base, **described})
+    told = dict(islice({**base, **described}.items(), MOST_METADATA))
+    if len(told) < len(base) + len(described):
+        logger.info("W&B: the model's metadata have the first %d values of the report", MOST_METADATA)
+    artifact = wandb.Artifact(_plain(f"model-{config.run.name}"), type="model", metadata=told)
     _add(artifact, folder, None, config.logger.log_artifacts)
     return artifact
 

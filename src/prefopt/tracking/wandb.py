@@ -276,9 +276,8 @@ class WandbMirror:
         self, report: dict[str, Any], answers: Sequence[Mapping[str, Any]] = (), *, with_model: bool = True
     ) -> None:
         """Adds the report's numbers to the summary, its answers as tables and the model, and ends the session."""
-        summary = {"decision": report["decision"]["word"], **_values(report["held_out"], "held_out")}
-        summary |= _values(report.get("drift") or {}, "drift")
-        summary |= _values(summarise_wins(report))
+        measured = {**_values(report["held_out"], "held_out"), **_values(report.get("drift") or {}, "drift")}
+        summary = {"decision": report["decision"]["word"], **measured, **_values(summarise_wins(report))}
         summary |= {"outside_training_s": phases.outside_training(report["phases"])} if report.get("phases") else {}
         found = (report.get("audit") or {}).get("checks", [])
         summary |= {f"audit/{each['check']}": each["count"] for each in found}
@@ -295,7 +294,9 @@ class WandbMirror:
         how = self._config.logger.log_artifacts
         if with_model and how is not LogArtifacts.none and self._run.model.is_dir():
             with self._guarded("the model"):
-                logged = self._session.log_artifact(build_model(self._config, self._run.model, summary))
+                ends = {end for name in measured for end in interval_keys(name)}
+                described = {"decision": summary["decision"], **{k: v for k, v in measured.items() if k not in ends}}
+                logged = self._session.log_artifact(build_model(self._config, self._run.model, described))
                 if how is LogArtifacts.upload and not self._session.offline:
                     logged.wait(UPLOAD_TIMEOUT_S)
         self.close(0)

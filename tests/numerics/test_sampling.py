@@ -5,7 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GPTNeoConfig,
+    MambaConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    MptConfig,
+)
 from transformers.cache_utils import DynamicLayer
 
 from prefopt.evaluation import sampling
@@ -77,7 +86,8 @@ def test_a_beginning_that_prompts_share_is_read_once_and_changes_no_answer(score
 
     monkeypatch.setattr(scorer.model.model, "forward", counted)
     found = generate(scorer, tokenizer, questions, max_new_tokens=NEW)
-    assert widths[:2] == [(1, 40), (4, 20)], "the beginning once, then what is left of each"
+    assert widths[:3] == [(1, 40), (2, 20), (2, 60)], "the longest and the shortest, tried in both ways"
+    assert widths[3:5] == [(1, 40), (4, 20)], "the beginning once, then what is left of each"
     ends = {tokenizer.eos_token_id}
     assert [answer.ids for answer in found] == [slow_answer(scorer.model, question, ends) for question in questions]
 
@@ -98,7 +108,8 @@ def test_answers_that_have_ended_leave_the_batch_and_change_no_other(scorer, tok
     found = generate(scorer, tokenizer, questions, max_new_tokens=NEW)
     monkeypatch.undo()
     assert [answer.ids for answer in found] == [slow_answer(scorer.model, question, ends) for question in questions]
-    assert rows[:2] == [1, 12]
+    tried, rows = rows[:3], rows[3:]
+    assert (tried, rows[:2]) == ([1, 2, 2], [1, 12])
     assert rows[1:] == sorted(rows[1:], reverse=True)
     assert len({*rows[1:]}) > 3
 
@@ -136,6 +147,50 @@ def test_with_a_sliding_window_every_prompt_is_read_whole(tokenizer):
     questions, ends = begun_alike(), {tokenizer.eos_token_id}
     found = generate(Scorer(model, 0, batch_size=8), tokenizer, questions, max_new_tokens=NEW)
     assert [answer.ids for answer in found] == [slow_answer(model, question, ends) for question in questions]
+
+
+SIZES = {"vocab_size": 2048, "pad_token_id": 0, "eos_token_id": 2}
+OTHERS = {
+    "ALiBi": MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=128, initializer_range=0.5, **SIZES),
+    "local windows, all keys and values kept": GPTNeoConfig(
+        hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=48,
+        max_position_embeddings=128, initializer_range=0.5, **SIZES,
+    ),
+    "a state in place of keys and values": MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4, **SIZES),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_of_any_architecture_an_answer_is_the_same_alone_and_in_a_batch(tokenizer, name):
+    """Padding after a shared beginning moves it where distances count padding, too (issue 16)."""
+    torch.manual_seed(0)
+    scorer = Scorer(AutoModelForCausalLM.from_config(OTHERS[name]).eval(), 0, batch_size=8)
+    questions = begun_alike()
+    together = generate(scorer, tokenizer, questions, max_new_tokens=NEW)
+    alone = [generate(scorer, tokenizer, [question], max_new_tokens=NEW)[0] for question in questions]
+    assert [answer.ids for answer in together] == [answer.ids for answer in alone]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"min_new_tokens": 9},
+        {"forced_eos_token_id": 2},
+        {"guidance_scale": 1.5},
+        {"repetition_penalty": 3.0},
+        {"cache_implementation": "static"},
+        {"stop_strings": ["a"]},
+        {"return_dict_in_generate": True},
+    ],
+    ids=lambda own: next(iter(own)),
+)
+def test_a_models_own_settings_of_generation_change_no_answer(scorer, tokenizer, monkeypatch, own):
+    monkeypatch.setattr(sampling, "TOKENS_AT_A_TIME", 4)
+    questions, settings = begun_alike(), GenerationConfig(eos_token_id=2, **own)
+    plain = generate(scorer, tokenizer, questions, max_new_tokens=NEW)
+    monkeypatch.setattr(scorer.model, "generation_config", settings)
+    assert generate(scorer, tokenizer, questions, max_new_tokens=NEW) == plain
+    assert scorer.model.generation_config is settings
 
 
 def test_an_answer_does_not_depend_on_what_else_is_asked(scorer, tokenizer, questions):

@@ -3,6 +3,7 @@
 import logging
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from transformers import (
 )
 
 from prefopt.distributed.group import place, pool
-from prefopt.evaluation.key_values import read_beginning
+from prefopt.evaluation.key_values import Sharing, left_pad
 from prefopt.evaluation.scoring import Scorer
 from prefopt.process.errors import UserError
 from prefopt.process.pace import Pace
@@ -26,8 +27,6 @@ TOKENS_PER_BATCH = 2**15
 """Most tokens of a batch: prompts, answers and padding. For Llama 3.1 8B they need 4 GiB of keys and values."""
 TOKENS_AT_A_TIME = 16
 """Tokens after which answers that have ended leave their batch."""
-PLAIN = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-"""Overrides a model's own generation settings, so that answers follow its plain distribution."""
 
 logger = logging.getLogger(__name__)
 
@@ -97,19 +96,18 @@ def generate(
         pad_token_id=scorer.pad_token_id,
         do_sample=False,
         use_cache=True,
-        **PLAIN,
     )
     rank, num_ranks = place()
     mine = _by_length(questions, range(len(questions)))[rank::num_ranks]
     answers: dict[int, Answer] = {}
-    gives_numbers = True
+    gives_numbers, sharing = True, Sharing(scorer, settings)
     pace = Pace("evaluation: answers", len(mine), logger)
     while len(answers) < len(mine):
         left = [row for row in mine if row not in answers]
         try:
-            with torch.inference_mode(), scorer.autocast():
+            with torch.inference_mode(), scorer.autocast(), _plainly(scorer.model):
                 for rows in _batches(questions, left, max_new_tokens, tokens_per_batch):
-                    new = _answer(scorer, [questions[row] for row in rows], settings, ends)
+                    new = _answer(scorer, [questions[row] for row in rows], settings, sharing, ends)
                     answers |= {row: _cut(ids, ends) for row, ids in zip(rows, new, strict=True)}
                     pace.advance(len(rows))
         except NoNumbersError:
@@ -130,18 +128,17 @@ def generate(
     return [everyone[row] for row in range(len(questions))]
 
 
-def _answer(scorer: Scorer, asked: Sequence[Question], settings: GenerationConfig, ends: Set[int]) -> list[list[int]]:
+def _answer(
+    scorer: Scorer, asked: Sequence[Question], settings: GenerationConfig, sharing: Sharing, ends: Set[int]
+) -> list[list[int]]:
     """Returns the token ids generated for one batch, including those after an end-of-sequence token.
 
-    Where keys and values are plain, answers that have ended leave the batch every few tokens: most are much shorter
-    than the limit, and few are as long.
+    Where a beginning is shared, answers that have ended leave the batch every few tokens: most are much shorter than
+    the limit, and few are as long.
     """
     prompts = [question.prompt for question in asked]
-    num_shared = _count_shared(prompts)
-    room = max(map(len, prompts)) - num_shared + settings.max_new_tokens
-    cache = read_beginning(scorer, prompts[0][:num_shared], len(prompts), room) if num_shared else None
-    num_shared = num_shared if cache is not None else 0
-    ids, mask = (each.to(scorer.device) for each in _left_pad(prompts, scorer.pad_token_id, num_shared))
+    cache, num_shared = sharing.begin(prompts)
+    ids, mask = left_pad(prompts, scorer, num_shared)
     noise = GumbelNoise([question.seed for question in asked], scorer.device)
     shared = {} if cache is None else {"past_key_values": cache}
     new: list[list[int]] = [[] for _ in asked]
@@ -170,13 +167,21 @@ def _answer(scorer: Scorer, asked: Sequence[Question], settings: GenerationConfi
             cache.batch_select_indices(torch.tensor(going, device=scorer.device))
 
 
-def _count_shared(prompts: Sequence[Sequence[int]]) -> int:
-    """Returns how many tokens all prompts begin with: a system prompt, or the first ones of a chat template."""
-    ordered = sorted(map(list, prompts))  # all others begin like the first and the last
-    most = min(map(len, prompts)) - 1  # something is left to be read for each
-    pairs = zip(ordered[0][:most], ordered[-1][:most], strict=True)
-    num = next((at for at, (a, b) in enumerate(pairs) if a != b), most)
-    return num if len(prompts) > 1 else 0
+@contextmanager
+def _plainly(model: PreTrainedModel) -> Iterator[None]:
+    """Puts a model's own generation settings aside: an answer follows its plain distribution, and no length is forced.
+
+    `generate` would take them for all that is not set, such as `min_new_tokens` or `guidance_scale`.
+    """
+    owners = [model, model.get_base_model()] if hasattr(model, "peft_config") else [model]
+    own = [owner.generation_config for owner in owners]
+    try:
+        for owner in owners:
+            owner.generation_config = GenerationConfig()
+        yield
+    finally:
+        for owner, settings in zip(owners, own, strict=True):
+            owner.generation_config = settings
 
 
 class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
@@ -242,14 +247,3 @@ def _cut(ids: list[int], ends: set[int]) -> Answer:
         if token in ends:
             return Answer(ids[: position + 1], finished=True)
     return Answer(ids, finished=False)
-
-
-def _left_pad(prompts: Sequence[Sequence[int]], pad_id: int, num_shared: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns prompts of equal width and their mask; the padding stands before what they do not share."""
-    width = max(len(prompt) for prompt in prompts)
-    ids, masks = [], []
-    for prompt in prompts:
-        tokens, gap = list(prompt), width - len(prompt)
-        ids.append(tokens[:num_shared] + [pad_id] * gap + tokens[num_shared:])
-        masks.append([1] * num_shared + [0] * gap + [1] * (len(tokens) - num_shared))
-    return torch.tensor(ids), torch.tensor(masks)

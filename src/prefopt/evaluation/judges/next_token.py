@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from prefopt.data.prefixes import common_prefix_length
 from prefopt.evaluation.judges.loading import pad_right
+from prefopt.evaluation.key_values import LIMIT, LIMIT_OF_HALF
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,9 +24,6 @@ logger = logging.getLogger(__name__)
 
 FEWEST_SHARED = 16
 """Common tokens below which a second forward costs more than it saves."""
-LIMITS = {torch.float32: 1e-4}
-LIMIT_OF_HALF = 0.02
-"""Largest accepted mean difference of log-probs from those of whole rows, relative to their mean absolute value."""
 
 
 class NextToken:
@@ -64,7 +62,7 @@ class NextToken:
             logger.debug("judge: %s cannot share beginnings (%s)", type(self._model).__name__, error)
             return False
         difference = float((shared - plain).abs().mean() / plain.abs().mean())
-        is_equal = difference <= LIMITS.get(self._model.dtype, LIMIT_OF_HALF)
+        is_equal = difference <= (LIMIT if self._model.dtype == torch.float32 else LIMIT_OF_HALF)
         logger.debug("judge: sharing beginnings changes log-probs by a share of %.2g: %s", difference, is_equal)
         return is_equal
 

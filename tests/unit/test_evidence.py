@@ -86,6 +86,31 @@ def test_schemas_code_and_models_of_others_are_evidence_too(model, given, tmp_pa
     assert stale() == ["the model of a contestant or a judge"]
 
 
+LONG = "Answer as a kind and patient clerk would, who has read the whole guide and forgotten none of it. " * 5
+
+
+@pytest.mark.parametrize("text", [LONG, "~nobody at home: be brief.", "prefopt: be brief.", "prefopt:gone", "a\0b"])
+def test_a_text_of_one_line_is_no_file_however_it_begins(model, given, text):
+    """It is read as a text, so that it must not be looked up as a file after all is measured."""
+    told = {"name": "told", "system": text}
+    judge = {"kind": "model", "name": "reader", "model": "/gone", "rubric": f"{text} {{prompt}} {{a}} {{b}}"}
+    config = load_config(given)
+    config.evaluation.contestants, config.evaluation.judges = [told], [judge]
+    found = gather(config, model)
+    told["system"] += "!"
+    assert find_stale(found, gather(config, model))[-1] == "the settings of the evaluation"
+    assert found["files"] == gather(config, model)["files"]
+
+
+def test_a_file_is_named_as_where_it_is_read(model, given, tmp_path):
+    (tmp_path / "RUBRIC.MD").write_text("{prompt} {a} {b}")
+    config = load_config(given)
+    config.evaluation.judges = [{"kind": "model", "model": "/gone", "rubric": str(tmp_path / "RUBRIC.MD")}]
+    before = gather(config, model)["files"]
+    (tmp_path / "RUBRIC.MD").write_text("Which? {prompt} {a} {b}")
+    assert gather(config, model)["files"] != before
+
+
 def test_a_record_of_a_report_that_was_edited_is_named(tmp_path):
     (tmp_path / "report.json").write_text("{}")
     assert find_edit(tmp_path) == "manifest.json is missing or damaged"

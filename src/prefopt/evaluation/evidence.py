@@ -16,7 +16,7 @@ from prefopt.evaluation.rivals import find_model
 from prefopt.models.fingerprint import fingerprint_weights
 from prefopt.process.errors import UserError
 from prefopt.process.named_code import find_file
-from prefopt.process.paths import resolve
+from prefopt.process.paths import find_text_file, resolve
 from prefopt.storage.files import hash_file, write_json
 from prefopt.storage.reading import parse_json, read_file
 from prefopt.storage.sealed import MANIFEST, digest, find_damage, read_digests
@@ -87,10 +87,12 @@ def _named_files(config: TrainConfig) -> list[Path]:
     """Returns the files that contestants, judges and tasks name, and those of code of the user's."""
     evaluation = config.evaluation
     judges, tasks = read_judges(evaluation.judges), read_tasks(evaluation.tasks)
-    named = [name for each in read_contestants(config.evaluation.contestants) for name in (each.system, each.examples)]
-    named += [getattr(each, key, None) for each in (*judges, *tasks) for key in ("rubric", "schema")]
+    contestants = read_contestants(evaluation.contestants)
+    texts = [*(each.system for each in contestants), *(getattr(each, "rubric", None) for each in judges)]
+    named = [*(each.examples for each in contestants), *(getattr(each, "schema", None) for each in tasks)]
     named += [evaluation.regression, evaluation.neutral_texts]
-    paths = {resolve(name) for name in named if name is not None and "\n" not in name}
+    paths = {resolve(name) for name in named if name is not None}
+    paths |= {path for text in texts if text is not None and (path := find_text_file(text)) is not None}
     functions = [getattr(each, "function", None) for each in (*judges, *tasks)]
     code = {find_file(name) for name in functions if name is not None}
     return sorted({path for path in paths if path.is_file()} | {path for path in code if path is not None})

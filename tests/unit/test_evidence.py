@@ -90,6 +90,13 @@ def test_schemas_code_and_models_of_others_are_evidence_too(model, given, tmp_pa
     assert stale() == [OTHERS]
 
 
+def gather_all(settings: list[str], model: Path) -> dict[str, str | None]:
+    """Returns the evidence, of which nothing may be missing: that would count as stale as well."""
+    found = gather(load_config(settings), model)
+    assert None not in found.values()
+    return found
+
+
 READING = ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
@@ -112,11 +119,10 @@ def test_what_a_model_reads_and_ends_answers_by_is_evidence(model, given, tmp_pa
     ]  # fmt: skip
     expected = {folders["base"]: BASE, **{folders[key]: OTHERS for key in ("contestant", "judge", "reward")}}
     for folder, what in {**expected, model: "the tuned model"}.items():
-        before = gather(load_config(settings), model)
-        assert None not in before.values()
+        before = gather_all(settings, model)
         (folder / name).parent.mkdir(exist_ok=True)
         touch(folder / name)
-        assert find_stale(before, gather(load_config(settings), model)) == [what]
+        assert find_stale(before, gather_all(settings, model)) == [what]
 
 
 def test_the_base_of_an_adapter_that_answers_counts_as_well(model, given, tmp_path, tiny_model):
@@ -125,10 +131,10 @@ def test_the_base_of_an_adapter_that_answers_counts_as_well(model, given, tmp_pa
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"1")
     named = {"base_model_name_or_path": str(tmp_path / "below")}
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(named))
-    config = load_config([*given, f"evaluation.contestants=[base,tuned,{tmp_path / 'adapter'}]"])
-    before = gather(config, model)
+    settings = [*given, f"evaluation.contestants=[base,tuned,{tmp_path / 'adapter'}]"]
+    before = gather_all(settings, model)
     touch(tmp_path / "below" / "generation_config.json")
-    assert find_stale(before, gather(config, model)) == [OTHERS]
+    assert find_stale(before, gather_all(settings, model)) == [OTHERS]
 
 
 @pytest.mark.parametrize(
@@ -137,13 +143,12 @@ def test_the_base_of_an_adapter_that_answers_counts_as_well(model, given, tmp_pa
      "data.on_bad=skip", "data.on_control_token=strip", "trainer.precision=bf16"],
 )  # fmt: skip
 def test_a_setting_that_changes_what_is_asked_or_measured_makes_it_stale(model, given, change):
-    before = gather(load_config(given), model)
-    assert find_stale(before, gather(load_config([*given, change]), model)) == [SETTINGS]
+    assert find_stale(gather_all(given, model), gather_all([*given, change], model)) == [SETTINGS]
 
 
 def test_a_weight_of_a_mixture_counts_and_a_moved_file_does_not(model, given, tmp_path):
     def gathered(train: str) -> dict[str, str | None]:
-        return gather(load_config([*given, f"data.train={train}"]), model)
+        return gather_all([*given, f"data.train={train}"], model)
 
     before = gathered(f"[{{path: {tmp_path / 'train.jsonl'}}}]")
     assert find_stale(before, gathered(f"[{{path: {tmp_path / 'train.jsonl'}, weight: 2}}]")) == [SETTINGS]
@@ -155,10 +160,10 @@ def test_a_weight_of_a_mixture_counts_and_a_moved_file_does_not(model, given, tm
 def test_the_content_of_a_file_that_a_setting_names_counts(model, given, tmp_path, setting, name):
     file = tmp_path / name
     file.write_text("{{ messages }}")
-    config = load_config([*given, f"{setting}={file}"])
-    before = gather(config, model)
+    settings = [*given, f"{setting}={file}"]
+    before = gather_all(settings, model)
     touch(file)
-    assert find_stale(before, gather(config, model)) == [FILES]
+    assert find_stale(before, gather_all(settings, model)) == [FILES]
 
 
 def test_what_cannot_be_told_is_said_and_loses_no_report(model, given, tmp_path, caplog):
@@ -185,6 +190,7 @@ def test_a_text_of_one_line_is_no_file_however_it_begins(model, given, text):
     config = load_config(given)
     config.evaluation.contestants, config.evaluation.judges = [told], [judge]
     found = gather(config, model)
+    assert None not in (found["settings"], found["files"])
     told["system"] += "!"
     assert find_stale(found, gather(config, model))[-1] == SETTINGS
     assert found["files"] == gather(config, model)["files"]

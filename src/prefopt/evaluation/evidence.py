@@ -99,8 +99,8 @@ def _settings(config: TrainConfig) -> list[Any]:
     """Returns the settings that change what is asked, answered, measured or decided."""
     data = {key: value for key, value in as_dict(config.data).items() if key not in PLACES}
     parts = [
-        [[part.weight, part.max_rows] for part in parts_of(spec, "data")]
-        for spec in (config.data.train, config.data.held_out)
+        [[part.weight, part.max_rows] for part in parts_of(getattr(config.data, name), f"data.{name}")]
+        for name in ("train", "held_out")
     ]
     evaluation = {key: value for key, value in as_dict(config.evaluation).items() if key not in NOT_EVIDENCE}
     return [evaluation, data, parts, config.run.seed, as_dict(config.trainer.precision)]

@@ -105,6 +105,13 @@ def test_a_held_out_chat_with_the_question_of_a_training_text_is_found(tmp_path:
         read_splits(config, kind="preference", seed=0)
 
 
+@pytest.mark.parametrize("text", ["Be brief and kind. " * 20 + "End.", "~nobody: be brief.", "prefopt: be brief."])
+def test_a_system_prompt_of_one_line_is_no_file_however_long_it_is_or_begins(tmp_path: Path, text: str) -> None:
+    tokenizer = with_template()
+    loaded = load(tmp_path / "a.jsonl", TEXT, tokenizer, system=text)
+    assert text in prompts(loaded, tokenizer)[0]
+
+
 def test_a_system_column_makes_chats_of_text(tmp_path: Path) -> None:
     rows = [{**row, "system": "Be brief." if n else ""} for n, row in enumerate(TEXT)]
     path = tmp_path / "a.jsonl"

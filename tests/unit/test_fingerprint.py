@@ -9,7 +9,7 @@ import pytest
 from prefopt.config.load import load_config
 from prefopt.config.schema import ModelConfig
 from prefopt.models import fingerprint
-from prefopt.models.fingerprint import fingerprint_weights, read_model_files
+from prefopt.models.fingerprint import fingerprint_reading, fingerprint_weights, read_model_files
 from prefopt.models.reference import check_independence, open_store
 from prefopt.process.errors import UserError
 
@@ -78,6 +78,22 @@ def test_files_that_do_not_decide_the_function_do_not_count(folder):
     (folder / "README.md").write_text("a card")
     (folder / "optimizer.pt.txt").write_text("state")
     assert of(folder) == before
+
+
+def test_what_a_model_reads_text_by_has_a_digest_of_its_own_and_is_no_part_of_the_weights(folder, tiny_model):
+    """Results that are stored by the weights are of given token ids."""
+    config = ModelConfig(path=str(folder))
+    weights, before = of(folder), fingerprint_reading(config)
+    assert before == fingerprint_reading(ModelConfig(path=str(tiny_model)))
+    (folder / "README.md").write_text("a card")
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    assert fingerprint_reading(config) == before
+    shutil.copy(tiny_model / "config.json", folder)
+    for name in ("chat_template.jinja", "generation_config.json", "tokenizer_config.json"):
+        (folder / name).write_text((folder / name).read_text() + " ")
+        assert fingerprint_reading(config) != before
+        before = fingerprint_reading(config)
+    assert of(folder) == weights
 
 
 def test_large_files_are_hashed_once_and_again_when_they_change(folder, monkeypatch):

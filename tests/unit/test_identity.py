@@ -1,15 +1,17 @@
 """Digests of judges and contestants: equal for what reads or answers alike, and another for anything that may not."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from prefopt.config.contestants import ContestantConfig
-from prefopt.config.judges import ClassifierJudgeConfig, RuleJudgeConfig
+from prefopt.config.judges import ClassifierJudgeConfig, ModelJudgeConfig, RuleJudgeConfig
 from prefopt.evaluation import identity
 from prefopt.evaluation.identity import digest_judge, digest_untuned
 from prefopt.evaluation.judges.classifier import ClassifierJudge
 from prefopt.evaluation.judges.judge import Matchup
+from prefopt.evaluation.judges.model import ModelJudge
 from prefopt.evaluation.judges.rule import RuleJudge
 from prefopt.evaluation.material import Material, Split
 from prefopt.evaluation.rivals import Rival
@@ -42,6 +44,19 @@ def test_a_classifier_is_another_if_it_learned_from_other_pairs_and_not_if_it_wa
     assert digest(pairs[1:]) != digest(pairs)
 
 
+def test_a_model_that_is_asked_by_another_chat_template_is_another_judge(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "judge")
+
+    def digest() -> str:
+        return digest_judge(ModelJudge.load(ModelJudgeConfig(model=str(folder)), base_config()))
+
+    before = digest()
+    assert digest() == before
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + "\n")
+    assert digest() != before
+
+
 class Panel:
     name, sees_order = "panel", True
 
@@ -63,7 +78,8 @@ def test_a_panel_is_what_its_members_are():
 def digests(monkeypatch):
     monkeypatch.setattr(identity, "describe_model", lambda model: {"fingerprint": f"files of {model.path}"})
 
-    def compute(prompts=((1, 2), (3,)), told=((9, 1, 2), (9, 3)), **settings):
+    def compute(prompts=((1, 2), (3,)), told=((9, 1, 2), (9, 3)), reading="tokenizer", **settings):
+        monkeypatch.setattr(identity, "fingerprint_reading", lambda model: f"{reading} of {model.path}")
         rivals = [
             Rival(ContestantConfig(name="told", system="Be brief."), None, prompts=told),
             Rival(ContestantConfig(name="far", model="m", endpoint="http://127.0.0.1:1/v1"), None, messages=[["m"]]),
@@ -88,6 +104,7 @@ def test_only_contestants_without_tuning_have_digests_and_they_differ(digests):
         ({"evaluation.batch_size": 3}, set()),
         ({"optim.learning_rate": 1.0}, set()),
         ({"model.path": "another"}, {"base", "told"}),
+        ({"reading": "another tokenizer"}, {"base", "told"}),
         ({"evaluation.max_new_tokens": 9}, {"base", "told", "far"}),
         ({"told": ((8, 1, 2), (9, 3))}, {"told"}),
         ({"prompts": ((1, 2), (4,))}, {"base"}),

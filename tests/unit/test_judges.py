@@ -340,6 +340,8 @@ def test_a_rubric_may_be_a_file(tmp_path):
     assert Rubric.of("j", str(path), BY_MARK).text == "{prompt} {a} {b} é"
     assert Rubric.of("j", "{prompt} {a} {b}", BY_MARK).text == "{prompt} {a} {b}"
     assert Rubric.of("j", None, BY_LETTER).text == BY_LETTER
+    long = "Which answer of the two is better? " * 20 + "{prompt} {a} {b}"
+    assert Rubric.of("j", long, BY_MARK).text == long
     assert Rubric(BY_LETTER).sha256 != Rubric(BY_MARK).sha256
 
 

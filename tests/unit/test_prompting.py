@@ -71,6 +71,8 @@ def test_examples_may_be_messages_and_are_the_first_rows(tmp_path):
 def test_a_system_prompt_is_a_text_or_a_file(tmp_path):
     (tmp_path / "guide.md").write_text("Be kind.\n")
     assert prefix(tmp_path, system=str(tmp_path / "guide.md")).system == "Be kind."
+    for text in ("Be brief and kind. " * 20, "~nobody: be brief.", "prefopt: be brief."):
+        assert prefix(tmp_path, system=text).system == text.strip()
     with pytest.raises(UserError, match=r"told: system: .*no such file"):
         prefix(tmp_path, system=str(tmp_path / "gide.md"))
     (tmp_path / "empty.txt").write_text(" \n")

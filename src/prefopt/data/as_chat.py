@@ -11,10 +11,8 @@ from prefopt.data.messages import Content, Message
 from prefopt.data.records import PreferencePair, Record, SFTExample
 from prefopt.data.values import RowError, describe
 from prefopt.process.errors import UserError, explained
-from prefopt.process.paths import describe_missing, resolve
+from prefopt.process.paths import describe_missing, find_text_file
 
-TEXT_FILES = (".txt", ".md")
-"""Endings by which `data.system` names a file."""
 FIRST = ("system", "developer")
 
 
@@ -52,8 +50,8 @@ class Chats:
 
 
 def _read_system(given: str) -> str:
-    path = resolve(given)
-    if not given.lower().endswith(TEXT_FILES) or "\n" in given:
+    path = find_text_file(given)
+    if path is None:
         text = given
     elif not path.is_file():
         raise UserError(f"data.system: {describe_missing(path, 'file')} A prompt itself does not end in .txt or .md.")

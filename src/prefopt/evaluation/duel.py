@@ -20,7 +20,7 @@ from prefopt.data.sources import digest_files
 from prefopt.data.split import prompt_keys
 from prefopt.evaluation.asked import Asked, read_trained
 from prefopt.evaluation.contestants import Contestant
-from prefopt.evaluation.evidence import gather
+from prefopt.evaluation.evidence import digest_model, gather
 from prefopt.evaluation.judged import judge_context
 from prefopt.evaluation.judges import check_judges
 from prefopt.evaluation.material import (
@@ -250,7 +250,7 @@ def _gather(duel: _Duel) -> dict[str, str | None]:
     """Returns the evidence as a run's report has it; of a tuned model without a manifest, the digest of its files."""
     tuned = next((rival.model for rival in duel.contestants if rival.name == TUNED), None) or duel.config.model
     found = gather(duel.config, resolve(tuned.path))
-    return found if found["model"] is not None else {**found, "model": describe_model(tuned)["fingerprint"]}
+    return found if found["model"] is not None else {**found, "model": digest_model(tuned)}
 
 
 def _describe_origin(duel: _Duel, *, has_training: bool) -> dict[str, Any]:

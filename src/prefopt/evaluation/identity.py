@@ -5,11 +5,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prefopt.config.schema import TrainConfig
+from prefopt.config.schema import ModelConfig, TrainConfig
 from prefopt.evaluation.judges.judge import Judge
 from prefopt.evaluation.metrics import BASE
 from prefopt.evaluation.rivals import Rival
-from prefopt.models.fingerprint import describe_model
+from prefopt.models.fingerprint import describe_model, fingerprint_reading
 
 if TYPE_CHECKING:
     from prefopt.evaluation.material import Material
@@ -35,17 +35,21 @@ def _lasting(facts: Mapping[str, Any]) -> dict[str, Any]:
 def digest_untuned(config: TrainConfig, material: "Material") -> dict[str, str]:
     """Returns by name the SHA-256 (hex) of what decides the answers of each contestant without tuning, but the seed.
 
-    It is of the model's files, or of its server and name, of all that it is asked, and of an answer's most tokens.
+    It is of the model's files, those of its tokenizer and of where answers end included, or of its server and name; of
+    all that it is asked, and of an answer's most tokens.
     """
-    found = {BASE: _digest_answers(config, describe_model(config.model)["fingerprint"], material.prompts)}
+    found = {BASE: _digest_answers(config, _digest_files(config.model), material.prompts)}
     return found | {rival.name: _digest_rival(config, rival) for rival in material.rivals if rival.is_untuned}
 
 
 def _digest_rival(config: TrainConfig, rival: Rival) -> str:
     if rival.config.endpoint is not None:
         return _digest_answers(config, [rival.config.endpoint, rival.config.model], rival.messages)
-    model = describe_model(rival.model or config.model)
-    return _digest_answers(config, model["fingerprint"], rival.prompts)
+    return _digest_answers(config, _digest_files(rival.model or config.model), rival.prompts)
+
+
+def _digest_files(model: ModelConfig) -> list[str]:
+    return [describe_model(model)["fingerprint"], fingerprint_reading(model)]
 
 
 def _digest_answers(config: TrainConfig, model: object, asked: Sequence[Any]) -> str:

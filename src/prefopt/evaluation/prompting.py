@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefopt.config.contestants import SETTING, ContestantConfig
 from prefopt.config.schema import DataConfig
-from prefopt.data.as_chat import FIRST, TEXT_FILES
+from prefopt.data.as_chat import FIRST
 from prefopt.data.encoding import SpecialTokens, TokenizeNotes, drop_double_bos, encode
 from prefopt.data.files import iter_rows
 from prefopt.data.messages import Content, Message, trained_turns
@@ -18,7 +18,7 @@ from prefopt.data.turns import Turns
 from prefopt.data.values import RowError
 from prefopt.evaluation.asked import to_text
 from prefopt.process.errors import UserError, explained
-from prefopt.process.paths import describe_missing, resolve
+from prefopt.process.paths import describe_missing, find_text_file, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,14 +67,12 @@ class Prefix:
 
 def _read_text(given: str, setting: str) -> str:
     """Returns a text, or what the file (.txt, .md) that it names holds."""
-    if not given.lower().endswith(TEXT_FILES) or "\n" in given:
+    path = find_text_file(given)
+    if path is None:
         text = given
+    elif not path.is_file():
+        raise UserError(f"{setting}: {describe_missing(path, 'file')} A prompt itself does not end in .txt or .md.")
     else:
-        path = resolve(given)
-        if not path.is_file():
-            raise UserError(
-                f"{setting}: {describe_missing(path, 'file')} A prompt itself does not end in .txt or .md."
-            )
         with explained(path):
             text = path.read_text(encoding="utf-8")
     if not text.strip():

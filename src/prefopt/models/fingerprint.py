@@ -1,4 +1,4 @@
-"""Fingerprint of a model: one digest of all files that decide its outputs."""
+"""Fingerprints of a model: a digest of all files that decide its outputs, and one of those that it reads text by."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from prefopt.models.load import ADAPTER_FILE
 from prefopt.process import phases
 from prefopt.process.errors import UserError, explained
 from prefopt.process.paths import cache_folder, is_local, resolve
-from prefopt.storage.files import write_json
+from prefopt.storage.files import hash_file, write_json
 from prefopt.storage.reading import parse_json, read_file
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,21 @@ FUNCTION_FILES = (
     ADAPTER_FILE,
 )
 """Files of a model folder that decide its outputs for given token ids, besides those that an index names."""
+READING_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.spm",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "generation_config.json",
+)
+"""Files of a model folder that decide which token ids a text becomes, and which tokens end an answer."""
 TRAINING_STATE = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")
 """Prefixes of names of files that a trainer saves beside the weights; they are not part of the model."""
 REMEMBER_BYTES = 64 * 2**20
@@ -97,16 +112,47 @@ def fingerprint_weights(config: ModelConfig) -> str:
     return files.fingerprint()
 
 
+@phases.of("hashing")
+def fingerprint_reading(config: ModelConfig) -> str:
+    """Returns the SHA-256 (hex) of the tokenizer, chat template and generation settings of `config.path`.
+
+    Those of an adapter's base count too. With the fingerprint of the weights it tells which answers a model gives;
+    it is apart from it, since log-probs of given token ids do not depend on these files.
+
+    Raises:
+        UserError: The model is not on this machine.
+    """
+    return _chain_reading(_folder(config.path, config.revision))
+
+
+def _chain_reading(folder: Path) -> str:
+    own, base = digest_reading(folder), _base_of(folder)
+    return own if base is None else hashlib.sha256(f"{own}\n{_chain_reading(base)}".encode()).hexdigest()
+
+
+def digest_reading(folder: Path) -> str:
+    """Returns the same of one folder, without the base of an adapter."""
+    with explained(folder):
+        paths = {path for pattern in READING_FILES for path in folder.glob(pattern) if path.is_file()}
+        files = [(str(path.relative_to(folder)), hash_file(path)) for path in sorted(paths)]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def _base_of(folder: Path) -> Path | None:
+    """Returns the folder of the base of the adapter in `folder`; None if there is no adapter."""
+    if not (folder / ADAPTER_FILE).is_file():
+        return None
+    adapter = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    return _folder(adapter["base_model_name_or_path"], adapter.get("revision"))
+
+
 def _read_files(folder: Path) -> ModelFiles:
     remembered = _Remembered(folder)
     with explained(folder):
         digests = {name: remembered.digest(name) for name in sorted(_list_names(folder))}
     remembered.save()
-    if ADAPTER_FILE not in digests:
-        return ModelFiles(folder, digests)
-    adapter = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
-    base = _folder(adapter["base_model_name_or_path"], adapter.get("revision"))
-    return ModelFiles(folder, digests, _read_files(base))
+    base = _base_of(folder)
+    return ModelFiles(folder, digests, None if base is None else _read_files(base))
 
 
 def _list_names(folder: Path) -> set[str]:

@@ -35,11 +35,14 @@ def find_code(key: str, name: str) -> Any:
 
 
 def find_file(name: str) -> Path | None:
-    """Returns the file that holds the code which `module:name` leads to; None if there is none. It is not run."""
+    """Returns the file of the module in `module:name`, which is not run; None if there is none.
+
+    Packages that the module is part of are imported, since Python finds it by them; None if one cannot be imported.
+    """
     _see_current_folder()
     try:
         spec = find_spec(name.partition(":")[0])
-    except (ImportError, ValueError):
+    except Exception:  # importing a package runs its code, which may raise anything
         return None
     return Path(spec.origin) if spec is not None and spec.has_location and spec.origin is not None else None
 

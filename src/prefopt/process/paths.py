@@ -10,6 +10,8 @@ from prefopt.process.errors import UserError, shorten
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parents[1]
 SCHEME = "prefopt:"
+TEXT_FILES = (".txt", ".md")
+"""Endings by which a setting that is a text, such as a system prompt, names a file that holds it."""
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095
 """Limits of Linux file systems."""
 
@@ -30,6 +32,15 @@ def resolve(path: str) -> Path:
     if path.startswith(SCHEME):
         return shipped(path.removeprefix(SCHEME))
     return expand(path)
+
+
+def find_text_file(given: str) -> Path | None:
+    """Returns the file that a setting of a text names, whether it exists or not; None if it is the text itself.
+
+    Raises:
+        UserError: It names a file, and no file can have this name.
+    """
+    return resolve(given) if given.lower().endswith(TEXT_FILES) and "\n" not in given else None
 
 
 def is_local(path: str) -> bool:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from prefopt.config.choices import WeightsDtype
 from prefopt.config.schema import ModelConfig
 from prefopt.evaluation.measure import release_memory
-from prefopt.models.fingerprint import describe_model
+from prefopt.models.fingerprint import describe_model, fingerprint_reading
 from prefopt.models.load import choose_device, from_pretrained
 from prefopt.process.errors import UserError, first_line
 from prefopt.process.pace import Pace
@@ -87,9 +87,13 @@ def render(
 
 
 def describe_weights(config: ModelConfig) -> dict[str, Any]:
-    """Returns what tells a judge's model from others: path, revision, commit and fingerprint."""
+    """Returns what tells a judge's model from others: path, revision, commit, and the digests of its files.
+
+    `fingerprint` is of the weights, `reading` of tokenizer and chat template: by another one it is asked otherwise.
+    """
     found = describe_model(config)
-    return {"model": found["path"], **{key: found[key] for key in ("revision", "commit", "fingerprint")}}
+    kept = {key: found[key] for key in ("revision", "commit", "fingerprint")}
+    return {"model": found["path"], **kept, "reading": fingerprint_reading(config)}
 
 
 class Held(Generic[Reader]):

@@ -3,15 +3,13 @@
 import hashlib
 import re
 from dataclasses import dataclass
-from pathlib import PurePath
 
 from prefopt.config.judges import SETTING
 from prefopt.evaluation.judges.judge import Matchup
 from prefopt.process.errors import UserError, explained
-from prefopt.process.paths import describe_missing, resolve
+from prefopt.process.paths import TEXT_FILES, describe_missing, find_text_file
 from prefopt.storage.reading import read_text
 
-SUFFIXES = (".txt", ".md")
 PLACES = ("{prompt}", "{a}", "{b}")
 PLACE = re.compile("|".join(map(re.escape, PLACES)))
 
@@ -65,8 +63,8 @@ class Rubric:
         """
         where = f"{SETTING}: {name}: rubric"
         text = default if given is None else given
-        if given is not None and "\n" not in given and PurePath(given).suffix in SUFFIXES:
-            path = resolve(given)
+        path = None if given is None else find_text_file(given)
+        if path is not None:
             if not path.is_file():
                 raise UserError(f"{where}={given}: {describe_missing(path, 'file')}")
             with explained(path):
@@ -75,7 +73,7 @@ class Rubric:
         if missing:
             raise UserError(
                 f"{where}: lacks {', '.join(missing)}. Write {{prompt}}, {{a}} and {{b}} where the prompt and the two "
-                f"answers are to stand; a file's name ends in {' or '.join(SUFFIXES)}."
+                f"answers are to stand; a file's name ends in {' or '.join(TEXT_FILES)}."
             )
         return cls(text)
 

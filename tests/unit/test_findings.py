@@ -171,6 +171,16 @@ def test_demonstrations_that_are_all_nan_do_not_ship() -> None:
     assert judge(found)[0] == "do_not_ship"
 
 
+def test_numbers_of_a_broken_base_are_no_fault_of_the_tuned_model() -> None:
+    broken = {"base": entry(nan), "tuned": entry(20.0), "ratio": entry(nan)}
+    found = with_drift(kl_per_token=entry(nan), perplexity=broken)
+    word, findings = judge(found)
+    assert word == "undecided"
+    assert "The base gives numbers that are not finite" in texts(findings, "warning")
+    found["drift"]["perplexity"]["tuned"] = entry(nan)
+    assert judge(found)[0] == "do_not_ship", "a tuned model that is broken too"
+
+
 def test_a_report_that_was_made_up_to_be_ruined_does_not_ship() -> None:
     perplexity = {"base": entry(10.0), "tuned": entry(49.0), "ratio": entry(4.9)}
     length = {"base": entry(50.0), "tuned": entry(160.0)}

@@ -212,3 +212,10 @@ def test_a_base_of_nan_is_named_and_says_nothing_of_the_tuned_model(broken, duel
     page = (tmp_path / "out" / "summary.html").read_text()
     assert "The model before training is broken" in page
     assert "should not be used" not in page
+
+
+def test_where_all_contestants_fail_the_report_says_so(broken, duel):
+    report = duel(broken("nan"), f"model.path={broken('nan')}", "evaluation.tasks=[{kind: json_schema}]")
+    assert report["without_numbers"] == ["base", "tuned", "told"]
+    assert "tasks" not in report
+    assert report["decision"]["word"] == "do_not_ship"

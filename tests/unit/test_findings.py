@@ -104,6 +104,16 @@ def test_nothing_that_was_measured_decides_nothing() -> None:
     assert decision.reasons == ("Nothing was measured on held-out data.",)
 
 
+def test_held_out_data_that_nobody_read_lack_a_judge_and_no_data() -> None:
+    answers = {name: {"n": 40, "empty": 0, "prompts": 40, "same": 1, "same_in_data": 1} for name in ("base", "tuned")}
+    decision = decide_on({"held_out": {"n": 40}, "answers": answers})
+    assert decision.reasons == ("Answers to held-out prompts are there, but no judge and no task has read them.",)
+    assert "evaluation.judges" in decision.would_decide[0]
+    assert not any("data.held_out" in each for each in decision.would_decide)
+    decision = decide_on({"held_out": {"n": 40}, "answers": {"base": answers["base"]}, "judges": {"rule": None}})
+    assert decision.reasons == ("Nothing compares the answers of tuned with those of another contestant.",)
+
+
 def test_a_gain_that_may_be_below_the_least_one_is_not_shown() -> None:
     found = report()
     found["held_out"]["gain"]["preference_accuracy"] = entry(0.08, 0.02, 0.14)

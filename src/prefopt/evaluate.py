@@ -1,6 +1,7 @@
 """Measures a finished run again: `python -m prefopt.evaluate --help`, or `prefopt.evaluate(run)` in Python."""
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from prefopt.distributed import group
 from prefopt.distributed.entry import run_entry
 from prefopt.process.errors import UserError
 from prefopt.process.imports import importing
-from prefopt.process.ranks import is_launched, is_main
+from prefopt.process.ranks import is_launched, is_main, world_size
 from prefopt.process.terminal import quote
 from prefopt.runs.changes import SETTINGS, find_changed_model
 from prefopt.runs.directory import RunDirectory
@@ -132,18 +133,27 @@ def _recall(folder: Path, overrides: dict[str, str]) -> dict[str, Any]:
 
 
 def _compare(given: Sequence[str]) -> dict[str, Any]:
-    """Compares contestants where no run is; see `prefopt.evaluation.duel`."""
+    """Compares contestants where no run is; see `prefopt.evaluation.duel`.
+
+    Raises:
+        UserError: It was launched on several ranks, which would all measure and write the same, the report cannot be
+            written, or the settings or the data cannot be used.
+    """
+    require(
+        world_size() == 1,
+        f"report: a comparison without a run is measured by one process, found {world_size()} ranks. Start it without "
+        "torchrun: python -m prefopt.evaluate report=<folder> ...",
+    )
     wanted = {name: [item for item in given if item.startswith(f"{name}=")] for name in ("report", *MEASURED_BY)}
     data = [item for name in MEASURED_BY for item in wanted[name]]
     require(len(data) == 1, f"report: name the data to measure on, by one of {', '.join(MEASURED_BY)}.")
-    folder = Path(wanted["report"][-1].partition("=")[2])
+    folder = _check_folder(wanted["report"][-1].partition("=")[2])
     others = [item for item in given if item not in (*wanted["report"], *data)]
     named = data[0].partition("=")[2]
     names_data = any(item.startswith("data=") and item != "data=files" for item in others)
     is_trained = names_data or any(item.startswith(("data.train=", "+experiment=")) for item in others)
     untrained = [] if is_trained else [f"data.train={named}"]  # the settings need one
     config = load_config([*others, *untrained, f"data.held_out={named}"])
-    require(not (folder / "report.json").exists(), f"report={folder}: holds a report already. Name another folder.")
 
     with importing():
         from prefopt.evaluation.duel import evaluate_contestants
@@ -236,6 +246,21 @@ def _measure(run: RunDirectory, overrides: dict[str, str]) -> dict[str, Any]:
     print_report(report, folder / "report.html", console)
     record_evaluation(config, run, report.to_dict(), evaluation.answers)
     return report.to_dict()
+
+
+def _check_folder(given: str) -> Path:
+    """Returns the folder of a report that is to be written; found unfit now, nothing is measured in vain.
+
+    Raises:
+        UserError: It has no name, cannot be written, or holds a report.
+    """
+    require(given.strip() not in ("", "."), "report: name a folder of its own for the report: report=<folder>.")
+    folder = Path(given)
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists() or each.is_symlink())
+    require(there.is_dir(), f"report={folder}: {there} is a file, and a folder is needed. Name another folder.")
+    require(not (folder / "report.json").exists(), f"report={folder}: holds a report already. Name another folder.")
+    require(os.access(there, os.W_OK | os.X_OK), f"report={folder}: {there} cannot be written. Name another folder.")
+    return folder
 
 
 def _compare_with_held_out(trained: TrainConfig, examples: "Examples") -> "Overlap | None":

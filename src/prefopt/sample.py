@@ -67,6 +67,11 @@ def main(argv: list[str]) -> None:
     """
     options = _parse(argv)
     require(options.num_samples >= 2, f"--num-samples: must be >= 2, found {options.num_samples}.")
+    require(
+        options.output is not None or not options.overwrite,
+        "--overwrite: replaces the file of --output, and none is named. To replace what is in <run.root>/<run.name>, "
+        "write run.overwrite=true instead.",
+    )
     output = None if options.output is None else _check_output(options.output, may_replace=options.overwrite)
     phases.begin()
     config = load_config(read_overrides(options.overrides), options.config_dir)

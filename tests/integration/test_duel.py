@@ -195,3 +195,27 @@ def test_data_that_cannot_be_used_are_named_as_they_were_given(tiny_model, duel,
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "a"}])
     told = fails(lambda _: duel(tiny_model, "data.on_bad=skip", data=rows), [])
     assert told.startswith("error: data.held_out: data.on_bad=skip would leave out 1 of 1 rows")
+
+
+def test_a_tuned_model_of_nan_does_not_ship_where_its_answers_were_all_that_could_tell(broken, duel):
+    report = duel(broken("nan"), "evaluation.neutral_texts=null")
+    assert report["without_numbers"] == ["tuned"]
+    assert report["decision"]["word"] == "do_not_ship"
+
+
+def test_a_base_of_nan_is_named_and_says_nothing_of_the_tuned_model(broken, duel, tmp_path):
+    report = duel(broken("same"), f"model.path={broken('nan')}", "evaluation.tasks=[{kind: json_schema}]")
+    assert report["without_numbers"] == ["base", "told"]
+    assert report["decision"]["word"] == "undecided"
+    assert "kl_per_token" not in report["drift"]
+    assert "warning: The base gives no numbers, so nothing is measured against it." in findings(report)
+    page = (tmp_path / "out" / "summary.html").read_text()
+    assert "The model before training is broken" in page
+    assert "should not be used" not in page
+
+
+def test_where_all_contestants_fail_the_report_says_so(broken, duel):
+    report = duel(broken("nan"), f"model.path={broken('nan')}", "evaluation.tasks=[{kind: json_schema}]")
+    assert report["without_numbers"] == ["base", "tuned", "told"]
+    assert "tasks" not in report
+    assert report["decision"]["word"] == "do_not_ship"

@@ -130,6 +130,14 @@ def test_a_stage_may_sample_in_a_chain_without_rounds(place):
     assert configs(dpo)[0].data.train == str(ask.folder / "pairs.jsonl")
 
 
+def test_a_quantifier_of_a_regular_expression_names_no_stage(place):
+    rule = 'evaluation.judges=[{kind: rule, patterns: ["[a-z]{3}"]}]'
+    (ask,) = place.plan(
+        "chain=two", config_dir=chain(place, f"{{name: ask, command: sample, overrides: ['{rule}']}}")
+    ).jobs
+    assert read(ask).evaluation.judges[0]["patterns"] == ["[a-z]{3}"]
+
+
 def test_held_out_prompts_are_not_sampled(place):
     write_rows(place.root / "train.jsonl", [{"prompt": "What?"}, {"prompt": "Who?"}])
     said = place.refusal(*ITERATIVE)
@@ -170,6 +178,7 @@ def test_rows_without_a_prompt_are_refused_before_anything_is_submitted(place):
         ([SAMPLE, "{name: dpo, overrides: ['data.train={samples}/pairs.jsonl']}"], "{samples}/pairs.jsonl names"),
         (["{name: a, command: judge}"], "chain.stages[0]: command must be train or sample, found 'judge'"),
         (["{name: a/b}"], "chain.stages[0]: no stage can be called 'a/b'"),
+        (["{name: 3rd}"], "chain.stages[0]: no stage can be called '3rd': a letter"),
     ],
 )
 def test_a_wrong_stage_is_refused_in_a_chain_with_rounds_too(place, stages, expected):

@@ -18,7 +18,7 @@ from prefopt.evaluation.contestants import Contestant, of_run
 from prefopt.evaluation.material import Material, Split
 from prefopt.evaluation.measure import Measured, measure_contestants
 from prefopt.evaluation.rivals import Rival
-from prefopt.evaluation.sampling import Answer
+from prefopt.evaluation.sampling import Answer, NoNumbersError
 from prefopt.evaluation.scoring import Scores
 from prefopt.process.errors import UserError
 
@@ -128,7 +128,7 @@ def test_one_that_has_no_answers_is_left_out_and_told_and_the_others_stay(
 
     def measured(scorer: Any, *given: Any) -> Measured:
         found: Measured = plain(scorer, *given)
-        broken = replace(found, samples=[], failure="The model gives no numbers.")
+        broken = replace(found, samples=[], failure=NoNumbersError())
         return broken if scorer.model.name == "tuned" else found
 
     def answer(rival: Any, config: Any) -> list[Answer]:
@@ -143,6 +143,7 @@ def test_one_that_has_no_answers_is_left_out_and_told_and_the_others_stay(
         of_run(Path("model")), None, SimpleNamespace(pad_token_id=0), replace(MATERIAL, rivals=rivals)
     )
     assert {*answers} == {"base", "up"}
-    assert failures == {"tuned": "The model gives no numbers.", "down": "connection refused"}
+    assert {name: type(error) for name, error in failures.items()} == {"tuned": NoNumbersError, "down": UserError}
+    assert str(failures["down"]) == "connection refused"
     assert found["base"].answers_of == {}
-    assert "tuned does not answer, and is left out. The model gives no numbers." in caplog.text
+    assert "tuned does not answer, and is left out. The model gives no numbers: its logits are" in caplog.text

@@ -370,6 +370,16 @@ def test_a_key_that_a_server_says_back_stands_in_no_reply_and_no_error(reach, mo
         assert KEY[:6] not in str(error.value)
 
 
+@pytest.mark.parametrize("word", ["none", "EMPTY", "null", "e", "not-needed"])
+def test_a_word_in_place_of_a_key_is_no_secret_and_changes_no_answer(reach, monkeypatch, word):
+    monkeypatch.setenv("MY_KEY", word)
+    said = f"There is {word} here."
+    with ChatServer(lambda *_: says(said)) as server:
+        assert reach(server, key_env="MY_KEY").chat(talks("a"), max_tokens=5) == [Reply(said, True)]
+        assert reach(server, key_env="MY_KEY").chat(talks("a"), max_tokens=5) == [Reply(said, True)], "as it is kept"
+        assert {headers["authorization"] for headers in server.headers} == {f"Bearer {word}"}
+
+
 @pytest.mark.parametrize("where", ["evaluation.judges: gpt:", "evaluation.contestants: gpt:"])
 def test_a_refused_request_names_the_entry_that_asked(tmp_path, where):
     with ChatServer(lambda *_: refuses(400, "too long")) as server, pytest.raises(UserError) as error:

@@ -104,6 +104,16 @@ def test_nothing_that_was_measured_decides_nothing() -> None:
     assert decision.reasons == ("Nothing was measured on held-out data.",)
 
 
+def test_held_out_data_that_nobody_read_lack_a_judge_and_no_data() -> None:
+    answers = {name: {"n": 40, "empty": 0, "prompts": 40, "same": 1, "same_in_data": 1} for name in ("base", "tuned")}
+    decision = decide_on({"held_out": {"n": 40}, "answers": answers})
+    assert decision.reasons == ("Answers to held-out prompts are there, but no judge and no task has read them.",)
+    assert "evaluation.judges" in decision.would_decide[0]
+    assert not any("data.held_out" in each for each in decision.would_decide)
+    decision = decide_on({"held_out": {"n": 40}, "answers": {"base": answers["base"]}, "judges": {"rule": None}})
+    assert decision.reasons == ("Nothing compares the answers of tuned with those of another contestant.",)
+
+
 def test_a_gain_that_may_be_below_the_least_one_is_not_shown() -> None:
     found = report()
     found["held_out"]["gain"]["preference_accuracy"] = entry(0.08, 0.02, 0.14)
@@ -169,6 +179,16 @@ def test_demonstrations_that_are_all_nan_do_not_ship() -> None:
     found = sft_report(entry(nan))
     found["held_out"]["tuned"]["loss"] = entry(nan)
     assert judge(found)[0] == "do_not_ship"
+
+
+def test_numbers_of_a_broken_base_are_no_fault_of_the_tuned_model() -> None:
+    broken = {"base": entry(nan), "tuned": entry(20.0), "ratio": entry(nan)}
+    found = with_drift(kl_per_token=entry(nan), perplexity=broken)
+    word, findings = judge(found)
+    assert word == "undecided"
+    assert "The base gives numbers that are not finite" in texts(findings, "warning")
+    found["drift"]["perplexity"]["tuned"] = entry(nan)
+    assert judge(found)[0] == "do_not_ship", "a tuned model that is broken too"
 
 
 def test_a_report_that_was_made_up_to_be_ruined_does_not_ship() -> None:

@@ -433,6 +433,11 @@ def test_a_rubric_that_asks_for_no_mark_is_refused_before_any_request(endpoint_j
     [
         ({"kind": "rule", "patterns": [{"pattern": "a"}]}, r"found \{'pattern': 'a'\}"),
         ({"kind": "rule", "patterns": ["a", 3]}, "or {pattern: ..., points: ...}; found 3"),
+        ({"kind": "rule", "patterns": ["we", "we"]}, "'we' is named twice"),
+        ({"kind": "rule", "patterns": ["we", {"pattern": "we", "points": 2}]}, "'we' is named twice"),
+        ({"kind": "rule", "patterns": [{"pattern": ["x"], "points": 1}]}, r"found \{\['x'\]: 1\}"),
+        ({"kind": "rule", "patterns": {"a": float("nan")}}, "points must be a finite number, found {'a': nan}"),
+        ({"kind": "rule", "patterns": [{"pattern": "a", "points": float("inf")}]}, "finite number, found {'a': inf}"),
         ({"kind": "rule", "patterns": {"a": "b"}}, r"found \{'a': 'b'\}"),
         ({"kind": "rule", "patterns": ["(a"]}, r"'\(a' is no regular expression.*\\\(a"),
         ({"kind": "rule", "patterns": ["a{99999999999999999999}"]}, "is no regular expression"),

@@ -12,6 +12,7 @@ from prefopt.data.records import SFTExample
 from prefopt.evaluation.on_policy import Counts, continue_text, make_pairs
 from prefopt.evaluation.sampling import Answer
 from prefopt.process.errors import UserError
+from prefopt.sample import main as sample
 from tests.conftest import write_rows
 
 
@@ -60,7 +61,8 @@ def test_cut_empty_and_repeated_answers_are_left_out_and_counted():
     answers = [*whole("aa", "aa", "", "a"), Answer([1], False, "aaaaaa")]
     (row,), counts = pairs([record("Who?")], [answers])
     assert (row["chosen"], row["rejected"]) == ("aa", "a")
-    assert (counts.num_cut, counts.num_equal) == (1, 1)
+    assert (counts.num_answers, counts.num_cut, counts.num_equal, counts.num_empty) == (5, 1, 1, 1)
+    assert "(5 answers, 1 cut at the limit, 1 repeated, 1 empty)" in counts.line()
     none, counts = pairs([record("Who?")], [[*whole("aa"), Answer([1], False, "a")]])
     assert not none
     assert counts.num_alone == 1
@@ -143,3 +145,9 @@ def test_only_the_prompt_is_read_and_each_once(tmp_path):
     write_rows(file, [{"prompt": "a"}, {"question": "b"}])
     with pytest.raises(UserError, match=r"p.jsonl:2: .*needs a field 'prompt'"):
         read_prompts(DataConfig(train=str(file)), "preference")
+
+
+def test_overwrite_without_a_file_is_refused_and_told_what_replaces_a_folder(fails):
+    told = fails(sample, ["prompts.jsonl", "--overwrite"])
+    assert told.startswith("error: --overwrite: replaces the file of --output")
+    assert "run.overwrite=true" in told

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefopt.evaluation import findings, task_findings
+from prefopt.evaluation import findings, not_finite, task_findings, win_findings
 from prefopt.evaluation.decision import Finding
 from prefopt.evaluation.report import Report
 from prefopt.reports.overview import PLAIN, Overview, build_overview
@@ -193,7 +193,9 @@ def test_texts_of_a_run_are_escaped_and_the_page_runs_nothing(tmp_path: Path) ->
 
 
 def test_findings_that_have_plain_words_exist() -> None:
-    source = "".join(Path(str(module.__file__)).read_text() for module in (findings, task_findings))
+    source = "".join(
+        Path(str(module.__file__)).read_text() for module in (findings, not_finite, task_findings, win_findings)
+    )
     assert all(start in source for start in PLAIN)
 
 

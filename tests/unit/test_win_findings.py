@@ -233,11 +233,30 @@ def test_a_win_does_not_ship_where_drift_was_not_measured() -> None:
     assert "evaluation.contestants=[base,{name: tuned, model: <folder>}]" in decision.would_decide[0]
 
 
-def test_a_contestant_without_numbers_has_no_say_and_nothing_ships() -> None:
-    failed = {"tuned": "The model gives no numbers: its logits are NaN or infinite, so it has no answers."}
-    decision, findings = judge(judged(win("base", 0.8), win("guide", 0.7), failures=failed))
+NAN = "The model gives no numbers: its logits are NaN or infinite, so it has no answers."
+
+
+def test_a_tuned_model_without_numbers_does_not_ship_even_where_nothing_else_was_measured() -> None:
+    found = judged(failures={"tuned": NAN}, without_numbers=["tuned"], drift={}, held_out={}, likelihood={})
+    decision, findings = judge(found)
+    assert decision.word == "do_not_ship"
+    assert decision.reasons == ("The tuned model gives no numbers, so it has no answers.",)
+    assert [each["evidence"] for each in findings if each["level"] == "bad" and each["harm"]] == [NAN]
+    assert Report.from_dict(Report.from_dict(found).to_dict()).without_numbers == ["tuned"]
+
+
+def test_a_tuned_model_that_failed_for_another_reason_is_not_called_broken() -> None:
+    decision, findings = judge(judged(failures={"tuned": "the server is down"}))
     assert decision.word == "undecided"
     assert "tuned failed" in texts(findings, "warning")
+
+
+@pytest.mark.parametrize("name", ["base", "guide"])
+def test_another_contestant_without_numbers_holds_a_ship_back_and_is_named(name: str) -> None:
+    failed = {"failures": {name: NAN}, "without_numbers": [name]}
+    decision, _ = judge(judged(win("base", 0.8), win("guide", 0.7), **failed))
+    assert decision.word == "undecided"
+    assert name in decision.reasons[0]
 
 
 def test_where_num_judged_ended_the_number_of_answers_it_is_what_is_to_be_raised() -> None:

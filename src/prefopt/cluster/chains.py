@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 KEYS = ("name", "overrides", "command")
 COMMANDS = ("train", "sample")
-PLACE = re.compile(r"\{([\w-]+)\}")
-"""The folder of a stage, as an override names it."""
+PLACE = re.compile(r"\{([^\W\d_][\w-]*)\}")
+"""The folder of a stage, as an override names it. A name begins with a letter: `[a-z]{3}` is a regular expression."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,10 @@ def _read_stage(number: int, stage: Any) -> tuple[str, list[str], str]:
         raise UserError(f"{where} must have a name and a list of overrides, and may have a command, found {stage!r}.")
     command = stage.get("command", "train")
     require(command in COMMANDS, f"{where} command must be {' or '.join(COMMANDS)}, found {command!r}.")
-    require(PLACE.fullmatch(f"{{{stage['name']}}}") is not None, f"{where} no stage can be called {stage['name']!r}.")
+    require(
+        PLACE.fullmatch(f"{{{stage['name']}}}") is not None,
+        f"{where} no stage can be called {stage['name']!r}: a letter, and then letters, digits, - and _.",
+    )
     return stage["name"], lines, command
 
 

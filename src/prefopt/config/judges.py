@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from prefopt.config.entries import read_entries
@@ -39,12 +40,20 @@ class RuleJudgeConfig:
         where = f"{SETTING}: {self.name}:"
         require(bool(self.patterns) != (self.function is not None), f"{where} give either patterns or function.")
         require(self.tie_within >= 0, f"{where} tie_within must be >= 0, found {self.tie_within}.")
-        for pattern, points in self.weights.items():
-            is_right = isinstance(pattern, str) and isinstance(points, int | float) and not isinstance(points, bool)
+        seen: set[str] = set()
+        for pattern, points in self._weighted:
+            is_number = isinstance(points, int | float) and not isinstance(points, bool)
             require(
-                is_right,
+                isinstance(pattern, str) and is_number,
                 f"{where} a pattern is a text, or {{pattern: ..., points: ...}}; found {_shown(pattern, points)}.",
             )
+            require(abs(points) < inf, f"{where} points must be a finite number, found {_shown(pattern, points)}.")
+            require(
+                pattern not in seen,
+                f"{where} the pattern {shorten(repr(pattern))} is named twice. Name it once, with the points of both: "
+                "{pattern: ..., points: ...}.",
+            )
+            seen.add(pattern)
             try:
                 re.compile(pattern)
             except (re.error, OverflowError, RecursionError) as error:
@@ -58,11 +67,17 @@ class RuleJudgeConfig:
     @property
     def weights(self) -> dict[str, float]:
         """The patterns with their points."""
-        return dict(map(_with_points, self.patterns)) if isinstance(self.patterns, list) else self.patterns
+        return dict(self._weighted)
+
+    @property
+    def _weighted(self) -> list[tuple[Any, Any]]:
+        """The patterns with their points, as they were given."""
+        given = self.patterns
+        return [_with_points(each) for each in given] if isinstance(given, list) else list(given.items())
 
 
 def _shown(pattern: object, points: object) -> str:
-    return shorten(str(pattern) if points is None else repr({pattern: points}))
+    return shorten(str(pattern) if points is None else f"{{{pattern!r}: {points!r}}}")
 
 
 def _with_points(item: Any) -> tuple[Any, Any]:

@@ -78,6 +78,9 @@ def check_answers(
         UserError: A task cannot be built, or the user's function fails.
     """
     tasks = build_tasks(read_tasks(given), TaskContext(trained, bootstrap.seed)) if asked else []
+    if tasks and not answers:
+        logger.warning("evaluation: no contestant has answers, so evaluation.tasks check nothing")
+        return {}
     prompts = Prompts.of_texts([each.prompt for each in asked])
     found = {}
     for task in tasks:

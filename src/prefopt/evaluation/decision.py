@@ -22,6 +22,8 @@ JUDGED = (
     "people who do not see which is whose."
 )
 """What a gain in ranking alone takes to become a decision."""
+NO_DATA = ("Nothing was measured on held-out data.", "Held-out data: set data.held_out, or data.held_out_fraction.")
+"""Why there are no gains where there is nothing to measure on, and what would change that."""
 EARLIER_SHIP = "An earlier version of prefopt said ship, for a gain in ranking alone; its answers were not judged."
 
 
@@ -122,7 +124,13 @@ class Decision:
         return cls(found["word"], **lists, caveat=caveat if isinstance(caveat, str) else "")
 
 
-def decide(gains: Sequence[Gain], findings: Sequence[Finding], min_prompts: int, caveat: str = "") -> Decision:
+def decide(
+    gains: Sequence[Gain],
+    findings: Sequence[Finding],
+    min_prompts: int,
+    caveat: str = "",
+    lack: tuple[str, str] = NO_DATA,
+) -> Decision:
     """Returns the decision that the evidence earns.
 
     Args:
@@ -130,6 +138,7 @@ def decide(gains: Sequence[Gain], findings: Sequence[Finding], min_prompts: int,
         findings: All findings.
         min_prompts: Held-out prompts that a gain takes to be shown (`evaluation.min_prompts`).
         caveat: What a gain of answers does not prove.
+        lack: Why there are no gains, if so, and what would change that.
     """
     bad = [finding.finding for finding in findings if finding.level == "bad"]
     if bad:
@@ -149,8 +158,8 @@ def decide(gains: Sequence[Gain], findings: Sequence[Finding], min_prompts: int,
             reasons += _why_not_shown(gain, min_prompts)
             wanted += [gain.remedy] if gain.remedy else []
     if not gains:
-        reasons.append("Nothing was measured on held-out data.")
-        wanted.append("Held-out data: set data.held_out, or data.held_out_fraction.")
+        reasons.append(lack[0])
+        wanted.append(lack[1])
     if not are_judged and (shown or not wanted):
         wanted.append(JUDGED)
     return Decision("undecided", tuple(dict.fromkeys(reasons)), tuple(dict.fromkeys(wanted)))

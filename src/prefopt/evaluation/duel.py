@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prefopt.config.contestants import BASE, SETTING, TUNED, read_contestants
 from prefopt.config.gate import GateConfig
 from prefopt.config.judges import read_judges
+from prefopt.config.ranges import require
 from prefopt.config.schema import ModelConfig, TrainConfig
 from prefopt.data.loading import read_splits
 from prefopt.data.records import Record
@@ -63,8 +64,10 @@ def evaluate_contestants(config: TrainConfig, *, setting: str, has_training: boo
         has_training: Whether `data.train` names training data, from which a classifier may learn.
 
     Raises:
-        UserError: The data, a model or a judge cannot be used.
+        UserError: The data, a model or a judge cannot be used, there are no contestants, or a setting has no meaning
+            without a run.
     """
+    _require_measurable(config)
     check_hardware(config)
     records = _read(config, config.data.held_out, "held_out")
     known = _read(config, config.data.train, "train") if has_training else []
@@ -101,6 +104,21 @@ def evaluate_contestants(config: TrainConfig, *, setting: str, has_training: boo
     )
     outcome.conclude(report, config)
     return Evaluation(report, [], [], outcome.lines)
+
+
+def _require_measurable(config: TrainConfig) -> None:
+    """Refuses what would compare nothing, and settings that only a run has."""
+    settings = config.evaluation
+    require(
+        bool(settings.contestants),
+        f"{SETTING}: names nobody who answers. Write '{SETTING}=[base,{{name: tuned, model: <folder>}}]'.",
+    )
+    require(
+        settings.pairs is None,
+        f"evaluation.pairs={settings.pairs}: has a meaning for an SFT run alone, which is given as run=<folder>. "
+        "Without a run, judges are tried on the pairs of data.held_out: name the pairs there, and leave "
+        "evaluation.pairs out.",
+    )
 
 
 def _read(config: TrainConfig, data: object, split: str) -> Sequence[Record]:

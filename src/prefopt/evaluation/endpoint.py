@@ -22,6 +22,10 @@ Message = Mapping[str, str]
 VERSION = 1
 """Of what is kept; another one is asked for anew."""
 TIMEOUT_S = 120.0
+FEWEST_IN_KEY = 8
+"""Characters of a key; shorter words stand in place of one."""
+NO_KEYS = ("not-needed", "not_needed", "no-key-required", "lm-studio", "placeholder", "undefined", "anything")
+"""Longer words that do."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Endpoint:
     """A model behind a server. Answers are kept in `cache`, and what is kept is not asked again.
 
     The key is read from the environment, sent to this server alone, and stands in no error, log or reply, also where
-    the server says it back.
+    the server says it back. A word that stands for a key where a local server wants none, such as EMPTY, is no secret:
+    a model may say it.
 
     Args:
         where: What stands before each error, such as `evaluation.judges: gpt:`.
@@ -170,7 +175,7 @@ class Endpoint:
         return UserError(self._hide_key(text))
 
     def _hide_key(self, text: str) -> str:
-        return text if not self._key else text.replace(self._key, "***")
+        return text if self._key is None or not is_secret(self._key) else text.replace(self._key, "***")
 
     def _say_key(self) -> str:
         return f" in {self._key_env}" if self._key_env else "; none was sent, as key_env is unset"
@@ -220,6 +225,11 @@ class Endpoint:
             write_json(path, {"url": self.url, "model": self.model, **asdict(reply)})
         except OSError as error:
             logger.warning("%s a reply is not kept, and asked for again next time: %s", self._where, describe(error))
+
+
+def is_secret(key: str) -> bool:
+    """Whether a key is one, and no word that local servers take in its place."""
+    return len(key) >= FEWEST_IN_KEY and key.casefold() not in NO_KEYS
 
 
 def _read_key(where: str, key_env: str | None) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 from prefopt.config.limits import LimitsConfig
 from prefopt.config.schema import EvaluationConfig
 from prefopt.evaluation.decision import LEVELS, Decision, Finding, Gain, decide
-from prefopt.evaluation.gains import find_gains
+from prefopt.evaluation.gains import find_gains, find_lack
 from prefopt.evaluation.looks import judge_looks
 from prefopt.evaluation.metrics import (
     ACCURACY,
@@ -65,7 +65,7 @@ def assess(report: Report, settings: EvaluationConfig) -> tuple[Decision, list[F
         *_files(report.run or {}),
     ]
     findings.sort(key=lambda finding: (LEVELS.index(finding.level), not finding.is_severe))
-    return decide(gains, findings, settings.min_prompts, describe_doubt(report)), findings
+    return decide(gains, findings, settings.min_prompts, describe_doubt(report), find_lack(report)), findings
 
 
 def _as_harm(findings: list[Finding]) -> list[Finding]:

@@ -7,7 +7,7 @@ from math import ceil, inf
 from prefopt.config.schema import EvaluationConfig
 from prefopt.data.intervals import Z_95
 from prefopt.evaluation.checked import TaskResult
-from prefopt.evaluation.decision import Gain
+from prefopt.evaluation.decision import NO_DATA, Gain
 from prefopt.evaluation.judging import WinRate
 from prefopt.evaluation.metrics import ACCURACY, BASE, LOSS, REGRESSION, TUNED, WIN_RATE
 from prefopt.evaluation.report import HeldOut, Report
@@ -23,6 +23,23 @@ def find_gains(report: Report, settings: EvaluationConfig) -> list[Gain]:
     of_answers = (_find_wins(report, settings), *_find_task_gains(report, settings))
     found = (*of_answers, _find_ranking(held_out, settings), _find_likelier(held_out, settings))
     return [gain for gain in found if gain is not None]
+
+
+def find_lack(report: Report) -> tuple[str, str]:
+    """Returns why a report has no gains, if so, and what would change that."""
+    if not (report.held_out.n or report.answers):
+        return NO_DATA
+    if report.judges or any(name != REGRESSION for name in report.tasks or {}):
+        return (
+            "Nothing compares the answers of tuned with those of another contestant.",
+            "Answers of tuned and of others: name base, tuned and a base with a prompt in evaluation.contestants, and "
+            "mend those that failed.",
+        )
+    return (
+        "Answers to held-out prompts are there, but no judge and no task has read them.",
+        "Who reads the answers: evaluation.judges, such as 'evaluation.judges=[{kind: rule, patterns: [...]}]', or "
+        "evaluation.tasks.",
+    )
 
 
 def untuned_gains(report: Report, task: TaskResult) -> dict[str, Estimate]:

@@ -54,13 +54,13 @@ class Measured:
     regression: list[str] = field(default_factory=list)
     answers_of: dict[str, Scores] = field(default_factory=dict)
     """Name of a contestant -> this model's scores of that contestant's `samples`."""
-    failure: str = ""
+    failure: NoNumbersError | None = None
     """Why it has no answers, if so."""
 
 
 def measure_contestants(
     contestants: Sequence[Contestant], config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", material: Material
-) -> tuple[dict[str, Measured], dict[str, list[Answer]], dict[str, str]]:
+) -> tuple[dict[str, Measured], dict[str, list[Answer]], dict[str, UserError]]:
     """Measures contestants one after another, one model in memory at a time, and lets the rivals answer.
 
     One that fails, such as one whose server is down, is told of and left out: what was measured is not lost.
@@ -79,7 +79,7 @@ def measure_contestants(
     """
     measured: dict[str, Measured] = {}
     answers: dict[str, list[Answer]] = {}
-    failures: dict[str, str] = {}
+    failures: dict[str, UserError] = {}
     written: dict[str, list[ScoredSequence]] = {}
     model = scorer = None
     for contestant in contestants:
@@ -102,7 +102,7 @@ def measure_contestants(
                     let_answer(rival, partial(_sample, scorer, tokenizer, config), answers, failures)
         written[contestant.name] = own
         measured[contestant.name] = replace(found, answers_of=scores)
-        if found.failure:
+        if found.failure is not None:
             failures[contestant.name] = found.failure
             logger.warning("evaluation: %s does not answer, and is left out. %s", contestant.name, found.failure)
         else:
@@ -113,14 +113,15 @@ def measure_contestants(
             release_memory()
             let_answer(rival, partial(answer_elsewhere, config=config), answers, failures)
     names = dict.fromkeys([BASE, *measured, *(rival.name for rival in material.rivals)])
-    return measured, {name: answers[name] for name in names if name in answers}, failures
+    failed = {name: failures[name] for name in names if name in failures}
+    return measured, {name: answers[name] for name in names if name in answers}, failed
 
 
 def let_answer(
     rival: Rival,
     ask: Callable[[Rival], list[Answer]],
     answers: dict[str, list[Answer]],
-    failures: dict[str, str],
+    failures: dict[str, UserError],
 ) -> None:
     """Adds a rival's answers to `answers`; or tells why it has none, and adds that to `failures`."""
     logger.info("evaluation: %s answers", rival.name)
@@ -129,7 +130,7 @@ def let_answer(
         # A tuned model that says nothing has not failed to compete: a finding says what it is.
         answers[rival.name] = found if rival.name == TUNED else require_answers(rival, found)
     except UserError as error:
-        failures[rival.name] = str(error)
+        failures[rival.name] = error
         logger.warning("evaluation: %s does not answer, and is left out. %s", rival.name, error)
 
 
@@ -212,7 +213,7 @@ def measure(
         with phases.of("regression"):
             kept = answer_questions(scorer, tokenizer, [ids for _, ids in material.questions])
     except NoNumbersError as error:
-        return replace(scored, failure=str(error))
+        return replace(scored, failure=error)
     return replace(scored, samples=samples, shown=shown, regression=kept)
 
 

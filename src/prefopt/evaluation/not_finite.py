@@ -8,21 +8,30 @@ from prefopt.evaluation.metrics import BASE, DRIFT, HELD_OUT, LIKELIHOOD, METRIC
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.statistics import Estimate
 
+WHOLE_BASE = "A base that gives numbers: mend or replace its weights, and measure again with prefopt evaluate."
+
 
 def judge_numbers(report: Report) -> list[Finding]:
-    """Names every number that is not finite: whatever the others say, such a model or measurement is broken."""
+    """Names every number that is not finite: whatever the others say, such a model or measurement is broken.
+
+    Where the tuned model's own numbers are finite and the base's are not, the base is broken: so are all comparisons
+    with it, which say nothing of the tuned model.
+    """
     blocks: dict[str, Any] = {HELD_OUT: report.held_out.models, DRIFT: report.drift, LIKELIHOOD: report.likelihood}
-    broken = [
-        f"{_name(block, metric)}{f' ({model})' if model else ''}"
-        for block, found in blocks.items()
-        for metric, model in _find_broken(found or {})
-    ]
+    found = [(block, *each) for block, part in blocks.items() for each in _find_broken(part or {})]
+    broken = [f"{_name(block, metric)}{f' ({model})' if model else ''}" for block, metric, model in found]
     gaps = {key: gap.get("gap") for key, gap in report.overfitting.items()}
     broken += [f"gap in {_name(HELD_OUT, key)}" for key, gap in gaps.items() if _is_broken(gap)]
     broken += [f"change of {_name(HELD_OUT, key)}" for key, gain in report.held_out.gain.items() if _is_broken(gain)]
     if not broken:
         return []
-    text = f"Not a finite number: {', '.join(dict.fromkeys(broken))}."
+    named = ", ".join(dict.fromkeys(broken))
+    models = {model for *_, model in found}
+    if BASE in models and TUNED not in models:
+        text = f"The base gives numbers that are not finite, so nothing is measured against it: {named}."
+        evidence = "the base's log-probs are NaN or infinite, or overflow; the tuned model's own numbers are finite"
+        return [Finding("warning", text, evidence, is_severe=True, remedy=WHOLE_BASE)]
+    text = f"Not a finite number: {named}."
     evidence = "the model's log-probs are NaN or infinite, or overflow"
     return [Finding("bad", text, evidence)]
 

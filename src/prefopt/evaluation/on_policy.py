@@ -37,6 +37,7 @@ class Counts:
         num_held_out: Prompts that were not asked, since they are held out.
         num_answers: Sampled answers.
         num_cut: Answers cut at the limit of tokens: none is used, since training would teach to end there.
+        num_empty: Answers that ended before their first word.
         num_equal: Answers that another one of the same prompt repeats.
         num_alone: Prompts with fewer than two answers left.
         num_tied: Prompts whose best answer the judge does not find better than the worst.
@@ -48,6 +49,7 @@ class Counts:
     num_held_out: int = 0
     num_answers: int = 0
     num_cut: int = 0
+    num_empty: int = 0
     num_equal: int = 0
     num_alone: int = 0
     num_tied: int = 0
@@ -59,6 +61,7 @@ class Counts:
         left_out = f"{self.num_alone:,} with fewer than two whole different answers, {self.num_tied:,} tied"
         left_out += f", {self.num_unread:,} without a verdict" if self.num_unread else ""
         cut = f"{self.num_answers:,} answers, {self.num_cut:,} cut at the limit, {self.num_equal:,} repeated"
+        cut += f", {self.num_empty:,} empty" if self.num_empty else ""
         held_out = f"; {self.num_held_out:,} more are held out and were not asked" if self.num_held_out else ""
         return f"{self.num_prompts:,} prompts: {self.num_pairs:,} pairs, {left_out} ({cut}){held_out}"
 
@@ -150,7 +153,9 @@ def _choose_whole(answers: Sequence[Answer], counts: Counts) -> list[str]:
     """Returns the different answers that ended by themselves and are not empty."""
     counts.num_answers += len(answers)
     whole = [each.text for each in answers if each.finished and each.text.strip()]
-    counts.num_cut += sum(not each.finished for each in answers)
+    num_cut = sum(not each.finished for each in answers)
+    counts.num_cut += num_cut
+    counts.num_empty += len(answers) - num_cut - len(whole)
     different = list(dict.fromkeys(whole))
     counts.num_equal += len(whole) - len(different)
     return different

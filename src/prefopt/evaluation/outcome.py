@@ -16,9 +16,10 @@ from prefopt.evaluation.metrics import BASE, REGRESSION, TUNED, WIN_RATE
 from prefopt.evaluation.plain_answers import describe_answers
 from prefopt.evaluation.regression import check_all
 from prefopt.evaluation.report import Report
-from prefopt.evaluation.sampling import Answer
+from prefopt.evaluation.sampling import Answer, NoNumbersError
 from prefopt.evaluation.statistics import Bootstrap, Prompts
 from prefopt.evaluation.style_distance import style_distance
+from prefopt.process.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Outcome:
         measured: Name of a measured model -> its results.
         answers: Name of a contestant -> its answers as text, one per prompt; without those that have none.
         failures: Name of a contestant without answers, or of a judge that failed -> why.
+        without_numbers: Names of the contestants whose logits are NaN or infinite.
         judged: What the judges say.
         tasks: What the tasks and the regression suite found.
     """
@@ -38,6 +40,7 @@ class Outcome:
     measured: Mapping[str, Measured]
     answers: Mapping[str, Sequence[str]]
     failures: Mapping[str, str]
+    without_numbers: Sequence[str]
     judged: Judged
     tasks: Mapping[str, TaskResult]
 
@@ -59,6 +62,7 @@ class Outcome:
         report.judges = dict(self.judged.standings) or None
         report.judge_digests = dict(self.judged.digests) or None
         report.failures = dict(self.failures) or None
+        report.without_numbers = list(self.without_numbers) or None
         report.tasks = dict(self.tasks) or None
         report.answers = describe_answers(self.material.asked, self.answers) or None
         base, tuned = (self.measured[name].regression if name in self.measured else [] for name in (BASE, TUNED))
@@ -79,7 +83,7 @@ def read_answers(
     material: Material,
     measured: Mapping[str, Measured],
     answers: Mapping[str, Sequence[Answer]],
-    failures: Mapping[str, str],
+    failures: Mapping[str, UserError],
     trained: Sequence[LabelledPair],
 ) -> Outcome:
     """Lets judges and tasks read the contestants' answers. Rank 0 only.
@@ -104,4 +108,6 @@ def read_answers(
         questions = [question for question, _ in material.questions]
         checked = {name: check_all(questions, found) for name, found in kept.items()}
         tasks[REGRESSION] = sum_up_checks(checked, Prompts.all_different(len(questions)), bootstrap)
-    return Outcome(material, measured, texts, {**failures, **judged.failures}, judged, tasks)
+    told = {name: str(error) for name, error in failures.items()}
+    without_numbers = [name for name, error in failures.items() if isinstance(error, NoNumbersError)]
+    return Outcome(material, measured, texts, {**told, **judged.failures}, without_numbers, judged, tasks)

@@ -118,6 +118,7 @@ class Report:
         judges: Name of a judge -> what it is worth, the deciding one first; None where no held-out pairs tell.
         judge_digests: Name of a judge -> SHA-256 of what decides its verdicts.
         failures: Name of a judge or a contestant that failed -> why.
+        without_numbers: Names of the contestants that failed because their logits are NaN or infinite.
         tasks: Name of a task -> what it found in each contestant's answers.
         answers: Name of a contestant -> how many of its answers are empty or the same, as
             `prefopt.evaluation.plain_answers.describe_answers` returns it.
@@ -154,6 +155,7 @@ class Report:
     judges: dict[str, Standing | None] | None = None
     judge_digests: dict[str, str] | None = None
     failures: dict[str, str] | None = None
+    without_numbers: list[str] | None = None
     tasks: dict[str, TaskResult] | None = None
     answers: dict[str, Block] | None = None
     answer_slices: Block | None = None
@@ -193,6 +195,7 @@ class Report:
             "sample_counts": dict(_mapping(known["sample_counts"])) or None,
             "judge_digests": {name: str(each) for name, each in _mapping(known["judge_digests"]).items()} or None,
             "failures": {name: str(each) for name, each in _mapping(known["failures"]).items()} or None,
+            "without_numbers": _names(known["without_numbers"]) or None,
             "tasks": {name: _task(each) for name, each in _mapping(known["tasks"]).items()} or None,
             "answers": {name: dict(_mapping(each)) for name, each in _mapping(known["answers"]).items()} or None,
             "style": dict(_mapping(known["style"])) or None,
@@ -220,6 +223,10 @@ def _write(value: object) -> Any:
 def _mapping(value: object) -> Mapping[str, Any]:
     """Returns `value`, or an empty mapping for anything else."""
     return value if isinstance(value, Mapping) else {}
+
+
+def _names(value: object) -> list[str]:
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
 
 
 def _slice(block: Block) -> Block:

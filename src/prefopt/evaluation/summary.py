@@ -150,7 +150,8 @@ class Summary:
     """Computes the blocks of the report.
 
     Args:
-        measured: Name of a contestant -> its results; `base` and `tuned` are compared.
+        measured: Name of a contestant -> its results; `base` and `tuned` are compared. Nothing counts as measured
+            against a base that failed.
         material: The data that they were measured on.
         beta: DPO's beta; None without implicit rewards.
         bootstrap: Computes the intervals of means.
@@ -159,8 +160,9 @@ class Summary:
     def __init__(
         self, measured: Mapping[str, Measured], material: Material, *, beta: float | None, bootstrap: Bootstrap
     ) -> None:
-        self.base, self.tuned = measured[BASE], measured[TUNED]
-        self.models = {BASE: self.base, **measured}
+        base, self.tuned = measured[BASE], measured[TUNED]
+        self.base = base if base.failure is None else Measured(None, None, None, None, None, [], [])
+        self.models = {BASE: self.base, **{name: each for name, each in measured.items() if name != BASE}}
         self.material, self.sources = material, material.sources
         self.groupings = [np.array(names) for names in (material.slices, material.tags)]
         self.beta = beta
@@ -189,6 +191,8 @@ class Summary:
 
     def slices(self) -> list[dict[str, Any]]:
         """Held-out metrics of each part of a mixture and of each tag, in the order of the first example of each."""
+        if self.base.held_out_pairs is None and self.base.held_out_rows is None:
+            return []
         return [
             {"name": name, "n": int((names == name).sum()), **self._of_slice(np.flatnonzero(names == name))}
             for names in self.groupings

@@ -4,10 +4,14 @@ from prefopt.config.schema import EvaluationConfig
 from prefopt.evaluation.decision import Finding, Level
 from prefopt.evaluation.gains import UNREAD, deciding_wins, wins_by
 from prefopt.evaluation.judging import Standing, WinRate
+from prefopt.evaluation.metrics import BASE, TUNED
+from prefopt.evaluation.not_finite import WHOLE_BASE
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.statistics import Estimate
 
 BETTER_JUDGE = "A judge that agrees with the data: another one first in evaluation.judges, or more held-out pairs."
+NO_NUMBERS = "The tuned model gives no numbers, so it has no answers."
+NO_BASE = "The base gives no numbers, so nothing is measured against it."
 OF_WORDING = ("rule", "classifier")
 """Kinds of judges that understand nothing of what they read."""
 MOST_UNREAD = 0.1
@@ -28,12 +32,22 @@ def judge_wins(report: Report, settings: EvaluationConfig) -> list[Finding]:
         for name, standing in judges.items()
         for finding in _on_judge(name, standing, settings, is_deciding=name == first)
     ]
-    for name, why in (report.failures or {}).items():
-        remedy = f"{name} working: mend what is wrong, and measure again with prefopt evaluate."
-        findings.append(Finding("warning", f"{name} failed, so it has no say.", why, is_severe=True, remedy=remedy))
+    findings += [_on_failure(name, why, report) for name, why in (report.failures or {}).items()]
     for found in deciding_wins(report):
         findings += [_on_win(found, settings), *_on_length(found), *_on_unread(found)]
     return findings + _on_other_judges(report, settings, first)
+
+
+def _on_failure(name: str, why: str, report: Report) -> Finding:
+    """Says what a contestant or a judge that failed means: a tuned model without numbers is broken, no other is."""
+    gives_no_numbers = name in (report.without_numbers or [])
+    if gives_no_numbers and name == TUNED:
+        return Finding("bad", NO_NUMBERS, why, is_harm=True)
+    if gives_no_numbers and name == BASE:
+        return Finding("warning", NO_BASE, why, is_severe=True, remedy=WHOLE_BASE)
+    text = f"{name} failed, so it has no say."
+    remedy = f"{name} working: mend what is wrong, and measure again with prefopt evaluate."
+    return Finding("warning", text, why, is_severe=True, remedy=remedy)
 
 
 def _on_judge(name: str, standing: Standing | None, settings: EvaluationConfig, *, is_deciding: bool) -> list[Finding]:

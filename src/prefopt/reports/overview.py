@@ -35,6 +35,8 @@ MOST_REASONS, MOST_BROKEN, MOST_RIVALS = 3, 5, 5
 PLAIN = {
     "Chosen answers became much less likely": "It became less likely to give even the good answers that it was shown.",
     "Not a finite number": "The model is broken: some of its numbers are not finite.",
+    "The tuned model gives no numbers": "The model is broken: it gives no answers.",
+    "The base gives n": "The model before training is broken, so nothing could be compared with it.",
 }
 """Beginning of a finding that is written for those who train models -> the same for others."""
 TERMS = {

@@ -135,7 +135,7 @@ def test_a_quantifier_of_a_regular_expression_names_no_stage(place):
     (ask,) = place.plan(
         "chain=two", config_dir=chain(place, f"{{name: ask, command: sample, overrides: ['{rule}']}}")
     ).jobs
-    assert read(ask).evaluation.judges[0]["patterns"] == ["[a-z]{3}"]
+    assert rule in split_arguments(ask)[0]
 
 
 def test_held_out_prompts_are_not_sampled(place):

@@ -184,6 +184,7 @@ def test_demonstrations_that_are_all_nan_do_not_ship() -> None:
 def test_numbers_of_a_broken_base_are_no_fault_of_the_tuned_model() -> None:
     broken = {"base": entry(nan), "tuned": entry(20.0), "ratio": entry(nan)}
     found = with_drift(kl_per_token=entry(nan), perplexity=broken)
+    found["held_out"]["tuned"]["reward_margin"] = entry(nan)
     word, findings = judge(found)
     assert word == "undecided"
     assert "The base gives numbers that are not finite" in texts(findings, "warning")

@@ -4,11 +4,23 @@ from math import isfinite
 from typing import Any
 
 from prefopt.evaluation.decision import Finding
-from prefopt.evaluation.metrics import BASE, DRIFT, HELD_OUT, LIKELIHOOD, METRICS, TUNED
+from prefopt.evaluation.metrics import (
+    BASE,
+    DRIFT,
+    HELD_OUT,
+    LIKELIHOOD,
+    METRICS,
+    REWARD_ACCURACY,
+    REWARD_MARGIN,
+    TUNED,
+)
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.statistics import Estimate
 
 WHOLE_BASE = "A base that gives numbers: mend or replace its weights, and measure again with prefopt evaluate."
+
+OF_BOTH = (REWARD_ACCURACY, REWARD_MARGIN)
+"""Metrics of the tuned model that are computed from the base's log-probs too."""
 
 
 def judge_numbers(report: Report) -> list[Finding]:
@@ -26,7 +38,7 @@ def judge_numbers(report: Report) -> list[Finding]:
     if not broken:
         return []
     named = ", ".join(dict.fromkeys(broken))
-    models = {model for *_, model in found}
+    models = {model for _, metric, model in found if metric not in OF_BOTH}
     if BASE in models and TUNED not in models:
         text = f"The base gives numbers that are not finite, so nothing is measured against it: {named}."
         evidence = "the base's log-probs are NaN or infinite, or overflow; the tuned model's own numbers are finite"

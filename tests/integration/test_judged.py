@@ -114,6 +114,7 @@ def test_the_same_answers_come_again_and_other_judges_read_them(run):
 
 
 def test_a_gate_passes_or_ends_with_3_and_stale_evidence_is_refused(run, fails, capsys):
+    evaluate([f"run={run}", "--recorded"])  # as training left it
     with pytest.raises(SystemExit) as ended:
         evaluate([f"run={run}", "--require", "ship"])
     assert ended.value.code == 3
@@ -136,7 +137,8 @@ def test_a_gate_passes_or_ends_with_3_and_stale_evidence_is_refused(run, fails, 
     evaluate([f"run={run}", "--require", "ship", "--recorded"])
     assert "--require ship: the decision is ship" in capsys.readouterr().err
 
-    assert "the settings of the evaluation" in fails(evaluate, [f"run={run}", "--recorded", "evaluation.min_gain=0.2"])
+    for other in ("evaluation.min_gain=0.2", "data.max_length=99"):
+        assert "stale: changed since: the settings" in fails(evaluate, [f"run={run}", "--recorded", other])
     weights = run / "model" / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

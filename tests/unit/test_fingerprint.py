@@ -96,6 +96,16 @@ def test_what_a_model_reads_text_by_has_a_digest_of_its_own_and_is_no_part_of_th
     assert of(folder) == weights
 
 
+def test_a_model_of_the_hub_has_the_digest_of_its_cached_snapshot(folder, tmp_path, monkeypatch):
+    """Its files are links to blobs."""
+    snapshot = tmp_path / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for file in folder.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    monkeypatch.setattr(fingerprint, "cached_file", lambda path, name, **_: str(snapshot / name))
+    assert fingerprint_reading(ModelConfig(path="org/model")) == fingerprint_reading(ModelConfig(path=str(folder)))
+
+
 def test_large_files_are_hashed_once_and_again_when_they_change(folder, monkeypatch):
     monkeypatch.setattr(fingerprint, "REMEMBER_BYTES", 1)
     files = set(folder.iterdir())

@@ -4,7 +4,8 @@ Run: python experiments/brand_voice/build_data.py
 
 A case has three customer messages, two answers in the brand's voice, two neutral ones, and slots. From each case come
 four preference pairs and two demonstrations, each with its own draw of message, answers and slot values. The held-out
-pairs (`held_out.jsonl`) are written by hand, one by one, and no script touches them.
+pairs (`held_out.jsonl`) are written by hand, one by one, and no script touches them. Every row names its topic, and
+the area that this belongs to (`material/areas.json`): reports tell their numbers by area.
 """
 
 import json
@@ -25,6 +26,12 @@ def read_cases() -> list[Case]:
     """All hand-written cases, in file order."""
     files = sorted((HERE / "material").glob("cases_*.jsonl"))
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def read_areas() -> dict[str, str]:
+    """Topic -> its area, of all topics in training and held-out rows."""
+    table = json.loads((HERE / "material" / "areas.json").read_text(encoding="utf-8"))
+    return {topic: area for area, topics in table.items() for topic in topics}
 
 
 def split_cases(cases: list[Case]) -> tuple[list[Case], list[Case]]:
@@ -58,6 +65,7 @@ def pairs(case: Case, rng: random.Random) -> Iterator[dict[str, Any]]:
             "chosen": [say("assistant", fill(good, slots))],
             "rejected": [say("assistant", fill(bad, slots))],
             "topic": case["topic"],
+            "area": case["area"],
         }
 
 
@@ -69,6 +77,7 @@ def demonstrations(case: Case, rng: random.Random) -> Iterator[dict[str, Any]]:
         yield {
             "messages": [say("user", fill(prompt, slots)), say("assistant", fill(good, slots))],
             "topic": case["topic"],
+            "area": case["area"],
         }
 
 
@@ -80,8 +89,8 @@ def write(name: str, rows: list[dict[str, Any]], rng: random.Random) -> None:
 
 
 def main() -> None:
-    rng = random.Random(0)
-    cases = read_cases()
+    rng, areas = random.Random(0), read_areas()
+    cases = [{**case, "area": areas[case["topic"]]} for case in read_cases()]
     write("train.jsonl", [row for case in cases for row in pairs(case, rng)], rng)
     training, held_out = split_cases(cases)
     write("sft_train.jsonl", [row for case in training for row in demonstrations(case, rng)], rng)

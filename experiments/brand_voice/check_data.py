@@ -1,10 +1,16 @@
-"""Prints what the study's README says of its data: sizes, lengths, wording shared with the held-out pairs.
+"""Prints what the study's README says of its data: sizes, lengths, areas, wording shared with the held-out pairs.
+
+Fails if a row has another area than its topic has in `material/areas.json`, or a topic there is in no row.
 
 Run: python experiments/brand_voice/check_data.py
 """
 
 import json
+import sys
+from collections import Counter
 from pathlib import Path
+
+from build_data import read_areas
 
 HERE = Path(__file__).parent
 N = 8
@@ -15,6 +21,23 @@ def read_pairs(name: str) -> list[Pair]:
     """Rows as plain texts of prompt, chosen and rejected."""
     rows = [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
     return [{side: row[side][-1]["content"] for side in ("prompt", "chosen", "rejected")} for row in rows]
+
+
+def check_areas() -> dict[str, dict[str, int]]:
+    """Returns how many rows of each file are of each area; every topic has the area of the table, in every file."""
+    areas = read_areas()
+    counts: dict[str, dict[str, int]] = {}
+    seen = set()
+    for name in ("train", "held_out", "sft_train", "sft_held_out"):
+        rows = [json.loads(line) for line in (HERE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for number, row in enumerate(rows, start=1):
+            if areas.get(row["topic"]) != row["area"]:
+                sys.exit(f"{name}.jsonl:{number}: topic {row['topic']} is not of the area {row['area']} in areas.json")
+        seen |= {row["topic"] for row in rows}
+        counts[name] = dict(Counter(row["area"] for row in rows).most_common())
+    if unknown := sorted(set(areas) - seen):
+        sys.exit(f"areas.json: no row has the topic {', '.join(unknown)}")
+    return counts
 
 
 def grams(text: str) -> list[tuple[str, ...]]:
@@ -39,6 +62,8 @@ def main() -> None:
     print(f"{N}-word sequences of held_out that occur in train: {hits} of {total}, in {len(sharing)} pairs")
     same = {pair["prompt"] for pair in train} & {pair["prompt"] for pair in held_out}
     print(f"prompts in both: {len(same)}")
+    for name, counts in check_areas().items():
+        print(f"{name} by area: {', '.join(f'{area} {num}' for area, num in counts.items())}")
 
 
 if __name__ == "__main__":

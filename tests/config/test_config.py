@@ -395,6 +395,26 @@ def test_a_held_out_set_that_is_left_out_is_said(caplog):
     assert not caplog.messages
 
 
+@pytest.mark.parametrize(
+    ("overrides", "tag"),
+    [
+        ([], "area"),
+        (["data=brand_voice_sft", "algorithm=sft"], "area"),
+        (["data.held_out=null"], "area"),
+        ([f"data.train=[{STUDY}/train.jsonl]"], "area"),
+        (["data.train=mine.jsonl"], None),
+        (["data.train=mine.jsonl", "data.held_out=mine_too.jsonl"], None),
+        (["data.held_out=mine.jsonl"], None),
+        (["data.test=mine.jsonl"], None),
+        (["data=files", "data.train=mine.jsonl"], None),
+        (["data.train=mine.jsonl", "data.tag=area"], "area"),
+    ],
+)
+def test_tags_of_a_preset_are_those_of_its_own_files(overrides, tag, caplog):
+    assert load_config(overrides).data.tag == tag
+    assert "data.tag" not in caplog.text
+
+
 DEEPSPEED = sorted(path.stem for path in (shipped("conf") / "deepspeed").glob("*.yaml"))
 
 

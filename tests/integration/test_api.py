@@ -535,7 +535,7 @@ def test_ranks_that_torchrun_started_take_one_run(overrides, monkeypatch):
 
 def test_own_code_is_part_of_the_identity_only_where_it_is_named():
     default = load_config(["+experiment=dpo_brand_voice"])
-    assert default.run.name == "dpo_brand_voice-0bd1ae58"
+    assert default.run.name == "dpo_brand_voice-2d1b0fca"
     assert "callbacks" not in identity(default)["trainer"]
     names = {default.run.name}
     for setting in ("trainer.callbacks=[mine:Tell]", "algorithm.loss_function=mine:loss"):

@@ -12,6 +12,10 @@ from prefopt.tracking.metrics import TIMES
 from tests.conftest import SITE, build_tiny_model, quick_run, write_pair_files
 from tests.slurm.cluster import Cluster, missing_program
 
+HELD_AT = 3
+HELD = {"FAULT_HOLD_AT": str(HELD_AT)}
+"""The first attempt waits there to be stopped; its last checkpoint is of step 2."""
+
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
@@ -76,3 +80,21 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 def job_of(output: str, place: int = 0) -> str:
     """The id of a job in what prefopt.submit said."""
     return [line.split()[1] for line in output.splitlines() if line.startswith("submitted ")][place]
+
+
+def submit(cluster: Cluster, workplace: Workplace, name: str, *overrides: str, **faults: str) -> str:
+    """Submits a run and returns its job's id."""
+    said = cluster.prefopt(
+        "submit", *workplace.quick, f"run.name={name}", *workplace.cluster, workplace.environment(**faults), *overrides
+    )
+    return job_of(said)
+
+
+def final_numbers(workplace: Workplace, *parts: str) -> dict[str, Any]:
+    """The block `held_out` of a run's report."""
+    report: dict[str, Any] = json.loads((workplace.runs.joinpath(*parts) / "report" / "report.json").read_text())
+    return dict(report["held_out"])
+
+
+def wait_for_step(cluster: Cluster, workplace: Workplace, name: str, step: int) -> None:
+    cluster.until(lambda: workplace.status(name).get("step", 0) >= step)

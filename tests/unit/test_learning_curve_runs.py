@@ -12,7 +12,7 @@ from prefopt.config.load import load_config
 from prefopt.config.schema import DataConfig, TrainConfig
 from prefopt.data.loading import read_splits
 from prefopt.evaluation.learning_curve import LearningCurve
-from prefopt.process.errors import UserError
+from prefopt.process.errors import EndedError, UserError
 from prefopt.process.terminal import Terminal
 from prefopt.runs.directory import RunDirectory
 from prefopt.sweeps.learning_curve import SHARES, TOKENISING, measure_learning_curve
@@ -123,6 +123,22 @@ def test_a_curve_that_was_stopped_goes_on_and_ends_with_the_same_result(config: 
     assert len(second.configs) == 7
     assert "5 of them done" in shown
     assert curve.to_dict() == whole.to_dict()
+
+
+@pytest.mark.parametrize(("model", "written"), [("tuned", None), ("base", None), ("tuned", float("nan"))])
+def test_a_training_whose_margins_are_not_finite_ends_the_curve_and_has_no_accuracy(
+    config: TrainConfig, tmp_path: Path, model: str, written: float | None
+) -> None:
+    class Broken(Trainer):
+        def __call__(self, config: TrainConfig) -> RunDirectory:
+            run = super().__call__(config)
+            file = run.report / "pairs.jsonl"
+            first, *others = read_rows(file)
+            write_rows(file, [{**first, f"{model}_margin": written}, *others])
+            return run
+
+    with pytest.raises(EndedError, match=f"the margins of {model} are not finite for 1 of 12 held-out pairs"):
+        measure(config, tmp_path / "curve", Broken())
 
 
 def test_of_a_training_only_its_report_and_its_log_are_kept(config: TrainConfig, tmp_path: Path) -> None:

@@ -381,7 +381,7 @@ def test_json_comes_back_as_it_went_in(tmp_path: Path) -> None:
     assert list(json.loads(text)) == list(dpo_report())
 
 
-def test_values_that_are_not_finite_become_null_and_not_measured(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_become_null_and_are_shown_as_such(tmp_path: Path) -> None:
     report = dpo_report()
     report["drift"]["kl_per_token"] = {"value": math.nan, "ci95": (-math.inf, math.inf), "n": np.int64(3)}
     report["drift"]["response_length"]["tuned"]["value"] = np.float32("inf")
@@ -395,8 +395,8 @@ def test_values_that_are_not_finite_become_null_and_not_measured(tmp_path: Path)
     assert written["drift"]["kl_per_token"] == {"value": None, "ci95": [None, None], "n": 3}
     assert written["throughput"]["tokens_per_s"] is None
     shown = visible(path.read_text())
-    assert "Response length tokens 94.2 88.1 to 100.4 not measured 132" in shown
-    assert "KL per token divergence from base, nats; 0 = unchanged not measured" in shown
+    assert "Response length tokens 94.2 88.1 to 100.4 not finite 132" in shown
+    assert "KL per token divergence from base, nats; 0 = unchanged not finite" in shown
     assert "Tokens per second not measured" in shown
     assert not re.search(r"\b(nan|inf)\b", shown)
 
@@ -529,7 +529,7 @@ def test_long_curves_are_averaged_over_equally_many_lines() -> None:
         ({"value": 3e-9}, NUMBER, "3.0e-09"),
         ({"value": 14212.7}, NUMBER, "14,213"),
         ({"value": None}, NUMBER, "not measured"),
-        (estimate(math.nan, 0.1, 0.2), NUMBER, "not measured"),
+        (estimate(math.nan, 0.1, 0.2), NUMBER, "not finite"),
         (estimate(2.5, 1.5, math.inf), NUMBER, "2.50 (n 132)"),
         (None, NUMBER, "not measured"),
     ],

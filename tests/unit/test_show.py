@@ -159,6 +159,46 @@ def test_a_table_is_shown_by_its_name_and_says_whose_tokens_these_are(tmp_path, 
     assert "As prefopt:assets/base_model gets it in dpo." in page.read_text(encoding="utf-8")
 
 
+def test_a_row_of_a_table_is_found_with_and_without_the_word_row(tmp_path, capsys, fails):
+    table = tmp_path / "rows.csv"
+    table.write_text("prompt,chosen,rejected\nHi?,yes,no\nWell?,sure,no\n", encoding="utf-8")
+    sources = []
+    for place in (f"{table}:2", f"{table}:row 2", "1"):
+        show.main([str(table), "--row", place, "--json"])
+        sources.append(json.loads(capsys.readouterr().out)["source"])
+    assert sources == [f"{table}:row 2"] * 3
+    for place in (f"{table}:3", f"{table}:row 3"):
+        assert f"--row {place}: no row of data.train" in fails(show.main, [str(table), "--row", place])
+
+
+def test_a_good_row_is_shown_beside_bad_ones_and_says_how_many_these_are(tmp_path, capsys, fails):
+    rows = [{"prompt": "Hi?"}, pair(1), {**pair(2), "chosen": 5}, pair(3)]
+    overrides = settings(tmp_path, rows)
+    file = tmp_path / "rows.jsonl"
+    for row, line in (("1", 2), (f"{file}:4", 4)):
+        show.main([*overrides, "--row", row])
+        place, *others = capsys.readouterr().out.splitlines()
+        assert place == f"{file}:{line}"
+        said = f"data.train: 2 rows cannot be used, and training refuses them, such as {file}:1"
+        assert said in others
+    for row in (0, 2):
+        message = fails(show.main, [*overrides, "--row", str(row)])
+        assert f"{file}:1" in message
+        assert f"{file}:3" in message
+    assert "cannot be used" not in _printed(settings(tmp_path, [pair(0)]), capsys)
+
+
+def test_a_good_row_is_shown_although_skipping_would_leave_out_most(tmp_path, capsys):
+    overrides = settings(tmp_path, [{"prompt": "Hi?"}, {"prompt": "Ho?"}, pair(2)], "data.on_bad=skip")
+    show.main([*overrides, "--row", "2", "--json"])
+    assert json.loads(capsys.readouterr().out)["source"].endswith(":3")
+
+
+def _printed(overrides: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    show.main(overrides)
+    return capsys.readouterr().out
+
+
 def test_the_row_is_named_by_its_number_and_its_line_with_what_else_it_makes(tmp_path, capsys):
     rated = [{"prompt": f"question {n}", "responses": ["a", "b", "c"], "scores": [3, 2, 1]} for n in range(2)]
     overrides = settings(tmp_path, rated)

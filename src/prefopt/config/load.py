@@ -14,7 +14,7 @@ from prefopt.config.checks import check
 from prefopt.config.choices import AUTO, PeftMethod
 from prefopt.config.composition import Composed, Tree
 from prefopt.config.plain import as_dict
-from prefopt.config.presets import find_left_out
+from prefopt.config.presets import TAG, find_left_out
 from prefopt.config.ranges import require
 from prefopt.config.schema import BAD_ROW_SWITCHES, TrainConfig
 from prefopt.process.errors import UserError
@@ -101,8 +101,12 @@ def load_config(overrides: Sequence[str], config_dir: str | None = None, launch:
 
 
 def _tell_left_out(composed: Composed, config: TrainConfig) -> None:
-    """Says which held-out files of a preset are not used, because the training data is not the preset's."""
-    for key, file in find_left_out(composed).items():
+    """Says which held-out files of a preset are not used, because the training data is not the preset's.
+
+    Its tags are of its own files, and nobody misses them.
+    """
+    left_out = {key: file for key, file in find_left_out(composed).items() if key != TAG}
+    for key, file in left_out.items():
         share = f" A share of {config.data.held_out_fraction:g} of its prompts is held out."
         logger.warning(
             f"{key}: {file} is not used, because it goes with other training data than "

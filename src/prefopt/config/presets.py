@@ -1,7 +1,8 @@
-"""Finds held-out and test files of a preset that do not belong to the training data of a run.
+"""Finds held-out and test files and tags of a preset that do not belong to the data of a run.
 
 A preset or an experiment chooses these files for the training file that it names itself. A run with another
-training file must not be evaluated on the held-out files of the original one.
+training file must not be evaluated on the held-out files of the original one. The column of the tags is one of all its
+files, and others may lack it.
 """
 
 from collections.abc import Iterator
@@ -13,28 +14,40 @@ from prefopt.config.config_dir import included, read
 from prefopt.process.paths import places, shipped
 
 GO_WITH_TRAIN = ("data.held_out", "data.test", "evaluation.pairs")
+TAG, TAGGED = "data.tag", ("data.train", "data.held_out", "data.test")
 
 
 def find_left_out(composed: Composed) -> dict[str, object]:
-    """The settings of `GO_WITH_TRAIN`, with values, that were chosen for another training file than the run's."""
-    values = {key: composed.value(key) for key in GO_WITH_TRAIN if key not in composed.named}
-    train = composed.value("data.train")
-    found = {}
-    for key, value in values.items():
-        beside = None if value is None else _train_beside(composed, key)
-        if beside is not None and places(beside) != places(train):
-            found[key] = value
-    return found
+    """The settings of `GO_WITH_TRAIN`, with values, that were chosen for another training file than the run's.
+
+    So is `data.tag`, if it was chosen for another file of any split.
+    """
+    wanted = {**dict.fromkeys(GO_WITH_TRAIN, ("data.train",)), TAG: TAGGED}
+    values = {key: composed.value(key) for key in wanted if key not in composed.named}
+    return {
+        key: value
+        for key, value in values.items()
+        if value is not None and any(_is_other(composed, key, file) for file in wanted[key])
+    }
 
 
-def _train_beside(composed: Composed, key: str) -> object:
-    """The training data of the experiment or preset that sets `key`; None if it names none."""
+def _is_other(composed: Composed, key: str, file: str) -> bool:
+    """Whether the experiment or preset that sets `key` goes with another file than the run has, as `file` says."""
+    preset, own = _preset_of(composed, key), composed.value(file)
+    beside = None if preset is None else preset.value(file)
+    if preset is None or own is None or (beside is None and file == "data.train"):
+        return False
+    return beside is None or places(beside) != places(own)
+
+
+def _preset_of(composed: Composed, key: str) -> Composed | None:
+    """The settings of the experiment or preset that sets `key`, without the user's; None if it names no data."""
     for name in _experiments(composed):
         if _sets(_read(composed, name), key):
             is_of_data = any(_names_data(composed, each) for each in (name, *_parents(composed, name)))
-            return composed.preset([name.replace("/", "=", 1)]).value("data.train") if is_of_data else None
+            return composed.preset([name.replace("/", "=", 1)]) if is_of_data else None
     if key.startswith("data."):
-        return composed.preset([f"data={composed.choices['data']}"]).value("data.train")
+        return composed.preset([f"data={composed.choices['data']}"])
     return None
 
 

@@ -1,5 +1,6 @@
 """Reads one training record, to be shown: also one that training leaves out."""
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from prefopt.data.pairing import rows_of
 from prefopt.data.records import Record
 from prefopt.data.table import Table
 from prefopt.data.values import RowError
+from prefopt.data.wording import agree
 from prefopt.process.errors import UserError
 
 
@@ -40,19 +42,21 @@ class ShownRecord(NamedTuple):
 def read_record(config: DataConfig, *, kind: Kind, row: int | str) -> ShownRecord:
     """Returns one training record, also if training would leave it out, such as a pair of two equal answers.
 
+    Of rows that training would refuse, only this one is: the others are counted.
+
     Args:
         config: The files, and whether text is converted to chats.
         kind: Whether rows are preference pairs or demonstrations.
-        row: Its number in `config.train`, from 0, in the order of the files; or its place, `path:line`.
+        row: Its number in `config.train`, from 0, in the order of the files; or its place, `path:line`, or of a table
+            `path:row n` and `path:n`.
 
     Raises:
-        UserError: A row is invalid, or there are not so many.
+        UserError: The row is invalid, or there are not so many.
     """
     specs: dict[SplitName, object] = {"train": config.train, "held_out": config.held_out}
     bad = {split: BadRows(f"data.{split}", config) for split, spec in specs.items() if spec is not None}
     labels = Labels()
     read = {split: read_rows(specs[split], each, config, kind, labels) for split, each in bad.items()}
-    require_usable(*bad.values())
     ties, unreadable = read["train"].ties, read["train"].unreadable
     tables = agree_among(*((result.records, result.notes) for result in read.values()))
     records = tables[0] if "held_out" in read else read["train"].records
@@ -63,6 +67,8 @@ def read_record(config: DataConfig, *, kind: Kind, row: int | str) -> ShownRecor
         raise UserError(f"--row {row}: data.train has {num_rows} rows, so give a number from 0 to {num_rows - 1}.")
     at = bisect_left(numbers, row)
     num_pairs = bisect_right(numbers, row) - at
+    if row in unreadable:
+        require_usable(*bad.values())
     if not num_pairs:
         why = "no pair is complete with this row"
         why = "this row is a tie" if row in ties else why
@@ -74,6 +80,7 @@ def read_record(config: DataConfig, *, kind: Kind, row: int | str) -> ShownRecor
     if num_pairs > 1:
         remarks.append(f"the row makes {num_pairs} pairs (data.pairs={PairChoice.all.value}); this is the first")
     remarks += [f"data.{split}: {line}" for split, each in read.items() for line in tell_absent(each.notes)]
+    remarks += [line for each in bad.values() for line in _tell_refused(each)]
     try:
         made = Chats.of(config).make(record)
     except RowError as error:
@@ -85,8 +92,20 @@ def read_record(config: DataConfig, *, kind: Kind, row: int | str) -> ShownRecor
     return ShownRecord(made, [used, *others], remarks)
 
 
+def _tell_refused(bad: BadRows) -> list[str]:
+    """Says how many rows of a split training would refuse, and shows one of them; nothing if there are none."""
+    found = bad.refused()
+    num = sum(each.count for each in found)
+    if not num:
+        return []
+    rows = agree("[row|rows]", num)
+    return [f"{bad.setting}: {num:,} {rows} cannot be used, and training refuses them, such as {found[0].places[0]}"]
+
+
 def _number_of(row: str, config: DataConfig, numbers: Sequence[int]) -> int:
     """Returns the number from 0 of a row that was typed as number or place; of two joined rows, that of the pair.
+
+    In a table, `:3` is `:row 3`: the header is no row.
 
     Raises:
         UserError: It is neither.
@@ -94,7 +113,8 @@ def _number_of(row: str, config: DataConfig, numbers: Sequence[int]) -> int:
     if row.removeprefix("-").isdecimal():
         return int(row)
     places = rows_of(row)
-    found = find_numbers(paths_of(config.train), places)
+    in_tables = [re.sub(r":(\d+)$", r":row \1", place) for place in places]
+    found = find_numbers(paths_of(config.train), {*places, *in_tables})
     if len(found) < len(places):
         first = find_place(paths_of(config.train), 0)
         raise UserError(

@@ -53,10 +53,6 @@ class TaskResult:
             "gains": {name: each.to_dict() for name, each in self.gains.items()},
         }
 
-    def _write(self, name: str) -> dict[str, Any]:
-        values = {key: each.to_dict() for key, each in self.values[name].items()}
-        return {"values": values, "details": self.details.get(name)}
-
 
 def check_answers(
     given: object,

@@ -6,6 +6,7 @@ nothing that speaks against it. What would decide an undecided case stands besid
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any, Literal
 
 from prefopt.evaluation.statistics import Estimate
@@ -173,6 +174,8 @@ def _why_not_shown(gain: Gain, min_prompts: int) -> list[str]:
             return [f"Nothing tells {gain.name}.", *gain.obstacles]
         prompts = "1 prompt" if found == 1 else f"{found} prompts"
         return [f"Held-out data of {prompts} are too few to judge by; {min_prompts} are the least."]
+    if not isfinite(estimate.value):
+        return [f"The gain in {gain.name} is not a finite number.", *gain.obstacles]
     if estimate.low > gain.least:
         return list(gain.obstacles)
     if estimate.low > 0:

@@ -74,8 +74,8 @@ def _as_harm(findings: list[Finding]) -> list[Finding]:
 
 def _preference(held_out: HeldOut, gains: list[Gain], settings: EvaluationConfig) -> list[Finding]:
     found = next((each for each in gains if each.metric == ACCURACY), None)
-    if found is None:
-        return []
+    if found is None or not isfinite(found.estimate.value):
+        return []  # the latter is named among the numbers that are not finite
     gain = found.estimate
     base, tuned = held_out.model(BASE).get(ACCURACY), held_out.models[TUNED][ACCURACY]
     known = [f"base {_percent(base)}"] if base else []
@@ -88,6 +88,11 @@ def _preference(held_out: HeldOut, gains: list[Gain], settings: EvaluationConfig
         text = "Held-out pairs show a gain, but of" if gain.low > 0 else "The held-out pairs are of"
         few = f"{text} too few prompts to judge by; {settings.min_prompts} are the least."
         return [Finding("warning", few, evidence), *obstacles]
+    if not gain.has_interval:
+        return [
+            Finding("warning", "The held-out pairs do not tell: their gain has no interval.", evidence),
+            *obstacles,
+        ]
     if gain.high < 0:
         is_bad = gain.value <= -settings.min_gain
         text = f"The tuned model ranks held-out pairs {'' if is_bad else 'a little '}worse than its base."
@@ -106,7 +111,9 @@ def _preference(held_out: HeldOut, gains: list[Gain], settings: EvaluationConfig
 def _rules_that_may_do(held_out: HeldOut) -> list[str]:
     """Says which rules without a model may do as well as the tuned one: it is not shown to do better than they."""
     tuned, rules, over = held_out.models[TUNED][ACCURACY], held_out.baselines or {}, held_out.over_baselines or {}
-    names = [name for name, rule in rules.items() if rule.value < tuned.value and name in over and over[name].low <= 0]
+    names = [
+        name for name, rule in rules.items() if rule.value < tuned.value and name in over and not over[name].low > 0
+    ]
     return [f"A rule without a model may do as well: {name.replace('_', ' ')}." for name in names]
 
 
@@ -185,7 +192,9 @@ def _ruin(report: Report, limits: LimitsConfig) -> list[Finding]:
     is_sure = [_is_sure(side, drifted) for side, drifted in zip(measured, _drifted(limits), strict=True)]
     if (ratio >= limits.ruined_perplexity_ratio and is_sure[0]) or (nats >= limits.ruined_kl_per_token and is_sure[1]):
         tuned = report.held_out.model(TUNED).get(ACCURACY)
-        despite = f", although it ranks {_percent(tuned)} of held-out pairs right" if tuned else ""
+        despite = (
+            f", although it ranks {_percent(tuned)} of held-out pairs right" if tuned and isfinite(tuned.value) else ""
+        )
         advice = "Train less, lower optim.learning_rate, or raise algorithm.beta."
         return [Finding("bad", f"The model was ruined{despite}. {advice}", evidence)]
     if not 1 / limits.drifted_perplexity_ratio < ratio < limits.drifted_perplexity_ratio or (
@@ -229,7 +238,7 @@ def _stillness(block: Estimates | None, limits: LimitsConfig) -> list[Finding]:
     if block is None or CHOSEN not in block or REJECTED not in block:
         return []
     chosen, rejected = block[CHOSEN].value, block[REJECTED].value
-    if not max(abs(chosen), abs(rejected)) < limits.still_per_token:
+    if not (abs(chosen) < limits.still_per_token and abs(rejected) < limits.still_per_token):  # NaN is not still
         return []
     return [
         Finding(

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
-from math import ceil, inf
+from math import ceil, inf, isfinite
 
 from prefopt.config.schema import EvaluationConfig
 from prefopt.data.intervals import Z_95
@@ -197,9 +197,10 @@ def _find_ranking(held_out: HeldOut, settings: EvaluationConfig) -> Gain | None:
 
 
 def _needed_prompts(gain: Estimate, held_out: HeldOut, settings: EvaluationConfig) -> str:
-    """Says how many held-out prompts would show the measured gain; empty if these do, or in earlier reports."""
+    """Says how many held-out prompts would show the measured gain; empty if these do, if there is no number, or in
+    earlier reports."""
     num, discordant, effective_n = gain.num_prompts, held_out.discordant, held_out.effective_n
-    if num is None or discordant is None or effective_n is None:
+    if num is None or discordant is None or effective_n is None or not isfinite(gain.value):
         return ""
     if num < settings.min_prompts:
         return f"At least {settings.min_prompts} held-out prompts instead of {num}: {MORE}."

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NEUTRAL_MAX_TOKENS = 512
+UNSAMPLED = "evaluation.num_samples=0"
+UNJUDGED = f"evaluation.judges=[] evaluation.tasks=[] 'evaluation.contestants=[base,tuned]' {UNSAMPLED}"
+"""What leaves all answers out: where they are judged or checked, `evaluation.num_samples` has no say."""
 REGRESSION_TOKENS = 64
 """Most tokens of an answer to a question of the regression suite."""
 TEXT_PROMPT_TOKENS = 16
@@ -133,7 +136,8 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
     pairs = (held_out if len(held_out) else None) if has_pairs else (None if apart is None else apart.tokens)
     prompts = [list(i) for i in answered["prompt_ids"]] if has_pairs else [prompt_of(row) for row in to_rows(answered)]
     if examples.limits is not None:
-        examples.limits.check_answers(prompts, settings.max_new_tokens)
+        without = UNJUDGED if are_judged else UNSAMPLED
+        examples.limits.check_answers(prompts, settings.max_new_tokens, without)
     if settings.judges:
         check_judges(read_judges(settings.judges), judge_context(config, read_trained(examples.records.train, seed)))
     asked = [by_source[source] for source in answered["source"]]
@@ -188,8 +192,13 @@ def read_questions(
     questions = read_regression(config.evaluation.regression)
     records = [SFTExample(prompt=each.prompt, completion=each.reference, source=each.id) for each in questions]
     ids = encode_prompts(records, Prefix(), tokenizer, config.data)
-    if limits is not None:
-        limits.check_answers(ids, REGRESSION_TOKENS)
+    longest = max(map(len, ids), default=0)
+    if limits is not None and limits.context is not None and longest + REGRESSION_TOKENS > limits.context:
+        raise UserError(
+            f"evaluation.regression={config.evaluation.regression}: after its longest question, {longest} tokens, an "
+            f"answer of {REGRESSION_TOKENS} would go beyond the {limits.context} that {limits.model} reads at most. "
+            "Name a file of shorter questions, or ask none: evaluation.regression=null"
+        )
     return list(zip(questions, ids, strict=True))
 
 

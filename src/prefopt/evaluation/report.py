@@ -51,7 +51,8 @@ class HeldOut:
         effective_n: Independent pairs that the held-out pairs are worth for that gain; None without pairs.
         baselines: Accuracies of rules that need no model, such as `longer_wins`; None without pairs.
         over_baselines: Paired differences, tuned minus each of these rules; None without pairs.
-        ties: Name of a contestant -> number of pairs whose margin is 0; None without pairs.
+        ties: Name of a contestant -> number of pairs whose margin is 0, None if some margins are not finite; None
+            without pairs.
     """
 
     n: int | None = None
@@ -62,7 +63,7 @@ class HeldOut:
     effective_n: float | None = None
     baselines: Estimates | None = None
     over_baselines: Estimates | None = None
-    ties: dict[str, int] | None = None
+    ties: dict[str, int | None] | None = None
 
     def model(self, name: str) -> Estimates:
         """The metrics of a contestant, empty if it was not measured."""
@@ -79,7 +80,7 @@ class HeldOut:
         rest = {key: _mapping(value) for key, value in block.items() if key != "n"}
         gain = rest.pop("gain", {})
         rules = {key: rest.pop(key, {}) for key in RULES}
-        ties = {name: num for name, num in rules.pop("ties").items() if _number(num) is not None}
+        ties = {name: _number(num) for name, num in rules.pop("ties").items()}
         models = {name: _estimates(found) for name, found in rest.items()}
         estimated: Block = {key: _estimates(found) or None for key, found in rules.items()}
         compared: Block = {key: _number(gain.get(key)) for key in COMPARED}

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from prefopt.config.contestants import TUNED
@@ -104,6 +105,8 @@ def _readings(judged: Judged, num: int) -> list[list[dict[str, str]]]:
 def rank_prompts(material: Material, scores: PairScores | None) -> list[Ranked]:
     """Counts the held-out pairs of each answered prompt that a model ranks wrongly; nothing without pairs.
 
+    Those of which it gives no finite number are not ranked, and not counted.
+
     Args:
         material: The pairs and the prompts.
         scores: Of the pairs by the tuned model.
@@ -111,6 +114,7 @@ def rank_prompts(material: Material, scores: PairScores | None) -> list[Ranked]:
     if scores is None or material.held_out.pairs is None:
         return []
     prompts = [tuple(ids) for ids in material.held_out.pairs["prompt_ids"]]
-    pairs = Counter(prompts)
-    wrong = Counter(prompt for prompt, margin in zip(prompts, scores.margins, strict=True) if not margin > 0)
+    margins = [(prompt, margin) for prompt, margin in zip(prompts, scores.margins, strict=True) if isfinite(margin)]
+    pairs = Counter(prompt for prompt, _ in margins)
+    wrong = Counter(prompt for prompt, margin in margins if margin <= 0)
     return [Ranked(pairs[key], wrong[key]) for key in map(tuple, material.prompts)]

@@ -248,6 +248,15 @@ def _error_of_ratio(sums: Floats) -> Floats:
     return np.asarray(np.sqrt(np.maximum(aa - 2 * ratio * ab + ratio**2 * bb, 0.0)) / np.abs(b))
 
 
+def are_above_zero(values: Floats) -> NDArray[np.bool_] | Floats:
+    """Returns which values are above 0, shape (examples,): truths.
+
+    Where some values are not finite, they are numbers instead, with NaN for those: no share of them is a number.
+    """
+    truths, is_finite = values > 0, np.isfinite(values)
+    return truths if is_finite.all() else np.where(is_finite, truths, nan)
+
+
 def share(values: NDArray[np.bool_] | Floats, prompts: Prompts | None = None, z: float = Z_95) -> Estimate:
     """Estimates a share with Wilson's interval at the effective number of examples.
 
@@ -255,20 +264,26 @@ def share(values: NDArray[np.bool_] | Floats, prompts: Prompts | None = None, z:
     which in simulations holds the truth in 93 of 100 rounds and more even then.
 
     Args:
-        values: Truths, or numbers in [0, 1], which vary less than truths of the same mean; shape (examples,).
+        values: Truths, or numbers in [0, 1], which vary less than truths of the same mean; shape (examples,). With a
+            NaN among them, the share is NaN.
         prompts: Of the examples; None: all different.
         z: Standard errors on each side.
     """
     numbers = np.asarray(values, float)
     prompts = prompts or Prompts.all_different(len(numbers))
-    likeness, mean = prompts.likeness(numbers), float(numbers.mean())
-    n, wider = prompts.effective_n(numbers), t_quantile(2 * prompts.freedom(likeness)) / Z_95
-    low, high = wilson(mean * n, n, z * wider) if isfinite(mean) else (nan, nan)
+    mean = float(numbers.mean())
+    if not isfinite(mean):
+        return Estimate(nan, n=len(numbers), num_prompts=prompts.num)
+    n, freedom = prompts.effective_n(numbers), prompts.freedom(prompts.likeness(numbers))
+    low, high = wilson(mean * n, n, z * t_quantile(2 * freedom) / Z_95)
     return Estimate(mean, low, high, len(numbers), prompts.num)
 
 
 def change_of_share(
-    first: NDArray[np.bool_], second: NDArray[np.bool_], prompts: Prompts | None = None, z: float = Z_95
+    first: NDArray[np.bool_] | Floats,
+    second: NDArray[np.bool_] | Floats,
+    prompts: Prompts | None = None,
+    z: float = Z_95,
 ) -> Change:
     """Compares two shares over the same examples: mean(second) - mean(first).
 
@@ -276,13 +291,15 @@ def change_of_share(
     same numbers, so that the two never contradict each other.
 
     Args:
-        first: Truths, shape (examples,).
+        first: Truths, shape (examples,), as those of `are_above_zero`: with a NaN among them, all numbers are NaN.
         second: Truths of the same examples.
         prompts: Of the examples; None: all different.
         z: Standard errors on each side.
     """
     changes = second.astype(float) - first.astype(float)
     prompts = prompts or Prompts.all_different(len(changes))
+    if np.isnan(changes).any():
+        return Change(Estimate(nan, n=len(changes), num_prompts=prompts.num), nan, nan, nan)
     estimate, score = change_of_means(changes, prompts, z)
     return Change(estimate, erfc(abs(score) / sqrt(2)), float((changes != 0).mean()), prompts.effective_n(changes))
 

@@ -44,6 +44,7 @@ from prefopt.evaluation.statistics import (
     Estimate,
     Floats,
     Prompts,
+    are_above_zero,
     change_of_share,
     difference,
     share,
@@ -51,12 +52,12 @@ from prefopt.evaluation.statistics import (
 from prefopt.process.errors import UserError, shorten
 
 OF_PAIRS: dict[str, Callable[[PairScores], NDArray[Any]]] = {
-    ACCURACY: lambda pairs: pairs.margins > 0,
+    ACCURACY: lambda pairs: are_above_zero(pairs.margins),
     MARGIN: lambda pairs: pairs.margins,
 }
 """Metric -> its value for each pair; booleans are reported as their share, numbers as their mean."""
 OF_REWARDS: dict[str, Callable[[Floats], NDArray[Any]]] = {
-    REWARD_ACCURACY: lambda margins: margins > 0,
+    REWARD_ACCURACY: are_above_zero,
     REWARD_MARGIN: lambda margins: margins,
 }
 """Metric -> its value for each pair, from the margins of the implicit rewards."""
@@ -178,15 +179,16 @@ class Summary:
         prompts = self.material.held_out.pair_prompts
         longer = base.chosen.lengths - base.rejected.lengths
         rules = {LONGER_WINS: longer > 0, SHORTER_WINS: longer < 0}
-        change = change_of_share(base.margins > 0, tuned.margins > 0, prompts)
+        base_hits, tuned_hits = (are_above_zero(each.margins) for each in (base, tuned))
+        change = change_of_share(base_hits, tuned_hits, prompts)
         found.gain[ACCURACY], found.p_value = change.estimate, change.p_value
         found.discordant, found.effective_n = change.discordant, change.effective_n
         found.baselines = {name: share(hits, prompts) for name, hits in rules.items()}
         found.over_baselines = {
-            name: change_of_share(hits, tuned.margins > 0, prompts).estimate for name, hits in rules.items()
+            name: change_of_share(hits, tuned_hits, prompts).estimate for name, hits in rules.items()
         }
         pairs = {name: model.held_out_pairs for name, model in self.models.items()}
-        found.ties = {name: int((scores.margins == 0).sum()) for name, scores in pairs.items() if scores is not None}
+        found.ties = {name: _count_ties(scores.margins) for name, scores in pairs.items() if scores is not None}
         return found
 
     def slices(self) -> list[dict[str, Any]]:
@@ -214,11 +216,12 @@ class Summary:
             return {}
         prompts = _select(self.material.held_out.pair_prompts, rows)
         margins = {BASE: base_pairs.margins[rows], TUNED: tuned_pairs.margins[rows]}
+        hits = {name: are_above_zero(each) for name, each in margins.items()}
         found = {
-            name: {ACCURACY: share(each > 0, prompts), MARGIN: self.bootstrap.mean(each, prompts)}
+            name: {ACCURACY: share(hits[name], prompts), MARGIN: self.bootstrap.mean(each, prompts)}
             for name, each in margins.items()
         }
-        gain = change_of_share(margins[BASE] > 0, margins[TUNED] > 0, prompts).estimate
+        gain = change_of_share(hits[BASE], hits[TUNED], prompts).estimate
         return {**found[TUNED], "base": found[BASE], "gain": {ACCURACY: gain}}
 
     def overfitting(self) -> dict[str, Gap]:
@@ -229,11 +232,11 @@ class Summary:
         block: dict[str, Gap] = {}
         held_out, train = self.tuned.held_out_pairs, self.tuned.train_pairs
         if held_out is not None and train is not None:
-            block[ACCURACY] = self._gap(train.margins > 0, held_out.margins > 0)
+            block[ACCURACY] = self._gap(train.margins, held_out.margins)
             base_held_out, base_train = self.base.held_out_pairs, self.base.train_pairs
             if self.beta is not None and base_held_out is not None and base_train is not None:
                 rewards = _rewards(base_train, train, self.beta), _rewards(base_held_out, held_out, self.beta)
-                block[REWARD_ACCURACY] = self._gap(rewards[0] > 0, rewards[1] > 0)
+                block[REWARD_ACCURACY] = self._gap(*rewards)
         if self.tuned.held_out_rows is not None and self.tuned.train_rows is not None:
             train_loss = self._loss(self.tuned.train_rows, self.material.train.row_prompts)
             held_out_loss = self._loss(self.tuned.held_out_rows, self.material.held_out.row_prompts)
@@ -275,7 +278,7 @@ class Summary:
         return {
             CHOSEN: self.bootstrap.mean(chosen, prompts),
             REJECTED: self.bootstrap.mean(tuned.rejected.avg_logps - base.rejected.avg_logps, prompts),
-            CHOSEN_FELL: share(chosen < 0, prompts),
+            CHOSEN_FELL: share(are_above_zero(-chosen), prompts),
         }
 
     def per_pair(self) -> list[dict[str, object]]:
@@ -331,20 +334,24 @@ class Summary:
         prompts = self.material.held_out.row_prompts
         return {LOSS: self.bootstrap.ratio(base.logps - tuned.logps, base.lengths, prompts)}
 
-    def _gap(self, train: NDArray[np.bool_], held_out: NDArray[np.bool_]) -> Gap:
-        """Shares and their difference; training and held-out prompts are independent of each other.
+    def _gap(self, train: Floats, held_out: Floats) -> Gap:
+        """Shares of margins above 0 and their difference; training and held-out prompts are independent of each other.
 
         If all training pairs were measured, how well the model does on them is no estimate, and the gap is as sure as
         the held-out share. The interval beside the training share says what other prompts like these would give.
         """
-        a = share(train, self.material.train.pair_prompts)
-        b = share(held_out, self.material.held_out.pair_prompts)
+        a = share(are_above_zero(train), self.material.train.pair_prompts)
+        b = share(are_above_zero(held_out), self.material.held_out.pair_prompts)
         known = replace(a, low=a.value, high=a.value) if self.material.is_train_whole else a
         return {"train": a, "held_out": b, "gap": difference(known, b)}
 
 
 def _select(prompts: Prompts | None, rows: NDArray[np.int64]) -> Prompts | None:
     return None if prompts is None else prompts.select(rows)
+
+
+def _count_ties(margins: Floats) -> int | None:
+    return int((margins == 0).sum()) if np.isfinite(margins).all() else None
 
 
 def _count_cut(answers: list[Answer]) -> dict[str, Any]:

@@ -84,8 +84,13 @@ class Limits:
                 "by data.on_long_completion, longer prompts by data.on_long_prompt, and counted."
             )
 
-    def check_answers(self, prompts: list[list[int]], max_new_tokens: int) -> None:
+    def check_answers(self, prompts: list[list[int]], max_new_tokens: int, without: str = "") -> None:
         """Refuses a `max_new_tokens` with which an answer could exceed the model's context.
+
+        Args:
+            prompts: Token ids of what is answered.
+            max_new_tokens: The value of `evaluation.max_new_tokens`.
+            without: Overrides with which nothing is answered; empty if there are none.
 
         Raises:
             UserError: It names the prompts that leave room for it and, if that suffices, a smaller value.
@@ -94,14 +99,15 @@ class Limits:
         if self.context is None or longest + max_new_tokens <= self.context or not longest:
             return
         room = self.context - longest
-        fewer = f"evaluation.max_new_tokens={room} (shorter answers), " if room >= max_new_tokens // 2 else ""
+        ways = [f"evaluation.max_new_tokens={room} (shorter answers)"] if room >= max(max_new_tokens // 2, 1) else []
         shorter = self.context - max_new_tokens
-        is_rare = 2 * sum(len(prompt) < shorter for prompt in prompts) >= len(prompts)
-        drop = f"data.max_length={shorter} data.on_long_prompt=skip (no longer prompts), " if is_rare else ""
+        if 2 * sum(len(prompt) < shorter for prompt in prompts) >= len(prompts):
+            ways.append(f"data.max_length={shorter} data.on_long_prompt=skip (no longer prompts)")
+        ways += [f"{without} (no answers)"] if without else []
+        remedy = f"Set {', or '.join(ways)}." if ways else "Use shorter prompts, or a model that reads more."
         raise UserError(
             f"evaluation.max_new_tokens={max_new_tokens}: after the longest of the sampled prompts, {longest} tokens, "
-            f"an answer would go beyond the {self.context} that {self.model} reads at most. Set {fewer}{drop}or "
-            "evaluation.num_samples=0 (no answers)."
+            f"an answer would go beyond the {self.context} that {self.model} reads at most. {remedy}"
         )
 
 

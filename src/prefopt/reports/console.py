@@ -10,6 +10,7 @@ from rich.text import Text
 from prefopt.evaluation.report import Report
 from prefopt.reports.numbers import NOT_APPLICABLE, Cell
 from prefopt.reports.sections import Table, drift_table, headline, held_out_table
+from prefopt.reports.wins import describe_unread
 
 MODELS = ("Base", "Tuned")
 STYLES = {"good": "green", "info": "blue", "warning": "yellow", "bad": "red"}
@@ -31,6 +32,8 @@ def print_report(report: Report, path: Path, console: Console) -> None:
         console.print(_numbers(tables))
     else:
         console.print()
+    for unread in describe_unread(report):
+        console.print(_line("note", STYLES["info"], unread))
     for finding in report.verdict or []:
         console.print(_finding(finding))
     for wanted in shown.would_decide:

@@ -110,13 +110,14 @@ def _margin_figure(pairs: list[dict[str, Any]]) -> Figure | None:
     groups = {label: values for label, values in groups.items() if values}
     if not groups:
         return None
+    sides = _sides(groups, len(pairs))
     svg = histogram(
         groups,
         x_label="average log-prob, chosen - rejected (nats per token)",
-        description="Histogram of margins per held-out pair, base and tuned. " + _sides(groups),
+        description="Histogram of margins per held-out pair, base and tuned. " + sides,
         width=WIDTH,
     )
-    caption = f"Right of zero the model prefers the chosen answer. {_sides(groups)}{_outliers(groups)}"
+    caption = f"Right of zero the model prefers the chosen answer. {sides}{_outliers(groups)}"
     return Figure("Margin per held-out pair", caption, svg, tuple(groups))
 
 
@@ -127,15 +128,18 @@ def _reward_figure(pairs: list[dict[str, Any]]) -> Figure | None:
     svg = histogram(
         {"tuned": values},
         x_label="reward, chosen - rejected",
-        description="Histogram of reward margins per held-out pair. " + _sides({"tuned": values}),
+        description="Histogram of reward margins per held-out pair. " + _sides({"tuned": values}, len(pairs)),
         width=NARROW,
     )
     return Figure("Reward margin per held-out pair", f"After training.{_outliers({'tuned': values})}", svg)
 
 
-def _sides(groups: dict[str, list[float]]) -> str:
+def _sides(groups: dict[str, list[float]], num_pairs: int) -> str:
+    """Says how many values of each model are above zero; not of one that lacks some because they are not finite."""
     parts = [
-        f"{label}: {count(sum(value > 0 for value in values))} of {count(len(values))} pairs"
+        f"{label}: {count(sum(value > 0 for value in values))} of {count(num_pairs)} pairs"
+        if len(values) == num_pairs
+        else f"{label}: not known, {count(num_pairs - len(values))} of {count(num_pairs)} pairs are not finite"
         for label, values in groups.items()
     ]
     return f"Above zero, {', '.join(parts)}."

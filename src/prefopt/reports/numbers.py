@@ -44,14 +44,14 @@ class Cell:
         return f"{self.value} ({details})" if details else self.value
 
 
-NOT_MEASURED = Cell("not measured")
+NOT_MEASURED, NOT_FINITE = Cell("not measured"), Cell("not finite")
 NOT_APPLICABLE = Cell()
 
 
 def cell(estimate: Estimate | None, unit: Unit) -> Cell:
     """Formats an estimate; the interval is rounded like the value."""
     if not is_measured(estimate):
-        return NOT_MEASURED
+        return NOT_FINITE if is_broken(estimate) else NOT_MEASURED
     value, num, prompts, bounds = estimate.value, estimate.n, estimate.num_prompts, interval(estimate)
     half_width = (bounds[1] - bounds[0]) / 2 if bounds else 0.0
     decimals = _decimals(max(abs(value), half_width), unit)
@@ -66,6 +66,11 @@ def cell(estimate: Estimate | None, unit: Unit) -> Cell:
 def is_measured(estimate: Estimate | None) -> TypeGuard[Estimate]:
     """Whether the estimate holds a finite value."""
     return estimate is not None and math.isfinite(estimate.value)
+
+
+def is_broken(estimate: Estimate | None) -> bool:
+    """Whether it was measured on examples, and is no finite number."""
+    return estimate is not None and bool(estimate.n) and not math.isfinite(estimate.value)
 
 
 def interval(estimate: Estimate) -> tuple[float, float] | None:

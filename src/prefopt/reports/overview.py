@@ -13,7 +13,7 @@ from prefopt.evaluation.metrics import ACCURACY, BASE, REGRESSION, TUNED
 from prefopt.evaluation.report import Report
 from prefopt.reports.charts.balance import balance_chart
 from prefopt.reports.charts.drawing import Figure, is_drawable
-from prefopt.reports.numbers import count, duration, is_measured, moment
+from prefopt.reports.numbers import count, duration, is_broken, is_measured, moment
 from prefopt.reports.sections import headline
 
 WORDS = {
@@ -237,7 +237,9 @@ def _task(name: str, task: TaskResult) -> str:
 def _ranking(report: Report) -> list[str]:
     base, tuned = (report.held_out.model(name).get(ACCURACY) for name in (BASE, TUNED))
     if not is_measured(tuned):
-        return []
+        return (
+            ["Which of two answers it prefers is not known: its numbers are not finite."] if is_broken(tuned) else []
+        )
     before = f", before training of {_of_100(base.value)}" if is_measured(base) else ""
     return [f"Shown a better and a worse answer, it tells which is which of {_of_100(tuned.value)} of 100{before}."]
 

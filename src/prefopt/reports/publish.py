@@ -9,7 +9,7 @@ from prefopt.evaluation.evidence import seal_report
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.run import Evaluation
 from prefopt.process import phases
-from prefopt.reports.render import render_report
+from prefopt.reports.render import json_ready, render_report
 from prefopt.runs.directory import RunDirectory, RunTakenOverError
 from prefopt.runs.files import read_report
 from prefopt.storage.files import write_text
@@ -45,7 +45,9 @@ def write(evaluation: Evaluation, folder: Path, read_phases: Callable[[], dict[s
     """Writes the report of an evaluation, and the measurements of each pair and each answered prompt."""
     _tell_replaced(evaluation.report, folder)
     render_report(evaluation.report, evaluation.records, evaluation.pairs, folder, read_phases)
-    write_text(folder / PAIRS, "".join(f"{json.dumps(pair)}\n" for pair in evaluation.pairs))
+    write_text(
+        folder / PAIRS, "".join(f"{json.dumps(json_ready(pair), allow_nan=False)}\n" for pair in evaluation.pairs)
+    )
     if evaluation.answers:
         write_text(folder / ANSWERS, "".join(f"{json.dumps(line)}\n" for line in evaluation.answers))
     else:

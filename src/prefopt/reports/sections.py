@@ -1,6 +1,7 @@
 """The content of a report, independent of the output format: the headline and the tables."""
 
 from dataclasses import dataclass, field
+from math import isfinite
 
 from prefopt.evaluation.gains import hardest_win
 from prefopt.evaluation.metrics import (
@@ -26,7 +27,7 @@ from prefopt.evaluation.metrics import (
 from prefopt.evaluation.report import AnswersEstimate, Estimates, Gap, HeldOut, Report
 from prefopt.evaluation.statistics import FEWEST_PROMPTS, Estimate
 from prefopt.reports.audit_glossary import title_of
-from prefopt.reports.numbers import NOT_APPLICABLE, Cell, cell, count, is_measured
+from prefopt.reports.numbers import NOT_APPLICABLE, NOT_FINITE, Cell, cell, count, is_broken, is_measured
 
 DECISIONS = {"ship": ("Ship", "good"), "do_not_ship": ("Do not ship", "bad"), "undecided": ("Undecided", "warning")}
 """Decision -> (words, level)."""
@@ -149,6 +150,8 @@ def _answers_sentence(report: Report, data: str) -> str:
     if answers:
         num = max(found.get("n") or 0 for found in answers.values())
         return f"{' and '.join(answers)} answered {count(num)} {data} prompts; who won was not measured."
+    if any(is_broken(report.held_out.model(TUNED).get(key)) for key in (ACCURACY, LOSS)):
+        return f"Tuned gives numbers that are not finite on {data} data, so nothing can be said about the benefit."
     return f"Nothing was measured on {data} data, so nothing can be said about the benefit."
 
 
@@ -175,7 +178,7 @@ def _gain(gain: Estimate | None, base: Estimate | None, tuned: Estimate, unit: U
 
 def _against(base: Estimate | None, gain: Cell | None, unit: Unit) -> str:
     if gain is None:
-        return "; the base model was not measured"
+        return f"; the base model {'gives numbers that are not finite' if is_broken(base) else 'was not measured'}"
     return f", base {cell(base, unit).value}: {gain.value}{_ci(gain)}"
 
 
@@ -198,7 +201,9 @@ def held_out_table(report: Report) -> Table | None:
             metric.note,
         )
         for metric in metrics_of(HELD_OUT, TUNED)
-        if is_measured(tuned.get(metric.report_key)) or is_measured(base.get(metric.report_key))
+        if any(
+            is_measured(each) or is_broken(each) for each in (model.get(metric.report_key) for model in (tuned, base))
+        )
     ]
     if not rows:
         return None
@@ -207,7 +212,7 @@ def held_out_table(report: Report) -> Table | None:
 
 
 def _change(gain: Estimate | None, metric: Metric) -> Cell:
-    return cell(gain, metric.change_unit) if is_measured(gain) else NOT_APPLICABLE
+    return cell(gain, metric.change_unit) if is_measured(gain) or is_broken(gain) else NOT_APPLICABLE
 
 
 def _without_interval(rows: list[Row]) -> str | None:
@@ -218,7 +223,8 @@ def _without_interval(rows: list[Row]) -> str | None:
 
 
 def _p_value(p_value: float | None) -> str | None:
-    return f"The change in preference accuracy: p = {p_value:.2g}, two-sided." if p_value is not None else None
+    is_known = p_value is not None and isfinite(p_value)
+    return f"The change in preference accuracy: p = {p_value:.2g}, two-sided." if is_known else None
 
 
 def _baselines(held_out: HeldOut) -> str | None:
@@ -233,7 +239,8 @@ def _baselines(held_out: HeldOut) -> str | None:
 
 
 def _ties(held_out: HeldOut) -> str | None:
-    known = [f"{name} {count(num)}" for name, num in (held_out.ties or {}).items()]
+    ties = held_out.ties or {}
+    known = [f"{name} {NOT_FINITE.value if num is None else count(num)}" for name, num in ties.items()]
     total = f" of {count(held_out.n)} pairs" if held_out.n else ""
     return f"Ties: {', '.join(known)}{total}." if known else None
 
@@ -253,7 +260,7 @@ def slices_table(report: Report) -> Table | None:
         )
         for found in slices
         for metric in metrics_of(HELD_OUT, TUNED)
-        if metric.report_key in (ACCURACY, LOSS) and is_measured(found.get(metric.report_key))
+        if metric.report_key in (ACCURACY, LOSS) and found.get(metric.report_key) is not None
     ]
     return Table(["Base", "Tuned", "Change"], rows) if len(slices) > 1 and rows else None
 

@@ -1,5 +1,6 @@
 """The tables of judged answers: who wins against whom, and what the judges are worth."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import isfinite, nan
 from typing import Any
@@ -8,7 +9,7 @@ from prefopt.evaluation.judging import Standing, WinRate
 from prefopt.evaluation.metrics import NUMBER, PERCENT
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.statistics import Estimate
-from prefopt.reports.numbers import NOT_APPLICABLE, Cell, cell
+from prefopt.reports.numbers import NOT_APPLICABLE, Cell, cell, count
 from prefopt.reports.sections import Row, Table
 
 
@@ -25,7 +26,8 @@ def wins_table(report: Report) -> Table | None:
         )
         for found in wins
     ]
-    notes = [
+    notes = describe_unread(report)
+    notes += [
         "A tie counts half: 50 % is no difference. A judge that sees two answers at once saw them in both orders; "
         "where it then says another thing, it is a tie.",
         "Adjusted: at no difference in length, by a regression; this is not AlpacaEval's length-controlled win rate. "
@@ -55,6 +57,37 @@ def _hint(found: WinRate) -> str:
     return ", ".join(parts)
 
 
+def describe_unread(report: Report) -> list[str]:
+    """Says of each judge that gave no verdict on some answers on how many, and how often it gave no number at all."""
+    wins, lines = report.win_rates or [], []
+    for judge in dict.fromkeys(found.judge for found in wins):
+        unread = [_of_answers(found) for found in wins if found.judge == judge and found.num_unread]
+        parts = [f"no verdict on {', '.join(unread)}"] if unread else []
+        parts += _numberless((report.judges or {}).get(judge))
+        lines += [f"{judge}: {'; '.join(parts)}."] if parts else []
+    return lines
+
+
+def _of_answers(found: WinRate) -> str:
+    num = found.num_unread + (found.estimate.n or 0)
+    return f"{count(found.num_unread)} of {count(num)} ({found.a} against {found.b})"
+
+
+def _numberless(standing: Standing | None) -> list[str]:
+    """How much of what a judge read it gave no number for, in a few words; nothing where it gave one for all."""
+    num = _count_numberless({} if standing is None else standing.facts)
+    return [f"{count(num)} without a number"] if num else []
+
+
+def _count_numberless(facts: Mapping[str, Any]) -> int:
+    """Counts what a judge, or the members of a panel, read and gave no number for: NaN or infinite logits."""
+    members = facts.get("of")
+    own = facts.get("num_without_number")
+    return (own if isinstance(own, int) else 0) + sum(
+        _count_numberless(each) for each in (members.values() if isinstance(members, Mapping) else ())
+    )
+
+
 def judges_table(report: Report) -> Table | None:
     """Returns how each judge reads held-out pairs whose better answer is known; None if there were no judges."""
     rows = [_judge_row(name, standing) for name, standing in (report.judges or {}).items() if standing is not None]
@@ -76,7 +109,7 @@ def _judge_row(name: str, standing: Standing) -> Row:
 def _learned(standing: Standing) -> str:
     """What a judge says of itself, in a few words."""
     kind, model = standing.facts.get("kind"), standing.facts.get("model")
-    return ", ".join(str(each) for each in (kind, model) if each)
+    return ", ".join(str(each) for each in (kind, model, *_numberless(standing)) if each)
 
 
 def tasks_table(report: Report) -> Table | None:

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -257,11 +258,26 @@ def _read_result(point: _Point) -> _Result | None:
     for bulky in (run.model, run.checkpoints):
         delete(bulky)
     rows = read_objects(run.report / PAIRS)
-    tuned, base = (np.array([row[f"{name}_margin"] for row in rows]) > 0 for name in ("tuned", "base"))
+    tuned, base = (_hits(run, rows, name) for name in ("tuned", "base"))
     about = report["run"]
     trained = Trained(point.share, about["data"]["num_train"], point.seed, tuned, about["steps"])
     spent = sum((report.get("phases") or {}).values())
     return _Result(trained, base, [row["source"] for row in rows], spent)
+
+
+def _hits(run: RunDirectory, rows: Sequence[dict[str, Any]], model: str) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    """Returns which pairs a model ranks right, shape (pairs,).
+
+    Raises:
+        EndedError: Some of its margins are not finite; pairs.jsonl has null for them.
+    """
+    margins = [row[f"{model}_margin"] for row in rows]
+    if num := sum(margin is None or not isfinite(margin) for margin in margins):
+        raise EndedError(
+            f"{run.path}: the margins of {model} are not finite for {num} of {len(margins)} held-out pairs, so its "
+            "accuracy is none. Lower optim.learning_rate, or give model.path whole weights: that is another curve."
+        )
+    return np.array(margins) > 0
 
 
 def _estimate(num_left: int, results: Collection[_Result]) -> float | None:

@@ -5,6 +5,7 @@ What is sent, and what is not, is in docs/wandb.md.
 
 import hashlib
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -366,9 +367,12 @@ def interval_keys(key: str) -> tuple[str, str]:
     return f"{key}_low", f"{key}_high"
 
 
-def _values(block: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Flattens a block of the report to its values and intervals: `held_out/tuned/preference_accuracy`, `…_low`."""
-    values: dict[str, float] = {}
+def _values(block: dict[str, Any], prefix: str = "") -> dict[str, float | None]:
+    """Flattens a block of the report to its values and intervals: `held_out/tuned/preference_accuracy`, `…_low`.
+
+    What is not finite is None, as in report.json: W&B shows it as a dash.
+    """
+    values: dict[str, float | None] = {}
     for key, entry in block.items():
         name = f"{prefix}/{key}" if prefix else key
         if not isinstance(entry, dict):
@@ -378,4 +382,4 @@ def _values(block: dict[str, Any], prefix: str = "") -> dict[str, float]:
             continue
         values[name] = entry["value"]
         values |= dict(zip(interval_keys(name), entry.get("ci95") or (), strict=False))
-    return values
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}

@@ -1,0 +1,52 @@
+"""Where a judge gave no verdict or no number, every page and the terminal say of how many."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from prefopt.evaluation.report import Report
+from prefopt.reports.console import print_report
+from prefopt.reports.render import render_report
+from tests.unit.test_report_render import visible
+from tests.unit.test_win_findings import judged, standing, win
+
+RM = {**standing(0.8), "facts": {"kind": "reward_model", "model": "rm", "num_without_number": 3}}
+PANEL = {
+    **standing(0.8),
+    "facts": {"kind": "panel", "of": {"a": {"num_without_number": 1}, "b": {"num_without_number": 2}, "c": {}}},
+}
+SAID = "rule: no verdict on 4 of 136 (tuned against base); 3 without a number."
+
+
+def shown(found: dict[str, Any], folder: Path) -> tuple[str, str, str]:
+    """What report.html, report.md and the terminal show."""
+    report = Report.from_dict(found)
+    path = render_report(report, [], [], folder)
+    told = io.StringIO()
+    print_report(report, path, Console(file=told, width=250))
+    return visible(path.read_text()), (folder / "report.md").read_text(), told.getvalue()
+
+
+@pytest.mark.parametrize("judge", [RM, PANEL], ids=["alone", "in a panel"])
+def test_answers_without_a_verdict_or_a_number_are_counted_everywhere(judge: dict[str, Any], tmp_path: Path) -> None:
+    wins = [{**win("base", 0.8), "n": 132, "unread": 4}, {**win("guide", 0.7), "n": 132, "unread": 0}]
+    for text in shown(judged(*wins, judges={"rule": judge}), tmp_path):
+        assert SAID in text
+    page, markdown, _ = shown(judged(*wins, judges={"rule": judge}), tmp_path)
+    for text in (page, markdown):
+        assert text.count("3 without a number") == 2, "beside the win rates and what the judge is worth"
+
+
+def test_numbers_that_are_missing_among_the_pairs_alone_are_said_too(tmp_path: Path) -> None:
+    for text in shown(judged(win("base", 0.8), judges={"rule": RM}), tmp_path):
+        assert "rule: 3 without a number." in text
+
+
+def test_a_judge_that_read_all_is_not_mentioned(tmp_path: Path) -> None:
+    none = {**RM, "facts": {**RM["facts"], "num_without_number": 0}}
+    for text in shown(judged(win("base", 0.8), judges={"rule": none}), tmp_path):
+        assert "without a number" not in text
+        assert "no verdict on" not in text

@@ -194,6 +194,15 @@ def test_a_good_row_is_shown_although_skipping_would_leave_out_most(tmp_path, ca
     assert json.loads(capsys.readouterr().out)["source"].endswith(":3")
 
 
+def test_a_column_that_is_not_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("text,category\nWhere is my card?,card_arrival\nMy card is late.,card_arrival\n")
+    plain = _printed([str(path), "algorithm=sft"], capsys)
+    assert "data.train: column 'category' has a value in 2 rows and is ignored" in plain
+    mapped = _printed([str(path), "algorithm=sft", "data.columns={prompt: text, completion: category}"], capsys)
+    assert "is ignored" not in mapped
+
+
 def _printed(overrides: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     show.main(overrides)
     return capsys.readouterr().out

@@ -116,11 +116,7 @@ class DataNotes:
         lines = []
         for split, notes in self.read.items():
             lines += _sentences(split, notes, READ_SENTENCES)
-            lines += [
-                f"{split}: column '{column}' has a value in {say_rows(count)} and is ignored"
-                for column, count in notes.ignored_columns.items()
-            ]
-            lines += [f"{split}: {line}" for line in tell_absent(notes)]
+            lines += [f"{split}: {line}" for line in tell_columns(notes)]
         lines += self.warnings()
         if self.num_overlap_skipped:
             text = "[row skipped: its|rows skipped: their] prompt is held out (data.on_overlap=skip)"
@@ -156,12 +152,17 @@ class DataNotes:
         return asdict(self)
 
 
-def tell_absent(notes: ReadNotes) -> list[str]:
-    """Returns a sentence for each column of `data.columns` that no row has."""
-    return [
+def tell_columns(notes: ReadNotes) -> list[str]:
+    """Returns a sentence for each column that is not read, and for each of `data.columns` that no row has."""
+    ignored = [
+        f"column '{column}' has a value in {say_rows(count)} and is ignored"
+        for column, count in notes.ignored_columns.items()
+    ]
+    absent = [
         f"no row has a column '{column}' to be read as '{name}' (data.columns)"
         for name, column in notes.absent_columns.items()
     ]
+    return [*ignored, *absent]
 
 
 def _tell_slice(notes: SliceNotes) -> str:

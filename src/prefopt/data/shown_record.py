@@ -15,7 +15,7 @@ from prefopt.data.files import find_numbers, find_place
 from prefopt.data.labels import Labels
 from prefopt.data.loading import agree_among, read_rows, select_usable
 from prefopt.data.mix import cut
-from prefopt.data.notes import SplitName, tell_absent
+from prefopt.data.notes import SplitName, tell_columns
 from prefopt.data.pairing import rows_of
 from prefopt.data.records import Record
 from prefopt.data.table import Table
@@ -79,7 +79,7 @@ def read_record(config: DataConfig, *, kind: Kind, row: int | str) -> ShownRecor
     remarks = [f"row {row} of data.train, counted from 0 over all its files"]
     if num_pairs > 1:
         remarks.append(f"the row makes {num_pairs} pairs (data.pairs={PairChoice.all.value}); this is the first")
-    remarks += [f"data.{split}: {line}" for split, each in read.items() for line in tell_absent(each.notes)]
+    remarks += [f"data.{split}: {line}" for split, each in read.items() for line in tell_columns(each.notes)]
     remarks += [line for each in bad.values() for line in _tell_refused(each)]
     try:
         made = Chats.of(config).make(record)

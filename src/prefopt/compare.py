@@ -1,6 +1,7 @@
 """Entry point: compares runs in a table, compare.html and compare.csv. `python -m prefopt.compare --help`."""
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from prefopt.comparison.csv_file import write_csv
+from prefopt.comparison.csv_file import to_json, write_csv
 from prefopt.comparison.metrics import find_metric
 from prefopt.comparison.page import write_page
 from prefopt.comparison.places import find_places, title_of
@@ -31,6 +32,7 @@ HELP = f"""Compare runs: a table, compare.html with curves and charts, and compa
   python -m prefopt.compare runs/<run> runs/<run> --rank-by mean_margin
   python -m prefopt.compare runs/<sweep> --watch
   python -m prefopt.compare <entity>/<project>/<group>          runs in Weights & Biases
+  python -m prefopt.compare runs/<sweep> --json                 for programs; writes nothing
 
 Metrics: {", ".join(BY_KEY)}."""
 EVERY_S = 10.0
@@ -70,11 +72,16 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     parser.add_argument("--rows", type=int, default=ROWS, help=f"rows of the table here, {ROWS} by default")
     parser.add_argument("--no-html", action="store_true", help="write compare.csv only")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with every run, and write nothing")
     options = parser.parse_args(argv)
     metric = find_metric(options.rank_by) if options.rank_by is not None else None
     _require(options.rows >= 1, f"--rows: must be >= 1, found {options.rows}.")
     _require(options.watch is None or options.watch > 0, f"--watch: must be > 0 seconds, found {options.watch}.")
+    _require(not (options.json and options.watch is not None), "--json: prints once, so leave out --watch.")
     targets = sort_targets(options.targets)
+    if options.json:
+        print(json.dumps(to_json(_comparer(targets, metric)()), indent=2, allow_nan=False))
+        return
     output = Output(choose_folder(options.output, targets.folders), has_page=not options.no_html)
     compare = _comparer(targets, metric)
     console = Terminal()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.console import Console
 from benchmarks import compare as benchmark
 from benchmarks import results
 from prefopt import compare
-from prefopt.comparison.csv_file import write_csv
+from prefopt.comparison.csv_file import to_json, write_csv
 from prefopt.comparison.page import render_page
 from prefopt.comparison.places import find_places
 from prefopt.comparison.ranking import Comparison, build_comparison
@@ -357,6 +358,27 @@ def test_csv_numbers_come_back_as_they_were_measured(sweep: Path, tmp_path: Path
     assert rows["1"]["configuration"] == best["configuration"] != other["configuration"]
     assert (best["seed"], best["setting.algorithm.beta"]) == ("0", "0.1")
     assert (rows["6"]["rank"], rows["6"]["measured_at_step"]) == ("", "750")
+
+
+def test_json_has_the_rows_of_the_csv_and_writes_nothing(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(sweep.rglob("*"))
+    compare.main([str(sweep), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert sorted(sweep.rglob("*")) == before
+    compare.main([str(sweep), "--no-html"])
+    written = read_csv(sweep / "compare.csv")
+    assert found["ranked_by"] == "preference_accuracy"
+    assert [row["run"] for row in found["runs"]] == [*written]
+    for row in found["runs"]:
+        as_text = {key: json.dumps(value) if not isinstance(value, str) else value for key, value in row.items()}
+        assert as_text == {key: value for key, value in written[row["run"]].items() if value != ""}
+
+
+def test_json_has_null_for_a_number_that_is_none_and_is_not_watched(fails: Any) -> None:
+    broken = replace(record("b"), metrics={"mean_margin": Measure(nan, nan, nan, 3)})
+    rows = to_json(build_comparison([record("a"), broken], title="t"))["runs"]
+    assert json.loads(json.dumps(rows, allow_nan=False))[-1]["mean_margin"] is None
+    assert "leave out --watch" in fails(compare.main, ["runs", "--json", "--watch"])
 
 
 def test_csv_keeps_hostile_names_in_one_field(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
-"""compare.csv: one row per run, every column, numbers as they were measured."""
+"""compare.csv, and the same rows as JSON: one row per run, every column, numbers as they were measured."""
 
 import csv
 import io
 import json
+from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +26,38 @@ def write_csv(comparison: Comparison, path: Path) -> None:
     `configuration` is the number of the ranking's row that holds all seeds of one configuration. Rank and difference
     belong to that row, all other fields to the run.
     """
-    settings = _settings(comparison)
-    fields = [*RUN_COLUMNS, *(printable(f"{SETTING}{key}") for key in settings), *_measured(comparison.runs)]
+    settings = (printable(f"{SETTING}{key}") for key in _settings(comparison))
+    fields = [*RUN_COLUMNS, *settings, *_measured(comparison.runs)]
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
+    writer.writerows(map(_inert, _rows(comparison)))
+    write_text(path, text.getvalue())
+
+
+def to_json(comparison: Comparison) -> dict[str, object]:
+    """Returns what `--json` prints: what runs are ranked by, and the rows of compare.csv.
+
+    A row has no key for what was not measured or does not apply; a number that is not finite is null.
+    """
+    rows = [
+        {key: _finite(value) for key, value in row.items() if value not in (None, "")} for row in _rows(comparison)
+    ]
+    return {"ranked_by": comparison.metric.key, "runs": rows}
+
+
+def _rows(comparison: Comparison) -> Iterator[dict[str, object]]:
+    """Yields a row for each run, ranked ones first."""
+    settings = _settings(comparison)
     for number, row in enumerate(comparison.rows, start=1):
         for run in row.group.members:
-            writer.writerow(_inert({**_facts(run, settings), **_judgement(row, number)}))
+            yield {**_facts(run, settings), **_judgement(row, number)}
     for run in comparison.unranked:
-        writer.writerow(_inert(_facts(run, settings)))
-    write_text(path, text.getvalue())
+        yield _facts(run, settings)
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _inert(row: dict[str, object]) -> dict[str, object]:

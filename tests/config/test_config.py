@@ -11,6 +11,7 @@ import pytest
 import prefopt.config.cluster
 import prefopt.config.schema
 import prefopt.config.trainer
+from prefopt.config import remeasure
 from prefopt.config.choices import PeftMethod
 from prefopt.config.load import TRAIN, complete, differences, fingerprint, from_dict, has_grown, load_config, to_yaml
 from prefopt.config.plain import as_dict
@@ -413,6 +414,21 @@ def test_a_held_out_set_that_is_left_out_is_said(caplog):
 def test_tags_of_a_preset_are_those_of_its_own_files(overrides, tag, caplog):
     assert load_config(overrides).data.tag == tag
     assert "data.tag" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "tag"),
+    [
+        ({}, "area"),
+        ({"data.held_out": f"{STUDY}/held_out.jsonl"}, "area"),
+        ({"data.held_out": "mine.jsonl"}, None),
+        ({"split": "test", "data.test": "mine.jsonl"}, None),
+        ({"data.held_out": "mine.jsonl", "data.tag": "area"}, "area"),
+    ],
+)
+def test_tags_of_a_run_are_not_asked_of_other_data_that_it_is_measured_on(changes, tag, caplog):
+    assert remeasure.override(load_config([]), changes).data.tag == tag
+    assert ("add data.tag=area" in caplog.text) == (tag is None)
 
 
 DEEPSPEED = sorted(path.stem for path in (shipped("conf") / "deepspeed").glob("*.yaml"))

@@ -1,5 +1,6 @@
 """The settings of a finished run that is measured again: which of them may change, and what `split=test` means."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +16,11 @@ from prefopt.config.ranges import require
 from prefopt.config.schema import BAD_ROW_SWITCHES, DataConfig, DeepSpeedConfig, EvaluationConfig, TrainConfig
 from prefopt.config.tasks import read_tasks
 from prefopt.process.errors import UserError
+from prefopt.process.paths import places
 from prefopt.process.ranks import Launch
 from prefopt.process.terminal import quote
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("held_out", "test")
 ROWS = (
@@ -45,6 +49,12 @@ def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
         if key != "split":
             _set(values, key, value, is_test=is_test)
     data = values["data"]
+    if data["tag"] is not None and "data.tag" not in overrides and _measures_other(config, data, is_test=is_test):
+        logger.warning(
+            f"data.tag={data['tag']}: is not used, because it goes with the run's own data. If this data has such a "
+            f"column, add data.tag={quote(data['tag'])}."
+        )
+        data["tag"] = None
     if is_test:
         if data["test"] is None:
             raise UserError(
@@ -62,6 +72,12 @@ def override(config: TrainConfig, overrides: dict[str, str]) -> TrainConfig:
     check(changed, Launch.of_this_process())
     _require_named_here(changed.evaluation, overrides)
     return changed
+
+
+def _measures_other(config: TrainConfig, data: Mapping[str, Any], *, is_test: bool) -> bool:
+    """Whether the data that are measured are neither the run's held-out nor its test data."""
+    measured = data["test" if is_test else "held_out"]
+    return places(measured) not in (places(config.data.held_out), places(config.data.test))
 
 
 def _require_named_here(evaluation: EvaluationConfig, overrides: Mapping[str, str]) -> None:

@@ -89,6 +89,7 @@ def check_answers(
     return found
 
 
+@np.errstate(over="ignore", invalid="ignore")  # numbers too large to be added up become a finding
 def sum_up_checks(checked: Mapping[str, Checked], prompts: Prompts, bootstrap: Bootstrap) -> TaskResult:
     """Returns estimates of what a task found, and the paired gains of the tuned model in its main number.
 

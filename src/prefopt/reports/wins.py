@@ -146,5 +146,5 @@ def answer_slices_table(report: Report) -> Table | None:
 
 
 def _estimate(entry: dict[str, Any]) -> Estimate:
-    low, high = (nan if bound is None else bound for bound in entry.get("ci95") or (nan, nan))
-    return Estimate(entry["value"], low, high, entry.get("n"), entry.get("n_prompts"))
+    value, low, high = (nan if each is None else each for each in (entry["value"], *(entry.get("ci95") or (nan, nan))))
+    return Estimate(value, low, high, entry.get("n"), entry.get("n_prompts"))

@@ -147,4 +147,5 @@ def answer_slices_table(report: Report) -> Table | None:
 
 def _estimate(entry: dict[str, Any]) -> Estimate:
     low, high = (nan if bound is None else bound for bound in entry.get("ci95") or (nan, nan))
-    return Estimate(entry["value"], low, high, entry.get("n"), entry.get("n_prompts"))
+    value = entry.get("value")
+    return Estimate(nan if value is None else value, low, high, entry.get("n"), entry.get("n_prompts"))

@@ -113,9 +113,9 @@ def find_slices(rates: NDArray[np.bool_] | Floats, groupings: Mapping[str, Seque
     parts: list[tuple[str, str, NDArray[np.bool_]]] = []
     for grouping, names in groupings.items():
         assert len(names) == num, f"{grouping} names the group of each prompt"
-        folded = np.array(fold_tags([name for name, known in zip(names, is_known, strict=True) if known]), object)
-        groups = dict.fromkeys(folded.tolist())
-        parts += [(grouping, name, folded == name) for name in groups if len(groups) > 1]
+        folded = fold_tags([name for name, known in zip(names, is_known, strict=True) if known])
+        groups = dict.fromkeys(folded)
+        parts += [(grouping, name, are_equal(folded, name)) for name in groups if len(groups) > 1]
     if not parts:
         return Slices((), int((~is_known).sum()))
     members = np.stack([mask for _, _, mask in parts])
@@ -127,6 +127,11 @@ def find_slices(rates: NDArray[np.bool_] | Floats, groupings: Mapping[str, Seque
     order = list(groupings)
     found.sort(key=lambda each: (order.index(each.grouping), each.rate.value, each.name))
     return Slices(tuple(found), int((~is_known).sum()))
+
+
+def are_equal(names: Sequence[str], name: str) -> NDArray[np.bool_]:
+    """Returns which names are this one, shape (names,); numpy's own comparison leaves out a NUL at the end."""
+    return np.array([each == name for each in names], bool)
 
 
 def _slice(grouping: str, name: str, rates: Floats, mask: NDArray[np.bool_], p_value: float | None) -> Slice:

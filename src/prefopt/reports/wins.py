@@ -148,5 +148,6 @@ def answer_slices_table(report: Report) -> Table | None:
 
 
 def _estimate(entry: dict[str, Any]) -> Estimate:
-    value, low, high = (nan if each is None else each for each in (entry["value"], *(entry.get("ci95") or (nan, nan))))
-    return Estimate(value, low, high, entry.get("n"), entry.get("n_prompts"))
+    low, high = (nan if bound is None else bound for bound in entry.get("ci95") or (nan, nan))
+    value = entry.get("value")
+    return Estimate(nan if value is None else value, low, high, entry.get("n"), entry.get("n_prompts"))

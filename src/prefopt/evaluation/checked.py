@@ -80,7 +80,7 @@ def check_answers(
     prompts = Prompts.of_texts([each.prompt for each in asked])
     found = {}
     for task in tasks:
-        logger.info("evaluation: %s checks %d answers of each contestant", task.name, len(asked))
+        logger.info("evaluation: %s checks each contestant's answers to %d prompts", task.name, len(asked))
         checked = {
             name: task.check([Answered(ask.prompt, text, ask.chosen) for ask, text in zip(asked, texts, strict=True)])
             for name, texts in answers.items()
@@ -89,6 +89,7 @@ def check_answers(
     return found
 
 
+@np.errstate(over="ignore", invalid="ignore")  # numbers too large to be added up become a finding
 def sum_up_checks(checked: Mapping[str, Checked], prompts: Prompts, bootstrap: Bootstrap) -> TaskResult:
     """Returns estimates of what a task found, and the paired gains of the tuned model in its main number.
 

@@ -22,6 +22,7 @@ from prefopt.data.split import prompt_keys
 from prefopt.evaluation.asked import Asked, read_trained
 from prefopt.evaluation.contestants import Contestant
 from prefopt.evaluation.evidence import digest_model, gather
+from prefopt.evaluation.in_words import list_names
 from prefopt.evaluation.judged import judge_context
 from prefopt.evaluation.judges import check_judges
 from prefopt.evaluation.material import (
@@ -254,9 +255,7 @@ def _describe_comparison(duel: _Duel, setting: str, num: int) -> dict[str, Any]:
     others = [name for name in models if name != TUNED]
     config, split = duel.config, setting.partition(".")[2]
     return {
-        "name": f"{models.get(TUNED) or TUNED} against {' and '.join(others)}"
-        if TUNED in models
-        else ", ".join(others),
+        "name": f"{models.get(TUNED) or TUNED} against {list_names(others)}" if TUNED in models else ", ".join(others),
         "tuned": models.get(TUNED),
         "model": config.model.path,
         "seed": config.run.seed,

@@ -162,7 +162,7 @@ def _needed_wins(found: WinRate, settings: EvaluationConfig) -> str:
         more = _more_answers(found, settings.min_prompts, settings)
         return f"Answers to at least {settings.min_prompts} held-out prompts instead of {num}: {more}."
     over = gain.value - settings.min_gain
-    if gain.low > settings.min_gain or over <= 0:
+    if gain.low > settings.min_gain or not over > 0:
         return ""
     spread = max(found.discordant / 4 - gain.value**2, 1 / num)
     needed = max(ceil((Z_95 + Z_80) ** 2 * spread / over**2), num + 1)

@@ -192,10 +192,17 @@ def by_length(prompts: Sequence[str]) -> list[str]:
     bounds = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75], method="lower"))
     places = np.searchsorted(bounds, lengths, side="left")
     names = {
-        place: f"{lengths[places == place].min()} to {lengths[places == place].max()} characters"
+        place: _name_lengths(int(lengths[places == place].min()), int(lengths[places == place].max()))
         for place in np.unique(places).tolist()
     }
     return [names[place] for place in places.tolist()]
+
+
+def _name_lengths(least: int, most: int) -> str:
+    """Returns the name of a group of lengths: `12 to 40 characters`, `41 characters`."""
+    if least == most:
+        return "1 character" if least == 1 else f"{least} characters"
+    return f"{least} to {most} characters"
 
 
 def by_script(texts: Sequence[str]) -> list[str]:

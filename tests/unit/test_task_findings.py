@@ -1,6 +1,7 @@
 """Tasks decide like wins; the regression suite can only hold a model back; slices are named only beyond chance."""
 
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -11,9 +12,13 @@ from prefopt.evaluation.decision import Decision
 from prefopt.evaluation.findings import assess
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.statistics import Bootstrap, Prompts, change_of_share
-from prefopt.evaluation.tasks.task import Checked
+from prefopt.evaluation.tasks.task import Answered, Checked
+from prefopt.evaluation.tasks.text_overlap import TextOverlapTask
 from tests.unit.test_findings import entry, report, texts
 from tests.unit.test_win_findings import CONTESTANTS, judged, win
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.chrf import CHRF
 
 
 def task(gains: dict[str, dict[str, Any]], *, is_share: bool = True, **values: float) -> dict[str, Any]:
@@ -118,6 +123,58 @@ def test_gains_are_paired_over_the_answers_that_both_have() -> None:
     )  # fmt: skip
     assert not some.is_share
     assert (some.gains["base"].value, some.gains["base"].n) == (1.0, 10)
+
+
+def summed_up(**values: list[float | bool]) -> dict[str, Any]:
+    checks = {name: found(each) for name, each in values.items()}
+    num = len(values["tuned"])
+    return sum_up_checks(checks, Prompts.all_different(num), Bootstrap(200, 0)).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("num", "others", "whose"),
+    [
+        (29, {"base": 0, "guide": 0}, "tuned: 29 of 60"),
+        (0, {"base": 0, "guide": 7}, "guide: 7 of 60"),
+        (7, {"base": 60, "guide": 7}, "tuned: 7 of 60, base: 60 of 60, guide: 7 of 60"),
+    ],
+)
+def test_a_task_without_a_value_for_many_answers_does_not_ship(num: int, others: dict[str, int], whose: str) -> None:
+    values = {"tuned": [np.nan] * num + [1.0] * (60 - num)}
+    values |= {name: [0.0] * (60 - each) + [np.nan] * each for name, each in others.items()}
+    decision, findings = judge(checked(half=summed_up(**values)))
+    assert decision.word == "undecided"
+    assert decision.reasons[0].startswith("The task half has no value for many answers of ")
+    assert [each["evidence"] for each in findings if each.get("severe")] == [whose]
+    assert decision.would_decide[0].startswith("A task half with a value for every answer")
+
+
+def test_a_task_without_a_value_for_a_tenth_of_the_answers_ships() -> None:
+    few = summed_up(tuned=[np.nan] * 6 + [1.0] * 54, base=[0.0] * 60, guide=[0.0] * 60)
+    assert judge(checked(half=few))[0].word == "ship"
+
+
+def test_prompts_without_a_reference_are_left_out_of_a_task_and_not_held_against_it() -> None:
+    task = TextOverlapTask("chrf", cast("CHRF", Same()))
+    answers = {"base": "no", "guide": "no", "tuned": "yes"}
+    asked = [None if number % 2 else "yes" for number in range(80)]
+    checks = {name: task.check([Answered("p", text, chosen) for chosen in asked]) for name, text in answers.items()}
+    summed = sum_up_checks(checks, Prompts.all_different(80), Bootstrap(200, 0))
+    assert (summed.num_without_reference, summed.without_value, summed.gains["base"].n) == (40, {}, 40)
+    assert not any(each.get("severe") for each in judge(checked(chrf=summed.to_dict()))[1])
+
+
+class Same:
+    """Stands for sacrebleu's chrF: 100 for the same text, else 0."""
+
+    def sentence_score(self, answer: str, chosen: list[str]) -> Any:
+        return SimpleNamespace(score=100.0 * (answer == chosen[0]))
+
+    def corpus_score(self, answers: list[str], chosen: list[list[str]]) -> Any:
+        return SimpleNamespace(score=0.0)
+
+    def get_signature(self) -> str:
+        return "same"
 
 
 def test_where_lower_is_better_a_fall_is_a_gain() -> None:

@@ -30,6 +30,9 @@ class TaskResult:
         gains: Name of another contestant -> the main number of the tuned model minus that one's, turned so that above
             0 is better.
         details: Name of a contestant -> what else a report shows; JSON.
+        without_value: Name of a contestant -> how many of its answers have no main number, although the data have
+            what they are compared with; those without any are left out.
+        num_without_reference: Prompts of which the data have nothing to compare an answer with.
     """
 
     main: str
@@ -37,6 +40,13 @@ class TaskResult:
     values: Mapping[str, Mapping[str, Estimate]]
     gains: Mapping[str, Estimate] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    without_value: Mapping[str, int] = field(default_factory=dict)
+    num_without_reference: int = 0
+
+    def num_of(self, name: str) -> int:
+        """Returns how many answers of a contestant could have a main number."""
+        found = self.values.get(name, {}).get(self.main)
+        return self.without_value.get(name, 0) + ((found.n or 0) if found is not None else 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the entry of `tasks` in report.json."""
@@ -47,10 +57,12 @@ class TaskResult:
                 name: {
                     "values": {key: each.to_dict() for key, each in found.items()},
                     "details": self.details.get(name),
+                    "without_value": self.without_value.get(name, 0),
                 }
                 for name, found in self.values.items()
             },
             "gains": {name: each.to_dict() for name, each in self.gains.items()},
+            "without_reference": self.num_without_reference,
         }
 
 
@@ -111,7 +123,18 @@ def sum_up_checks(checked: Mapping[str, Checked], prompts: Prompts, bootstrap: B
         for name, each in numbers.items()
         if TUNED in numbers and name != TUNED
     }
-    return TaskResult(main, is_share, values, gains, {name: dict(each.details) for name, each in checked.items()})
+    without = {
+        name: int(np.isnan(numbers[name]).sum()) - each.num_without_reference for name, each in checked.items()
+    }
+    return TaskResult(
+        main,
+        is_share,
+        values,
+        gains,
+        {name: dict(each.details) for name, each in checked.items()},
+        {name: num for name, num in without.items() if num},
+        first.num_without_reference,
+    )
 
 
 def _are_shares(values: Floats) -> bool:

@@ -273,7 +273,16 @@ def _task(entry: object) -> TaskResult:
     values = {name: _estimates(_mapping(each.get("values"))) for name, each in contestants.items()}
     details = {name: each.get("details") for name, each in contestants.items()}
     gains = _estimates(_mapping(found.get("gains")))
-    return TaskResult(str(found.get("main")), found.get("is_share") is True, values, gains, details)
+    without = {name: _number(each.get("without_value"), 0) for name, each in contestants.items()}
+    return TaskResult(
+        str(found.get("main")),
+        found.get("is_share") is True,
+        values,
+        gains,
+        details,
+        {name: num for name, num in without.items() if num},
+        _number(found.get("without_reference"), 0),
+    )
 
 
 def _standing(entry: object) -> Standing | None:

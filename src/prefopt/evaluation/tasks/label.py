@@ -103,7 +103,7 @@ class LabelTask:
         }
         if len(self.labels) <= MAX_TABLE:
             details["confusion"] = {"labels": [*map(quotable, self.labels), "(no label)"], "counts": table.tolist()}
-        return Checked(values, dict.fromkeys(values, True), details)
+        return Checked(values, dict.fromkeys(values, True), details, details["num_without_label"])
 
     def _number(self, places: dict[str, int], texts: Iterable[str]) -> Numbers:
         """Returns the number of the label in each text; `NONE` if there is none."""

@@ -1,5 +1,6 @@
 """Tasks decide like wins; the regression suite can only hold a model back; slices are named only beyond chance."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +15,8 @@ from prefopt.evaluation.report import Report
 from prefopt.evaluation.statistics import Bootstrap, Prompts, change_of_share
 from prefopt.evaluation.tasks.task import Answered, Checked
 from prefopt.evaluation.tasks.text_overlap import TextOverlapTask
+from prefopt.reports.render import render_report
+from prefopt.reports.sections import headline
 from tests.unit.test_findings import entry, report, texts
 from tests.unit.test_win_findings import CONTESTANTS, judged, win
 
@@ -42,6 +45,51 @@ def test_a_gain_in_a_task_over_everything_without_tuning_ships() -> None:
     assert decision.word == "ship"
     assert decision.reasons == ("Its answers do better than those of base and guide in json_schema.",)
     assert "better than those of guide in json_schema" in texts(findings, "good")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reads"),
+    [
+        ("json_schema", "that what the answers say is right: the task mine reads their form alone"),
+        ("label", "right where the data are not: the task mine compares it with the label"),
+        ("text_overlap", "true or well written: the task mine compares letters"),
+        ("style", "make sense: the task mine reads wording alone"),
+        ("code", "does what was asked: the task mine parses it and runs nothing"),
+        ("custom", "people like them better: the task mine is a function of yours"),
+        ("", "people like them better: the task mine sees only what it checks"),
+    ],
+)
+def test_what_ship_does_not_prove_depends_on_the_task_that_decides(kind: str, reads: str) -> None:
+    won = {**task({"base": entry(0.4), "guide": entry(0.2)}), "kind": kind}
+    decision, _ = judge(checked(mine=won))
+    assert decision.word == "ship"
+    assert decision.caveat.startswith("It does not prove that ")
+    assert reads in decision.caveat
+    assert decision.decided_by == ("mine",)
+    assert Decision.from_written(decision.to_dict()) == decision
+
+
+def test_a_judge_that_decides_nothing_has_no_say_in_what_ship_does_not_prove(tmp_path: Path) -> None:
+    won = task({"base": entry(0.4), "guide": entry(0.2)})
+    tied = judged(win("base", 0.5), win("guide", 0.5), tasks={"mine": won})
+    found = Report.from_dict(tied)
+    found.decision, findings = assess(found, EvaluationConfig())
+    found.verdict = [finding.to_dict() for finding in findings]
+    assert found.decision.word == "ship"
+    assert "judge" not in found.decision.caveat
+    render_report(found, [], [], tmp_path)
+    card = (tmp_path / "card.md").read_text()
+    number = "valid: tuned 90.0 %, change +20.0 points [+17.0, +23.0], n = 132"
+    assert f"Its answers do better than those of guide in mine. *{number}*" in card
+    assert headline(found).sentence.startswith("Its answers do better than those of base in mine: valid: base 50.0 %")
+
+
+def test_a_win_and_a_task_that_both_decide_have_one_sentence_on_what_they_do_not_prove() -> None:
+    won = {**task({"base": entry(0.4), "guide": entry(0.2)}), "kind": "code"}
+    decision, _ = judge(judged(win("base", 0.8), win("guide", 0.7), tasks={"mine": won}))
+    assert decision.decided_by == ("win_rate", "mine")
+    assert decision.caveat.count("It does not prove") == 1
+    assert "held-out pairs; nor that the code does what was asked" in decision.caveat
 
 
 def test_the_strongest_without_tuning_decides_in_a_task_too() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prefopt.config.tasks import KINDS, read_tasks
+from prefopt.config.tasks import KINDS, kind_of, read_tasks
 from prefopt.evaluation.judges.judge import LabelledPair
 from prefopt.evaluation.tasks import build_tasks
 from prefopt.evaluation.tasks.task import Answered, TaskContext, quotable
@@ -25,6 +25,7 @@ def test_every_kind_is_built_in_the_order_of_the_settings_and_keeps_the_form(
     monkeypatch.chdir(tmp_path)
     custom = {"kind": "custom", "function": "own_task_of_a_test:check", "higher_is_better": False}
     given = [custom, *(kind for kind in KINDS if kind != "custom"), {"kind": "json_schema", "name": "again"}]
+    assert [kind_of(config) for config in read_tasks(given)][:2] == ["custom", "json_schema"]
     tasks = build_tasks(read_tasks(given), CONTEXT)
     assert [task.name for task in tasks] == [
         "custom", "json_schema", "label", "text_overlap", "style", "code", "again"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.config.contestants import TUNED
-from prefopt.config.tasks import read_tasks
+from prefopt.config.tasks import kind_of, read_tasks
 from prefopt.evaluation.asked import Asked
 from prefopt.evaluation.judges.judge import LabelledPair
 from prefopt.evaluation.statistics import Bootstrap, Estimate, Floats, Prompts, change_of_means, share
@@ -32,6 +32,7 @@ class TaskResult:
         details: Name of a contestant -> what else a report shows; JSON.
         without_value: Name of a contestant -> how many of its answers have no main number, although the data have
             what they are compared with; those without any are left out.
+        kind: What kind of task it is; empty if it is none of `evaluation.tasks`, or in reports of earlier versions.
         num_without_reference: Prompts of which the data have nothing to compare an answer with.
     """
 
@@ -42,6 +43,7 @@ class TaskResult:
     details: Mapping[str, Any] = field(default_factory=dict)
     without_value: Mapping[str, int] = field(default_factory=dict)
     num_without_reference: int = 0
+    kind: str = ""
 
     def num_of(self, name: str) -> int:
         """Returns how many answers of a contestant could have a main number."""
@@ -52,6 +54,7 @@ class TaskResult:
         """Returns the entry of `tasks` in report.json."""
         return {
             "main": self.main,
+            "kind": self.kind,
             "is_share": self.is_share,
             "contestants": {
                 name: {
@@ -85,29 +88,33 @@ def check_answers(
     Raises:
         UserError: A task cannot be built, or the user's function fails.
     """
-    tasks = build_tasks(read_tasks(given), TaskContext(trained, bootstrap.seed)) if asked else []
+    configs = read_tasks(given) if asked else []
+    tasks = build_tasks(configs, TaskContext(trained, bootstrap.seed))
     if tasks and not answers:
         logger.warning("evaluation: no contestant has answers, so evaluation.tasks check nothing")
         return {}
     prompts = Prompts.of_texts([each.prompt for each in asked])
     found = {}
-    for task in tasks:
+    for config, task in zip(configs, tasks, strict=True):
         logger.info("evaluation: %s checks %d answers of each contestant", task.name, len(asked))
         checked = {
             name: task.check([Answered(ask.prompt, text, ask.chosen) for ask, text in zip(asked, texts, strict=True)])
             for name, texts in answers.items()
         }
-        found[task.name] = sum_up_checks(checked, prompts, bootstrap)
+        found[task.name] = sum_up_checks(checked, prompts, bootstrap, kind_of(config))
     return found
 
 
-def sum_up_checks(checked: Mapping[str, Checked], prompts: Prompts, bootstrap: Bootstrap) -> TaskResult:
+def sum_up_checks(
+    checked: Mapping[str, Checked], prompts: Prompts, bootstrap: Bootstrap, kind: str = ""
+) -> TaskResult:
     """Returns estimates of what a task found, and the paired gains of the tuned model in its main number.
 
     Args:
         checked: Name of a contestant -> what was found in its answers.
         prompts: Of the answers.
         bootstrap: Computes the intervals of means.
+        kind: Of the task.
     """
     first = next(iter(checked.values()))
     main = next(iter(first.values))
@@ -123,9 +130,7 @@ def sum_up_checks(checked: Mapping[str, Checked], prompts: Prompts, bootstrap: B
         for name, each in numbers.items()
         if TUNED in numbers and name != TUNED
     }
-    without = {
-        name: int(np.isnan(numbers[name]).sum()) - each.num_without_reference for name, each in checked.items()
-    }
+    without = {name: int(np.isnan(numbers[name]).sum()) - each.num_without_reference for name, each in checked.items()}
     return TaskResult(
         main,
         is_share,
@@ -134,6 +139,7 @@ def sum_up_checks(checked: Mapping[str, Checked], prompts: Prompts, bootstrap: B
         {name: dict(each.details) for name, each in checked.items()},
         {name: num for name, num in without.items() if num},
         first.num_without_reference,
+        kind,
     )
 
 

@@ -6,6 +6,7 @@ from math import ceil, inf, isfinite
 
 from prefopt.config.schema import EvaluationConfig
 from prefopt.data.intervals import Z_95
+from prefopt.evaluation.caveats import caveat_of_judge, caveat_of_task
 from prefopt.evaluation.checked import TaskResult
 from prefopt.evaluation.decision import NO_DATA, Gain
 from prefopt.evaluation.judging import WinRate
@@ -65,6 +66,7 @@ def _find_task_gains(report: Report, settings: EvaluationConfig) -> Iterator[Gai
             is_of_answers=True,
             obstacles=tuple(obstacles),
             remedy=PROMPTED if obstacles else "",
+            caveat=caveat_of_task(name, task),
         )
 
 
@@ -134,6 +136,7 @@ def _find_wins(report: Report, settings: EvaluationConfig) -> Gain | None:
         is_of_answers=True,
         obstacles=tuple(obstacles),
         remedy=" ".join([*remedies, _needed_wins(best, settings)]).strip(),
+        caveat=caveat_of_judge(best.judge, (report.judges or {}).get(best.judge)),
     )
 
 

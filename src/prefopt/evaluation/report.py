@@ -282,6 +282,7 @@ def _task(entry: object) -> TaskResult:
         details,
         {name: num for name, num in without.items() if num},
         _number(found.get("without_reference"), 0),
+        str(found.get("kind") or ""),
     )
 
 

@@ -45,7 +45,7 @@ def _on_task(name: str, task: TaskResult, other: str, gain: Estimate, settings: 
         return Finding("warning", f"Its answers are not shown to do better than those of {other} in {name}.", evidence)
     if gain.low <= least:
         return Finding("info", f"Its answers do better than those of {other} in {name}, perhaps a little.", evidence)
-    return Finding("good", f"Its answers do better than those of {other} in {name}.", evidence)
+    return Finding("good", f"Its answers do better than those of {other} in {name}.", evidence, of_gain=name)
 
 
 def _on_missing(name: str, task: TaskResult, names: list[str]) -> list[Finding]:

@@ -4,7 +4,7 @@ from prefopt.config.schema import EvaluationConfig
 from prefopt.evaluation.decision import Finding, Level
 from prefopt.evaluation.gains import UNREAD, deciding_wins, wins_by
 from prefopt.evaluation.judging import Standing, WinRate
-from prefopt.evaluation.metrics import BASE, TUNED
+from prefopt.evaluation.metrics import BASE, TUNED, WIN_RATE
 from prefopt.evaluation.not_finite import WHOLE_BASE
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.statistics import Estimate
@@ -12,8 +12,6 @@ from prefopt.evaluation.statistics import Estimate
 BETTER_JUDGE = "A judge that agrees with the data: another one first in evaluation.judges, or more held-out pairs."
 NO_NUMBERS = "The tuned model gives no numbers, so it has no answers."
 NO_BASE = "The base gives no numbers, so nothing is measured against it."
-OF_WORDING = ("rule", "classifier")
-"""Kinds of judges that understand nothing of what they read."""
 MOST_UNREAD = 0.1
 """Share of answers without a verdict from which the report warns."""
 MOST_LENGTH = 0.3
@@ -91,7 +89,7 @@ def _on_win(found: WinRate, settings: EvaluationConfig) -> Finding:
         least = 50 + 100 * settings.min_gain
         text = f"Its answers win against {found.b}, though the win rate may be below {least:g} %."
         return Finding("info", text, evidence)
-    return Finding("good", f"Its answers win against {found.b}.", evidence)
+    return Finding("good", f"Its answers win against {found.b}.", evidence, of_gain=WIN_RATE)
 
 
 def _on_length(found: WinRate) -> list[Finding]:
@@ -133,17 +131,6 @@ def _on_other_judges(report: Report, settings: EvaluationConfig, first: str | No
                 remedy = "Judges that agree, or people who read the answers without seeing which is whose."
                 findings.append(Finding("warning", text, describe_win(found), is_severe=True, remedy=remedy))
     return findings
-
-
-def describe_doubt(report: Report) -> str:
-    """Returns in a sentence what a win by the deciding judge does not prove; empty if nothing was judged."""
-    name, standing = next(iter((report.judges or {}).items()), (None, None))
-    if standing is None:
-        return ""
-    if standing.facts.get("kind") in OF_WORDING:
-        return f"It does not prove that the answers are true or make sense: the judge {name} reads wording alone."
-    agrees = f"agrees with the data on {standing.agreement.value:.0%} of held-out pairs"
-    return f"It does not prove that the answers are true, or that people like them better: the judge {name} {agrees}."
 
 
 def describe_win(found: WinRate) -> str:

@@ -1,5 +1,6 @@
 """Tasks decide like wins; the regression suite can only hold a model back; slices are named only beyond chance."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +13,7 @@ from prefopt.evaluation.checked import sum_up_checks
 from prefopt.evaluation.decision import Decision
 from prefopt.evaluation.findings import assess
 from prefopt.evaluation.report import Report
-from prefopt.evaluation.statistics import Bootstrap, Prompts, change_of_share
+from prefopt.evaluation.statistics import Bootstrap, Prompts, change_of_means, change_of_share
 from prefopt.evaluation.tasks.task import Answered, Checked
 from prefopt.evaluation.tasks.text_overlap import TextOverlapTask
 from prefopt.reports.render import render_report
@@ -195,6 +196,45 @@ def test_a_task_without_a_value_for_many_answers_does_not_ship(num: int, others:
     assert decision.reasons[0].startswith("The task half has no value for many answers of ")
     assert [each["evidence"] for each in findings if each.get("severe")] == [whose]
     assert decision.would_decide[0].startswith("A task half with a value for every answer")
+
+
+def test_a_gain_in_a_task_that_is_not_shown_says_how_many_prompts_would_show_it() -> None:
+    some = summed_up(tuned=[1.0] * 8 + [0.0] * 52, base=[0.0] * 60, guide=[0.0] * 60)
+    decision, _ = judge(checked(mine=some))
+    assert decision.word == "undecided"
+    told = re.search(
+        r"about ([\d,]+) held-out prompts instead of 60, if the true gain", " ".join(decision.would_decide)
+    )
+    assert told is not None
+    num, rng = int(told[1].replace(",", "")), np.random.default_rng(0)
+    draws = [(rng.random(num) < 8 / 60).astype(float) for _ in range(300)]
+    shown = [change_of_means(each, Prompts.all_different(num))[0].low > 0.05 for each in draws]
+    assert 0.7 < np.mean(shown) < 0.95, "eight of ten such studies would show it"
+
+
+def test_where_a_task_shows_no_gain_it_says_how_large_a_one_would_be_seen() -> None:
+    tied = summed_up(tuned=[1.0] * 60, base=[1.0] * 60, guide=[1.0] * 60)
+    (wanted,) = judge(checked(mine=tied))[0].would_decide
+    assert re.fullmatch(
+        r"A larger gain in mine: of about \d+ points or more, these 60 prompts .* above 5 points.", wanted
+    )
+    scores = [float(number % 7) for number in range(60)]
+    scaled = summed_up(tuned=scores[::-1], base=scores, guide=scores)
+    (wanted,) = judge(checked(mine=scaled))[0].would_decide
+    assert wanted.startswith(("A larger gain in mine: of about", "Answers to about"))
+
+
+def test_too_few_answers_of_a_task_say_how_many_are_needed() -> None:
+    few = summed_up(tuned=[1.0] * 6, base=[0.0] * 6, guide=[0.0] * 6)
+    assert judge(checked(mine=few))[0].would_decide == (
+        "Answers to at least 30 held-out prompts instead of 6: more prompts in data.held_out, or a larger "
+        "data.held_out_fraction.",
+    )
+
+
+def test_a_judge_that_ties_everything_leaves_something_to_decide_it_too() -> None:
+    decision, _ = judge(judged(win("base", 0.5), win("guide", 0.5)))
+    assert any(each.startswith("A larger gain: of a win rate of") for each in decision.would_decide)
 
 
 def test_a_task_without_a_value_for_a_tenth_of_the_answers_ships() -> None:

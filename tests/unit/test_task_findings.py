@@ -278,3 +278,11 @@ def test_a_report_keeps_its_tasks_when_it_is_read_again() -> None:
     assert again.tasks is not None
     assert again.tasks["json_schema"].gains == read.tasks["json_schema"].gains
     assert again.tasks["json_schema"].values == read.tasks["json_schema"].values
+
+
+def test_a_task_that_failed_holds_back_a_model_that_wins_otherwise() -> None:
+    won = judged(win("base", 0.8), win("guide", 0.7), failures={"task mine": "it returned nan"})
+    decision, findings = judge(won)
+    assert decision.word == "undecided"
+    assert decision.reasons[0] == "task mine failed, so it has no say."
+    assert [each["evidence"] for each in findings if each.get("severe")] == ["it returned nan"]

@@ -15,6 +15,7 @@ from prefopt.evaluation.judges.judge import LabelledPair
 from prefopt.evaluation.statistics import Bootstrap, Estimate, Floats, Prompts, change_of_means, share
 from prefopt.evaluation.tasks import build_tasks
 from prefopt.evaluation.tasks.task import Answered, Checked, TaskContext
+from prefopt.process.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +76,11 @@ def check_answers(
     answers: Mapping[str, Sequence[str]],
     trained: Sequence[LabelledPair],
     bootstrap: Bootstrap,
-) -> dict[str, TaskResult]:
+) -> tuple[dict[str, TaskResult], dict[str, str]]:
     """Checks all contestants' answers by the tasks of `evaluation.tasks`. Rank 0 only.
+
+    A task that fails, such as one whose function does, is told of and left out, as a judge is: the answers were made,
+    and what else is found in them is not lost.
 
     Args:
         given: The setting.
@@ -85,24 +89,30 @@ def check_answers(
         trained: Training pairs, from which styles and labels are learned.
         bootstrap: Computes the intervals of means.
 
-    Raises:
-        UserError: A task cannot be built, or the user's function fails.
+    Returns:
+        Name of a task -> what it found; and name of a task that failed -> why.
     """
     configs = read_tasks(given) if asked else []
-    tasks = build_tasks(configs, TaskContext(trained, bootstrap.seed))
-    if tasks and not answers:
+    if configs and not answers:
         logger.warning("evaluation: no contestant has answers, so evaluation.tasks check nothing")
-        return {}
+        return {}, {}
     prompts = Prompts.of_texts([each.prompt for each in asked])
-    found = {}
-    for config, task in zip(configs, tasks, strict=True):
-        logger.info("evaluation: %s checks %d answers of each contestant", task.name, len(asked))
-        checked = {
-            name: task.check([Answered(ask.prompt, text, ask.chosen) for ask, text in zip(asked, texts, strict=True)])
-            for name, texts in answers.items()
-        }
-        found[task.name] = sum_up_checks(checked, prompts, bootstrap, kind_of(config))
-    return found
+    given_to = {
+        name: [Answered(ask.prompt, text, ask.chosen) for ask, text in zip(asked, texts, strict=True)]
+        for name, texts in answers.items()
+    }
+    found, failures = {}, {}
+    for config in configs:
+        logger.info("evaluation: %s checks %d answers of each contestant", config.name, len(asked))
+        try:
+            (task,) = build_tasks([config], TaskContext(trained, bootstrap.seed))
+            checked = {name: task.check(each) for name, each in given_to.items()}
+        except UserError as error:
+            logger.warning("evaluation: the task %s checks nothing. %s", config.name, error)
+            failures[config.name] = str(error)
+            continue
+        found[config.name] = sum_up_checks(checked, prompts, bootstrap, kind_of(config))
+    return found, failures
 
 
 def sum_up_checks(

@@ -118,7 +118,7 @@ class Report:
         win_rates: Of each judge, who won how often against whom.
         judges: Name of a judge -> what it is worth, the deciding one first; None where no held-out pairs tell.
         judge_digests: Name of a judge -> SHA-256 of what decides its verdicts.
-        failures: Name of a judge or a contestant that failed -> why.
+        failures: Name of a judge or a contestant that failed, or `task <name>` -> why.
         without_numbers: Names of the contestants that failed because their logits are NaN or infinite.
         tasks: Name of a task -> what it found in each contestant's answers.
         answers: Name of a contestant -> how many of its answers are empty or the same, as

@@ -37,7 +37,7 @@ def judge_wins(report: Report, settings: EvaluationConfig) -> list[Finding]:
 
 
 def _on_failure(name: str, why: str, report: Report) -> Finding:
-    """Says what a contestant or a judge that failed means: a tuned model without numbers is broken, no other is."""
+    """Says what a contestant, a judge or a task that failed means: only a tuned model without numbers is broken."""
     gives_no_numbers = name in (report.without_numbers or [])
     if gives_no_numbers and name == TUNED:
         return Finding("bad", NO_NUMBERS, why, is_harm=True)

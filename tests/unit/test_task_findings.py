@@ -198,6 +198,31 @@ def test_a_task_without_a_value_for_many_answers_does_not_ship(num: int, others:
     assert decision.would_decide[0].startswith("A task half with a value for every answer")
 
 
+def test_the_more_gains_could_decide_the_wider_each_interval() -> None:
+    barely = {name: entry(0.2, 0.06, 0.34) for name in ("base", "guide")}
+    none = {name: entry(0.0) for name in ("base", "guide")}
+    assert judge(checked(one=task(barely)))[0].word == "ship"
+    decision, _ = judge(checked(one=task(barely), two=task(none), three=task(none)))
+    assert decision.word == "undecided"
+    assert "A gain in one over base is there, but it may be too small to matter, as one of 3" in decision.reasons[0]
+    assert any("if the true gain over base in one is the measured one" in each for each in decision.would_decide)
+    decision, _ = judge(judged(win("base", 0.5), win("guide", 0.5), tasks={"one": task(barely)}))
+    assert decision.word == "undecided"
+
+
+def test_of_many_tasks_without_a_gain_few_ship_by_chance() -> None:
+    rng, shipped = np.random.default_rng(0), 0
+    for _ in range(120):
+        tasks = {}
+        for name in "abcdefgh":
+            tuned = rng.normal(0, 20, 120)
+            still = Checked({"main": np.zeros(120)}, {"main": True})
+            checks = {"base": still, "guide": still, "tuned": Checked({"main": tuned}, {"main": True})}
+            tasks[name] = sum_up_checks(checks, Prompts.all_different(120), Bootstrap(100, 0)).to_dict()
+        shipped += judge(checked(**tasks))[0].word == "ship"
+    assert shipped <= 8, "2.5 of 100, as for one task; 18 of 100 without a correction"
+
+
 def test_a_gain_in_a_task_that_is_not_shown_says_how_many_prompts_would_show_it() -> None:
     some = summed_up(tuned=[1.0] * 8 + [0.0] * 52, base=[0.0] * 60, guide=[0.0] * 60)
     decision, _ = judge(checked(mine=some))

@@ -70,14 +70,19 @@ def main(argv: list[str]) -> None:
         "--watch", nargs="?", type=float, const=EVERY_S, metavar="SECONDS",
         help=f"look again until all runs have ended; every {EVERY_S:g} s by default",
     )  # fmt: skip
-    parser.add_argument("--rows", type=int, default=ROWS, help=f"rows of the table here, {ROWS} by default")
+    parser.add_argument("--rows", type=int, help=f"rows of the table here, {ROWS} by default")
     parser.add_argument("--no-html", action="store_true", help="write compare.csv only")
     parser.add_argument("--json", action="store_true", help="print one JSON object with every run, and write nothing")
     options = parser.parse_args(argv)
     metric = find_metric(options.rank_by) if options.rank_by is not None else None
-    _require(options.rows >= 1, f"--rows: must be >= 1, found {options.rows}.")
+    rows = ROWS if options.rows is None else options.rows
+    _require(rows >= 1, f"--rows: must be >= 1, found {rows}.")
     _require(options.watch is None or options.watch > 0, f"--watch: must be > 0 seconds, found {options.watch}.")
     _require(not (options.json and options.watch is not None), "--json: prints once, so leave out --watch.")
+    of_files = {"--output": options.output, "--rows": options.rows, "--no-html": options.no_html or None}
+    unused = [name for name, given in of_files.items() if given is not None]
+    told = f"--json: prints every run and writes nothing, so leave out {', '.join(unused)}."
+    _require(not (options.json and unused), told)
     targets = sort_targets(options.targets)
     if options.json:
         print(json.dumps(to_json(_comparer(targets, metric)()), indent=2, allow_nan=False))
@@ -87,10 +92,10 @@ def main(argv: list[str]) -> None:
     console = Terminal()
     if options.watch is None:
         comparison = compare()
-        print_table(comparison, console, limit=options.rows)
+        print_table(comparison, console, limit=rows)
         _say_written(write(comparison, output), console)
     else:
-        watch(compare, output, console, every_s=options.watch, rows=options.rows)
+        watch(compare, output, console, every_s=options.watch, rows=rows)
 
 
 def sort_targets(targets: list[str]) -> Targets:

@@ -76,16 +76,24 @@ def main(argv: list[str]) -> None:
     )
     options = parser.read(argv)
     report = _report_of(options.overrides, is_recorded=options.recorded)
-    if is_main() and options.require is not None:
+    if not is_main():
+        return
+    if options.require is not None:
         _pass_or_exit(options.require, report)
+    elif options.recorded:
+        print(f"The recorded decision holds: {_word_of(report)} ({report.get('date')})")
+
+
+def _word_of(report: Mapping[str, Any]) -> str | None:
+    from prefopt.evaluation.decision import Decision
+
+    decision = Decision.from_written(report.get("decision"))
+    return None if decision is None else decision.word
 
 
 def _pass_or_exit(required: str, report: Mapping[str, Any]) -> None:
     """Tells the decision, and ends with `NOT_MET` if it is not the one that is required."""
-    from prefopt.evaluation.decision import Decision
-
-    decision = Decision.from_written(report.get("decision"))
-    word = None if decision is None else decision.word
+    word = _word_of(report)
     sys.stderr.write(f"--require {required}: the decision is {word} ({report.get('date')})\n")
     if word != required:
         sys.exit(NOT_MET)

@@ -53,10 +53,11 @@ SUFFIX = ".jsonl"
 
 
 class Pairs(NamedTuple):
-    """Rows of pairs, and what has become of the prompts and their answers, in words."""
+    """Rows of pairs, what has become of the prompts and their answers, in words, and what would give more."""
 
     rows: list[dict[str, Any]]
     told: str
+    remedy: str
 
 
 def main(argv: list[str]) -> None:
@@ -149,18 +150,18 @@ def _sample(config: TrainConfig, num_samples: int, begin: Callable[[], None] = l
     with phases.of("answers"):
         answers = sample_answers(config, prompts, num_samples)
     if not is_main():
-        return Pairs([], "")
+        return Pairs([], "", "")
     counts = Counts(num_held_out=num_held_out)
     made_by = {"model": config.model.path, "judge": judge.name, "seed": config.run.seed}
     with phases.of("judging"):
         rows = [{**row, **made_by} for row in make_pairs(prompts, answers, judge, counts)]
-    return Pairs(rows, counts.line())
+    return Pairs(rows, counts.line(), counts.remedy())
 
 
 def _write(pairs: Pairs, output: Path, console: Console) -> None:
     console.print(pairs.told, soft_wrap=True)
     name = quote(output)
-    require(bool(pairs.rows), f"{name}: not written, since no pair is left. More samples, or another judge, may help.")
+    require(bool(pairs.rows), f"{name}: not written, since no pair is left. {pairs.remedy}")
     write_text(output, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in pairs.rows))
     console.print(f"{name}: train on them: data=files data.train={name}", soft_wrap=True)
 

@@ -115,6 +115,7 @@ def test_the_same_answers_come_again_and_other_judges_read_them(run):
 
 def test_a_gate_passes_or_ends_with_3_and_stale_evidence_is_refused(run, fails, capsys):
     evaluate([f"run={run}", "--recorded"])  # as training left it
+    assert "The recorded decision holds: undecided" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
         evaluate([f"run={run}", "--require", "ship"])
     assert ended.value.code == 3

@@ -381,6 +381,36 @@ def test_json_has_null_for_a_number_that_is_none_and_is_not_watched(fails: Any) 
     assert "leave out --watch" in fails(compare.main, ["runs", "--json", "--watch"])
 
 
+@pytest.mark.parametrize("options", [["--output", "x"], ["--no-html"], ["--rows", "3"], ["--rows", "3", "--no-html"]])
+def test_json_refuses_what_it_would_ignore(options: list[str], sweep: Path, fails: Any) -> None:
+    said = fails(compare.main, [str(sweep), "--json", *options]).strip()
+    assert said.endswith(f"leave out {', '.join(each for each in options if each.startswith('--'))}.")
+
+
+def test_settings_have_their_own_types_in_json_and_are_json_as_text_in_the_csv(tmp_path: Path) -> None:
+    settings = {"a": False, "b": None, "c": [], "d": [1, None], "e": "yes", "f": 3, "g": 0.5}
+    comparison = build_comparison([replace(record("run"), settings=settings)], title="t")
+    (row,) = json.loads(json.dumps(to_json(comparison), allow_nan=False))["runs"]
+    assert {key.removeprefix("setting."): row[key] for key in row if key.startswith("setting.")} == settings
+    write_csv(comparison, tmp_path / "compare.csv")
+    written = read_csv(tmp_path / "compare.csv")["run"]
+    assert [written[f"setting.{key}"] for key in settings] == ["false", "null", "[]", "[1, null]", "yes", "3", "0.5"]
+
+
+def test_a_metric_that_is_not_finite_in_the_report_is_null_in_json_and_empty_in_the_csv(sweep: Path) -> None:
+    path = sweep / "0" / "report" / "report.json"
+    report = json.loads(path.read_text())
+    report["held_out"]["tuned"]["mean_margin"] = {"value": None, "ci95": [None, None], "n": 24}
+    report["drift"]["kl_per_token"] = {"value": None, "ci95": [None, None], "n": 0}
+    path.write_text(json.dumps(report))
+    comparison = build_comparison(RunReader().read(find_places([sweep])), title="t")
+    row = next(each for each in to_json(comparison)["runs"] if each["run"] == "0")
+    assert row["mean_margin"] is None
+    assert "kl_per_token" not in row, "on no examples, nothing was measured"
+    write_csv(comparison, sweep / "compare.csv")
+    assert read_csv(sweep / "compare.csv")["0"]["mean_margin"] == ""
+
+
 def test_csv_keeps_hostile_names_in_one_field(tmp_path: Path) -> None:
     name = 'a,"b"\nc;=1+1\udce2'
     write_csv(build_comparison([record(name), record("b")], title="t"), tmp_path / "x.csv")

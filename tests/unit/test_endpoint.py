@@ -307,6 +307,12 @@ def test_a_server_that_asks_for_more_patience_than_there_is_ends_it_at_once(reac
         assert len(server.requests) == 1
 
 
+def test_kept_replies_are_named_only_where_some_came(reach):
+    with ChatServer(lambda *_: refuses(400)) as server, pytest.raises(UserError) as error:
+        reach(server, concurrency=2).chat(talks("a", "b", "c"), max_tokens=5)
+    assert "kept" not in str(error.value)
+
+
 def test_after_a_failure_no_more_is_sent_and_replies_that_came_are_kept(reach):
     def one_bad(request: dict[str, Any], number: int) -> Given:
         return refuses(400) if request["messages"][-1]["content"] == "3" else echo(request, number)

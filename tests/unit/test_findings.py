@@ -9,6 +9,7 @@ import pytest
 from prefopt.config.schema import EvaluationConfig
 from prefopt.evaluation.decision import Decision, Finding, Gain, decide
 from prefopt.evaluation.findings import assess
+from prefopt.evaluation.metrics import BASE, TUNED
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.statistics import Estimate
 from prefopt.reports.render import json_ready
@@ -217,6 +218,19 @@ def test_a_ruined_model_is_named_although_it_wins() -> None:
     assert findings[0]["level"] == "bad"
     assert "ruined, although it ranks 95.0 %" in findings[0]["finding"]
     assert "2.8 -> 182.0" in findings[0]["evidence"]
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned", "is_said"), [(0.5, 0.0, False), (0.5, 0.5, False), (0.2, 0.3, True), (0.9, 0.6, True)]
+)
+def test_ranking_speaks_for_a_ruined_model_only_above_half_or_its_base(
+    base: float, tuned: float, is_said: bool
+) -> None:
+    found = with_drift(kl_per_token=entry(3.7))
+    for name, value in ((BASE, base), (TUNED, tuned)):
+        found["held_out"][name]["preference_accuracy"] = entry(value)
+    ruined = next(each["finding"] for each in judge(found)[1] if "ruined" in each["finding"])
+    assert ("although" in ruined) == is_said
 
 
 def test_a_number_that_rounds_to_zero_has_no_minus() -> None:

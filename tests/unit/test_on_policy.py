@@ -50,6 +50,19 @@ def test_the_best_answer_meets_the_worst():
     assert (counts.num_prompts, counts.num_pairs, counts.num_answers) == (1, 1, 3)
 
 
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        (Counts(num_prompts=10, num_answers=30, num_cut=30, num_alone=10), "evaluation.max_new_tokens"),
+        (Counts(num_prompts=10, num_answers=30, num_unread=10), "hardly any verdict"),
+        (Counts(num_prompts=10, num_answers=30, num_tied=9), "finds most answers equal"),
+        (Counts(num_prompts=10, num_answers=30, num_equal=20, num_alone=10), "More samples"),
+    ],
+)
+def test_where_no_pair_is_left_the_remedy_is_that_of_what_took_them(counts, said):
+    assert said in counts.remedy()
+
+
 def test_prompts_of_messages_get_answers_of_messages():
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
     (row,), _ = pairs([record(prompt)], [whole("aa", "a")])

@@ -50,11 +50,11 @@ def test_the_answers_are_counted_against_the_strongest_rival_by_the_judge_that_d
     assert shown.better == [
         "Of 40 answers, 26 were better than those of guide, its strongest rival, 4 as good and 10 worse. "
         "On 2 more the judge gave no verdict.",
-        "That is 70 of 100, a tie counting half; the truth most likely lies between 60 and 80.",
-        "Counted like that, it has 90 against base.",
+        "That is 70 %, a tie counting half; the truth most likely lies between 60 % and 80 %.",
+        "Counted like that, it has 90 % against base.",
     ]
     assert shown.figure is not None
-    assert "70 of 100 answers are better than those of guide" in shown.figure.svg
+    assert "70 % of 40 answers are better than those of guide" in shown.figure.svg
 
 
 def test_the_picture_has_its_dot_and_its_bar_where_the_numbers_are() -> None:
@@ -81,8 +81,67 @@ def test_what_was_asked_and_compared_is_said_in_words() -> None:
     }
     assert shown.judge == (
         "Judged by rule: fixed rules on how an answer is worded. "
-        "It agrees with the data on 90 of 100 pairs whose better answer is known."
+        "It agrees with the data on 90 % of 132 pairs whose better answer is known, a tie counting half."
     )
+
+
+NOTHING = {"value": None, "ci95": [None, None], "n": 0, "n_prompts": 0}
+
+
+def worth(agreement: dict[str, Any]) -> str:
+    """What the page says of how well the judge judges."""
+    judges = {"rule": {**standing(0.8), "agreement": agreement, "facts": {"kind": "rule"}}}
+    return page(judged(judges=judges)).judge.partition(" is worded. ")[2]
+
+
+def test_how_well_a_judge_judges_is_told_of_the_pairs_that_it_read() -> None:
+    right = {"value": 1.0, "ci95": [0.6, 1.0], "n": 5, "n_prompts": 5}
+    assert worth(right) == "It agrees with the data on 5 of 5 pairs whose better answer is known."
+    assert worth({**right, "n": 30, "n_prompts": 1}) == (
+        "It agrees with the data on 30 of 30 pairs (of 1 question) whose better answer is known."
+    )
+    assert worth(NOTHING) == (
+        "It gave no verdict on pairs whose better answer is known, so nothing tells how well it judges."
+    )
+
+
+def test_a_judge_that_is_not_shown_to_judge_is_told_with_that_doubt() -> None:
+    weak = standing(1.0, 0.2)
+    _, found = judge(of_wins(win("base", 0.8), judges={"rule": weak}))
+    told = page(judged(judges={"rule": {**weak, "agreement": {**weak["agreement"], "n": 5}}}, verdict=found)).judge
+    assert told.endswith(
+        "on 5 of 5 pairs (of 132 questions) whose better answer is known; "
+        "that does not show that it can tell better answers from worse."
+    )
+
+
+def test_a_rival_of_whose_answers_nothing_was_read_gets_no_number() -> None:
+    unread = {**win("guide", 0.5), **NOTHING, "unread": 40, "ties": 0}
+    told = page(judged(win_rates=[win("base", 0.9, 0.8), {**unread, "b": "brief"}, unread])).better
+    assert told[0].startswith("The judge gave no verdict on its answers")
+    assert told[1:] == ["Counted like that, it has 90 % against base."]
+
+
+def test_single_answers_and_questions_are_told_as_one() -> None:
+    one = {**win("base", 0.5), "n": 1, "n_prompts": 1, "ties": 0, "value": 1.0, "ci95": [0.1, 1.0]}
+    shown = page(judged(win_rates=[one]))
+    assert shown.better[0] == "Of 1 answer, 1 was better than those of base and 0 worse."
+    assert "Put to it: 1 question (" in shown.asked[1]
+
+
+@pytest.mark.parametrize(
+    ("is_share", "said"),
+    [
+        (True, "c (points): 75 % over 40 answers, before training 50 % over 38 answers."),
+        (False, "c (points): 0.75 over 40 answers, before training 0.5 over 38 answers."),
+    ],
+)
+def test_a_task_is_told_with_the_answers_behind_it(is_share: bool, said: str) -> None:
+    values = {
+        name: {"values": {"points": {"value": value, "n": num}}}
+        for name, value, num in (("base", 0.5, 38), ("tuned", 0.75, 40))
+    }
+    assert said in page(judged(tasks={"c": {"main": "points", "is_share": is_share, "contestants": values}})).better
 
 
 @pytest.mark.parametrize(
@@ -169,7 +228,10 @@ def test_where_nothing_was_judged_it_is_said_and_ranking_is_told_in_words() -> N
     assert shown.figure is None
     assert shown.judge == ""
     assert shown.better[0] == "Its answers were not judged against others."
-    assert "it tells which is which of" in shown.better[1]
+    assert (
+        "pairs of a better and a worse answer, it tells which is which in 95 %, before training in 51 %"
+        in shown.better[1]
+    )
 
 
 @pytest.mark.parametrize("found", [dpo_report(), sft_report(), {"format": 1}, judged(judges={"rule": None})])
@@ -200,8 +262,8 @@ def test_findings_that_have_plain_words_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(0.004, "fewer than 1"), (0.0, "0"), (0.999, "more than 99"), (1.0, "100"), (0.555, "56")]
+    ("value", "shown"), [(0.004, "less than 1"), (0.0, "0"), (0.999, "more than 99"), (1.0, "100"), (0.555, "56")]
 )
 def test_no_share_is_rounded_to_none_or_all(value: float, shown: str) -> None:
     found = page(judged(win_rates=[win("base", value, n=200, ties=0)]))
-    assert found.better[1].startswith(f"That is {shown} of 100")
+    assert found.better[1].startswith(f"That is {shown} %")

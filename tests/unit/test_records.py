@@ -311,6 +311,15 @@ def test_a_bad_demonstration_is_refused(tmp_path: Path, row: Any, part: str) -> 
     assert part in error_of(tmp_path, row, kind="sft")
 
 
+@pytest.mark.parametrize(("row", "is_told"), [({"text": "a"}, True), ({"prompt": "q", "text": "a"}, False)])
+def test_demonstrations_among_pairs_are_told_only_where_they_could_be_read_so(
+    row: Any, is_told: bool, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        read(str(write_jsonl(tmp_path / "rows.jsonl", row)))
+    assert ("set algorithm=sft" in str(error.value)) == is_told
+
+
 def test_mixed_rows_are_refused_naming_both(tmp_path: Path) -> None:
     message = error_of(tmp_path, PAIR, PAIR, CHAT_PAIR)
     assert message.startswith("rows.jsonl:3: this row is trl with prompt + chosen + rejected as messages, but ")

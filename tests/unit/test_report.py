@@ -121,4 +121,21 @@ def test_where_answers_alone_were_compared_the_sentence_says_how_often_they_won(
     )
     read = headline(compared(contestants=known, answers=answers)).sentence
     assert read == "base and tuned answered 60 held-out prompts; who won was not measured."
+
+
+def test_why_there_is_no_win_rate_of_the_tuned_model_is_said_of_what_was_judged() -> None:
+    nothing = {"value": None, "ci95": [None, None], "n": 0, "n_prompts": 0}
+    blank = {"a": "tuned", "b": "base", "judge": "lm", **nothing, "unread": 24}
+    known = {**blank, "judge": "rule", "value": 0.4, "ci95": [0.3, 0.5], "n": 24}
+    answers = {name: {"n": 1} for name in ("base", "tuned", "brief")}
+    found = {"answers": answers, "judges": {"lm": None, "rule": None}, "win_rates": [blank, known]}
+    begun = "base, tuned and brief answered 1 held-out prompt; "
+    said = headline(Report.from_dict(found)).sentence
+    assert said == begun + "the judge lm gave no verdict, and another one does not decide."
+    alone = headline(Report.from_dict({**found, "win_rates": [blank]})).sentence
+    assert alone == begun + "the judge lm gave no verdict."
+    others = [{**known, "a": "brief"}]
+    assert headline(Report.from_dict({**found, "win_rates": others})).sentence == (
+        begun + "tuned did not compete, so only the others were judged."
+    )
     assert headline(compared()).sentence.startswith("Nothing was measured on held-out data")

@@ -160,6 +160,19 @@ def test_samples_of_an_earlier_version_are_shown_as_they_were(tmp_path: Path):
     assert describe_order(Report.from_dict(dpo_report())) == ""
 
 
+def test_where_no_answer_of_the_tuned_model_was_judged_no_lost_ones_are_told():
+    found = {
+        "samples": [{"prompt": "p"}],
+        "sample_counts": {"prompts": 24, "lost": 0, "wrongly_ranked": 0},
+        "judges": {"voice": None},
+    }
+    others = {"a": "brief", "b": "base", "judge": "voice", "value": 0.5, "ci95": [0.4, 0.6], "n": 24}
+    assert describe_order(Report.from_dict({**found, "win_rates": [others]})) == ""
+    assert "lost by the judge voice (0)" in describe_order(
+        Report.from_dict({**found, "win_rates": [{**others, "a": "tuned"}]})
+    )
+
+
 @pytest.mark.parametrize("name", ["chosen", "rejected", "readings", "prompt"])
 def test_a_contestant_is_not_called_as_something_else_in_a_report(name: str):
     with pytest.raises(UserError, match="Give it another name"):

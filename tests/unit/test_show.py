@@ -120,6 +120,7 @@ def test_a_row_that_training_leaves_out_is_shown_with_the_reason(row, overrides,
     show.main([*settings(tmp_path, [row], *overrides), "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["left_out"] == fate
+    assert found["is_refused"] == fate.endswith("=refuse)")
     assert [part["name"] for part in found["sequences"]] == ["prompt", "chosen", "rejected"]
     assert found["sequences"][1]["ids"] or found["sequences"][1]["cut_ids"]
 
@@ -192,6 +193,16 @@ def test_a_good_row_is_shown_although_skipping_would_leave_out_most(tmp_path, ca
     overrides = settings(tmp_path, [{"prompt": "Hi?"}, {"prompt": "Ho?"}, pair(2)], "data.on_bad=skip")
     show.main([*overrides, "--row", "2", "--json"])
     assert json.loads(capsys.readouterr().out)["source"].endswith(":3")
+
+
+@pytest.mark.parametrize(
+    ("decided", "said"), [("refuse", "training refuses this row"), ("skip", "left out of training")]
+)
+def test_a_row_without_an_answer_is_refused_or_left_out_and_counted_beside_others(decided, said, tmp_path, capsys):
+    overrides = settings(tmp_path, [pair(0), pair(1, "", "no"), pair(2, "a", "a")], f"data.on_bad={decided}")
+    assert f"{said}: a completion is empty (data.on_empty={decided})" in _printed([*overrides, "--row", "1"], capsys)
+    beside = _printed([*overrides, "--row", "0"], capsys)
+    assert ("data.train: 2 rows cannot be used, and training refuses them" in beside) == (decided == "refuse")
 
 
 def test_a_column_that_is_not_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

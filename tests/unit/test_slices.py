@@ -42,6 +42,16 @@ def test_rates_intervals_and_gaps_are_by_hand() -> None:
     assert found.worst is lost
 
 
+def test_names_that_differ_in_a_nul_at_their_end_are_two() -> None:
+    names = ["road"] * 3 + ["road\0"] * 2 + ["home"]
+    found = find_slices(np.array([1.0, 1, 1, 0, 0, 1]), {"topic": names})
+    assert {each.name: (each.rate.value, each.rate.n) for each in found.found} == {
+        "road": (1.0, 3),
+        "road\0": (0.0, 2),
+        "home": (1.0, 1),
+    }
+
+
 def test_where_nothing_differs_a_slice_is_named_at_most_once_in_twenty(quick: None) -> None:
     rng = np.random.default_rng(0)
     num_named = 0
@@ -129,7 +139,7 @@ def test_prompts_are_grouped_by_quarters_of_their_length() -> None:
         + ["5 to 6 characters"] * 2
         + ["7 to 8 characters"] * 2
     )
-    assert set(by_length(["same"] * 9)) == {"4 to 4 characters"}
+    assert set(by_length(["same"] * 9)) == {"4 characters"}
     assert by_length([]) == []
 
 

@@ -311,3 +311,41 @@ def test_a_task_that_failed_holds_back_a_model_that_wins_otherwise() -> None:
     assert decision.word == "undecided"
     assert decision.reasons[0] == "task mine failed, so it has no say."
     assert [each["evidence"] for each in findings if each.get("severe")] == ["it returned nan"]
+
+
+def on_task(main: str, num: int, values: dict[str, float], **details: Any) -> list[dict[str, Any]]:
+    """The findings on a task that finds one number in all answers of a contestant."""
+    sides = {name: Checked({main: np.full(num, each)}, {main: True}, details) for name, each in values.items()}
+    result = sum_up_checks(sides, Prompts.all_different(num), Bootstrap(50, 0))
+    return [each for each in judge(checked(c=result.to_dict()))[1] if main in each["evidence"] + each["finding"]]
+
+
+def test_a_mean_of_few_answers_has_no_interval_and_says_so() -> None:
+    (told,) = on_task("marks", 6, {"base": 23.0, "tuned": 24.0})
+    assert told["evidence"] == "marks: base 23, tuned 24, change +1 [no interval], n = 6"
+
+
+def test_held_out_answers_without_any_label_are_named_and_not_called_too_few() -> None:
+    decision, found = judge(checked(c=label_task()))
+    told = {each["finding"]: each["evidence"] for each in found if each["level"] == "warning"}
+    said = "No held-out answer of the data is one of the labels of c, so nothing tells which answers are right."
+    assert told[said] == "chosen answers without a label: 40 of 40"
+    assert not any("Too few answers" in each for each in told)
+    assert any("set its labels, or its pattern" in each for each in decision.would_decide)
+
+
+def label_task() -> dict[str, Any]:
+    values = {"accuracy": np.full(40, np.nan)}
+    without = {"num_without_label": 40}
+    sides = {name: Checked(values, {"accuracy": True}, without, 40) for name in ("base", "tuned")}
+    return sum_up_checks(sides, Prompts.all_different(40), Bootstrap(50, 0)).to_dict()
+
+
+def test_numbers_too_large_to_be_added_up_are_named_without_a_warning_of_numpy(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    (told,) = on_task("marks", 40, {"base": -1e308, "tuned": 1e308, "guide": -1e308})
+    assert told["finding"] == "In c, marks is not a finite number for base, tuned and guide."
+    assert not recwarn.list
+    one = on_task("marks", 40, {"base": 3.0, "tuned": 5.0, "guide": 1e308})
+    assert one[0]["finding"] == "In c, marks is not a finite number for guide."

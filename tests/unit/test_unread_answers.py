@@ -42,6 +42,14 @@ def test_answers_without_a_verdict_or_a_number_are_counted_everywhere(judge: dic
         assert text.count("3 without a number") == 2, "beside the win rates and what the judge is worth"
 
 
+@pytest.mark.parametrize(("num", "said"), [(1, "1 prompt without"), (40, "40 prompts without"), (0, None)])
+def test_slices_say_how_many_prompts_they_leave_out(num: int, said: str | None, tmp_path: Path) -> None:
+    rate = {"value": 0.5, "ci95": [0.4, 0.6], "n": 9}
+    slices = {"slices": [{"grouping": "topic", "name": "a", "rate": rate}], "worst": None, "num_without_outcome": num}
+    for text in shown(judged(win("base", 0.8), answer_slices=slices), tmp_path)[:2]:
+        assert (f"Left out: {said} a verdict." in text) if said else ("Left out" not in text)
+
+
 def test_numbers_that_are_missing_among_the_pairs_alone_are_said_too(tmp_path: Path) -> None:
     for text in shown(judged(win("base", 0.8), judges={"rule": RM}), tmp_path):
         assert "rule: 3 without a number." in text

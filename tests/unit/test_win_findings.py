@@ -157,6 +157,17 @@ def test_a_contestant_of_which_nothing_was_read_is_not_beaten(unread: int) -> No
     assert "Not a finite number" not in texts(findings, "bad")
 
 
+def test_a_judge_without_any_verdict_is_told_as_one_and_not_by_numbers() -> None:
+    nothing = {**entry(float("nan"), float("nan"), float("nan")), "n": 0, "n_prompts": 0}
+    silent = {**standing(0.0), "kappa": nothing, "agreement": nothing, "unread": 24}
+    blank = {**win("base", 0.5), **nothing, "unread": 40, "ties": 0, "adjusted": None}
+    told = {each["finding"]: each["evidence"] for each in judge(judged(blank, judges={"rule": silent}))[1]}
+    said = "The judge rule gave no verdict on any held-out pair, so nothing tells what it is worth."
+    assert told[said] == "24 of 24"
+    assert told["The judge rule gave no verdict on any answers of tuned and base."] == "40 of 40"
+    assert not any("Too few answers were judged" in each or "not shown to tell" in each for each in told)
+
+
 def test_a_win_that_length_explains_does_not_ship() -> None:
     long = win("base", 0.9, adjusted=entry(0.52, 0.45, 0.59), matched=entry(0.5))
     decision, findings = judge(judged(long, win("guide", 0.9)))

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from prefopt.comparison.ranking import Comparison, Row
 from prefopt.comparison.records import SEED, RunRecord
 from prefopt.evaluation.metrics import COMPARED, RUN_COLUMNS, columns_of
 from prefopt.process.terminal import printable
+from prefopt.reports.render import json_ready
 from prefopt.storage.files import write_text
 
 SETTING = "setting."
@@ -21,7 +22,9 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_csv(comparison: Comparison, path: Path) -> None:
-    """Writes all runs, ranked ones first; what was not measured is an empty field.
+    """Writes all runs, ranked ones first; what was not measured, or is no finite number, is an empty field.
+
+    Settings that are neither text nor numbers are written as JSON.
 
     `configuration` is the number of the ranking's row that holds all seeds of one configuration. Rank and difference
     belong to that row, all other fields to the run.
@@ -38,10 +41,16 @@ def write_csv(comparison: Comparison, path: Path) -> None:
 def to_json(comparison: Comparison) -> dict[str, object]:
     """Returns what `--json` prints: what runs are ranked by, and the rows of compare.csv.
 
-    A row has no key for what was not measured or does not apply; a number that is not finite is null.
+    A row has no key for what was not measured or does not apply; a metric of a report that is not finite is null.
+    Settings have their own types: true, null and lists are not text.
     """
     rows = [
-        {key: _finite(value) for key, value in row.items() if value not in (None, "")} for row in _rows(comparison)
+        {
+            key: value if isinstance(value, str) else json_ready(value)
+            for key, value in row.items()
+            if key.startswith(SETTING) or value not in (None, "")
+        }
+        for row in _rows(comparison)
     ]
     return {"ranked_by": comparison.metric.key, "runs": rows}
 
@@ -56,13 +65,14 @@ def _rows(comparison: Comparison) -> Iterator[dict[str, object]]:
         yield _facts(run, settings)
 
 
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not isfinite(value) else value
-
-
 def _inert(row: dict[str, object]) -> dict[str, object]:
     """Makes a row harmless: a spreadsheet takes no cell for a formula, and a terminal no cell for a command."""
-    return {printable(key): _inert_text(value) if isinstance(value, str) else value for key, value in row.items()}
+    cells = {printable(key): _plain(value) if key.startswith(SETTING) else _known(value) for key, value in row.items()}
+    return {key: _inert_text(value) if isinstance(value, str) else value for key, value in cells.items()}
+
+
+def _known(value: object) -> object:
+    return "" if isinstance(value, float) and not isfinite(value) else value
 
 
 def _inert_text(text: str) -> str:
@@ -85,12 +95,13 @@ def _settings(comparison: Comparison) -> list[str]:
 
 def _measured(runs: list[RunRecord]) -> list[str]:
     """The columns of metrics in which at least one run has a number."""
-    has = {key for run in runs for key, value in _numbers(run).items() if value is not None}
+    has = {key for run in runs for key, value in _numbers(run).items() if value is not None and isfinite(value)}
     return [column for metric in COMPARED for column in columns_of(metric.key) if column in has]
 
 
 def _numbers(run: RunRecord) -> dict[str, float | None]:
-    return {
+    """The columns of a run's metrics; NaN for a metric that is no finite number."""
+    return dict.fromkeys(run.not_finite, nan) | {
         column: value
         for key, measure in run.metrics.items()
         for column, value in zip(columns_of(key), (measure.value, measure.low, measure.high, measure.n), strict=True)
@@ -108,7 +119,7 @@ def _facts(run: RunRecord, settings: list[str]) -> dict[str, object]:
         "measured_at_step": run.measured_at,
         "message": run.message,
     }
-    facts |= {f"{SETTING}{key}": _plain(run.settings[key]) for key in settings if key in run.settings}
+    facts |= {f"{SETTING}{key}": run.settings[key] for key in settings if key in run.settings}
     return facts | _numbers(run)
 
 

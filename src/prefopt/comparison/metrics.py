@@ -59,6 +59,16 @@ def from_report(report: Mapping[str, object]) -> dict[str, Measure]:
     return _with_length({key: value for key, value in found.items() if value is not None}, base, tuned)
 
 
+def not_finite_in(report: Mapping[str, object]) -> frozenset[str]:
+    """Returns the keys of the metrics that report.json holds as measured on examples, but as no finite number."""
+    entries = {metric.key: _at(report, metric.path) for metric in COMPARED if metric.path}
+    return frozenset(
+        key
+        for key, entry in entries.items()
+        if isinstance(entry, Mapping) and entry.get("n") and entry.get("value", 0) is None
+    )
+
+
 def from_summary(summary: Mapping[str, object]) -> dict[str, Measure]:
     """Returns the metrics in W&B's summary, which has values without intervals."""
     found = {metric.key: _measure(summary.get("/".join(metric.path))) for metric in COMPARED if metric.path}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.comparison.log import Log, from_rows, parse_log
-from prefopt.comparison.metrics import from_line, from_report, speed_of
+from prefopt.comparison.metrics import from_line, from_report, not_finite_in, speed_of
 from prefopt.comparison.outcomes import FILE as PAIRS
 from prefopt.comparison.outcomes import read_outcomes
 from prefopt.comparison.records import DONE, NOT_BEGUN, RUNNING, Measure, Mode, Outcomes, RunRecord, WandbPlace, Wins
@@ -111,6 +111,7 @@ def read_run(place: Place, max_points: int) -> RunRecord:
         step=log.last_step,
         settings=settings,
         metrics=metrics,
+        not_finite=not_finite_in(report),
         measured_at=measured_at,
         has_report=bool(report),
         decision=None if decision is None else decision.word,

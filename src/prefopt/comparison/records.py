@@ -115,6 +115,7 @@ class RunRecord:
         step: The last logged step.
         settings: Dotted name -> value; for a run that has not begun, only the settings that its sweep changes.
         metrics: Key of `METRICS` -> value.
+        not_finite: Keys of those that its report holds as no finite number; they are not in `metrics`.
         measured_at: None if `metrics` come from the report, else the step of their held-out evaluation.
         has_report: Whether `metrics` come from a readable report.json (W&B: from the summary of a finished run).
         decision: Decision of the report: ship, do_not_ship or undecided.
@@ -137,6 +138,7 @@ class RunRecord:
     step: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Measure] = field(default_factory=dict)
+    not_finite: frozenset[str] = frozenset()
     measured_at: int | None = None
     has_report: bool = False
     decision: str | None = None

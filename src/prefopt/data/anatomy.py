@@ -47,6 +47,8 @@ class Anatomy:
     sequences: list[TokenSequence]
     fate: str
     """Why training does not use the row, with the setting that decides; empty if it does."""
+    is_refused: bool
+    """Such a row ends the training; else it is left out."""
     form: str = ""
     """What other rows have decided about the form of this one; empty if nothing."""
 
@@ -74,7 +76,7 @@ def dissect(
     turns = Turns.of(rows, tokenizer, config)
     (made,) = turns.make([record])
     (treated,) = treat_control_tokens([made], ControlTokens(tokenizer), config.on_control_token).records
-    fate = _fate_of_defects(treated, config) or _fate_of_length(treated, tokenizer, config, loss_on)
+    fate, decided = _fate_of_defects(treated, config) or _fate_of_length(treated, tokenizer, config, loss_on)
     whole = _tokenize(treated, tokenizer, NO_LIMIT, loss_on, OnLongCompletion.truncate)
     if whole.notes.num_equal_skipped:  # only pairs whose sides differ are tokenised
         whole = _tokenize(_with_another_rejected(treated), tokenizer, NO_LIMIT, loss_on, OnLongCompletion.truncate)
@@ -83,7 +85,8 @@ def dissect(
     else:
         (row,) = whole.dataset
     sequences = _of_pair(row, config.max_length) if "prompt_ids" in row else _of_example(row, config.max_length)
-    return Anatomy(record.source, sequences, fate, _describe_form(record, turns))
+    is_refused = decided == OnBadRow.refuse.name
+    return Anatomy(record.source, sequences, fate, is_refused, _describe_form(record, turns))
 
 
 def _describe_form(record: Record, turns: Turns) -> str:
@@ -118,26 +121,35 @@ def _tokenize(
     return tokenize_pairs([record], tokenizer, **limits)
 
 
-def _fate_of_defects(record: Record, config: DataConfig) -> str:
+def _fate_of_defects(record: Record, config: DataConfig) -> tuple[str, str] | None:
+    """Returns why the row is not used, and what the setting says that decides; None if it has no defect."""
     if is_empty(record):
-        return f"a completion is empty (data.on_empty={config.decide('on_empty').name})"
+        return _decided("a completion is empty", "on_empty", config)
     if is_identical(record):
-        return f"chosen and rejected are equal (data.on_identical={config.decide('on_identical').name})"
-    return ""
+        return _decided("chosen and rejected are equal", "on_identical", config)
+    return None
 
 
-def _fate_of_length(record: Record, tokenizer: "PreTrainedTokenizerBase", config: DataConfig, loss_on: LossOn) -> str:
+def _decided(found: str, switch: str, config: DataConfig) -> tuple[str, str]:
+    decided = config.decide(switch).name
+    return f"{found} (data.{switch}={decided})", decided
+
+
+def _fate_of_length(
+    record: Record, tokenizer: "PreTrainedTokenizerBase", config: DataConfig, loss_on: LossOn
+) -> tuple[str, str]:
+    """Returns as `_fate_of_defects`; two empty texts if the row is used."""
     setting = config.on_long_completion
     on_long = OnLongCompletion.skip if setting is OnLongCompletion.refuse else setting
     notes: TokenizeNotes = _tokenize(record, tokenizer, config.max_length, loss_on, on_long).notes
     if notes.num_long_prompt_skipped:
-        filled = f"the prompt alone fills data.max_length={config.max_length}"
-        return f"{filled} (data.on_long_prompt={config.decide('on_long_prompt').name})"
+        return _decided(f"the prompt alone fills data.max_length={config.max_length}", "on_long_prompt", config)
     if notes.num_long_completion_skipped:
-        return f"longer than data.max_length={config.max_length} (data.on_long_completion={setting.name})"
+        found = f"longer than data.max_length={config.max_length} (data.on_long_completion={setting.name})"
+        return found, setting.name
     if notes.num_equal_skipped:
-        return f"the tokens of chosen and rejected are equal up to data.max_length={config.max_length}"
-    return ""
+        return f"the tokens of chosen and rejected are equal up to data.max_length={config.max_length}", ""
+    return "", ""
 
 
 def _of_pair(row: dict[str, Any], max_length: int) -> list[TokenSequence]:

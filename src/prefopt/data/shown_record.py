@@ -11,6 +11,7 @@ from prefopt.config.mixture import parts_of, paths_of
 from prefopt.config.schema import DataConfig
 from prefopt.data.as_chat import Chats
 from prefopt.data.bad_rows import BadRows, require_usable
+from prefopt.data.defects import drop_defects
 from prefopt.data.files import find_numbers, find_place
 from prefopt.data.labels import Labels
 from prefopt.data.loading import agree_among, read_rows, select_usable
@@ -80,6 +81,8 @@ def read_record(config: DataConfig, *, kind: Kind, row: int | str) -> ShownRecor
     if num_pairs > 1:
         remarks.append(f"the row makes {num_pairs} pairs (data.pairs={PairChoice.all.value}); this is the first")
     remarks += [f"data.{split}: {line}" for split, each in read.items() for line in tell_columns(each.notes)]
+    for split, result in read.items():
+        drop_defects(result.records, bad[split], result.notes)  # adds them to the bad ones
     remarks += [line for each in bad.values() for line in _tell_refused(each)]
     try:
         made = Chats.of(config).make(record)

@@ -103,7 +103,7 @@ def check_answers(
     }
     found, failures = {}, {}
     for config in configs:
-        logger.info("evaluation: %s checks %d answers of each contestant", config.name, len(asked))
+        logger.info("evaluation: %s checks each contestant's answers to %d prompts", config.name, len(asked))
         try:
             (task,) = build_tasks([config], TaskContext(trained, bootstrap.seed))
             checked = {name: task.check(each) for name, each in given_to.items()}
@@ -115,6 +115,7 @@ def check_answers(
     return found, failures
 
 
+@np.errstate(over="ignore", invalid="ignore")  # numbers too large to be added up become a finding
 def sum_up_checks(
     checked: Mapping[str, Checked], prompts: Prompts, bootstrap: Bootstrap, kind: str = ""
 ) -> TaskResult:

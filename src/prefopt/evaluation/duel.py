@@ -21,6 +21,7 @@ from prefopt.data.split import prompt_keys
 from prefopt.evaluation.asked import Asked, read_trained
 from prefopt.evaluation.contestants import Contestant
 from prefopt.evaluation.evidence import digest_model, gather
+from prefopt.evaluation.in_words import list_names
 from prefopt.evaluation.material import (
     Material,
     Split,
@@ -251,9 +252,7 @@ def _describe_comparison(duel: _Duel, setting: str, num: int) -> dict[str, Any]:
     others = [name for name in models if name != TUNED]
     config, split = duel.config, setting.partition(".")[2]
     return {
-        "name": f"{models.get(TUNED) or TUNED} against {' and '.join(others)}"
-        if TUNED in models
-        else ", ".join(others),
+        "name": f"{models.get(TUNED) or TUNED} against {list_names(others)}" if TUNED in models else ", ".join(others),
         "tuned": models.get(TUNED),
         "model": config.model.path,
         "seed": config.run.seed,

@@ -24,6 +24,7 @@ VERSION = 1
 TIMEOUT_S = 120.0
 FEWEST_IN_KEY = 8
 """Characters of a key; shorter words stand in place of one."""
+KEPT = " Replies that came are kept: the next evaluation asks for the others only."
 NO_KEYS = ("not-needed", "not_needed", "no-key-required", "lm-studio", "placeholder", "undefined", "anything")
 """Longer words that do."""
 
@@ -80,6 +81,7 @@ class Endpoint:
         self._max_requests, self._concurrency, self._timeout_s = max_requests, concurrency, timeout_s
         self._send = _connect(where, self.url, self._key, timeout_s)
         self._lock = threading.Lock()
+        self._has_kept = False  # a reply that came
         self.num_sent = self.num_kept = 0
         """Requests that were sent, repeated ones included; and replies that came from the cache."""
 
@@ -170,8 +172,8 @@ class Endpoint:
         found = f"{fault.found}{self._say_key() if fault.is_about_key else ''}"
         remedy = fault.remedy.format(model=self.model, url=self.url, where=self._where.rstrip(":"))
         text = f"{self._where} {self.url}: {found}{patience.tried}. {remedy}"
-        if self.num_sent > 1:
-            text += " Replies that came are kept: the same command asks for the others only."
+        if self._has_kept:
+            text += KEPT
         return UserError(self._hide_key(text))
 
     def _hide_key(self, text: str) -> str:
@@ -186,7 +188,8 @@ class Endpoint:
             raise UserError(
                 f"{self._where} {num_needed:,} requests are needed, and {num_left:,} of max_requests="
                 f"{self._max_requests} are left. None of them was sent. Set max_requests to "
-                f"{self.num_sent + num_needed} or more, or compare fewer answers."
+                f"{self.num_sent + num_needed} or more, or compare fewer answers. That is for what is asked until "
+                "here: a judge reads held-out pairs first, and then the answers of each two contestants."
             )
 
     def _spend(self) -> None:
@@ -195,7 +198,7 @@ class Endpoint:
             if self.num_sent >= self._max_requests:
                 raise UserError(
                     f"{self._where} all {self._max_requests:,} requests of max_requests are spent, as some had to be "
-                    "repeated. Replies that came are kept: the same command asks for the others only."
+                    f"repeated.{KEPT}"
                 )
             self.num_sent += 1
 
@@ -223,6 +226,7 @@ class Endpoint:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {"url": self.url, "model": self.model, **asdict(reply)})
+            self._has_kept = True
         except OSError as error:
             logger.warning("%s a reply is not kept, and asked for again next time: %s", self._where, describe(error))
 

@@ -1,13 +1,14 @@
 """What the numbers of a report say, each finding with its evidence."""
 
 from dataclasses import replace
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from prefopt.config.limits import LimitsConfig
 from prefopt.config.schema import EvaluationConfig
 from prefopt.evaluation.decision import LEVELS, Decision, Finding, Gain, decide
 from prefopt.evaluation.gains import find_gains, find_lack
+from prefopt.evaluation.in_words import LOG_PROB, PER_TOKEN, PERCENT, POINTS, WHOLE, tell, tell_n, tell_value
 from prefopt.evaluation.looks import judge_looks
 from prefopt.evaluation.metrics import (
     ACCURACY,
@@ -78,12 +79,12 @@ def _preference(held_out: HeldOut, gains: list[Gain], settings: EvaluationConfig
         return []  # the latter is named among the numbers that are not finite
     gain = found.estimate
     base, tuned = held_out.model(BASE).get(ACCURACY), held_out.models[TUNED][ACCURACY]
-    known = [f"base {_percent(base)}"] if base else []
-    known += [f"tuned {_percent(tuned)}", f"gain {_points(gain)}"]
+    known = [f"base {tell(base, PERCENT)}"] if base else []
+    known += [f"tuned {tell(tuned, PERCENT)}", f"gain {tell(gain, POINTS)}"]
     known += [] if held_out.p_value is None else [f"p = {held_out.p_value:.2g}"]
-    evidence = f"{', '.join(known)}, {_num(gain)}"
+    evidence = f"{', '.join(known)}, {tell_n(gain)}"
     doubts = [*found.obstacles, *_rules_that_may_do(held_out)]
-    obstacles = [Finding("warning", text, f"{_rules(held_out)}; tuned {_percent(tuned)}") for text in doubts]
+    obstacles = [Finding("warning", text, f"{_rules(held_out)}; tuned {tell(tuned, PERCENT)}") for text in doubts]
     if not found.has_prompts(settings.min_prompts):
         text = "Held-out pairs show a gain, but of" if gain.low > 0 else "The held-out pairs are of"
         few = f"{text} too few prompts to judge by; {settings.min_prompts} are the least."
@@ -119,7 +120,7 @@ def _rules_that_may_do(held_out: HeldOut) -> list[str]:
 
 def _rules(held_out: HeldOut) -> str:
     rules = held_out.baselines or {}
-    return ", ".join(f"{name.replace('_', ' ')} {_percent(rule)}" for name, rule in rules.items())
+    return ", ".join(f"{name.replace('_', ' ')} {tell(rule, PERCENT)}" for name, rule in rules.items())
 
 
 def _power(held_out: HeldOut) -> str:
@@ -138,8 +139,8 @@ def _loss(held_out: HeldOut, gains: list[Gain], settings: EvaluationConfig) -> l
     if found is None or change is None:
         return []
     base, tuned = (held_out.model(name).get(LOSS) for name in (BASE, TUNED))
-    known = [f"{name} {each.value:z.3f}" for name, each in (("base", base), ("tuned", tuned)) if each]
-    evidence = f"loss per token: {', '.join([*known, f'change {_interval(change)}'])}, {_num(change)}"
+    known = [f"{name} {tell_value(each, PER_TOKEN)}" for name, each in (("base", base), ("tuned", tuned)) if each]
+    evidence = f"loss per token: {', '.join([*known, f'change {tell(change, PER_TOKEN)}'])}, {tell_n(change)}"
     if not found.has_prompts(settings.min_prompts):
         text = f"There are too few held-out prompts to judge by; {settings.min_prompts} are the least."
         return [Finding("warning", text, evidence)]
@@ -191,12 +192,8 @@ def _ruin(report: Report, limits: LimitsConfig) -> list[Finding]:
     measured = perplexity.get("ratio"), kl if isinstance(kl, Estimate) else None
     is_sure = [_is_sure(side, drifted) for side, drifted in zip(measured, _drifted(limits), strict=True)]
     if (ratio >= limits.ruined_perplexity_ratio and is_sure[0]) or (nats >= limits.ruined_kl_per_token and is_sure[1]):
-        tuned = report.held_out.model(TUNED).get(ACCURACY)
-        despite = (
-            f", although it ranks {_percent(tuned)} of held-out pairs right" if tuned and isfinite(tuned.value) else ""
-        )
         advice = "Train less, lower optim.learning_rate, or raise algorithm.beta."
-        return [Finding("bad", f"The model was ruined{despite}. {advice}", evidence)]
+        return [Finding("bad", f"The model was ruined{_despite(report.held_out)}. {advice}", evidence)]
     if not 1 / limits.drifted_perplexity_ratio < ratio < limits.drifted_perplexity_ratio or (
         abs(nats) >= limits.drifted_kl_per_token
     ):
@@ -207,6 +204,14 @@ def _ruin(report: Report, limits: LimitsConfig) -> list[Finding]:
     unknown = [name for name, side in zip(("neutral text", "KL"), measured, strict=True) if side is None]
     as_far = f", as far as was measured: {unknown[0]} was not" if unknown else ""
     return [Finding("info", f"The model stayed close to its base{as_far}.", evidence)]
+
+
+def _despite(held_out: HeldOut) -> str:
+    """Says what a ruined model does well all the same: it ranks more pairs right than chance, or than its base."""
+    base, tuned = (held_out.model(name).get(ACCURACY) for name in (BASE, TUNED))
+    if tuned is None or not (tuned.value > 0.5 or (base is not None and tuned.value > base.value)):
+        return ""
+    return f", although it ranks {tell(tuned, PERCENT)} of held-out pairs right"
 
 
 def _unmeasured(report: Report, *, has_gains: bool) -> list[Finding]:
@@ -263,12 +268,14 @@ def _overfitting(report: Report, settings: EvaluationConfig) -> list[Finding]:
         assert isinstance(gap, Estimate)
         is_loss = name == LOSS
         what, limit = ("demonstrations", limits.overfitting_loss_gap) if is_loss else ("pairs", limits.overfitting_gap)
-        shown = (_interval, _interval) if is_loss else (_percent, _points)
-        evidence = f"{name}: train {shown[0](train)}, held-out {shown[0](held_out)}, gap {shown[1](gap)}"
+        shown = (PER_TOKEN, PER_TOKEN) if is_loss else (PERCENT, POINTS)
+        evidence = (
+            f"{name}: train {tell(train, shown[0])}, held-out {tell(held_out, shown[0])}, gap {tell(gap, shown[1])}"
+        )
         num = held_out.n if held_out.num_prompts is None else held_out.num_prompts
         if (num or 0) < settings.min_prompts and gap.low > 0:
             text = f"Better on the {what} it was trained on, as far as so few held-out {what} tell."
-            return [Finding("info", text, f"{evidence}, {_num(held_out)}")]
+            return [Finding("info", text, f"{evidence}, {tell_n(held_out)}")]
         if is_other and gap.low > 0:
             text = f"Better on the {what} it was trained on than on these: other data than the run's own may differ."
             return [Finding("info", text, evidence)]
@@ -292,10 +299,10 @@ def _overfitting(report: Report, settings: EvaluationConfig) -> list[Finding]:
 def _displacement(block: Estimates | None, limits: LimitsConfig) -> list[Finding]:
     if block is None or CHOSEN not in block or REJECTED not in block:
         return []
-    chosen, rejected = block[CHOSEN].value, block[REJECTED].value
-    evidence = f"log-prob per token: chosen {chosen:+z.2f}, rejected {rejected:+z.2f}, n = {block[CHOSEN].n}"
-    if not chosen < -limits.displaced_per_token:
+    chosen, rejected = (tell_value(block[key], LOG_PROB) for key in (CHOSEN, REJECTED))
+    if not -inf < block[CHOSEN].value < -limits.displaced_per_token:
         return []
+    evidence = f"log-prob per token: chosen {chosen}, rejected {rejected}, n = {block[CHOSEN].n}"
     return [
         Finding(
             "warning",
@@ -315,19 +322,21 @@ def _answers(drift: dict[str, Estimate | Estimates], limits: LimitsConfig) -> li
     if _are_measured(length):
         ratio = length[TUNED].value / max(length[BASE].value, 1.0)
         if not 1 / limits.length_ratio < ratio < limits.length_ratio:
-            evidence = f"tokens per answer: base {_interval(length[BASE], 0)}, tuned {_interval(length[TUNED], 0)}"
+            evidence = f"tokens per answer: base {tell(length[BASE], WHOLE)}, tuned {tell(length[TUNED], WHOLE)}"
             text = f"Answers are {ratio:.1f} times as long as before."
             remedy = (
                 "Answers of about the same length as before: pairs in which length says nothing, or less training."
             )
             findings.append(Finding("warning", text, evidence, is_severe=True, remedy=remedy))
     if _are_measured(finished) and finished[BASE].value - finished[TUNED].value > limits.unfinished_rise:
-        evidence = f"ended by themselves: base {_percent(finished[BASE])}, tuned {_percent(finished[TUNED])}"
+        evidence = f"ended by themselves: base {tell(finished[BASE], PERCENT)}, tuned {tell(finished[TUNED], PERCENT)}"
         text = "More answers run into the length limit than before."
         remedy = "Answers that end: a larger evaluation.max_new_tokens tells whether they do so later."
         findings.append(Finding("warning", text, evidence, is_severe=True, remedy=remedy))
     if _are_measured(repetition) and repetition[TUNED].value - repetition[BASE].value > limits.repetition_rise:
-        evidence = f"repeated 4-grams: base {_percent(repetition[BASE])}, tuned {_percent(repetition[TUNED])}"
+        evidence = (
+            f"repeated 4-grams: base {tell(repetition[BASE], PERCENT)}, tuned {tell(repetition[TUNED], PERCENT)}"
+        )
         if difference(repetition[TUNED], repetition[BASE]).low > 0:
             findings.append(Finding("bad", "The model repeats itself.", evidence))
         else:
@@ -359,30 +368,3 @@ def _sides(drift: dict[str, Estimate | Estimates], key: str) -> Estimates:
     """Returns a metric of drift by contestant; empty if it was not measured."""
     found = drift.get(key)
     return found if isinstance(found, dict) else {}
-
-
-def _num(found: Estimate) -> str:
-    """The number of examples, and of their prompts where these are fewer: `n = 132 of 66 prompts`."""
-    prompts = found.num_prompts
-    return f"n = {found.n}" + (
-        f" of {prompts} prompt{'' if prompts == 1 else 's'}" if prompts not in (None, found.n) else ""
-    )
-
-
-def _percent(found: Estimate) -> str:
-    return f"{100 * found.value:z.1f} %" + _bounds(found, 100, 1)
-
-
-def _points(found: Estimate) -> str:
-    return f"{100 * found.value:+z.1f} points" + _bounds(found, 100, 1, "+")
-
-
-def _interval(found: Estimate, digits: int = 3) -> str:
-    return f"{found.value:z.{digits}f}" + _bounds(found, 1, digits)
-
-
-def _bounds(found: Estimate, scale: float, digits: int, sign: str = "") -> str:
-    """The interval in brackets; that there is none, if there are too few prompts for one."""
-    if not found.has_interval:
-        return " [no interval]"
-    return f" [{scale * found.low:{sign}z.{digits}f}, {scale * found.high:{sign}z.{digits}f}]"

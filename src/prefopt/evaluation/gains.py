@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
-from math import ceil, inf, isfinite, sqrt
+from math import ceil, inf, isfinite, isnan, sqrt
 
 from prefopt.config.schema import EvaluationConfig
 from prefopt.data.intervals import Z_95
@@ -96,6 +96,8 @@ def _needed_answers(name: str, task: TaskResult, other: str, settings: Evaluatio
     """Says how many prompts would show the measured gain in a task, how large a one these show, or what is missing."""
     gain, least, z = widen(task.gains[other], looked_at), _least_of(task, settings), z_among(looked_at)
     num = gain.num_prompts or gain.n or 0
+    if num and not isfinite(gain.value):
+        return ""
     if not num and task.num_without_reference:
         return f"Chosen answers in the held-out data with which the task {name} can compare."
     if not num or (num >= settings.min_prompts and not gain.has_interval):
@@ -217,7 +219,7 @@ def _needed_wins(found: WinRate, settings: EvaluationConfig, looked_at: int) -> 
         more = _more_answers(answered, settings.min_prompts, settings)
         return f"Answers to at least {settings.min_prompts} held-out prompts instead of {num}: {more}."
     over = gain.value - settings.min_gain
-    if gain.low > settings.min_gain:
+    if gain.low > settings.min_gain or isnan(over):
         return ""
     spread = max(found.discordant / 4 - gain.value**2, 1 / num)
     if over <= 0:

@@ -128,7 +128,7 @@ def judge_contestants(
     failures: dict[str, str] = {}
     digests: dict[str, str] = {}
     for judge in judges:
-        logger.info("evaluation: %s judges %d answers of each contestant", judge.name, len(prompts))
+        logger.info("evaluation: %s judges each contestant's answers to %d prompts", judge.name, len(prompts))
         try:
             standing = try_judge(judge, labelled, of_labelled) if labelled else None
             met = [(a, b, judge_answers(judge, prompts, answers[a], answers[b])) for a, b in _pairings(list(answers))]

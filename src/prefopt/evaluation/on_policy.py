@@ -65,6 +65,16 @@ class Counts:
         held_out = f"; {self.num_held_out:,} more are held out and were not asked" if self.num_held_out else ""
         return f"{self.num_prompts:,} prompts: {self.num_pairs:,} pairs, {left_out} ({cut}){held_out}"
 
+    def remedy(self) -> str:
+        """Returns what would give pairs, by what took most prompts or answers, as a sentence."""
+        if 2 * self.num_cut > self.num_answers:
+            return "Most answers were cut at the limit: a larger evaluation.max_new_tokens lets them end."
+        if 2 * self.num_unread > self.num_prompts:
+            return "The judge gave hardly any verdict: another one in evaluation.judges may."
+        if 2 * self.num_tied > self.num_prompts:
+            return "The judge finds most answers equal: another one in evaluation.judges may not."
+        return "More samples of each prompt may differ more, and another judge may tell them apart."
+
 
 def sample_answers(config: TrainConfig, records: Sequence[Record], num_samples: int) -> list[list[Answer]]:
     """Returns sampled answers of `model` to the prompts of records: for each, `num_samples`.

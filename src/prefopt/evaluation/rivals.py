@@ -12,7 +12,7 @@ from prefopt.data.records import Record
 from prefopt.data.rendering import NoChatTemplateError
 from prefopt.evaluation.prompting import Prefix, as_messages, encode_prompts
 from prefopt.models.limits import Limits
-from prefopt.models.load import load_tokenizer
+from prefopt.models.load import load_tokenizer, naming
 from prefopt.process.errors import UserError
 from prefopt.process.paths import is_local, resolve
 
@@ -103,10 +103,8 @@ def build_rival(
         return Rival(wanted, None, messages=[as_messages(record, prefix) for record in records])
     model, is_run = find_model(wanted, config.model)
     if model is not None:
-        try:
+        with naming(f"{SETTING}: {wanted.name}:"):
             tokenizer, limits = load_tokenizer(model), Limits.of(model)
-        except UserError as error:
-            raise UserError(f"{SETTING}: {wanted.name}: {error}") from error
     try:
         prompts = encode_prompts(records, prefix, tokenizer, config.data)
     except NoChatTemplateError as error:

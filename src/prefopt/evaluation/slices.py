@@ -113,9 +113,9 @@ def find_slices(rates: NDArray[np.bool_] | Floats, groupings: Mapping[str, Seque
     parts: list[tuple[str, str, NDArray[np.bool_]]] = []
     for grouping, names in groupings.items():
         assert len(names) == num, f"{grouping} names the group of each prompt"
-        folded = np.array(fold_tags([name for name, known in zip(names, is_known, strict=True) if known]), object)
-        groups = dict.fromkeys(folded.tolist())
-        parts += [(grouping, name, folded == name) for name in groups if len(groups) > 1]
+        folded = fold_tags([name for name, known in zip(names, is_known, strict=True) if known])
+        groups = dict.fromkeys(folded)
+        parts += [(grouping, name, are_equal(folded, name)) for name in groups if len(groups) > 1]
     if not parts:
         return Slices((), int((~is_known).sum()))
     members = np.stack([mask for _, _, mask in parts])
@@ -127,6 +127,11 @@ def find_slices(rates: NDArray[np.bool_] | Floats, groupings: Mapping[str, Seque
     order = list(groupings)
     found.sort(key=lambda each: (order.index(each.grouping), each.rate.value, each.name))
     return Slices(tuple(found), int((~is_known).sum()))
+
+
+def are_equal(names: Sequence[str], name: str) -> NDArray[np.bool_]:
+    """Returns which names are this one, shape (names,); numpy's own comparison leaves out a NUL at the end."""
+    return np.array([each == name for each in names], bool)
 
 
 def _slice(grouping: str, name: str, rates: Floats, mask: NDArray[np.bool_], p_value: float | None) -> Slice:
@@ -187,10 +192,17 @@ def by_length(prompts: Sequence[str]) -> list[str]:
     bounds = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75], method="lower"))
     places = np.searchsorted(bounds, lengths, side="left")
     names = {
-        place: f"{lengths[places == place].min()} to {lengths[places == place].max()} characters"
+        place: _name_lengths(int(lengths[places == place].min()), int(lengths[places == place].max()))
         for place in np.unique(places).tolist()
     }
     return [names[place] for place in places.tolist()]
+
+
+def _name_lengths(least: int, most: int) -> str:
+    """Returns the name of a group of lengths: `12 to 40 characters`, `41 characters`."""
+    if least == most:
+        return "1 character" if least == 1 else f"{least} characters"
+    return f"{least} to {most} characters"
 
 
 def by_script(texts: Sequence[str]) -> list[str]:

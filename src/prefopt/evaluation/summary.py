@@ -39,6 +39,7 @@ from prefopt.evaluation.metrics import OF_PAIRS as PREFERENCE_ROWS
 from prefopt.evaluation.report import AnswersEstimate, Estimates, Gap, HeldOut
 from prefopt.evaluation.sampling import Answer
 from prefopt.evaluation.scoring import PairScores, Scores
+from prefopt.evaluation.slices import are_equal
 from prefopt.evaluation.statistics import (
     Bootstrap,
     Estimate,
@@ -165,7 +166,7 @@ class Summary:
         self.base = base if base.failure is None else Measured(None, None, None, None, None, [], [])
         self.models = {BASE: self.base, **{name: each for name, each in measured.items() if name != BASE}}
         self.material, self.sources = material, material.sources
-        self.groupings = [np.array(names) for names in (material.slices, material.tags)]
+        self.groupings = (material.slices, material.tags)
         self.beta = beta
         self.bootstrap = bootstrap
 
@@ -195,11 +196,12 @@ class Summary:
         """Held-out metrics of each part of a mixture and of each tag, in the order of the first example of each."""
         if self.base.held_out_pairs is None and self.base.held_out_rows is None:
             return []
-        return [
-            {"name": name, "n": int((names == name).sum()), **self._of_slice(np.flatnonzero(names == name))}
-            for names in self.groupings
-            for name in dict.fromkeys(names.tolist())
-        ]
+        found = []
+        for names in self.groupings:
+            for name in dict.fromkeys(names):
+                rows = np.flatnonzero(are_equal(names, name))
+                found.append({"name": name, "n": len(rows), **self._of_slice(rows)})
+        return found
 
     def _of_slice(self, rows: NDArray[np.int64]) -> dict[str, Any]:
         """Metrics of some held-out examples: of preference pairs, or the loss of demonstrations."""

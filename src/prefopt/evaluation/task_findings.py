@@ -1,9 +1,12 @@
 """What tasks, the regression suite and slices say of the tuned model's answers."""
 
+from math import isfinite
+
 from prefopt.config.schema import EvaluationConfig
 from prefopt.evaluation.checked import TaskResult
 from prefopt.evaluation.decision import Finding
 from prefopt.evaluation.gains import untuned_gains
+from prefopt.evaluation.in_words import CHANGE, PERCENT, POINTS, SCORE, list_names, tell, tell_value
 from prefopt.evaluation.metrics import BASE, REGRESSION, TUNED
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.statistics import Estimate
@@ -23,15 +26,19 @@ def judge_tasks(report: Report, settings: EvaluationConfig) -> list[Finding]:
         if name == REGRESSION:
             findings += _on_regression(task, settings)
         else:
+            no_number = _on_no_number(name, task)
             gains = untuned_gains(report, task).items()
-            findings += [_on_task(name, task, other, gain, settings) for other, gain in gains]
+            findings += no_number
+            findings += [
+                _on_task(name, task, other, gain, settings) for other, gain in gains if gain.n or not no_number
+            ]
             findings += _on_missing(name, task, [TUNED, *(other for other, _ in gains)]) if gains else []
     return [*findings, *_on_slices(report), *_on_style(report, settings)]
 
 
 def _on_task(name: str, task: TaskResult, other: str, gain: Estimate, settings: EvaluationConfig) -> Finding:
     """Says whether the tuned model does better in a task than one contestant."""
-    evidence = f"{task.main}: {_sides(task, other)}, change {_change(gain, task)}, n = {gain.n}"
+    evidence = f"{task.main}: {_sides(task, other)}, {_change(gain, task)}"
     least = settings.min_gain if task.is_share else 0.0
     if not gain.has_interval or (gain.num_prompts or 0) < settings.min_prompts:
         text = f"Too few answers to say whether it does better than {other} in {name}; {settings.min_prompts} are the"
@@ -54,18 +61,37 @@ def _on_missing(name: str, task: TaskResult, names: list[str]) -> list[Finding]:
     found = {each: num for each, num in without.items() if num > MOST_UNREAD * task.num_of(each)}
     if not found:
         return []
-    text = f"The task {name} has no value for many answers of {' and '.join(found)}."
+    text = f"The task {name} has no value for many answers of {list_names(found)}."
     evidence = ", ".join(f"{each}: {num} of {task.num_of(each)}" for each, num in found.items())
     remedy = f"A task {name} with a value for every answer: a wrong or an odd answer gets false or 0, and not none."
     return [Finding("warning", text, evidence, is_severe=True, remedy=remedy)]
 
 
+def _on_no_number(name: str, task: TaskResult) -> list[Finding]:
+    """Names a task whose main number is none although it was measured, and says why."""
+    main = {each: values[task.main] for each, values in task.values.items() if task.main in values}
+    broken = [each for each, found in main.items() if found.n and not isfinite(found.value)]
+    if broken:
+        text = f"In {name}, {task.main} is not a finite number for {list_names(broken)}."
+        evidence = "the numbers of the answers are too large to be added up"
+        remedy = f"Smaller numbers in {name}, such as at most 1e100: mend what computes them, and measure again."
+        return [Finding("warning", text, evidence, remedy=remedy)]
+    strange = [(task.details.get(each) or {}).get("num_without_label") for each in main]
+    if not strange or not strange[0] or any(found.n for found in main.values()):
+        return []
+    text = f"No held-out answer of the data is one of the labels of {name}, so nothing tells which answers are right."
+    remedy = (
+        f"Labels of {name} as the held-out answers are written: set its labels, or its pattern for where they stand."
+    )
+    return [Finding("warning", text, f"chosen answers without a label: {strange[0]} of {strange[0]}", remedy=remedy)]
+
+
 def _on_regression(task: TaskResult, settings: EvaluationConfig) -> list[Finding]:
     """Says whether the tuned model still answers what its base could: plain questions outside the task."""
     change = task.gains.get(BASE)
-    if change is None:
+    if change is None or not isfinite(change.value):
         return []
-    evidence = f"right: {_sides(task, BASE)}, change {_change(change, task)}, n = {change.n}"
+    evidence = f"right: {_sides(task, BASE)}, {_change(change, task)}"
     if change.high < 0:
         is_bad = change.value <= -settings.min_gain
         text = "It answers plain questions worse than its base: the tuning broke something beside the task."
@@ -86,6 +112,8 @@ def _on_slices(report: Report) -> list[Finding]:
     entry = next(each for each in found["slices"] if all(each[key] == worst[key] for key in ("grouping", "name")))
     text = f"Its answers do worst where {worst['grouping']} is {worst['name']}."
     rate = entry["rate"]["value"]
+    if rate is None or not isfinite(rate):
+        return []
     evidence = (
         f"win rate {100 * rate:.1f} % of {entry['rate']['n']} prompts, p = {entry['p_value']:.2g} for all slices"
     )
@@ -106,16 +134,10 @@ def _on_style(report: Report, settings: EvaluationConfig) -> list[Finding]:
 
 
 def _sides(task: TaskResult, other: str) -> str:
+    form = PERCENT if task.is_share else SCORE
     sides = [(name, task.values.get(name, {}).get(task.main)) for name in (other, TUNED)]
-    return ", ".join(f"{name} {_value(found, task)}" for name, found in sides if found is not None)
-
-
-def _value(estimate: Estimate, task: TaskResult) -> str:
-    return f"{100 * estimate.value:.1f} %" if task.is_share else f"{estimate.value:.3g}"
+    return ", ".join(f"{name} {tell_value(found, form)}" for name, found in sides if found is not None)
 
 
 def _change(gain: Estimate, task: TaskResult) -> str:
-    value, low, high = gain.value, gain.low, gain.high
-    if task.is_share:
-        return f"{100 * value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
-    return f"{value:+.3g} [{low:+.3g}, {high:+.3g}]"
+    return f"change {tell(gain, POINTS if task.is_share else CHANGE)}, n = {gain.n}"

@@ -3,11 +3,11 @@
 from prefopt.config.schema import EvaluationConfig
 from prefopt.evaluation.decision import Finding, Level
 from prefopt.evaluation.gains import UNREAD, deciding_wins, wins_by
+from prefopt.evaluation.in_words import KAPPA, PERCENT, tell, tell_n
 from prefopt.evaluation.judging import Standing, WinRate
 from prefopt.evaluation.metrics import BASE, TUNED, WIN_RATE
 from prefopt.evaluation.not_finite import WHOLE_BASE
 from prefopt.evaluation.report import Report
-from prefopt.evaluation.statistics import Estimate
 
 BETTER_JUDGE = "A judge that agrees with the data: another one first in evaluation.judges, or more held-out pairs."
 NO_NUMBERS = "The tuned model gives no numbers, so it has no answers."
@@ -32,7 +32,8 @@ def judge_wins(report: Report, settings: EvaluationConfig) -> list[Finding]:
     ]
     findings += [_on_failure(name, why, report) for name, why in (report.failures or {}).items()]
     for found in deciding_wins(report):
-        findings += [_on_win(found, settings), *_on_length(found), *_on_unread(found)]
+        findings += [_on_win(found, settings)] if found.estimate.n else []
+        findings += [*_on_length(found), *_on_unread(found)]
     return findings + _on_other_judges(report, settings, first)
 
 
@@ -52,11 +53,15 @@ def _on_judge(name: str, standing: Standing | None, settings: EvaluationConfig, 
     """Warns of a judge that cannot tell chosen from rejected answers, or whose verdicts hang on the order."""
     if standing is None:
         return []
-    evidence = f"kappa {_number(standing.kappa)}, agreement {percent(standing.agreement)}, {_prompts(standing.kappa)}"
     findings = []
     level: Level
-    if not standing.kappa.low > settings.limits.judge_kappa:
+    kappa, agreement = standing.kappa, standing.agreement
+    if not kappa.low > settings.limits.judge_kappa:
         text = f"The judge {name} is not shown to tell chosen from rejected held-out answers."
+        evidence = f"kappa {tell(kappa, KAPPA)}, agreement {tell(agreement, PERCENT)}, {tell_n(kappa)}"
+        if not kappa.n:
+            text = f"The judge {name} gave no verdict on any held-out pair, so nothing tells what it is worth."
+            evidence = f"{standing.num_unread} of {standing.num_unread}"
         level, remedy = ("warning", BETTER_JUDGE) if is_deciding else ("info", "")
         findings.append(Finding(level, text, evidence, remedy=remedy))
     if standing.consistency < LEAST_CONSISTENT:
@@ -101,8 +106,8 @@ def _on_length(found: WinRate) -> list[Finding]:
         evidence = f"longer on {found.num_longer} of {found.estimate.n} prompts, shorter on {found.num_shorter}"
     else:
         text = f"Length may explain why its answers win against {found.b}: at equal length no win is shown."
-        evidence = f"as they are {percent(found.estimate)}, adjusted for length {percent(found.adjusted)}"
-    evidence += "" if found.matched is None else f", of about equal length {percent(found.matched)}"
+        evidence = f"as they are {tell(found.estimate, PERCENT)}, adjusted for length {tell(found.adjusted, PERCENT)}"
+    evidence += "" if found.matched is None else f", of about equal length {tell(found.matched, PERCENT)}"
     remedy = (
         "Answers of about the same length as before: pairs in which length says nothing, or more held-out prompts."
     )
@@ -136,19 +141,4 @@ def _on_other_judges(report: Report, settings: EvaluationConfig, first: str | No
 def describe_win(found: WinRate) -> str:
     """Returns the evidence of a win rate: `78.0 % [70.1, 84.2], 12 ties, n = 132 (judge: rule)`."""
     ties = f", {found.num_ties} ties" if found.num_ties != 1 else ", 1 tie"
-    return f"win rate {percent(found.estimate)}{ties}, {_prompts(found.estimate)} (judge: {found.judge})"
-
-
-def percent(estimate: Estimate) -> str:
-    """Returns a share with its interval, in percent."""
-    low, high = 100 * estimate.low, 100 * estimate.high
-    return f"{100 * estimate.value:.1f} % [{low:z.1f}, {high:z.1f}]"
-
-
-def _number(estimate: Estimate) -> str:
-    return f"{estimate.value:z.2f} [{estimate.low:z.2f}, {estimate.high:z.2f}]"
-
-
-def _prompts(estimate: Estimate) -> str:
-    num, prompts = estimate.n, estimate.num_prompts
-    return f"n = {num}" if prompts in (None, num) else f"n = {num} of {prompts} prompts"
+    return f"win rate {tell(found.estimate, PERCENT)}{ties}, {tell_n(found.estimate)} (judge: {found.judge})"

@@ -293,6 +293,16 @@ def _readable(path: str, what: str = "") -> Iterator[None]:
         raise UserError(f"model.path={path}{what}: cannot be loaded: {reason}.{_remedy(path, reason)}") from error
 
 
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Lets errors of the model of a judge or a contestant name their setting instead of the run's model."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error).replace("model=hf model.path=", "model: ").replace("model.path=", "model=")
+        raise UserError(f"{where} {text}") from error
+
+
 def _remedy(path: str, reason: str) -> str:
     """Returns a remedy, as the end of an error message, if a hub model cannot be loaded; empty for a local one."""
     if is_local(path):

@@ -1,16 +1,19 @@
 """The page for whoever decides without reading a report: what was asked, how much better, how sure, what broke."""
 
+import re
 from dataclasses import dataclass, field
-from math import ceil, floor, isfinite
+from math import ceil, floor
 from pathlib import PurePath
 from typing import Any
 
 from prefopt.config.algorithms import rows_of
 from prefopt.evaluation.checked import TaskResult
 from prefopt.evaluation.gains import deciding_wins, hardest_win
+from prefopt.evaluation.in_words import list_names
 from prefopt.evaluation.judging import WinRate
 from prefopt.evaluation.metrics import ACCURACY, BASE, REGRESSION, TUNED
 from prefopt.evaluation.report import Report
+from prefopt.evaluation.statistics import Estimate
 from prefopt.reports.charts.balance import balance_chart
 from prefopt.reports.charts.drawing import Figure, is_drawable
 from prefopt.reports.numbers import count, duration, is_broken, is_measured, moment
@@ -42,6 +45,7 @@ PLAIN = {
 TERMS = {
     "Ranks held-out pairs better": "Of two answers by others, it tells the better one more often than before",
     "Held-out demonstrations became likelier": "It finds good answers by others likelier than before",
+    "chosen from rejected": "better from worse",
     "the win rate over": "how often it beats",
     "preference accuracy": "telling the better of two answers",
     "the loss of demonstrations": "how likely it finds good answers",
@@ -54,6 +58,9 @@ TERMS = {
     " prompts": " questions",
 }
 """Term of a reason or a finding -> plain words; the first ones are replaced first."""
+KAPPA = re.compile(r" \(kappa [^)]*\)")
+IN_DOUBT = "The judge {name} is not shown to tell chosen from rejected"
+"""Beginning of the finding on a judge that may not be able to judge."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +136,9 @@ def _asked(report: Report) -> list[str]:
     answered = (report.sample_counts or {}).get("prompts")
     num_asked = answered if best is None else (best.estimate.n or 0) + best.num_unread
     if num_asked:
-        found.append(f"Put to it: {count(num_asked)} questions ({where}).")
+        found.append(f"Put to it: {_num(num_asked, 'question')} ({where}).")
     elif report.held_out.n:
-        found.append(f"Tried on {count(report.held_out.n)} rows ({where}).")
+        found.append(f"Tried on {_num(report.held_out.n, 'row')} ({where}).")
     return [*found, *_unseen(report.overlap or {})]
 
 
@@ -171,7 +178,7 @@ def _describe(name: str, contestant: dict[str, Any]) -> str:
     who = {BASE: "the model before training", TUNED: "the trained model"}.get(str(model), f"another model ({model})")
     told = ["with written instructions"] if contestant.get("system") else []
     num = contestant.get("examples") or 0
-    told += [f"shown {count(num)} example answer{'' if num == 1 else 's'} first"] if num else []
+    told += [f"shown {_num(num, 'example answer')} first"] if num else []
     return ", ".join([who, *told])
 
 
@@ -182,10 +189,20 @@ def _judge(report: Report) -> str:
     if standing is None:
         return f"Judged by {name}; nothing tells how well it judges."
     what = JUDGES.get(str(standing.facts.get("kind")), "a judge")
-    agrees = (
-        f"It agrees with the data on {_of_100(standing.agreement.value)} of 100 pairs whose better answer is known."
-    )
-    return f"Judged by {name}: {what}. {agrees}"
+    return f"Judged by {name}: {what}. {_worth(name, standing.agreement, report)}"
+
+
+def _worth(name: str, agreement: Estimate, report: Report) -> str:
+    """Says how often a judge agrees with the data, and whether that shows that it can judge."""
+    if not is_measured(agreement):
+        return "It gave no verdict on pairs whose better answer is known, so nothing tells how well it judges."
+    num, prompts = agreement.n, agreement.num_prompts
+    share = f"{count(num)} of {_num(num, 'pair')}" if num and agreement.value == 1 else _of(agreement, "pair")
+    of_few = f" (of {_num(prompts, 'question')})" if prompts is not None and prompts != num else ""
+    ties = "" if agreement.value in (0, 1) else ", a tie counting half"
+    agrees = f"It agrees with the data on {share}{of_few} whose better answer is known{ties}"
+    is_in_doubt = any(each["finding"].startswith(IN_DOUBT.format(name=name)) for each in report.verdict or [])
+    return f"{agrees}{'; that does not show that it can tell better answers from worse' if is_in_doubt else ''}."
 
 
 def _better(report: Report) -> list[str]:
@@ -194,8 +211,12 @@ def _better(report: Report) -> list[str]:
     if best is not None:
         others = [each for each in deciding_wins(report) if each is not best]
         found += _tell_win(best, f"{best.b}, its strongest rival" if others else best.b)
-        rates = [f"{_of_100(each.estimate.value)} against {each.b}" for each in others[:MOST_RIVALS]]
-        found += [f"Counted like that, it has {' and '.join(rates)}."] if rates else []
+        rates = [
+            f"{_percent(each.estimate.value)} against {each.b}"
+            for each in others[:MOST_RIVALS]
+            if is_measured(each.estimate)
+        ]
+        found += [f"Counted like that, it has {list_names(rates)}."] if rates else []
     elif report.win_rates:  # no tuned model among the contestants
         judge = report.win_rates[0].judge
         wins = [each for each in report.win_rates if each.judge == judge][:MOST_RIVALS]
@@ -214,24 +235,27 @@ def _tell_win(win: WinRate, rival: str) -> list[str]:
     if not num or not is_measured(estimate):
         return [f"The judge gave no verdict on its answers against those of {rival}."]
     better = round(estimate.value * num - ties / 2)
-    parts = [f"{count(better)} were better than those of {rival}", *([f"{count(ties)} as good"] if ties else [])]
-    counts = f"Of {count(num)} answers, {', '.join(parts)} and {count(num - better - ties)} worse.{unread}"
-    rate = f"That is {_of_100(estimate.value)} of 100{', a tie counting half' if ties else ''}"
+    were = "was" if better == 1 else "were"
+    parts = [f"{count(better)} {were} better than those of {rival}", *([f"{count(ties)} as good"] if ties else [])]
+    counts = f"Of {_num(num, 'answer')}, {', '.join(parts)} and {count(num - better - ties)} worse.{unread}"
+    rate = f"That is {_percent(estimate.value)}{', a tie counting half' if ties else ''}"
     if not estimate.has_interval:
         return [counts, f"{rate}; so few answers do not tell how sure that is."]
     low, high = floor(100 * estimate.low + 1e-9), ceil(100 * estimate.high - 1e-9)  # never narrower than it is
-    return [counts, f"{rate}; the truth most likely lies between {low} and {high}."]
+    return [counts, f"{rate}; the truth most likely lies between {low} % and {high} %."]
 
 
 def _task(name: str, task: TaskResult) -> str:
-    """Says how often base and tuned get a task right; empty if one was not measured."""
+    """Says how well base and tuned do a task, over how many answers; empty if one was not measured."""
     base, tuned = (task.values.get(each, {}).get(task.main) for each in (BASE, TUNED))
     if not is_measured(base) or not is_measured(tuned):
         return ""
     main = task.main.replace("_", " ")
-    if task.is_share:
-        return f"{name} ({main}): {_of_100(tuned.value)} of 100, before training {_of_100(base.value)}."
-    return f"{name} ({main}): {tuned.value:.3g}, before training {base.value:.3g}."
+    write = _percent if task.is_share else "{:.3g}".format
+    after, before = (
+        write(each.value) + (f" over {_num(each.n, 'answer')}" if each.n else "") for each in (tuned, base)
+    )
+    return f"{name} ({main}): {after}, before training {before}."
 
 
 def _ranking(report: Report) -> list[str]:
@@ -240,8 +264,11 @@ def _ranking(report: Report) -> list[str]:
         return (
             ["Which of two answers it prefers is not known: its numbers are not finite."] if is_broken(tuned) else []
         )
-    before = f", before training of {_of_100(base.value)}" if is_measured(base) else ""
-    return [f"Shown a better and a worse answer, it tells which is which of {_of_100(tuned.value)} of 100{before}."]
+    before = f", before training in {_percent(base.value)}" if is_measured(base) else ""
+    pairs = _num(tuned.n, "pair") if tuned.n else "pairs"
+    return [
+        f"Shown {pairs} of a better and a worse answer, it tells which is which in {_percent(tuned.value)}{before}."
+    ]
 
 
 def _figure(report: Report) -> Figure | None:
@@ -250,7 +277,7 @@ def _figure(report: Report) -> Figure | None:
         return None
     estimate = best.estimate
     bounds = (estimate.low, estimate.high) if estimate.has_interval else None
-    words = f"{_of_100(estimate.value)} of 100 answers are better than those of {best.b}, a tie counting half"
+    words = f"{_of(estimate, 'answer')} are better than those of {best.b}, a tie counting half"
     chart = balance_chart(estimate.value, bounds, left="rival better", right="trained model better", description=words)
     caption = "Dot: measured. Bar: where the truth most likely lies. Middle: no difference, a tie counts half."
     return Figure(f"Trained model against {best.b}", caption, chart)
@@ -277,8 +304,8 @@ def _regression(task: TaskResult) -> str:
     base, tuned = (task.values.get(name, {}).get(task.main) for name in (BASE, TUNED))
     if not is_measured(base) or not is_measured(tuned):
         return ""
-    num = f"{count(tuned.n)} plain questions" if tuned.n else "plain questions"
-    return f"Of {num} beside the task, {_of_100(tuned.value)} % are right; before training {_of_100(base.value)} %."
+    num = _num(tuned.n, "plain question") if tuned.n else "plain questions"
+    return f"Of {num} beside the task, {_percent(tuned.value)} are right; before training {_percent(base.value)}."
 
 
 def _cost(report: Report) -> list[str]:
@@ -304,14 +331,21 @@ def _plain(sentence: str) -> str:
             return plain
     for term, plain in TERMS.items():
         sentence = sentence.replace(term, plain)
-    return sentence
+    return KAPPA.sub("", sentence)
 
 
-def _of_100(share: float) -> str:
-    """Formats a share as a number of a hundred, without claiming that none or all of them are."""
-    if not isfinite(share):
-        return "an unknown number"
-    rounded = round(100 * share)
-    if share < 0.005 and share > 0:
-        return "fewer than 1"
-    return "more than 99" if 0.995 < share < 1 else str(rounded)
+def _num(num: int, what: str) -> str:
+    """Returns how many of something there are: `1 question`, `1,200 questions`."""
+    return f"{count(num)} {what}{'' if num == 1 else 's'}"
+
+
+def _of(share: Estimate, what: str) -> str:
+    """Returns a share with what it is of: `95 % of 132 pairs`."""
+    return f"{_percent(share.value)} of {_num(share.n, what) if share.n else f'the {what}s'}"
+
+
+def _percent(share: float) -> str:
+    """Formats a share in percent, without claiming that none or all of them are."""
+    if 0 < share < 0.005:
+        return "less than 1 %"
+    return "more than 99 %" if 0.995 < share < 1 else f"{round(100 * share)} %"

@@ -62,6 +62,7 @@ def to_json(anatomy: Anatomy, tokenizer: "PreTrainedTokenizerBase") -> dict[str,
             for part in anatomy.sequences
         ],
         "left_out": anatomy.fate or None,
+        "is_refused": anatomy.is_refused,
         "form": anatomy.form or None,
     }
 
@@ -75,7 +76,7 @@ def print_row(
     for remark in remarks:
         console.print(Text(remark, "dim"))
     if anatomy.fate:
-        console.print(Text(f"left out of training: {anatomy.fate}", "bold red"))
+        console.print(Text(f"{_begin_fate(anatomy)}: {anatomy.fate}", "bold red"))
     if anatomy.form:
         console.print(Text(anatomy.form, "yellow"))
     for part in anatomy.sequences:
@@ -86,6 +87,10 @@ def print_row(
         begin, end = MARKS[role]
         sample = Text(role, STYLES[role]) if in_colour else Text(f"{begin}{role}{end}")
         console.print(Text.assemble(sample, f"  {meaning}"))
+
+
+def _begin_fate(anatomy: Anatomy) -> str:
+    return "training refuses this row" if anatomy.is_refused else "left out of training"
 
 
 def write_row_page(

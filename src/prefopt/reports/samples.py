@@ -80,6 +80,11 @@ def _remarks(ranking: Mapping[str, Any], num_met: int) -> list[tuple[str, str]]:
     return found
 
 
+def _was_judged(report: Report, judge: str) -> bool:
+    """Whether a judge read answers of the tuned model beside another's."""
+    return any(each.judge == judge and TUNED in (each.a, each.b) for each in report.win_rates or [])
+
+
 def describe_order(report: Report) -> str:
     """Says of how many prompts these answers are, and which stand first; empty in reports of earlier versions."""
     counts = report.sample_counts or {}
@@ -89,7 +94,7 @@ def describe_order(report: Report) -> str:
     shown = f"{count(num)} of {count(prompts)} answered prompts"
     judge = next(iter(report.judges or {}), None)
     lost, wrong = (count(counts.get(key, 0)) for key in ("lost", "wrongly_ranked"))
-    if judge is None:
+    if judge is None or not (counts.get("lost") or _was_judged(report, judge)):
         return f"{shown}, those of wrongly ranked pairs first ({wrong})." if counts.get("wrongly_ranked") else ""
     first = f"first those that the tuned model lost by the judge {judge} ({lost}), then wrongly ranked pairs ({wrong})"
     return f"{shown}: {first}. A reading is of the tuned model's answer. All of them are in answers.jsonl."

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from math import isfinite
 
 from prefopt.evaluation.gains import hardest_win
+from prefopt.evaluation.in_words import list_names
+from prefopt.evaluation.judging import WinRate
 from prefopt.evaluation.metrics import (
     ACCURACY,
     BASE,
@@ -160,10 +162,21 @@ def _answers_sentence(report: Report, data: str) -> str:
         return f"{how_often}, ties counted half (judge: {win.judge})."
     if answers:
         num = max(found.get("n") or 0 for found in answers.values())
-        return f"{' and '.join(answers)} answered {count(num)} {data} prompts; who won was not measured."
+        prompts = f"{count(num)} {data} prompt{'' if num == 1 else 's'}"
+        return f"{list_names(answers)} answered {prompts}; {_why_nobody_won(report, win)}."
     if any(is_broken(report.held_out.model(TUNED).get(key)) for key in (ACCURACY, LOSS)):
         return f"Tuned gives numbers that are not finite on {data} data, so nothing can be said about the benefit."
     return f"Nothing was measured on {data} data, so nothing can be said about the benefit."
+
+
+def _why_nobody_won(report: Report, win: WinRate | None) -> str:
+    """Says why there is no win rate of the tuned model by the judge that decides."""
+    if win is not None:
+        others = any(is_measured(each.estimate) for each in report.win_rates or [])
+        return f"the judge {win.judge} gave no verdict{', and another one does not decide' if others else ''}"
+    if report.win_rates:
+        return f"{TUNED} did not compete, so only the others were judged"
+    return "who won was not measured"
 
 
 def _loss_sentence(held_out: HeldOut, data: str) -> str | None:

@@ -151,12 +151,15 @@ def answer_slices_table(report: Report) -> Table | None:
         for each in slices
         if isinstance(each, dict) and isinstance(each.get("rate"), dict)
     ]
-    note = (
+    notes = [
         "Each interval as if its slice were the only one; a slice is named above if it is worse than chance explains."
-    )
-    return Table(["Win rate"], rows, [note]) if rows else None
+    ]
+    if left_out := (report.answer_slices or {}).get("num_without_outcome"):
+        notes.append(f"Left out: {count(left_out)} prompt{'' if left_out == 1 else 's'} without a verdict.")
+    return Table(["Win rate"], rows, notes) if rows else None
 
 
 def _estimate(entry: dict[str, Any]) -> Estimate:
     low, high = (nan if bound is None else bound for bound in entry.get("ci95") or (nan, nan))
-    return Estimate(entry["value"], low, high, entry.get("n"), entry.get("n_prompts"))
+    value = entry.get("value")
+    return Estimate(nan if value is None else value, low, high, entry.get("n"), entry.get("n_prompts"))

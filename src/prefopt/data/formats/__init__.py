@@ -71,7 +71,9 @@ def _name_single_answers(row: Row) -> str:
             " These are KTO's rows, single answers with a label. Set data.format=kto to join them to pairs, or "
             "train the wanted ones alone with algorithm=sft."
         )
-    if any(name in row for name in ("messages", "conversations", "completion", "output", "text")):
+    if any(name in row for name in ("messages", "conversations", "completion", "output")) or (
+        "text" in row and "prompt" not in row  # a prompt wants a completion
+    ):
         return " These are demonstrations: set algorithm=sft."
     return ""
 

@@ -3,8 +3,7 @@
 import logging
 import math
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
@@ -41,16 +40,6 @@ def judge_model(path: str, revision: str | None, attention: str) -> ModelConfig:
     """
     dtype = WeightsDtype.auto if choose_device().type == "cuda" else WeightsDtype.fp32
     return ModelConfig(path=path, revision=revision, dtype=dtype, attn_implementation=attention)
-
-
-@contextmanager
-def naming(where: str) -> Iterator[None]:
-    """Lets errors of a judge's model name the judge's setting instead of the run's model."""
-    try:
-        yield
-    except UserError as error:
-        text = str(error).replace("model=hf model.path=", "model: ").replace("model.path=", "model=")
-        raise UserError(f"{where} {text}") from error
 
 
 def load_judge_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":

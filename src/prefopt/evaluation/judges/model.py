@@ -21,7 +21,6 @@ from prefopt.evaluation.judges.loading import (
     in_batches,
     judge_model,
     load_judge_tokenizer,
-    naming,
     prepare,
     render,
     report_missing,
@@ -30,7 +29,7 @@ from prefopt.evaluation.judges.next_token import NextToken
 from prefopt.evaluation.judges.rubric import BY_LETTER, Rubric
 from prefopt.evaluation.statistics import Floats
 from prefopt.models.limits import Limits
-from prefopt.models.load import load_model, straight_to_device
+from prefopt.models.load import load_model, naming, straight_to_device
 from prefopt.process.errors import UserError
 
 if TYPE_CHECKING:

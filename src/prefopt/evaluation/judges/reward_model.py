@@ -22,7 +22,6 @@ from prefopt.evaluation.judges.loading import (
     in_batches,
     judge_model,
     load_judge_tokenizer,
-    naming,
     pad_right,
     prepare,
     render,
@@ -30,7 +29,7 @@ from prefopt.evaluation.judges.loading import (
 )
 from prefopt.evaluation.statistics import Floats
 from prefopt.models.limits import Limits
-from prefopt.models.load import ADAPTER_FILE, from_pretrained, straight_to_device
+from prefopt.models.load import ADAPTER_FILE, from_pretrained, naming, straight_to_device
 from prefopt.process.errors import UserError
 from prefopt.process.paths import resolve
 

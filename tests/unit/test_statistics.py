@@ -15,6 +15,8 @@ from prefopt.evaluation.statistics import (
     difference,
     share,
     t_quantile,
+    widen,
+    z_among,
 )
 
 
@@ -51,6 +53,16 @@ def test_wilson_stays_in_the_unit_interval_and_is_never_empty() -> None:
 def test_quantiles_of_student_are_those_of_the_tables() -> None:
     assert [t_quantile(n) for n in (1, 4, 29)] == pytest.approx([12.706, 2.776, 2.045], abs=1e-3)
     assert t_quantile(1e9) == pytest.approx(Z_95, abs=1e-6)
+
+
+def test_an_interval_among_several_is_as_much_wider_as_the_normal_ones_table_says() -> None:
+    assert [z_among(num) for num in (0, 1, 2, 5, 10)] == pytest.approx([1.96, 1.96, 2.241, 2.576, 2.807], abs=1e-3)
+    found = Estimate(0.3, 0.1, 0.4, 50, 40)
+    assert widen(found, 1) == found
+    wide = widen(found, 5)
+    assert (wide.value, wide.n, wide.num_prompts) == (0.3, 50, 40)
+    assert (wide.low, wide.high) == (pytest.approx(0.0371, abs=1e-3), pytest.approx(0.4314, abs=1e-3))
+    assert not widen(Estimate(0.3, n=5), 3).has_interval
 
 
 def test_the_likeness_of_pairs_is_the_intraclass_correlation() -> None:

@@ -198,6 +198,31 @@ def test_a_task_without_a_value_for_many_answers_does_not_ship(num: int, others:
     assert decision.would_decide[0].startswith("A task half with a value for every answer")
 
 
+def test_the_more_gains_could_decide_the_wider_each_interval() -> None:
+    barely = {name: entry(0.2, 0.06, 0.34) for name in ("base", "guide")}
+    none = {name: entry(0.0) for name in ("base", "guide")}
+    assert judge(checked(one=task(barely)))[0].word == "ship"
+    decision, _ = judge(checked(one=task(barely), two=task(none), three=task(none)))
+    assert decision.word == "undecided"
+    assert "A gain in one over base is there, but it may be too small to matter, as one of 3" in decision.reasons[0]
+    assert any("if the true gain over base in one is the measured one" in each for each in decision.would_decide)
+    decision, _ = judge(judged(win("base", 0.5), win("guide", 0.5), tasks={"one": task(barely)}))
+    assert decision.word == "undecided"
+
+
+def test_of_many_tasks_without_a_gain_few_ship_by_chance() -> None:
+    rng, shipped = np.random.default_rng(0), 0
+    for _ in range(120):
+        tasks = {}
+        for name in "abcdefgh":
+            tuned = rng.normal(0, 20, 120)
+            still = Checked({"main": np.zeros(120)}, {"main": True})
+            checks = {"base": still, "guide": still, "tuned": Checked({"main": tuned}, {"main": True})}
+            tasks[name] = sum_up_checks(checks, Prompts.all_different(120), Bootstrap(100, 0)).to_dict()
+        shipped += judge(checked(**tasks))[0].word == "ship"
+    assert shipped <= 8, "2.5 of 100, as for one task; 18 of 100 without a correction"
+
+
 def test_a_gain_in_a_task_that_is_not_shown_says_how_many_prompts_would_show_it() -> None:
     some = summed_up(tuned=[1.0] * 8 + [0.0] * 52, base=[0.0] * 60, guide=[0.0] * 60)
     decision, _ = judge(checked(mine=some))
@@ -280,6 +305,14 @@ def test_a_report_keeps_its_tasks_when_it_is_read_again() -> None:
     assert again.tasks["json_schema"].values == read.tasks["json_schema"].values
 
 
+def test_a_task_that_failed_holds_back_a_model_that_wins_otherwise() -> None:
+    won = judged(win("base", 0.8), win("guide", 0.7), failures={"task mine": "it returned nan"})
+    decision, findings = judge(won)
+    assert decision.word == "undecided"
+    assert decision.reasons[0] == "task mine failed, so it has no say."
+    assert [each["evidence"] for each in findings if each.get("severe")] == ["it returned nan"]
+
+
 def on_task(main: str, num: int, values: dict[str, float], **details: Any) -> list[dict[str, Any]]:
     """The findings on a task that finds one number in all answers of a contestant."""
     sides = {name: Checked({main: np.full(num, each)}, {main: True}, details) for name, each in values.items()}
@@ -303,7 +336,8 @@ def test_held_out_answers_without_any_label_are_named_and_not_called_too_few() -
 
 def label_task() -> dict[str, Any]:
     values = {"accuracy": np.full(40, np.nan)}
-    sides = {name: Checked(values, {"accuracy": True}, {"num_without_label": 40}) for name in ("base", "tuned")}
+    without = {"num_without_label": 40}
+    sides = {name: Checked(values, {"accuracy": True}, without, 40) for name in ("base", "tuned")}
     return sum_up_checks(sides, Prompts.all_different(40), Bootstrap(50, 0)).to_dict()
 
 
@@ -315,11 +349,3 @@ def test_numbers_too_large_to_be_added_up_are_named_without_a_warning_of_numpy(
     assert not recwarn.list
     one = on_task("marks", 40, {"base": 3.0, "tuned": 5.0, "guide": 1e308})
     assert one[0]["finding"] == "In c, marks is not a finite number for guide."
-
-
-def test_a_task_that_failed_holds_back_a_model_that_wins_otherwise() -> None:
-    won = judged(win("base", 0.8), win("guide", 0.7), failures={"task mine": "it returned nan"})
-    decision, findings = judge(won)
-    assert decision.word == "undecided"
-    assert decision.reasons[0] == "task mine failed, so it has no say."
-    assert [each["evidence"] for each in findings if each.get("severe")] == ["it returned nan"]

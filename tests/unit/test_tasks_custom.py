@@ -36,6 +36,9 @@ def of_two(prompt, answer):
 def inside(prompt, answer, chosen):
     return of_two(prompt, answer, chosen)
 
+def leaves(prompt, answer, chosen):
+    raise SystemExit(0)
+
 LIMIT = 3
 """
 
@@ -77,6 +80,11 @@ def test_an_error_of_the_function_names_it_with_answer_and_line(folder: Path) ->
     assert "answer 1" in told
     assert "ZeroDivisionError: division by zero (line 14 of" in told
     told.encode()
+
+
+def test_a_function_that_ends_the_program_fails_like_any_other(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"failed on answer 0 .*: SystemExit: 0"):
+        check("leaves", "a")
 
 
 @pytest.mark.parametrize("answer", ["", "n", "h", "c"])

@@ -103,7 +103,7 @@ def check_answers(
     }
     found, failures = {}, {}
     for config in configs:
-        logger.info("evaluation: %s checks %d answers of each contestant", config.name, len(asked))
+        logger.info("evaluation: %s checks each contestant's answers to %d prompts", config.name, len(asked))
         try:
             (task,) = build_tasks([config], TaskContext(trained, bootstrap.seed))
             checked = {name: task.check(each) for name, each in given_to.items()}

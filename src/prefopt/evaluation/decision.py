@@ -71,6 +71,7 @@ class Gain:
         obstacles: Why it would not count even so: a rule without a model does as well, or it is below chance.
         remedy: What would show it, if its interval does not.
         caveat: What it does not prove, as it follows `It does not prove`; empty if it decides nothing.
+        num_looked_at: How many gains could decide, this one among them: the interval of `estimate` is wider for it.
     """
 
     metric: str
@@ -82,6 +83,7 @@ class Gain:
     obstacles: tuple[str, ...] = ()
     remedy: str = ""
     caveat: str = ""
+    num_looked_at: int = 1
 
     def is_shown(self, min_prompts: int) -> bool:
         """Whether it is large enough beyond doubt, on enough prompts, and nothing simpler explains it."""
@@ -189,7 +191,8 @@ def _why_not_shown(gain: Gain, min_prompts: int) -> list[str]:
         return [f"The gain in {gain.name} is not a finite number.", *gain.obstacles]
     if estimate.low > gain.least:
         return list(gain.obstacles)
+    among = f", as one of {gain.num_looked_at} that were looked at" if gain.num_looked_at > 1 else ""
     if estimate.low > 0:
-        return [f"A gain in {gain.name} is there, but it may be too small to matter.", *gain.obstacles]
+        return [f"A gain in {gain.name} is there, but it may be too small to matter{among}.", *gain.obstacles]
     why = "it is not there, or there are too few held-out prompts to see it"
-    return [f"No gain in {gain.name} is shown: {why}.", *gain.obstacles]
+    return [f"No gain in {gain.name} is shown{among}: {why}.", *gain.obstacles]

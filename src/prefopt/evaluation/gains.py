@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
-from math import ceil, inf, isfinite, sqrt
+from math import ceil, inf, isfinite, isnan, sqrt
 
 from prefopt.config.schema import EvaluationConfig
 from prefopt.data.intervals import Z_95
@@ -12,7 +12,7 @@ from prefopt.evaluation.decision import NO_DATA, Gain
 from prefopt.evaluation.judging import WinRate
 from prefopt.evaluation.metrics import ACCURACY, BASE, LOSS, REGRESSION, TUNED, WIN_RATE
 from prefopt.evaluation.report import HeldOut, Report
-from prefopt.evaluation.statistics import Z_80, Estimate, detectable_gain
+from prefopt.evaluation.statistics import Z_80, Estimate, detectable_gain, widen, z_among
 
 UNREAD = "A judge that reads the answers."
 MORE = "more prompts in data.held_out, or a larger data.held_out_fraction"
@@ -21,7 +21,8 @@ MORE = "more prompts in data.held_out, or a larger data.held_out_fraction"
 def find_gains(report: Report, settings: EvaluationConfig) -> list[Gain]:
     """Returns the gains in judged answers, in ranking and in loss, as far as they were measured."""
     held_out = report.held_out
-    of_answers = (_find_wins(report, settings), *_find_task_gains(report, settings))
+    num = _count_deciding(report)
+    of_answers = (_find_wins(report, settings, num), *_find_task_gains(report, settings, num))
     found = (*of_answers, _find_ranking(held_out, settings), _find_likelier(held_out, settings))
     return [gain for gain in found if gain is not None]
 
@@ -49,24 +50,40 @@ def untuned_gains(report: Report, task: TaskResult) -> dict[str, Estimate]:
     return {name: gain for name, gain in task.gains.items() if known.get(name, {}).get("is_untuned", True)}
 
 
-def _find_task_gains(report: Report, settings: EvaluationConfig) -> Iterator[Gain]:
-    """The gains in each task over the best contestant without tuning; the regression suite is none to win."""
+def _count_deciding(report: Report) -> int:
+    """Counts the gains of which each alone could decide: that of the first judge's win rate, and one for each task.
+
+    Whoever looks at several finds one by chance, so the interval of each is the wider the more there are.
+    """
+    return bool(deciding_wins(report)) + sum(bool(gains) for _, _, gains in _contested_tasks(report))
+
+
+def _contested_tasks(report: Report) -> Iterator[tuple[str, TaskResult, dict[str, Estimate]]]:
+    """Yields each task with its gains over contestants without tuning; the regression suite is none to win."""
     for name, task in (report.tasks or {}).items():
         gains = untuned_gains(report, task)
-        if name == REGRESSION or not gains:
-            continue
+        if name != REGRESSION and gains:
+            yield name, task, gains
+
+
+def _find_task_gains(report: Report, settings: EvaluationConfig, num: int) -> Iterator[Gain]:
+    """The gains in each task over the best contestant without tuning, each as one of `num` looked at."""
+    for name, task, gains in _contested_tasks(report):
         best = min(gains, key=lambda each: _sure_gain(gains[each]))
         obstacles = _obstacle_of_rivals(report, gains)
         yield Gain(
             name,
             f"{name} over {best}",
             f"Its answers do better than those of {_list_rivals(report, gains)} in {name}",
-            gains[best],
+            widen(gains[best], num),
             _least_of(task, settings),
             is_of_answers=True,
             obstacles=tuple(obstacles),
-            remedy=" ".join([*([PROMPTED] if obstacles else []), _needed_answers(name, task, best, settings)]).strip(),
+            remedy=" ".join(
+                [*([PROMPTED] if obstacles else []), _needed_answers(name, task, best, settings, num)]
+            ).strip(),
             caveat=caveat_of_task(name, task),
+            num_looked_at=num,
         )
 
 
@@ -75,10 +92,12 @@ def _least_of(task: TaskResult, settings: EvaluationConfig) -> float:
     return settings.min_gain if task.is_share else 0.0
 
 
-def _needed_answers(name: str, task: TaskResult, other: str, settings: EvaluationConfig) -> str:
+def _needed_answers(name: str, task: TaskResult, other: str, settings: EvaluationConfig, looked_at: int) -> str:
     """Says how many prompts would show the measured gain in a task, how large a one these show, or what is missing."""
-    gain, least = task.gains[other], _least_of(task, settings)
+    gain, least, z = widen(task.gains[other], looked_at), _least_of(task, settings), z_among(looked_at)
     num = gain.num_prompts or gain.n or 0
+    if num and not isfinite(gain.value):
+        return ""
     if not num and task.num_without_reference:
         return f"Chosen answers in the held-out data with which the task {name} can compare."
     if not num or (num >= settings.min_prompts and not gain.has_interval):
@@ -88,12 +107,12 @@ def _needed_answers(name: str, task: TaskResult, other: str, settings: Evaluatio
         return f"Answers to at least {settings.min_prompts} held-out prompts instead of {num}: {more}."
     if gain.low > least:
         return ""
-    error = max(gain.value - gain.low, (gain.high - gain.low) / 2) / Z_95
+    error = max(gain.value - gain.low, (gain.high - gain.low) / 2) / z
     over = gain.value - least
     if over <= 0:
-        shown, limit = (_amount(each, task) for each in (least + (Z_95 + Z_80) * error, least))
+        shown, limit = (_amount(each, task) for each in (least + (z + Z_80) * error, least))
         return f"A larger gain in {name}: of about {shown} or more, these {num} prompts show that it is above {limit}."
-    needed = max(ceil(num * ((Z_95 + Z_80) * error / over) ** 2), num + 1)
+    needed = max(ceil(num * ((z + Z_80) * error / over) ** 2), num + 1)
     more = _more_answers(task.num_of(TUNED), needed, settings)
     known = f"if the true gain over {other} in {name} is the measured one"
     return f"Answers to about {needed:,} held-out prompts instead of {num:,}, {known}: {more}."
@@ -151,15 +170,15 @@ def _sure_gain(gain: Estimate) -> float:
     return gain.low if gain.has_interval else -inf
 
 
-def _find_wins(report: Report, settings: EvaluationConfig) -> Gain | None:
-    """The win rate over one half against the best contestant without tuning."""
+def _find_wins(report: Report, settings: EvaluationConfig, num: int) -> Gain | None:
+    """The win rate over one half against the best contestant without tuning, as one of `num` gains looked at."""
     wins, best = deciding_wins(report), hardest_win(report)
     if best is None:
         return None
     names = [found.b for found in wins]
     unprompted = _obstacle_of_rivals(report, names)
     obstacles, remedies = [*_obstacles_of(best.judge, report, settings), *unprompted], [PROMPTED] if unprompted else []
-    gain = best.gain
+    gain = widen(best.gain, num)
     return Gain(
         WIN_RATE,
         f"the win rate over {best.b}",
@@ -168,8 +187,9 @@ def _find_wins(report: Report, settings: EvaluationConfig) -> Gain | None:
         settings.min_gain,
         is_of_answers=True,
         obstacles=tuple(obstacles),
-        remedy=" ".join([*remedies, _needed_wins(best, settings)]).strip(),
+        remedy=" ".join([*remedies, _needed_wins(best, settings, num)]).strip(),
         caveat=caveat_of_judge(best.judge, (report.judges or {}).get(best.judge)),
+        num_looked_at=num,
     )
 
 
@@ -189,9 +209,9 @@ def _obstacles_of(judge: str, report: Report, settings: EvaluationConfig) -> lis
     return []
 
 
-def _needed_wins(found: WinRate, settings: EvaluationConfig) -> str:
-    """Says how many prompts would show the measured win rate; empty if it shows none above the least."""
-    gain, num = found.gain, found.estimate.num_prompts or 0
+def _needed_wins(found: WinRate, settings: EvaluationConfig, looked_at: int) -> str:
+    """Says how many prompts would show the measured win rate, or how large a one these show; empty if it is shown."""
+    gain, z, num = widen(found.gain, looked_at), z_among(looked_at), found.estimate.num_prompts or 0
     answered = num + found.num_unread
     if not num:
         return UNREAD
@@ -199,13 +219,13 @@ def _needed_wins(found: WinRate, settings: EvaluationConfig) -> str:
         more = _more_answers(answered, settings.min_prompts, settings)
         return f"Answers to at least {settings.min_prompts} held-out prompts instead of {num}: {more}."
     over = gain.value - settings.min_gain
-    if gain.low > settings.min_gain or not isfinite(over):
+    if gain.low > settings.min_gain or isnan(over):
         return ""
     spread = max(found.discordant / 4 - gain.value**2, 1 / num)
     if over <= 0:
-        shown, least = (50 + 100 * (settings.min_gain + each) for each in ((Z_95 + Z_80) * sqrt(spread / num), 0.0))
+        shown, least = (50 + 100 * (settings.min_gain + each) for each in ((z + Z_80) * sqrt(spread / num), 0.0))
         return f"A larger gain: of a win rate of {shown:.0f} %, these {num} prompts show that it is above {least:g} %."
-    needed = max(ceil((Z_95 + Z_80) ** 2 * spread / over**2), num + 1)
+    needed = max(ceil((z + Z_80) ** 2 * spread / over**2), num + 1)
     more = _more_answers(answered, needed, settings)
     return f"Answers to about {needed:,} held-out prompts instead of {num:,}, if {found.b} loses as often: {more}."
 

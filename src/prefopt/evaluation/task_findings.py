@@ -32,8 +32,7 @@ def judge_tasks(report: Report, settings: EvaluationConfig) -> list[Finding]:
             findings += [
                 _on_task(name, task, other, gain, settings) for other, gain in gains if gain.n or not no_number
             ]
-            if gains and not no_number:
-                findings += _on_missing(name, task, [TUNED, *(other for other, _ in gains)])
+            findings += _on_missing(name, task, [TUNED, *(other for other, _ in gains)]) if gains else []
     return [*findings, *_on_slices(report), *_on_style(report, settings)]
 
 

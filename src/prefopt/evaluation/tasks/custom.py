@@ -63,7 +63,7 @@ class CustomTask:
     def _call(self, number: int, answered: Answered) -> bool | float | None:
         try:
             value = self.function(answered.prompt, answered.answer, answered.chosen)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             told = f"{type(error).__name__}: {shorten(first_line(error))}{_place(error, self.function)}"
             raise UserError(
                 f"{self.setting}: failed on answer {number} (from 0), to the prompt {_quote(answered.prompt)}: "
@@ -111,7 +111,7 @@ def _quote(prompt: str) -> str:
     return shorten(ascii(prompt))
 
 
-def _place(error: Exception, function: Callable[..., Any]) -> str:
+def _place(error: BaseException, function: Callable[..., Any]) -> str:
     """Returns the line of the user's code in which an error arose: ` (line 3 of checks.py)`."""
     trace = error.__traceback__
     if trace is None or trace.tb_next is None:  # the call itself failed

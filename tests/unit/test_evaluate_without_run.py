@@ -57,5 +57,5 @@ def test_the_current_folder_is_no_place_for_its_report(refused, place):
 
 def test_where_nobody_answered_tasks_check_nothing(caplog):
     asked = [Asked("a:1", "prompt", None)]
-    assert check_answers([{"kind": "json_schema"}], asked, {}, [], Bootstrap(50, 0)) == {}
+    assert check_answers([{"kind": "json_schema"}], asked, {}, [], Bootstrap(50, 0)) == ({}, {})
     assert "no contestant has answers" in caplog.text

@@ -85,7 +85,7 @@ def gain_of_answers(low: float, num_prompts: int = 200) -> Gain:
 
 
 def test_a_gain_of_judged_answers_ships_if_nothing_speaks_against_it() -> None:
-    assert decide([gain_of_answers(0.06)], [], 30) == Decision("ship", ("Its answers win.",))
+    assert decide([gain_of_answers(0.06)], [], 30) == Decision("ship", ("Its answers win.",), decided_by=("win_rate",))
     assert decide([gain_of_answers(0.04)], [], 30).word == "undecided"
     few = decide([gain_of_answers(0.06, num_prompts=29)], [], 30)
     assert few.reasons == ("Held-out data of 29 prompts are too few to judge by; 30 are the least.",)

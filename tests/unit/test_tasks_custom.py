@@ -1,6 +1,8 @@
 """A check of the user's own: its values, and errors that name it."""
 
+import importlib
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,12 @@ def broken(prompt, answer, chosen):
 
 def worded(prompt, answer, chosen):
     return {"": "yes", "n": float("nan"), "h": 10 ** 400, "c": 1j}[answer]
+
+def of_two(prompt, answer):
+    return True
+
+def inside(prompt, answer, chosen):
+    return of_two(prompt, answer, chosen)
 
 LIMIT = 3
 """
@@ -83,3 +91,23 @@ def test_a_name_that_leads_to_no_function_is_refused(folder: Path, name: str) ->
         check(name, "a")
     with pytest.raises(UserError, match="cannot be imported"):
         CustomTask.load(CustomTaskConfig(function="no_such_module_of_anyone:f"))
+
+
+def test_a_function_of_other_arguments_is_refused_when_it_is_read_by_its_own_line(folder: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        CustomTask.load(CustomTaskConfig(name="mine", function="own_checks_of_a_test:of_two"))
+    told = str(raised.value)
+    assert "takes (prompt, answer), and it is called with three values" in told
+    assert re.search(r"\(line 19 of \S+own_checks_of_a_test.py\)", told)
+
+
+def test_a_function_that_does_not_tell_what_it_takes_is_tried(folder: Path) -> None:
+    assert CustomTask.load(CustomTaskConfig(function="builtins:max")).name == "custom"
+
+
+def test_a_call_that_fails_is_told_by_the_line_of_the_user_and_not_of_prefopt(folder: Path) -> None:
+    for function, line in (("inside", 23), ("of_two", 19)):
+        found = getattr(importlib.import_module("own_checks_of_a_test"), function)
+        with pytest.raises(UserError) as raised:
+            CustomTask("mine", found, "here").check([Answered("p", "a", None)])
+        assert re.search(rf"\(line {line} of \S+own_checks_of_a_test.py\)", str(raised.value))

@@ -10,7 +10,9 @@ from rich.console import Console
 from prefopt.evaluation.report import Report
 from prefopt.reports.console import print_report
 from prefopt.reports.render import render_report
+from tests.unit.test_findings import entry, report
 from tests.unit.test_report_render import visible
+from tests.unit.test_task_findings import task
 from tests.unit.test_win_findings import judged, standing, win
 
 RM = {**standing(0.8), "facts": {"kind": "reward_model", "model": "rm", "num_without_number": 3}}
@@ -66,3 +68,14 @@ def test_a_judge_that_read_all_is_not_mentioned(tmp_path: Path) -> None:
     for text in shown(judged(win("base", 0.8), judges={"rule": none}), tmp_path):
         assert "without a number" not in text
         assert "no verdict on" not in text
+
+
+def test_answers_of_which_a_task_has_no_value_are_counted_everywhere(tmp_path: Path) -> None:
+    checked = task({"base": entry(0.4)})
+    checked["contestants"]["tuned"]["without_value"] = 29
+    checked["contestants"]["tuned"]["values"]["valid"] = entry(1.0, n=31)
+    checked |= {"without_reference": 5}
+    said = "mine: no value for 29 of 60 of tuned; nothing in the data to compare with on 5 prompts, left out."
+    for text in shown(report(tasks={"mine": checked, "whole": task({"base": entry(0.4)})}), tmp_path):
+        assert said in text
+        assert "whole: no" not in text

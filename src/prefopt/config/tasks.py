@@ -148,6 +148,11 @@ def _require_texts(key: str, values: list[str]) -> None:
         require(value not in values[:place], f"{key}: {shorten(repr(value))} stands there twice; remove one of them.")
 
 
+def kind_of(task: TaskConfig) -> str:
+    """Returns the kind of a task, as the settings name it."""
+    return next(kind for kind, config in KINDS.items() if type(task) is config)
+
+
 def read_tasks(given: object) -> list[TaskConfig]:
     """Returns the tasks of `evaluation.tasks`.
 

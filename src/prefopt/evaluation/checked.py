@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.config.contestants import TUNED
-from prefopt.config.tasks import read_tasks
+from prefopt.config.tasks import kind_of, read_tasks
 from prefopt.evaluation.asked import Asked
 from prefopt.evaluation.judges.judge import LabelledPair
 from prefopt.evaluation.statistics import Bootstrap, Estimate, Floats, Prompts, change_of_means, share
 from prefopt.evaluation.tasks import build_tasks
 from prefopt.evaluation.tasks.task import Answered, Checked, TaskContext
+from prefopt.process.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,10 @@ class TaskResult:
         gains: Name of another contestant -> the main number of the tuned model minus that one's, turned so that above
             0 is better.
         details: Name of a contestant -> what else a report shows; JSON.
+        without_value: Name of a contestant -> how many of its answers have no main number, although the data have
+            what they are compared with; those without any are left out.
+        kind: What kind of task it is; empty if it is none of `evaluation.tasks`, or in reports of earlier versions.
+        num_without_reference: Prompts of which the data have nothing to compare an answer with.
     """
 
     main: str
@@ -37,20 +42,31 @@ class TaskResult:
     values: Mapping[str, Mapping[str, Estimate]]
     gains: Mapping[str, Estimate] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    without_value: Mapping[str, int] = field(default_factory=dict)
+    num_without_reference: int = 0
+    kind: str = ""
+
+    def num_of(self, name: str) -> int:
+        """Returns how many answers of a contestant could have a main number."""
+        found = self.values.get(name, {}).get(self.main)
+        return self.without_value.get(name, 0) + ((found.n or 0) if found is not None else 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the entry of `tasks` in report.json."""
         return {
             "main": self.main,
+            "kind": self.kind,
             "is_share": self.is_share,
             "contestants": {
                 name: {
                     "values": {key: each.to_dict() for key, each in found.items()},
                     "details": self.details.get(name),
+                    "without_value": self.without_value.get(name, 0),
                 }
                 for name, found in self.values.items()
             },
             "gains": {name: each.to_dict() for name, each in self.gains.items()},
+            "without_reference": self.num_without_reference,
         }
 
 
@@ -60,8 +76,11 @@ def check_answers(
     answers: Mapping[str, Sequence[str]],
     trained: Sequence[LabelledPair],
     bootstrap: Bootstrap,
-) -> dict[str, TaskResult]:
+) -> tuple[dict[str, TaskResult], dict[str, str]]:
     """Checks all contestants' answers by the tasks of `evaluation.tasks`. Rank 0 only.
+
+    A task that fails, such as one whose function does, is told of and left out, as a judge is: the answers were made,
+    and what else is found in them is not lost.
 
     Args:
         given: The setting.
@@ -70,33 +89,43 @@ def check_answers(
         trained: Training pairs, from which styles and labels are learned.
         bootstrap: Computes the intervals of means.
 
-    Raises:
-        UserError: A task cannot be built, or the user's function fails.
+    Returns:
+        Name of a task -> what it found; and name of a task that failed -> why.
     """
-    tasks = build_tasks(read_tasks(given), TaskContext(trained, bootstrap.seed)) if asked else []
-    if tasks and not answers:
+    configs = read_tasks(given) if asked else []
+    if configs and not answers:
         logger.warning("evaluation: no contestant has answers, so evaluation.tasks check nothing")
-        return {}
+        return {}, {}
     prompts = Prompts.of_texts([each.prompt for each in asked])
-    found = {}
-    for task in tasks:
-        logger.info("evaluation: %s checks each contestant's answers to %d prompts", task.name, len(asked))
-        checked = {
-            name: task.check([Answered(ask.prompt, text, ask.chosen) for ask, text in zip(asked, texts, strict=True)])
-            for name, texts in answers.items()
-        }
-        found[task.name] = sum_up_checks(checked, prompts, bootstrap)
-    return found
+    given_to = {
+        name: [Answered(ask.prompt, text, ask.chosen) for ask, text in zip(asked, texts, strict=True)]
+        for name, texts in answers.items()
+    }
+    found, failures = {}, {}
+    for config in configs:
+        logger.info("evaluation: %s checks %d answers of each contestant", config.name, len(asked))
+        try:
+            (task,) = build_tasks([config], TaskContext(trained, bootstrap.seed))
+            checked = {name: task.check(each) for name, each in given_to.items()}
+        except UserError as error:
+            logger.warning("evaluation: the task %s checks nothing. %s", config.name, error)
+            failures[config.name] = str(error)
+            continue
+        found[config.name] = sum_up_checks(checked, prompts, bootstrap, kind_of(config))
+    return found, failures
 
 
 @np.errstate(over="ignore", invalid="ignore")  # numbers too large to be added up become a finding
-def sum_up_checks(checked: Mapping[str, Checked], prompts: Prompts, bootstrap: Bootstrap) -> TaskResult:
+def sum_up_checks(
+    checked: Mapping[str, Checked], prompts: Prompts, bootstrap: Bootstrap, kind: str = ""
+) -> TaskResult:
     """Returns estimates of what a task found, and the paired gains of the tuned model in its main number.
 
     Args:
         checked: Name of a contestant -> what was found in its answers.
         prompts: Of the answers.
         bootstrap: Computes the intervals of means.
+        kind: Of the task.
     """
     first = next(iter(checked.values()))
     main = next(iter(first.values))
@@ -112,7 +141,17 @@ def sum_up_checks(checked: Mapping[str, Checked], prompts: Prompts, bootstrap: B
         for name, each in numbers.items()
         if TUNED in numbers and name != TUNED
     }
-    return TaskResult(main, is_share, values, gains, {name: dict(each.details) for name, each in checked.items()})
+    without = {name: int(np.isnan(numbers[name]).sum()) - each.num_without_reference for name, each in checked.items()}
+    return TaskResult(
+        main,
+        is_share,
+        values,
+        gains,
+        {name: dict(each.details) for name, each in checked.items()},
+        {name: num for name, num in without.items() if num},
+        first.num_without_reference,
+        kind,
+    )
 
 
 def _are_shares(values: Floats) -> bool:

@@ -39,6 +39,7 @@ class Finding:
         is_severe: Whether the model is not to be shipped before it is resolved, although it may be fine.
         remedy: What would resolve it, or decide; empty if nothing does.
         is_harm: Whether it is about what the tuning may have broken beside the task.
+        of_gain: Key of the gain that it shows; empty if it shows none.
     """
 
     level: Level
@@ -47,11 +48,13 @@ class Finding:
     is_severe: bool = False
     remedy: str = ""
     is_harm: bool = False
+    of_gain: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the entry of `verdict` in report.json."""
         marks = {name: True for name, is_set in (("severe", self.is_severe), ("harm", self.is_harm)) if is_set}
-        return {"level": self.level, "finding": self.finding, "evidence": self.evidence, **marks}
+        shown = {"of_gain": self.of_gain} if self.of_gain else {}
+        return {"level": self.level, "finding": self.finding, "evidence": self.evidence, **marks, **shown}
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Gain:
         is_of_answers: Whether it is one of judged answers or of a task: only such a gain decides.
         obstacles: Why it would not count even so: a rule without a model does as well, or it is below chance.
         remedy: What would show it, if its interval does not.
+        caveat: What it does not prove, as it follows `It does not prove`; empty if it decides nothing.
     """
 
     metric: str
@@ -77,6 +81,7 @@ class Gain:
     is_of_answers: bool = False
     obstacles: tuple[str, ...] = ()
     remedy: str = ""
+    caveat: str = ""
 
     def is_shown(self, min_prompts: int) -> bool:
         """Whether it is large enough beyond doubt, on enough prompts, and nothing simpler explains it."""
@@ -97,16 +102,18 @@ class Decision:
         reasons: Sentences, the most important first.
         would_decide: What an undecided case takes to be decided.
         caveat: What `ship` does not prove, in a sentence; empty otherwise.
+        decided_by: Keys of the gains that earned `ship`; none otherwise.
     """
 
     word: Word
     reasons: tuple[str, ...] = ()
     would_decide: tuple[str, ...] = ()
     caveat: str = ""
+    decided_by: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         written = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return {key: value for key, value in written.items() if key != "caveat" or value}
+        return {key: value for key, value in written.items() if key not in ("caveat", "decided_by") or value}
 
     @classmethod
     def from_written(cls, written: object) -> "Decision | None":
@@ -119,7 +126,7 @@ class Decision:
         found = {"word": written} if isinstance(written, str) else written
         if not isinstance(found, dict) or found.get("word") not in ("ship", "do_not_ship", "undecided"):
             return None
-        texts = {key: found.get(key) for key in ("reasons", "would_decide")}
+        texts = {key: found.get(key) for key in ("reasons", "would_decide", "decided_by")}
         lists = {key: tuple(map(str, value)) for key, value in texts.items() if isinstance(value, list)}
         caveat = found.get("caveat")
         return cls(found["word"], **lists, caveat=caveat if isinstance(caveat, str) else "")
@@ -129,7 +136,6 @@ def decide(
     gains: Sequence[Gain],
     findings: Sequence[Finding],
     min_prompts: int,
-    caveat: str = "",
     lack: tuple[str, str] = NO_DATA,
 ) -> Decision:
     """Returns the decision that the evidence earns.
@@ -138,7 +144,6 @@ def decide(
         gains: All measured gains.
         findings: All findings.
         min_prompts: Held-out prompts that a gain takes to be shown (`evaluation.min_prompts`).
-        caveat: What a gain of answers does not prove.
         lack: Why there are no gains, if so, and what would change that.
     """
     bad = [finding.finding for finding in findings if finding.level == "bad"]
@@ -149,7 +154,13 @@ def decide(
     of_answers = [gain for gain in shown if gain.is_of_answers]
     are_judged = any(gain.is_of_answers for gain in gains)
     if of_answers and not severe:
-        return Decision("ship", tuple(f"{gain.sentence}." for gain in of_answers), caveat=caveat)
+        doubts = dict.fromkeys(gain.caveat for gain in of_answers if gain.caveat)
+        return Decision(
+            "ship",
+            tuple(f"{gain.sentence}." for gain in of_answers),
+            caveat=f"It does not prove {'; nor '.join(doubts)}." if doubts else "",
+            decided_by=tuple(gain.metric for gain in of_answers),
+        )
     reasons = [finding.finding for finding in severe]
     wanted = [finding.remedy for finding in findings if finding.remedy]
     for gain in gains:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from prefopt.config.contestants import BASE, SETTING, TUNED, read_contestants
 from prefopt.config.gate import GateConfig
-from prefopt.config.judges import read_judges
 from prefopt.config.ranges import require
 from prefopt.config.schema import ModelConfig, TrainConfig
 from prefopt.data.loading import read_splits
@@ -23,11 +22,10 @@ from prefopt.evaluation.asked import Asked, read_trained
 from prefopt.evaluation.contestants import Contestant
 from prefopt.evaluation.evidence import digest_model, gather
 from prefopt.evaluation.in_words import list_names
-from prefopt.evaluation.judged import judge_context
-from prefopt.evaluation.judges import check_judges
 from prefopt.evaluation.material import (
     Material,
     Split,
+    check_readers,
     choose_labelled,
     read_neutral_texts,
     read_questions,
@@ -73,9 +71,8 @@ def evaluate_contestants(config: TrainConfig, *, setting: str, has_training: boo
     records = _read(config, config.data.held_out, "held_out")
     known = _read(config, config.data.train, "train") if has_training else []
     trained = read_trained(known, config.run.seed)
-    if config.evaluation.judges:
-        check_judges(read_judges(config.evaluation.judges), judge_context(config, trained))
     duel = _Duel.of(config, _choose(records, config))
+    check_readers(config, trained, duel.material.asked)
     overlap = measure_overlap(known, records, config.data) if has_training else None
     material = replace(duel.material, labelled=choose_labelled(records, config), overlap=overlap)
     measured, answers, failures = measure_contestants(duel.measured, duel.config, duel.tokenizer, material)

@@ -30,7 +30,7 @@ from prefopt.evaluation.plain_answers import judge_plainly
 from prefopt.evaluation.report import Estimates, HeldOut, Report
 from prefopt.evaluation.statistics import Estimate, detectable_gain, difference
 from prefopt.evaluation.task_findings import judge_tasks
-from prefopt.evaluation.win_findings import describe_doubt, judge_wins
+from prefopt.evaluation.win_findings import judge_wins
 
 FEWEST_ANSWERS = 5
 """Answers or texts below which a number without an interval is no proof."""
@@ -66,7 +66,7 @@ def assess(report: Report, settings: EvaluationConfig) -> tuple[Decision, list[F
         *_files(report.run or {}),
     ]
     findings.sort(key=lambda finding: (LEVELS.index(finding.level), not finding.is_severe))
-    return decide(gains, findings, settings.min_prompts, describe_doubt(report), find_lack(report)), findings
+    return decide(gains, findings, settings.min_prompts, find_lack(report)), findings
 
 
 def _as_harm(findings: list[Finding]) -> list[Finding]:

@@ -2,10 +2,11 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
-from math import ceil, inf, isfinite
+from math import ceil, inf, isfinite, sqrt
 
 from prefopt.config.schema import EvaluationConfig
 from prefopt.data.intervals import Z_95
+from prefopt.evaluation.caveats import caveat_of_judge, caveat_of_task
 from prefopt.evaluation.checked import TaskResult
 from prefopt.evaluation.decision import NO_DATA, Gain
 from prefopt.evaluation.judging import WinRate
@@ -61,11 +62,45 @@ def _find_task_gains(report: Report, settings: EvaluationConfig) -> Iterator[Gai
             f"{name} over {best}",
             f"Its answers do better than those of {_list_rivals(report, gains)} in {name}",
             gains[best],
-            settings.min_gain if task.is_share else 0.0,
+            _least_of(task, settings),
             is_of_answers=True,
             obstacles=tuple(obstacles),
-            remedy=PROMPTED if obstacles else "",
+            remedy=" ".join([*([PROMPTED] if obstacles else []), _needed_answers(name, task, best, settings)]).strip(),
+            caveat=caveat_of_task(name, task),
         )
+
+
+def _least_of(task: TaskResult, settings: EvaluationConfig) -> float:
+    """The gain in a task above which it decides: numbers on another scale than [0, 1] have no limit of their own."""
+    return settings.min_gain if task.is_share else 0.0
+
+
+def _needed_answers(name: str, task: TaskResult, other: str, settings: EvaluationConfig) -> str:
+    """Says how many prompts would show the measured gain in a task, how large a one these show, or what is missing."""
+    gain, least = task.gains[other], _least_of(task, settings)
+    num = gain.num_prompts or gain.n or 0
+    if not num and task.num_without_reference:
+        return f"Chosen answers in the held-out data with which the task {name} can compare."
+    if not num or (num >= settings.min_prompts and not gain.has_interval):
+        return f"A task {name} that has a value for each answer of tuned and {other}, not the same for all prompts."
+    if num < settings.min_prompts:
+        more = _more_answers(task.num_of(TUNED), settings.min_prompts, settings)
+        return f"Answers to at least {settings.min_prompts} held-out prompts instead of {num}: {more}."
+    if gain.low > least:
+        return ""
+    error = max(gain.value - gain.low, (gain.high - gain.low) / 2) / Z_95
+    over = gain.value - least
+    if over <= 0:
+        shown, limit = (_amount(each, task) for each in (least + (Z_95 + Z_80) * error, least))
+        return f"A larger gain in {name}: of about {shown} or more, these {num} prompts show that it is above {limit}."
+    needed = max(ceil(num * ((Z_95 + Z_80) * error / over) ** 2), num + 1)
+    more = _more_answers(task.num_of(TUNED), needed, settings)
+    known = f"if the true gain over {other} in {name} is the measured one"
+    return f"Answers to about {needed:,} held-out prompts instead of {num:,}, {known}: {more}."
+
+
+def _amount(gain: float, task: TaskResult) -> str:
+    return f"{100 * gain:.0f} points" if task.is_share else f"{gain:.3g}"
 
 
 def _obstacle_of_rivals(report: Report, names: Iterable[str]) -> list[str]:
@@ -134,6 +169,7 @@ def _find_wins(report: Report, settings: EvaluationConfig) -> Gain | None:
         is_of_answers=True,
         obstacles=tuple(obstacles),
         remedy=" ".join([*remedies, _needed_wins(best, settings)]).strip(),
+        caveat=caveat_of_judge(best.judge, (report.judges or {}).get(best.judge)),
     )
 
 
@@ -156,23 +192,26 @@ def _obstacles_of(judge: str, report: Report, settings: EvaluationConfig) -> lis
 def _needed_wins(found: WinRate, settings: EvaluationConfig) -> str:
     """Says how many prompts would show the measured win rate; empty if it shows none above the least."""
     gain, num = found.gain, found.estimate.num_prompts or 0
+    answered = num + found.num_unread
     if not num:
         return UNREAD
     if num < settings.min_prompts:
-        more = _more_answers(found, settings.min_prompts, settings)
+        more = _more_answers(answered, settings.min_prompts, settings)
         return f"Answers to at least {settings.min_prompts} held-out prompts instead of {num}: {more}."
     over = gain.value - settings.min_gain
-    if gain.low > settings.min_gain or not over > 0:
+    if gain.low > settings.min_gain or not isfinite(over):
         return ""
     spread = max(found.discordant / 4 - gain.value**2, 1 / num)
+    if over <= 0:
+        shown, least = (50 + 100 * (settings.min_gain + each) for each in ((Z_95 + Z_80) * sqrt(spread / num), 0.0))
+        return f"A larger gain: of a win rate of {shown:.0f} %, these {num} prompts show that it is above {least:g} %."
     needed = max(ceil((Z_95 + Z_80) ** 2 * spread / over**2), num + 1)
-    more = _more_answers(found, needed, settings)
+    more = _more_answers(answered, needed, settings)
     return f"Answers to about {needed:,} held-out prompts instead of {num:,}, if {found.b} loses as often: {more}."
 
 
-def _more_answers(found: WinRate, needed: int, settings: EvaluationConfig) -> str:
-    """Says what gives so many answers: a setting, where it is that which ended their number."""
-    num = (found.estimate.num_prompts or 0) + found.num_unread
+def _more_answers(num: int, needed: int, settings: EvaluationConfig) -> str:
+    """Says what gives so many answers instead of `num`: a setting, where it is that which ended their number."""
     return MORE if num < settings.num_judged else f"evaluation.num_judged={needed}, and as many in data.held_out"
 
 

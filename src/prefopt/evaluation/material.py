@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from prefopt.config.choices import DataFormat
 from prefopt.config.judges import read_judges
 from prefopt.config.schema import EvaluationConfig, TrainConfig
+from prefopt.config.tasks import read_tasks
 from prefopt.data.files import iter_rows
 from prefopt.data.loading import read_pairs
 from prefopt.data.records import Record, SFTExample
@@ -29,6 +30,8 @@ from prefopt.evaluation.regression import read_regression
 from prefopt.evaluation.rivals import Rival, build_rivals
 from prefopt.evaluation.scoring import IGNORED, ScoredSequence
 from prefopt.evaluation.statistics import Prompts
+from prefopt.evaluation.tasks import check_tasks
+from prefopt.evaluation.tasks.task import TaskContext
 from prefopt.models.examples import Examples
 from prefopt.models.limits import Limits
 from prefopt.process.errors import UserError
@@ -138,15 +141,16 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
     if examples.limits is not None:
         without = UNJUDGED if are_judged else UNSAMPLED
         examples.limits.check_answers(prompts, settings.max_new_tokens, without)
-    if settings.judges:
-        check_judges(read_judges(settings.judges), judge_context(config, read_trained(examples.records.train, seed)))
     asked = [by_source[source] for source in answered["source"]]
+    described = [Asked.of(record) for record in asked]
+    if are_judged:
+        check_readers(config, read_trained(examples.records.train, seed), described)
     return Material(
         held_out=Split.of(pairs, None if has_pairs else held_out),
         train=Split.of(pairs=train) if has_pairs else Split.of(rows=train),
         sources=list(pairs["source"]) if pairs is not None else [],
         prompts=prompts,
-        asked=[Asked.of(record) for record in asked],
+        asked=described,
         slices=_slices_of(held_out, examples),
         tags=_tags_of(held_out, examples, config.data.tag),
         neutral=read_neutral_texts(settings, tokenizer, None if examples.limits is None else examples.limits.context),
@@ -159,6 +163,22 @@ def build_material(config: TrainConfig, examples: Examples) -> Material:
         questions=read_questions(config, tokenizer, examples.limits) if are_judged else [],
         are_judged=are_judged,
     )
+
+
+def check_readers(config: TrainConfig, trained: Sequence[LabelledPair], asked: Sequence[Asked]) -> None:
+    """Finds what can be found of judges and tasks that cannot read the answers, before anything is answered.
+
+    Args:
+        config: The settings of this evaluation.
+        trained: Training data as text.
+        asked: The prompts that will be answered.
+
+    Raises:
+        UserError: A judge or a task cannot be built, or the data have nothing to compare answers with.
+    """
+    check_judges(read_judges(config.evaluation.judges), judge_context(config, trained))
+    context = TaskContext(trained, config.run.seed)
+    check_tasks(read_tasks(config.evaluation.tasks), context, [each.chosen for each in asked])
 
 
 def _choose_answered(held_out: "Dataset", config: TrainConfig, *, are_judged: bool) -> "Dataset":

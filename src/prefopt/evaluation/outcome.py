@@ -30,7 +30,7 @@ class Outcome:
         material: What they were asked.
         measured: Name of a measured model -> its results.
         answers: Name of a contestant -> its answers as text, one per prompt; without those that have none.
-        failures: Name of a contestant without answers, or of a judge that failed -> why.
+        failures: Name of a contestant without answers, of a judge or, as `task <name>`, of a task that failed -> why.
         without_numbers: Names of the contestants whose logits are NaN or infinite.
         judged: What the judges say.
         tasks: What the tasks and the regression suite found.
@@ -97,12 +97,12 @@ def read_answers(
         trained: Training data as text, from which classifiers and tasks learn.
 
     Raises:
-        UserError: A judge or a task cannot be built, or the user's function fails.
+        UserError: A judge cannot be built.
     """
     bootstrap = Bootstrap(config.evaluation.bootstrap_resamples, config.run.seed)
     texts = {name: [each.text for each in found] for name, found in answers.items()}
     judged = judge_all(config, material.asked, texts, material.labelled, trained)
-    tasks = check_answers(config.evaluation.tasks, material.asked, texts, trained, bootstrap)
+    tasks, failed = check_answers(config.evaluation.tasks, material.asked, texts, trained, bootstrap)
     kept = {name: found.regression for name, found in measured.items() if found.regression}
     if kept:
         questions = [question for question, _ in material.questions]
@@ -110,4 +110,5 @@ def read_answers(
         tasks[REGRESSION] = sum_up_checks(checked, Prompts.all_different(len(questions)), bootstrap)
     told = {name: str(error) for name, error in failures.items()}
     without_numbers = [name for name, error in failures.items() if isinstance(error, NoNumbersError)]
-    return Outcome(material, measured, texts, {**told, **judged.failures}, without_numbers, judged, tasks)
+    told |= {**judged.failures, **{f"task {name}": why for name, why in failed.items()}}
+    return Outcome(material, measured, texts, told, without_numbers, judged, tasks)

@@ -118,7 +118,7 @@ class Report:
         win_rates: Of each judge, who won how often against whom.
         judges: Name of a judge -> what it is worth, the deciding one first; None where no held-out pairs tell.
         judge_digests: Name of a judge -> SHA-256 of what decides its verdicts.
-        failures: Name of a judge or a contestant that failed -> why.
+        failures: Name of a judge or a contestant that failed, or `task <name>` -> why.
         without_numbers: Names of the contestants that failed because their logits are NaN or infinite.
         tasks: Name of a task -> what it found in each contestant's answers.
         answers: Name of a contestant -> how many of its answers are empty or the same, as
@@ -273,7 +273,17 @@ def _task(entry: object) -> TaskResult:
     values = {name: _estimates(_mapping(each.get("values"))) for name, each in contestants.items()}
     details = {name: each.get("details") for name, each in contestants.items()}
     gains = _estimates(_mapping(found.get("gains")))
-    return TaskResult(str(found.get("main")), found.get("is_share") is True, values, gains, details)
+    without = {name: _number(each.get("without_value"), 0) for name, each in contestants.items()}
+    return TaskResult(
+        str(found.get("main")),
+        found.get("is_share") is True,
+        values,
+        gains,
+        details,
+        {name: num for name, num in without.items() if num},
+        _number(found.get("without_reference"), 0),
+        str(found.get("kind") or ""),
+    )
 
 
 def _standing(entry: object) -> Standing | None:

@@ -10,6 +10,7 @@ from prefopt.evaluation.in_words import CHANGE, PERCENT, POINTS, SCORE, list_nam
 from prefopt.evaluation.metrics import BASE, REGRESSION, TUNED
 from prefopt.evaluation.report import Report
 from prefopt.evaluation.statistics import Estimate
+from prefopt.evaluation.win_findings import MOST_UNREAD
 
 KEPT = "A run that keeps what its base could do: lower optim.learning_rate, train less, or mix in other data."
 OF_THE_TASK = (
@@ -31,6 +32,8 @@ def judge_tasks(report: Report, settings: EvaluationConfig) -> list[Finding]:
             findings += [
                 _on_task(name, task, other, gain, settings) for other, gain in gains if gain.n or not no_number
             ]
+            if gains and not no_number:
+                findings += _on_missing(name, task, [TUNED, *(other for other, _ in gains)])
     return [*findings, *_on_slices(report), *_on_style(report, settings)]
 
 
@@ -50,7 +53,19 @@ def _on_task(name: str, task: TaskResult, other: str, gain: Estimate, settings: 
         return Finding("warning", f"Its answers are not shown to do better than those of {other} in {name}.", evidence)
     if gain.low <= least:
         return Finding("info", f"Its answers do better than those of {other} in {name}, perhaps a little.", evidence)
-    return Finding("good", f"Its answers do better than those of {other} in {name}.", evidence)
+    return Finding("good", f"Its answers do better than those of {other} in {name}.", evidence, of_gain=name)
+
+
+def _on_missing(name: str, task: TaskResult, names: list[str]) -> list[Finding]:
+    """Warns if a task has no value for many answers of a contestant: the others are then chosen by the task itself."""
+    without = {each: task.without_value.get(each, 0) for each in names}
+    found = {each: num for each, num in without.items() if num > MOST_UNREAD * task.num_of(each)}
+    if not found:
+        return []
+    text = f"The task {name} has no value for many answers of {list_names(found)}."
+    evidence = ", ".join(f"{each}: {num} of {task.num_of(each)}" for each, num in found.items())
+    remedy = f"A task {name} with a value for every answer: a wrong or an odd answer gets false or 0, and not none."
+    return [Finding("warning", text, evidence, is_severe=True, remedy=remedy)]
 
 
 def _on_no_number(name: str, task: TaskResult) -> list[Finding]:

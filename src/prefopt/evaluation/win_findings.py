@@ -5,15 +5,13 @@ from prefopt.evaluation.decision import Finding, Level
 from prefopt.evaluation.gains import UNREAD, deciding_wins, wins_by
 from prefopt.evaluation.in_words import KAPPA, PERCENT, tell, tell_n
 from prefopt.evaluation.judging import Standing, WinRate
-from prefopt.evaluation.metrics import BASE, TUNED
+from prefopt.evaluation.metrics import BASE, TUNED, WIN_RATE
 from prefopt.evaluation.not_finite import WHOLE_BASE
 from prefopt.evaluation.report import Report
 
 BETTER_JUDGE = "A judge that agrees with the data: another one first in evaluation.judges, or more held-out pairs."
 NO_NUMBERS = "The tuned model gives no numbers, so it has no answers."
 NO_BASE = "The base gives no numbers, so nothing is measured against it."
-OF_WORDING = ("rule", "classifier")
-"""Kinds of judges that understand nothing of what they read."""
 MOST_UNREAD = 0.1
 """Share of answers without a verdict from which the report warns."""
 MOST_LENGTH = 0.3
@@ -40,7 +38,7 @@ def judge_wins(report: Report, settings: EvaluationConfig) -> list[Finding]:
 
 
 def _on_failure(name: str, why: str, report: Report) -> Finding:
-    """Says what a contestant or a judge that failed means: a tuned model without numbers is broken, no other is."""
+    """Says what a contestant, a judge or a task that failed means: only a tuned model without numbers is broken."""
     gives_no_numbers = name in (report.without_numbers or [])
     if gives_no_numbers and name == TUNED:
         return Finding("bad", NO_NUMBERS, why, is_harm=True)
@@ -96,7 +94,7 @@ def _on_win(found: WinRate, settings: EvaluationConfig) -> Finding:
         least = 50 + 100 * settings.min_gain
         text = f"Its answers win against {found.b}, though the win rate may be below {least:g} %."
         return Finding("info", text, evidence)
-    return Finding("good", f"Its answers win against {found.b}.", evidence)
+    return Finding("good", f"Its answers win against {found.b}.", evidence, of_gain=WIN_RATE)
 
 
 def _on_length(found: WinRate) -> list[Finding]:
@@ -138,17 +136,6 @@ def _on_other_judges(report: Report, settings: EvaluationConfig, first: str | No
                 remedy = "Judges that agree, or people who read the answers without seeing which is whose."
                 findings.append(Finding("warning", text, describe_win(found), is_severe=True, remedy=remedy))
     return findings
-
-
-def describe_doubt(report: Report) -> str:
-    """Returns in a sentence what a win by the deciding judge does not prove; empty if nothing was judged."""
-    name, standing = next(iter((report.judges or {}).items()), (None, None))
-    if standing is None:
-        return ""
-    if standing.facts.get("kind") in OF_WORDING:
-        return f"It does not prove that the answers are true or make sense: the judge {name} reads wording alone."
-    agrees = f"agrees with the data on {standing.agreement.value:.0%} of held-out pairs"
-    return f"It does not prove that the answers are true, or that people like them better: the judge {name} {agrees}."
 
 
 def describe_win(found: WinRate) -> str:

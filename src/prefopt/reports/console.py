@@ -10,7 +10,7 @@ from rich.text import Text
 from prefopt.evaluation.report import Report
 from prefopt.reports.numbers import NOT_APPLICABLE, Cell
 from prefopt.reports.sections import Table, drift_table, headline, held_out_table
-from prefopt.reports.wins import describe_unread
+from prefopt.reports.wins import describe_missing, describe_unread
 
 MODELS = ("Base", "Tuned")
 STYLES = {"good": "green", "info": "blue", "warning": "yellow", "bad": "red"}
@@ -32,7 +32,7 @@ def print_report(report: Report, path: Path, console: Console) -> None:
         console.print(_numbers(tables))
     else:
         console.print()
-    for unread in describe_unread(report):
+    for unread in (*describe_unread(report), *describe_missing(report)):
         console.print(_line("note", STYLES["info"], unread))
     for finding in report.verdict or []:
         console.print(_finding(finding))

@@ -81,6 +81,7 @@ def _content(report: Report) -> dict[str, Any]:
         "headline": sections.headline(report),
         "subtitle": facts.subtitle(report),
         "verdict": report.verdict or [],
+        "decided_by": [] if report.decision is None else report.decision.decided_by,
         "levels": LEVELS,
         "evidence": [f"{key} {digest[:12]}" for key, digest in (report.evidence or {}).items() if digest]
         or ["not recorded"],

@@ -21,6 +21,7 @@ from prefopt.evaluation.metrics import (
     RATIO,
     SHORTER_WINS,
     TUNED,
+    WIN_RATE,
     Better,
     Metric,
     Unit,
@@ -113,7 +114,8 @@ def headline(report: Report) -> Headline:
     """Returns the decision, its reasons, and one plain sentence with the main number."""
     data = "test" if report.test else "held-out"
     sentence = (
-        _preference_sentence(report.held_out, data)
+        _deciding_sentence(report)
+        or _preference_sentence(report.held_out, data)
         or _loss_sentence(report.held_out, data)
         or _answers_sentence(report, data)
     )
@@ -140,6 +142,15 @@ def _preference_sentence(held_out: HeldOut, data: str) -> str | None:
     pairs = _held_out(shown, f"{data} pairs")
     gain = _gain(held_out.gain.get(ACCURACY), base, tuned, POINTS)
     return f"Tuned prefers the chosen answer on {shown.value} of {pairs}{_ci(shown)}{_against(base, gain, PERCENT)}."
+
+
+def _deciding_sentence(report: Report) -> str | None:
+    """Says by how much a task earned the word; None if a judge did, of whose win rate others tell, or if none did."""
+    decided_by = () if report.decision is None else report.decision.decided_by
+    if not decided_by or WIN_RATE in decided_by:
+        return None
+    shown = [each for each in report.verdict or [] if each.get("of_gain") == decided_by[0]]
+    return f"{str(shown[0]['finding']).rstrip('.')}: {shown[0]['evidence']}." if shown else None
 
 
 def _answers_sentence(report: Report, data: str) -> str:

@@ -135,7 +135,19 @@ def tasks_table(report: Report) -> Table | None:
             are_shares = all(each is None or 0 <= each.value <= 1 for each in found)
             cells = [_further(each) if are_shares else _number(each) for each in found]
             rows.append(Row(key.replace("_", " "), cells, title if key != task.main else f"{title}, its main number"))
-    return Table([name.capitalize() for name in names], rows) if rows else None
+    return Table([name.capitalize() for name in names], rows, describe_missing(report)) if rows else None
+
+
+def describe_missing(report: Report) -> list[str]:
+    """Says of each task how many answers of whom it has no value for, and how many prompts lack a reference."""
+    lines = []
+    for title, task in (report.tasks or {}).items():
+        of_whom = [f"{count(num)} of {count(task.num_of(name))} of {name}" for name, num in task.without_value.items()]
+        parts = [f"no value for {', '.join(of_whom)}"] if of_whom else []
+        num = task.num_without_reference
+        parts += [f"nothing in the data to compare with on {count(num)} prompts, left out"] if num else []
+        lines += [f"{title}: {'; '.join(parts)}."] if parts else []
+    return lines
 
 
 def _number(estimate: Estimate | None) -> Cell:

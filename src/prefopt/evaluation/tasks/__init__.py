@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+from prefopt.config.ranges import require
 from prefopt.config.tasks import (
+    SETTING,
     CodeTaskConfig,
     CustomTaskConfig,
     JsonSchemaTaskConfig,
@@ -21,6 +23,37 @@ def build_tasks(configs: Sequence[TaskConfig], context: TaskContext) -> list[Tas
         UserError: A task cannot be built: its schema, its labels, its function or its package are missing or wrong.
     """
     return [_build(config, context) for config in configs]
+
+
+def check_tasks(configs: Sequence[TaskConfig], context: TaskContext, chosen: Sequence[str | None]) -> None:
+    """Finds what can be found of a task that cannot be built, or cannot check, before anything is answered.
+
+    Args:
+        configs: The settings of the tasks.
+        context: What they are built from; nothing is learned here.
+        chosen: The answer in the data to each prompt that will be answered; None where there is none.
+
+    Raises:
+        UserError: As for `build_tasks`; or a task compares answers with chosen ones, and there are none.
+    """
+    for config in configs:
+        if isinstance(config, LabelTaskConfig | TextOverlapTaskConfig) and chosen:
+            require(
+                any((text or "").strip() for text in chosen),
+                f"{SETTING}: {config.name}: compares answers with the chosen ones, and the held-out prompts have "
+                "none. Give held-out rows with 'chosen' or 'completion', or leave the task out.",
+            )
+        match config:
+            case LabelTaskConfig():
+                from prefopt.evaluation.tasks.label import LabelTask
+
+                LabelTask.check_labels(config, context, chosen)
+            case StyleTaskConfig():
+                from prefopt.evaluation.tasks.style import StyleTask
+
+                StyleTask.check_pairs(config, context)
+            case _:
+                _build(config, context)
 
 
 def _build(config: TaskConfig, context: TaskContext) -> Task:

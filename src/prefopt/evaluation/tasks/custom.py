@@ -1,5 +1,6 @@
 """A check of the user's own: a function of prompt, answer and chosen answer."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,11 +38,12 @@ class CustomTask:
         """Imports the function.
 
         Raises:
-            UserError: The name leads nowhere, or to no function.
+            UserError: The name leads nowhere, to no function, or to one that cannot be called with three values.
         """
         key = f"{SETTING}: {config.name}: function"
         function, setting = find_code(key, config.function), f"{key}={config.function}"
         require(callable(function), f"{setting}: must be a function, found {type(function).__name__}.")
+        _require_three(setting, function)
         return cls(config.name, function, setting, config.higher_is_better)
 
     def check(self, answers: Sequence[Answered]) -> Checked:
@@ -62,9 +64,10 @@ class CustomTask:
         try:
             value = self.function(answered.prompt, answered.answer, answered.chosen)
         except Exception as error:
+            told = f"{type(error).__name__}: {shorten(first_line(error))}{_place(error, self.function)}"
             raise UserError(
                 f"{self.setting}: failed on answer {number} (from 0), to the prompt {_quote(answered.prompt)}: "
-                f"{type(error).__name__}: {shorten(first_line(error))}{_place(error)}. {WANTED}; mend it there."
+                f"{told}. {WANTED}; mend it there."
             ) from error
         if value is None:
             return None
@@ -78,6 +81,25 @@ class CustomTask:
         )
 
 
+def _require_three(setting: str, function: Callable[..., Any]) -> None:
+    """Refuses a function that does not take prompt, answer and chosen answer, as far as Python tells what it takes.
+
+    Raises:
+        UserError: It names the function's line.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions written in C do not tell
+        return
+    try:
+        signature.bind("", "", None)
+    except TypeError as error:
+        raise UserError(
+            f"{setting}: takes {signature}, and it is called with three values: prompt, answer, and chosen answer "
+            f"or None ({error}){_place_of(function)}. Write it as def name(prompt, answer, chosen)."
+        ) from error
+
+
 def _is_finite(value: Any) -> bool:
     try:
         return math.isfinite(value)
@@ -89,9 +111,17 @@ def _quote(prompt: str) -> str:
     return shorten(ascii(prompt))
 
 
-def _place(error: Exception) -> str:
+def _place(error: Exception, function: Callable[..., Any]) -> str:
     """Returns the line of the user's code in which an error arose: ` (line 3 of checks.py)`."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    if trace is None or trace.tb_next is None:  # the call itself failed
+        return _place_of(function)
+    while trace.tb_next is not None:
         trace = trace.tb_next
-    return "" if trace is None else f" (line {trace.tb_lineno} of {trace.tb_frame.f_code.co_filename})"
+    return f" (line {trace.tb_lineno} of {trace.tb_frame.f_code.co_filename})"
+
+
+def _place_of(function: Callable[..., Any]) -> str:
+    """Returns where a function begins; empty if it is not written in Python."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return "" if code is None else f" (line {code.co_firstlineno} of {code.co_filename})"

@@ -96,7 +96,8 @@ class JsonSchemaTask:
         values["extra_keys"] = np.array([each.num_extra for each in compared], float)
         better = {"valid": True, "parses": True, "field_f1": True, "extra_keys": False}
         details |= _summarise(compared)
-        return Checked(values, {key: better[key] for key in values}, details)
+        num_without = details["num_chosen_without_json"] if has_fields else 0
+        return Checked(values, {key: better[key] for key in values}, details, num_without)
 
     def _errors(self, parsed: Parsed) -> list[str] | None:
         """Returns what is wrong with a value by the schema, each as place and keyword; None if there is no value."""

@@ -60,8 +60,7 @@ class LabelTask:
         Raises:
             UserError: There are no labels, or the chosen answers of training differ too much to be labels.
         """
-        found = [_read_label(config, pair.chosen) for pair in context.trained]
-        labels = tuple(config.labels) or _labels_of(config, [label for label in found if label])
+        found, labels = _read_labels(config, context)
         learned = [(pair.prompt, label) for pair, label in zip(context.trained, found, strict=True) if label in labels]
         prompts, right = [prompt for prompt, _ in learned], [str(label) for _, label in learned]
         baseline = Baseline.learn(prompts, right, context.seed)
@@ -69,6 +68,27 @@ class LabelTask:
             logger.warning("evaluation: %s: answers are compared with no simple classifier: %s", config.name, baseline)
             return cls(config, labels, None, baseline)
         return cls(config, labels, baseline, "")
+
+    @classmethod
+    def check_labels(cls, config: LabelTaskConfig, context: TaskContext, chosen: Sequence[str | None]) -> None:
+        """Refuses what leaves nothing to check, before anything is answered.
+
+        Args:
+            config: Its settings.
+            context: The training pairs, of which the labels may be.
+            chosen: The answer in the data to each prompt that will be answered; None where there is none.
+
+        Raises:
+            UserError: There are no labels, as for `learn`; or no chosen answer is one.
+        """
+        _, labels = _read_labels(config, context)
+        told = [text for text in chosen if text is not None]
+        require(
+            not told or any(_read_label(config, text) in labels for text in told),
+            f"{SETTING}: {config.name}: no chosen answer of the held-out prompts is a label; the first one begins "
+            f"'{quotable(told[0]) if told else ''}', and labels are {quotable(', '.join(labels))}. Name them all "
+            "(labels: [...]), or say where in an answer they stand (pattern: ...).",
+        )
 
     @property
     def name(self) -> str:
@@ -103,7 +123,7 @@ class LabelTask:
         }
         if len(self.labels) <= MAX_TABLE:
             details["confusion"] = {"labels": [*map(quotable, self.labels), "(no label)"], "counts": table.tolist()}
-        return Checked(values, dict.fromkeys(values, True), details)
+        return Checked(values, dict.fromkeys(values, True), details, details["num_without_label"])
 
     def _number(self, places: dict[str, int], texts: Iterable[str]) -> Numbers:
         """Returns the number of the label in each text; `NONE` if there is none."""
@@ -205,6 +225,12 @@ def _read_label(config: LabelTaskConfig, text: str) -> str | None:
             "letters. Write it with one, such as a+."
         ) from error
     return found[1].strip() if found is not None and found[1] is not None else None
+
+
+def _read_labels(config: LabelTaskConfig, context: TaskContext) -> tuple[list[str | None], tuple[str, ...]]:
+    """Returns the label of each training pair, and all labels: those of the settings, or else of the pairs."""
+    found = [_read_label(config, pair.chosen) for pair in context.trained]
+    return found, tuple(config.labels) or _labels_of(config, [label for label in found if label])
 
 
 def _labels_of(config: LabelTaskConfig, found: Sequence[str]) -> tuple[str, ...]:

@@ -49,13 +49,18 @@ class StyleTask:
         learned = StyleClassifier.learn(context.trained, config.num_folds, context.seed)
         if isinstance(learned, StyleClassifier):
             return cls(config, learned)
-        if not config.banned:
-            raise UserError(
-                f"{SETTING}: {config.name}: the style cannot be learned: {learned}. Name words to avoid (banned: "
-                "[...]), or leave the task out: nothing else says which answer is better."
-            )
+        _require_words(config, learned)
         logger.warning("evaluation: %s: the style is not learned: %s", config.name, learned)
         return cls(config, None, learned)
+
+    @classmethod
+    def check_pairs(cls, config: StyleTaskConfig, context: TaskContext) -> None:
+        """Refuses training pairs that teach no style where no words are banned, before anything is answered.
+
+        Raises:
+            UserError: As for `learn`.
+        """
+        _require_words(config, StyleClassifier.find_obstacle(context.trained))
 
     @property
     def name(self) -> str:
@@ -80,6 +85,15 @@ class StyleTask:
         details["num_cut"] = sum(len(text) > MAX_CHARACTERS for text in texts)
         better = {"in_style": True, "banned": False}
         return Checked(values, {key: better[key] for key in values if key in better}, details)
+
+
+def _require_words(config: StyleTaskConfig, obstacle: str) -> None:
+    """Refuses a style that is not learned, for the reason `obstacle`, where no words are banned either."""
+    if obstacle and not config.banned:
+        raise UserError(
+            f"{SETTING}: {config.name}: the style cannot be learned: {obstacle}. Name words to avoid (banned: "
+            "[...]), or leave the task out: nothing else says which answer is better."
+        )
 
 
 def find_words(words: Sequence[str], texts: Sequence[str]) -> NDArray[np.bool_]:

@@ -55,11 +55,9 @@ class StyleClassifier:
         Returns:
             The classifier, or why there is none.
         """
-        if find_spec("sklearn") is None:
-            return "scikit-learn is not installed (pip install scikit-learn)"
-        usable = [pair for pair in pairs if pair.chosen.strip() and pair.rejected.strip()]
-        if len(usable) < FEWEST_PAIRS:
-            return f"it needs {FEWEST_PAIRS} training pairs with two answers, and there are {len(usable)}"
+        if obstacle := cls.find_obstacle(pairs):
+            return obstacle
+        usable = _usable(pairs)
         if len(usable) > MAX_PAIRS:
             rows = np.random.default_rng(seed).choice(len(usable), MAX_PAIRS, replace=False)
             usable = [usable[row] for row in np.sort(rows).tolist()]
@@ -84,12 +82,26 @@ class StyleClassifier:
         weights, intercept = _fit(features, is_chosen)
         return cls(slope * weights, slope * intercept + offset, quality)
 
+    @staticmethod
+    def find_obstacle(pairs: Sequence[LabelledPair]) -> str:
+        """Returns why nothing can be learned from pairs, as far as it is plain without learning; empty if it can."""
+        if find_spec("sklearn") is None:
+            return "scikit-learn is not installed (pip install scikit-learn)"
+        num = len(_usable(pairs))
+        if num < FEWEST_PAIRS:
+            return f"it needs {FEWEST_PAIRS} training pairs with two answers, and there are {num}"
+        return ""
+
     def read(self, answers: Sequence[str]) -> Floats:
         """Returns the probability that each answer is in the style of chosen ones; 0 for answers without text."""
         if not answers:
             return np.zeros(0)
         found = _probability(count_sequences(answers) @ self.weights + self.intercept)
         return np.where([bool(answer.strip()) for answer in answers], found, 0.0)
+
+
+def _usable(pairs: Sequence[LabelledPair]) -> list[LabelledPair]:
+    return [pair for pair in pairs if pair.chosen.strip() and pair.rejected.strip()]
 
 
 def count_sequences(texts: Sequence[str]) -> "csr_matrix":

@@ -36,11 +36,14 @@ class Checked:
         higher_is_better: Key of a number -> which end is better. Numbers that are not in it describe, such as the
             length of sentences: no end is better. The main number is in it.
         details: What else a report shows: a confusion table, the commonest errors; JSON without NaN.
+        num_without_reference: Answers whose main number is NaN because the data have nothing to compare them with. It
+            is the same for all contestants, so nothing that they write is left out by it.
     """
 
     values: Mapping[str, NDArray[np.bool_] | NDArray[np.float64]]
     higher_is_better: Mapping[str, bool]
     details: Mapping[str, Any] = field(default_factory=dict)
+    num_without_reference: int = 0
 
 
 class Task(Protocol):

@@ -59,7 +59,7 @@ class TextOverlapTask:
             "num_cut": sum(len(each.answer) > MAX_CHARACTERS for each in answers),
             "signature": str(self.chrf.get_signature()) if pairs else None,
         }
-        return Checked({"chrf": values}, {"chrf": True}, details)
+        return Checked({"chrf": values}, {"chrf": True}, details, details["num_without_chosen"])
 
     def _of_all(self, pairs: Sequence[tuple[str, str]]) -> float:
         answers, chosen = zip(*pairs, strict=True)

@@ -158,7 +158,9 @@ def test_a_model_that_gives_no_numbers_has_no_verdicts_and_it_is_said(settings, 
     judge = ModelJudge.load(ModelJudgeConfig(model=str(tmp_path / "nan")), settings)
     assert np.isnan(judge.read([Matchup("p", "a", "b")])).all()
     assert "gives 1 of 1 matchups no number" in caplog.text
-    assert judge.describe()["num_without_number"] == 1
+    assert np.isnan(judge.read([Matchup("p", "b", "a")])).all()
+    assert caplog.text.count("no number") == 1, "said once, and counted all"
+    assert judge.describe()["num_without_number"] == 2
     json.dumps(judge.describe(), allow_nan=False)
 
 
@@ -295,7 +297,9 @@ def test_a_reward_that_is_no_number_is_no_verdict(settings, reward_model, caplog
     judge = RewardModelJudge.load(RewardModelJudgeConfig(model=str(folder)), settings)
     assert np.isnan(judge.read([Matchup("p", "a", "b")])).all()
     assert "gives 2 of 2 answers no number" in caplog.text
-    assert judge.describe()["num_without_number"] == 2
+    assert np.isnan(judge.read([Matchup("p", "c", "d")])).all()
+    assert caplog.text.count("no number") == 1, "said once, and counted all"
+    assert judge.describe()["num_without_number"] == 4
 
 
 def test_other_heads_are_refused_by_their_name(settings, reward_model, tiny_model):

@@ -20,7 +20,7 @@ PANEL = {
     **standing(0.8),
     "facts": {"kind": "panel", "of": {"a": {"num_without_number": 1}, "b": {"num_without_number": 2}, "c": {}}},
 }
-SAID = "rule: no verdict on 4 of 136 (tuned against base); 3 without a number."
+SAID = "rule: no verdict on 4 of 136 (tuned against base); 3 readings without a number."
 
 
 def shown(found: dict[str, Any], folder: Path) -> tuple[str, str, str]:
@@ -39,7 +39,7 @@ def test_answers_without_a_verdict_or_a_number_are_counted_everywhere(judge: dic
         assert SAID in text
     page, markdown, _ = shown(judged(*wins, judges={"rule": judge}), tmp_path)
     for text in (page, markdown):
-        assert text.count("3 without a number") == 2, "beside the win rates and what the judge is worth"
+        assert text.count("3 readings without a number") == 2, "beside the win rates and what the judge is worth"
 
 
 @pytest.mark.parametrize(("num", "said"), [(1, "1 prompt without"), (40, "40 prompts without"), (0, None)])
@@ -52,7 +52,15 @@ def test_slices_say_how_many_prompts_they_leave_out(num: int, said: str | None, 
 
 def test_numbers_that_are_missing_among_the_pairs_alone_are_said_too(tmp_path: Path) -> None:
     for text in shown(judged(win("base", 0.8), judges={"rule": RM}), tmp_path):
-        assert "rule: 3 without a number." in text
+        assert "rule: 3 readings without a number." in text
+
+
+def test_a_member_of_a_panel_that_is_a_judge_of_its_own_is_counted_once(tmp_path: Path) -> None:
+    judges = {"a": {**standing(0.8), "facts": {"kind": "model", "num_without_number": 1}}, "rule": PANEL}
+    for text in shown(judged(win("base", 0.8), {**win("base", 0.8), "judge": "a"}, judges=judges), tmp_path):
+        assert "a: 1 reading without a number." in text
+        assert "rule: 2 readings without a number." in text
+        assert "A reading is of one answer, or of two answers in one order" in " ".join(text.split())
 
 
 def test_a_judge_that_read_all_is_not_mentioned(tmp_path: Path) -> None:

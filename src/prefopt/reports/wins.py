@@ -1,6 +1,6 @@
 """The tables of judged answers: who wins against whom, and what the judges are worth."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from math import isfinite, nan
 from typing import Any
@@ -59,13 +59,13 @@ def _hint(found: WinRate) -> str:
 
 def describe_unread(report: Report) -> list[str]:
     """Says of each judge that gave no verdict on some answers on how many, and how often it gave no number at all."""
-    wins, lines = report.win_rates or [], []
+    wins, lines, judges = report.win_rates or [], [], report.judges or {}
     for judge in dict.fromkeys(found.judge for found in wins):
         unread = [_of_answers(found) for found in wins if found.judge == judge and found.num_unread]
         parts = [f"no verdict on {', '.join(unread)}"] if unread else []
-        parts += _numberless((report.judges or {}).get(judge))
+        parts += _numberless(judges.get(judge), judges)
         lines += [f"{judge}: {'; '.join(parts)}."] if parts else []
-    return lines
+    return [*lines, READINGS] if any(_numberless(standing, judges) for standing in judges.values()) else lines
 
 
 def _of_answers(found: WinRate) -> str:
@@ -73,43 +73,54 @@ def _of_answers(found: WinRate) -> str:
     return f"{count(found.num_unread)} of {count(num)} ({found.a} against {found.b})"
 
 
-def _numberless(standing: Standing | None) -> list[str]:
+READINGS = (
+    "A reading is of one answer, or of two answers in one order; those of held-out pairs, by which a judge is known, "
+    "count too."
+)
+
+
+def _numberless(standing: Standing | None, judges: Collection[str]) -> list[str]:
     """How much of what a judge read it gave no number for, in a few words; nothing where it gave one for all."""
-    num = _count_numberless({} if standing is None else standing.facts)
-    return [f"{count(num)} without a number"] if num else []
+    num = _count_numberless({} if standing is None else standing.facts, judges)
+    return [f"{count(num)} reading{'' if num == 1 else 's'} without a number"] if num else []
 
 
-def _count_numberless(facts: Mapping[str, Any]) -> int:
-    """Counts what a judge, or the members of a panel, read and gave no number for: NaN or infinite logits."""
-    members = facts.get("of")
-    own = facts.get("num_without_number")
+def _count_numberless(facts: Mapping[str, Any], judges: Collection[str]) -> int:
+    """Counts what a judge, or the members of a panel, read and gave no number for: NaN or infinite logits.
+
+    A member that is also one of `judges` is told of there.
+    """
+    members, own = facts.get("of"), facts.get("num_without_number")
     return (own if isinstance(own, int) else 0) + sum(
-        _count_numberless(each) for each in (members.values() if isinstance(members, Mapping) else ())
+        _count_numberless(each, judges)
+        for name, each in (members.items() if isinstance(members, Mapping) else ())
+        if name not in judges
     )
 
 
 def judges_table(report: Report) -> Table | None:
     """Returns how each judge reads held-out pairs whose better answer is known; None if there were no judges."""
-    rows = [_judge_row(name, standing) for name, standing in (report.judges or {}).items() if standing is not None]
+    judges = report.judges or {}
+    rows = [_judge_row(name, standing, judges) for name, standing in judges.items() if standing is not None]
     if not rows:
         return None
     notes = ["Read on held-out pairs: chance has a kappa of 0. The first judge is the one that decides."]
     return Table(["Kappa", "Agreement", "Same in both orders", "First slot", "Longer"], rows, notes)
 
 
-def _judge_row(name: str, standing: Standing) -> Row:
+def _judge_row(name: str, standing: Standing, judges: Collection[str]) -> Row:
     shares = (standing.consistency, standing.first_slot)
     cells = [cell(standing.kappa, NUMBER), cell(standing.agreement, PERCENT)]
     cells += [Cell(f"{each:.0%}") if isfinite(each) else NOT_APPLICABLE for each in shares]
     length = standing.length_coefficient
     cells.append(Cell(f"{length:+.2f}") if isfinite(length) else NOT_APPLICABLE)
-    return Row(name, cells, _learned(standing))
+    return Row(name, cells, _learned(standing, judges))
 
 
-def _learned(standing: Standing) -> str:
+def _learned(standing: Standing, judges: Collection[str]) -> str:
     """What a judge says of itself, in a few words."""
     kind, model = standing.facts.get("kind"), standing.facts.get("model")
-    return ", ".join(str(each) for each in (kind, model, *_numberless(standing)) if each)
+    return ", ".join(str(each) for each in (kind, model, *_numberless(standing, judges)) if each)
 
 
 def tasks_table(report: Report) -> Table | None:

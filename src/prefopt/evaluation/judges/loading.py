@@ -134,10 +134,18 @@ def find_fitting(where: str, rows: Mapping[Item, Sequence[int]], context: int | 
     return fits
 
 
-def report_missing(where: str, values: Sequence[float], what: str) -> None:
-    """Says for how many items a judge's model gave no number; they have no verdict."""
-    if num_nan := sum(map(math.isnan, values)):
-        logger.warning("%s gives %d of %d %s no number; they have no verdict", where, num_nan, len(values), what)
+def report_missing(where: str, values: Sequence[float], what: str) -> bool:
+    """Says for how many items a judge's model gave no number, and returns whether there are any.
+
+    A judge says so of the first such items alone; what it tells of itself in the report counts all.
+    """
+    num_nan = sum(map(math.isnan, values))
+    if num_nan:
+        logger.warning(
+            "%s gives %d of %d %s no number; they have no verdict. The report counts them and those that follow",
+            where, num_nan, len(values), what,
+        )  # fmt: skip
+    return num_nan > 0
 
 
 def prepare(model: "PreTrainedModel") -> "PreTrainedModel":

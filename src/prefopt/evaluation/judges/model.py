@@ -93,6 +93,7 @@ class ModelJudge:
         self._reader = Held(partial(_load, self._where, model))
         self._opinions: dict[Matchup, Opinion] = {}
         self._num_too_long = 0
+        self._has_told_missing = False
 
     @classmethod
     def load(cls, config: ModelJudgeConfig, train_config: TrainConfig) -> "ModelJudge":
@@ -149,8 +150,9 @@ class ModelJudge:
             return
         opinions = self._run(self._reader.get(), [rows[each] for each in fits])
         self._opinions |= zip(fits, opinions, strict=True)
-        report_missing(self._where, [each.mass for each in opinions], "matchups")
-        masses = [each.mass for each in opinions if not math.isnan(each.mass)]
+        found = [each.mass for each in opinions]
+        self._has_told_missing = self._has_told_missing or report_missing(self._where, found, "matchups")
+        masses = [mass for mass in found if not math.isnan(mass)]
         if masses and np.mean(masses) < LITTLE_MASS:
             logger.warning(
                 "%s says A or B with a probability of %.2g only: it may not understand what it is asked",

@@ -69,6 +69,7 @@ class RewardModelJudge:
         self._reader = Held(partial(_load, self._where, model))
         self._scores: dict[tuple[str, str], float] = {}
         self._num_too_long = 0
+        self._has_told_missing = False
 
     @classmethod
     def load(cls, config: RewardModelJudgeConfig, train_config: TrainConfig) -> "RewardModelJudge":
@@ -128,7 +129,7 @@ class RewardModelJudge:
             return
         scores = self._run(self._reader.get(), [encoded[side] for side in fits])
         self._scores |= zip(fits, scores, strict=True)
-        report_missing(self._where, scores, "answers")
+        self._has_told_missing = self._has_told_missing or report_missing(self._where, scores, "answers")
 
     @torch.inference_mode()
     def _run(self, model: "PreTrainedModel", encoded: Sequence["BatchEncoding"]) -> list[float]:

@@ -198,7 +198,7 @@ def test_a_contestant_or_judge_that_cannot_be_is_refused_before_training(overrid
 
     assert "no such" in refused("evaluation.contestants=[base,tuned,{name: x, system: nowhere.md}]")
     elsewhere = refused("evaluation.contestants=[base,tuned,{name: x, model: /nowhere/model}]")
-    assert "evaluation.contestants: x: model.path=/nowhere/model: no such folder" in elsewhere
+    assert "evaluation.contestants: x: model=/nowhere/model: no such folder" in elsewhere
     assert "leaves no room" in refused(f"evaluation.contestants=[base,tuned,{{name: x, system: '{'word ' * 3000}'}}]")
     assert "no kind 'ruel'" in refused("evaluation.judges=[ruel]")
 

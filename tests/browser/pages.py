@@ -306,6 +306,6 @@ def _write_row(source: str, prompt: str, chosen: str, rejected: str, folder: Pat
         for (name, text), cut in zip(texts.items(), ("", "", " rent a winter tent."), strict=True)
     ]
     file = folder / "row.html"
-    anatomy = Anatomy(source, parts, fate="", form="")
+    anatomy = Anatomy(source, parts, fate="", is_refused=False)
     write_row_page(anatomy, cast(Any, words), file, remarks=[f"row 0 of {source}", "tokens are words"])
     return file

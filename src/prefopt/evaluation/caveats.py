@@ -11,10 +11,14 @@ OF_TASKS = {
     "style": "that the answers are true or make sense: the task {} reads wording alone",
     "code": "that the code does what was asked: the task {} parses it and runs nothing",
     "custom": "that the answers are true, or that people like them better: the task {} is a function of yours",
+    "json_schema": "that what the answers say is right: the task {} reads their form alone",
 }
 """Kind of a task -> what a gain in it does not prove."""
-OF_FIELDS = "that a field is right where the data are not: the task {} compares it with the chosen answer"
-OF_FORM = "that what the answers say is right: the task {} reads their form alone"
+OF_NUMBERS = {
+    ("json_schema", "field_f1"): "that a field is right where the data are not: the task {} compares it with the "
+    "chosen answer",
+}
+"""Kind of a task, and its main number -> the same, where this number reads more than others."""
 OF_ANY = "that the answers are true, or that people like them better: the task {} sees only what it checks"
 
 
@@ -30,6 +34,5 @@ def caveat_of_judge(name: str, standing: Standing | None) -> str:
 
 def caveat_of_task(name: str, task: TaskResult) -> str:
     """Returns what a gain in a task does not prove, as it follows `It does not prove`."""
-    if task.kind == "json_schema":
-        return (OF_FIELDS if task.main == "field_f1" else OF_FORM).format(name)
-    return OF_TASKS.get(task.kind, OF_ANY).format(name)
+    known = OF_NUMBERS.get((task.kind, task.main)) or OF_TASKS.get(task.kind, OF_ANY)
+    return known.format(name)
